@@ -270,7 +270,7 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
 def _judge(output: Path, tasks: Sequence[Task], options: argparse.Namespace) -> None:
     if options.judge_model is None:
         return
-    from mico_chat.evaluation.judge import Judge, judge_answers
+    from mico_chat.evaluation.judge import judge_answers
     from mico_chat.evaluation.scores import is_finished
 
     named = [task.name for task in (TASKS.values() if options.rescore else tasks) if task.judged]
@@ -278,8 +278,7 @@ def _judge(output: Path, tasks: Sequence[Task], options: argparse.Namespace) -> 
     if not there:
         raise ConfigError(f"--judge-model: no answers for a judge in {output}")
     key = key_of(options.judge_api_key_env, "--judge-api-key-env")
-    with Judge(
-        options.judge_model, options.judge_url, key, concurrency=options.batch_size
-    ) as judge:
+    model, url, size = options.judge_model, options.judge_url, options.batch_size
+    with closing(Endpoint(model, url, key, concurrency=size)) as judge:
         for folder in there:
             judge_answers(folder, judge)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.folders import LLM, model_folder
@@ -19,7 +20,7 @@ from mico_chat.media import MediaDecoder, MediaLimits
 
 
 class ChatModel:
-    """The model that ``mico-chat ask`` talks to, without its own system prompt and options."""
+    """The model of ``mico-chat ask``, but without the system prompt and options of its folder."""
 
     controls: tuple[str, ...] = CONTROLS
 
@@ -27,42 +28,43 @@ class ChatModel:
         self, name: str, options: EngineOptions, *, frames: int | None = None, workers: int = 1
     ) -> None:
         self.name = name
+        self.limits = MediaLimits() if frames is None else MediaLimits(max_frames=frames)
         self._together = options.max_running or MAX_RUNNING
         self._options = options
-        self._limits = MediaLimits()
-        if frames is not None:
-            self._limits = self._limits.model_copy(update={"max_frames": frames})
         self._open = ExitStack()
-        decoder = self._open.enter_context(MediaDecoder(self._limits, workers=workers))
+        decoder = self._open.enter_context(MediaDecoder(self.limits, workers=workers))
         try:
             weights_alone = replace(options, chat_defaults=False)
-            self._assistant = load_assistant(name, decoder, weights_alone, similarity=False)
+            self.assistant = load_assistant(name, decoder, weights_alone, similarity=False)
         except BaseException:
             self._open.close()
             raise
-        self._open.callback(self._assistant.close)
-        # Taken now: a control changes the weights.
-        self._fingerprint = fingerprint(self._assistant.encoder.model)
+        self._open.callback(self.assistant.close)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.assistant.encoder.model)
 
     def header(self) -> Record:
-        dtype = next(self._assistant.encoder.model.parameters()).dtype
+        """The header; call it before a control changes the weights."""
+        dtype = next(self.assistant.encoder.model.parameters()).dtype
         precision = self._options.quantization or str(dtype).removeprefix("torch.")
-        how = f"{self._assistant.engine.name} {precision}"
+        how = f"{self.assistant.engine.name} {precision}"
         return {
             "model": self.name,
             "weights": self._fingerprint,
-            "how": f"{how}, at most {self._limits.max_frames} frames of a video",
+            "how": f"{how}, at most {self.limits.max_frames} frames of a video",
         }
 
     def use(self, control: str) -> None:
-        model = self._assistant.encoder.model
+        model = self.assistant.encoder.model
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
-        self._assistant.encoder.variant = control
+        self.assistant.encoder.variant = control
         if control == "base-llm":
             check_base_llm(self.name)
-            self._assistant = _untuned(self._assistant, self._options)
-            self._open.callback(self._assistant.close)
+            self.assistant = _untuned(self.assistant, self._options)
+            self._open.callback(self.assistant.close)
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         return chunks(len(items), self._together)
@@ -72,10 +74,11 @@ class ChatModel:
     ) -> Iterator[tuple[int, Reply]]:
         options = GenerationOptions(max_tokens=max_tokens)
         for batch in self.batches(items):
-            # A medium encoded in another batch can differ in its last bits: a resumed run would.
-            self._assistant.encoder.cache.clear()
+            # The last bits of a context depend on its batch. A resumed run must compute the same
+            # bits, so nothing stays in the cache.
+            self.assistant.encoder.cache.clear()
             asked = [[items[place].message()] for place in batch]
-            found = self._assistant.answer_all(asked, options, errors="return")
+            found = self.assistant.answer_all(asked, options, errors="return")
             yield from zip(batch, (_reply(one, max_tokens) for one in found), strict=True)
 
     def close(self) -> None:
@@ -96,7 +99,7 @@ def _reply(found: Answer | MicoError, max_tokens: int) -> Reply:
 
 
 def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
-    """The assistant with the base LLM as it was before tuning, in the transformers engine."""
+    """The assistant with its base LLM before tuning, in the transformers engine."""
     from transformers import AutoModelForCausalLM
 
     from mico_chat.checkpoints.folders import base_llm_path

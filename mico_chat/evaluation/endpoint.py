@@ -1,9 +1,9 @@
 """A chat model behind an OpenAI-compatible URL: vLLM, ``mico-chat serve``, a service.
 
-Media are sent in the parts that vLLM and this project's server share (``image_url``, ``video_url``,
-``audio_url``, ..), WAV and MP3 sounds as OpenAI's ``input_audio``. A status that refuses the
-request itself (400, 413, 415, 422, ..) makes the item *refused*. OpenAI's client tries a passing
-fault again, with waiting times that grow; then the run ends, and can go on later.
+Media are sent as the parts that vLLM and this project's server share (``image_url``, ``video_url``,
+``audio_url``, ..); WAV and MP3 sounds are sent as OpenAI's ``input_audio``. If the endpoint refuses
+a request (status 400, 413, 415, 422, ..), its item is *refused*. After a temporary fault, OpenAI's
+client tries again with growing waits. If the fault stays, the run ends, and can continue later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import PIL.Image
 
@@ -25,16 +25,13 @@ from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.file import mime_type
 from mico_chat.messages import Message, Part, to_openai
 
-if TYPE_CHECKING:
-    from openai import OpenAI
-
 DEFAULT_KEY = "OPENAI_API_KEY"
 TIMEOUT_S = 600.0
 """A long video on a busy server takes minutes."""
 RETRIES = 6
-"""Waits of 0.5, 1, 2, 4, 8, 8 s, or as long as the server asks for."""
+"""OpenAI's client waits 0.5, 1, 2, 4, 8 and 8 s, or as long as the server asks for."""
 NOT_REFUSED = (401, 403, 404, 408, 409, 429)
-"""Wrong keys and names, with which no item would be answered, and faults that pass."""
+"""Statuses that end the run: a wrong key or model name, and temporary faults."""
 AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3"}
 JPEG_QUALITY = 95
 
@@ -43,17 +40,8 @@ Asked = TypeVar("Asked")
 Given = TypeVar("Given")
 
 
-def openai_client(use: str, base_url: str | None, api_key: str, **options: Any) -> OpenAI:
-    """OpenAI's client; ``use`` names its purpose in the error of a missing extra."""
-    try:
-        from openai import OpenAI
-    except ImportError as error:
-        raise MissingExtraError(use, "eval") from error
-    return OpenAI(api_key=api_key, base_url=base_url, **options)
-
-
 def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
-    """The key in the environment variable that ``flag`` names; ``none`` where nothing is set."""
+    """The key in the environment variable that ``flag`` names; without a key, ``none``."""
     if variable is not None and not os.environ.get(variable):
         raise ConfigError(f"{flag} names {variable}, which is not set")
     return os.environ.get(variable or DEFAULT_KEY) or "none"
@@ -62,7 +50,10 @@ def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
 def at_once(
     ask: Callable[[Asked], Given], items: Iterable[tuple[Key, Asked]], concurrency: int
 ) -> Iterator[tuple[Key, Given]]:
-    """Results by key as they come; an error is raised after the calls under way have ended."""
+    """Yields each result with its key as soon as it is ready.
+
+    After an error, the calls that have started end first, then the error is raised.
+    """
     running: dict[Future[Given], Key] = {}
 
     def finished() -> Iterator[tuple[Key, Given]]:
@@ -82,9 +73,9 @@ def at_once(
 
 
 class Endpoint:
-    """A model ``name`` at the address ``base_url``, which ends in ``/v1``.
+    """A model ``name`` at the address ``base_url``, which ends in ``/v1``; None is OpenAI's.
 
-    ``video_as_frames`` stills, spread over a whole video, are sent in place of its file. With
+    With ``video_as_frames``, that number of stills from the whole video replaces its file. With
     ``audio_as_wav``, sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
     """
 
@@ -93,7 +84,7 @@ class Endpoint:
     def __init__(
         self,
         name: str,
-        base_url: str,
+        base_url: str | None,
         api_key: str = "none",
         *,
         concurrency: int = 8,
@@ -102,11 +93,15 @@ class Endpoint:
         workers: int = 1,
         retries: int = RETRIES,
     ) -> None:
-        self._client = openai_client(
-            "evaluating an endpoint", base_url, api_key, timeout=TIMEOUT_S, max_retries=retries
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise MissingExtraError("a chat model behind a URL", "eval") from error
+        self._client = OpenAI(
+            api_key=api_key, base_url=base_url, timeout=TIMEOUT_S, max_retries=retries
         )
         self.name = name
-        self.base_url = base_url
+        self.base_url = base_url or str(self._client.base_url)
         self.concurrency = concurrency
         self._video_as_frames = video_as_frames
         self._audio_as_wav = audio_as_wav
@@ -122,7 +117,7 @@ class Endpoint:
         return {"model": self.name, "weights": None, "how": ", ".join(how)}
 
     def use(self, control: str) -> None:
-        """Its controls change only the media that are shown."""
+        """Nothing: the controls of an endpoint change only the media of the requests."""
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         return [[place] for place in range(len(items))]
@@ -135,19 +130,28 @@ class Endpoint:
         )
 
     def _answer(self, item: Item, max_tokens: int) -> Reply:
-        import openai
-        from openai.types.chat import ChatCompletion
-
         try:
             messages = self.messages([item.message()])
         except MediaError as error:
             return Reply("broken", str(error))
+        return self.ask(messages, max_tokens)
+
+    def ask(self, messages: Sequence[dict[str, Any]], max_tokens: int | None = None) -> Reply:
+        """The greedy answer to messages of OpenAI's format, or the reason of a refusal.
+
+        Raises:
+            ModelError: the endpoint does not answer.
+        """
+        import openai
+        from openai.types.chat import ChatCompletion
+
+        limit: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
         try:
             done = self._client.chat.completions.create(
                 model=self.name,
                 messages=messages,  # type: ignore[arg-type]  # more kinds than OpenAI's own
-                max_tokens=max_tokens,
                 temperature=0,
+                **limit,
             )
         except openai.APIStatusError as error:
             if error.status_code < 500 and error.status_code not in NOT_REFUSED:
@@ -171,7 +175,7 @@ class Endpoint:
         self._decoder.close()
 
     def messages(self, conversation: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages of a request, media as data URIs or base64."""
+        """A conversation in OpenAI's format, with media as data URIs or in base64."""
         shown = [
             replace(message, content=tuple(p for part in message.content for p in self._fit(part)))
             for message in conversation
@@ -183,7 +187,7 @@ class Endpoint:
         return found
 
     def _fit(self, part: Part) -> list[Part]:
-        """The part as the options ask to send it."""
+        """The parts to send for a part: a video may become stills, and a sound a WAV file."""
         if not isinstance(part, MediaFile):
             return [part]
         if part.kind == "video" and self._video_as_frames is not None:
@@ -203,7 +207,7 @@ def _one_line(text: str) -> str:
 
 def _is_input_audio(file: MediaFile) -> bool:
     if file.path is not None and not file.path.is_file():
-        return True  # the reader of the file reports that it is missing
+        return True  # reading the file will report that it is missing
     return mime_type("audio", file.head) in AUDIO_FORMATS
 
 

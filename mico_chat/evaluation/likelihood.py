@@ -1,4 +1,4 @@
-"""The likelihood of a given continuation of a conversation, from a model of Hugging Face."""
+"""How likely a language model of Hugging Face finds given continuations of a conversation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from mico_chat.model.splice import splice
 def log_likelihoods(
     llm: Any, pairs: Sequence[tuple[Prompt, Sequence[int]]], max_position: int
 ) -> list[tuple[Tensor, bool]]:
-    """The log-probabilities (n,) of each continuation, and whether it is the greedy one."""
+    """The log-probabilities (n,) of each continuation, and whether greedy decoding gives it.
+
+    Raises:
+        ContextLengthError: a prompt and its continuation have more than ``max_position`` tokens.
+    """
     for prompt, ids in pairs:
         if len(prompt) + len(ids) > max_position:
             raise ContextLengthError(
@@ -32,7 +36,7 @@ def log_likelihoods(
     rows = [
         torch.tensor([*asked, *ids]) for (asked, _), (_, ids) in zip(prompts, pairs, strict=True)
     ]
-    # Padding on the right, which no token before it sees.
+    # The padding is on the right: the attention is causal, so no token sees it.
     tokens = pad_sequence(rows, batch_first=True).to(table.weight.device)  # (B, T)
     embeds = splice(table, tokens, [block for _, context in prompts for block in context])
     lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
@@ -40,7 +44,7 @@ def log_likelihoods(
     hidden = llm.get_decoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
     found = []
     for row, (prompt, ids) in enumerate(pairs):
-        # The hidden state before a token predicts it.
+        # The hidden state before a token predicts that token.
         before = hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(ids)]
         logits = llm.get_output_embeddings()(before).float()  # (n, V)
         target = torch.tensor(list(ids), device=logits.device)

@@ -1,14 +1,11 @@
-"""The protocol of a model under evaluation: items in, one reply for each item out."""
+"""The protocol of a model under evaluation: it gives a reply for each item."""
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
-
-from tqdm import tqdm
 
 from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import Item, Task
@@ -17,20 +14,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
-"""The module :mod:`.run` explains them."""
+"""What a model is shown; the module :mod:`.run` explains each control."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The model's ``text``, or the reason why it does not take an item (``refused``) or cannot read
-    its medium (``broken``). Neither counts as a wrong answer.
+    """An answer, or the reason why the model refuses the item or its medium is broken.
+
+    Refused and broken items do not count as wrong answers.
     """
 
     kind: Literal["answer", "refused", "broken"]
     text: str
 
     @classmethod
-    def of(cls, text: str, finish_reason: str | None, max_tokens: int) -> Reply:
+    def of(cls, text: str, finish_reason: str | None, max_tokens: int | None) -> Reply:
         if text or finish_reason != "length":
             return cls("answer", text)
         return cls(
@@ -45,48 +43,24 @@ class Model(Protocol):
     controls: tuple[str, ...]
 
     def header(self) -> Record:
-        """All that its answers depend on, with the keys ``model`` (its name) and ``weights``."""
+        """Everything that the answers depend on; ``model`` is its name, ``weights`` a digest."""
         ...
 
     def use(self, control: str) -> None:
-        """Switch off the parts that a control leaves out. ``base-llm`` cannot be taken back."""
+        """Switch off the parts that a control leaves out. ``base-llm`` cannot be undone."""
         ...
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """The places of items by batch: answers of a batch depend on each other to the last bit."""
+        """The batches, as places of items. The last bits of an answer depend on its batch."""
         ...
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        """Greedy or beam-searched answers by the item's place, each as it comes."""
+        """Yields the place of each item and its greedy or beam-searched answer, in any order."""
         ...
 
-    def close(self) -> None:
-        ...
-        ...
-
-
-def replies(
-    model: Model,
-    task: Task,
-    items: Sequence[Item],
-    done: Collection[int],
-    max_tokens: int,
-    description: str,
-) -> Iterator[tuple[int, Reply, float]]:
-    """The open replies by place, with seconds. Open batches are asked again as a whole."""
-    open_ = [batch for batch in model.batches(items) if any(i not in done for i in batch)]
-    places = [i for batch in open_ for i in batch]
-    if not places:
-        return
-    found = model.answers(task, [items[i] for i in places], max_tokens)
-    before = time.perf_counter()
-    for number, reply in tqdm(found, desc=description, unit="answer", total=len(places)):
-        if (place := places[number]) not in done:
-            now = time.perf_counter()
-            yield place, reply, round(now - before, 3)
-            before = now
+    def close(self) -> None: ...
 
 
 def chunks(count: int, size: int) -> list[list[int]]:
@@ -94,7 +68,7 @@ def chunks(count: int, size: int) -> list[list[int]]:
 
 
 def fingerprint(model: nn.Module, more: str = "") -> str:
-    """A digest of each tensor's shape and sum, and of ``more``: faster than one of all bytes."""
+    """A digest of ``more`` and of each tensor's shape and sum: faster than one of all bytes."""
     digest = hashlib.sha256(more.encode())
     for name, tensor in sorted(model.state_dict().items()):
         total = tensor.double().sum().item()

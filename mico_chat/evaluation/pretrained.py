@@ -1,10 +1,9 @@
 """Stage 1's model under evaluation: it captions, answers, and gives vectors and matches.
 
-Encoder and context run in the dtype asked for; the text branch in float32: in bfloat16 near
-candidates would have no order.
+Encoder and context run in the dtype that is asked for. The text branch runs in float32: bfloat16
+cannot tell similar candidates apart.
 
-Legend: B items, U units, T tokens a unit, D encoder width, N context tokens, d text width,
-P width of the contrastive space.
+Legend: B items, U units, T tokens of a unit, D encoder width, N context tokens, d text width.
 """
 
 from __future__ import annotations
@@ -23,35 +22,28 @@ from mico_chat.checkpoints.assemble import read_preprocessing
 from mico_chat.checkpoints.folders import PRETRAINING, local_folder, model_folder
 from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.errors import MediaError
-from mico_chat.evaluation.model import Reply, fingerprint
+from mico_chat.evaluation.model import Reply, chunks, fingerprint
 from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import Item, Task
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
-from mico_chat.model.contrastive import CORPUS_PAIR, ContrastiveSpace
+from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.text_branch import answers, captions
 
 UNITS_AT_ONCE = 64
 AHEAD = 2
-"""Batches that are decoded while the model has one: they bound the media held in memory."""
+"""Batches that are decoded while the model encodes another; they stay in memory until then."""
 
 
 class MediumUnits(NamedTuple):
-    """The kinds of a medium and its sound track, and the units (n, 3, H, W) of each."""
+    """The kinds and the units (n, 3, H, W) of a medium and of its sound track, if it has one."""
 
     kinds: tuple[Kind, ...]
     units: tuple[Tensor, ...]
-
-
-class EncodedItem(NamedTuple):
-    """A medium's context (N, d) for the text branch and its vector (P,) of unit length; float32."""
-
-    context: Tensor
-    vector: Tensor
 
 
 class PretrainedModel:
@@ -89,58 +81,53 @@ class PretrainedModel:
         }
 
     def use(self, control: str) -> None:
-        """``full`` is its only control."""
+        """Nothing: ``full`` is the only control."""
 
     def close(self) -> None:
-        """It holds nothing open."""
+        """Nothing: the model keeps nothing open."""
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """``batch_size`` media with all their items, so that a medium is encoded once."""
+        """Batches of ``batch_size`` media with all of their items: each medium is encoded once."""
         places: dict[MediaFile, list[int]] = {}
         for place, item in enumerate(items):
             places.setdefault(item.media[0], []).append(place)
         groups = list(places.values())
-        size = self.batch_size
-        return [
-            [place for group in groups[start : start + size] for place in group]
-            for start in range(0, len(groups), size)
-        ]
+        batches = chunks(len(groups), self.batch_size)
+        return [[place for number in batch for place in groups[number]] for batch in batches]
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        """Captions or answers by beam search, eq. (6); ``max_tokens`` is the text branch's own."""
+        """Captions or answers by beam search, eq. (6), as long as the text branch allows."""
         batches = self.batches(items)
         media = [list(dict.fromkeys(items[place].media[0] for place in b)) for b in batches]
         for batch, shown, found in zip(batches, media, self.encoded(task, media), strict=True):
             of = dict(zip(shown, found, strict=True))
-            good: list[tuple[int, EncodedItem]] = []
+            good: list[tuple[int, MediaContext]] = []
             for place in batch:
                 encoded = of[items[place].media[0]]
                 if isinstance(encoded, MediaError):
                     yield place, Reply("broken", str(encoded))
                 else:
                     good.append((place, encoded))
-            for start in range(0, len(good), self.batch_size):
-                part = good[start : start + self.batch_size]
-                contexts = [encoded for _, encoded in part]
+            for part in chunks(len(good), self.batch_size):
+                places, contexts = zip(*(good[number] for number in part), strict=True)
                 if task.family == "captioning":
                     said = self.caption(contexts)
                 else:
-                    said = self.answer(contexts, [items[place].question for place, _ in part])
-                for (place, _), text in zip(part, said, strict=True):
-                    yield place, Reply("answer", text)
+                    said = self.answer(contexts, [items[place].question for place in places])
+                yield from zip(places, (Reply("answer", text) for text in said), strict=True)
 
-    def caption(self, items: Sequence[EncodedItem]) -> list[str]:
-        return captions(self.model, *_side_by_side(items), self.tokenizer, num_beams=3)
+    def caption(self, items: Sequence[MediaContext]) -> list[str]:
+        return captions(self.model, *_padded(items), self.tokenizer, num_beams=3)
 
-    def answer(self, items: Sequence[EncodedItem], questions: Sequence[str]) -> list[str]:
-        return answers(self.model, *_side_by_side(items), questions, self.tokenizer, num_beams=3)
+    def answer(self, items: Sequence[MediaContext], questions: Sequence[str]) -> list[str]:
+        return answers(self.model, *_padded(items), questions, self.tokenizer, num_beams=3)
 
     def encoded(
         self, task: Task, batches: Sequence[Sequence[MediaFile]]
-    ) -> Iterator[list[EncodedItem | MediaError]]:
-        """The contexts of each batch's media, or the reason why a medium cannot be decoded."""
+    ) -> Iterator[list[MediaContext | MediaError]]:
+        """The context of each medium, by batch; an error replaces a broken medium."""
         for batch in self.decoded(task, batches):
             good = [units for units in batch if not isinstance(units, MediaError)]
             contexts = iter(self.encode(good) if good else [])
@@ -149,7 +136,10 @@ class PretrainedModel:
     def decoded(
         self, task: Task, batches: Sequence[Sequence[MediaFile]]
     ) -> Iterator[list[MediumUnits | MediaError]]:
-        """The task's frames and slices of each batch's media, decoded ahead of the model."""
+        """The units of each medium that the task uses, by batch.
+
+        The next batches are decoded while the caller uses one. An error replaces a broken medium.
+        """
         preprocessing = self.preprocessing.model_copy(update={"max_slices": max(1, task.slices)})
         limits = MediaLimits().model_copy(update={"max_frames": task.frames})
         threads = ThreadPoolExecutor(self.workers, "mico-load")
@@ -177,8 +167,8 @@ class PretrainedModel:
                 threads.shutdown(wait=False, cancel_futures=True)
 
     @torch.inference_mode()
-    def encode(self, items: Sequence[MediumUnits]) -> list[EncodedItem]:
-        """Media of B items to their contexts and vectors, eq. (1) and (4)."""
+    def encode(self, items: Sequence[MediumUnits]) -> list[MediaContext]:
+        """The contexts and vectors of B items, eq. (1) and (4)."""
         kinds = torch.tensor([KINDS.index(kind) for item in items for kind in item.kinds])
         counts = torch.tensor([len(units) for item in items for units in item.units])
         owner = torch.tensor([row for row, item in enumerate(items) for _ in item.units])
@@ -187,21 +177,17 @@ class PretrainedModel:
         kinds, counts, owner = (x.to(self._device) for x in (kinds, counts, owner))
         tokens = self.model.context(tokens, kinds, counts)
         row = torch.repeat_interleave(owner, counts)
-        pair = torch.full((len(items),), CORPUS_PAIR, device=self._device)
-        context, mask, vectors, _ = self.model.join(tokens, Units.of(kinds, counts), row, pair)
-        return [
-            EncodedItem(context[i, : int(mask[i].sum())], vectors[i]) for i in range(len(items))
-        ]
+        return self.space.of_tokens(tokens, Units.of(kinds, counts), row, len(items))
 
     def _tokens(self, pixels: Tensor) -> Tensor:
-        """Pixels (U, 3, H, W) to the encoder's tokens (U, T, D) in float32."""
+        """The encoder's tokens (U, T, D) of pixels (U, 3, H, W), in float32."""
         encoder = self.model.encoder
         tokens: Tensor = encoder(encoder.features(pixels.to(self._device, self._dtype)))
         return tokens.float()
 
 
-def _side_by_side(items: Sequence[EncodedItem]) -> tuple[Tensor, Tensor]:
-    """Contexts (B, N, d) filled up with zeros, and a mask (B, N) of their own tokens."""
+def _padded(items: Sequence[MediaContext]) -> tuple[Tensor, Tensor]:
+    """Contexts (B, N, d) padded with zeros, and a mask (B, N) of the tokens that are no padding."""
     contexts = pad_sequence([item.context for item in items], batch_first=True)
     lengths = torch.tensor([len(item.context) for item in items], device=contexts.device)
     places = torch.arange(contexts.shape[1], device=contexts.device)

@@ -1,14 +1,17 @@
-"""An evaluation's folder: results.json, table.md, the answers for people to read, and charts."""
+"""What an evaluation writes: results.json, table.md, all answers with their marks, and charts."""
 
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.scores import CONFIDENCE, Row, answers
@@ -19,12 +22,13 @@ LEFT_OUT = {
     "refused": ("refused by the model and not counted", PREDICTIONS),
     "unjudged": ("without a verdict and not counted", VERDICTS),
 }
-"""The words for items without a figure, and the file that names all of them."""
+"""Why items have no figure, and the file that names all of these items."""
 SHOWN = 5
+"""The number of these items that a table names."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The results of a folder; empty if there are none yet."""
+    """The content of a folder's results.json; empty without the file."""
     path = folder / "results.json"
     if not path.is_file():
         return {}
@@ -86,7 +90,7 @@ def skills_table(name: str, row: Row) -> str:
 
 
 def cell(skill: Mapping[str, Any], control: str) -> str:
-    """``61 % (48-73)``, and the number of answers if some items have none."""
+    """Text such as ``61 % (48-73)``; if some items have no answer, the number of answers too."""
     figures = skill["controls"].get(control)
     if figures is None:
         return ""
@@ -109,7 +113,7 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
                 for key, value in row["figures"].items()
             )
             notes.append(f"- {name}: {figures}")
-        # One line for all metrics that are missing for the same reason.
+        # Metrics with the same reason share a line.
         for why in dict.fromkeys(row["missing"].values()):
             keys = [key for key, reason in row["missing"].items() if reason == why]
             notes.append(f"- {name}: no {', '.join(keys)}: {why}")
@@ -133,7 +137,7 @@ def _paper(row: Row) -> str:
 
 
 def plot_skills(path: Path, name: str, row: Row) -> None:
-    """Bars of each skill under each control with their intervals, and a line at chance."""
+    """A bar with its interval for each skill under each control, and a line at chance."""
     from matplotlib.figure import Figure
 
     skills: dict[str, Row] = row["skills"]
@@ -141,25 +145,21 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
     figure = Figure((max(6.0, 0.9 * len(skills)), 4.4), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(controls)
+    places = np.arange(len(skills)) + 0.4 - width / 2
     for number, control in enumerate(controls):
-        found = [skill["controls"].get(control) for skill in skills.values()]
-        there = [(i, f) for i, f in enumerate(found) if f is not None and f["accuracy"] is not None]
-        below = [max(0.0, 100 * (f["accuracy"] - f["low"])) for _, f in there]
-        above = [max(0.0, 100 * (f["high"] - f["accuracy"])) for _, f in there]
+        found = [skill["controls"].get(control, {}) for skill in skills.values()]
+        right, low, high = (_per_cent(found, key) for key in ("accuracy", "low", "high"))
         axes.bar(
-            [i + number * width for i, _ in there],
-            [100 * f["accuracy"] for _, f in there],
+            np.arange(len(skills)) + number * width,
+            right,
             width,
             label=control,
-            yerr=(below, above) if there else None,
+            yerr=np.clip([right - low, high - right], 0, None),
             error_kw={"elinewidth": 0.8, "ecolor": "0.3"},
         )
-    chances = [(i, 100 * s["chance"]) for i, s in enumerate(skills.values()) if s["chance"]]
-    if chances:
-        left = [i - width / 2 for i, _ in chances]
-        right = [i + 0.8 - width / 2 for i, _ in chances]
-        axes.hlines([c for _, c in chances], left, right, "black", "dashed", label="chance")
-    places = [i + 0.4 - width / 2 for i in range(len(skills))]
+    chance = _per_cent(list(skills.values()), "chance")
+    if not np.isnan(chance).all():
+        axes.hlines(chance, places - 0.4, places + 0.4, "black", "dashed", label="chance")
     axes.set_xticks(places, list(skills), rotation=30, ha="right")
     axes.set_ylabel("right answers, %")
     axes.set_ylim(0, 100)
@@ -170,30 +170,33 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
     figure.savefig(path, dpi=120)
 
 
+def _per_cent(rows: Sequence[Row], key: str) -> NDArray[np.float64]:
+    """The values at a key times 100; NaN where there is none."""
+    return 100 * np.array([row.get(key) for row in rows], np.float64)
+
+
 def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
-    """A radar of all tasks; an axis ends at 100 or at the greater of our and the paper's figure."""
+    """A radar of all tasks. An axis ends at 100, or at the larger figure if it is above 100."""
     from matplotlib.figure import Figure
 
     shown = {name: row for name, row in rows.items() if row["figure"] is not None}
     figure = Figure((10, 9), layout="constrained")
     axes: Any = figure.add_subplot(projection="polar")
-    angles = [2 * math.pi * number / len(shown) for number in range(len(shown))]
-    ours, papers, labels = [], [], []
-    for name, row in shown.items():
-        value = row["figure"]
-        paper = math.nan if row["paper"] is None else row["paper"]["figure"]
-        most = max(100.0, value, 0.0 if math.isnan(paper) else paper)
-        ours.append(value / most)
-        papers.append(paper / most)
-        labels.append(f"{name}\n{value:.1f}" + (f" / {_paper(row)}" if _paper(row) else ""))
-    for label, values, marker in (("ours", ours, "o"), ("paper", papers, "s")):
-        if not all(map(math.isnan, values)):
+    angles = np.linspace(0, 2 * np.pi, len(shown), endpoint=False)
+    ours = np.array([row["figure"] for row in shown.values()], np.float64)
+    papers = np.array([(row["paper"] or {}).get("figure") for row in shown.values()], np.float64)
+    most = np.fmax(np.fmax(ours, papers), 100)
+    for label, values, marker in (("ours", ours / most, "o"), ("paper", papers / most, "s")):
+        if not np.isnan(values).all():
             axes.plot([*angles, angles[0]], [*values, values[0]], marker=marker, label=label)
-    axes.fill(angles, ours, alpha=0.15)
+    axes.fill(angles, ours / most, alpha=0.15)
+    labels = [
+        f"{name}\n{_shown(row['figure'])}" + (f" / {_paper(row)}" if _paper(row) else "")
+        for name, row in shown.items()
+    ]
     axes.set_xticks(angles, labels, fontsize="small")
     axes.tick_params(axis="x", pad=6)
-    for angle, text in zip(angles, axes.get_xticklabels(), strict=True):
-        across = math.cos(angle)
+    for across, text in zip(np.cos(angles), axes.get_xticklabels(), strict=True):
         side = "left" if across > 0 else "right"
         text.set_horizontalalignment("center" if abs(across) < 0.05 else side)
     axes.set_ylim(0, 1.05)
@@ -206,28 +209,25 @@ def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
 
 
 def compare(first: Path, second: Path) -> str:
-    """The figures of two output folders as Markdown, and their difference where items are equal."""
+    """The figures of two output folders as Markdown, with the difference where items are equal."""
     a, b = (read_report(folder) for folder in (first, second))
     for folder, report in ((first, a), (second, b)):
         if not report:
             raise DataError(folder, None, "results.json is missing or empty")
-    parts = [
-        _compared_skills(name, row, b["skills"][name])
-        for name, row in a.get("skills", {}).items()
-        if name in b.get("skills", {})
-    ]
-    both = {n: (r, b["tasks"][n]) for n, r in a.get("tasks", {}).items() if n in b.get("tasks", {})}
-    if both:
+    (skills_a, tasks_a), (skills_b, tasks_b) = (
+        (report.get("skills", {}), report.get("tasks", {})) for report in (a, b)
+    )
+    parts = [_compared_skills(n, row, skills_b[n]) for n, row in skills_a.items() if n in skills_b]
+    if both := {name: (row, tasks_b[name]) for name, row in tasks_a.items() if name in tasks_b}:
         parts.append(_compared_tasks(both))
     if not parts:
-        has = [", ".join([*r.get("skills", {}), *r.get("tasks", {})]) or "nothing" for r in (a, b)]
+        has = [", ".join(names) or "nothing" for names in (skills_a | tasks_a, skills_b | tasks_b)]
         raise ConfigError(f"{first} has {has[0]}, {second} has {has[1]}: no result is in both")
     return "\n\n".join(parts)
 
 
 def _compared_skills(name: str, a: Row, b: Row) -> str:
     controls = [control for control in a["controls"] if control in b["controls"]]
-    of = [f"{row['model']} ({row['run']['how']})" for row in (a, b)]
     rows, others = [], []
     for skill, of_a in a["skills"].items():
         of_b = b["skills"].get(skill)
@@ -236,18 +236,17 @@ def _compared_skills(name: str, a: Row, b: Row) -> str:
         if of_a["digest"] != of_b["digest"]:
             others.append(f"{skill} ({of_a['n']} and {of_b['n']})")
             continue
-        row = [skill, of_a["n"]]
-        for control in controls:
-            row += [cell(of_a, control), cell(of_b, control), _points(of_a, of_b, control)]
-        rows.append(row)
+        cells = [(cell(of_a, c), cell(of_b, c), _points(of_a, of_b, c)) for c in controls]
+        rows.append([skill, of_a["n"], *chain(*cells)])
     columns = [title for c in controls for title in (f"{c} A", f"{c} B", "B - A")]
+    of = [f"{row['model']} ({row['run']['how']})" for row in (a, b)]
     lines = [f"**{name}**: A is {of[0]}, B is {of[1]}", ""]
     return "\n".join([*lines, *_table(["skill", "n", *columns], rows), *_not_compared(others)])
 
 
 def _points(a: Row, b: Row, control: str) -> str:
-    of_a, of_b = a["controls"].get(control), b["controls"].get(control)
-    if of_a is None or of_b is None or of_a["accuracy"] is None or of_b["accuracy"] is None:
+    of_a, of_b = (row["controls"].get(control, {"accuracy": None}) for row in (a, b))
+    if of_a["accuracy"] is None or of_b["accuracy"] is None:
         return ""
     if of_a["n"] != of_b["n"]:
         return "other items"

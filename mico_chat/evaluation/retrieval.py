@@ -1,8 +1,8 @@
-"""Retrieval with stage 1's model: vectors of media and texts, and the matches of near pairs.
+"""Retrieval with stage 1's model: vectors of media and texts, and matching logits of near pairs.
 
-The records of the store are ``medium`` and ``text`` (a vector of the contrastive space),
-``matches`` (matching logits of a medium and texts by their number) and ``seconds`` (of a batch).
-Batches are the same whatever is stored already, so that a resumed run computes the same.
+The kinds of record in the store are ``medium`` and ``text`` (each has a vector of the contrastive
+space), ``matches`` (the logits of a medium with texts, by the numbers of the texts) and ``seconds``
+(the time of a batch). A resumed run makes the same batches, and so computes the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mico_chat.evaluation.store import Record, Store, broken
 from mico_chat.evaluation.task import Contents, Task
 
 MATCH_TOKENS = 1 << 16
-"""Context tokens that texts are read over in one step."""
+"""A step of the matching head has so many context tokens: each text reads those of the medium."""
 CONTEXTS = "contexts"
 
 
@@ -52,7 +52,7 @@ def rank(
 
 @dataclass(frozen=True)
 class _Retrieval:
-    """``files`` are for the float16 contexts of the media, by their ids, while the run lasts."""
+    """``files`` are temporary: the context of each medium in float16, by the medium's id."""
 
     task: Task
     contents: Contents
@@ -62,7 +62,7 @@ class _Retrieval:
 
     @contextmanager
     def batch(self) -> Iterator[list[Record]]:
-        """Collects a batch's records, and stores them with the time that the batch took."""
+        """Yields a list for the records of a batch, then stores them and the time of the batch."""
         started = time.perf_counter()
         records: list[Record] = []
         yield records
@@ -73,7 +73,7 @@ class _Retrieval:
         return {record["id"] for record in self.store.records if record["kind"] == kind}
 
     def encode_media(self) -> None:
-        """Vectors to the store, contexts to files: a medium's file is written before its record."""
+        """Store the vectors, and write the contexts: the file of a medium before its record."""
         items, files = self.contents.items, self.files
         known, matched = self.ids("medium"), self.ids("matches")
         done = {id for id in known if id in matched or files[id].is_file()} | self.ids("broken")
@@ -119,7 +119,7 @@ class _Retrieval:
                         records.append({**record, "media": media, "vector": _packed(vector)})
 
     def match(self, media: dict[str, NDArray[np.float32]]) -> None:
-        """The matching head over each medium and the texts that are near it or that it is near."""
+        """Store the matching logits of each medium with its near texts."""
         found = sorted(
             (r for r in self.store.records if r["kind"] == "text"), key=lambda r: int(r["text"])
         )
@@ -141,7 +141,7 @@ class _Retrieval:
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """Refuse a run that the disk cannot hold: the contexts of long videos are large."""
+    """Refuse a run whose contexts do not fit on the disk: contexts of long videos are large."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
@@ -151,7 +151,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _texts_of(contents: Contents, there: set[str]) -> list[tuple[str, list[str]]]:
-    """Every caption of the media that could be used, and the media that it is right for."""
+    """Every caption of the usable media, with the ids of the media that it is right for."""
     pairs = [(c, item.id) for item in contents.items if item.id in there for c in item.captions]
     if not contents.same_words:
         return [(text, [id]) for text, id in pairs]
@@ -163,7 +163,10 @@ def _texts_of(contents: Contents, there: set[str]) -> list[tuple[str, list[str]]
 
 
 def nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
-    """For each medium of (M, P) the texts of (Q, P) among the nearest of either direction."""
+    """The near texts of each medium, for vectors of media (M, P) and texts (Q, P).
+
+    A text is near if it is among a medium's best texts, or if the medium is among its best media.
+    """
     found: list[set[int]] = [set() for _ in media]
     for start, _, top in contrasted(texts, media):
         for text, row in enumerate(top.tolist(), start):

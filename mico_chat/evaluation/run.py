@@ -1,25 +1,29 @@
-"""A task's items asked of a model, each answer kept as it comes.
+"""Asks a model about the items of a task, and stores each answer at once.
 
-The questions of a task of skills are asked under controls, which show where its figures come from:
-with their media (``full``), without (``withheld``), with another item's media of the same kinds
-(``swapped``), and with one of the encoder's paths switched off (``without-concepts``,
-``without-grid``). ``base-llm`` asks the language model as it was before tuning. A question without
-media is asked only under the first and the last control, for the others change nothing. All other
-tasks have the control ``full`` alone.
+A task of skills is asked under controls, which show where its figures come from: with the media of
+each item (``full``), without media (``withheld``), with the media of another item of the same kinds
+(``swapped``), and with one path of the encoder switched off (``without-concepts``,
+``without-grid``). ``base-llm`` asks the language model before its tuning. A question without media
+is asked under ``full`` and ``base-llm`` only, because the others change nothing for it. All other
+tasks have the control ``full`` only.
 
-The kinds of record in the store are ``broken`` and ``refused`` items with the reason, ``caption``,
-``answer``, ``done`` (the end of the run, or of a control) and those of ``retrieval.py``.
+The kinds of record in the store are ``broken`` and ``refused`` (an item with the reason),
+``caption``, ``answer``, ``done`` (the end of the run or of a control) and those of
+``retrieval.py``.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mico_chat.evaluation.metrics.recall import RERANKED
-from mico_chat.evaluation.model import CONTROLS, Model, Reply, replies
+from mico_chat.evaluation.model import CONTROLS, Model, Reply
 from mico_chat.evaluation.pretrained import PretrainedModel
 from mico_chat.evaluation.retrieval import rank
 from mico_chat.evaluation.store import Record, Store, broken
@@ -39,15 +43,16 @@ def run(
     limit: int = 0,
     max_tokens: int | None = None,
 ) -> None:
-    """Ask everything that is not answered yet in ``folder``; ``contents`` are cut to ``limit``
-    already.
+    """Ask about all items of ``contents`` that have no answer yet in ``folder``.
+
+    ``limit`` is the number of items to which the caller has cut ``contents``.
     """
     skills = task.family == "skills"
     header = {"task": task.name, **model.header(), "limit": limit}
     with Store(folder, header | _settings(task, contents.items, max_tokens)) as store:
         if not skills and not store.records:
             store.add([broken(*lost) for lost in contents.broken])
-        # The untuned LLM comes last, for it replaces the tuned one.
+        # The untuned language model comes last, because it replaces the tuned one.
         for control in sorted(controls, key=CONTROLS.index):
             done = {"kind": "done", **({"control": control} if skills else {})}
             if done in store.records:
@@ -94,22 +99,32 @@ def _ask(
     for places, most in _parts(task, items, control):
         asked = [task.asked(shown[i]) if task.prompt else shown[i] for i in places]
         done = {n for n, i in enumerate(places) if (i if skills else items[i].id) in known}
+        # A batch with an open item is asked as a whole, so that a resumed run computes the same.
+        open_ = [n for batch in model.batches(asked) if not done.issuperset(batch) for n in batch]
+        if not open_:
+            continue
+        found = model.answers(task, [asked[n] for n in open_], max_tokens or most)
         description = f"{task.name}: {control}" if skills else task.name
-        for n, reply, seconds in replies(model, task, asked, done, max_tokens or most, description):
-            record = _record(task, items[places[n]], reply) | {"seconds": seconds}
+        before = time.perf_counter()
+        for number, reply in tqdm(found, desc=description, unit="answer", total=len(open_)):
+            if (n := open_[number]) in done:
+                continue
+            now = time.perf_counter()
+            record = _record(task, items[places[n]], reply) | {"seconds": round(now - before, 3)}
+            before = now
             if skills:
                 record |= {"number": places[n], "control": control}
             store.add([record])
 
 
 def _parts(task: Task, items: Sequence[Item], control: str) -> Iterator[tuple[list[int], int]]:
-    """The places of items that are asked together, and the most tokens of their answers."""
+    """Groups of items by their places, each with the most tokens of an answer."""
     if task.family == "skills":
         yield [i for i, item in enumerate(items) if item.media], MAX_TOKENS
         if control in ("full", "base-llm"):
             yield [i for i, item in enumerate(items) if not item.media], MAX_TOKENS_OF_TEXT
         return
-    # Items of one medium beside each other, so that it is encoded once for those of a batch.
+    # The items of a medium follow each other, so that a batch of them encodes it once.
     places: dict[object, list[int]] = defaultdict(list)
     for i, item in enumerate(items):
         places[item.media].append(i)
@@ -132,7 +147,7 @@ def _record(task: Task, item: Item, reply: Reply) -> Record:
 
 
 def media_shown(items: Sequence[Item], control: str) -> list[Item]:
-    """The items with the media that a control shows with their questions."""
+    """The items with the media that the model sees under a control."""
     if control == "withheld":
         return [replace(item, media=()) for item in items]
     shown = list(items)
@@ -144,8 +159,8 @@ def media_shown(items: Sequence[Item], control: str) -> list[Item]:
     for members in groups.values():
         for place, i in enumerate(members):
             pool = members[place + 1 :] + members[:place]
-            # With closed answers any other medium is shown: a swap that always changes the truth
-            # would give it away.
+            # With choices, the other medium may have the same answer: if a swap always changed the
+            # true answer, the new medium would rule one choice out.
             if not items[i].choices:
                 pool = [j for j in pool if items[j].answers != items[i].answers]
             if pool:

@@ -1,14 +1,15 @@
-"""The figures of a task from its stored records alone: no model and no data set is needed.
+"""The figures of a task, computed from its stored records without the model and the data set.
 
-A row of ``results.json`` of a task of skills has, by skill, ``chance`` (of picking evenly among an
-item's choices) and by control the ``accuracy`` with its Wilson interval. A row of any other task
-has ``figures`` by metric in per cent (captions: times 100), as the paper has them.
+``results.json`` has a row for each task. The row of a task of skills has for each skill its
+``chance`` (the accuracy of a random choice) and, for each control, the ``accuracy`` with its Wilson
+interval. The row of any other task has ``figures``: each metric times 100, as in the paper.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +19,6 @@ from scipy.stats import binomtest
 
 from mico_chat.errors import DataError, MicoError
 from mico_chat.evaluation.judge import read_verdicts
-from mico_chat.evaluation.metrics import Score
 from mico_chat.evaluation.metrics.answers import (
     Rule,
     clotho_aqa,
@@ -35,7 +35,7 @@ from mico_chat.evaluation.store import PREDICTIONS, Record, UnfinishedError, rea
 from mico_chat.evaluation.task import TASKS, Task, task_named
 
 NAMED = 20
-"""Items without a figure that a row names; the kept files have all of them."""
+"""A row names at most so many broken, refused or unjudged items; the stored files name all."""
 CONFIDENCE = 0.95
 CAPTION_METRICS = {"CIDEr": cider, "SPIDEr": spider}
 
@@ -84,7 +84,7 @@ def _skills_row(header: Record, records: Sequence[Record]) -> Row:
 
 
 def answers(folder: Path) -> list[Record]:
-    """Every kept answer of a task of skills with ``right``, for people to read."""
+    """The stored answers of a task of skills; ``right`` says whether an answer is right."""
     found = [record for record in read_store(folder)[1] if record["kind"] == "answer"]
     return [{**record, "right": _right(record)} for record in found]
 
@@ -106,7 +106,7 @@ def _accuracies(records: Sequence[Record]) -> Row:
 
 
 def _chance(records: Sequence[Record]) -> float | None:
-    """The mean share of an item's choices that are right; None if no item has choices."""
+    """The accuracy of a random choice; None if no item has choices."""
     said = [record for record in records if record["kind"] == "answer"]
     shares = [
         sum(any(position(c, a) is not None for a in record["accept"]) for c in record["choices"])
@@ -118,7 +118,7 @@ def _chance(records: Sequence[Record]) -> float | None:
 
 
 class _Figures(NamedTuple):
-    """Figures by metric, why others are missing, answers without a verdict and the judge's name."""
+    """Figures by metric, reasons of missing figures, and ids and reasons of unjudged answers."""
 
     figures: dict[str, float]
     missing: dict[str, str]
@@ -163,8 +163,8 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
 
 
 def _protocol(task: Task, header: Record, judge: str | None) -> str:
-    """The settings of a figure, and how they differ from the paper's."""
-    parts = [task.protocol]
+    """The settings of a figure, and their differences from the paper's."""
+    parts = [part for part in (task.protocol, task.how) if part]
     if task.prompt:
         parts += [header["how"], f"at most {header['max_tokens']} tokens"]
         parts += [f"the judge is {judge}"] if judge else []
@@ -184,33 +184,35 @@ def _protocol(task: Task, header: Record, judge: str | None) -> str:
 
 
 def _by_people(task: Task, records: Sequence[Record]) -> _Figures:
-    """Captions or answers compared with people's: each metric times 100."""
+    """Captions or answers compared with those of people, by each metric of the task."""
     said = {r["id"]: r["caption" if task.family == "captioning" else "answer"] for r in records}
     people = {r["id"]: r["references"] for r in records}
 
-    def compute(name: str) -> Score:
+    def compute(name: str) -> dict[str, float]:
         if name in CAPTION_METRICS:
             return CAPTION_METRICS[name](said, people)
         if task.dataset == "clotho-aqa":
             rule = name.removeprefix("accuracy").strip() or "each"
             return clotho_aqa(said, people, cast(Rule, rule))
         if task.dataset == "vqav2":
-            return Score.over({id: vqa_accuracy(text, people[id]) for id, text in said.items()})
-        right = {id: any(exact_match(s, truth) for truth in people[id]) for id, s in said.items()}
-        return Score.over(right)
+            return {id: vqa_accuracy(text, people[id]) for id, text in said.items()}
+        return {id: any(exact_match(text, t) for t in people[id]) for id, text in said.items()}
 
     figures: dict[str, float] = {}
     missing: dict[str, str] = {}
     for name in task.metrics:
         try:
-            figures[name] = 100 * compute(name).mean
-        except MicoError as error:  # such as a missing program of the metric's
+            if each := compute(name):
+                figures[name] = 100 * fsum(each.values()) / len(each)
+            else:
+                missing[name] = "the rule counts none of these questions"
+        except MicoError as error:  # such as a missing program of the metric
             missing[name] = str(error)
     return _Figures(figures, missing)
 
 
 def _judged(folder: Path, task: Task, records: Sequence[Record]) -> _Figures:
-    """The judge's accuracy in per cent and its mean score of 0 to 5."""
+    """The accuracy in per cent and the mean score (0 to 5) by the judge's verdicts."""
     try:
         header, verdicts = read_verdicts(folder, records)
     except DataError as error:
@@ -232,7 +234,7 @@ def _judged(folder: Path, task: Task, records: Sequence[Record]) -> _Figures:
 def _recalls(
     media: Sequence[Record], texts: Sequence[Record], matches: Sequence[Record]
 ) -> dict[str, float]:
-    """R@k in per cent, both ways, with and without the matching head."""
+    """R@k in per cent, from text to medium and back, with and without the matching head."""
     media = sorted(media, key=lambda record: int(record["number"]))
     number = {record["id"]: place for place, record in enumerate(media)}
     texts = sorted(texts, key=lambda record: int(record["text"]))
@@ -273,7 +275,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Row]], list[str]]:
-    """``skills`` and ``tasks`` of ``results.json``, and the reason for each unfinished task."""
+    """The rows of ``results.json``, and the reason why each unfinished task has none."""
     rows: dict[str, dict[str, Row]] = {"skills": {}, "tasks": {}}
     unfinished = []
     for name in names:

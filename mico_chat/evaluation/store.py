@@ -1,7 +1,7 @@
-"""The answers of a run on disk: the run goes on after any end, and is never mixed with another.
+"""The answers of a run in a JSON Lines file, with which a killed run can continue.
 
-A JSON Lines file. Its first line, the header, names the task, the model and the settings; a run
-with another header is refused. A killed run leaves at most one torn line, which the next cuts off.
+The first line, the header, names the task, the model and the settings; a run with another header is
+refused. A killed run leaves at most one incomplete line, which the next run removes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class UnfinishedError(DataError):
 
 
 class Store:
-    """The records of one task in a folder, open for more; ``name`` is the name of their file."""
+    """The records of a task, in the file ``name`` of its folder; :meth:`add` appends to them."""
 
     def __init__(self, folder: Path, header: Record, name: str = PREDICTIONS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Reco
 
 
 def _read(path: Path) -> tuple[list[Record], int]:
-    """The records of whole lines, and the byte where these end."""
+    """The records of the complete lines, and the number of bytes of these lines."""
     records: list[Record] = []
     whole, newline, _ = path.read_bytes().rpartition(b"\n")
     for number, line in enumerate(whole.split(b"\n") if newline else (), 1):

@@ -1,4 +1,4 @@
-"""What a task is, the items that it asks about, and the table of all tasks (``tasks.yaml``)."""
+"""Tasks, the table of all tasks (``tasks.yaml``), and the items that a task asks a model about."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Split = Literal["test", "train"]
 
 
 class PaperFigure(BaseModel, extra="forbid", frozen=True):
-    """A figure of the paper and its place there; ``also`` has other metrics of the same row."""
+    """A figure of the paper and its place there; ``also`` has other metrics of this row."""
 
     figure: float
     place: str
@@ -34,10 +34,11 @@ class PaperFigure(BaseModel, extra="forbid", frozen=True):
 class Task(BaseModel, extra="forbid", frozen=True):
     """One row of the results.
 
-    The first of ``metrics`` is the row's figure. ``frames`` are taken of a video, ``slices`` of a
-    sound or a video's sound track; with ``slices`` 0 a track is left out. ``resolution`` is the
-    paper's model's. A retrieval's captions are cut to ``text_length`` tokens, as in fine-tuning. A
-    task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's.
+    The first of ``metrics`` gives the row's figure. ``protocol`` names the items, ``how`` the way a
+    pretraining model answers them. ``frames`` is the number of frames of a video, ``slices`` that
+    of a sound or a sound track; with 0 slices, a video is used without its track. ``resolution`` is
+    that of the paper's model. A retrieval cuts captions to ``text_length`` tokens, as fine-tuning
+    does. A task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's question.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task(BaseModel, extra="forbid", frozen=True):
     dataset: str = ""
     metrics: tuple[str, ...] = ("accuracy",)
     protocol: str = ""
+    how: str = ""
     paper: PaperFigure | None = None
     frames: int = 1
     slices: int = 0
@@ -62,28 +64,17 @@ class Task(BaseModel, extra="forbid", frozen=True):
 def _read_tasks() -> dict[str, Task]:
     text = Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    families = rows.pop("families")
-    tasks = {}
-    for name, row in rows.items():
-        if "skills" in row:
-            tasks[name] = skills_task(name, **row)
-            continue
-        family = next((f for f in ("retrieval", "captioning") if f"-{f}" in name), "qa")
-        if "prompt" not in row:
-            row["protocol"] += f"; {families[family]['protocol']}"
-        tasks[name] = Task.model_validate(
-            {"name": name, "family": family, "metrics": families[family]["metrics"]} | row
-        )
-    return tasks
+    del rows["families"]  # anchors, which the rows of the tasks include
+    return {name: Task(name=name, **row) for name, row in rows.items()}
 
 
 def skills_task(name: str, **more: Any) -> Task:
-    """A task of items with skills; its questions are asked as they stand."""
+    """A task of items with skills; a chat model gets their questions unchanged."""
     return Task(name=name, family="skills", prompt="{question}", **more)
 
 
 ITEMS = "items"
-"""The task of the files of items that a command line names."""
+"""The name of the task of all files of items on a command line."""
 TASKS = _read_tasks()
 SUITES = [name for name, task in TASKS.items() if task.family == "skills"]
 
@@ -98,9 +89,9 @@ def task_named(name: str) -> Task:
 
 @dataclass(frozen=True)
 class Item:
-    """Media, and the captions that people gave them, or a question about them and its answers.
+    """Media with the captions that people gave them, or with a question and its answers.
 
-    A right answer says one of ``answers``, before any other of ``choices``.
+    An answer is right if it has one of ``answers`` before any other of the ``choices``.
     """
 
     id: str
@@ -117,9 +108,9 @@ class Item:
 
 @dataclass
 class Contents:
-    """The items of a data set, filled by its reader, and the ids of broken ones with the reason.
+    """The items of a data set, and the ids of broken items with the reasons.
 
-    With ``same_words`` a caption is right for every medium that has it word for word.
+    With ``same_words``, a caption is right for every medium that has the same caption.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -130,21 +121,25 @@ class Contents:
     def lose(self, id: str, reason: str) -> None:
         self.broken.append((id, reason))
 
-    def caption(self, id: str, medium: MediaFile | str, captions: object) -> None:
-        """Add a medium, or the reason why there is none, with its captions: texts in a list, or
-        one.
+    def caption(
+        self, id: str, medium: MediaFile | str, given: Sequence[object], paragraph: bool = False
+    ) -> None:
+        """Add a medium with its captions; they are one caption if they are a ``paragraph``.
+
+        In place of a medium, a text is the reason why the medium cannot be used.
         """
-        given = captions if isinstance(captions, list | tuple) else [captions]
         texts = [_clean(text) for text in given]
         for number, text in enumerate(texts, 1):
             if not text:
                 self.lose(f"{id}, caption {number}", "it is empty")
         texts = [text for text in texts if text]
-        self._add(id, medium, "" if texts else "it has no caption", captions=tuple(texts))
+        captions = (" ".join(texts),) if paragraph and texts else tuple(texts)
+        self._add(id, medium, "" if texts else "it has no caption", captions=captions)
 
-    def ask(self, id: str, medium: MediaFile | str, question: object, answers: object) -> None:
-        """Add a question with the answers that people gave."""
-        given = answers if isinstance(answers, list | tuple) else [answers]
+    def ask(
+        self, id: str, medium: MediaFile | str, question: object, given: Sequence[object]
+    ) -> None:
+        """Add a question about a medium with the answers that people gave."""
         texts = tuple(str(answer) for answer in given if answer is not None and str(answer).strip())
         asked = _clean(question)
         fault = "" if asked and texts else f"it has no {'answer' if asked else 'question'}"
@@ -171,7 +166,7 @@ class Contents:
 
 
 def _clean(text: object) -> str:
-    """Single spaces; "?" for half a surrogate pair, which JSON can spell and no tokenizer takes."""
+    """The text with single spaces. Half a surrogate pair, which no tokenizer reads, becomes "?"."""
     words = text.encode("utf-8", "replace").decode().split() if isinstance(text, str) else ()
     return " ".join(words)
 
@@ -217,7 +212,7 @@ def read_items(path: Path) -> list[Item]:
 
 
 def of_skills(items: Sequence[Item], skills: Sequence[str], path: Path) -> list[Item]:
-    """The items of these skills, all for an empty list; ``path`` names their file in errors."""
+    """The items of these skills, or all items for no skills; ``path`` is their file in errors."""
     known = sorted({item.skill for item in items})
     if unknown := set(skills) - set(known):
         why = f"unknown skill {min(unknown)!r}; the skills are {', '.join(known)}"
@@ -228,7 +223,7 @@ def of_skills(items: Sequence[Item], skills: Sequence[str], path: Path) -> list[
 
 
 def words_digest(items: Sequence[Item]) -> str:
-    """A name for items of a data set: of their ids and words, not of their media."""
+    """A digest of the ids and words of a data set's items; their media make no difference."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(repr((item.id, item.captions, item.question, item.answers)).encode())
@@ -236,7 +231,7 @@ def words_digest(items: Sequence[Item]) -> str:
 
 
 def bytes_digest(items: Sequence[Item]) -> str:
-    """A name for items of files: of their words and their media's bytes, not of the places."""
+    """A digest of the words and the media's bytes of items; the places of files do not matter."""
     digest = hashlib.sha256()
     for item in items:
         words = {"id": item.id, "skill": item.skill, "message": item.question}
@@ -245,7 +240,7 @@ def bytes_digest(items: Sequence[Item]) -> str:
         for file in item.media:
             try:
                 data = file.read()
-            except MediaError:  # a run names it as broken when it shows it
+            except MediaError:  # the run reports this medium as broken
                 data = b""
             digest.update(f"{file.kind} {hashlib.sha256(data).hexdigest()}".encode())
     return digest.hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""A tiny pretraining model in a folder, and data sets of a few small files."""
+"""Tiny models in folders, data sets and items of a few small files, and runs of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,17 @@ import torch
 from PIL import Image
 
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE
+from mico_chat.evaluation.datasets import DATASETS
+from mico_chat.evaluation.model import Model
 from mico_chat.evaluation.pretrained import PretrainedModel
+from mico_chat.evaluation.run import run
+from mico_chat.evaluation.scores import Row, score
+from mico_chat.evaluation.task import TASKS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from tests.made import write_clip, write_sound
-from tests.tiny import SIDE
+from tests.tiny import SIDE, processor_for
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
 
@@ -44,7 +49,7 @@ def model(model_folder: Path) -> PretrainedModel:
 
 @pytest.fixture(scope="session")
 def flickr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of data with seven pictures of Flickr30K's layout, one of them no picture."""
+    """Seven pictures in Flickr30K's layout; the file of one is broken."""
     data = tmp_path_factory.mktemp("flickr")
     folder = data / "flickr30k"
     rows = []
@@ -65,7 +70,7 @@ def flickr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def msvd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of data with two clips of MSVD-QA's layout and five questions."""
+    """Two clips and five questions in MSVD-QA's layout."""
     data = tmp_path_factory.mktemp("msvd")
     clips = data / "msvd" / "YouTubeClips"
     clips.mkdir(parents=True)
@@ -82,6 +87,36 @@ def msvd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
+def write_chat_model(folder: Path, model: Any) -> Path:
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return folder
+
+
+def write_items(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """A file of items; a row that lacks an id gets its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(rows)]
+    (folder / "items.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder / "items.jsonl"
+
+
+def ran(
+    name: str,
+    data: Path,
+    model: Model,
+    output: Path,
+    limit: int = 0,
+    max_tokens: int | None = None,
+    **changes: int,
+) -> Row:
+    """The row of a task on a folder of data; ``changes`` are other settings of the task."""
+    task = TASKS[name].model_copy(update=changes)
+    contents = DATASETS[task.dataset].read(data).first(limit)
+    run(task, contents, model, output, limit=limit, max_tokens=max_tokens)
+    return score(output)
+
+
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -93,16 +128,16 @@ def empty_files(folder: Path, names: Sequence[str]) -> None:
         (folder / name).touch()
 
 
-def overlap(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Any:
-    """Stands in for a caption metric: the share of a caption's words that its references have."""
-    from mico_chat.evaluation.metrics import Score
-
+def overlap(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """In place of a caption metric: the share of a caption's words that its references have."""
     each = {}
     for id, caption in candidates.items():
         known = set(" ".join(references[id]).split())
         words = caption.split()
         each[id] = sum(word in known for word in words) / max(1, len(words))
-    return Score(sum(each.values()) / len(each), each)
+    return each
 
 
 @pytest.fixture
@@ -114,7 +149,7 @@ def captions_scored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def clotho(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of data with three sounds of Clotho's layout."""
+    """Three sounds in Clotho's layout."""
     data = tmp_path_factory.mktemp("clotho")
     folder = data / "clothov2"
     (folder / "evaluation").mkdir(parents=True)

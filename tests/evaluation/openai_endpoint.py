@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server in a thread, which answers as a test says."""
+"""A small OpenAI-compatible server in a thread; a test decides its answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[[dict[str, Any]], tuple[int, str | bytes]]
-"""A request to a status and what is said: the words, the reason, or the whole body as bytes."""
+"""From a request to a status and a text (an answer or a reason), or a whole body as bytes."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def answering(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             self.wfile.write(data)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Nothing: the test's output is its own."""
+            """Nothing: requests are not logged."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

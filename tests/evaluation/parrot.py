@@ -1,4 +1,4 @@
-"""A model that always says the same, and remembers what it was asked."""
+"""A fake model, which remembers the questions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mico_chat.messages import Message
 
 
 class Parrot:
-    """Says ``says`` of a message; two are computed together."""
+    """Answers each message with the reply of ``says``, in batches of two."""
 
     name = "parrot"
     controls: tuple[str, ...] = CONTROLS
@@ -40,4 +40,4 @@ class Parrot:
             yield place, self.says(self.asked[-1])
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing: the parrot keeps nothing open."""

@@ -1,4 +1,4 @@
-"""Answers by the generation head: a question as prefix, in the layout it is fine-tuned with."""
+"""Answers by the generation head: the layout of question and answer, and batches of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mico_chat.evaluation.pretrained import EncodedItem, PretrainedModel
+from mico_chat.evaluation.pretrained import PretrainedModel
+from mico_chat.model.contrastive import MediaContext
 from mico_chat.model.text_branch import ANSWER_LENGTH, QUESTION_LENGTH, _NextWord, answers
 
 QUESTIONS = ("what is it?", "a red square, a blue square, a green square?", "it")
@@ -17,7 +18,7 @@ QUESTIONS = ("what is it?", "a red square, a blue square, a green square?", "it"
 
 @pytest.fixture(scope="module")
 def model(model_folder: Path) -> PretrainedModel:
-    """A model of large random weights: as they start, all tokens look at all others alike."""
+    """A model with large random weights: with small weights, attention is the same everywhere."""
     found = PretrainedModel(str(model_folder), device="cpu")
     with torch.no_grad():
         for name, weight in found.model.text.bert.encoder.named_parameters():
@@ -27,15 +28,15 @@ def model(model_folder: Path) -> PretrainedModel:
 
 
 @pytest.fixture(scope="module")
-def contexts(model: PretrainedModel) -> list[EncodedItem]:
+def contexts(model: PretrainedModel) -> list[MediaContext]:
     generator = torch.Generator().manual_seed(1)
     d = model.model.text.bert.config.hidden_size
     items = [torch.randn(n, d, generator=generator) * 3 for n in (4, 9, 6)]
-    return [EncodedItem(item, item[0]) for item in items]
+    return [MediaContext(item, item[0]) for item in items]
 
 
 def asked(model: PretrainedModel, question: str, said: Sequence[int] = ()) -> Tensor:
-    """[CLS] question [SEP] padding [CLS] and the words said."""
+    """The ids of [CLS] question [SEP] padding [CLS] and the words of the answer so far."""
     ids = model.tokenizer(question, split_special_tokens=True)["input_ids"]
     padding = [model.tokenizer.pad_token_id] * (QUESTION_LENGTH - len(ids))
     return torch.tensor([[*ids, *padding, model.tokenizer.cls_token_id, *said]])
@@ -53,13 +54,13 @@ def next_word(model: PretrainedModel, ids: Tensor, context: Tensor, question: Te
 
 @pytest.mark.parametrize("said", [[], [7], [7, 9, 8]])
 def test_the_layout_of_a_question_and_its_answer(
-    model: PretrainedModel, contexts: list[EncodedItem], said: list[int]
+    model: PretrainedModel, contexts: list[MediaContext], said: list[int]
 ) -> None:
     ids = asked(model, QUESTIONS[0], said)
     n_question = len(model.tokenizer(QUESTIONS[0])["input_ids"])
     question = torch.arange(QUESTION_LENGTH)[None] < n_question
     found = next_word(model, ids, contexts[1].context, question)
-    # The same by hand: who looks at whom, token by token.
+    # The same by hand: for each token, the tokens that it attends to.
     full = torch.cat([ids, torch.tensor([[model.tokenizer.mask_token_id]])], 1)
     length = full.shape[1]
     allowed = torch.zeros(length, length, dtype=torch.bool)
@@ -84,11 +85,11 @@ def test_the_layout_of_a_question_and_its_answer(
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_batch_answers_as_one_by_one(
-    model: PretrainedModel, contexts: list[EncodedItem], beams: int
+    model: PretrainedModel, contexts: list[MediaContext], beams: int
 ) -> None:
     longest = max(len(item.context) for item in contexts)
     d = contexts[0].context.shape[1]
-    context = torch.full((3, longest, d), 50.0)  # what stands beyond a context is not looked at
+    context = torch.full((3, longest, d), 50.0)  # no token may attend to this padding
     seen = torch.zeros(3, longest, dtype=torch.bool)
     for row, item in enumerate(contexts):
         context[row, : len(item.context)] = item.context
@@ -107,7 +108,7 @@ def test_a_batch_answers_as_one_by_one(
 
 @pytest.mark.parametrize("question", ["[SEP] [CLS] [MASK] what", "it " * 500, "猫", "?"])
 def test_odd_questions_are_answered(
-    model: PretrainedModel, contexts: list[EncodedItem], question: str
+    model: PretrainedModel, contexts: list[MediaContext], question: str
 ) -> None:
     (said,) = model.answer(contexts[:1], [question])
     words = model.tokenizer(said, add_special_tokens=False)["input_ids"]

@@ -1,8 +1,7 @@
-"""``mico-chat evaluate``: tasks and items together, what is missing, figures anew."""
+"""``mico-chat evaluate``: tasks and items in one report, missing data, wrong command lines."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mico_chat.cli import evaluate as command
 from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.store import PREDICTIONS
+from tests.evaluation.conftest import write_items
 from tests.evaluation.parrot import Parrot
 
 
@@ -22,7 +22,7 @@ def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
     return [*words, "--device", "cpu", "--workers", "1", "--batch-size", "4", *more]
 
 
-def test_tasks_of_several_runs_are_one_table_and_rescored_without_a_model(
+def test_items_and_tasks_of_several_runs_are_one_report(
     model_folder: Path,
     msvd: Path,
     flickr: Path,
@@ -30,39 +30,42 @@ def test_tasks_of_several_runs_are_one_table_and_rescored_without_a_model(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    main(["flickr30k-retrieval", *arguments(model_folder, flickr, tmp_path)])
-    main(["msvd-qa", *arguments(model_folder, msvd, tmp_path)])
-    both = capsys.readouterr().out.split("| task |")[-1]
-    assert "| flickr30k-retrieval | R@1 |" in both
-    assert "1 broken and not counted: 3.jpg: 3.jpg:" in both
-    results = (tmp_path / "results.json").read_bytes()
-    for name in ("results.json", "table.md", "radar.png"):
-        (tmp_path / name).unlink()
+    opened = command.open_model
+    monkeypatch.setattr(
+        command, "open_model", lambda options, chat: Parrot() if chat else opened(options, chat)
+    )
+    row = {"skill": "sum", "message": "Two and two?", "accept": ["four"]}
+    items = write_items(tmp_path, [row])
+    output = tmp_path / "out"
+    assert main([str(items), "msvd-qa", *arguments(model_folder, msvd, output)]) == 0
+    assert main(["flickr30k-retrieval", *arguments(model_folder, flickr, output)]) == 0
+    printed = capsys.readouterr().out
+    assert "| sum | 1 |  | 100 % (21-100) |" in printed
+    last = printed.split("| task |")[-1]
+    assert "| msvd-qa |" in last
+    assert "| flickr30k-retrieval | R@1 |" in last
+    assert "1 broken and not counted: 3.jpg: 3.jpg:" in last
+    written = {path: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    written = {path: data for path, data in written.items() if path.suffix != ".png"}
+    charts = [output / "items.png", output / "radar.png"]
+    for path in (*written, *charts):
+        path.unlink()
+    unfinished = output / "tgif-qa"
+    unfinished.mkdir()
+    (unfinished / PREDICTIONS).write_text('{"format": 1, "task": "tgif-qa"}\n')
     monkeypatch.setattr(command, "open_model", None)
-    assert main(["--rescore", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split("| task |")[-1] == both
-    assert (tmp_path / "results.json").read_bytes() == results
-    assert (tmp_path / "radar.png").is_file()
-
-
-def test_an_unfinished_task_is_named_and_left_out(
-    model_folder: Path, msvd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["msvd-qa", *arguments(model_folder, msvd, tmp_path)])
-    folder = tmp_path / "tgif-qa"
-    folder.mkdir()
-    (folder / PREDICTIONS).write_text('{"format": 1, "task": "tgif-qa"}\n')
-    capsys.readouterr()
-    assert main(["--rescore", str(tmp_path)]) == 0
-    printed = capsys.readouterr()
-    assert "tgif-qa" not in printed.out
-    assert "not in the table" in printed.err
-    assert "tgif-qa" in printed.err
+    assert main(["--rescore", str(output)]) == 0
+    again = capsys.readouterr()
+    assert again.out.split("| task |")[-1] == last
+    assert f"not in the table: {unfinished}" in again.err
+    assert {path.name for path in written} == {"results.json", "table.md"}
+    assert {path: path.read_bytes() for path in written} == written
+    assert all(chart.is_file() for chart in charts)
     with pytest.raises(DataError, match=r"no TASK/predictions\.jsonl in it"):
         main(["--rescore", str(tmp_path / "none")])
 
 
-def test_missing_data_are_told_before_anything_runs(
+def test_missing_data_are_reported_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "open_model", None)
@@ -80,34 +83,6 @@ def test_missing_data_are_told_before_anything_runs(
         main(["mini-skills", "--data", str(tmp_path)])
 
 
-def test_items_and_tasks_go_together(
-    model_folder: Path,
-    msvd: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    opened = command.open_model
-    monkeypatch.setattr(
-        command, "open_model", lambda options, chat: Parrot() if chat else opened(options, chat)
-    )
-    items = tmp_path / "items.jsonl"
-    row = {"id": "1", "skill": "sum", "message": "Two and two?", "accept": ["four"]}
-    items.write_text(json.dumps(row) + "\n")
-    output = tmp_path / "out"
-    assert main([str(items), "msvd-qa", *arguments(model_folder, msvd, output)]) == 0
-    printed = capsys.readouterr().out
-    assert "| sum | 1 |  | 100 % (21-100) |" in printed
-    assert "| msvd-qa |" in printed
-    names = {path.name for path in output.iterdir()}
-    assert names >= {"results.json", "items.png", "radar.png", "items", "msvd-qa"}
-    assert set(json.loads((output / "results.json").read_text())) >= {"skills", "tasks"}
-    results = (output / "results.json").read_bytes()
-    monkeypatch.setattr(command, "open_model", None)
-    assert main(["--rescore", str(output)]) == 0
-    assert (output / "results.json").read_bytes() == results
-
-
 def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -120,7 +95,7 @@ def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     yaml.safe_load(Path(__file__).with_name("misuse.yaml").read_text(encoding="utf-8")),
 )
-def test_what_makes_no_sense_is_said(words: list[str], said: str) -> None:
+def test_wrong_command_lines_are_refused(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         main(words)
 

@@ -1,4 +1,4 @@
-"""Two evaluations side by side: what compares, and what does not."""
+"""Two evaluations side by side: equal items are compared, others are only named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.evaluation.parrot import Parrot
 
 
 def evaluated(folder: Path, says: str | None, *, n: int = 4, other: str = "Two?") -> Path:
-    """Results of a model that says one thing: ``one`` is right for half of the first skill."""
+    """Results of a model that always says the same; "one" is right for half of the skill "sum"."""
     items = [Item(str(i), (), f"{i}?", (), (("one", "two")[i % 2],), (), "sum") for i in range(n)]
     items.append(Item("x", (), other, (), ("two",), (), "more"))
     reply = Reply("refused", "no") if says is None else Reply("answer", says)
@@ -89,7 +89,7 @@ def test_tasks_are_compared_where_they_are_the_same(
     assert ("the items differ: msvd-qa-chat" in printed) is (other["run"]["data"] == "e")
 
 
-def test_nothing_in_common_is_said(tmp_path: Path) -> None:
+def test_nothing_in_common_is_reported(tmp_path: Path) -> None:
     a = evaluated(tmp_path / "a", "one")
     (tmp_path / "b").mkdir()
     with pytest.raises(DataError, match=r"b: results\.json is missing"):

@@ -1,5 +1,4 @@
-"""Readers on hand-written files of the published formats, with rows that are broken in their ways:
-every row is an entry or is counted with a reason."""
+"""Small files in the published formats: every row is an item, or is counted with a reason."""
 
 from __future__ import annotations
 
@@ -55,9 +54,8 @@ CLOTHO = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\r\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
-@pytest.mark.parametrize("name", ["clothov1", "clothov2"])
-def test_clotho(tmp_path: Path, name: str, encoding: str) -> None:
-    folder = tmp_path / name
+def test_clotho(tmp_path: Path, encoding: str) -> None:
+    folder = tmp_path / "clothov1"
     empty_files(folder / "evaluation", ["Santa Motor.wav", "Café.wav", "short.wav"])
     rows = (
         'Santa Motor.wav,"A machine, old, whines.",B.,C.,D.,"He said ""go"".\r\nThen left."\r\n'
@@ -68,7 +66,7 @@ def test_clotho(tmp_path: Path, name: str, encoding: str) -> None:
     )
     table = folder / "clotho_captions_evaluation.csv"
     table.write_bytes((CLOTHO + rows).encode(encoding))
-    contents = read(name, tmp_path)
+    contents = read("clothov1", tmp_path)
     said = captions(contents)
     assert said["Santa Motor.wav"][0] == "A machine, old, whines."
     assert said["Santa Motor.wav"][4] == 'He said "go". Then left.'
@@ -118,8 +116,8 @@ def test_world(tmp_path: Path) -> None:
     [
         ("[1, 2", "not JSON"),
         ("[]", "expected an object, got list"),
-        ('{"videos": []}', "the array of objects 'images' is missing"),
-        ('{"images": [1]}', "the array of objects 'images' is missing"),
+        ('{"videos": []}', "there are no records at 'images'"),
+        ('{"images": [1]}', "none of 1 items .*; the first: record 1: .* is int, not an object"),
         ('{"images": []}', "none of 0 items can be used"),
     ],
 )
@@ -130,7 +128,7 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, content: str, sa
         read("flickr30k", tmp_path)
 
 
-def test_where_no_item_can_be_used_the_first_reason_is_told(tmp_path: Path) -> None:
+def test_where_no_item_can_be_used_the_first_reason_is_reported(tmp_path: Path) -> None:
     rows = [{"filename": "1.jpg", "split": "test", "sentences": [{"raw": "x"}]}] * 2
     empty_files(tmp_path / "flickr30k" / "flickr30k-images", [])
     write_json(tmp_path / "flickr30k" / "dataset_flickr30k.json", {"images": rows})
@@ -142,10 +140,10 @@ def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("a;b\n1;2\n")
     with pytest.raises(DataError, match=r"t\.csv:1: missing columns: a, b; the columns are a;b"):
-        list(read_table(path, "a", "b"))
+        list(read_table(path, ["a", "b"]))
     path.write_text("")
     with pytest.raises(DataError, match="the columns are none"):
-        list(read_table(path, "a"))
+        list(read_table(path, ["a"]))
 
 
 def test_text_of_no_known_encoding_is_refused(tmp_path: Path) -> None:

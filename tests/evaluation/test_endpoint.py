@@ -1,4 +1,4 @@
-"""A model behind a URL: refusals, faults, limits, replies of no use; and a run over all of it."""
+"""A model behind a URL: its requests, refusals, faults and limits, and a whole run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 
 from mico_chat.cli.evaluate import main
-from mico_chat.errors import ConfigError, MediaError, ModelError
+from mico_chat.errors import ConfigError, ModelError
 from mico_chat.evaluation.endpoint import Endpoint, at_once
 from mico_chat.evaluation.model import Reply
 from mico_chat.evaluation.task import TASKS, Item
 from mico_chat.media import MediaFile, decode
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message, TextPart, from_openai
+from tests.evaluation.lmms.drawn import drawn_items
 from tests.evaluation.openai_endpoint import Answer, answering, body, parts, text
 from tests.made import write_clip, write_sound
 
@@ -112,11 +113,15 @@ def test_an_empty_answer_is_an_answer_unless_it_was_cut() -> None:
     )
 
 
-def test_a_medium_that_is_not_there_is_not_sent(tmp_path: Path) -> None:
+def test_a_broken_medium_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "torn.mp4").write_bytes(b"torn")
     gone = Item("", (MediaFile("image", tmp_path / "gone.png"),), "?")
-    found, requests = ask(lambda _: (200, "yes"), [gone, "?"])
-    assert found[1] == Reply("answer", "yes")
+    torn = Item("", (MediaFile("video", tmp_path / "torn.mp4"),), "?")
+    found, requests = ask(lambda _: (200, "yes"), [gone, torn, "?"], video_as_frames=4)
+    assert found[2] == Reply("answer", "yes")
     assert found[0] == Reply("broken", f"{tmp_path}/gone.png: no such file")
+    assert found[1].kind == "broken"
+    assert "torn.mp4: " in found[1].text
     assert len(requests) == 1
 
 
@@ -127,7 +132,7 @@ def test_what_was_under_way_is_given_before_a_failure() -> None:
         if number == 3:
             failed.set()
             raise ValueError("no more")
-        if number == 2:  # still under way when its neighbour fails
+        if number == 2:  # this call ends after the failure of the next
             assert failed.wait(10)
         return number * number
 
@@ -174,7 +179,7 @@ def wire() -> Iterator[Endpoint]:
 
 
 def sent(wire: Endpoint, kind: Kind, source: Path | bytes) -> list[dict[str, Any]]:
-    """The parts of a question about one medium; the last must be the question."""
+    """The parts of a message about one medium, without the question, which must be the last."""
     (message,) = wire.messages([Message.user(MediaFile(kind, source), "What?")])
     assert message["role"] == "user"
     *parts, question = message["content"]
@@ -213,7 +218,7 @@ def test_a_video_as_frames_is_spread_over_all_of_it(media: dict[str, Path]) -> N
         with Image.open(io.BytesIO(data)) as picture:
             assert picture.size == (64, 48)
             greys.append(np.asarray(picture.convert("L"))[30:].mean())
-    # Brightness is time: 20 at the start, 215 at the end.
+    # The brightness grows with time, from 20 to 215.
     assert greys == sorted(greys)
     assert greys[0] < 60
     assert greys[-1] > 170
@@ -231,63 +236,30 @@ def test_a_sound_as_wav_is_what_was_heard(media: dict[str, Path]) -> None:
     np.testing.assert_allclose(heard.samples, true.samples, atol=2**-14)  # type: ignore[union-attr]
 
 
-def test_a_video_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "torn.mp4").write_bytes(b"torn")
-    with (
-        closing(endpoint(video_as_frames=4, audio_as_wav=True)) as other,
-        pytest.raises(MediaError, match=r"torn\.mp4: "),
-    ):
-        sent(other, "video", tmp_path / "torn.mp4")
-
-
-@pytest.fixture(scope="module")
-def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Items of colours to see, tones to hear, and a sum."""
-    folder = tmp_path_factory.mktemp("items")
-    rows = []
-    for number, colour in enumerate(("red", "green", "blue") * 4):
-        name = f"{number}.png"
-        Image.new("RGB", (8, 8 + number), colour).save(folder / name)
-        media = [{"kind": "image", "path": name}]
-        rows.append(("colour", "Which colour?", media, colour))
-    for hertz in (220, 440):
-        write_sound(str(folder / f"{hertz}.wav"), "pcm_s16le", seconds=0.1, hertz=hertz)
-        media = [{"kind": "audio", "path": f"{hertz}.wav"}]
-        rows.append(("tone", "Which tone?", media, str(hertz)))
-    rows.append(("text", "Two and two?", [], "four"))
-    lines = [
-        json.dumps({"id": str(n), "skill": s, "message": q, "media": m, "accept": [a]})
-        for n, (s, q, m, a) in enumerate(rows)
-    ]
-    (folder / "items.jsonl").write_text("\n".join(lines) + "\n")
-    return folder / "items.jsonl"
-
-
 def sighted(request: dict[str, Any]) -> tuple[int, str]:
-    """Calls every picture red, refuses sounds, and can add."""
+    """Calls every picture red, and refuses sounds."""
     kinds = [part["type"] for part in parts(request)]
     if "input_audio" in kinds:
         return 400, "m does not listen"
-    return 200, "Red." if "image_url" in kinds else "Four."
+    return 200, "Red." if "image_url" in kinds else "No idea."
 
 
 def test_a_run_over_an_endpoint_and_its_report(
-    items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "mine")
+    items = drawn_items(tmp_path, n=4)
     with answering(sighted) as (url, requests):
         words = ["--base-url", url, "--model", "m", "--api-key-env", "MY_KEY"]
-        assert main([str(items), *words, "--output", str(tmp_path), "--workers", "1"]) == 0
+        assert main([str(items), *words, "--output", str(tmp_path / "out"), "--workers", "1"]) == 0
     assert {request["key"] for request in requests} == {"Bearer mine"}
     printed = capsys.readouterr().out
     assert "| skill | n | chance | full | withheld | swapped |" in printed
     assert f"m, over {url};" in printed
-    assert "| colour | 12 |  | 33 % (14-61) | 0 % (0-24) | 33 % (14-61) |" in printed
-    assert "| tone | 2 |  | 2 refused | 0 % (0-66) | 2 refused |" in printed
-    assert "| text | 1 |  | 100 % (21-100) |  |  |" in printed
-    assert "4 refused and not counted: 12 (full): Error code: 400 - m does " in printed
-    assert "m does not listen" in printed
-    assert main(["--rescore", str(tmp_path)]) == 0
+    assert "| colour | 4 | 25 % | 25 % (5-70) | 0 % (0-49) | 25 % (5-70) |" in printed
+    assert "| sound | 4 |  | 4 refused | 0 % (0-49) | 4 refused |" in printed
+    assert "8 refused and not counted: sound-0.wav (full): Error code: 400 - m does " in printed
+    assert main(["--rescore", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == printed, "without the endpoint, which has gone"
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(ConfigError, match="--api-key-env names MY_KEY, which is not set"):

@@ -1,4 +1,4 @@
-"""Likelihoods of continuations, against a plain forward pass of each alone."""
+"""Likelihoods of continuations in a batch equal those of a forward pass for each alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_batch_is_each_alone() -> None:
         assert not greedy
 
 
-def test_what_greedy_decoding_says_is_told() -> None:
+def test_the_greedy_continuation_is_recognised() -> None:
     llm = chat_model().llm
     prompt = Prompt(((7, 8, 9),))
     ids: list[int] = []
@@ -49,7 +49,7 @@ def test_what_greedy_decoding_says_is_told() -> None:
     assert not not_greedy
 
 
-def test_too_long_is_told_with_both_numbers() -> None:
+def test_too_long_is_reported_with_both_numbers() -> None:
     with pytest.raises(
         ContextLengthError, match=r"length is 4 tokens, .* has 3 and the contin.* 2"
     ):

@@ -1,4 +1,4 @@
-"""Figures from stored predictions: re-ranking, both directions, answers, what is missing."""
+"""Figures from stored records: retrieval with re-ranking, answers, captions, missing figures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def retrieval(
 
 
 def test_the_matching_head_has_the_last_word_among_the_top(tmp_path: Path) -> None:
-    # By cosine each text finds the other's medium, by matching its own.
+    # By cosine, each text finds the other text's medium; by matching, its own medium.
     media = {"a": (1.0, 0.0), "b": (0.0, 1.0)}
     texts = [(["a"], (0.6, 0.8)), (["b"], (0.8, 0.6))]
     matches = {"a": {0: 2.0, 1: -900.0}, "b": {0: 1.0, 1: -800.0}}
@@ -59,7 +59,7 @@ def test_the_matching_head_has_the_last_word_among_the_top(tmp_path: Path) -> No
     assert figures["R@1 contrastive"] == figures["R@1 to text contrastive"] == 0
     assert figures["R@5 contrastive"] == 100
     assert figures["R@1"] == 100
-    # Of b the better text is 0, which is a's.
+    # The best text of b is text 0, which belongs to a.
     assert figures["R@1 to text"] == 50
     assert tuple(figures) == TASKS["coco-retrieval"].metrics
 
@@ -70,12 +70,12 @@ def test_what_is_beyond_the_top_stays_below(
     monkeypatch.setattr("mico_chat.evaluation.metrics.recall.RERANKED", 2)
     monkeypatch.setattr("mico_chat.evaluation.metrics.recall.QUERIES_AT_ONCE", 2)
     media = {str(n): (np.cos(n / 10), np.sin(n / 10)) for n in range(6)}
-    # All ask for medium 0; behind 0 and 1 stand those that no logit can lift.
+    # All texts are nearest to medium 0. Only media 0 and 1 are ranked again, by their logits.
     texts = [([str(n)], (1.0, 0.0)) for n in (2, 4, 1, 0, 3, 5)]
     matches = {id: dict.fromkeys(range(6), 100.0 * int(id)) for id in media}
     figures = scored(tmp_path, "coco-retrieval", retrieval(media, texts, matches))["figures"]
-    assert figures["R@1"] == pytest.approx(100 / 6)  # that of 1: it is among the top two
-    assert figures["R@1 contrastive"] == pytest.approx(100 / 6)  # that of 0
+    assert figures["R@1"] == pytest.approx(100 / 6)  # the text of medium 1 finds it
+    assert figures["R@1 contrastive"] == pytest.approx(100 / 6)  # the text of medium 0 finds it
     assert figures["R@5"] == pytest.approx(500 / 6)
     assert figures["R@10"] == pytest.approx(100.0)
 
@@ -136,7 +136,7 @@ def test_a_row_says_what_departs_from_the_paper(tmp_path: Path) -> None:
     assert protocol.endswith("only the first 7 items")
 
 
-def test_nothing_to_score_is_said(tmp_path: Path) -> None:
+def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnfinishedError, match="has not finished"):
         scored(tmp_path / "a", "msvd-qa", [], done=False)
     with pytest.raises(DataError, match="no item could be used"):

@@ -1,4 +1,4 @@
-"""Skills of a tiny model and of made ones: controls, counts, intervals, kept answers."""
+"""Tasks of skills, asked of a tiny model and of fakes: controls, counts, intervals, answers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,16 @@ from mico_chat.evaluation.scores import answers, score
 from mico_chat.evaluation.task import Contents, Item, bytes_digest, read_items, skills_task
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message
-from mico_chat.model.config import MicoChatConfig
+from tests.evaluation.conftest import write_chat_model, write_items
 from tests.evaluation.parrot import Parrot
-from tests.tiny import chat_model, processor_for
+from tests.tiny import chat_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny chat model with three pictures and their items."""
     folder = tmp_path_factory.mktemp("evaluation")
-    model = chat_model()
-    assert isinstance(model.config, MicoChatConfig)
-    model.save_pretrained(folder / "model")
-    processor_for(model.config).save_pretrained(folder / "model")
+    write_chat_model(folder / "model", chat_model())
     rows: list[dict[str, Any]] = []
     for number, colour in enumerate(("red", "green", "blue")):
         pixels = np.zeros((32, 32, 3), np.uint8)
@@ -42,8 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {"id": colour, "skill": "colour", "message": "Which colour?", "accept": [colour]}
         rows.append({**row, "media": [{"kind": "image", "path": f"{colour}.png"}]})
     rows.append({"id": "sum", "skill": "text", "message": "Two and two?", "accept": ["four"]})
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (folder / "items.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_items(folder, rows)
     return folder
 
 
@@ -83,7 +79,7 @@ def test_the_command_writes_a_report(folder: Path, capsys: pytest.CaptureFixture
 
 
 def seeing(message: Message) -> Reply:
-    """Calls every picture red, and can only add without one."""
+    """Answers "Red." to every picture, and "Four." without one."""
     return Reply("answer", "Red." if message.media else "Four.")
 
 
@@ -91,7 +87,7 @@ def test_accuracy_is_what_the_answers_say(folder: Path, tmp_path: Path) -> None:
     model = Parrot(seeing)
     asked(read_items(folder / "items.jsonl"), model, tmp_path, "full", "withheld", "swapped")
     assert model.used == ["full", "withheld", "swapped"]
-    # Three pictures and one sum; then the pictures alone, for a sum without media stays the same.
+    # Three pictures and a sum; then pictures only, because the sum has no media to change.
     assert [len(m.media) for m in model.asked] == [1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     assert model.limits == [24, 24, 24, 48] + [24] * 6
     row = score(tmp_path)
@@ -149,7 +145,7 @@ def test_chance_where_answers_are_closed(tmp_path: Path) -> None:
 
 
 class Ended(Exception):
-    """The run is ended here."""
+    """Ends a run."""
 
 
 def test_a_run_goes_on_where_it_was_ended(folder: Path, tmp_path: Path) -> None:
@@ -169,7 +165,7 @@ def test_a_run_goes_on_where_it_was_ended(folder: Path, tmp_path: Path) -> None:
     assert score(tmp_path / "cut")["controls"] == ["full"], "withheld has not finished"
     again = Parrot(seeing)
     asked(items, again, tmp_path / "cut", *controls)
-    # Two of three were withheld: the batch of the third, and all that are swapped.
+    # Two of three were answered under "withheld": the third is left, and all under "swapped".
     assert [len(message.media) for message in again.asked] == [0, 1, 1, 1]
     one, other = (score(tmp_path / name) for name in ("whole", "cut"))
     assert one["skills"] == other["skills"]
@@ -248,7 +244,7 @@ def test_the_media_of_each_control() -> None:
 
 
 def test_a_swap_tells_nothing_where_answers_are_closed() -> None:
-    """Half of the other media agree with the truth, as half of all do."""
+    """About half of the swapped media have the same answer, as about half of all media do."""
     sides = ("left", "right")
     items = [item(str(n), sides[n % 2], choices=sides) for n in range(40)]
     answer = {one.media: one.answers for one in items}

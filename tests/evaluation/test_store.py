@@ -1,4 +1,4 @@
-"""The store: what was written is there again, a torn end is cut, another run is refused."""
+"""The store: records are read again, a torn last line is removed, another run is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of tasks against the paper's own text, and files of items."""
+"""The table of tasks has the figures and settings of the paper; files of items are checked."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""The data sets of the tasks (``datasets.yaml``): their layout on disk, and their readers."""
+"""The data sets of the tasks (``datasets.yaml``): their files on disk and their items."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.datasets import readers
+from mico_chat.evaluation.datasets.readers import CHANGES, Annotations, read_annotations, world
 from mico_chat.evaluation.task import Contents, Split, read_items
 
 TEXT = Path(__file__).parents[1] / "text.jsonl"
@@ -28,9 +29,11 @@ class DataSet(BaseModel, extra="forbid", frozen=True):
     page: str
     tree: dict[str, str]
     command: str = ""
+    items: Annotations | None = None
+    train: dict[str, Any] = {}
 
     def layout(self, data: Path) -> str:
-        """The folder tree that it needs, and where it comes from."""
+        """The folder tree that the data set needs, and where to get it."""
         width = max(len(name) for name in self.tree)
         lines = [f"  {name:<{width}}  {what}".rstrip() for name, what in self.tree.items()]
         return "\n".join([f"{data / self.folder}/", *lines, f"from: {self.page}"])
@@ -41,10 +44,15 @@ class DataSet(BaseModel, extra="forbid", frozen=True):
         return [name for name in needed if not any(folder.glob(name.rstrip("/")))]
 
     def read(self, data: Path, split: Split = "test") -> Contents:
+        """The items that a test measures, or those that fine-tuning reads."""
         folder = data / self.folder
-        name = "clotho" if self.name.startswith("clothov") else self.name.replace("-", "_")
-        read = mini_skills if name == "mini_skills" else getattr(readers, name)
-        contents: Contents = read(folder, split)
+        if self.items is None:
+            contents = (world if self.name == "world" else mini_skills)(folder, split)
+        else:
+            changed = self.train if split == "train" else {}
+            form = Annotations(**self.items.model_dump() | changed)
+            change = CHANGES[self.name](folder) if self.name in CHANGES else dict
+            contents = read_annotations(folder, form, change)
         if not contents.items:
             why = f"none of {len(contents.broken)} items can be used"
             if contents.broken:

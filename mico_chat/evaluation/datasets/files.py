@@ -1,6 +1,6 @@
-"""Annotation files as their publishers wrote them, and the media that they name.
+"""Annotation files as their publishers wrote them, and the media files that they name.
 
-A fault of a whole file is an error that names the file; a fault of one item is counted.
+A fault of a whole file raises an error that names the file. A fault of a single record is counted.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "audio": (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4"),
     "video": (".mp4", ".webm", ".mkv", ".avi", ".mov"),
 }
-"""Endings of a medium's file that an annotation names without its ending, the best first."""
+"""The endings to try, in this order, if an annotation names a file without its ending."""
+FAULT = "(fault)"
+"""The key of a record that cannot be used; its value is the reason."""
+
+Row = dict[str, Any]
 
 
 def read_text(path: Path) -> str:
@@ -41,43 +45,35 @@ def read_text(path: Path) -> str:
     raise DataError(path, None, f"its text is not encoded as {' or '.join(encodings)}")
 
 
-def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
+def read_records(path: Path, key: str = "") -> Iterator[Row]:
+    """The records of a JSON file: an array of objects, or an object of objects.
+
+    With a ``key``, the records are the value at that key of the file's object. A record of an
+    object of objects gets its own name at the key "key". A record that is no object gets a
+    ``FAULT``.
+    """
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(path, error.lineno, f"not JSON: {error.msg}") from error
-    if not isinstance(content, kind):
-        wanted = "an object" if kind is dict else "an array"
-        raise DataError(path, None, f"expected {wanted}, got {type(content).__name__}")
-    return content
+    if key:
+        if not isinstance(content, dict):
+            raise DataError(path, None, f"expected an object, got {type(content).__name__}")
+        content = content.get(key)
+    if not isinstance(content, dict | list):
+        place = f"at {key!r}" if key else "in this file"
+        raise DataError(path, None, f"there are no records {place}; is this the right file?")
+    named = content.items() if isinstance(content, dict) else enumerate(content)
+    for name, record in named:
+        if isinstance(record, dict):
+            yield {"key": name, **record}
+        else:
+            yield {FAULT: f"the record of {name!r} is {type(record).__name__}, not an object"}
 
 
-def records(path: Path, key: str) -> list[dict[str, Any]]:
-    """The array of objects at a key of a JSON file's object."""
-    found = read_json(path).get(key)
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise DataError(
-            path, None, f"the array of objects {key!r} is missing; is this the right file?"
-        )
-    return found
-
-
-def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON file's array."""
-    for number, row in enumerate(read_json(path, list)):
-        if not isinstance(row, dict):
-            raise DataError(path, None, f"element {number} is {type(row).__name__}, not an object")
-        yield row
-
-
-def texts_at(row: dict[str, Any], list_key: str, key: str) -> list[object]:
-    """The values at ``key`` of the objects in a list of a record; None for one that lacks it."""
-    found = row.get(list_key)
-    found = found if isinstance(found, list) else []
-    return [part.get(key) if isinstance(part, dict) else None for part in found]
-
-
-def read_table(path: Path, *columns: str, delimiter: str = ",") -> Iterator[dict[str, str]]:
+def read_table(
+    path: Path, columns: Iterable[str], delimiter: str = ","
+) -> Iterator[dict[str, str]]:
     """The rows of a table whose first line names its columns; a missing cell is empty."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     names = reader.fieldnames or ()
@@ -88,36 +84,29 @@ def read_table(path: Path, *columns: str, delimiter: str = ",") -> Iterator[dict
         yield {name: row[name] or "" for name in columns}
 
 
-class MediaFolder:
-    """The files of a folder by name, listed once: a data set has many thousands."""
+class MediaFolders:
+    """The media files of a data set; each folder is listed once, because it has many thousands."""
 
-    def __init__(self, folder: Path, kind: Kind) -> None:
-        if not folder.is_dir():
-            raise DataError(folder, None, "no such folder")
-        self.folder = folder
+    def __init__(self, folders: Sequence[Path], kind: Kind) -> None:
         self.kind = kind
-        self._names = {path.name for path in folder.iterdir()}
+        self.places = ", ".join(f"{folder.name}/" for folder in folders)
+        self._files: dict[str, Path] = {}
+        there = [folder for folder in folders if folder.is_dir()]
+        if not there:
+            raise DataError(folders[0], None, "no such folder")
+        for folder in there:
+            for path in folder.iterdir():
+                self._files[path.name] = self._files[f"{folder.name}/{path.name}"] = path
 
-    def named(self, name: object) -> MediaFile | str:
-        """The file of this name, or the reason why there is none."""
-        if not isinstance(name, str) or not name:
-            return "the record does not name a file"
-        if name not in self._names:
-            return f"no file {name} in {self.folder.name}/"
-        return MediaFile(self.kind, self.folder / name, name)
+    def find(self, names: Sequence[str]) -> MediaFile | str:
+        """The first file with one of ``names``, alone or with an ending of its kind.
 
-    def stem(self, *stems: str) -> MediaFile | str:
-        """The file called one of ``stems``, with any ending; or the reason why there is none."""
-        for stem in stems:
-            for suffix in SUFFIXES[self.kind]:
-                for name in (stem + suffix, stem + suffix.upper()):
-                    if name in self._names:
-                        return MediaFile(self.kind, self.folder / name, name)
-        return f"no file {stems[0]}{SUFFIXES[self.kind][0]} in {self.folder.name}/"
-
-
-def listed(path: Path) -> set[str] | None:
-    """The names in a list, one on each line; None without the file."""
-    if not path.is_file():
-        return None
-    return {line.strip() for line in read_text(path).splitlines() if line.strip()}
+        Without such a file, the reason.
+        """
+        suffixes = SUFFIXES[self.kind]
+        for name in names:
+            for suffix in ("", *suffixes, *map(str.upper, suffixes)):
+                if (path := self._files.get(name + suffix)) is not None:
+                    return MediaFile(self.kind, path, path.name)
+        ending = "" if names[0].lower().endswith(suffixes) else suffixes[0]
+        return f"no file {names[0]}{ending} in {self.places}"

@@ -1,6 +1,6 @@
-"""The plugin of lmms-eval: its model ``mico_chat``, which answers through our engines.
+"""The plugin of lmms-eval: the model ``mico_chat``, which answers through our engines.
 
-lmms-eval finds it by the entry point of ``pyproject.toml``. ``docs/lmms-eval.md`` has the commands.
+lmms-eval finds it by an entry point in ``pyproject.toml``. ``docs/lmms-eval.md`` has the commands.
 """
 
 from __future__ import annotations

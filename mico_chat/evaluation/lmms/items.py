@@ -1,13 +1,13 @@
-"""Files of items as tasks of lmms-eval, for any model that it knows.
+"""Files of items as tasks of lmms-eval, which can ask them of any model that it knows.
 
 ::
 
     python -m mico_chat.evaluation.lmms.items data/mini/items/items.jsonl --output data/lmms/mini
     python -m lmms_eval --include_path data/lmms/mini --tasks mini --model mico_chat ...
 
-The folder has the data (Parquet with the files' bytes), a task for each skill, and a group of the
-tasks that lmms-eval's chat format can show: it has no depth or normal maps. Sounds and clips are
-data URIs, which lmms-eval's clients send as they are (a clip with ``pass_video_url=True``).
+The folder gets the data (Parquet with the bytes of the files), a task for each skill, and a group
+of tasks: those without depth and normal maps, which lmms-eval's chat format lacks. Sounds and clips
+are data URIs, which lmms-eval's clients send unchanged (a clip with ``pass_video_url=True``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import Image
 
 from mico_chat.errors import ConfigError, DataError, MicoError, MissingExtraError
 from mico_chat.evaluation.metrics.answers import is_right
-from mico_chat.evaluation.task import Item, read_items
+from mico_chat.evaluation.task import Contents, Item, read_items
 from mico_chat.media.file import mime_type
 
 _FUNCTIONS = '''"""The functions that the tasks of this folder call."""
@@ -40,13 +40,13 @@ __all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
 def write_tasks(
     files: Sequence[Path], output: Path, *, name: str, limit: int = 0, max_tokens: int = 24
 ) -> list[str]:
-    """Write data and tasks; returns the names of the tasks, the group ``name`` first."""
+    """Write data and tasks; returns the group's ``name`` and the names of the tasks."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ConfigError(f"name {name!r}: use lower-case letters, digits, - and _")
+    whole = Contents([item for file in files for item in read_items(file)])
     skills: dict[str, list[Item]] = defaultdict(list)
-    for item in (item for file in files for item in read_items(file)):
-        if not limit or len(skills[item.skill]) < limit:
-            skills[item.skill].append(item)
+    for item in whole.first(limit).items:
+        skills[item.skill].append(item)
     if not skills:
         raise DataError(files[0], None, "the files hold no items")
     tasks: dict[str, str] = {}
@@ -105,7 +105,7 @@ def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
-    """A document's media for the simple interface: pictures, and dictionaries of the others."""
+    """A document's media for the simple interface: pictures, and dictionaries of other media."""
     return [
         _url(medium) if medium["kind"] == "image" else {"type": medium["kind"], "url": _url(medium)}
         for medium in doc["media"]
@@ -113,7 +113,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
 
 
 def _url(medium: Mapping[str, Any]) -> Any:
-    """A picture decoded, as lmms-eval wants it; any other file as a data URI."""
+    """A decoded picture, which lmms-eval expects; a data URI of any other file."""
     if medium["kind"] == "image":
         return Image.open(io.BytesIO(medium["bytes"]))
     mime = mime_type(medium["kind"], medium["bytes"])

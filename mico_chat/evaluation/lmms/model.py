@@ -1,7 +1,7 @@
-"""The model ``mico_chat`` of lmms-eval: questions of its tasks to answers of our engines.
+"""The model ``mico_chat`` of lmms-eval: our engines answer the questions of its tasks.
 
 ``MicoChat`` has the chat interface, lmms-eval's default. ``MicoChatSimple`` (``--force_simple``) is
-for tasks that compare the likelihoods of given answers, which the chat interface lacks.
+for tasks that compare the likelihoods of given answers, which the chat interface cannot do.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tqdm import tqdm
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
+from mico_chat.evaluation.chat import ChatModel
 from mico_chat.evaluation.likelihood import log_likelihoods
 from mico_chat.evaluation.lmms.requests import conversation, options_of, question
 from mico_chat.evaluation.model import chunks
-from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant
-from mico_chat.media import MediaDecoder, MediaLimits
+from mico_chat.load import MAX_RUNNING, EngineOptions
 from mico_chat.messages import Message
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _NEEDS = "tasks that compare likelihoods (output_type multiple_choice or loglike
 
 
 class _Request(NamedTuple):
-    """A request's name in errors, a function that makes its messages, and its options."""
+    """The name of a request in errors, a function that makes its messages, and its options."""
 
     name: str
     read: Callable[[], list[Message]]
@@ -44,7 +44,7 @@ class _Request(NamedTuple):
 
 
 class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
-    """The common parts of both interfaces; arguments as of ``mico-chat serve`` and lmms-eval."""
+    """What both interfaces share. The arguments are those of ``mico-chat serve`` and lmms-eval."""
 
     def __init__(
         self,
@@ -67,20 +67,19 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             )
         self.batch_size = _batch_size(batch_size, max_batch_size)
         self.device = self._own_device(device)
-        self._limits = MediaLimits() if max_frames is None else MediaLimits(max_frames=max_frames)
-        self._pretrained = str(pretrained)
-        self._options = EngineOptions(
-            *(engine, quantization, dtype, self.device),
-            max_running=self.batch_size,
-            chat_defaults=False,
+        options = EngineOptions(
+            engine, quantization, dtype, self.device, max_running=self.batch_size
+        )
+        workers = os.cpu_count() or 1
+        self._open = partial(
+            ChatModel, str(pretrained), options, frames=max_frames, workers=workers
         )
         self._undecoded: dict[tuple[str, str], tuple[Any, Any, Mapping[str, str]]] = {}
-        self._decoder: MediaDecoder | None = None
-        self._loaded: Assistant | None = None
+        self._loaded: ChatModel | None = None
         self._load()
 
     def _own_device(self, device: str | None) -> str | None:
-        """The device of this process; each process of ``accelerate launch`` has its own GPU."""
+        """The device of this process: under ``accelerate launch``, each process has its own GPU."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return device
         from accelerate import Accelerator
@@ -90,29 +89,24 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self._world_size = self.accelerator.num_processes
         return str(self.accelerator.device)
 
-    def _load(self) -> Assistant:
-        """The assistant, loaded again after :meth:`clean`."""
+    def _load(self) -> ChatModel:
+        """The model, loaded again after :meth:`clean`."""
         if self._loaded is None:
-            self._decoder = MediaDecoder(self._limits, workers=os.cpu_count() or 1)
-            self._loaded = load_assistant(
-                self._pretrained, self._decoder, self._options, similarity=False
-            )
+            self._loaded = self._open()
         return self._loaded
 
     def clean(self) -> None:
-        """Give back the model's memory: a judge may want it."""
+        """Free the model's memory: a judge may need it."""
         if self._loaded is not None:
             self._loaded.close()
-        if self._decoder is not None:
-            self._decoder.close()
-        self._loaded = self._decoder = None
+        self._loaded = None
         super().clean()
 
     def _document(self, task: str, split: str, number: int) -> Any:
-        """A document of a task's split, a sound as ``{"type": "audio", "url": file}``.
+        """A document of a task's split; a sound in it is ``{"type": "audio", "url": file}``.
 
-        ``datasets`` would decode a sound with torchcodec into an object that lmms-eval's chat
-        interface refuses.
+        Left alone, ``datasets`` decodes a sound with torchcodec, and lmms-eval's chat interface
+        refuses the result.
         """
         whole = self.task_dict[task][split]
         known = self._undecoded.get((task, split))
@@ -127,8 +121,8 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return document
 
     def _answer(self, requests: Sequence[_Request]) -> list[GenerationResult]:
-        """Answers in order; an unreadable request is logged, and its empty answer is wrong."""
-        assistant = self._load()
+        """The answers in order. An unreadable request is logged, and gets an empty answer."""
+        assistant = self._load().assistant
         results: list[GenerationResult] = [GenerationResult("")] * len(requests)
         errors: dict[int, MicoError] = {}
         alike: dict[GenerationOptions, list[int]] = defaultdict(list)
@@ -179,16 +173,18 @@ class MicoChat(_MicoChat):
     is_simple = False
 
     def _request(self, request: Any) -> _Request:
-        """Of lmms-eval's (context, doc_to_messages, options, document, task, split)."""
+        """The arguments are context, doc_to_messages, options, document, task, split."""
         _, doc_to_messages, options, number, task, split = request.args
 
         def read() -> list[Message]:
-            return conversation(doc_to_messages(self._document(task, split, number)), self._limits)
+            return conversation(
+                doc_to_messages(self._document(task, split, number)), self._load().limits
+            )
 
         return _Request(f"{task} {split} {number}", read, options_of(options))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers of all rounds of each request; a round's are made at the same time."""
+        """The answers of all rounds of each request; a round of all requests is asked together."""
         answers: list[list[str]] = [[] for _ in requests]
         information: list[Any] = [None] * len(requests)
         open_: Sequence[int] = range(len(requests))
@@ -210,7 +206,7 @@ class MicoChat(_MicoChat):
                         continue
                 asked[place] = _Request(
                     f"{task} {split} {number} round {round_}",
-                    partial(conversation, shown, self._limits),
+                    partial(conversation, shown, self._load().limits),
                     options_of(options),
                 )
             if not asked:
@@ -225,12 +221,12 @@ class MicoChatSimple(_MicoChat):
     is_simple = True
 
     def _request(self, request: Any) -> _Request:
-        """Of lmms-eval's (context, options, doc_to_visual, document, task, split)."""
+        """The arguments are context, options, doc_to_visual, document, task, split."""
         context, options, doc_to_visual, number, task, split = request.args
 
         def read() -> list[Message]:
             visuals = doc_to_visual(self._document(task, split, number)) or []
-            return question(visuals, context, self._limits)
+            return question(visuals, context, self._load().limits)
 
         return _Request(f"{task} {split} {number}", read, options_of(options))
 
@@ -240,8 +236,8 @@ class MicoChatSimple(_MicoChat):
         )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The mean negative log-probability of each answer, and whether it is the greedy one."""
-        assistant = self._load()
+        """The mean negative log-probability of each answer, and whether the answer is greedy."""
+        assistant = self._load().assistant
         if assistant.engine.name != "transformers":
             raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")
         llm, most = assistant.encoder.model.llm, assistant.engine.max_position
@@ -256,7 +252,7 @@ class MicoChatSimple(_MicoChat):
         return found
 
     def _with_answer(self, request: Any) -> tuple[list[Message], str]:
-        if len(request.args) == 2:  # the likelihood of the answer without a question
+        if len(request.args) == 2:  # this request has no document
             context, answer = request.args
             return [Message.user(context or " ")], answer
         context, answer, doc_to_visual, number, task, split = request.args
@@ -264,7 +260,7 @@ class MicoChatSimple(_MicoChat):
         visuals = doc_to_visual(document) or []
         if callable(answer):
             answer = answer(document)
-        return question(visuals, context, self._limits), answer
+        return question(visuals, context, self._load().limits), answer
 
 
 async def _prompts(assistant: Assistant, conversations: Sequence[list[Message]]) -> list[Any]:
@@ -291,11 +287,11 @@ def _batch_size(given: int | str, most: int | None) -> int:
 
 
 def _as_files(split: Any) -> tuple[Any, Mapping[str, str]]:
-    """A split whose sounds and clips are files, and the kinds of the columns that have them."""
+    """The split with sounds and clips as undecoded files, and the kind of each column of them."""
     from datasets import Audio, Dataset, Video
 
     kinds: dict[str, str] = {}
-    if isinstance(split, Dataset):  # a task may have made a list of it
+    if isinstance(split, Dataset):  # some tasks make a list of their split
         for column, feature in split.features.items():
             if isinstance(feature, Audio | Video):
                 kinds[column] = "audio" if isinstance(feature, Audio) else "video"

@@ -1,10 +1,10 @@
-"""lmms-eval's requests in our terms: the messages of a document, and the options of a task.
+"""lmms-eval's requests as ours: the messages of a document, and the options of a task.
 
 A part of its chat format is ``{"type": "text", "text": ..}`` or ``{"type": "image", "url": ..}``
-(``video``, ``audio``); ours may also be ``depth`` and ``normal``, or a part of the OpenAI format. A
-``url`` is a PIL picture, a path, a data URI, a file's bytes, samples with their rate, or a
-dictionary of these. lmms-eval guesses kinds by the file's name: an unknown ending is a video, and
-all WebM is sound. So the bytes decide the kind of a clip or a sound.
+(``video``, ``audio``). Here, ``depth``, ``normal`` and parts of the OpenAI format are allowed too.
+The ``url`` is a PIL picture, a path, a data URI, the bytes of a file, samples with their rate, or a
+dictionary of these. lmms-eval guesses the kind by the name of the file: to it, an unknown ending is
+a video, and every WebM file a sound. So here the bytes decide between clip and sound.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mico_chat.messages import ROLES, Message, Part, Role, TextPart, openai_part
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024
-"""The limit of a task that names none, as in lmms-eval's clients of served models."""
+"""The limit for a task without a limit, as in lmms-eval's clients of served models."""
 
 _ALWAYS = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _SAMPLING = ("top_p", "top_k", "min_p", "seed")
@@ -56,10 +56,10 @@ def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> 
 
 
 def question(visuals: Sequence[Any], text: str, limits: MediaLimits) -> list[Message]:
-    """A question of the simple interface: the media that ``doc_to_visual`` gives, then the text."""
+    """A question of the simple interface: the media from ``doc_to_visual``, then the text."""
     parts = []
     for number, visual in enumerate(visuals):
-        # A visual without a kind of its own is a clip, as lmms-eval's chat format guesses.
+        # As in lmms-eval's chat format, a visual that names no kind is a clip.
         kind: Kind = "image" if isinstance(visual, Image.Image) else "video"
         if isinstance(visual, Mapping) and visual.get("type") in KINDS:
             kind = visual["type"]
@@ -80,19 +80,17 @@ def _part(where: str, part: Mapping[str, Any], limits: MediaLimits) -> Part:
 def _check_whole(where: str, given: Mapping[str, Any]) -> None:
     for name in ("start_time", "end_time", "video_start", "video_end"):
         if given.get(name) is not None:
-            raise RequestError.at(
-                where, f"{name}: a clip is always used whole; cut the file before"
-            )
+            raise RequestError.at(where, f"{name}: a clip is always used whole; cut the file first")
 
 
 def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFile:
-    """A medium from any of the values that a task may have."""
+    """The medium of a value in any of the forms that a task may give."""
     if isinstance(value, Image.Image):
         if kind not in _IMAGE_KINDS:
             raise RequestError.at(where, f"the value is a picture, but its kind is {kind}")
         return MediaFile(kind, png(value), where)
     if isinstance(value, Mapping):
-        # Of ``datasets``: samples and their rate, or a file's bytes, path or URL.
+        # From ``datasets``: samples and their rate, or the bytes, path or URL of a file.
         _check_whole(where, value)
         if "array" in value:
             return MediaFile("audio", wav(value["array"], int(value["sampling_rate"])), where)
@@ -118,7 +116,7 @@ def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFil
 
 
 def _checked(part: MediaFile, limits: MediaLimits) -> MediaFile:
-    """The part with the kind of its bytes, where lmms-eval guessed a clip or a sound by a name."""
+    """The part; the bytes correct its kind if lmms-eval guessed a clip or a sound by the name."""
     if part.kind in _IMAGE_KINDS:
         return part
     part.check(limits)
@@ -135,7 +133,7 @@ def _checked(part: MediaFile, limits: MediaLimits) -> MediaFile:
 
 
 def png(picture: Image.Image) -> bytes:
-    """A picture as a PNG file, without loss; in RGB where PNG cannot hold its mode."""
+    """A picture as a PNG file, without loss; in RGB if PNG cannot hold the picture's mode."""
     file = io.BytesIO()
     whole = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
     whole.save(file, "PNG", compress_level=1)
@@ -148,7 +146,7 @@ def wav(samples: Any, sample_rate: int) -> bytes:
 
     values = np.asarray(samples, dtype=np.float32)
     if values.ndim == 2 and values.shape[0] < values.shape[1]:
-        values = values.T  # a file has the channels last
+        values = values.T  # in a WAV file, the channels are last
     file = io.BytesIO()
     wavfile.write(file, sample_rate, values)
     return file.getvalue()
@@ -157,8 +155,8 @@ def wav(samples: Any, sample_rate: int) -> bytes:
 def options_of(given: Mapping[str, Any]) -> GenerationOptions:
     """The ``generation_kwargs`` of a task as options of our engines.
 
-    As in transformers, an answer is greedy if ``do_sample`` is false, whatever the temperature. The
-    log names each key without a meaning here once (``image_aspect_ratio`` is LLaVA's).
+    As in transformers, an answer is greedy if ``do_sample`` is false, at any temperature. A key
+    that our engines do not know, such as LLaVA's ``image_aspect_ratio``, is logged once.
     """
     for name in _ANSWERS:
         if given.get(name) not in (None, 1):

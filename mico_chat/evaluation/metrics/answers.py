@@ -1,23 +1,23 @@
-"""Is an answer to a question right? By the rules of the data sets' own evaluations, and ours.
+"""Is an answer to a question right? The rules of the data sets' own evaluations, and our own.
 
-* ``is_right``, for questions with skills: the answer says an accepted text in whole words,
-  whatever stands around them.
-* ``vqa_accuracy``: VQA v2 (Antol et al. 2015; Goyal et al. 2017). Ten people answered a question;
-  an answer that three others gave is right, fewer count in part, and the figure is the mean over
-  leaving each of the ten out. The odd corners are those of the official evaluation program.
-* ``exact_match``: open-ended video QA, as VALOR scores it: the answer is the true one, word for
-  word, in lower case and without punctuation. VALOR does not clean the annotation; here both sides
-  are cleaned, so that an annotated "t-shirt" can be met at all. For single lower-case words, which
-  MSRVTT-QA, MSVD-QA and TGIF have, both ways are the same.
-* ``clotho_aqa``: ClothoAQA (Lipping et al. 2022), a question about a sound, answered by three
-  people in one word. The three often differ, so an accuracy needs a rule, and papers take different
-  ones. MiCo's Table 5 (63.9) says "Acc." and no more, beside baselines of several rules.
+* ``is_right``, for questions with skills: the answer has an accepted text in whole words, with any
+  words around it.
+* ``vqa_accuracy``: VQA v2 (Antol et al. 2015; Goyal et al. 2017). Ten people answered a question.
+  An answer that three of nine people gave is right, and an answer of fewer people is right in part;
+  the figure is the mean over the ten groups of nine. Odd details are those of the official program.
+* ``exact_match``: open-ended video QA, as VALOR scores it: the answer equals the true one, word for
+  word, in lower case and without punctuation. VALOR does not clean the true answer, so that no
+  answer can equal "t-shirt"; here both sides are cleaned. For single lower-case words, the answers
+  of MSRVTT-QA, MSVD-QA and TGIF, both ways are the same.
+* ``clotho_aqa``: ClothoAQA (Lipping et al. 2022). Three people answered a question about a sound,
+  each with one word. They often disagree, so an accuracy needs a rule, and papers use different
+  rules. MiCo's Table 5 (63.9) names none, beside baselines of several rules.
 
-  * ``each``: the three are three items, as the test file lists them and Qwen-Audio scores them. The
-    people's own disagreement bounds it well below 1.
-  * ``majority``, ``unanimous``: one item a question, the answer that two (all three) gave; other
-    questions are left out. The data set's paper has both for its yes-no questions.
-  * ``any``: one item a question, right with any of the three (Audio Flamingo, but for yes-no).
+  * ``each``: each person's answer is an item, as in the test file and in Qwen-Audio's score. People
+    disagree, so that no model can come near 1.
+  * ``majority``, ``unanimous``: the true answer is that of two people, or of all three; a question
+    without such an answer is left out. The data set's paper has both for its yes-no questions.
+  * ``any``: the answer of any person is right (Audio Flamingo, except for yes-no questions).
 """
 
 from __future__ import annotations
@@ -31,29 +31,30 @@ from typing import Literal
 
 import yaml
 
-from mico_chat.evaluation.metrics import Score
-
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SPELLINGS = {"gray": "grey", "nearer": "closer", "further": "farther", "color": "colour"}
-"""Words of one meaning; both sides of a comparison are brought to the second."""
+"""Words and their synonyms; the synonym replaces the word on both sides of a comparison."""
 
 
 def normal_words(text: str) -> list[str]:
-    """Lower-case words, numbers spelled out, one spelling: ``"2 Gray cats!"`` -> two grey cats."""
+    """Lower-case words, digits as words, one spelling: ``"2 Gray cats!"`` -> two grey cats."""
     found = re.findall(r"[a-z]+|\d+", text.lower())
     spelled = [NUMBERS[int(w)] if w.isdigit() and int(w) <= 10 else w for w in found]
     return [SPELLINGS.get(word, word) for word in spelled]
 
 
 def singular(word: str) -> str:
-    """A word without its plural ending, so that "dogs" says "dog"."""
+    """A word without its plural ending: "dogs" equals "dog"."""
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         return word[:-1]
     return word
 
 
 def position(answer: str, phrase: str) -> int | None:
-    """The number of words before ``phrase`` in ``answer``, singular or plural; None without it."""
+    """The number of words before ``phrase`` in ``answer``; None if the answer lacks the phrase.
+
+    Singular and plural are equal.
+    """
     said, sought = ([singular(word) for word in normal_words(text)] for text in (answer, phrase))
     for start in range(len(said) - len(sought) + 1):
         if sought and said[start : start + len(sought)] == sought:
@@ -62,7 +63,7 @@ def position(answer: str, phrase: str) -> int | None:
 
 
 def is_right(answer: str, accept: Sequence[str], choices: Sequence[str] = ()) -> bool:
-    """Whether an answer says an accepted text, before any choice that is not accepted."""
+    """Whether an answer has an accepted text, before any choice that is not accepted."""
     places = [place for text in accept if (place := position(answer, text)) is not None]
     wrong = (position(answer, text) for text in choices if text not in accept)
     return bool(places) and not any(place is not None and place < min(places) for place in wrong)
@@ -71,11 +72,11 @@ def is_right(answer: str, accept: Sequence[str], choices: Sequence[str] = ()) ->
 DIGITS = {word: str(value) for value, word in enumerate(NUMBERS)} | {"none": "0"}
 ARTICLES = frozenset(("a", "an", "the"))
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-"""Neither the apostrophe, the full stop (which has a rule of its own) nor the colon."""
+"""Without the apostrophe, the colon, and the full stop (which has a rule of its own)."""
 
 
 def _contractions() -> dict[str, str]:
-    """Misspelt contraction -> the contraction: its one apostrophe, or one of several, left out."""
+    """Contractions by their misspellings, which lack the only apostrophe, or one of several."""
     text = Path(__file__).with_name("contractions.yaml").read_text(encoding="utf-8")
     table: dict[str, str] = yaml.safe_load(text)
     found = {word.replace("'", ""): word for word in table["single"].split()}
@@ -89,7 +90,7 @@ def _contractions() -> dict[str, str]:
 CONTRACTIONS = _contractions()
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _FULL_STOPS = 32
-"""At most this many full stops are removed: the official program passes a flag as the count."""
+"""The number of full stops to remove: by mistake, the official program uses a flag as count."""
 _THOUSANDS = re.compile(r"\d,\d")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -97,7 +98,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """VQA v2's accuracy of an answer in 0 .. 1, by the answers of (ten) people.
 
-    As in the official program, an answer that all people gave must be met letter by letter.
+    As in the official program, an answer that all people gave must be matched letter by letter.
     """
     given, *truths = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *humans))
     if len(set(truths)) > 1:
@@ -133,8 +134,11 @@ YES_NO = frozenset(("yes", "no"))
 
 def clotho_aqa(
     answers: Mapping[str, str], humans: Mapping[str, Sequence[str]], rule: Rule = "each"
-) -> Score:
-    """Accuracy by a rule; of an answer to a yes-no question the first word counts."""
+) -> dict[str, float]:
+    """The accuracy of each question that the rule counts.
+
+    Of an answer to a yes-no question, only the first word counts.
+    """
     each = {}
     for question, answer in answers.items():
         truths = [plain(human) for human in humans[question]]
@@ -144,11 +148,11 @@ def clotho_aqa(
             said = first
         if (value := _right(said, truths, rule)) is not None:
             each[question] = value
-    return Score.over(each, f"ClothoAQA, {rule} of all questions")
+    return each
 
 
 def _right(said: str, truths: Sequence[str], rule: Rule) -> float | None:
-    """The share of an answer that is right; None if the rule leaves the question out."""
+    """The accuracy of an answer in 0 .. 1; None if the rule leaves the question out."""
     truth, count = Counter(truths).most_common(1)[0]
     if rule == "each":
         return truths.count(said) / len(truths)

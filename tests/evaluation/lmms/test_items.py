@@ -1,4 +1,4 @@
-"""Items as tasks of lmms-eval: what is written, and when an answer is right."""
+"""Items as tasks of lmms-eval: the files that are written, and the marks of answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_task_for_each_skill(tmp_path: Path) -> None:
     file = drawn_items(tmp_path / "items", n=4)
     names = write_tasks([file], tmp_path / "tasks", name="drawn", limit=3)
     assert names == ["drawn", "drawn_colour", "drawn_sound", "drawn_clip", "drawn_how_far"]
-    # No depth maps: lmms-eval's chat format has none.
+    # The group lacks the depth maps, which lmms-eval's chat format cannot show.
     group = (tmp_path / "tasks/drawn.yaml").read_text()
     assert group == "group: drawn\ntask:\n  - drawn_colour\n  - drawn_sound\n  - drawn_clip\n"
     found = rows(tmp_path / "tasks", "drawn_colour")

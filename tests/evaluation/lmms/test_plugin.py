@@ -1,8 +1,9 @@
-"""lmms-eval for real: its tasks through the plugin, and through its client and our service."""
+"""The real lmms-eval asks our plugin, and through its own client our service."""
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,16 +16,23 @@ import pytest
 
 from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.evaluation.lmms.items import write_tasks
-from mico_chat.model.config import MicoChatConfig
+from tests.evaluation.conftest import write_chat_model
 from tests.evaluation.lmms.drawn import drawn_items
-from tests.lmms_here import needs_lmms
 from tests.server import sent
 from tests.server.served import Served, served
-from tests.tiny import chat_model, processor_for
+from tests.tiny import chat_model
 
-pytestmark = needs_lmms
+pytestmark = [
+    pytest.mark.lmms,
+    pytest.mark.skipif(
+        importlib.util.find_spec("lmms_eval") is None,
+        reason="lmms-eval is not installed here; `make test-lmms` has it",
+    ),
+    # Packages that lmms-eval imports give deprecation warnings.
+    pytest.mark.filterwarnings("ignore"),
+]
 
-SHOWN = ["drawn_colour", "drawn_sound", "drawn_clip"]  # kinds of media that both ways carry
+SHOWN = ["drawn_colour", "drawn_sound", "drawn_clip"]  # both ways can show these media
 Run = dict[str, list[str]]
 
 
@@ -36,12 +44,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    model = chat_model()
-    model.save_pretrained(folder)
-    assert isinstance(model.config, MicoChatConfig)
-    processor_for(model.config).save_pretrained(folder)
-    return folder
+    return write_chat_model(tmp_path_factory.mktemp("models") / "tiny", chat_model())
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    # In bfloat16 the companions of a request decide near ties.
+    # In bfloat16, the other requests of a batch would decide near ties.
     exact = ("--engine", "transformers", "--dtype", "float32")
     with served(folder, "--model", str(tiny), *exact) as one:
         yield one
@@ -65,7 +68,7 @@ def evaluated(model: str, arguments: str, folder: Path, names: list[str], **more
     from lmms_eval.tasks import TaskManager
 
     with warnings.catch_warnings():
-        # Its client never closes its connections.
+        # The client of lmms-eval never closes its connections.
         warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
         found = simple_evaluate(
             model=model,
@@ -190,7 +193,7 @@ def request(*arguments: Any) -> Any:
     return SimpleNamespace(args=arguments)
 
 
-def test_rounds_are_told_the_answers_before(tiny: Path) -> None:
+def test_each_round_gets_the_earlier_answers(tiny: Path) -> None:
     heard: list[list[str]] = []
 
     def doc_to_messages(document: Any, **round_: Any) -> Any:
@@ -210,14 +213,14 @@ def test_rounds_are_told_the_answers_before(tiny: Path) -> None:
     with pytest.raises(RequestError, match="--force_simple and engine=transformers"):
         model.loglikelihood([request("", "x")])
     assert given[1][:2] in heard
-    # The model is loaded anew where it was cleaned away.
+    # After clean(), the model is loaded again.
     model.clean()
     assert model.generate_until_multi_round(requests) == given
     model.clean()
 
 
 def test_the_likelihood_of_given_answers(tiny: Path) -> None:
-    """What greedy decoding says is the likeliest, and likelier than anything else as long."""
+    """The greedy answer is likelier than any other answer of its length."""
     model = model_of(tiny, "MicoChatSimple", batch_size=2)
     model.task_dict["t"] = {"test": [{"clip": sent.mp4()}]}
 
@@ -226,7 +229,7 @@ def test_the_likelihood_of_given_answers(tiny: Path) -> None:
 
     options = {"max_new_tokens": 5}
     (said,) = model.generate_until([request("Which?", options, visuals, 0, "t", "test")])
-    greedy_text = said.text[::2]  # a token is a letter, and decoding puts spaces between
+    greedy_text = said.text[::2]  # tokens are letters; decoding puts spaces between them
     assert len(greedy_text) == 5
     others = ["zzzzz", greedy_text[:4] + ("a" if greedy_text[4] != "a" else "b")]
     found = model.loglikelihood(
@@ -245,7 +248,7 @@ def test_the_likelihood_of_given_answers(tiny: Path) -> None:
 
 
 def test_sounds_of_a_data_set_need_no_decoder_of_its_own(tiny: Path) -> None:
-    """ClothoAQA's column is ``datasets``' Audio, which it would decode with torchcodec."""
+    """As in ClothoAQA: left alone, ``datasets`` decodes a column of Audio with torchcodec."""
     from datasets import Audio, Dataset
 
     row = {"question": "What is it?", "audio": {"bytes": sent.wav(), "path": "a.wav"}}
@@ -267,7 +270,7 @@ def test_sounds_of_a_data_set_need_no_decoder_of_its_own(tiny: Path) -> None:
 
 
 def test_an_official_task_on_data_laid_out_locally(tiny: Path, tmp_path: Path) -> None:
-    """MME's prompt and score on two pictures, as docs/lmms-eval.md tells it."""
+    """MME's prompt and score on two pictures, as docs/lmms-eval.md describes."""
     import lmms_eval.tasks.mme
     from datasets import Dataset, Features, Image, Value
 

@@ -1,4 +1,4 @@
-"""Is an answer right? VQA accuracy by figures of the official program, the other rules by hand."""
+"""Is an answer right? VQA accuracy equals the official program's; other figures are by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mico_chat.errors import DataError
 from mico_chat.evaluation.metrics.answers import (
     Rule,
     clotho_aqa,
@@ -53,7 +52,7 @@ WORDS = (
 
 
 def generated(count: int) -> list[tuple[str, list[str]]]:
-    """Answers with ten human answers each, of which about one in seven are all the same."""
+    """Answers, each with ten human answers; in a seventh of the cases these ten are equal."""
     chance, words = random.Random(7), WORDS.split(" ")
     found = []
     for _ in range(count):
@@ -104,17 +103,10 @@ ANSWERS = {"dry": "Yes, it is dry.", "raining": "Yes", "where": "TRAIN.", "anima
     ],
 )
 def test_rules(rule: Rule, each: dict[str, float]) -> None:
-    score = clotho_aqa(ANSWERS, HUMANS, rule)
-    assert score.each == pytest.approx(each)
-    assert score.mean == pytest.approx(sum(each.values()) / len(each))
+    assert clotho_aqa(ANSWERS, HUMANS, rule) == pytest.approx(each)
 
 
 def test_the_first_word_counts_of_yes_no_questions_alone() -> None:
     humans = {"1": ["no"] * 3, "2": ["no"] * 3, "3": ["no", "no", "none"]}
     answers = {"1": "No - quiet", "2": "There is no sound", "3": "no sound"}
-    assert clotho_aqa(answers, humans).each == {"1": 1, "2": 0, "3": 0}
-
-
-def test_a_rule_that_leaves_no_question() -> None:
-    with pytest.raises(DataError, match="unanimous of all questions: no item to score"):
-        clotho_aqa({"1": "yes"}, {"1": ["yes", "yes", "no"]}, "unanimous")
+    assert clotho_aqa(answers, humans) == {"1": 1, "2": 0, "3": 0}

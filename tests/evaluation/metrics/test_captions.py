@@ -1,4 +1,4 @@
-"""CIDEr equals the original scorer's on generated captions; SPICE without its parser's models."""
+"""CIDEr equals the original scorer's; SPICE is tested without the models of its parser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from mico_chat.evaluation.metrics.captions import (
     cider,
     jars,
     spice,
-    spice_of_tokens,
     spider,
     tokenize,
 )
@@ -51,7 +50,7 @@ def generated(count: int) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 @pytest.fixture
 def original_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original tokenizer takes whatever ``java`` the PATH has."""
+    """Puts our Java into the PATH, where the original tokenizer looks for it."""
     monkeypatch.setenv("PATH", f"{JAVA.parent}{os.pathsep}{os.environ['PATH']}")
 
 
@@ -62,11 +61,10 @@ def test_cider_equals_the_original_on_a_thousand_items() -> None:
         PTBTokenizer().tokenize({i: [{"caption": text} for text in texts] for i, texts in of})
         for of in (references.items(), ((item, [text]) for item, text in candidates.items()))
     )
-    mean, each = Cider().compute_score(truths, said)
+    _, each = Cider().compute_score(truths, said)
     ours = cider(candidates, references)
-    assert ours.mean == pytest.approx(mean, abs=1e-9)
-    assert list(ours.each) == list(candidates)
-    assert list(ours.each.values()) == pytest.approx(list(each), abs=1e-9)
+    assert list(ours) == list(candidates)
+    assert list(ours.values()) == pytest.approx(list(each), abs=1e-9)
 
 
 def test_tokens() -> None:
@@ -82,13 +80,10 @@ def test_tokens() -> None:
         "* nl *",
         "2.5",
     ]
-    assert tokenize([], "CIDEr") == []
-
-
-def test_a_line_break_in_a_caption_moves_no_other_caption() -> None:
     breaks = ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028", "\u2029", "\x1e"]
     said = [f"one{line_break}two" for line_break in breaks]
     assert tokenize([*said, "three"], "CIDEr") == ["one two"] * len(said) + ["three"]
+    assert tokenize([], "CIDEr") == []
 
 
 def test_without_java_the_error_names_metric_and_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +96,7 @@ def test_without_java_the_error_names_metric_and_extra(monkeypatch: pytest.Monke
     )
 
 
-def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_java_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "java"
     broken.write_text("#!/bin/sh\necho 'out of memory' >&2\nexit 3\n")
     broken.chmod(0o755)
@@ -117,13 +112,12 @@ def test_spider_is_the_mean_of_cider_and_spice(monkeypatch: pytest.MonkeyPatch) 
         seen.append((candidates, references))
         return {"2": 0.5, "1": 0.25}
 
-    monkeypatch.setattr(metric, "spice_of_tokens", fixed)
+    monkeypatch.setattr(metric, "spice", fixed)
     candidates = {"1": "A dog runs.", "2": "a cat sleeps"}
     references = {"2": ["a cat sleeps", "Cats!"], "1": ["a dog runs fast"]}
     both, consensus = spider(candidates, references), cider(candidates, references)
     for item, semantic in (("1", 0.25), ("2", 0.5)):
-        assert both.each[item] == pytest.approx((consensus.each[item] + semantic) / 2)
-    assert both.mean == pytest.approx((consensus.mean + 0.375) / 2)
+        assert both[item] == pytest.approx((consensus[item] + semantic) / 2)
     assert seen == [
         (
             {"1": "a dog runs", "2": "a cat sleeps"},
@@ -138,8 +132,8 @@ def test_spice_without_corenlp_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
         spice({"1": "a dog"}, {"1": ["a dog"]})
 
 
-# A process can have one virtual machine, so each case runs in a process of its own. CoreNLP 3.4.1,
-# the tokenizer's, has the graphs that SPICE needs, and no models.
+# A process can start only one virtual machine, so each case has its own process. CoreNLP 3.4.1 (of
+# the tokenizer) has the classes of graphs that SPICE needs, but no models.
 START = """
 import json, sys
 from mico_chat.evaluation.metrics.captions import f_scores, jars, start_jvm
@@ -151,7 +145,7 @@ spice = start_jvm([folder / "spice-1.0.jar", *others, corenlp])
 from java.util import ArrayList
 """
 
-# A parser that makes SPICE's own scene graphs of captions written as tuples: "dog, dog-brown".
+# A parser for captions written as tuples ("dog, dog-brown"), which makes SPICE's scene graphs.
 TUPLES = """
 import jpype
 from java.lang import Integer
@@ -185,6 +179,7 @@ def run(script: str, *arguments: str) -> str:
         [sys.executable, "-W", "error", "-c", START + script, *arguments],
         capture_output=True,
         text=True,
+        env={**os.environ, "JAVA_HOME": str(JAVA.parents[1])},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -192,12 +187,12 @@ def run(script: str, *arguments: str) -> str:
 
 def test_f_scores_of_scene_graphs() -> None:
     items = [
-        # 2 of the candidate's 4 tuples are 2 of the references' 5
+        # 2 of the candidate's 4 tuples match 2 of the references' 5.
         {
             "candidate": "dog, dog-brown, dog-grass-run on",
             "references": ["dog, dog-brown", "dog-big, dog-lawn-run on"],
         },
-        # a synonym matches: 1 of 1, and of 2
+        # A synonym matches: 1 of 1, and 1 of 2.
         {"candidate": "car", "references": ["automobile, automobile-red"]},
         {"candidate": "", "references": ["cat"]},
         {"candidate": "cat", "references": ["cat"]},
@@ -205,7 +200,7 @@ def test_f_scores_of_scene_graphs() -> None:
     assert json.loads(run(TUPLES, json.dumps(items))) == pytest.approx([4 / 9, 2 / 3, 0, 1])
 
 
-def test_a_failure_in_java_is_told_in_a_line(
+def test_a_failure_in_java_is_reported_in_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "lib").mkdir()
@@ -217,7 +212,7 @@ def test_a_failure_in_java_is_told_in_a_line(
     monkeypatch.setattr("mico_chat.evaluation.metrics.captions.jars", lambda *_: tmp_path)
     monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(MicoError, match=r"^SPICE failed on 1 items: OutOfMemoryError$"):
-        spice_of_tokens({"1": "a dog"}, {"1": ["a dog"]})
+        spice({"1": "a dog"}, {"1": ["a dog"]})
 
 
 @pytest.mark.slow
@@ -232,4 +227,4 @@ def test_with_corenlp() -> None:
         "other": ["two cats sleep", "a cat on a sofa"],
         "none": ["a dog"],
     }
-    assert spice_of_tokens(candidates, references) == {"same": 1, "other": 0, "none": 0}
+    assert spice(candidates, references) == {"same": 1, "other": 0, "none": 0}

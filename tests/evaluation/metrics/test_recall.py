@@ -1,4 +1,4 @@
-"""Recall at k: equals sorting where no two scores tie; several captions; ties; faults."""
+"""Recall at k equals sorting if all scores differ; several right candidates; ties; faults."""
 
 from __future__ import annotations
 

@@ -1,22 +1,25 @@
-"""What lmms-eval shows of a document, whatever form its media have."""
+"""Requests of lmms-eval: media in all of their forms, and generation options."""
 
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import MediaError, RequestError
-from mico_chat.evaluation.lmms.requests import conversation, png, question, wav
+from mico_chat.evaluation.lmms.requests import conversation, options_of, png, question, wav
 from mico_chat.media import Audio, MediaFile, MediaLimits, decode
 from mico_chat.media import Image as Picture
 from mico_chat.messages import Message, TextPart
+from tests.made import write_clip, write_sound
 from tests.server import sent
 
 LIMITS = MediaLimits()
@@ -34,24 +37,14 @@ def medium(kind: str, url: Any, **more: Any) -> MediaFile:
     return part
 
 
-def webm(video: bool) -> bytes:
+def webm(write: Callable[..., None], codec: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    with av.open(file, "w", format="webm") as container:
-        if video:
-            clip = container.add_stream("libvpx", rate=10)
-            clip.width = clip.height = 224
-            clip.pix_fmt = "yuv420p"
-            for _ in range(5):
-                container.mux(clip.encode(av.VideoFrame.from_ndarray(RED, format="rgb24")))
-            container.mux(clip.encode(None))
-        else:
-            sound = container.add_stream("libopus", rate=48_000)
-            samples = np.zeros((1, 24_000), np.float32)
-            frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
-            frame.sample_rate = 48_000
-            container.mux(sound.encode(frame))
-            container.mux(sound.encode(None))
+    write(file, codec, container_format="webm", **options)
     return file.getvalue()
+
+
+def table(name: str) -> Any:
+    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def test_a_conversation() -> None:
@@ -74,7 +67,7 @@ def test_a_conversation() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "LA", "P", "RGB", "RGBA", "CMYK", "F"])
 def test_pictures_of_every_mode(mode: str) -> None:
-    """As the clients of served models send them: a PNG file, and of what it cannot hold the RGB."""
+    """A picture becomes a PNG file; in RGB if PNG cannot hold its mode."""
     picture = Image.fromarray(RED).convert(mode if mode != "LA" else "L").convert(mode)
     decoded = decode(MediaFile("image", png(picture)))
     assert isinstance(decoded, Picture)
@@ -97,7 +90,7 @@ def test_a_depth_map_of_16_bits_keeps_them() -> None:
 def test_samples_become_a_file(channels: int | None) -> None:
     samples = 0.5 * np.sin(np.arange(16_000) / 10)
     given = samples if channels is None else np.stack([samples, samples], channels)
-    # The kind that lmms-eval gives a dictionary is video.
+    # lmms-eval names "video" as the kind of every dictionary.
     part = medium("video", {"array": given, "sampling_rate": 16_000, "path": None})
     assert part.kind == "audio"
     assert isinstance(part.source, bytes)
@@ -113,8 +106,8 @@ def test_samples_become_a_file(channels: int | None) -> None:
         ("video", "a.mp4", sent.mp4(), "video"),
         ("video", "a.wav", sent.wav(), "audio"),
         ("video", "a", sent.png(RED), "image"),
-        ("audio", "a.webm", webm(video=True), "video"),
-        ("audio", "a.webm", webm(video=False), "audio"),
+        ("audio", "a.webm", webm(write_clip, "libvpx", n=5), "video"),
+        ("audio", "a.webm", webm(write_sound, "libopus", rate=48_000), "audio"),
         ("image", "a.png", sent.png(RED), "image"),
     ],
 )
@@ -144,7 +137,7 @@ def test_the_openai_format_and_the_simple_interface() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        *yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8")),
+        *table("refused.yaml"),
         ({"type": "audio", "url": Image.new("L", (2, 2))}, "the value is a picture, but its kind"),
     ],
 )
@@ -159,3 +152,26 @@ def test_a_missing_file_and_a_role_that_there_is_not() -> None:
         medium("video", "/nowhere/a.mp4")
     with pytest.raises(RequestError, match="'robot' is not one of system, user, assistant"):
         conversation([{"role": "robot", "content": []}], LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("given", "differs"),
+    table("options.yaml"),
+)
+def test_options(given: dict[str, Any], differs: dict[str, Any]) -> None:
+    assert options_of(given) == GenerationOptions.of({"max_tokens": 1024, **differs})
+
+
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences", "n", "best_of"])
+def test_beams_and_several_answers_are_refused(name: str) -> None:
+    with pytest.raises(RequestError, match=rf"{name}: got 5, but a request gets one answer"):
+        options_of({name: 5})
+
+
+def test_what_no_engine_has_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        options_of({"image_aspect_ratio_of_a_test": "pad"})
+        options_of({"image_aspect_ratio_of_a_test": "pad"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "the generation option 'image_aspect_ratio_of_a_test' is ignored: no engine supports it"
+    ]
