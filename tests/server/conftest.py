@@ -12,14 +12,13 @@ import httpx
 import pytest
 
 from mico_server.settings import ServerSettings
-from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
-from mico_server.store.media import MediaStore
 from tests.fakes import FakeAssistant
 from tests.server.postgres import Postgres, binaries
 from tests.server.running import running, wait_until_ready
 from tests.server.served import Served, served
+from tests.server.stored import Stores
 from tests.vllm_here import FLAGS
 
 Start = Callable[..., httpx.Client]
@@ -97,10 +96,5 @@ def keys(database: Database) -> KeyStore:
 
 
 @pytest.fixture
-def media(database: Database, tmp_path: Path) -> MediaStore:
-    return MediaStore(database, tmp_path / "media")
-
-
-@pytest.fixture
-def conversations(database: Database, media: MediaStore) -> ConversationStore:
-    return ConversationStore(database, media)
+def stores(database: Database, tmp_path: Path) -> Stores:
+    return Stores(database, tmp_path / "media")

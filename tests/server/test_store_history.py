@@ -14,113 +14,86 @@ from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError
 from mico_server.errors import NotFoundError
 from mico_server.store.blobs import walk
-from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
 from mico_server.store.database import Database
 from mico_server.store.keys import Amount, History, KeyStore
-from mico_server.store.media import MediaStore
 from mico_server.store.tables import blobs
 from tests.server.conftest import BOTH
+from tests.server.stored import Stores
 
 pytestmark = pytest.mark.anyio
 
 
-async def upload(media: MediaStore, tenant: str, content: bytes) -> str:
-    async with media.work_folder() as folder:
-        path = folder.file("file")
-        path.write_bytes(content)
-        return (await media.add(tenant, "image", path, "cat.png", ttl_s=None)).id
-
-
-async def ask(conversations: ConversationStore, tenant: str, *media: str) -> str:
-    parts: list[StoredText | StoredMedium] = [
-        StoredText(text="What?"),
-        *(StoredMedium(type="image", media_id=m) for m in media),
-    ]
-    turn = NewTurn(parts, "A cat.", "stop", "mini")
-    return (await conversations.add_turn(tenant, None, turn))[0]
-
-
-async def files(database: Database, folder: Path) -> int:
-    async with database.reading() as connection:
+async def files(stores: Stores) -> int:
+    async with stores.database.reading() as connection:
         rows = set(await connection.scalars(select(blobs.c.id)))
-    assert rows == set(walk(folder))
+    assert rows == set(walk(stores.folder))
     return len(rows)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "media"
-
-
-@pytest.fixture
-def history(database: Database, folder: Path) -> History:
-    return History(database, folder)
+def history(stores: Stores) -> History:
+    return History(stores.database, stores.folder)
 
 
 @BOTH
 async def test_a_tenant_and_its_users_move_and_nobody_else(
-    database: Database,
-    media: MediaStore,
-    conversations: ConversationStore,
-    history: History,
-    folder: Path,
+    stores: Stores, history: History
 ) -> None:
+    media = stores.media
     tenants = ("local", "local/anna", "local/b-1", "locals", "LOCAL", "Local/anna", "key-1")
-    shown = {tenant: await upload(media, tenant, b"cat") for tenant in tenants}
-    asked = {tenant: await ask(conversations, tenant, shown[tenant]) for tenant in tenants}
-    alone = await upload(media, "local", b"dog")
-    assert await files(database, folder) == 8
+    shown = {tenant: (await stores.add(tenant=tenant)).id for tenant in tenants}
+    asked = {tenant: await stores.say(tenant=tenant, show=[shown[tenant]]) for tenant in tenants}
+    alone = (await stores.add(b"dog", tenant="local")).id
+    assert await files(stores) == 8
     assert await history.of("local") == Amount(3, 4)
 
     assert await history.move("local", "key-1") == Amount(3, 4)
     assert not await history.of("local")
     assert await history.of("key-1") == Amount(4, 5)
-    assert await files(database, folder) == 7, "one of the key's had the same bytes"
+    assert await files(stores) == 7, "one of the key's had the same bytes"
     for tenant in tenants:
         now = f"key-1{tenant[5:]}" if tenant[:6] in ("local", "local/") else tenant
-        found = await conversations.load(now, asked[tenant])
-        assert media.path(found.media[shown[tenant]]).read_bytes() == b"cat"
+        found = await stores.load(asked[tenant], now)
+        assert media.path(found.media[shown[tenant]]).read_bytes() == b"bytes"
         if now != tenant:
             with pytest.raises(NotFoundError):
-                await conversations.load(tenant, asked[tenant])
+                await stores.load(asked[tenant], tenant)
     assert media.path(await media.get("key-1", alone)).read_bytes() == b"dog"
 
     # And back, the key's own with them.
     assert await history.move("key-1", "local") == Amount(4, 5)
     for tenant in ("local", "local/anna", "local/b-1"):
-        found = await conversations.load(tenant, asked[tenant])
-        assert media.path(found.media[shown[tenant]]).read_bytes() == b"cat"
-    assert await files(database, folder) == 7
+        found = await stores.load(asked[tenant], tenant)
+        assert media.path(found.media[shown[tenant]]).read_bytes() == b"bytes"
+    assert await files(stores) == 7
     await media.sweep()
-    assert await files(database, folder) == 7
+    assert await files(stores) == 7
 
 
 async def test_a_file_system_without_links_and_a_file_that_vanished(
-    media: MediaStore, history: History, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*paths: object) -> None:
         raise PermissionError("no links here")
 
-    id_, lost = await upload(media, "local", b"cat"), await upload(media, "local", b"dog")
-    media.path(await media.get("local", lost)).unlink()
+    media = stores.media
+    kept, lost = await stores.add(tenant="local"), await stores.add(b"dog", tenant="local")
+    media.path(lost).unlink()
     monkeypatch.setattr(os, "link", none)
     await history.move("local", "key-1")
-    assert media.path(await media.get("key-1", id_)).read_bytes() == b"cat"
-    assert (await media.get("key-1", lost)).name == "cat.png", "one that vanished stops nothing"
+    assert media.path(await media.get("key-1", kept.id)).read_bytes() == b"bytes"
+    assert (await media.get("key-1", lost.id)).name == "cat.jpg", "one that vanished stops nothing"
 
 
 async def test_another_folder_is_refused_and_nothing_changes(
-    database: Database,
-    media: MediaStore,
-    conversations: ConversationStore,
-    tmp_path: Path,
+    stores: Stores, tmp_path: Path
 ) -> None:
-    id_ = await upload(media, "local", b"cat")
-    asked = await ask(conversations, "local", id_)
-    elsewhere = History(database, tmp_path / "elsewhere")
+    asked = await stores.say(tenant="local", send=[b"cat"])
+    elsewhere = History(stores.database, tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"elsewhere.*--media-dir"):
         await elsewhere.move("local", "key-1")
-    assert media.path((await conversations.load("local", asked)).media[id_]).is_file()
+    (record,) = (await stores.load(asked, "local")).media.values()
+    assert stores.media.path(record).is_file()
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -170,10 +143,9 @@ class TestCommand:
         async def talk() -> None:
             database = Database(None, tmp_path)
             await database.start()
-            media = MediaStore(database, tmp_path / "media")
-            conversations = ConversationStore(database, media)
-            await ask(conversations, "local/b-1", await upload(media, "local/b-1", b"cat"))
-            await ask(conversations, "local")
+            stores = Stores(database, tmp_path / "media")
+            await stores.say(tenant="local/b-1", send=[b"cat"])
+            await stores.say(tenant="local")
             await database.close()
 
         asyncio.run(talk())

@@ -69,14 +69,6 @@ class Command:
         self._process.wait(60)
         self._process = None
 
-    def child(self) -> int:
-        """The process id of its only child."""
-        assert self._process is not None
-        pid = self._process.pid
-        threads = Path(f"/proc/{pid}/task").glob("*/children")
-        (child,) = (int(child) for thread in threads for child in thread.read_text().split())
-        return child
-
     def said(self) -> str:
         return self._log.read_text(errors="replace")
 

@@ -119,6 +119,12 @@ STREAM = (
 ).encode()
 
 
+FAILURE = (
+    b'event: error\ndata: {"error":'
+    b'{"message":"no memory","type":"server_error","param":null,"code":null}}\n\n'
+)
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_events_cut_anywhere(size: int) -> None:
     found: list[ChatEvent] = []
@@ -137,4 +143,4 @@ def test_events_cut_anywhere(size: int) -> None:
     assert first == MediaEvent(conversation_id=None, turn=None, media=())
     assert [d.text for d in deltas if isinstance(d, DeltaEvent)] == ["a\u2028b\n", "ö"]
     with pytest.raises(ApiError, match=r"^no memory$"):
-        asyncio.run(read(b'event: error\ndata: {"error":{"message":"no memory"}}\n\n'))
+        asyncio.run(read(FAILURE))

@@ -17,10 +17,11 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
+from rich.filesize import decimal
 
 from mico_chat.media.kinds import KINDS
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, Usage
-from mico_ui import describe, routes
+from mico_ui import routes
 from mico_ui.client import ApiError, Client
 from mico_ui.routes import Upload
 from mico_ui.terminal.chat import Chat
@@ -164,7 +165,7 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     assert f"error: {page}: this file exists already" in shown
     assert "no conversation with 'nothing of it' in it" in shown
     assert "First (this one)" in shown
-    facts = f"array, {describe.size(picture.stat().st_size)}"
+    facts = f"array, {decimal(picture.stat().st_size)}"
     assert page.read_text() == (
         f"# First\n\n> Be kind.\n\n## Question\n\n- image: red circle.png ({facts})\n\nFirst\n\n"
         "## Answer (fake)\n\n[image red circle.png] First\n"

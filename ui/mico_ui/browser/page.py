@@ -39,8 +39,6 @@ CONVERSATIONS = 40  # listed at once
 MAX_COMPARED = 24  # media, and sentences, at once
 EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
 
-_OF_EXAMPLES = "examples"  # the user of the examples' previews
-
 
 class ExampleFile(Frozen):
     kind: Kind
@@ -98,6 +96,7 @@ class Page:
         self.answers = Answers(api, desk)
         self.keep_file = keep_file
         self._examples = read_examples()
+        self._example_cards: dict[str, tuple[Card, ...]] = {}
 
     def functions(self) -> list[PageFunction]:
         server = (self.health, self.estimate, self.compare)
@@ -177,8 +176,11 @@ class Page:
     async def examples(self, visitor: Visitor) -> list[Example]:
         found = []
         for example in self._examples.chats:
-            cards = tuple([await self._example_card(shown) for shown in example.files])
-            found.append(example.model_copy(update={"cards": cards}))
+            if example.name not in self._example_cards:
+                cards = [await self._example_card(file) for file in example.files]
+                self._example_cards[example.name] = tuple(cards)
+            shown = {"cards": self._example_cards[example.name]}
+            found.append(example.model_copy(update=shown))
         return found
 
     async def attach_example(self, visitor: Visitor, name: str) -> list[Card]:
@@ -215,12 +217,9 @@ class Page:
         return Grid(similarity=(vectors @ vectors.T).tolist(), match=match)
 
     async def _example_card(self, shown: ExampleFile) -> Card:
-        previewer = self.desk.previewer
-        path = EXAMPLES_FOLDER / shown.file
         report = MediaReport(name=shown.file, kind=shown.kind)
-        preview = previewer.kept(_OF_EXAMPLES, shown.file, shown.kind)
-        if preview is None:
-            preview = await previewer.make(_OF_EXAMPLES, shown.file, path, report)
+        path = EXAMPLES_FOLDER / shown.file
+        preview = await self.desk.previewer.make("examples", shown.file, path, report)
         return Card(id=shown.file, name=shown.file, kind=shown.kind, **dict(preview))
 
     async def _attach_all(self, visitor: Visitor, files: tuple[ExampleFile, ...]) -> list[Card]:
