@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mico_chat.cli.main import main
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
@@ -22,6 +23,7 @@ from tests.server.stored import Stores
 from tests.vllm_here import FLAGS
 
 Start = Callable[..., httpx.Client]
+Run = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
@@ -41,6 +43,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return client
 
         yield start_one
+
+
+@pytest.fixture
+def client(start: Start) -> httpx.Client:
+    """A service whose assistant is a stand-in."""
+    return start(FakeAssistant())
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 """For a test of behaviour in which the databases differ: locks, types, errors, comparisons."""
 
+POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
 
 @pytest.fixture
 async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
@@ -98,3 +108,20 @@ def keys(database: Database) -> KeyStore:
 @pytest.fixture
 def stores(database: Database, tmp_path: Path) -> Stores:
     return Stores(database, tmp_path / "media")
+
+
+@pytest.fixture
+def keys_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs ``mico-chat keys`` on ``tmp_path/data``; gives its output and errors."""
+    monkeypatch.setattr("mico_chat.cli.main._quiet_libraries", lambda: None)
+    monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path / "data"))
+
+    def run(*arguments: str, status: int = 0) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["keys", *arguments])
+        assert (ended.value.code or 0) == status
+        return capsys.readouterr()
+
+    return run

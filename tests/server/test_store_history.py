@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError
 from mico_server.errors import NotFoundError
 from mico_server.store.blobs import walk
 from mico_server.store.database import Database
 from mico_server.store.keys import Amount, History, KeyStore
 from mico_server.store.tables import blobs
-from tests.server.conftest import BOTH
+from tests.server.conftest import BOTH, Run
 from tests.server.stored import Stores
 
 pytestmark = pytest.mark.anyio
@@ -97,111 +99,105 @@ async def test_another_folder_is_refused_and_nothing_changes(
     assert not (tmp_path / "elsewhere").exists()
 
 
-class TestCommand:
-    """``mico-chat keys``; not async, as it has an event loop of its own."""
+@dataclass
+class Person:
+    """The user of ``mico-chat keys``, who is at a terminal if there are ``answers``."""
 
-    @pytest.fixture(autouse=True)
-    def _settings(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("mico_chat.cli.main._quiet_libraries", lambda: None)
-        monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path))
-        monkeypatch.setattr("mico_chat.cli.keys._at_a_terminal", lambda: self.answers is not None)
-        monkeypatch.setattr("typer.confirm", self._confirm)
-        self.answers: list[bool] | None = None
-        self.asked: list[str] = []
+    answers: list[bool] | None = None
+    asked: list[str] = field(default_factory=list)
 
-    def _confirm(self, question: str, **_: object) -> bool:
+    def confirm(self, question: str, **_: object) -> bool:
         assert self.answers, question
         self.asked.append(question)
         return self.answers.pop(0)
 
-    def run(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
-        """The key's id, if one is named, and what the command tells."""
-        with pytest.raises(SystemExit) as ended:
-            main(["keys", *arguments])
-        out, err = capsys.readouterr()
-        assert not ended.value.code, err
-        assert re.fullmatch(r"(mico-[A-Za-z0-9_-]{43}\n)?", out), "the secret alone"
-        found = re.search(r"key-[0-9a-f]{24}", err)
-        return (found[0] if found else ""), err
 
-    def has(self, tmp_path: Path) -> dict[str, Amount]:
-        """How much each tenant has, with the keys' tenants by their names."""
+@asynccontextmanager
+async def opened(data: Path) -> AsyncIterator[Stores]:
+    database = Database(None, data)
+    await database.start()
+    yield Stores(database, data / "media")
+    await database.close()
 
-        async def look() -> dict[str, Amount]:
-            database = Database(None, tmp_path)
-            await database.start()
-            history = History(database, tmp_path / "media")
-            tenants = {key.name: key.tenant for key in await KeyStore(database).list()}
-            found = {n: await history.of(t) for n, t in {**tenants, "local": "local"}.items()}
-            await database.close()
-            return {name: amount for name, amount in found.items() if amount}
 
-        return asyncio.run(look())
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Person:
+    """A user who has talked before there were keys."""
+    person = Person()
+    monkeypatch.setattr("mico_chat.cli.keys._at_a_terminal", lambda: person.answers is not None)
+    monkeypatch.setattr("typer.confirm", person.confirm)
 
-    @pytest.fixture(autouse=True)
-    def _talked(self, tmp_path: Path) -> None:
-        async def talk() -> None:
-            database = Database(None, tmp_path)
-            await database.start()
-            stores = Stores(database, tmp_path / "media")
+    async def talk() -> None:
+        async with opened(tmp_path / "data") as stores:
             await stores.say(tenant="local/b-1", send=[b"cat"])
             await stores.say(tenant="local")
-            await database.close()
 
-        asyncio.run(talk())
+    asyncio.run(talk())
+    return person
 
-    MUCH = Amount(2, 1)
 
-    def test_the_first_key_is_offered_the_history(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        self.answers = [True, True]
-        id_, err = self.run(capsys, "create", "me")
-        assert "2 conversations and 1 file" in self.asked[0]
-        assert "Moved to the key: 2 conversations and 1 file\n" in err
-        assert self.has(tmp_path) == {"me": self.MUCH}
-        self.run(capsys, "create", "other")
-        assert len(self.asked) == 1, "a second key is offered nothing"
-        self.run(capsys, "revoke", self.run(capsys, "create", "third")[0])
-        assert len(self.asked) == 1, "and returns nothing while another is in force"
-        for name in ("other", "me"):
-            listed = self.listed(capsys, name)
-            self.run(capsys, "revoke", listed)
-        assert id_ == listed
-        assert len(self.asked) == 2
-        assert self.has(tmp_path) == {"local": self.MUCH}
+@pytest.fixture
+def has(tmp_path: Path) -> Callable[[], dict[str, Amount]]:
+    """Tells how much each tenant has, with the keys' tenants by the names of their keys."""
 
-    def listed(self, capsys: pytest.CaptureFixture[str], name: str) -> str:
-        with pytest.raises(SystemExit):
-            main(["keys", "list"])
-        (id_,) = re.findall(rf"(?m)^(key-\w+) +{name} ", capsys.readouterr().out)
-        return str(id_)
+    async def look() -> dict[str, Amount]:
+        async with opened(tmp_path / "data") as stores:
+            history = History(stores.database, stores.folder)
+            tenants = {key.name: key.tenant for key in await KeyStore(stores.database).list()}
+            found = {n: await history.of(t) for n, t in {**tenants, "local": "local"}.items()}
+            return {name: amount for name, amount in found.items() if amount}
 
-    def test_who_says_no_is_told_how(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        self.answers = [False]
-        self.run(capsys, "create", "prometheus", "--scope", "metrics")
-        assert self.asked == [], "a key that cannot chat is offered nothing"
-        id_, err = self.run(capsys, "create", "me")
-        assert f"mico-chat keys take-history {id_}" in err
-        assert self.has(tmp_path) == {"local": self.MUCH}
-        self.run(capsys, "take-history", id_)
-        assert self.has(tmp_path) == {"me": self.MUCH}
+    return lambda: asyncio.run(look())
 
-    def test_scripts_say_it_by_flags(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        id_, err = self.run(capsys, "create", "one")
-        assert f"mico-chat keys take-history {id_}" in err
-        self.run(capsys, "revoke", id_)
-        id_, err = self.run(capsys, "create", "two", "--no-take-history")
-        assert "take-history" not in err
-        assert self.has(tmp_path) == {"local": self.MUCH}
-        self.run(capsys, "create", "three", "--take-history")
-        assert self.has(tmp_path) == {"three": self.MUCH}
-        self.run(capsys, "revoke", id_)
-        three = self.listed(capsys, "three")
-        assert f"revoke {three} --return-history" in self.run(capsys, "revoke", three)[1]
-        self.run(capsys, "revoke", three, "--return-history")
-        assert self.has(tmp_path) == {"local": self.MUCH}
+
+Has = Callable[[], dict[str, Amount]]
+MUCH = Amount(2, 1)
+
+
+def id_in(err: str) -> str:
+    (id_,) = set(re.findall(r"key-[0-9a-f]{24}", err))
+    return str(id_)
+
+
+def test_the_first_key_is_offered_the_history(keys_command: Run, person: Person, has: Has) -> None:
+    person.answers = [True, True]
+    ids = {}
+    _, err = keys_command("create", "me")
+    ids["me"] = id_in(err)
+    assert "2 conversations and 1 file" in person.asked[0]
+    assert "Moved to the key: 2 conversations and 1 file\n" in err
+    assert has() == {"me": MUCH}
+    for name in ("other", "third"):
+        ids[name] = id_in(keys_command("create", name)[1])
+    assert len(person.asked) == 1, "a second key is offered nothing"
+    keys_command("revoke", ids["third"])
+    assert len(person.asked) == 1, "and returns nothing while another is in force"
+    for name in ("other", "me"):
+        keys_command("revoke", ids[name])
+    assert len(person.asked) == 2
+    assert has() == {"local": MUCH}
+
+
+def test_who_says_no_is_told_how(keys_command: Run, person: Person, has: Has) -> None:
+    person.answers = [False]
+    keys_command("create", "prometheus", "--scope", "metrics")
+    assert person.asked == [], "a key that cannot chat is offered nothing"
+    _, err = keys_command("create", "me")
+    assert f"mico-chat keys take-history {id_in(err)}" in err
+    assert has() == {"local": MUCH}
+    keys_command("take-history", id_in(err))
+    assert has() == {"me": MUCH}
+
+
+def test_scripts_say_it_by_flags(keys_command: Run, person: Person, has: Has) -> None:
+    one = id_in(keys_command("create", "one")[1])
+    keys_command("revoke", one)
+    _, err = keys_command("create", "two", "--no-take-history")
+    assert "take-history" not in err
+    assert has() == {"local": MUCH}
+    three = id_in(keys_command("create", "three", "--take-history")[1])
+    assert has() == {"three": MUCH}
+    keys_command("revoke", id_in(err))
+    assert f"revoke {three} --return-history" in keys_command("revoke", three)[1]
+    keys_command("revoke", three, "--return-history")
+    assert has() == {"local": MUCH}

@@ -32,7 +32,7 @@ def page(client: Client, tmp_path: Path) -> Iterator[Page]:
     uploads = tmp_path / "uploads"
     uploads.mkdir()
     previewer = Previewer()
-    yield Page(client.api, MediaDesk(client.api, previewer, uploads))
+    yield Page(MediaDesk(client.api, previewer, uploads))
     previewer.close()
 
 

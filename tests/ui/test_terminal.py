@@ -88,6 +88,9 @@ WRONG = (
     ("/foo", "error: no command /foo; /help lists them"),
     ("/imge x", "error: no command /imge; did you mean /image? /help lists them"),
     ("/set temperature 9", "error: temperature: input should be less than or equal to 2"),
+    ("/set temperature hot", "error: temperature: "),
+    ("/set temprature 1", "error: no setting 'temprature'; did you mean temperature?"),
+    ("/set json_schema {nonsense", "error: json_schema: "),
     ("/drop 1", "error: no medium 1; 0 attached"),
     ("/drop ²", "error: expected a number, got '²'"),
     ("/retry", "error: no question has been asked yet"),
@@ -136,8 +139,9 @@ def test_ways_to_end(type_in: Type, command: str) -> None:
 
 def test_system_settings_and_new(type_in: Type, assistant: FakeAssistant) -> None:
     shown = type_in(
-        *("/system Be brief.", "/set temperature=0.7", "/set max_tokens 9", "One"),
-        *("/new", "/set temperature", "Two", '/system ""', "/system", "Three", "/settings"),
+        *("/system Be brief.", "/set temperature=0.7", "/set max_tokens 9"),
+        *('/set stop ["a", "b"]', "/set depth_scale 0.002", "One", "/set stop", "/new"),
+        *("/set temperature", "Two", '/system ""', "/system", "Three", "/settings"),
     )
     assert "temperature: 0.7" in shown
     assert "temperature: the server's default" in shown
@@ -145,6 +149,7 @@ def test_system_settings_and_new(type_in: Type, assistant: FakeAssistant) -> Non
     assert re.search(r"max_tokens +9 ", shown)
     assert [o.temperature for o in assistant.options] == [0.7, 0.0, 0.0]
     assert [o.max_tokens for o in assistant.options] == [9, 9, 9]
+    assert [o.stop for o in assistant.options] == [("a", "b"), (), ()]
     texts = [[m.text for m in messages] for messages in assistant.asked]
     assert texts[0] == ["Be brief.", "One"]
     assert texts[1] == ["Be brief.", "Two"]
@@ -298,23 +303,6 @@ def test_media_go_with_the_next_question_alone(talk: Talk, client: Client) -> No
     talk.detach()
     assert not talk.attached
     assert {medium.id for medium in stored_media(client)} == {first.id, second.id}
-
-
-def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> None:
-    talk.set("temperature", "0.7")
-    talk.set("stop", '["a", "b"]')
-    with pytest.raises(ApiError, match="temperature"):
-        talk.set("temperature", "hot")
-    with pytest.raises(ApiError, match=r"no setting 'temprature'; did you mean temperature\?"):
-        talk.set("temprature", "1")
-    with pytest.raises(ApiError, match="json_schema"):
-        talk.set("json_schema", "{nonsense")
-    talk.set("depth_scale", "0.002")
-    whole(talk.ask("Hi"))
-    talk.set("stop", "")
-    whole(talk.ask("Hi"))
-    assert [options.temperature for options in assistant.options] == [0.7, 0.7]
-    assert [options.stop for options in assistant.options] == [("a", "b"), ()]
 
 
 def test_retry_of_a_refused_question_takes_nothing_back(

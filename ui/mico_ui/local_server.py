@@ -1,4 +1,4 @@
-"""A server of one's own: ``mico-chat serve`` as a child process of the terminal or of the page."""
+"""``mico-chat serve`` as a child process of the terminal chat or of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import IO, Any
 from mico_chat.errors import ConfigError
 from mico_ui.client import ApiError
 
-# The server ends with the process that started it, however that ends: its standard input does.
+# The server ends when the process that started it ends: its standard input is closed then.
 _MAIN = """
 import os, signal, sys, threading
 
@@ -39,7 +39,7 @@ _REFUSED = 2  # the exit status of a server that cannot start with its settings
 
 
 def new_secret() -> str:
-    """A server of one's own takes this from the program that started it, in a key's place."""
+    """A secret for :func:`local_server` and :func:`server_beside`; it takes the place of a key."""
     return f"ours-{secrets.token_urlsafe(32)}"
 
 
@@ -53,9 +53,9 @@ def local_url(host: str, port: int) -> str:
 
 
 def _start(arguments: Sequence[str], secret: str | None, **streams: Any) -> subprocess.Popen[str]:
-    """``mico-chat serve`` in a session of its own: Ctrl-C is for us, and we end the server.
+    """``mico-chat serve`` in its own session, so that Ctrl-C reaches only the parent process.
 
-    Only with a ``secret`` may requests come without a key where the server asks for keys.
+    A request that sends ``secret`` needs no key.
     """
     environment = {name: text for name, text in os.environ.items() if name != "MICO_LOCAL_SECRET"}
     if secret is not None:
@@ -166,7 +166,7 @@ def server_beside(
     announce: Callable[[str], None] = lambda line: None,
     secret: str | None = None,
 ) -> Iterator[int]:
-    """A server that prints where we print, while the block runs; gives its process id.
+    """Run a server that prints to this process's terminal, during the block; gives its process id.
 
     ``announce`` gets a line when the server has died and is started again. The block is interrupted
     when the server cannot start or dies too often. A request that sends ``secret`` needs no key.

@@ -1,10 +1,11 @@
-"""Media from other people's URLs, without lending clients this machine's place in its network.
+"""Fetches media from clients' URLs, but only from public hosts.
 
-A client must not reach through the service a cloud's metadata or a database (server-side request
-forgery). So every host is resolved once, all of its addresses must be public, and the connection
-goes to one of exactly these: a name cannot be checked at one address and asked at another (DNS
-rebinding). A redirect is a new URL, with the same checks. Proxies of the environment are not used,
-because a proxy would resolve the name again. Any port of a public host may be asked.
+Through the service a client must not reach a cloud's metadata or a database of the service's
+network (server-side request forgery). So every host is resolved once, all of its addresses must be
+public, and the connection goes to one of exactly these addresses: a second resolution could give
+another address than the checked one (DNS rebinding). A redirect is a new URL, with the same checks.
+Proxies of the environment are not used, because a proxy would resolve the name again. Any port of a
+public host is allowed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NOT_PUBLIC = (
     "it leads to a host without a public address; the service fetches from public "
     "hosts only, so send the bytes instead"
 )
-"""One message for every refused address: it must tell nothing of the service's network."""
+"""One message for every refused address, so that it tells nothing about the service's network."""
 _NO_ANSWER = "its host could not be reached or gave no proper answer; send the bytes instead"
 
 _FAILURES = (

@@ -68,7 +68,7 @@ class NewTurn:
     """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
 
     ``reports`` has one report for each medium. ``created_at`` distinguishes the turn from a later
-    one of the same number.
+    turn of the same number.
     """
 
     parts: Sequence[StoredPart]
@@ -125,7 +125,7 @@ class ConversationStore:
 
     @asynccontextmanager
     async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
-        """Hold a conversation, so that nobody else asks in it, at another replica either."""
+        """Hold a conversation, so that nobody else asks in it, at this or another replica."""
         async with self._database.claim(f"{tenant} {id_}") as alone:
             if not alone:
                 raise ConflictError(

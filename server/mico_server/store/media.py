@@ -39,15 +39,16 @@ from mico_server.store.tables import (
 )
 
 _BATCH = 200
-WORK_AGE_S = 86400.0  # after that a work folder belongs to no request
-RETRY_S = 3600.0  # a turn's media stay that long after the turn was taken back
+WORK_AGE_S = 86400.0  # seconds after which no request uses a work folder any more
+RETRY_S = 3600.0  # seconds for which media stay after their turn was taken back
 
 
 class MediaRecord(BaseModel):
     """A stored medium. ``name`` is the client's and appears in messages only.
 
-    An ``uploaded`` medium stays until ``expires_at`` (None: for good) and as long as a conversation
-    shows it. Another medium came with a turn, and is removed when no conversation shows it.
+    An ``uploaded`` medium stays until ``expires_at`` (None: until it is deleted) and as long as a
+    conversation shows it. Any other medium came with a turn, and is removed when no conversation
+    shows it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,7 +114,7 @@ class MediaStore:
         ttl_s: float | None,
         report: MediaReport | None = None,
     ) -> MediaRecord:
-        """Store an upload for ``ttl_s`` seconds (None: for good); its file is moved away."""
+        """Store an upload for ``ttl_s`` seconds (None: until it is deleted), and move its file."""
         new = await self.prepare(kind, path, name, report)
         expires = None if ttl_s is None else now() + timedelta(seconds=ttl_s)
         try:

@@ -53,8 +53,8 @@ class Preview(Frozen):
 class Card(Frozen):
     """A medium as the page shows it. ``kinds`` are the kinds that its file could be.
 
-    Without ``pictures`` none were made yet, and the page asks for them. ``facts`` say what was used
-    of the medium, ``cut`` what was left out.
+    A card without ``pictures`` makes the page ask for them. ``facts`` describe the part of the
+    medium that the model gets, ``cut`` the part that it does not get.
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""The functions that the page calls: each takes the browser's data, and answers or gives a reason.
+"""The functions that the page calls: each takes the browser's data and returns an answer or error.
 
-An answer is ``{"value": ...}``, an error ``{"problem": ...}`` with the server's own reason. No
-function keeps anything of a browser's: whose request it is comes with each call.
+An answer is ``{"value": ...}``, an error ``{"problem": ...}`` with the server's reason. Each call
+brings its browser's user, because no function stores one.
 """
 
 from __future__ import annotations
@@ -87,13 +87,14 @@ class _Items(Frozen):
 
 
 class Page:
+    """``keep_file`` gets the path of each file that is written for a browser to fetch."""
+
     def __init__(
-        self, api: str, desk: MediaDesk, keep_file: Callable[[str], None] = lambda path: None
+        self, desk: MediaDesk, keep_file: Callable[[str], None] = lambda path: None
     ) -> None:
-        # keep_file gets the path of each file that is written for a browser to fetch
-        self.api = api
+        self.api = desk.api
         self.desk = desk
-        self.answers = Answers(api, desk)
+        self.answers = Answers(desk)
         self.keep_file = keep_file
         self._examples = read_examples()
         self._example_cards: dict[str, tuple[Card, ...]] = {}
@@ -142,7 +143,7 @@ class Page:
         return await visitor.send(self.api, call)
 
     async def open(self, visitor: Visitor, id: str) -> ConversationView:
-        # Before the server is asked: an answer that ends meanwhile is found to have ended later.
+        # First, because an answer that ends while the server is asked must not get lost.
         answering = self.answers.answering(visitor, id)
         try:
             stored = await visitor.send(self.api, routes.conversation(id))

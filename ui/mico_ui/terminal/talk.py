@@ -116,11 +116,11 @@ class Talk:
         yield from self._answer(text, media)
 
     def retry(self) -> Generator[wire.ChatEvent, None, None]:
-        """Ask the last question again with the settings of now, in place of the last time."""
+        """Ask the last question again with the present settings; its turn replaces the old one."""
         turns = [] if self.id is None else self.conversation().turns
         if (last := self._unanswered) is not None:
             text, media = last.text, last.media
-            # A stopped answer, or a question that a killed server left; no turn of others.
+            # Only the turn of that question: it was stopped, or its server was killed.
             turns = [turn for turn in turns if (turn.turn, turn.message) == (last.turn, text)]
         elif turns:
             text = turns[-1].message
