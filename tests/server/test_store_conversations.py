@@ -197,13 +197,13 @@ async def test_taking_turns_back(stores: Stores) -> None:
     found = await stores.load(id_)
     assert ([turn.number for turn in found.turns], found.media) == ([1], {})
     assert (await media.get("t", shown)).expires_at is not None, "not for ever"
-    assert (await media.sweep()).records == 0, "but for a retry"
+    assert (await media.sweep())["records"] == 0, "but for a retry"
     await stores.say(id_=id_, number=2, show=[shown])
     assert (await media.get("t", shown)).expires_at is None
 
     await conversations.truncate("t", id_, 1)
     await stores.expire()
-    assert (await media.sweep()).records == 1
+    assert (await media.sweep())["records"] == 1
     assert (await stores.load(id_)).turns == ()
     await stores.say("Anew", id_=id_, number=1)
 

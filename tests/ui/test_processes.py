@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mico_chat.cli.main import main as mico_chat
@@ -103,20 +104,17 @@ def test_a_server_that_dies_is_started_again_but_not_for_ever(
 def test_the_server_ends_with_us_however_we_end() -> None:
     script = (
         "import time\nfrom mico_ui.local_server import server_beside\n"
-        f"with server_beside(['--port', '{free_port()}']) as child:\n"
-        "    print(child, flush=True)\n    time.sleep(100)"
+        f"with server_beside(['--port', '{free_port()}'], print):\n"
+        "    print('started', flush=True)\n    time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as ours:
         assert ours.stdout is not None
-        child = int(ours.stdout.readline())
-        os.kill(child, 0)
+        assert ours.stdout.readline() == b"started\n"
+        children = psutil.Process(ours.pid).children()
+        assert len(children) == 1
         ours.kill()
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{child}").exists():
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            pytest.fail("the server outlived the page")
-        time.sleep(0.1)
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert left == []
 
 
 CHAT = [sys.executable, "-m", "mico_chat.cli", "chat"]

@@ -6,7 +6,7 @@ import io
 import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from mico_chat.media.kinds import KINDS
-from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, Usage
+from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent
 from mico_ui import routes
 from mico_ui.client import ApiError, Client
 from mico_ui.routes import Upload
@@ -178,21 +178,13 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
 
 
 def test_estimate_help_and_an_answer_at_its_limit(type_in: Type, picture: Path) -> None:
-    shown = type_in(f"/image {picture}", "/estimate What is it?", "/help", "/?")
+    shown = type_in(
+        *(f"/image {picture}", "/estimate What is it?", "/help", "/?", "/set max_tokens 2", "Hi")
+    )
     assert "10 tokens (1 of media) + up to 256 for the answer: fits the context of 1,000" in shown
     assert shown.count("/quit") == 2
     assert shown.count("Alt-Enter") == 2
-
-    def events() -> Generator[ChatEvent, None, None]:
-        usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=0)
-        stored = {"model": "m", "conversation_id": None, "turn": None, "media": ()}
-        yield ChatResponse.model_validate(
-            {"answer": "a", "finish_reason": "length", "usage": usage, **stored}
-        )
-
-    out = io.StringIO()
-    Screen(Console(file=out)).answer(events())
-    assert "/set max_tokens N" in out.getvalue()
+    assert "stopped at the limit of 2 tokens; /set max_tokens N raises it" in shown
 
 
 def test_what_others_wrote_does_not_steer_the_terminal(type_in: Type, client: Client) -> None:
@@ -330,6 +322,19 @@ def test_a_stopped_answer_is_part_of_the_conversation(
     whole(talk.ask("Four"))
     ends = [("One", "cancelled"), ("Two", "stop"), ("Three", "cancelled"), ("Four", "stop")]
     assert said(talk) == ends
+
+
+def test_a_stopped_answer_is_waited_for(
+    talk: Talk, stop: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop("One")
+    assert talk.id is not None
+    stored = talk.client.send(routes.conversation(talk.id))
+    waiting = stored.turns[0].model_copy(update={"finish_reason": "unanswered"})
+    ended = waiting.model_copy(update={"finish_reason": "cancelled"})
+    answers = [stored.model_copy(update={"turns": [turn]}) for turn in (waiting, waiting, ended)]
+    monkeypatch.setattr(talk.client, "send", lambda call: answers.pop(0))
+    assert said(talk) == [("One", "cancelled")]
 
 
 @pytest.mark.parametrize("first", [True, False])

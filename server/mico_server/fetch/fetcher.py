@@ -16,10 +16,11 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
@@ -77,21 +78,17 @@ class Fetcher:
 
         ``where`` is the field of the request that has the URL, for messages.
         """
-        done = False
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
                 await self._follow(url, target, where)
-            done = True
-        except TimeoutError as error:
-            if not deadline.expired():
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if not (isinstance(error, TimeoutError) and deadline.expired()):
                 raise
             raise FetchError(
                 where,
                 f"took longer than the limit of {self.timeout_s:g} s (MICO_SERVER_URL_TIMEOUT_S)",
             ) from error
-        finally:
-            if not done:
-                target.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -211,12 +208,7 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
         self._stream: httpcore.AsyncNetworkStream | None = None
 
     async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+        self, host: str, port: int, *_: Any, **options: Any
     ) -> httpcore.AsyncNetworkStream:
         failure: Exception = httpcore.ConnectError("no address")
         for address in self._addresses:

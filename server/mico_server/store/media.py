@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Row, delete, exists, insert, select, update
@@ -76,14 +76,6 @@ class NewMedium:
     bytes: int
     report: MediaReport | None = None
     id: str = field(default_factory=lambda: new_id("media"))
-
-
-class Swept(NamedTuple):
-    """How many expired records, files without a record, and left-over work folders were removed."""
-
-    records: int
-    files: int
-    work_folders: int
 
 
 class MediaStore:
@@ -175,8 +167,11 @@ class MediaStore:
         await self.collect([row.blob_id])
 
     @uninterrupted
-    async def sweep(self) -> Swept:
-        """Remove expired media that no conversation shows, files without a record, old work."""
+    async def sweep(self) -> dict[str, int]:
+        """Remove expired media that no conversation shows, files without a record, old work.
+
+        Returns how many ``records``, ``files`` and ``work_folders`` were removed.
+        """
         records = files = 0
         while True:
             async with self._database.writing() as connection:
@@ -202,7 +197,7 @@ class MediaStore:
                 orphans = sorted(set(batch) - set(known))
             files += await self.collect(orphans)
         folders = await asyncio.to_thread(blob_files.sweep_work, self._folder, WORK_AGE_S)
-        return Swept(records, files, folders)
+        return {"records": records, "files": files, "work_folders": folders}
 
     # --- In the transaction of a caller: a turn and its media are stored together. ---
 
