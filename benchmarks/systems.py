@@ -248,7 +248,9 @@ def service(stack: ExitStack, *flags: str) -> str:
     from mico_ui.local_server import local_server
 
     data = stack.enter_context(TemporaryDirectory())
-    return stack.enter_context(local_server(["--engine", "llamacpp", "--data-dir", data, *flags]))
+    server = local_server(["--engine", "llamacpp", "--data-dir", data, *flags])
+    address, _ = stack.enter_context(server)
+    return address
 
 
 class InVllm:

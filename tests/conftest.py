@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -55,12 +54,6 @@ def base_llm_folder() -> Path:
         return Path(base_llm_path(DEFAULT))
     except ModelError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture
-def offline_environment() -> dict[str, str]:
-    """An environment for subprocesses that cannot reach a hub."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": ""}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

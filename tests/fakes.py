@@ -23,7 +23,7 @@ from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
-from mico_chat.wire import Estimate
+from mico_chat.wire import Estimate, FinishReason
 
 HELD_S = 300
 """Seconds after which a held answer fails, so that no test hangs."""
@@ -77,6 +77,8 @@ class FakeEngine:
 
 class FakeAssistant(Assistant):
     """Answers with the names of the media and the question; refuses a question with ``refuse``.
+
+    Each answer counts as 2 tokens, so that ``max_tokens`` of 2 is its limit.
 
     ``asked`` has the messages of every request, their media decoded. ``started`` is released once
     for each request. With a ``gate`` no request is answered before the gate is set. With
@@ -142,7 +144,8 @@ class FakeAssistant(Assistant):
                 await self._wait_until(lambda: self.halfway is None or self.halfway.is_set())
             last = index == options.n - 1
             usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
-            yield Delta(index=index, finish_reason="stop", usage=usage if last else None)
+            end: FinishReason = "length" if options.max_tokens == 2 else "stop"
+            yield Delta(index=index, finish_reason=end, usage=usage if last else None)
 
     async def estimate(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""

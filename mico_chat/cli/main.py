@@ -292,7 +292,7 @@ def ui(
     """
     with extra("ui", "mico-chat ui"):
         from mico_ui.browser import serve as page
-        from mico_ui.local_server import local_url, new_secret, server_beside
+        from mico_ui.local_server import local_url, server_beside
 
     announce = partial(print, flush=True)
     if api is not None:
@@ -306,8 +306,7 @@ def ui(
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
     own = read_settings(arguments)
     address = local_url(own.host, own.port)
-    secret = new_secret()
-    with server_beside(arguments, announce, secret):
+    with server_beside(arguments, announce) as secret:
         page.main(address, host, port, announce, insecure=insecure, secret=secret)
 
 

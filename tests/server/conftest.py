@@ -11,18 +11,19 @@ from typing import Any
 import httpx
 import pytest
 
+from mico_chat.cli.main import main
 from mico_server.settings import ServerSettings
-from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
-from mico_server.store.media import MediaStore
 from tests.fakes import FakeAssistant
 from tests.server.postgres import Postgres, binaries
 from tests.server.running import running
 from tests.server.served import Served, served
+from tests.server.stored import Stores
 from tests.vllm_here import FLAGS
 
 Start = Callable[..., httpx.Client]
+Run = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
@@ -40,6 +41,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return stack.enter_context(running(lambda: assistant, asked))
 
         yield start_one
+
+
+@pytest.fixture
+def client(start: Start) -> httpx.Client:
+    """A service whose assistant is a stand-in."""
+    return start(FakeAssistant())
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 """For a test of behaviour in which the databases differ: locks, types, errors, comparisons."""
 
+POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
 
 @pytest.fixture
 async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
@@ -95,10 +104,22 @@ def keys(database: Database) -> KeyStore:
 
 
 @pytest.fixture
-def media(database: Database, tmp_path: Path) -> MediaStore:
-    return MediaStore(database, tmp_path / "media")
+def stores(database: Database, tmp_path: Path) -> Stores:
+    return Stores(database, tmp_path / "media")
 
 
 @pytest.fixture
-def conversations(database: Database, media: MediaStore) -> ConversationStore:
-    return ConversationStore(database, media)
+def keys_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs ``mico-chat keys`` on ``tmp_path/data``; gives its output and errors."""
+    monkeypatch.setattr("mico_chat.cli.main._quiet_libraries", lambda: None)
+    monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path / "data"))
+
+    def run(*arguments: str, status: int = 0) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["keys", *arguments])
+        assert (ended.value.code or 0) == status
+        return capsys.readouterr()
+
+    return run

@@ -11,14 +11,11 @@ from typing import Any
 import pytest
 
 from benchmarks.http_client import File, fetch, form_request, request
+from tests.server.conftest import POSTGRES
 from tests.server.echo import question
-from tests.server.postgres import Postgres
 from tests.server.server_process import ServerProcess
 
-
-@pytest.fixture
-def database_url(postgres: Postgres) -> str:
-    return postgres.new_database()
+pytestmark = POSTGRES
 
 
 @pytest.fixture

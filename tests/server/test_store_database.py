@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,10 @@ from mico_server.errors import UnavailableError
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
 from mico_server.store.tables import blobs, metadata
-from tests.server.conftest import BOTH
+from tests.server.conftest import BOTH, POSTGRES
 from tests.server.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def postgres_url(postgres: Postgres) -> str:
-    return postgres.new_database()
 
 
 @BOTH
@@ -122,10 +116,10 @@ async def test_sqlite_is_durable_and_closed_to_others(tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "mico-chat.db").stat().st_mode) == 0o600
 
 
-async def test_a_lost_connection_is_said_and_mended(postgres_url: str, tmp_path: Path) -> None:
-    database = Database(postgres_url, tmp_path)
-    await database.start()
-    keys = KeyStore(database)
+@POSTGRES
+async def test_a_lost_connection_is_said_and_mended(
+    database: Database, database_url: str, keys: KeyStore
+) -> None:
     await keys.create("bob")
     drop = text(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -143,19 +137,14 @@ async def test_a_lost_connection_is_said_and_mended(postgres_url: str, tmp_path:
         await lose()
     assert len(await keys.list()) == 1
 
-    stranger = await asyncpg.connect(postgres_url)
+    stranger = await asyncpg.connect(database_url)
     await stranger.execute(drop.text)
     await stranger.close()
     assert len(await keys.list()) == 1, "one that was lost while idle is not used"
-    await database.close()
 
 
-async def test_a_server_that_goes_away_and_comes_back(
-    postgres: Postgres, postgres_url: str, tmp_path: Path
-) -> None:
-    database = Database(postgres_url, tmp_path)
-    await database.start()
-    keys = KeyStore(database)
+@POSTGRES
+async def test_a_server_that_goes_away_and_comes_back(postgres: Postgres, keys: KeyStore) -> None:
     secret, key = await keys.create("bob")
     await asyncio.to_thread(postgres.crash)
     try:
@@ -164,7 +153,6 @@ async def test_a_server_that_goes_away_and_comes_back(
     finally:
         await asyncio.to_thread(postgres.start)
     assert await keys.find(secret) == key, "committed before the crash"
-    await database.close()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +174,7 @@ async def test_urls_that_are_refused(tmp_path: Path, url: str, said: str) -> Non
     assert "s3cr" not in str(refused.value)
 
 
+@POSTGRES
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -198,10 +187,10 @@ async def test_urls_that_are_refused(tmp_path: Path, url: str, said: str) -> Non
     ],
 )
 async def test_unreachable_databases(
-    postgres_url: str, tmp_path: Path, change: Any, said: str
+    database_url: str, tmp_path: Path, change: Any, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
-        await Database(change(postgres_url), tmp_path).start()
+        await Database(change(database_url), tmp_path).start()
     assert "s3cre" not in str(refused.value)
 
 
@@ -215,13 +204,6 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 
 async def test_a_missing_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_ = builtins.__import__
-
-    def without(name: str, *arguments: Any) -> Any:
-        if name == "asyncpg":
-            raise ModuleNotFoundError(name=name)
-        return import_(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("mico_server.store.database.asyncpg", None)
     with pytest.raises(MissingExtraError, match=r"mico-chat\[postgres\]"):
         Database("postgresql://h/x", tmp_path)

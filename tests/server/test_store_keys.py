@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from mico_chat.cli.main import main
 from mico_chat.errors import RequestError
 from mico_server.errors import NotFoundError
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
 from tests.fakes import FakeAssistant
-from tests.server.conftest import BOTH
+from tests.server.conftest import BOTH, Run
 from tests.server.running import error_of, new_key, running
 from tests.server.test_auth import bearer
 
@@ -94,95 +93,73 @@ async def test_revoking_what_is_not_there(keys: KeyStore, id_: str) -> None:
         await keys.revoke(id_)
 
 
-class TestCommand:
-    """``mico-chat keys``; not async, as it has an event loop of its own."""
+def test_create_list_revoke(keys_command: Run) -> None:
+    flags = "--tenant team --rate-limit 60/minute --scope metrics --scope chat"
+    out, err = keys_command("create", "bob", *flags.split())
+    assert re.fullmatch(r"mico-[A-Za-z0-9_-]{43}\n", out), "the secret alone, for KEY=$(...)"
+    (id_,) = re.findall(r"key-[0-9a-f]{24}", err)
+    secret = out.strip()
+    assert secret not in err
 
-    @pytest.fixture(autouse=True)
-    def _settings(self, monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path) -> None:
-        monkeypatch.setattr("mico_chat.cli.main._quiet_libraries", lambda: None)
-        monkeypatch.setenv("MICO_SERVER_DATABASE_URL", database_url)
-        monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path / "data"))
+    out, _ = keys_command("list")
+    assert re.search(rf"(?m)^{id_} +bob +team +chat,metrics +60/minute +20.* -$", out)
+    assert secret not in out
 
-    def run(self, *arguments: str) -> int:
-        with pytest.raises(SystemExit) as ended:
-            main(["keys", *arguments])
-        return int(ended.value.code or 0)
-
-    def test_create_list_revoke(self, capsys: pytest.CaptureFixture[str]) -> None:
-        flags = ["--tenant", "team", "--rate-limit", "60/minute"]
-        assert self.run("create", "bob", *flags, "--scope", "metrics", "--scope", "chat") == 0
-        out, err = capsys.readouterr()
-        assert re.fullmatch(r"mico-[A-Za-z0-9_-]{43}\n", out), "the secret alone, for KEY=$(...)"
-        (id_,) = re.findall(r"key-[0-9a-f]{24}", err)
-        secret = out.strip()
-        assert secret not in err
-
-        assert self.run("list") == 0
-        out, _ = capsys.readouterr()
-        assert re.search(rf"(?m)^{id_} +bob +team +chat,metrics +60/minute +20.* -$", out)
-        assert secret not in out
-
-        assert self.run("revoke", id_) == 0
-        err = capsys.readouterr().err
-        assert re.search(r"No key is in force now. .*loopback.*--require-keys", err)
-        assert self.run("list") == 0
-        assert not re.search(r"(?m) -$", capsys.readouterr().out)
-
-    def test_errors_are_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.run("revoke", "key-1") == 2
-        assert self.run("create", "bob", "--rate-limit", "often") == 2
-        assert self.run("list", "--database-url", "mysql://u:s3cret@h/x") == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert re.fullmatch(r"(error: .+\n){3}", err)
-        assert "s3cret" not in err
+    _, err = keys_command("revoke", id_)
+    assert re.search(r"No key is in force now. .*loopback.*--require-keys", err)
+    assert not re.search(r"(?m) -$", keys_command("list")[0])
 
 
-class TestService:
-    """With its keys; not async, as it has a loop of its own."""
-
-    @pytest.mark.parametrize(
-        "settings", [{"require_keys": True}, {"host": "0.0.0.0"}], ids=["loopback", "elsewhere"]
-    )
-    def test_without_any_key_it_stays_closed_where_keys_are_required(
-        self, tmp_path: Path, settings: dict[str, Any]
-    ) -> None:
-        with running(FakeAssistant, ServerSettings(data_dir=tmp_path, **settings)) as client:
-            assert client.get("/v1/conversations").status_code == 401
-            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
-            (key,) = client.get("/v1/keys", headers=admin).json()["data"]
-            client.delete(f"/v1/keys/{key['id']}", headers=admin)
-            assert client.get("/v1/conversations").status_code == 401
-            assert client.get("/v1/conversations", headers=admin).status_code == 401
+@pytest.mark.parametrize(
+    "arguments",
+    ["revoke key-1", "create bob --rate-limit often", "list --database-url mysql://u:s3cret@h/x"],
+)
+def test_errors_are_one_line(keys_command: Run, arguments: str) -> None:
+    out, err = keys_command(*arguments.split(), status=2)
+    assert out == ""
+    assert re.fullmatch(r"error: .+\n", err)
+    assert "s3cret" not in err
 
 
-class TestRoutes:
-    """``/v1/keys``; not async, as the service has a loop of its own."""
+@pytest.mark.parametrize(
+    "settings", [{"require_keys": True}, {"host": "0.0.0.0"}], ids=["loopback", "elsewhere"]
+)
+def test_without_any_key_it_stays_closed_where_keys_are_required(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with running(FakeAssistant, ServerSettings(data_dir=tmp_path, **settings)) as client:
+        assert client.get("/v1/conversations").status_code == 401
+        admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+        (key,) = client.get("/v1/keys", headers=admin).json()["data"]
+        client.delete(f"/v1/keys/{key['id']}", headers=admin)
+        assert client.get("/v1/conversations").status_code == 401
+        assert client.get("/v1/conversations", headers=admin).status_code == 401
 
-    def test_keys_are_made_listed_and_revoked_by_an_admin_alone(self, tmp_path: Path) -> None:
-        settings = ServerSettings(data_dir=tmp_path)
-        with running(FakeAssistant, settings) as client:
-            assert client.get("/v1/keys").status_code == 403, "not without a key, even on loopback"
-            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
-            assert client.get("/v1/conversations", headers=admin).status_code == 403
-            asked = {"name": "bob", "rate_limit": "60/minute"}
-            made = client.post("/v1/keys", json=asked, headers=admin)
-            assert made.status_code == 201
-            key = made.json()
-            secret = key.pop("secret")
-            assert (key["name"], key["scopes"], key["tenant"]) == ("bob", ["chat"], key["id"])
-            bob = bearer(secret)
-            assert client.get("/v1/conversations", headers=bob).status_code == 200
-            for method, path in (("GET", ""), ("POST", ""), ("DELETE", f"/{key['id']}")):
-                refused = client.request(method, f"/v1/keys{path}", headers=bob)
-                assert error_of(refused)["code"] == "insufficient_scope"
-            listed = client.get("/v1/keys", headers=admin)
-            assert [one["name"] for one in listed.json()["data"]] == ["root", "bob"]
-            assert secret not in listed.text
-            gone = client.delete(f"/v1/keys/{key['id']}", headers=admin)
-            assert gone.json()["revoked_at"] is not None
-            assert client.get("/v1/conversations", headers=bob).status_code == 401
-            assert client.delete("/v1/keys/key-0", headers=admin).status_code == 404
-            for body in ({}, {"name": "a", "scopes": ["all"]}, {"name": "a", "user": "b"}):
-                refused = client.post("/v1/keys", json=body, headers=admin)
-                assert (refused.status_code, error_of(refused)["code"]) == (400, "request_error")
+
+def test_keys_are_made_listed_and_revoked_by_an_admin_alone(tmp_path: Path) -> None:
+    settings = ServerSettings(data_dir=tmp_path)
+    with running(FakeAssistant, settings) as client:
+        assert client.get("/v1/keys").status_code == 403, "not without a key, even on loopback"
+        admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+        assert client.get("/v1/conversations", headers=admin).status_code == 403
+        asked = {"name": "bob", "rate_limit": "60/minute"}
+        made = client.post("/v1/keys", json=asked, headers=admin)
+        assert made.status_code == 201
+        key = made.json()
+        secret = key.pop("secret")
+        assert (key["name"], key["scopes"], key["tenant"]) == ("bob", ["chat"], key["id"])
+        bob = bearer(secret)
+        assert client.get("/v1/conversations", headers=bob).status_code == 200
+        for method, path in (("GET", ""), ("POST", ""), ("DELETE", f"/{key['id']}")):
+            refused = client.request(method, f"/v1/keys{path}", headers=bob)
+            assert error_of(refused)["code"] == "insufficient_scope"
+        listed = client.get("/v1/keys", headers=admin)
+        assert [one["name"] for one in listed.json()["data"]] == ["root", "bob"]
+        assert secret not in listed.text
+        gone = client.delete(f"/v1/keys/{key['id']}", headers=admin)
+        assert gone.json()["revoked_at"] is not None
+        assert client.get("/v1/conversations", headers=bob).status_code == 401
+        assert client.delete("/v1/keys/key-0", headers=admin).status_code == 404
+        for body in ({}, {"name": "a", "scopes": ["all"]}, {"name": "a", "user": "b"}):
+            refused = client.post("/v1/keys", json=body, headers=admin)
+            assert (refused.status_code, error_of(refused)["code"]) == (400, "request_error")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import random
 import stat
@@ -11,160 +10,128 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, timedelta
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import MediaReport
 from mico_server.errors import ConflictError, GoneError, NotFoundError
 from mico_server.store import blobs as blob_files
-from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium
 from mico_server.store.database import Database
-from mico_server.store.media import MediaRecord, MediaStore
-from mico_server.store.tables import blobs, now
-from mico_server.store.tables import media as media_table
+from mico_server.store.tables import blobs
 from tests.server.conftest import BOTH
+from tests.server.stored import Stores
 
 pytestmark = pytest.mark.anyio
 
 
-async def add(media: MediaStore, data: bytes = b"bytes", **changes: Any) -> MediaRecord:
-    arguments: dict[str, Any] = {"tenant": "t", "kind": "image", "name": "cat.jpg", "ttl_s": 60.0}
-    arguments |= changes
-    async with media.work_folder() as folder:
-        folder.file("0").write_bytes(data)
-        return await media.add(path=folder.file("0"), **arguments)
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-async def age(database: Database, record: MediaRecord) -> None:
-    """Let a record's time be over."""
-    expired = update(media_table).where(media_table.c.id == record.id)
-    async with database.writing() as connection:
-        await connection.execute(expired.values(expires_at=now() - timedelta(seconds=1)))
-
-
-async def test_what_is_added_can_be_had(media: MediaStore, tmp_path: Path) -> None:
+async def test_what_is_added_can_be_had(stores: Stores) -> None:
     report = MediaReport(name="cat.jpg", kind="image", bytes=5, cut=["half of it"])
-    before = now()
-    record = await add(media, report=report)
-    assert record == await media.get("t", record.id)
-    found = (record.kind, record.name, record.bytes, record.report)
-    assert found == ("image", "cat.jpg", 5, report)
-    assert record.sha256 == hashlib.sha256(b"bytes").hexdigest()
+    record = await stores.add(report=report)
+    assert record == await stores.media.get("t", record.id)
+    assert (record.kind, record.bytes, record.report) == ("image", 5, report)
     assert record.created_at.tzinfo is UTC
-    assert before <= record.created_at <= now()
-    assert record.expires_at is not None
-    assert abs(record.expires_at - record.created_at - timedelta(seconds=60)).total_seconds() < 1
-    path = media.path(record)
+    path = stores.media.path(record)
     assert path.read_bytes() == b"bytes"
     for folder in (path.parent, path.parent.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert path.relative_to(tmp_path / "media").parts[1:] == (record.sha256[:2], record.sha256)
-    assert (await add(media, ttl_s=None)).expires_at is None
+    assert path.relative_to(stores.folder).parts[1:] == (record.sha256[:2], record.sha256)
+    assert (await stores.add(ttl_s=None)).expires_at is None
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b\\c", "ü" * 3000])
-async def test_names_are_in_no_path(media: MediaStore, tmp_path: Path, name: str) -> None:
-    record = await add(media, name=name, tenant=name)
+async def test_names_are_in_no_path(stores: Stores, name: str) -> None:
+    record = await stores.add(name=name, tenant=name)
     assert record.name == name
-    (path,) = files(tmp_path / "media")
-    assert path == media.path(record)
+    (path,) = stores.files()
+    assert path == stores.media.path(record)
     assert path.name == record.sha256
     with pytest.raises(RequestError, match="name of the image"):
-        await add(media, name=f"{name}\0")
+        await stores.add(name=f"{name}\0")
 
 
-async def test_the_same_content_is_one_file_for_each_tenant(
-    media: MediaStore, tmp_path: Path
-) -> None:
-    one, two = await add(media), await add(media, name="again.jpg")
-    other = await add(media, tenant="other")
+async def test_the_same_content_is_one_file_for_each_tenant(stores: Stores) -> None:
+    one, two = await stores.add(), await stores.add(name="again.jpg")
+    other = await stores.add(tenant="other")
     assert one.id != two.id
-    assert media.path(one) == media.path(two) != media.path(other)
-    assert len(files(tmp_path / "media")) == 2
+    assert stores.media.path(one) == stores.media.path(two) != stores.media.path(other)
+    assert len(stores.files()) == 2
 
-    await media.delete("t", one.id)
-    assert media.path(two).read_bytes() == b"bytes"
-    await media.delete("t", two.id)
-    assert files(tmp_path / "media") == [media.path(other)]
+    await stores.media.delete("t", one.id)
+    assert stores.media.path(two).read_bytes() == b"bytes"
+    await stores.media.delete("t", two.id)
+    assert stores.files() == [stores.media.path(other)]
 
 
-async def test_anothers_medium_is_as_none(media: MediaStore) -> None:
-    record = await add(media)
+async def test_anothers_medium_is_as_none(stores: Stores) -> None:
+    record = await stores.add()
     none = ("media-" + "0" * 24, "", "media-\0", "\ud800", "' OR 1=1 --", "media-%")
     for tenant, id_ in [("other", record.id), *(("t", id_) for id_ in none)]:
-        for call in (media.get, media.delete):
+        for call in (stores.media.get, stores.media.delete):
             with pytest.raises(NotFoundError) as missing:
                 await call(tenant, id_)
             assert str(missing.value) == f"no medium {id_!r}"
         with pytest.raises(NotFoundError):
-            await media.list(tenant, limit=5, after=id_)
-    assert await media.list("other", limit=5) == ()
-    assert await media.get("t", record.id) == record
+            await stores.media.list(tenant, limit=5, after=id_)
+    assert await stores.media.list("other", limit=5) == ()
+    assert await stores.media.get("t", record.id) == record
 
 
 @BOTH
-async def test_pages_are_the_newest_first(media: MediaStore) -> None:
+async def test_pages_are_the_newest_first(stores: Stores) -> None:
     kinds = ["image", "audio", "image", "video", "image"]
-    records = [await add(media, bytes([n]), kind=kind) for n, kind in enumerate(kinds)]
-    await add(media, tenant="other")
+    records = [await stores.add(bytes([n]), kind=kind) for n, kind in enumerate(kinds)]
+    await stores.add(tenant="other")
     newest = tuple(reversed(records))
-    assert await media.list("t", limit=9) == newest
+    assert await stores.media.list("t", limit=9) == newest
     pages, after = [], None
-    while page := await media.list("t", limit=2, after=after):
+    while page := await stores.media.list("t", limit=2, after=after):
         pages.append(page)
         after = page[-1].id
-        await add(media, b"later")  # does not move what comes behind
+        await stores.add(b"later")  # does not move what comes behind
     assert pages == [newest[:2], newest[2:4], newest[4:]]
     images = [record.id for record in newest if record.kind == "image"]
-    listed = await media.list("t", limit=9, kind="image", after=newest[0].id)
+    listed = await stores.media.list("t", limit=9, kind="image", after=newest[0].id)
     assert [record.id for record in listed] == images[1:]
 
 
-async def test_a_file_that_vanished(media: MediaStore) -> None:
-    record = await add(media)
-    media.path(record).unlink()
+async def test_a_file_that_vanished(stores: Stores) -> None:
+    record = await stores.add()
+    stores.media.path(record).unlink()
     with pytest.raises(GoneError, match=rf"{record.id} \(cat.jpg\).*upload it again"):
-        media.path(record)
-    again = await add(media)
-    assert media.path(record) == media.path(again), "the same content puts it back"
-    media.path(record).unlink()
-    await media.delete("t", record.id)
-    await media.delete("t", again.id)
+        stores.media.path(record)
+    again = await stores.add()
+    assert stores.media.path(record) == stores.media.path(again), "the same content puts it back"
+    stores.media.path(record).unlink()
+    await stores.media.delete("t", record.id)
+    await stores.media.delete("t", again.id)
 
 
-async def test_a_shown_medium_cannot_be_deleted(
-    media: MediaStore, conversations: ConversationStore, database: Database
-) -> None:
-    record = await add(media)
-    turn = NewTurn([StoredMedium(type="image", media_id=record.id)], "A cat.", "stop", "m")
-    conversation, _ = await conversations.add_turn("t", None, turn)
+async def test_a_shown_medium_cannot_be_deleted(stores: Stores) -> None:
+    record = await stores.add()
+    conversation = await stores.say(show=[record.id])
     with pytest.raises(ConflictError, match=conversation):
-        await media.delete("t", record.id)
-    await age(database, record)
-    assert (await media.sweep()).records == 0
-    assert media.path(await media.get("t", record.id)).read_bytes() == b"bytes"
+        await stores.media.delete("t", record.id)
+    await stores.expire(record)
+    assert (await stores.media.sweep())["records"] == 0
+    assert stores.media.path(await stores.media.get("t", record.id)).read_bytes() == b"bytes"
 
-    await conversations.delete("t", conversation)
-    assert (await media.sweep()).records == 1
+    await stores.conversations.delete("t", conversation)
+    assert (await stores.media.sweep())["records"] == 1
 
 
 @BOTH
-async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> None:
-    folder = tmp_path / "media"
-    assert await media.sweep() == await media.sweep()  # an empty folder, or none
-    kept, old = await add(media, b"kept"), await add(media, b"old")
-    same = await add(media, b"kept")
-    await age(database, old)
-    await age(database, same)
+async def test_sweep(stores: Stores) -> None:
+    folder = stores.folder
+    assert await stores.media.sweep() == await stores.media.sweep()  # an empty folder, or none
+    kept, old = await stores.add(b"kept"), await stores.add(b"old")
+    same = await stores.add(b"kept")
+    await stores.expire(old)
+    await stores.expire(same)
     orphan = folder / ("a" * 16) / "bb" / ("b" * 64)
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"left by a crash")
@@ -175,17 +142,17 @@ async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> N
     (left / "0").write_bytes(b"x")
     os.utime(left, (time.time() - 90000,) * 2)
 
-    async with media.work_folder() as work:
+    async with stores.media.work_folder() as work:
         work.file("0").write_bytes(b"arriving")
-        swept = await media.sweep()
+        swept = await stores.media.sweep()
         assert work.file("0").exists()
-    assert (swept.records, swept.files, swept.work_folders) == (2, 2, 1)
-    assert files(folder) == sorted([media.path(kept), stranger])
+    assert swept == {"records": 2, "files": 2, "work_folders": 1}
+    assert stores.files() == sorted([stores.media.path(kept), stranger])
     with pytest.raises(NotFoundError):
-        await media.get("t", old.id)
-    async with database.reading() as connection:
+        await stores.media.get("t", old.id)
+    async with stores.database.reading() as connection:
         assert list(await connection.scalars(select(blobs.c.id))) == [
-            f"{media.path(kept).parent.parent.name}/{kept.sha256}"
+            f"{stores.media.path(kept).parent.parent.name}/{kept.sha256}"
         ]
 
 
@@ -205,7 +172,7 @@ async def test_a_request_cancelled_while_its_files_are_removed(tmp_path: Path) -
 
 
 async def test_a_crash_between_file_and_record(
-    media: MediaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move_in = blob_files.move_in
 
@@ -215,13 +182,13 @@ async def test_a_crash_between_file_and_record(
 
     monkeypatch.setattr("mico_server.store.blobs.move_in", move_in_and_fail)
     with pytest.raises(OSError, match="No space left"):
-        await add(media)
-    assert files(tmp_path / "media") == []
-    assert await media.list("t", limit=1) == ()
+        await stores.add()
+    assert stores.files() == []
+    assert await stores.media.list("t", limit=1) == ()
 
 
 async def test_bytes_are_on_disk_before_the_record(
-    media: MediaStore, database: Database, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step towards durability happens before anyone can see the id."""
     steps: list[str] = []
@@ -235,20 +202,20 @@ async def test_bytes_are_on_disk_before_the_record(
 
     monkeypatch.setattr(os, "fsync", noted("sync", os.fsync))
     monkeypatch.setattr(os, "replace", noted("replace", os.replace))
-    commit = type(database).writing
+    commit = Database.writing
 
     def writing(self: Database) -> Any:
         steps.append("begin")
         return commit(self)
 
     monkeypatch.setattr(Database, "writing", writing)
-    await add(media)
+    await stores.add()
     assert steps == ["sync", "begin", "replace", "sync", "sync", "sync"]
 
 
 @BOTH
 async def test_adding_and_deleting_one_content_do_not_cross(
-    media: MediaStore, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two servers, many tasks, one content: whoever has an id finds the bytes, at any moment."""
 
@@ -259,23 +226,23 @@ async def test_adding_and_deleting_one_content_do_not_cross(
         remove(*arguments)
 
     monkeypatch.setattr("mico_server.store.blobs.remove", slowly)
-    other_database = Database(database_url, tmp_path / "data")
-    await other_database.start()
-    stores = [media, MediaStore(other_database, tmp_path / "media")]
+    other = Stores(Database(database_url, tmp_path / "data"), stores.folder)
+    await other.database.start()
+    pair = [stores, other]
     draw = random.Random(0)
 
-    async def one(store: MediaStore) -> None:
+    async def one(own: Stores) -> None:
         for _ in range(4):
-            record = await add(store)
+            record = await own.add()
             for _ in range(draw.randrange(3)):
-                assert store.path(record).read_bytes() == b"bytes"
+                assert own.media.path(record).read_bytes() == b"bytes"
                 await asyncio.sleep(draw.random() / 200)
-            await draw.choice(stores).delete("t", record.id)
+            await draw.choice(pair).media.delete("t", record.id)
             if draw.random() < 0.2:
-                await store.sweep()
+                await own.media.sweep()
 
     async with asyncio.TaskGroup() as tasks:
         for number in range(16):
-            tasks.create_task(one(stores[number % 2]))
-    assert files(tmp_path / "media") == []
-    await other_database.close()
+            tasks.create_task(one(pair[number % 2]))
+    assert stores.files() == []
+    await other.database.close()

@@ -10,12 +10,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.server import sent
@@ -25,8 +26,7 @@ from tests.vllm_here import FLAGS, needs_vllm
 
 pytestmark = [*needs_vllm, pytest.mark.base_llm]
 
-CORE = "VLLM::EngineCor"
-"""vLLM's process as the kernel names it, in 15 letters."""
+CORE = "VLLM::EngineCor"  # the kernel keeps 15 letters of a process's name
 
 RED = {"image": ("red.png", sent.png(sent.square(sent.RED)))}
 BLUE = {"image": ("blue.png", sent.png(sent.square(sent.BLUE)))}
@@ -60,14 +60,10 @@ def metric(http: httpx.Client, name: str) -> float:
     return float(found[1])
 
 
-def processes(parent: int) -> dict[int, str]:
-    """All processes below one, by number, with their names."""
-    found: dict[int, str] = {}
-    for task in Path(f"/proc/{parent}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found[child] = Path(f"/proc/{child}/comm").read_text().strip()
-            found |= processes(child)
-    return found
+def engine_in(below: Iterable[psutil.Process]) -> psutil.Process:
+    """vLLM's own process."""
+    (core,) = (process for process in below if process.name().startswith(CORE))
+    return core
 
 
 def test_sixteen_at_once_are_each_others_strangers(http: httpx.Client) -> None:
@@ -96,7 +92,7 @@ def test_who_leaves_ends_the_work(http: httpx.Client) -> None:
 
 def test_a_killed_engine(on_vllm: Served, http: httpx.Client) -> None:
     assert http.get("/health/ready").status_code == http.get("/health/live").status_code == 200
-    (core,) = [pid for pid, name in processes(on_vllm.pid).items() if name == CORE]
+    core = engine_in(psutil.Process(on_vllm.pid).children(recursive=True))
     form = {"message": "Tell me a long story.", "max_tokens": "1900", "stream": "true"}
     begun = threading.Event()
 
@@ -112,7 +108,7 @@ def test_a_killed_engine(on_vllm: Served, http: httpx.Client) -> None:
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(asked)
         assert begun.wait(60)
-        os.kill(core, signal.SIGKILL)
+        core.kill()
         name, data = events_of(answer.result(timeout=60))[-1]
     assert name == "error"
     assert "vLLM has ended" in data["error"]["message"]
@@ -127,14 +123,8 @@ def test_a_killed_engine(on_vllm: Served, http: httpx.Client) -> None:
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_it(base_llm_folder: Path, tmp_path: Path, end: signal.Signals) -> None:
     with served(tmp_path, *FLAGS) as service:
-        below = processes(service.pid)
-        assert CORE in below.values()
+        below = psutil.Process(service.pid).children(recursive=True)
+        assert engine_in(below).is_running()
         os.kill(service.pid, end)
-        deadline = time.monotonic() + 30
-        while any(map(_lives, below)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not [name for pid, name in below.items() if _lives(pid)]
-
-
-def _lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+        _, left = psutil.wait_procs(below, timeout=30)
+        assert left == []

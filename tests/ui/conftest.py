@@ -81,9 +81,8 @@ def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     server = FakeServer(tmp_path_factory.mktemp("served"))
-    server.start()
     yield server
-    server.stop()
+    server.kill()
 
 
 @pytest.fixture
@@ -94,9 +93,7 @@ def server(fake_server: FakeServer) -> FakeServer:
 
 @pytest.fixture(scope="session")
 def site(fake_server: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    folder = tmp_path_factory.mktemp("page")
-    command = Command(folder, "mico_chat.cli ui", "/robots.txt", "--api", fake_server.url)
-    command.start()
+    command = Command(tmp_path_factory.mktemp("page"), "/robots.txt", "--api", fake_server.url)
     yield command
     command.stop()
 
@@ -106,7 +103,6 @@ def mini(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The page with a server of its own, which has the mini."""
     folder = tmp_path_factory.mktemp("mini")
     site = MiniSite(folder, folder / "data")
-    site.start()
     yield site
     site.stop()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import signal
+import math
+import multiprocessing
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -29,69 +32,40 @@ def free_port() -> int:
     return port
 
 
+def wait_for(url: str, alive: Callable[[], bool]) -> bool:
+    """Whether a process answers at ``url`` before it ends."""
+    deadline = time.monotonic() + START_S
+    with httpx.Client(trust_env=False) as client:
+        while time.monotonic() < deadline and alive():
+            try:
+                if client.get(url).status_code == 200:
+                    return True
+            except httpx.TransportError:
+                pass  # it does not listen yet
+            time.sleep(0.1)
+    return False
+
+
 class Command:
-    """A module that serves at ``url``; it may be started again after a stop.
+    """``mico-chat ui``, which serves a page at ``url`` once ``ready`` answers, a URL or a path."""
 
-    ``ready`` is a URL, or a path of this one, that answers once the program is ready.
-    """
-
-    def __init__(self, folder: Path, module: str, ready: str, *arguments: str) -> None:
-        port = free_port()
+    def __init__(self, folder: Path, ready: str, *arguments: str) -> None:
+        port = str(free_port())
         self.url = f"http://127.0.0.1:{port}"
-        self._ready = ready
         self._log = folder / "log"
-        self._command = [sys.executable, "-m", *module.split(), "--port", str(port), *arguments]
-        self._process: subprocess.Popen[bytes] | None = None
+        command = [sys.executable, "-m", "mico_chat.cli", "ui", "--port", port, *arguments]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        ready = ready if "://" in ready else self.url + ready
+        if not wait_for(ready, lambda: self._process.poll() is None):
+            pytest.fail(f"{command} does not answer; it said:\n{self.said()}")
 
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        self.wait()
-
-    def wait(self) -> None:
-        """Wait until it answers."""
-        assert self._process is not None
-        deadline = time.monotonic() + START_S
-        with httpx.Client(base_url=self.url, trust_env=False) as client:
-            while time.monotonic() < deadline and self._process.poll() is None:
-                try:
-                    if client.get(self._ready).status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass  # it does not listen yet
-                time.sleep(0.1)
-        pytest.fail(f"{self._command} does not answer; it said:\n{self.said()}")
-
-    def stop(self, *, kill: bool = False) -> None:
-        if self._process is None:
-            return
-        self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+    def stop(self) -> None:
+        self._process.terminate()
         self._process.wait(60)
-        self._process = None
-
-    def child(self) -> int:
-        """The process id of its only child."""
-        assert self._process is not None
-        pid = self._process.pid
-        threads = Path(f"/proc/{pid}/task").glob("*/children")
-        (child,) = (int(child) for thread in threads for child in thread.read_text().split())
-        return child
 
     def said(self) -> str:
         return self._log.read_text(errors="replace")
-
-
-class FakeServer(Command):
-    def __init__(self, folder: Path) -> None:
-        self._words = folder / "words"
-        arguments = ("--data-dir", str(folder / "data"), "--words", str(self._words))
-        super().__init__(folder, "tests.ui.live", "/health/ready", *arguments)
-
-    def allow(self, words: int | None = None) -> None:
-        """Let each answer go on until it has this many words, or to its end."""
-        new = self._words.with_suffix(".new")
-        new.write_text("inf" if words is None else str(words))
-        new.replace(self._words)
 
 
 class MiniSite(Command):
@@ -101,25 +75,45 @@ class MiniSite(Command):
         self.data = data
         port = str(free_port())
         ready = f"http://127.0.0.1:{port}/health/ready"
-        arguments = ("--api-port", port, "--data-dir", str(data))
-        super().__init__(folder, "mico_chat.cli ui", ready, *arguments)
+        super().__init__(folder, ready, "--api-port", port, "--data-dir", str(data))
 
 
-def main() -> None:
-    """Serve a fake assistant, which says no more words than the number in the file ``--words``.
+class FakeServer:
+    """A service with a fake assistant, whose process a test may kill and start again.
 
-    The file may change while the service runs. The real decoder decodes the media.
+    The process is forked from one that has imported everything, so that it starts at once.
     """
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--words", type=Path, required=True)
-    options = parser.parse_args()
+
+    def __init__(self, folder: Path) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["mico_server.app", "tests.fakes"])
+        self._folder = folder
+        self._port = free_port()
+        self._words = self._context.Value("d", math.inf)
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        self._process: BaseProcess = self._context.Process(
+            target=_serve, args=(self._port, self._folder, self._words)
+        )
+        self._process.start()
+        if not wait_for(f"{self.url}/health/ready", self._process.is_alive):
+            self.kill()
+            pytest.fail("the service with the fake assistant does not answer")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def allow(self, words: float = math.inf) -> None:
+        """Let each answer go on until it has this many words, or to its end."""
+        self._words.value = words
+
+
+def _serve(port: int, folder: Path, words: Any) -> None:
+    """Serve a fake assistant; the real decoder decodes the media."""
     with MediaDecoder() as decoder:
-        assistant = FakeAssistant(allowed=lambda: float(options.words.read_text()), decoder=decoder)
-        app = create_app(lambda: assistant, ServerSettings(data_dir=options.data_dir))
-        uvicorn.run(app, port=options.port, log_level="warning", timeout_graceful_shutdown=1)
-
-
-if __name__ == "__main__":
-    main()
+        assistant = FakeAssistant(allowed=lambda: float(words.value), decoder=decoder)
+        app = create_app(lambda: assistant, ServerSettings(data_dir=folder))
+        uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)

@@ -227,7 +227,7 @@ def test_the_server_goes_away_and_comes_back(open_page: OpenPage, server: FakeSe
         page.attach(EXAMPLES / "sheep.jpg")
     chat.ask("What is it?")
     before = chat.text(1)
-    server.stop(kill=True)
+    server.kill()
     try:
         chat.ask("And its colour?")
         expect(chat.banner).to_contain_text("no server answers at")
@@ -263,7 +263,7 @@ def test_a_server_that_is_killed_in_the_first_answer(chat: ChatPage, server: Fak
     chat.attach(EXAMPLES / "sheep.jpg")
     chat.ask(STORY)
     expect(chat.growing).to_have_text("[image sheep.jpg] Tell")
-    server.stop(kill=True)
+    server.kill()
     try:
         expect(chat.problem(1)).to_contain_text("broke off")
         assert "peer" not in chat.problem(1).inner_text()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from starlette.responses import Response
 
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
 from mico_ui import routes
 from mico_ui.client import ApiError, Client, read_events
 from mico_ui.routes import Attachment, MediumId, Question, Upload
 from tests.fakes import FakeAssistant
+from tests.server.running import live
 from tests.ui.conftest import served
 
 
@@ -84,27 +84,16 @@ def test_a_wrong_address_is_an_error(wrong: str) -> None:
         Client(wrong)
 
 
-def test_no_server_and_another_service() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>"
-
-        def other_service() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=other_service)
-        thread.start()
-        with (
-            Client(f"127.0.0.1:{port}") as client,
-            pytest.raises(ApiError, match="not as a server"),
-        ):
-            client.send(routes.ready())
-        thread.join()
-    with Client(f"127.0.0.1:{port}") as client, pytest.raises(ApiError, match="no server answers"):
-        client.send(routes.ready())
+@pytest.mark.parametrize(
+    ("status", "said"), [(200, "not as a server"), (502, "at 127.0.0.1 answers 502 Bad Gateway")]
+)
+def test_no_server_and_another_service(status: int, said: str) -> None:
+    with live(Response("<html>", status)) as http:
+        other = Client(str(http.base_url))
+        with pytest.raises(ApiError, match=said):
+            other.send(routes.ready())
+    with other, pytest.raises(ApiError, match="no server answers"):
+        other.send(routes.ready())
 
 
 def test_an_error_of_the_callers_own_stays_one(client: Client) -> None:
@@ -117,6 +106,12 @@ STREAM = (
     'event: delta\r\ndata: {"index":0,"text":"a\u2028b\\n"}\r\n\r\n'
     'event: news\ndata: {}\n\nevent: delta\ndata: {"index":0,"text":"ö"}\n\n'
 ).encode()
+
+
+FAILURE = (
+    b'event: error\ndata: {"error":'
+    b'{"message":"no memory","type":"server_error","param":null,"code":null}}\n\n'
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
@@ -137,4 +132,4 @@ def test_events_cut_anywhere(size: int) -> None:
     assert first == MediaEvent(conversation_id=None, turn=None, media=())
     assert [d.text for d in deltas if isinstance(d, DeltaEvent)] == ["a\u2028b\n", "ö"]
     with pytest.raises(ApiError, match=r"^no memory$"):
-        asyncio.run(read(b'event: error\ndata: {"error":{"message":"no memory"}}\n\n'))
+        asyncio.run(read(FAILURE))

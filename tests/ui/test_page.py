@@ -32,7 +32,7 @@ def page(client: Client, tmp_path: Path) -> Iterator[Page]:
     uploads = tmp_path / "uploads"
     uploads.mkdir()
     previewer = Previewer()
-    yield Page(client.api, MediaDesk(client.api, previewer, uploads))
+    yield Page(MediaDesk(client.api, previewer, uploads))
     previewer.close()
 
 
@@ -83,7 +83,7 @@ def attach(page: Page) -> Any:
 def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) -> None:
     card = attach(page)
     assert (card["kind"], card["kinds"]) == ("image", ["image", "depth", "normal"])
-    assert card["pictures"][0]["src"].startswith("data:image/jpeg;base64,")
+    assert card["pictures"][0]["src"].startswith("data:image/webp;base64,")
     states = ask(page, "What is <b>it</b>?", media=[{"id": card["id"], "kind": "image"}])
     assert states[0]["state"] == "waiting"
     done = states[-1]

@@ -28,7 +28,7 @@ from mico_ui.terminal.blocks import MAX_ROWS, fitted, preview, waveform
 
 @pytest.fixture
 def previewer() -> Iterator[Previewer]:
-    previewer = Previewer(max_bytes=200_000)
+    previewer = Previewer(max_bytes=100_000)
     yield previewer
     previewer.close()
 

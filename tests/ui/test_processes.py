@@ -14,22 +14,23 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mico_chat.cli.main import main as mico_chat
 from mico_chat.errors import ConfigError
 from mico_ui import local_server, routes
-from mico_ui.browser.serve import main
+from mico_ui.browser.serve import _check_keys, main
 from mico_ui.client import ApiError, Client
-from mico_ui.local_server import KeptRunning, local_url, server_beside
+from mico_ui.local_server import local_url, server_beside
 from tests.fakes import FakeAssistant
 from tests.server.running import new_key
 from tests.ui.conftest import served
-from tests.ui.live import START_S, MiniSite, free_port
+from tests.ui.live import free_port
 
 
 @pytest.mark.parametrize(
@@ -59,109 +60,96 @@ def test_a_page_for_other_machines_wants_a_server_with_keys(client: Client, tmp_
         assert refused.value.code == "invalid_api_key"
     assert client.send(routes.models())
     new_key(tmp_path / "data", "alice")
-    command = [sys.executable, "-m", "mico_chat.cli", "ui", "--api", client.api]
-    command += ["--host", "0.0.0.0", "--port", str(free_port())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
-        try:
-            assert page.stdout is not None
-            assert page.stdout.readline().startswith("chat at http://0.0.0.0:")
-        finally:
-            page.terminate()
+    _check_keys(client.api, "0.0.0.0")  # no error: the server asks for a key now
 
 
-@pytest.mark.slow
-def test_a_server_that_cannot_start_ends_the_page(capfd: pytest.CaptureFixture[str]) -> None:
+# It ends with status 0 nine times, and then with status 2; its last argument is a file.
+NINE_TIMES = """
+import sys
+with open(sys.argv[-1], "a") as starts:
+    starts.write("x")
+    raise SystemExit(2 if starts.tell() > 9 else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "restarts_s", "starts", "end"),
+    [
+        ("raise SystemExit(2)", 300.0, 0, "status 2"),  # how a server refuses its settings
+        ("import os; os.kill(os.getpid(), 9)", 300.0, 3, "SIGKILL, 4 times in a row"),
+        (NINE_TIMES, 0.0, 9, "status 2"),  # one that runs long may die again
+    ],
+)
+def test_a_server_that_dies_is_started_again_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    program: str,
+    restarts_s: float,
+    starts: int,
+    end: str,
+) -> None:
+    monkeypatch.setattr(local_server, "_MAIN", program)
+    monkeypatch.setattr(local_server, "RESTARTS_S", restarts_s)
+    told: list[str] = []
     with (
-        pytest.raises(ConfigError, match=r"ended with status 2.*--api-port"),
-        server_beside(["--max-running", "none"]),
+        pytest.raises(ConfigError, match=f"^the server ended with {end}, for .*--api-port"),
+        server_beside([str(tmp_path / "starts")], told.append),
     ):
         time.sleep(60)
-    assert "max_running" in capfd.readouterr().err
-
-
-def kept_running(*programs: str) -> tuple[KeptRunning, list[str]]:
-    """Run one program after another until KeptRunning gives up; also its announcements."""
-    told: list[str] = []
-    left = threading.Event()
-    commands: Iterator[list[str]] = iter([sys.executable, "-c", text] for text in programs)
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(next(commands), text=True)
-
-    kept = KeptRunning(start(), start, announce=told.append, on_left=left.set)
-    assert left.wait(60)
-    return kept, told
-
-
-def test_a_server_that_dies_is_started_again_but_not_for_ever() -> None:
-    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    kept, told = kept_running("raise SystemExit(3)", killed, "", killed)
-    assert [line.split(";")[0] for line in told] == [
-        "the server ended with status 3",
-        "the server ended with SIGKILL",
-        "the server ended with status 0",
-    ]
-    assert kept.left == "the server ended with SIGKILL, 4 times in a row"
-
-
-def test_a_server_that_runs_long_may_die_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_server, "RESTARTS_S", 0.0)
-    kept, told = kept_running(*[""] * 9, "raise SystemExit(2)")
-    assert len(told) == 9
-    assert kept.left == "the server ended with status 2"
-
-
-@pytest.mark.slow
-@pytest.mark.base_llm
-def test_the_page_brings_its_server_back(base_llm_folder: Path, tmp_path: Path) -> None:
-    ui = MiniSite(tmp_path, tmp_path / "data")
-    ui.start()
-    try:
-        os.kill(ui.child(), signal.SIGKILL)
-        until = time.monotonic() + START_S
-        while "it is started again" not in ui.said():
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        ui.wait()
-    finally:
-        ui.stop()
+    assert len(told) == starts
+    assert all(line.endswith("; it is started again") for line in told)
 
 
 @pytest.mark.slow
 def test_the_server_ends_with_us_however_we_end() -> None:
     script = (
         "import time\nfrom mico_ui.local_server import server_beside\n"
-        f"with server_beside(['--port', '{free_port()}']) as child:\n"
-        "    print(child, flush=True)\n    time.sleep(100)"
+        f"with server_beside(['--port', '{free_port()}'], print):\n"
+        "    print('started', flush=True)\n    time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as ours:
         assert ours.stdout is not None
-        child = int(ours.stdout.readline())
-        os.kill(child, 0)
+        assert ours.stdout.readline() == b"started\n"
+        children = psutil.Process(ours.pid).children()
+        assert len(children) == 1
         ours.kill()
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{child}").exists():
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            pytest.fail("the server outlived the page")
-        time.sleep(0.1)
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert left == []
 
 
 CHAT = [sys.executable, "-m", "mico_chat.cli", "chat"]
 PATIENCE_S = 60.0
 
+Piped = Callable[..., tuple[int, str, str]]
 
-@pytest.fixture
-def environment(tmp_path: Path, offline_environment: dict[str, str]) -> dict[str, str]:
-    removed = ("MICO_API", "MICO_API_KEY", "NO_COLOR")
-    kept = {name: text for name, text in offline_environment.items() if name not in removed}
-    return {
-        **kept,
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MICO_API", "MICO_API_KEY", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    changes = {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "",
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "MICO_SERVER_DATA_DIR": str(tmp_path / "own"),
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
     }
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Piped:
+    """Runs ``mico-chat chat`` with the text of a pipe; gives its exit status, output and errors."""
+
+    def run(*arguments: str, text: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        with pytest.raises(SystemExit) as ended:
+            mico_chat(["chat", *arguments])
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
 
 
 def _take_terminal() -> None:
@@ -173,7 +161,7 @@ def _take_terminal() -> None:
 class Terminal:
     """A pseudo-terminal with a program in it; ``shown`` is its output without colours."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self.end, inner = os.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self.process = subprocess.Popen(
@@ -181,7 +169,6 @@ class Terminal:
             stdin=inner,
             stdout=inner,
             stderr=inner,
-            env=environment,
             start_new_session=True,
             preexec_fn=_take_terminal,
         )
@@ -224,8 +211,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(command: Sequence[str], environment: dict[str, str]) -> Iterator[Terminal]:
-    found = Terminal(command, environment)
+def terminal(command: Sequence[str]) -> Iterator[Terminal]:
+    found = Terminal(command)
     try:
         yield found
     finally:
@@ -235,13 +222,9 @@ def terminal(command: Sequence[str], environment: dict[str, str]) -> Iterator[Te
 
 
 def test_a_chat(
-    client: Client,
-    assistant: FakeAssistant,
-    halfway: threading.Event,
-    environment: dict[str, str],
-    picture: Path,
+    client: Client, assistant: FakeAssistant, halfway: threading.Event, picture: Path
 ) -> None:
-    with terminal([*CHAT, "--api", client.api], environment) as screen:
+    with terminal([*CHAT, "--api", client.api]) as screen:
         screen.expect("fake at http://127.0.0.1")
         screen.keys(f"/image '{picture.parent}/red")
         screen.expect("red circle.png")  # in the menu
@@ -273,25 +256,14 @@ def test_a_chat(
     assert [turn.message for turn in turns][0::2] == ["What is it?", "And now?"]
 
 
-def piped(
-    arguments: Sequence[str], environment: dict[str, str], text: bytes = b""
-) -> subprocess.CompletedProcess[str]:
-    # Bytes are decoded here: line feeds must stay as they are.
-    done = subprocess.run([*CHAT, *arguments], input=text, env=environment, capture_output=True)
-    out, error = done.stdout.decode(), done.stderr.decode()
-    return subprocess.CompletedProcess(done.args, done.returncode, out, error)
-
-
 def test_in_a_pipe_there_is_the_answer_alone(
-    client: Client, environment: dict[str, str], picture: Path, assistant: FakeAssistant
+    client: Client, piped: Piped, picture: Path, assistant: FakeAssistant
 ) -> None:
-    api = ["--api", client.api]
-    asked = piped([*api, "--image", str(picture), "--set", "seed=3"], environment, b"What?\n")
-    assert asked.stdout == "[image red circle.png] What?\n"
-    assert (asked.returncode, asked.stderr) == (0, "")
+    first = ("--api", client.api, "--image", str(picture), "--set", "seed=3")
+    assert piped(*first, text=b"What?\n") == (0, "[image red circle.png] What?\n", "")
     assert assistant.options[0].seed == 3
-    again = piped([*api, "--continue", "Sum up:"], environment, b"one\ntwo\xff\n")
-    assert again.stdout == "[image red circle.png] Sum up:\n\none\ntwo\ufffd\n"
+    again = piped("--api", client.api, "--continue", "Sum up:", text=b"one\ntwo\xff\n")
+    assert again == (0, "[image red circle.png] Sum up:\n\none\ntwo\ufffd\n", "")
     (summary,) = client.send(routes.conversations()).data
     assert len(client.send(routes.conversation(summary.id)).turns) == 2
 
@@ -307,43 +279,30 @@ def test_in_a_pipe_there_is_the_answer_alone(
     ],
 )
 def test_errors_in_a_pipe(
-    client: Client,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    text: bytes,
-    said: str,
+    client: Client, piped: Piped, arguments: list[str], text: bytes, said: str
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
-    with pytest.raises(SystemExit, match="2"):
-        mico_chat(["chat", "--api", client.api, *arguments])
-    shown, error = capsys.readouterr()
-    assert (shown, error.count("\n")) == ("", 1)
+    status, shown, error = piped("--api", client.api, *arguments, text=text)
+    assert (status, shown, error.count("\n")) == (2, "", 1)
     assert error.startswith(said)
 
 
 def test_a_key_is_asked_for_and_taken_from_the_environment(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, piped: Piped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = new_key(tmp_path / "data", "alice")
     with served(tmp_path, FakeAssistant()) as client:
-        api = client.api
-        refused = piped(["--api", api, "Hi"], environment)
-        assert refused.returncode == 2
-        assert refused.stderr.startswith("error: this server asks for a key: give it with --key")
-        asked = piped(["Hi"], {**environment, "MICO_API": api, "MICO_API_KEY": secret})
-        assert (asked.returncode, asked.stdout) == (0, "[] Hi\n")
+        status, _, error = piped("--api", client.api, "Hi")
+        assert status == 2
+        assert error.startswith("error: this server asks for a key: give it with --key")
+        monkeypatch.setenv("MICO_API", client.api)
+        monkeypatch.setenv("MICO_API_KEY", secret)
+        assert piped("Hi") == (0, "[] Hi\n", "")
 
 
-def test_a_reader_may_close_the_pipe(client: Client, environment: dict[str, str]) -> None:
+def test_a_reader_may_close_the_pipe(client: Client) -> None:
     command = [*CHAT, "--api", client.api, "word " * 20_000]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    ) as process:
+    none, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(10)
@@ -352,42 +311,17 @@ def test_a_reader_may_close_the_pipe(client: Client, environment: dict[str, str]
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_a_server_that_cannot_start_says_why(environment: dict[str, str]) -> None:
-    done = piped(["--config", "/nothing.toml", "Hi"], environment)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: the server could not start: /nothing.toml: no TOML file")
-    assert done.stderr.count("\n") == 1
+def test_a_server_that_cannot_start_says_why(piped: Piped) -> None:
+    status, shown, error = piped("--config", "/nothing.toml", "Hi")
+    assert (status, shown, error.count("\n")) == (2, "", 1)
+    assert error.startswith("error: the server could not start: /nothing.toml: no TOML file")
 
 
 @pytest.mark.base_llm
 def test_a_server_of_its_own_with_the_real_model(
-    base_llm_folder: Path, environment: dict[str, str], picture: Path
+    base_llm_folder: Path, tmp_path: Path, piped: Piped, picture: Path
 ) -> None:
-    asked = piped(["--image", str(picture), "What is in the picture?"], environment)
-    assert (asked.returncode, asked.stderr) == (0, "")
-    assert "circle" in asked.stdout
-    new_key(Path(environment["MICO_SERVER_DATA_DIR"]), "me")  # changes nothing for who starts it
-    with terminal([*CHAT, "--continue"], environment) as screen:
-        screen.expect("starting a server")
-        screen.expect("What is in the picture?")
-        screen.keys("What colour is it?\r")
-        screen.expect("red")
-        os.kill(screen.process.pid, signal.SIGKILL)
-        screen.ends()
-    until = time.monotonic() + 30
-    while servers := servers_of(environment["MICO_SERVER_DATA_DIR"]):
-        assert time.monotonic() < until, f"still running: {servers}"
-        time.sleep(0.1)
-
-
-def servers_of(data_dir: str) -> list[str]:
-    wanted = f"MICO_SERVER_DATA_DIR={data_dir}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            serves = b"\0serve\0" in (folder / "cmdline").read_bytes()
-            if serves and wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(folder.name)
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
+    new_key(tmp_path / "own", "me")  # who starts the server needs no key
+    status, shown, error = piped("--image", str(picture), "What is in the picture?")
+    assert (status, error) == (0, "")
+    assert "circle" in shown

@@ -6,7 +6,7 @@ import io
 import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
+from rich.filesize import decimal
 
 from mico_chat.media.kinds import KINDS
-from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, Usage
-from mico_ui import describe, routes
+from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent
+from mico_ui import routes
 from mico_ui.client import ApiError, Client
 from mico_ui.routes import Upload
 from mico_ui.terminal.chat import Chat
@@ -87,6 +88,9 @@ WRONG = (
     ("/foo", "error: no command /foo; /help lists them"),
     ("/imge x", "error: no command /imge; did you mean /image? /help lists them"),
     ("/set temperature 9", "error: temperature: input should be less than or equal to 2"),
+    ("/set temperature hot", "error: temperature: "),
+    ("/set temprature 1", "error: no setting 'temprature'; did you mean temperature?"),
+    ("/set json_schema {nonsense", "error: json_schema: "),
     ("/drop 1", "error: no medium 1; 0 attached"),
     ("/drop ²", "error: expected a number, got '²'"),
     ("/retry", "error: no question has been asked yet"),
@@ -135,8 +139,9 @@ def test_ways_to_end(type_in: Type, command: str) -> None:
 
 def test_system_settings_and_new(type_in: Type, assistant: FakeAssistant) -> None:
     shown = type_in(
-        *("/system Be brief.", "/set temperature=0.7", "/set max_tokens 9", "One"),
-        *("/new", "/set temperature", "Two", '/system ""', "/system", "Three", "/settings"),
+        *("/system Be brief.", "/set temperature=0.7", "/set max_tokens 9"),
+        *('/set stop ["a", "b"]', "/set depth_scale 0.002", "One", "/set stop", "/new"),
+        *("/set temperature", "Two", '/system ""', "/system", "Three", "/settings"),
     )
     assert "temperature: 0.7" in shown
     assert "temperature: the server's default" in shown
@@ -144,6 +149,7 @@ def test_system_settings_and_new(type_in: Type, assistant: FakeAssistant) -> Non
     assert re.search(r"max_tokens +9 ", shown)
     assert [o.temperature for o in assistant.options] == [0.7, 0.0, 0.0]
     assert [o.max_tokens for o in assistant.options] == [9, 9, 9]
+    assert [o.stop for o in assistant.options] == [("a", "b"), (), ()]
     texts = [[m.text for m in messages] for messages in assistant.asked]
     assert texts[0] == ["Be brief.", "One"]
     assert texts[1] == ["Be brief.", "Two"]
@@ -164,7 +170,7 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     assert f"error: {page}: this file exists already" in shown
     assert "no conversation with 'nothing of it' in it" in shown
     assert "First (this one)" in shown
-    facts = f"array, {describe.size(picture.stat().st_size)}"
+    facts = f"array, {decimal(picture.stat().st_size)}"
     assert page.read_text() == (
         f"# First\n\n> Be kind.\n\n## Question\n\n- image: red circle.png ({facts})\n\nFirst\n\n"
         "## Answer (fake)\n\n[image red circle.png] First\n"
@@ -172,21 +178,13 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
 
 
 def test_estimate_help_and_an_answer_at_its_limit(type_in: Type, picture: Path) -> None:
-    shown = type_in(f"/image {picture}", "/estimate What is it?", "/help", "/?")
+    shown = type_in(
+        *(f"/image {picture}", "/estimate What is it?", "/help", "/?", "/set max_tokens 2", "Hi")
+    )
     assert "10 tokens (1 of media) + up to 256 for the answer: fits the context of 1,000" in shown
     assert shown.count("/quit") == 2
     assert shown.count("Alt-Enter") == 2
-
-    def events() -> Generator[ChatEvent, None, None]:
-        usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=0)
-        stored = {"model": "m", "conversation_id": None, "turn": None, "media": ()}
-        yield ChatResponse.model_validate(
-            {"answer": "a", "finish_reason": "length", "usage": usage, **stored}
-        )
-
-    out = io.StringIO()
-    Screen(Console(file=out)).answer(events())
-    assert "/set max_tokens N" in out.getvalue()
+    assert "stopped at the limit of 2 tokens; /set max_tokens N raises it" in shown
 
 
 def test_what_others_wrote_does_not_steer_the_terminal(type_in: Type, client: Client) -> None:
@@ -299,23 +297,6 @@ def test_media_go_with_the_next_question_alone(talk: Talk, client: Client) -> No
     assert {medium.id for medium in stored_media(client)} == {first.id, second.id}
 
 
-def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> None:
-    talk.set("temperature", "0.7")
-    talk.set("stop", '["a", "b"]')
-    with pytest.raises(ApiError, match="temperature"):
-        talk.set("temperature", "hot")
-    with pytest.raises(ApiError, match=r"no setting 'temprature'; did you mean temperature\?"):
-        talk.set("temprature", "1")
-    with pytest.raises(ApiError, match="json_schema"):
-        talk.set("json_schema", "{nonsense")
-    talk.set("depth_scale", "0.002")
-    whole(talk.ask("Hi"))
-    talk.set("stop", "")
-    whole(talk.ask("Hi"))
-    assert [options.temperature for options in assistant.options] == [0.7, 0.7]
-    assert [options.stop for options in assistant.options] == [("a", "b"), ()]
-
-
 def test_retry_of_a_refused_question_takes_nothing_back(
     talk: Talk, stop: Callable[[str], None]
 ) -> None:
@@ -341,6 +322,19 @@ def test_a_stopped_answer_is_part_of_the_conversation(
     whole(talk.ask("Four"))
     ends = [("One", "cancelled"), ("Two", "stop"), ("Three", "cancelled"), ("Four", "stop")]
     assert said(talk) == ends
+
+
+def test_a_stopped_answer_is_waited_for(
+    talk: Talk, stop: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop("One")
+    assert talk.id is not None
+    stored = talk.client.send(routes.conversation(talk.id))
+    waiting = stored.turns[0].model_copy(update={"finish_reason": "unanswered"})
+    ended = waiting.model_copy(update={"finish_reason": "cancelled"})
+    answers = [stored.model_copy(update={"turns": [turn]}) for turn in (waiting, waiting, ended)]
+    monkeypatch.setattr(talk.client, "send", lambda call: answers.pop(0))
+    assert said(talk) == [("One", "cancelled")]
 
 
 @pytest.mark.parametrize("first", [True, False])

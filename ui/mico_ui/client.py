@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +19,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
+from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, ErrorBody, MediaEvent
 from mico_ui.routes import Call, Question, chat
 
 DEFAULT_API = "http://127.0.0.1:8000"
@@ -67,7 +66,8 @@ async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[ChatEvent]:
             name = "".join(value.removeprefix(" ") for key, value in fields if key == "event")
             text = "\n".join(value.removeprefix(" ") for key, value in fields if key == "data")
             if name == "error":
-                raise _error_of(json.loads(text), None, "the answer failed")
+                detail = ErrorBody.model_validate_json(text).error
+                raise ApiError(detail.message, code=detail.code)
             if name in _EVENTS:  # not so: comments, and events of a newer server
                 ended = name == "done"
                 yield _EVENTS[name].model_validate_json(text)
@@ -155,7 +155,7 @@ class AsyncClient:
             raise ApiError(f"the server at {self.api} takes too long to answer") from error
         except httpx.RequestError as error:
             raise ApiError(f"the connection to the server at {self.api} broke off") from error
-        except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValidationError, UnicodeDecodeError) as error:
             raise ApiError(f"{self.api} answers, but not as a server of mico-chat does") from error
         except OSError as error:  # a file that is to be uploaded
             reason = error.strerror or str(error)
@@ -234,20 +234,12 @@ def is_local(host: str) -> bool:
 def _check(response: httpx.Response) -> None:
     if response.is_success:
         return
-    fallback = f"the server at {response.url.host} answers {response.status_code}"
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
     retry = response.headers.get("retry-after", "")
-    error = _error_of(body, response.status_code, f"{fallback} {response.reason_phrase}".strip())
-    error.retry_after_s = float(retry) if retry.isdigit() else None
-    raise error
-
-
-def _error_of(body: Any, status: int | None, otherwise: str) -> ApiError:
-    """The error of a body in OpenAI's shape; a body of another shape gets ``otherwise``."""
-    detail = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(detail, dict) or not isinstance(detail.get("message"), str):
-        return ApiError(otherwise, status=status)
-    return ApiError(detail["message"], status=status, code=detail.get("code"))
+    retry_after_s = float(retry) if retry.isdigit() else None
+    try:
+        detail = ErrorBody.model_validate_json(response.content).error
+    except ValidationError as error:  # not a server of ours, perhaps a proxy before it
+        status = f"{response.status_code} {response.reason_phrase}".strip()
+        message = f"the server at {response.url.host} answers {status}"
+        raise ApiError(message, response.status_code, None, retry_after_s) from error
+    raise ApiError(detail.message, response.status_code, detail.code, retry_after_s)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from rich.filesize import decimal
+
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ConversationObject, Estimate, Usage
 
@@ -24,12 +26,12 @@ def facts(report: MediaReport) -> tuple[str, ...]:
         channels = {1: "mono", 2: "stereo"}.get(report.channels or 0, f"{report.channels} channels")
         found.append(f"{report.sample_rate / 1000:g} kHz, {channels}")
     if report.format and report.bytes:
-        found.append(f"{report.format}, {size(report.bytes)}")
+        found.append(f"{report.format}, {decimal(report.bytes)}")
     return tuple(found)
 
 
 def in_short(report: MediaReport) -> str:
-    """The facts of a medium and its tokens: ``640 × 480 px, JPEG, 35 kB, 32 tokens``."""  # noqa: RUF002
+    """The facts of a medium and its tokens: ``640 × 480 px, JPEG, 35.2 kB, 32 tokens``."""  # noqa: RUF002
     tokens = () if report.tokens is None else (count(report.tokens, "token"),)
     return ", ".join((*facts(report), *tokens))
 
@@ -38,15 +40,6 @@ def cuts(report: MediaReport) -> tuple[str, ...]:
     """The parts of a medium that the model does not get. The names of limits are for operators."""
     found = (re.sub(r" \([^()]*MICO_\w+\)", "", cut) for cut in report.cut)
     return tuple(cut for cut in found if not cut.startswith("frames:"))
-
-
-def size(n_bytes: int) -> str:
-    """Bytes in the unit that fits: ``812 B``, ``35 kB``, ``1.2 MB``."""
-    if n_bytes < 1000:
-        return f"{n_bytes} B"
-    if n_bytes < 1_000_000:
-        return f"{n_bytes / 1000:.0f} kB"
-    return f"{n_bytes / 1_000_000:.1f} MB"
 
 
 def count(n: int, thing: str) -> str:

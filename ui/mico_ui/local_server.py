@@ -1,4 +1,4 @@
-"""A server of one's own: ``mico-chat serve`` as a child process of the terminal or of the page."""
+"""``mico-chat serve`` as a child process of the terminal chat or of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import IO, Any
 from mico_chat.errors import ConfigError
 from mico_ui.client import ApiError
 
-# The server ends with the process that started it, however that ends: its standard input does.
+# The server ends when the process that started it ends: its standard input is closed then.
 _MAIN = """
 import os, signal, sys, threading
 
@@ -38,11 +38,6 @@ RESTARTS, RESTARTS_S = 3, 300.0  # so many within so many seconds
 _REFUSED = 2  # the exit status of a server that cannot start with its settings
 
 
-def new_secret() -> str:
-    """A server of one's own takes this from the program that started it, in a key's place."""
-    return f"ours-{secrets.token_urlsafe(32)}"
-
-
 def local_url(host: str, port: int) -> str:
     """The address at which this machine reaches its own server that listens there."""
     if port == 0:
@@ -52,19 +47,18 @@ def local_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _start(arguments: Sequence[str], secret: str | None, **streams: Any) -> subprocess.Popen[str]:
-    """``mico-chat serve`` in a session of its own: Ctrl-C is for us, and we end the server.
+def _new_secret() -> str:
+    """A request to a local server that sends this in the place of a key needs no key."""
+    return f"ours-{secrets.token_urlsafe(32)}"
 
-    Only with a ``secret`` may requests come without a key where the server asks for keys.
-    """
-    environment = {name: text for name, text in os.environ.items() if name != "MICO_LOCAL_SECRET"}
-    if secret is not None:
-        environment["MICO_LOCAL_SECRET"] = secret
+
+def _start(arguments: Sequence[str], secret: str, **streams: Any) -> subprocess.Popen[str]:
+    """``mico-chat serve`` in its own session, so that Ctrl-C reaches only the parent process."""
     return subprocess.Popen(
         [sys.executable, "-c", _MAIN, "serve", *arguments],
         stdin=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, "MICO_LOCAL_SECRET": secret},
         start_new_session=True,
         **streams,
     )
@@ -92,7 +86,8 @@ class KeptRunning:
     def _keep(self) -> None:
         starts = [time.monotonic()]
         while True:
-            status = self.process.wait()
+            with self.process:  # closes its pipes
+                status = self.process.wait()
             with self._lock:
                 if self._ending:
                     return
@@ -102,9 +97,6 @@ class KeptRunning:
                     times = "" if len(starts) < 2 else f", {len(starts)} times in a row"
                     self.left = f"the server ended with {_in_words(status)}{times}"
                     break
-                for pipe in (self.process.stdin, self.process.stdout):
-                    if pipe is not None:
-                        pipe.close()
                 self.announce(f"the server ended with {_in_words(status)}; it is started again")
                 starts.append(now)
                 self.process = self.start()
@@ -122,13 +114,14 @@ def _in_words(status: int) -> str:
 
 
 @contextmanager
-def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> Iterator[str]:
-    """The address of a server that has loaded its model; it ends with the block.
+def local_server(arguments: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """The address and the secret of a server that has loaded its model; it ends with the block.
 
     ``arguments`` are more flags of ``mico-chat serve``; ``MICO_SERVER_*`` variables hold too, but
-    for the address. A request that sends ``secret`` needs no key. A server that dies later is
-    started again at the same address.
+    for the address. A request that sends the secret in the place of a key needs no key. A server
+    that dies later is started again at the same address.
     """
+    secret = _new_secret()
     with tempfile.TemporaryFile("w+", errors="replace") as log:
 
         def start(port: str) -> subprocess.Popen[str]:
@@ -143,7 +136,7 @@ def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> It
             raise
         kept = KeptRunning(process, partial(start, address.rpartition(":")[2]))
         try:
-            yield address
+            yield address, secret
         finally:
             kept.end()
 
@@ -161,22 +154,20 @@ def _address(process: subprocess.Popen[str], log: IO[str]) -> str:
 
 
 @contextmanager
-def server_beside(
-    arguments: Sequence[str],
-    announce: Callable[[str], None] = lambda line: None,
-    secret: str | None = None,
-) -> Iterator[int]:
-    """A server that prints where we print, while the block runs; gives its process id.
+def server_beside(arguments: Sequence[str], announce: Callable[[str], None]) -> Iterator[str]:
+    """Run a server that prints to this process's terminal, during the block; gives its secret.
 
     ``announce`` gets a line when the server has died and is started again. The block is interrupted
-    when the server cannot start or dies too often. A request that sends ``secret`` needs no key.
+    when the server cannot start or dies too often. A request that sends the secret in the place of
+    a key needs no key.
     """
+    secret = _new_secret()
     start = partial(_start, arguments, secret)
     # A program in a script's background ignores interrupts, and would miss the server's end.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = KeptRunning(start(), start, announce, partial(os.kill, os.getpid(), signal.SIGINT))
     try:
-        yield kept.process.pid
+        yield secret
     except KeyboardInterrupt:
         if kept.left is None:
             raise

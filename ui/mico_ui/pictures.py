@@ -108,9 +108,5 @@ def data_uri(pixels: Pixels, longest: int, *, lossless: bool = False) -> str:
     picture = Image.fromarray(pixels)
     picture.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    if lossless:
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.save(buffer, "JPEG", quality=82)
-    kind = "png" if lossless else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    picture.save(buffer, "WEBP", quality=82, lossless=lossless)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

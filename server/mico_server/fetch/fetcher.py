@@ -1,10 +1,11 @@
-"""Media from other people's URLs, without lending clients this machine's place in its network.
+"""Fetches media from clients' URLs, but only from public hosts.
 
-A client must not reach through the service a cloud's metadata or a database (server-side request
-forgery). So every host is resolved once, all of its addresses must be public, and the connection
-goes to one of exactly these: a name cannot be checked at one address and asked at another (DNS
-rebinding). A redirect is a new URL, with the same checks. Proxies of the environment are not used,
-because a proxy would resolve the name again. Any port of a public host may be asked.
+Through the service a client must not reach a cloud's metadata or a database of the service's
+network (server-side request forgery). So every host is resolved once, all of its addresses must be
+public, and the connection goes to one of exactly these addresses: a second resolution could give
+another address than the checked one (DNS rebinding). A redirect is a new URL, with the same checks.
+Proxies of the environment are not used, because a proxy would resolve the name again. Any port of a
+public host is allowed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
@@ -39,7 +41,7 @@ NOT_PUBLIC = (
     "it leads to a host without a public address; the service fetches from public "
     "hosts only, so send the bytes instead"
 )
-"""One message for every refused address: it must tell nothing of the service's network."""
+"""One message for every refused address, so that it tells nothing about the service's network."""
 _NO_ANSWER = "its host could not be reached or gave no proper answer; send the bytes instead"
 
 _FAILURES = (
@@ -76,21 +78,17 @@ class Fetcher:
 
         ``where`` is the field of the request that has the URL, for messages.
         """
-        done = False
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
                 await self._follow(url, target, where)
-            done = True
-        except TimeoutError as error:
-            if not deadline.expired():
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if not (isinstance(error, TimeoutError) and deadline.expired()):
                 raise
             raise FetchError(
                 where,
                 f"took longer than the limit of {self.timeout_s:g} s (MICO_SERVER_URL_TIMEOUT_S)",
             ) from error
-        finally:
-            if not done:
-                target.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -210,12 +208,7 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
         self._stream: httpcore.AsyncNetworkStream | None = None
 
     async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+        self, host: str, port: int, *_: Any, **options: Any
     ) -> httpcore.AsyncNetworkStream:
         failure: Exception = httpcore.ConnectError("no address")
         for address in self._addresses:

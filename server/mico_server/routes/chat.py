@@ -223,14 +223,14 @@ class ChatTurn:
             media.append(file)
         if self._form.message or not parts:
             parts.append(StoredText(text=self._form.message))
-        turn = NewTurn(parts, "", "unanswered", self.model, new_media=new)
+        turn = NewTurn(parts, self.model, new_media=new)
         await self._service.conversations.add_turn(
             self._tenant,
-            None if self._earlier is None else self._earlier.id,
+            conversation_id,
+            number,
             turn,
+            create=self._earlier is None,
             system=self._form.fields.system,
-            number=number,
-            new_id=conversation_id,
         )
         self._waiting = (conversation_id, number, turn)
         self.question = self._question(media)

@@ -68,13 +68,13 @@ class NewTurn:
     """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
 
     ``reports`` has one report for each medium. ``created_at`` distinguishes the turn from a later
-    one of the same number.
+    turn of the same number.
     """
 
     parts: Sequence[StoredPart]
-    answer: str
-    finish_reason: TurnEnd
     model: str
+    answer: str = ""
+    finish_reason: TurnEnd = "unanswered"
     usage: Usage | None = None
     reports: Sequence[MediaReport] = ()
     new_media: Sequence[NewMedium] = ()
@@ -125,7 +125,7 @@ class ConversationStore:
 
     @asynccontextmanager
     async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
-        """Hold a conversation, so that nobody else asks in it, at another replica either."""
+        """Hold a conversation, so that nobody else asks in it, at this or another replica."""
         async with self._database.claim(f"{tenant} {id_}") as alone:
             if not alone:
                 raise ConflictError(
@@ -137,70 +137,53 @@ class ConversationStore:
     async def add_turn(
         self,
         tenant: str,
-        conversation_id: str | None,
+        id_: str,
+        number: int,
         turn: NewTurn,
         *,
+        create: bool = False,
         system: str | None = None,
-        number: int | None = None,
-        new_id: str | None = None,
-    ) -> tuple[str, int]:
-        """Store a turn of a conversation, or of a new one (None); returns the conversation's id and
-        the turn's number.
+    ) -> None:
+        """Store an unanswered turn, whose number in the conversation must be ``number``.
 
-        ``number`` is the number that the turn must get. A ``system`` message replaces the
-        conversation's. An unanswered turn changes the conversation only when it is answered.
+        With ``create`` the turn begins a new conversation, with this ``system`` message.
         """
         for part in turn.parts:
             if isinstance(part, StoredText):
                 check_text(part.text, "message")
         check_text(system or "", "system")
+        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
+        links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
+        row = {"conversation_id": id_, "number": number, "created_at": turn.created_at}
+        row |= {"parts": [part.model_dump() for part in turn.parts], **_answer(turn)}
         try:
             async with self._database.writing() as connection:
-                if conversation_id is None:
-                    id_, next_ = await _create(connection, tenant, turn, system, new_id), 1
+                if create:
+                    await _create(connection, tenant, id_, turn.model, system)
                 else:
-                    id_ = conversation_id
                     await _one(connection, tenant, id_, lock=True)
-                    if turn.finish_reason != "unanswered":
-                        await _answered(connection, id_, turn, system)
-                    next_ = await _last_number(connection, id_) + 1
-                if number is not None and number != next_:
+                next_ = await _last_number(connection, id_) + 1
+                if number != next_:
                     raise ConflictError(
                         f"conversation {id_}: turn {number} was to be added, but the next one is "
                         f"{next_}; load the conversation again"
                     )
-                if next_ == 1:
+                if number == 1:
                     await _retitle(connection, id_, UNTITLED, title_of(turn.parts))
-                await self._insert(connection, tenant, id_, next_, turn)
+                await self._media.put(connection, tenant, turn.new_media, uploaded=False)
+                await self._media.show(connection, tenant, kinds)
+                await connection.execute(insert(turns).values(row))
+                if links:
+                    await connection.execute(insert(turn_media), links)
         except Exception:
             await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
             raise
-        return id_, next_
-
-    async def _insert(
-        self, connection: AsyncConnection, tenant: str, id_: str, number: int, turn: NewTurn
-    ) -> None:
-        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
-        await self._media.put(connection, tenant, turn.new_media, uploaded=False)
-        await self._media.show(connection, tenant, kinds)
-        await connection.execute(
-            insert(turns).values(
-                conversation_id=id_,
-                number=number,
-                parts=[part.model_dump() for part in turn.parts],
-                created_at=turn.created_at,
-                **_answer(turn),
-            )
-        )
-        if kinds:
-            links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
-            await connection.execute(insert(turn_media), links)
 
     @uninterrupted
     async def answer_turn(
         self, tenant: str, id_: str, number: int, turn: NewTurn, *, system: str | None = None
     ) -> None:
-        """Add the answer to a turn that was stored without one (the same ``created_at``)."""
+        """Answer a turn of :meth:`add_turn`; ``system`` replaces the old system message."""
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
             answered = await connection.execute(
@@ -210,7 +193,11 @@ class ConversationStore:
                 raise ConflictError(
                     f"conversation {id_}: turn {number} was taken back before it was answered"
                 )
-            await _answered(connection, id_, turn, system)
+            changed = {"model": turn.model, "updated_at": now()}
+            changed |= {} if system is None else {"system": system}
+            await connection.execute(
+                update(conversations).where(conversations.c.id == id_).values(**changed)
+            )
             new = {medium.id for medium in turn.new_media}
             reports = zip(turn.media_ids, turn.reports, strict=True)
             await self._media.describe(connection, {m: r for m, r in reports if m in new})
@@ -235,8 +222,8 @@ class ConversationStore:
                         conversations.c.created_at >= turn.created_at,
                     )
                 )
+            await self._media.let_go(connection, shown)
             own = {new.id for new in turn.new_media}
-            await self._media.let_go(connection, shown - own)
             unused = await self._media.forget(connection, own, uploaded=False)
         await self._media.collect(unused)
 
@@ -375,36 +362,17 @@ def text_in(parts: Sequence[StoredPart]) -> str:
 
 
 async def _create(
-    connection: AsyncConnection, tenant: str, turn: NewTurn, system: str | None, id_: str | None
-) -> str:
-    id_, created, title = id_ or new_conversation_id(), now(), title_of(turn.parts)
+    connection: AsyncConnection, tenant: str, id_: str, model: str, system: str | None
+) -> None:
+    row = {"id": id_, "tenant": tenant, "system": system, "model": model}
+    row |= {"title": UNTITLED, "title_folded": folded(UNTITLED)}
+    created = now()
     try:
         await connection.execute(
-            insert(conversations).values(
-                id=id_,
-                tenant=tenant,
-                title=title,
-                title_folded=folded(title),
-                system=system,
-                model=turn.model,
-                created_at=created,
-                updated_at=created,
-            )
+            insert(conversations).values(**row, created_at=created, updated_at=created)
         )
     except IntegrityError as error:  # the id exists, perhaps as another tenant's
         raise NotFoundError(f"no conversation {id_!r}") from error
-    return id_
-
-
-async def _answered(
-    connection: AsyncConnection, id_: str, turn: NewTurn, system: str | None
-) -> None:
-    changed = {"model": turn.model, "updated_at": now()} | (
-        {} if system is None else {"system": system}
-    )
-    await connection.execute(
-        update(conversations).where(conversations.c.id == id_).values(**changed)
-    )
 
 
 async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) -> None:

@@ -13,7 +13,13 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -30,6 +36,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.errors import NotFoundError, UnavailableError
 from mico_server.store.tables import is_id, metadata
+
+try:
+    import asyncpg
+except ModuleNotFoundError:  # the extra "postgres" is not installed
+    asyncpg = None
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +59,8 @@ def uninterrupted(
 ) -> Callable[P, Coroutine[Any, Any, T]]:
     """Run a method to its end before its caller is cancelled.
 
-    A transaction must not release its lock while a thread still moves files. And a connection whose
-    query is broken off is lost.
+    A transaction must not release its lock while a thread still moves files, and a cancelled query
+    would cost its connection.
     """
 
     @functools.wraps(method)
@@ -102,13 +113,10 @@ class Database:
         self._claimed: set[str] = set()
         self._claims: Any = None  # the PostgreSQL connection that holds the locks of the claims
         self._claiming = asyncio.Lock()
-        # Writers of this process queue here, in order; SQLite's own waiting is a lottery.
+        # Writers of this process wait here in order; SQLite would let in any of them.
         self._writer = asyncio.Lock()
-        if self._file is None:
-            try:
-                import asyncpg  # noqa: F401
-            except ModuleNotFoundError as error:
-                raise MissingExtraError("a PostgreSQL database", "postgres") from error
+        if self._file is None and asyncpg is None:
+            raise MissingExtraError("a PostgreSQL database", "postgres")
 
     async def start(self) -> None:
         """Connect, and bring the schema up to date; other processes may do so at the same time."""
@@ -140,21 +148,17 @@ class Database:
         if self._engine is not None:
             await self._engine.dispose()
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A transaction that sees one state of the database."""
         options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        async with self._transaction(**options) as connection:
-            yield connection
+        return self._transaction(**options)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that is committed at its end, and rolled back on an exception."""
-        async with AsyncExitStack() as stack:
-            if self.is_sqlite:
-                await stack.enter_async_context(self._writer)
-            begun = self._transaction(mico_begin="BEGIN IMMEDIATE")
-            yield await stack.enter_async_context(begun)
+        turn = self._writer if self.is_sqlite else nullcontext()
+        async with turn, self._transaction(mico_begin="BEGIN IMMEDIATE") as connection:
+            yield connection
 
     @asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[bool]:
@@ -174,8 +178,6 @@ class Database:
 
     @uninterrupted
     async def _lock(self, function: str, name: str) -> bool:
-        import asyncpg
-
         key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
         async with self._claiming:  # a connection does one thing at a time
             try:
@@ -220,12 +222,10 @@ class Database:
             "postgresql+asyncpg://",
             async_creator=functools.partial(self._connect_postgres, timeout_s),
             json_serializer=_to_json,
-            pool_pre_ping=True,  # a restart of the server is not noticed otherwise
+            pool_pre_ping=True,  # finds connections that a restart of the database has closed
         )
 
     async def _connect_postgres(self, timeout_s: float | None) -> Any:
-        import asyncpg
-
         # The driver reads the URL, so that everything libpq allows in it works.
         return await asyncpg.connect(
             self._dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=timeout_s
@@ -256,8 +256,6 @@ class Database:
             lock.release()
 
     async def _migrate_postgres(self) -> None:
-        import asyncpg
-
         try:
             connection = await self._connect_postgres(None)
         except (OSError, TimeoutError, asyncpg.PostgresError) as error:

@@ -1,4 +1,4 @@
-"""API keys; conversations and media move to another tenant when keys come or go."""
+"""API keys, and moving conversations and media to another tenant when keys are made or revoked."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class KeyStore:
 
     @uninterrupted
     async def revoke(self, id_: str) -> Key:
-        """End a key; it stays in the list. Revoking it again changes nothing."""
+        """Revoke a key; the list keeps it. Revoking it again changes nothing."""
         if is_id("key", id_):
             async with self._database.writing() as connection:
                 await connection.execute(
@@ -193,8 +193,8 @@ class Amount:
 class History:
     """The conversations and media of tenants. ``folder`` is the media folder.
 
-    A file is named by its tenant, so a new tenant gets a link or a copy of the file. The old one is
-    removed when the database has the new one, or by a sweep after a crash.
+    The path of a file contains its tenant, so the new tenant gets a link or a copy of the file. The
+    old file is removed once the database has the new one, or by a sweep after a crash.
     """
 
     def __init__(self, database: Database, folder: Path) -> None:
@@ -219,8 +219,8 @@ class History:
         old: set[str] = set()
         found = 0
         async with self._database.writing() as connection:
-            # The conversations first: a request that continues one at this moment holds its lock,
-            # and has stored its media when it releases the lock.
+            # The conversations first: a request that continues a conversation at this moment holds
+            # its lock, and has stored its media before it releases the lock.
             rest = func.substr(conversations.c.tenant, len(source) + 1)
             moved = await connection.execute(
                 update(conversations)

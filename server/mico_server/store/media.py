@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Row, delete, exists, insert, select, update
@@ -39,15 +39,16 @@ from mico_server.store.tables import (
 )
 
 _BATCH = 200
-WORK_AGE_S = 86400.0  # after that a work folder belongs to no request
-RETRY_S = 3600.0  # a turn's media stay that long after the turn was taken back
+WORK_AGE_S = 86400.0  # seconds after which no request uses a work folder any more
+RETRY_S = 3600.0  # seconds for which media stay after their turn was taken back
 
 
 class MediaRecord(BaseModel):
     """A stored medium. ``name`` is the client's and appears in messages only.
 
-    An ``uploaded`` medium stays until ``expires_at`` (None: for good) and as long as a conversation
-    shows it. Another medium came with a turn, and is removed when no conversation shows it.
+    An ``uploaded`` medium stays until ``expires_at`` (None: until it is deleted) and as long as a
+    conversation shows it. Any other medium came with a turn, and is removed when no conversation
+    shows it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,14 +76,6 @@ class NewMedium:
     bytes: int
     report: MediaReport | None = None
     id: str = field(default_factory=lambda: new_id("media"))
-
-
-class Swept(NamedTuple):
-    """How many expired records, files without a record, and left-over work folders were removed."""
-
-    records: int
-    files: int
-    work_folders: int
 
 
 class MediaStore:
@@ -113,7 +106,7 @@ class MediaStore:
         ttl_s: float | None,
         report: MediaReport | None = None,
     ) -> MediaRecord:
-        """Store an upload for ``ttl_s`` seconds (None: for good); its file is moved away."""
+        """Store an upload for ``ttl_s`` seconds (None: until it is deleted), and move its file."""
         new = await self.prepare(kind, path, name, report)
         expires = None if ttl_s is None else now() + timedelta(seconds=ttl_s)
         try:
@@ -174,8 +167,11 @@ class MediaStore:
         await self.collect([row.blob_id])
 
     @uninterrupted
-    async def sweep(self) -> Swept:
-        """Remove expired media that no conversation shows, files without a record, old work."""
+    async def sweep(self) -> dict[str, int]:
+        """Remove expired media that no conversation shows, files without a record, old work.
+
+        Returns how many ``records``, ``files`` and ``work_folders`` were removed.
+        """
         records = files = 0
         while True:
             async with self._database.writing() as connection:
@@ -201,7 +197,7 @@ class MediaStore:
                 orphans = sorted(set(batch) - set(known))
             files += await self.collect(orphans)
         folders = await asyncio.to_thread(blob_files.sweep_work, self._folder, WORK_AGE_S)
-        return Swept(records, files, folders)
+        return {"records": records, "files": files, "work_folders": folders}
 
     # --- In the transaction of a caller: a turn and its media are stored together. ---
 

@@ -46,7 +46,7 @@ def new_id(prefix: str) -> str:
 
 
 def is_id(prefix: str, text: str) -> bool:
-    """Whether a client's text can be such an id; other texts are not looked up."""
+    """Whether a client's text has the form of such an id; no other text is looked up."""
     return re.fullmatch(f"{prefix}-[0-9a-f]{{24}}", text) is not None
 
 

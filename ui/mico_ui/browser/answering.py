@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from pydantic import Field
 
-from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ChatResponse, DeltaEvent
 from mico_ui import routes
 from mico_ui.browser.cards import MediaDesk, Shown
@@ -27,16 +25,16 @@ from mico_ui.routes import MediumId, Question
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 20.0  # a page that follows an answer hears after this time that nothing is new
+PATIENCE_S = 20.0  # a page that follows an answer gets the same view again after this time
 ENDED_S = 60.0  # the last view of an answer stays for this time
 
 
 class PageQuestion(Frozen):
-    """A question as the page sends it; ``ask`` is the page's own name for it.
+    """A question as the page sends it; ``ask`` is the page's name for the question.
 
     With ``create`` the conversation is new, and the page has made its id. ``replaces`` is the first
-    turn to delete. ``again`` is an earlier message that the server may have stored unanswered. An
-    answer that goes on begins with ``prefix``.
+    turn to delete. ``again`` is an earlier message that the server may have stored unanswered.
+    ``prefix`` is the beginning of an answer that the model continues.
     """
 
     ask: str = Field(max_length=64)
@@ -93,7 +91,6 @@ class _Answer:
 class Answers:
     """Asks questions; a page follows and stops the answers by user and name."""
 
-    api: str
     desk: MediaDesk
     _answers: dict[tuple[str, str], _Answer] = field(default_factory=dict)
 
@@ -107,7 +104,7 @@ class Answers:
         loop = asyncio.get_running_loop()
         answer.growing = loop.create_task(self._grow(visitor, answer))
         answer.task = loop.create_task(self._follow_to_end(visitor, answer, answer.growing))
-        # A page that follows the answer hears of its end.
+        # The last view stays for a while, so that a page that follows the answer gets it.
         answer.task.add_done_callback(
             lambda _: loop.call_later(ENDED_S, self._answers.pop, key, None)
         )
@@ -149,7 +146,7 @@ class Answers:
 
     async def _grow(self, visitor: Visitor, answer: _Answer) -> None:
         question, text, began = answer.question, "", time.monotonic()
-        async with visitor.client(self.api) as client:
+        async with visitor.client(self.desk.api) as client:
             await _make_room(client, question)
             async with client.stream(question.for_server(visitor)) as events:
                 async for event in events:
@@ -158,42 +155,37 @@ class Answers:
                         text += event.text
                         answer.show(state="answering", answer=text)
                         continue
-                    changes = self._media(visitor, question, event.media)
-                    changes |= {"conversation_id": event.conversation_id, "turn": event.turn}
+                    # The last reports are those of the question's own media.
+                    own = event.media[len(event.media) - len(question.media) :]
+                    cards = tuple(
+                        self.desk.kept(visitor, shown.id, report)
+                        for shown, report in zip(question.media, own, strict=False)
+                    )
+                    changes = {"media": cards, "media_total": len(event.media)}
+                    changes |= event.model_dump(include={"conversation_id", "turn"})
                     if isinstance(event, ChatResponse):
                         seconds, rest = time.monotonic() - began, event.usage.completion_tokens
                         speed = (rest - 1) / seconds if rest > 1 and seconds > 0 else None
-                        changes |= {"state": "done", "answer": event.answer, "usage": event.usage}
+                        changes |= {"state": "done", "tokens_per_second": speed}
+                        changes |= {"answer": event.answer, "usage": event.usage}
                         changes |= {"finish_reason": event.finish_reason}
-                        changes |= {"tokens_per_second": speed}
                     answer.show(**changes)
 
-    def _media(
-        self, visitor: Visitor, question: PageQuestion, reports: Sequence[MediaReport]
-    ) -> dict[str, Any]:
-        """The part of a view that is about media: the question's reports are the last ones."""
-        own = reports[len(reports) - len(question.media) :]
-        cards = tuple(
-            self.desk.kept(visitor, shown.id, report)
-            for shown, report in zip(question.media, own, strict=False)
-        )
-        return {"media": cards, "media_total": len(reports)}
-
     async def _show_stopped(self, visitor: Visitor, answer: _Answer) -> None:
-        """Show the turn as the server stored it, once it has.
+        """Show the stopped turn as the server stored it.
 
-        The server stores no turn without a word: then the question is only on the page.
+        The server stores no turn whose answer lacks a first word: only the page keeps its question.
         """
         view = answer.view
         deadline = time.monotonic() + STORED_S
         while view.conversation_id and time.monotonic() < deadline:
             try:
                 call = routes.conversation(view.conversation_id)
-                found = await visitor.send(self.api, call)
+                found = await visitor.send(self.desk.api, call)
             except ApiError as error:
                 if error.status != HTTPStatus.NOT_FOUND:
                     raise
-                break  # the conversation would have begun with this turn
+                break  # the conversation had no other turn
             last = found.turns[-1] if found.turns else None
             if last is None or (view.turn or last.turn) != last.turn:
                 break
@@ -215,7 +207,7 @@ async def _make_room(client: AsyncClient, question: PageQuestion) -> None:
     first = question.replaces
     try:
         if first is None and question.again is not None:
-            # The server may have stored the question, and have ended before it said so.
+            # The server may have stored the question, but ended before it sent the turn's number.
             turns = (await client.send(routes.conversation(question.conversation_id))).turns
             last = turns[-1] if turns else None
             if last and last.finish_reason == "unanswered" and last.message == question.again:

@@ -93,7 +93,7 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
         kept: set[str] = set()
         blocks.temp_file_sets.append(kept)
         desk = MediaDesk(api, previewer, Path(get_upload_folder()))
-        page = Page(api, desk, kept.add)
+        page = Page(desk, kept.add)
 
         def for_visitors(function: PageFunction) -> Callable[..., Any]:
             async def called(sent: dict[str, Any], request: gr.Request) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +53,8 @@ class Preview(Frozen):
 class Card(Frozen):
     """A medium as the page shows it. ``kinds`` are the kinds that its file could be.
 
-    Without ``pictures`` none were made yet, and the page asks for them. ``facts`` say what was used
-    of the medium, ``cut`` what was left out.
+    A card without ``pictures`` makes the page ask for them. ``facts`` describe the part of the
+    medium that the model gets, ``cut`` the part that it does not get.
     """
 
     id: str
@@ -153,26 +151,21 @@ class Previewer:
     """Makes previews and keeps the last ones, for each user apart, within ``max_bytes``."""
 
     max_bytes: int = 64 << 20
-    _kept: OrderedDict[tuple[str, str, Kind], Preview] = field(default_factory=OrderedDict)
+    _kept: dict[tuple[str, str, Kind], Preview] = field(default_factory=dict)  # the oldest first
     _decoder: MediaDecoder = field(default_factory=MediaDecoder)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def kept(self, user: str, medium_id: str, kind: Kind) -> Preview | None:
-        with self._lock:
-            if (found := self._kept.get((user, medium_id, kind))) is not None:
-                self._kept.move_to_end((user, medium_id, kind))
-            return found
+        return self._kept.get((user, medium_id, kind))
 
     async def make(
         self, user: str, medium_id: str, source: Path | bytes, report: MediaReport
     ) -> Preview:
         preview = await asyncio.to_thread(self._make, source, report)
-        with self._lock:
-            self._kept[user, medium_id, report.kind] = preview
-            while sum(len(p.src) for kept in self._kept.values() for p in kept.pictures) > (
-                self.max_bytes
-            ):
-                self._kept.popitem(last=False)
+        self._kept[user, medium_id, report.kind] = preview
+        n_bytes = sum(len(p.src) for kept in self._kept.values() for p in kept.pictures)
+        while n_bytes > self.max_bytes:
+            oldest = self._kept.pop(next(iter(self._kept)))
+            n_bytes -= sum(len(picture.src) for picture in oldest.pictures)
         return preview
 
     def _make(self, source: Path | bytes, report: MediaReport) -> Preview:

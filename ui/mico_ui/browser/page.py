@@ -1,7 +1,7 @@
-"""The functions that the page calls: each takes the browser's data, and answers or gives a reason.
+"""The functions that the page calls: each takes the browser's data and returns an answer or error.
 
-An answer is ``{"value": ...}``, an error ``{"problem": ...}`` with the server's own reason. No
-function keeps anything of a browser's: whose request it is comes with each call.
+An answer is ``{"value": ...}``, an error ``{"problem": ...}`` with the server's reason. Each call
+brings its browser's user, because no function stores one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ PageFunction: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 CONVERSATIONS = 40  # listed at once
 MAX_COMPARED = 24  # media, and sentences, at once
 EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
-
-_OF_EXAMPLES = "examples"  # the user of the examples' previews
 
 
 class ExampleFile(Frozen):
@@ -89,15 +87,17 @@ class _Items(Frozen):
 
 
 class Page:
+    """``keep_file`` gets the path of each file that is written for a browser to fetch."""
+
     def __init__(
-        self, api: str, desk: MediaDesk, keep_file: Callable[[str], None] = lambda path: None
+        self, desk: MediaDesk, keep_file: Callable[[str], None] = lambda path: None
     ) -> None:
-        # keep_file gets the path of each file that is written for a browser to fetch
-        self.api = api
+        self.api = desk.api
         self.desk = desk
-        self.answers = Answers(api, desk)
+        self.answers = Answers(desk)
         self.keep_file = keep_file
         self._examples = read_examples()
+        self._example_cards: dict[str, tuple[Card, ...]] = {}
 
     def functions(self) -> list[PageFunction]:
         server = (self.health, self.estimate, self.compare)
@@ -143,7 +143,7 @@ class Page:
         return await visitor.send(self.api, call)
 
     async def open(self, visitor: Visitor, id: str) -> ConversationView:
-        # Before the server is asked: an answer that ends meanwhile is found to have ended later.
+        # First, because an answer that ends while the server is asked must not get lost.
         answering = self.answers.answering(visitor, id)
         try:
             stored = await visitor.send(self.api, routes.conversation(id))
@@ -177,8 +177,11 @@ class Page:
     async def examples(self, visitor: Visitor) -> list[Example]:
         found = []
         for example in self._examples.chats:
-            cards = tuple([await self._example_card(shown) for shown in example.files])
-            found.append(example.model_copy(update={"cards": cards}))
+            if example.name not in self._example_cards:
+                cards = [await self._example_card(file) for file in example.files]
+                self._example_cards[example.name] = tuple(cards)
+            shown = {"cards": self._example_cards[example.name]}
+            found.append(example.model_copy(update=shown))
         return found
 
     async def attach_example(self, visitor: Visitor, name: str) -> list[Card]:
@@ -215,12 +218,9 @@ class Page:
         return Grid(similarity=(vectors @ vectors.T).tolist(), match=match)
 
     async def _example_card(self, shown: ExampleFile) -> Card:
-        previewer = self.desk.previewer
-        path = EXAMPLES_FOLDER / shown.file
         report = MediaReport(name=shown.file, kind=shown.kind)
-        preview = previewer.kept(_OF_EXAMPLES, shown.file, shown.kind)
-        if preview is None:
-            preview = await previewer.make(_OF_EXAMPLES, shown.file, path, report)
+        path = EXAMPLES_FOLDER / shown.file
+        preview = await self.desk.previewer.make("examples", shown.file, path, report)
         return Card(id=shown.file, name=shown.file, kind=shown.kind, **dict(preview))
 
     async def _attach_all(self, visitor: Visitor, files: tuple[ExampleFile, ...]) -> list[Card]:

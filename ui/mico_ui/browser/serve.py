@@ -7,8 +7,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
 
@@ -33,8 +32,9 @@ def main(
 ) -> None:
     """Serve the page for the server at ``api`` until interrupted; ``announce`` gets its address.
 
-    A server of our own takes ``secret`` in the place of a key. A page that other machines reach
-    does not use the secret, and has the server ask for keys, unless it is ``insecure``.
+    A server that was started beside the page takes ``secret`` in the place of a key. A page that
+    other machines can reach does not use the secret, and its visitors need keys of the server,
+    unless the page is ``insecure``.
     """
     with tempfile.TemporaryDirectory(prefix="mico-ui-") as folder, _bound(host, port) as listening:
         try:
@@ -42,8 +42,8 @@ def main(
             if shared and not insecure:
                 _check_keys(api, host)
             access = Access(None if shared else secret, require_key=shared and not insecure)
-            # Gradio reads these when its components are made: a cache of our own that ends with us,
-            # and nothing sent to anybody.
+            # Gradio reads these when it makes components: the folder of its cache, which is removed
+            # at the end, and that it must send no statistics to anybody.
             os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
             from mico_ui.browser.app import create_app
 
@@ -56,7 +56,7 @@ def main(
         server = uvicorn.Server(config)
 
         def end(number: int, frame: FrameType | None) -> None:
-            server.should_exit = True  # an exception could be lost in other code
+            server.should_exit = True  # another package could swallow an exception
 
         before = signal.signal(signal.SIGTERM, end)
         try:
@@ -90,15 +90,12 @@ def _check_keys(api: str, host: str) -> None:
     )
 
 
-@contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host, port), family=family, backlog=512)
+        return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(
             f"cannot listen on {host}:{port}: {reason}; try another --port"
         ) from error
-    with listening:
-        yield listening

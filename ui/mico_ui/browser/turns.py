@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,11 +138,9 @@ def words() -> dict[str, Any]:
 
 
 def problem_of(error: ApiError = _FAILED) -> Problem:
-    if fault := words()["key_faults"].get(error.code):
-        return Problem(**{"message": str(error), "setting": "key", **fault})
     advice = words()["advice"].get(error.status or "unreachable", words()["advice"]["other"])
-    if error.code == "context_length_exceeded":
-        advice = "Start a new chat, remove media, or lower the longest answer in Settings."
-    elif error.status == 429 and error.retry_after_s:
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS and error.retry_after_s:
         advice = f"Ask again in {error.retry_after_s:g} s."
-    return Problem(message=str(error), advice=advice, away=error.status in (None, 503))
+    away = error.status in (None, HTTPStatus.SERVICE_UNAVAILABLE)
+    found = {"message": str(error), "advice": advice, "away": away}
+    return Problem(**{**found, **words()["faults"].get(error.code, {})})

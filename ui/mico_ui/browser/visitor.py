@@ -1,4 +1,7 @@
-"""Who asks and how: the browser keeps it and sends it with every call, this side keeps nothing."""
+"""A browser's user, settings and access.
+
+The browser keeps the settings and sends them with every call; this process stores none of them.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ _OF_PROXIES = ("forwarded", "via", "x-forwarded-", "x-real-ip", "x-client-ip", "
 
 @dataclass(frozen=True)
 class Access:
-    """The rights of a visitor without a key of one's own.
+    """The rights of a visitor who gives no API key.
 
-    The server that was started beside the page takes ``secret`` in the place of a key.
-    ``require_key``: the server has to ask for a key, whatever it lets in from this machine.
+    The server that was started beside the page takes ``secret`` in the place of a key. With
+    ``require_key`` the server must ask for a key, even where this machine needs none.
     """
 
     secret: str | None = None
@@ -36,11 +39,11 @@ NO_ACCESS = Access()
 
 
 def is_at_home(headers: Mapping[str, str]) -> bool:
-    """Whether a page of ours, opened by a browser of this machine, has sent a request.
+    """Whether a request comes from this page in a browser of this machine.
 
-    A proxy adds headers of its own. A page of another site has an origin of its own. A page whose
-    name was made to lead here (DNS rebinding) has that name as its host. A proxy that adds no
-    header hands on an origin that is not the host it asks for.
+    A proxy adds its own headers. The page of another site has another origin. A site whose name was
+    made to lead here (DNS rebinding) sends that name as the host. A proxy that adds no header
+    passes on an origin that differs from the host.
     """
     if any(name.lower().startswith(_OF_PROXIES) for name in headers):
         return False

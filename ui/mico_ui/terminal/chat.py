@@ -1,4 +1,4 @@
-"""The conversation as a person has it: lines in, commands and answers out."""
+"""The chat in a terminal: it reads lines, runs commands and shows answers."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class Chat:
         self.talk.new()
         self.screen.note("a new conversation")
 
-    @_command("", "the same, with an empty screen and nothing attached")
+    @_command("", "begin another conversation, empty the screen and detach all media")
     def clear(self, text: str) -> None:
         self.talk.detach()
         self.screen.console.clear()

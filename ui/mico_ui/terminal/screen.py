@@ -1,4 +1,4 @@
-"""What is shown: answers as they come, media, lists, errors. Nothing steers the terminal."""
+"""Shows answers as they come, media, lists and errors; no shown text can control the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mico_ui import describe
 
 SHOWN_TURNS = 6  # the last turns of an opened conversation
 
-# These change the direction of the text behind them: one thing could look like another.
+# These change the direction of the text behind them: one text could look like another.
 _BIDI = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 # A word of this many cells is shown before its end: some scripts put no spaces between words.
@@ -72,7 +72,7 @@ class WordWrap:
             if character == "\n" or (character == " " and self._column < self._width - 1):
                 self._write(character)
             elif character == " ":
-                self._column = self._width  # the line's end stands for it
+                self._column = self._width  # the end of the line takes the place of the space
         self._out.flush()
 
     def end(self) -> None:

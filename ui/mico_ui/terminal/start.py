@@ -19,7 +19,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.wire import DeltaEvent, ModelInfo
 from mico_ui import routes
 from mico_ui.client import ApiError, Client
-from mico_ui.local_server import local_server, new_secret
+from mico_ui.local_server import local_server
 from mico_ui.routes import Question, Upload
 from mico_ui.terminal.screen import Screen, WordWrap, printable
 from mico_ui.terminal.talk import applied, setting
@@ -58,10 +58,9 @@ def main(command: ChatCommand) -> int:
             progress = Screen(Console(stderr=True, highlight=False))
             api, key = command.api, command.key
             if api is None:
-                secret = new_secret()
-                key = key or secret
                 with progress.waiting("starting a server and loading the model"):
-                    api = stack.enter_context(local_server(command.serve, secret))
+                    api, secret = stack.enter_context(local_server(command.serve))
+                key = key or secret
             client = stack.enter_context(Client(api, key))
             model = _model(client, progress)
             if question is not None:

@@ -56,14 +56,12 @@ class _Unanswered:
     """The last question, if it has no whole answer: it was refused, failed or was stopped.
 
     ``turn`` is its number in the conversation, None if it was refused. ``said``: some words came.
-    ``stored``: the server has had the time to store those words.
     """
 
     text: str
     media: list[wire.MediaObject]
     turn: int | None = None
     said: bool = False
-    stored: bool = False
 
 
 @dataclass
@@ -118,11 +116,11 @@ class Talk:
         yield from self._answer(text, media)
 
     def retry(self) -> Generator[wire.ChatEvent, None, None]:
-        """Ask the last question again with the settings of now, in place of the last time."""
+        """Ask the last question again with the present settings; its turn replaces the old one."""
         turns = [] if self.id is None else self.conversation().turns
         if (last := self._unanswered) is not None:
             text, media = last.text, last.media
-            # A stopped answer, or a question that a killed server left; no turn of others.
+            # Only the turn of that question: it was stopped, or its server was killed.
             turns = [turn for turn in turns if (turn.turn, turn.message) == (last.turn, text)]
         elif turns:
             text = turns[-1].message
@@ -150,16 +148,14 @@ class Talk:
         """The conversation as the server has it, once the server has stored a stopped answer."""
         if self.id is None:
             raise ApiError("nothing has been said yet")
+        stopped = self._unanswered is not None and self._unanswered.said
         until = time.monotonic() + STORED_S
-        found = self.client.send(routes.conversation(self.id))
-        last = self._unanswered
-        while last is not None and last.said and not last.stored:
+        while True:
+            found = self.client.send(routes.conversation(self.id))
             ended = bool(found.turns) and found.turns[-1].finish_reason != "unanswered"
-            last.stored = ended or time.monotonic() > until
-            if not last.stored:
-                time.sleep(0.1)
-                found = self.client.send(routes.conversation(self.id))
-        return found
+            if ended or not stopped or time.monotonic() > until:
+                return found
+            time.sleep(0.1)
 
     def _question(self, text: str, media: list[wire.MediaObject]) -> Question:
         shown = [MediumId(medium.kind, medium.id) for medium in media]
