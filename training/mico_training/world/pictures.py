@@ -1,6 +1,7 @@
 """Picture samples: one thing, several of a kind, two things side by side, a mixed scene.
 
-Answers are balanced: counts, colours, sides and yes or no are drawn first, the picture follows.
+The answers are balanced: a count, a colour, a side or yes and no is drawn evenly before the picture
+is composed to make it true.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mico_training.world.things import Catalogue, Thing
 
 IMAGE = "image.jpg"
 MEDIA = (IMAGE,)
-APART = 0.2  # least distance of centres for which "left of" or "above" is asked
+APART = 0.2  # least distance of two centres for a question about "left of" or "above"
 SIDES = {"x": ("left", "right"), "y": ("above", "below")}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
@@ -48,7 +49,7 @@ def _sample(
 
 
 def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One thing, mostly large, anywhere: naming, its colour, where it is, is it there."""
+    """One thing, mostly large, anywhere: questions about its name, presence, colour and place."""
     thing = things.sample(rng, split)
     shape = canvas(rng)
     colour, rgba = dress(rng, thing, None, tint_share=0.25)
@@ -113,7 +114,7 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     gap = max(0.55 * (sizes[0] + sizes[1]), 0.26)
     along_a = float(rng.uniform(low[0], max(low[0] + 0.01, low[1] - gap)))
     along_b = float(rng.uniform(min(along_a + gap, low[1] - 0.005), low[1]))
-    if rng.random() < 0.5:  # level with each other, or anywhere across
+    if rng.random() < 0.5:  # side by side on one line; otherwise each anywhere across the axis
         middle = float(rng.uniform(0.35, 0.65))
         across = [middle, middle + float(rng.uniform(-0.06, 0.06))]
     else:
@@ -184,7 +185,7 @@ def _describe(rng: Rng, scene: Scene) -> Turn:
     caption = captions(rng, scene.placed)[0]
     words = (w for p in scene.placed for w in (*p.thing.accept, en.plural(p.name)))
     accept = tuple(dict.fromkeys(words))
-    return Turn(*en.say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
+    return en.turn(rng, "describe", "describe", MEDIA, (), accept, caption=caption)
 
 
 def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]:
@@ -200,10 +201,6 @@ def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]
     return turns
 
 
-def phrase(placed: Placed) -> str:
-    return f"{placed.colour} {placed.name}" if placed.colour else placed.name
-
-
 def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -> Turn:
     reply = en.answer(rng, turn, one=en.article(thing.name), **en.agreement(thing.name))
     return Turn(en.ask(rng, turn), reply, "name", (member,), accept=thing.accept)
@@ -212,10 +209,9 @@ def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -
 def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
     many = en.word(rng, "things") if noun is None else en.plural(noun)
     one = many.removesuffix("s") if noun is None else noun
-    facts = {"many": many, "word": en.number_word(n), "is": "is" if n == 1 else "are"}
-    texts = en.say(rng, "count", counted=one if n == 1 else many, **facts)
-    choices = tuple(map(en.number_word, range(1, 5))) if n <= 4 else ()
-    return Turn(*texts, "count", MEDIA, choices, (en.number_word(n), str(n)))
+    word, counted = en.number_word(n), one if n == 1 else many
+    facts = {"many": many, "word": word, "counted": counted, "is": "is" if n == 1 else "are"}
+    return en.turn(rng, "count", "count", MEDIA, en.one_to_four(), (word, str(n)), **facts)
 
 
 def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
@@ -225,7 +221,7 @@ def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
     colour = str(placed.colour)
     spelled = "gray" if colour == "grey" and "color" in question else colour
     reply = en.answer(rng, "colour", colour=spelled, **facts)
-    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, colours.accept(colour))
+    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, en.accepted(colour))
 
 
 def relation(a: Placed, b: Placed, axis: str) -> str:
@@ -239,12 +235,10 @@ def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     where = [en.word(rng, f"where {s}") for s in sides]
     template = en.draw_question(rng, "side of")
     short = [en.word(rng, f"place {s}") for s in sides] if axis == "x" else sides
-    facts = {"a": a.name, "b": b.name, **en.agreement(a.name)}
-    question = en.fill(
-        template, one=where[0], two=where[1], short_one=short[0], short_two=short[1], **facts
-    )
+    facts = {"a": a.name, "b": b.name, "one": where[0], "two": where[1]}
+    facts |= {"short_one": short[0], "short_two": short[1], **en.agreement(a.name)}
     reply = en.answer(rng, "side of", side=side, where=where[sides.index(side)], **facts)
-    return Turn(question, reply, "position", MEDIA, sides, en.accepted(side))
+    return Turn(en.fill(template, **facts), reply, "position", MEDIA, sides, en.accepted(side))
 
 
 def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
@@ -260,7 +254,7 @@ def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
 
 
 def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
-    """What is on the left? What is to the left of the dog? The open form: name by place."""
+    """What is on the left? What is to the left of the dog? The answer names a thing freely."""
     side = en.pick(rng, SIDES[axis])
     right, other = (a, b) if relation(a, b, axis) == side else (b, a)
     place = en.word(rng, f"place {side}")
@@ -270,33 +264,33 @@ def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     else:
         turn = "what is on the side" if axis == "x" else "what is above or below"
         question = en.ask(rng, turn, place=place)
-    facts = {"one": en.article(right.name), "is": en.be(right.name), "place": place}
+    facts = {"one": en.article(right.name), "place": place, **en.agreement(right.name)}
     reply = en.answer(rng, "what is beside", **facts)
     return Turn(question, reply, "position_name", MEDIA, accept=right.thing.accept)
 
 
 def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
-    """Where is the star, left or right? For a thing clearly in one half of the picture."""
+    """Where is the star, left or right? The thing must lie clearly in one half of the picture."""
     low, high = SIDES["x"] if axis == "x" else ("top", "bottom")
     side = low if getattr(a, axis) < 0.5 else high
     one, two = en.shuffled(rng, low, high)
     facts = {"a": a.name, "one": one, "two": two, "side": side, **en.agreement(a.name)}
-    texts = en.say(rng, f"half {axis}", **facts)
-    return Turn(*texts, "position", MEDIA, (one, two), en.accepted(side))
+    accept = en.accepted(side)
+    return en.turn(rng, f"half {axis}", "position", MEDIA, (one, two), accept, **facts)
 
 
 def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
     yes, found = ("yes", en.article(named)) if present else ("no", f"no {named}")
     facts = {"one": en.article(named), "yes": yes, "found": found, **en.agreement(named)}
-    return Turn(*en.say(rng, "present", **facts), "present", MEDIA, ("yes", "no"), (yes,))
+    return en.turn(rng, "present", "present", MEDIA, ("yes", "no"), (yes,), **facts)
 
 
 def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
-    """True sentences about the scene, for pretraining: count, colour and place in words."""
+    """True sentences about the scene, for pretraining: they name counts, colours and places."""
     groups = []
     for name in dict.fromkeys(p.name for p in placed):
         same = [p for p in placed if p.name == name]
-        noun = phrase(same[0]) if len({p.colour for p in same}) == 1 else name
+        noun = same[0].phrase if len({p.colour for p in same}) == 1 else name
         many = f"{en.number_word(len(same))} {en.plural(noun)}"
         groups.append(many if same[1:] else en.article(noun))
     if len(placed) == 1:
@@ -308,7 +302,7 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
         out = [groups[0], f"a picture of {groups[0]}", f"there are {groups[0]}"]
     elif len(placed) == 2:
         a, b = placed
-        first, second = en.article(phrase(a)), en.article(phrase(b))
+        first, second = en.article(a.phrase), en.article(b.phrase)
         out = []
         for side in (relation(a, b, axis) for axis in _axes(a, b)):
             out.append(f"{first} {en.word(rng, f'where {side}')} {second}")
