@@ -1,8 +1,7 @@
-"""Builds shards: mixes generators by name and count, seeded, in parallel.
+"""Builds shards: so many samples of each generator, in random order, by several processes.
 
-Sample ``i`` of a generator depends on (seed, generator, i, split) alone, whatever else is
-built and by how many workers. Train shards hold only train identities, validation shards only
-held-out ones.
+Sample ``i`` of a generator depends on (seed, generator, i, split) alone: other samples and the
+number of processes do not change it. Validation shards hold only identities that train shards lack.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from mico_training.world.things import Catalogue, catalogue, shape_things
 logger = logging.getLogger(__name__)
 
 SEED = 0
-"""Of the mini's own data, and where none is asked for."""
+"""The seed of the mini's own data, and the default."""
 
 Generator = Callable[[np.random.Generator, Split], Sample]
 
-# name -> module, function, whether it composes things of the catalogue
+# Name: the module, the function, and whether the function takes the catalogue of things.
 GENERATORS: dict[str, tuple[str, str, bool]] = {
     "single": ("pictures", "make_single", True),
     "colour": ("pictures", "make_colour", True),
