@@ -103,7 +103,7 @@ def tint(rgba: Pixels, rgb: NDArray[np.uint8]) -> Pixels:
     if solid.size == 0:
         return rgba
     low, middle, high = np.percentile(solid[:: max(1, solid.size // 4000)], [4, 50, 96])
-    # At least 0.35 of luminance on either side: the low contrast of a photograph stays low.
+    # A low contrast is not stretched to the whole range: that would bleach the thing.
     darker = -np.clip((middle - light) / max(middle - low, 0.35), 0, 1)
     lighter = np.clip((light - middle) / max(high - middle, 0.35), 0, 1)
     t = np.where(light < middle, darker, lighter).astype(np.float32)[..., None]

@@ -160,12 +160,13 @@ def render(
 
 def _paint(
     rng: Rng, items: Sequence[Item], background: Pixels, *, flip: bool
-) -> tuple[Pixels, NDArray[np.int8]]:
+) -> tuple[Pixels, NDArray[np.uint8]]:
+    """The picture, and for each pixel the index of the item on it (255 is the background)."""
     height, width = background.shape[:2]
     canvas = Image.fromarray(background)
     short = min(height, width)
     shadow = rng.random() < 0.25
-    owner = np.full((height, width), -1, np.int8)
+    owner = Image.new("L", (width, height), 255)
     for index in sorted(range(len(items)), key=lambda i: -items[i].depth):
         item = items[index]
         image = turned(rng, item.rgba, max(8, round(item.size * short)), flip=flip)
@@ -180,12 +181,8 @@ def _paint(
             soft = alpha.point(lambda v: v * 0.35).filter(ImageFilter.GaussianBlur(3))
             canvas.paste((0, 0, 0), (left + short // 40, top + short // 40), soft)
         canvas.paste(image, (left, top), alpha)
-        solid = np.asarray(alpha) > 96
-        y0, x0 = max(top, 0), max(left, 0)
-        y1, x1 = min(top + image.height, height), min(left + image.width, width)
-        view = owner[y0:y1, x0:x1]
-        view[solid[y0 - top : y1 - top, x0 - left : x1 - left]] = index
-    return np.asarray(canvas), owner
+        owner.paste(index, (left, top), alpha.point(lambda v: 255 if v > 96 else 0))
+    return np.asarray(canvas), np.asarray(owner)
 
 
 def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:

@@ -70,10 +70,10 @@ def everyday_items(output: Path) -> int:
                 if stem in wanted and name.endswith(suffixes):
                     file = f"media/{activity}-{name}"
                     (output / file).write_bytes(data)
-                    media = [{"kind": kind, "path": file}]
                     row = {"id": f"{activity}-{stem}", "skill": f"everyday {group}"}
-                    row |= {"message": question, "media": media, "accept": wanted.pop(stem)}
-                    rows.append(row)
+                    media = [{"kind": kind, "path": file}]
+                    accept = wanted.pop(stem)
+                    rows.append({**row, "message": question, "media": media, "accept": accept})
     return _write(output / "items.jsonl", rows)
 
 

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from mico_training.world.sample import Turn
 from mico_training.world.sources import Table
 
 T = TypeVar("T")
@@ -137,7 +136,7 @@ def accepted(answer: str) -> tuple[str, ...]:
 
 
 def draw_question(rng: Rng, sort: str, form: str = "") -> str:
-    """A question template of the sort ``sort``; ``form`` chooses among the forms of a template."""
+    """A question of the sort ``sort`` with its gaps; ``form`` chooses among a template's forms."""
     chosen = pick(rng, phrases().turns[sort].questions)
     return chosen if isinstance(chosen, str) else chosen[form]
 
@@ -160,17 +159,6 @@ def answer(rng: Rng, sort: str, **facts: str) -> str:
     return sentence(fill(pick(rng, templates.sentences) if whole else templates.short, **facts))
 
 
-def turn(
-    rng: Rng,
-    sort: str,
-    skill: str,
-    media: tuple[str, ...],
-    choices: tuple[str, ...] = (),
-    accept: tuple[str, ...] = (),
-    *,
-    form: str = "",
-    **facts: str,
-) -> Turn:
-    """A question and then an answer, drawn from the templates of the sort ``sort``."""
-    question = ask(rng, sort, form=form, **facts)
-    return Turn(question, answer(rng, sort, **facts), skill, media, choices, accept)
+def say(rng: Rng, sort: str, *, form: str = "", **facts: str) -> tuple[str, str]:
+    """A question of the sort ``sort`` and then its answer."""
+    return ask(rng, sort, form=form, **facts), answer(rng, sort, **facts)

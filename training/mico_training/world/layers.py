@@ -132,7 +132,7 @@ def nearer_turn(
     facts = {"nearer": asked, "to": "to" if nearer else "from", "a": one, "b": two, "name": name}
     facts |= en.agreement(right.name)
     sort = "nearer side" if by_side else "nearer thing"
-    return en.turn(rng, sort, "nearer", media, (one, two), accept, **facts)
+    return Turn(*en.say(rng, sort, **facts), "nearer", media, (one, two), accept)
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
@@ -143,5 +143,5 @@ def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     one, two = en.shuffled(rng, *words)
     facts = {"side": side, "other": OPPOSITE[side], "one": one, "two": two}
     facts["word"] = words[0 if near else 1]
-    accept = en.accepted("nearer" if near else "farther")
-    return en.turn(rng, "nearer or farther than", "nearer", media, (one, two), accept, **facts)
+    texts = en.say(rng, "nearer or farther than", **facts)
+    return Turn(*texts, "nearer", media, (one, two), en.accepted("nearer" if near else "farther"))

@@ -67,7 +67,7 @@ def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One to three things, each in a colour drawn evenly: which colour?"""
+    """One to three things, each in a random colour, and questions about the colours."""
     n = int(rng.integers(1, 4))
     drawn = [str(c) for c in rng.choice(colours.COLOURS, n, replace=False)]
     scene = _scatter(rng, things, things.distinct(rng, split, n), drawn)
@@ -81,7 +81,7 @@ def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def make_count(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One to four of a kind, evenly; a third of the time among one or two other things."""
+    """One to four things of a kind, one time in three among one or two other things."""
     n = int(rng.integers(1, 5))
     drawn = (things.sample(rng, split) for _ in range(100))
     kind = next(thing for thing in drawn if en.countable(thing.name))
@@ -104,7 +104,7 @@ def make_count(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """Two things clearly apart along one axis or both: which is where?"""
+    """Two things clearly apart along one axis or both, and questions about their places."""
     two = things.distinct(rng, split, 2)
     axis = "x" if rng.random() < 0.5 else "y"
     shape = canvas(rng)
@@ -185,7 +185,7 @@ def _describe(rng: Rng, scene: Scene) -> Turn:
     caption = captions(rng, scene.placed)[0]
     words = (w for p in scene.placed for w in (*p.thing.accept, en.plural(p.name)))
     accept = tuple(dict.fromkeys(words))
-    return en.turn(rng, "describe", "describe", MEDIA, (), accept, caption=caption)
+    return Turn(*en.say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
 
 
 def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]:
@@ -211,7 +211,8 @@ def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
     one = many.removesuffix("s") if noun is None else noun
     word, counted = en.number_word(n), one if n == 1 else many
     facts = {"many": many, "word": word, "counted": counted, "is": "is" if n == 1 else "are"}
-    return en.turn(rng, "count", "count", MEDIA, en.one_to_four(), (word, str(n)), **facts)
+    texts = en.say(rng, "count", **facts)
+    return Turn(*texts, "count", MEDIA, en.one_to_four(), (word, str(n)))
 
 
 def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
@@ -275,14 +276,14 @@ def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
     side = low if getattr(a, axis) < 0.5 else high
     one, two = en.shuffled(rng, low, high)
     facts = {"a": a.name, "one": one, "two": two, "side": side, **en.agreement(a.name)}
-    accept = en.accepted(side)
-    return en.turn(rng, f"half {axis}", "position", MEDIA, (one, two), accept, **facts)
+    texts = en.say(rng, f"half {axis}", **facts)
+    return Turn(*texts, "position", MEDIA, (one, two), en.accepted(side))
 
 
 def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
     yes, found = ("yes", en.article(named)) if present else ("no", f"no {named}")
     facts = {"one": en.article(named), "yes": yes, "found": found, **en.agreement(named)}
-    return en.turn(rng, "present", "present", MEDIA, ("yes", "no"), (yes,), **facts)
+    return Turn(*en.say(rng, "present", **facts), "present", MEDIA, ("yes", "no"), (yes,))
 
 
 def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ noise is added. A view with a hidden or tiny thing, or with two equally near one
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -22,7 +22,7 @@ from mico_training.world.room_scenes import Scene, layered_scene, room_scene
 from mico_training.world.sample import NEARER_BY, Sample, Split, Turn, kind_of
 
 KIND_WORDS = {"depth": "depth map", "normal": "normal map", "image": "picture"}
-SIDES = {1: ("",), 2: ("left", "right"), 3: ("left", "middle", "right")}
+SIDES = {2: ("left", "right"), 3: ("left", "middle", "right")}
 LAYERED_SHARE = 0.35
 MODEL_SHARE = 0.75  # of the ray-cast views; the others hold solids
 _COUNTS = (0.24, 0.42, 0.21, 0.13)  # shares of views with 1, 2, 3, 4 things
@@ -127,10 +127,6 @@ class Thing:
         return self.near * NEARER_BY <= other.near and self.depth * NEARER_BY <= other.depth
 
 
-def _bare(comparative: str) -> str:
-    return comparative.removesuffix(" to the camera")
-
-
 def listing(names: Sequence[str]) -> str:
     if len(names) > 1 and len(set(names)) == 1:
         return f"{en.number_word(len(names))} {en.plural(names[0])}"
@@ -175,17 +171,16 @@ def captions(
 
 @dataclass
 class Asker:
-    """Draws the turns of one view. ``things`` are sorted from left to right; ``named`` is whether
-    they are models or solids, whose names are more than those of outlines."""
+    """Draws the turns of one view. ``things`` are sorted from left to right. If they are not
+    ``named``, they are outlines, and the questions call them shapes."""
 
     rng: Rng
     things: Sequence[Thing]
-    files: Sequence[str]
+    members: Sequence[str]
     floor: bool
     named: bool
 
     def __post_init__(self) -> None:
-        self.members = [m for m in ("image.jpg", "depth.png", "normal.png") if m in self.files]
         self.unique = len({thing.name for thing in self.things}) == len(self.things)
 
     def ask(self) -> tuple[Turn, ...]:
@@ -194,7 +189,7 @@ class Asker:
             for ask in (self._nearer_side, self._nearer_name, self._nearer_colour, self._distance):
                 turns += ask()
         for ask, chance in (
-            (self._count, (0.5, 0.35, 0.6, 0.9)[min(len(self.things), 4) - 1]),
+            (self._count, (0.5, 0.35, 0.6, 0.9)[len(self.things) - 1]),
             (self._name, 0.6),
             (self._position, 0.5),
             (self._colour, 0.4),
@@ -218,22 +213,7 @@ class Asker:
             return ("depth.png",)
         return self._either_order("image.jpg", "depth.png")
 
-    def _turn(
-        self,
-        sort: str,
-        skill: str,
-        choices: tuple[str, ...],
-        accept: tuple[str, ...],
-        *media: str,
-        form: str = "",
-        **facts: str,
-    ) -> Turn:
-        """A turn out of the templates ``sort``; without ``media`` it is about the depth."""
-        turn = en.turn(self.rng, sort, skill, media, choices, accept, form=form, **facts)
-        return turn if media else replace(turn, media=self._depth_media())
-
     def _nearer_side(self) -> Iterator[Turn]:
-        """Which is nearer, the left or the right one? Of three, the middle one is a choice too."""
         ends, sides = depth_ends(self.things), SIDES.get(len(self.things), ())
         if ends is None or not sides:
             return
@@ -243,40 +223,41 @@ class Asker:
             side = sides[self.things.index(ends[farther])]
             most = "farthest" if farther else word(self.rng, "room nearest")
             more = word(self.rng, "room farther" if farther else "room nearer")
-            facts = {"side": side, "more": more, "most": most, "bare": _bare(more)}
+            facts = {"side": side, "more": more, "most": most}
+            facts["bare"] = more.removesuffix(" to the camera")
             if len(sides) == 2:
-                facts["a"], facts["b"] = self._either_order(*sides, chance=0.7)
+                facts["a"], facts["b"] = self._either_order(sides[0], sides[1], 0.7)
             sort = f"room side of {en.number_word(len(sides))}"
             form = "to the viewer" if more in ("closer", "nearer") else "plain"
-            turn = en.turn(self.rng, sort, "nearer", (), sides, (side,), form=form, **facts)
+            question, reply = en.say(self.rng, sort, form=form, **facts)
             style = self.rng.random()
             if style < 0.5:
-                short = f"The {side} one." if self._coin() else f"the {side} one"
-                turn = replace(turn, answer=short)
+                reply = f"The {side} one." if self._coin() else f"the {side} one"
             elif style < 0.65:
-                turn = replace(turn, answer=side)
-            yield replace(turn, media=self._depth_media())
+                reply = side
+            yield Turn(question, reply, "nearer", self._depth_media(), sides, (side,))
 
     def _nearer_name(self) -> Iterator[Turn]:
         pairs = [(a, b) for a, b in permutations(self.things, 2) if a.clearly_nearer(b)]
         if not self.unique or not pairs:
             return
         for _ in range(2):
-            near, far = (thing.name for thing in pick(self.rng, pairs))
-            names = self._either_order(near, far)
-            facts = {"a": names[0], "b": names[1], "near": near, "far": far}
+            near, far = pick(self.rng, pairs)
+            names = self._either_order(near.name, far.name)
+            facts = {"a": names[0], "b": names[1], "near": near.name, "far": far.name}
             if self._coin(0.3):
                 nearer = self._coin()
                 asked = word(self.rng, "nearer" if nearer else "room farther than")
-                yes = "yes" if nearer == (names[0] == near) else "no"
-                facts |= {"word": asked, "yes": yes}
-                yield self._turn("room nearer than", "nearer", ("yes", "no"), (yes,), **facts)
+                yes = "yes" if nearer == (names[0] == near.name) else "no"
+                texts = en.say(self.rng, "room nearer than", word=asked, yes=yes, **facts)
+                yield Turn(*texts, "nearer", self._depth_media(), ("yes", "no"), (yes,))
                 continue
             farther = self._coin(0.35)
-            name = far if farther else near
+            name = far.name if farther else near.name
             asked = word(self.rng, "room farther" if farther else "room nearer")
-            facts |= {"word": asked, "bare": _bare(asked), "name": name}
-            yield self._turn("room nearer thing", "nearer", names, (name,), **facts)
+            facts |= {"word": asked, "bare": asked.removesuffix(" to the camera"), "name": name}
+            texts = en.say(self.rng, "room nearer thing", **facts)
+            yield Turn(*texts, "nearer", self._depth_media(), names, (name,))
 
     def _nearer_colour(self) -> Iterator[Turn]:
         """Is the red or the blue thing nearer? This needs both the picture and the depth map."""
@@ -292,8 +273,8 @@ class Asker:
         colour = str(ends[farther].colour)
         media = self._either_order("image.jpg", "depth.png")
         facts = {"word": asked, "a": names[0], "b": names[1], "colour": colour}
-        accept = en.accepted(colour)
-        yield self._turn("room nearer colour", "nearer", names, accept, *media, **facts)
+        texts = en.say(self.rng, "room nearer colour", **facts)
+        yield Turn(*texts, "nearer", media, names, en.accepted(colour))
 
     def _distance(self) -> Iterator[Turn]:
         if not self._coin(0.3):
@@ -306,19 +287,19 @@ class Asker:
         units = (f" {unit}", f" {unit.replace('re', 'er')}", " m", "m")
         accept = (words, *(f"{metres:g}{unit}" for unit in units))
         form = "one" if len(self.things) == 1 else "several"
-        yield self._turn("room distance", "distance", (), accept, form=form, distance=words)
+        texts = en.say(self.rng, "room distance", form=form, distance=words)
+        yield Turn(*texts, "distance", self._depth_media(), (), accept)
 
     def _count(self) -> Iterator[Turn]:
         n = len(self.things)
-        facts = {"word": en.number_word(n), "n": str(n)}
-        facts |= {"is": "is", "plural": ""} if n == 1 else {"is": "are", "plural": "s"}
+        word_of_n = en.number_word(n)
+        facts = {"word": word_of_n, "n": str(n), "is": "is" if n == 1 else "are"}
         form = "on a floor" if self.floor else "in the air"
         for member in self.members:
             if not self._coin(0.4):
-                facts["medium"] = KIND_WORDS[kind_of(member)]
-                accept = (en.number_word(n), str(n))
-                choices = en.one_to_four()
-                yield self._turn("room count", "count", choices, accept, member, form=form, **facts)
+                facts |= {"medium": KIND_WORDS[kind_of(member)], "plural": "" if n == 1 else "s"}
+                texts = en.say(self.rng, "room count", form=form, **facts)
+                yield Turn(*texts, "count", (member,), en.one_to_four(), (word_of_n, str(n)))
 
     def _name(self) -> Iterator[Turn]:
         if len(self.things) > 2:
@@ -329,35 +310,38 @@ class Asker:
         single = len(self.things) == 1
         noun = "thing" if self.named else "shape"
         form = f"one {noun}" if single else f"several {noun}s"
-        facts = {"medium": KIND_WORDS[kind_of(member)], "all": everything}
-        skill, accept = "name" if self.named else "shape", names if single else (everything, *names)
-        yield self._turn("room name", skill, (), accept, member, form=form, **facts)
+        medium = KIND_WORDS[kind_of(member)]
+        texts = en.say(self.rng, "room name", form=form, medium=medium, all=everything)
+        accept = names if single else (everything, *names)
+        yield Turn(*texts, "name" if self.named else "shape", (member,), (), accept)
 
     def _position(self) -> Iterator[Turn]:
         if len(self.things) != 2 or not self.unique:
             return
         left, right = (thing.name for thing in self.things)
-        member = pick(self.rng, self.members)
+        media = (pick(self.rng, self.members),)
         side, name, other = ("right", right, left) if self._coin() else ("left", left, right)
         a, b = self._either_order(left, right)
-        facts = {"side": side, "name": name, "one": article(name), "other": other, "a": a, "b": b}
-        sort, choices, accept = "room side of a thing", ("left", "right"), (side,)
+        facts = {"side": side, "name": name, "other": other, "a": a, "b": b}
         if self._coin(0.6):
-            sort, choices, accept = "room thing on the side", (a, b), (name,)
-        yield self._turn(sort, "position", choices, accept, member, **facts)
+            texts = en.say(self.rng, "room thing on the side", one=article(name), **facts)
+            yield Turn(*texts, "position", media, (a, b), (name,))
+        else:
+            texts = en.say(self.rng, "room side of a thing", **facts)
+            yield Turn(*texts, "position", media, ("left", "right"), (side,))
 
     def _colour(self) -> Iterator[Turn]:
         coloured = [thing for thing in self.things if thing.colour is not None]
         if "image.jpg" not in self.members or not coloured or not self.unique:
             return
         thing = pick(self.rng, coloured)
+        colour = str(thing.colour)
         name = "thing" if len(self.things) == 1 and self._coin() else thing.name
-        facts = {"name": name, "colour": str(thing.colour)}
-        accept = en.accepted(facts["colour"])
-        yield self._turn("room colour", "colour", (), accept, "image.jpg", **facts)
+        texts = en.say(self.rng, "room colour", name=name, colour=colour)
+        yield Turn(*texts, "colour", ("image.jpg",), (), en.accepted(colour))
 
     def _kind(self) -> Iterator[Turn]:
         member = pick(self.rng, self.members)
         medium = KIND_WORDS[kind_of(member)]
-        choices = tuple(KIND_WORDS.values())
-        yield self._turn("room kind", "kind", choices, (medium,), member, medium=medium)
+        texts = en.say(self.rng, "room kind", medium=medium)
+        yield Turn(*texts, "kind", (member,), ("depth map", "normal map", "picture"), (medium,))

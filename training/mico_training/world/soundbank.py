@@ -10,10 +10,9 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +65,7 @@ def confusable(one: str, other: str) -> bool:
     return bool(set(names[one].accept) & set(names[other].accept))
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Where a clip lies in the bank: ``length`` samples from ``start``."""
 
     identity: str
@@ -116,11 +114,11 @@ class SoundBank:
         with in_one_step(stem.with_suffix(".npy")) as scratch:
             np.save(scratch, self._samples)
         with in_one_step(stem.with_suffix(".json")) as scratch:
-            scratch.write_text(json.dumps([asdict(entry) for entry in self.entries]))
+            scratch.write_text(json.dumps(self.entries))
 
     @classmethod
     def load(cls, stem: Path) -> SoundBank:
-        entries = [Entry(**row) for row in json.loads(stem.with_suffix(".json").read_text())]
+        entries = [Entry(*row) for row in json.loads(stem.with_suffix(".json").read_text())]
         return cls(np.load(stem.with_suffix(".npy"), mmap_mode="r"), entries)
 
     @classmethod
