@@ -68,28 +68,21 @@ class Furniture(Table):
 
 
 @cache
-def models() -> tuple[Model, ...]:
+def models_of(split: Split) -> dict[str, list[Model]]:
+    """The models of ``split`` that have a plain name, by that name."""
     known = Furniture.read("furniture.yaml").names
     plain_names = {raw: plain for plain, raws in known.items() for raw in raws}
-    found: list[Model] = []
+    found: dict[str, list[Model]] = defaultdict(list)
     for archive in sorted(source("sweethome3d-furniture").rglob("*.sh3f")):
         for entry in furniture(archive):
             name = plain_names.get(entry["name"])
-            if name is None or float(entry.get("elevation", "0")) > 0:
+            hangs = float(entry.get("elevation", "0")) > 0
+            if name is None or hangs or split_of(f"sweethome3d/{entry['id']}") != split:
                 continue
             size = tuple(float(entry[side]) / 100 for side in ("width", "height", "depth"))
             rotation = tuple(map(float, entry.get("modelRotation", "").split())) or None
-            member = entry["model"].lstrip("/")
-            found.append(Model(entry["id"], name, archive, member, size, rotation))
-    return tuple(found)
-
-
-@cache
-def models_of(split: Split) -> dict[str, list[Model]]:
-    found: dict[str, list[Model]] = defaultdict(list)
-    for model in models():
-        if split_of(f"sweethome3d/{model.id}") == split:
-            found[model.name].append(model)
+            model = Model(entry["id"], name, archive, entry["model"].lstrip("/"), size, rotation)
+            found[name].append(model)
     return found
 
 
