@@ -77,14 +77,14 @@ def test_a_painted_thing_is_where_it_is_said_to_be_and_covers_the_farther() -> N
 def test_neither_side_nor_order_tells_the_answer(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
     first = []
-    for sample in drawn(pictures.make_pair, things, 150):
+    for sample in drawn(pictures.make_pair, things, 75):
         for turn in sample.turns:
             if turn.skill == "position":
                 first.append(turn.choices[0] in turn.accept)
                 if set(turn.choices) == {"left", "right"}:
                     answers[turn.accept[0]] += 1
     assert min(answers["left"], answers["right"]) > 0.35 * sum(answers.values())
-    assert 0.42 < np.mean(first) < 0.58
+    assert 0.4 < np.mean(first) < 0.6
 
 
 def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
@@ -101,7 +101,7 @@ def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
 
 def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
     counts: Counter[str] = Counter()
-    for sample in drawn(pictures.make_count, things, 200):
+    for sample in drawn(pictures.make_count, things, 100):
         turn = sample.turns[0]
         kind = sample.truth["things"][0]["name"]
         n = sum(t["name"] == kind for t in sample.truth["things"])
@@ -110,12 +110,12 @@ def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
         assert all(t["width"] > 0.02 for t in sample.truth["things"])
         counts[turn.accept[0]] += 1
     assert set(counts) == {"one", "two", "three", "four"}
-    assert min(counts.values()) > 30
+    assert min(counts.values()) > 15
 
 
 def test_yes_and_no_are_even(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
-    for sample in drawn(pictures.make_scene, things, 200):
+    for sample in drawn(pictures.make_scene, things, 100):
         names = {t["name"] for t in sample.truth["things"]}
         for turn in sample.turns:
             if turn.skill == "present":

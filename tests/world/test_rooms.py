@@ -119,7 +119,7 @@ def test_neither_side_nor_order_tells_the_answer() -> None:
     rng = np.random.default_rng(11)
     turns = [
         turn
-        for _ in range(120)
+        for _ in range(60)
         for turn in rooms.make(rng, "train", use_models=False).turns
         if turn.skill == "nearer" and len(turn.choices) == 2
     ]

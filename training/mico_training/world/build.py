@@ -1,8 +1,7 @@
-"""Builds shards: mixes generators by name and count, seeded, in parallel.
+"""Builds shards: so many samples of each generator, in random order, by several processes.
 
-Sample ``i`` of a generator depends on (seed, generator, i, split) alone, whatever else is
-built and by how many workers. Train shards hold only train identities, validation shards only
-held-out ones.
+Sample ``i`` of a generator depends on (seed, generator, i, split) alone: other samples and the
+number of processes do not change it. Validation shards hold only identities that train shards lack.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import multiprocessing
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,11 +30,11 @@ from mico_training.world.things import Catalogue, catalogue, shape_things
 logger = logging.getLogger(__name__)
 
 SEED = 0
-"""Of the mini's own data, and where none is asked for."""
+"""The seed of the mini's own data, and the default."""
 
 Generator = Callable[[np.random.Generator, Split], Sample]
 
-# name -> module, function, whether it composes things of the catalogue
+# Name: the module, the function, and whether the function takes the catalogue of things.
 GENERATORS: dict[str, tuple[str, str, bool]] = {
     "single": ("pictures", "make_single", True),
     "colour": ("pictures", "make_colour", True),
@@ -93,44 +92,37 @@ def main(config: str | Path | dict[str, Any], output: str | Path, workers: int, 
     if any(GENERATORS[n][2] for n in (*parsed.train, *parsed.validation)):
         things_of(parsed)  # fetches and decodes once, before the workers start
     jobs = [*_jobs(parsed, "train", folder, seed), *_jobs(parsed, "validation", folder, seed)]
-    total = sum(len(job.samples) for job in jobs)
+    total = sum((*parsed.train.values(), *parsed.validation.values()))
     with tqdm(total=total, unit="sample", desc="world") as bar:
         if workers <= 1:
             for job in jobs:
-                bar.update(job.write())
+                bar.update(job())
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                for done in as_completed([pool.submit(job.write) for job in jobs]):
+                for done in as_completed(map(pool.submit, jobs)):
                     bar.update(done.result())
     summary = {"seed": seed, "samples": total, "config": parsed.model_dump()}
     (folder / "world.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     logger.info("%d samples in %d shards in %s", total, len(jobs), folder)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A shard to write: ``samples`` are the generator and the index of each."""
-
-    path: Path
-    samples: list[tuple[str, int]]
-    split: Split
-    config: BuildConfig
-    seed: int
-
-    def write(self) -> int:
-        makers = {name: generator(name, self.config) for name, _ in self.samples}
-        return write_shard(
-            self.path,
-            (sample_of(makers[name], name, self.split, i, self.seed) for name, i in self.samples),
-        )
+def _write(
+    path: Path, samples: list[tuple[str, int]], split: Split, config: BuildConfig, seed: int
+) -> int:
+    """Write the shard ``path``; a sample is given by its generator and index."""
+    makers = {name: generator(name, config) for name, _ in samples}
+    return write_shard(path, (sample_of(makers[n], n, split, i, seed) for n, i in samples))
 
 
-def _jobs(config: BuildConfig, split: Split, folder: Path, seed: int) -> Iterator[_Job]:
+def _jobs(
+    config: BuildConfig, split: Split, folder: Path, seed: int
+) -> Iterator[Callable[[], int]]:
+    """One call for each shard of ``split``, which writes it and returns its number of samples."""
     counts = config.train if split == "train" else config.validation
     wanted = [(name, i) for name, n in sorted(counts.items()) for i in range(n)]
     order = np.random.default_rng([seed, len(wanted)]).permutation(len(wanted))
     mixed = [wanted[int(i)] for i in order]
     for number, start in enumerate(range(0, len(mixed), config.shard_size)):
         path = folder / f"{split}-{number:06d}.tar"
-        yield _Job(path, mixed[start : start + config.shard_size], split, config, seed)
+        yield partial(_write, path, mixed[start : start + config.shard_size], split, config, seed)

@@ -1,20 +1,21 @@
-"""Colours by name: sampling one, naming a cut-out's, and giving a thing another.
+"""Named colours: draw one, find the colour of a cut-out, paint a cut-out in another colour.
 
-Recolouring makes colour independent of what a thing is, so that "what colour is the apple?"
-cannot be answered without looking. Ranges are in HSV (degrees, 0-1, 0-1); naming is by the
-nearest of their members in CIELAB, so that sampling and naming agree.
+Things are painted in colours that are not theirs, so that "What colour is the apple?" cannot be
+answered without looking. Each colour is a range in HSV. A pixel has the name of the range that is
+nearest to it in CIELAB, so a colour drawn from a range gets the name of that range.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
+import matplotlib.colors
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-# name: ((hue from, to), (saturation from, to), (value from, to)); hue may run below 0.
+# Name: (hue from, to), (saturation from, to), (value from, to). A hue below 0 is red too.
 RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-7, 6), (0.78, 1.0), (0.62, 1.0)),
     "orange": ((22, 34), (0.82, 1.0), (0.88, 1.0)),
@@ -29,24 +30,13 @@ RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
     "grey": ((0, 360), (0.0, 0.06), (0.42, 0.66)),
 }
 COLOURS = tuple(RANGES)
-_DOMINANT = 0.62  # share of a cut-out's pixels that one colour needs to be its colour
-
-
-def accept(colour: str) -> tuple[str, ...]:
-    also = {"grey": ("gray", "silver"), "purple": ("violet",)}
-    return (colour, *also.get(colour, ()))
+_DOMINANT = 0.62  # least share of a cut-out's pixels that its colour has
 
 
 def hsv_to_rgb(hsv: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 3) HSV (degrees, 0-1, 0-1) -> RGB in 0-1."""
-    hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
-
-    def channel(n: float) -> NDArray[np.float64]:
-        k = (n + hue / 60.0) % 6.0
-        ramp = np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)
-        return np.asarray(value - value * saturation * ramp, dtype=np.float64)
-
-    return np.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
+    """(..., 3) HSV (any degrees, 0-1, 0-1) -> RGB in 0-1."""
+    unit = hsv / np.array([360.0, 1.0, 1.0]) % np.array([1.0, 1.01, 1.01])
+    return np.asarray(matplotlib.colors.hsv_to_rgb(unit), np.float64)
 
 
 def rgb_to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,11 +53,10 @@ def rgb_to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
 def sample(rng: np.random.Generator, colour: str) -> NDArray[np.uint8]:
     """An RGB value (3,) uint8 that people call ``colour``."""
     low, high = np.array(RANGES[colour]).T
-    rgb = hsv_to_rgb(rng.uniform(low, high) % np.array([360.0, 1.01, 1.01]))
-    return np.round(rgb * 255).astype(np.uint8)
+    return np.round(hsv_to_rgb(rng.uniform(low, high)) * 255).astype(np.uint8)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _table() -> NDArray[np.uint8]:
     """(32, 32, 32) index into ``COLOURS`` of the nearest named colour of each RGB cell."""
     prototypes, owners = [], []
@@ -92,8 +81,8 @@ def shares(rgb: Pixels) -> dict[str, float]:
 
 
 def dominant(rgba: Pixels) -> str | None:
-    """The colour of a cut-out (h, w, 4), or None where no one colour clearly dominates. Black
-    outlines do not count against a colour."""
+    """The colour of a cut-out (h, w, 4), or None where no colour clearly dominates. Black outlines
+    do not count against another colour."""
     solid = rgba[rgba[..., 3] > 128][:, :3]
     if len(solid) < 50:
         return None
@@ -107,14 +96,14 @@ def dominant(rgba: Pixels) -> str | None:
 
 
 def tint(rgba: Pixels, rgb: NDArray[np.uint8]) -> Pixels:
-    """The cut-out (h, w, 4) in the colour ``rgb``: shading kept, every hue replaced. The median
-    luminance becomes ``rgb`` itself, darker parts its shades, lighter ones its tints."""
+    """The cut-out (h, w, 4) painted in ``rgb``, with its shading. Pixels of the median luminance
+    become ``rgb`` itself, darker pixels its shades and lighter pixels its tints."""
     light = (rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)) / 255.0
     solid = light[rgba[..., 3] > 128]
     if solid.size == 0:
         return rgba
     low, middle, high = np.percentile(solid[:: max(1, solid.size // 4000)], [4, 50, 96])
-    # Shades and tints each get half the range, so a photograph's contrast does not bleach it.
+    # A low contrast is not stretched to the whole range: that would bleach the thing.
     darker = -np.clip((middle - light) / max(middle - low, 0.35), 0, 1)
     lighter = np.clip((light - middle) / max(high - middle, 0.35), 0, 1)
     t = np.where(light < middle, darker, lighter).astype(np.float32)[..., None]

@@ -1,4 +1,4 @@
-"""Scenes composed of named cut-outs, with the exact place and colour of each.
+"""Scenes composed of named cut-outs, with the exact place and colour of each cut-out.
 
 Positions and sizes are fractions of the picture: x to the right, y down.
 """
@@ -20,7 +20,6 @@ from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int]  # height and width in pixels
-Dressed = tuple[str | None, Pixels]
 SIDE = 256
 _CONTRAST = 42.0  # least difference, of 255, between a thing and its background
 _BACKGROUNDS = ("white", "plain", "gradient", "noise", "stripes", "checks", "horizon", "collage")
@@ -58,6 +57,11 @@ class Placed:
     def name(self) -> str:
         return self.thing.name
 
+    @property
+    def phrase(self) -> str:
+        """The name with the colour before it: "red ball"."""
+        return f"{self.colour} {self.name}" if self.colour else self.name
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -65,9 +69,11 @@ class Scene:
     placed: tuple[Placed, ...]
 
 
-def dress(rng: Rng, thing: Thing, colour: str | None, tint_share: float) -> Dressed:
-    """The true colour of a thing and its cut-out in that colour. Without a wanted ``colour``, one
-    is drawn with the chance ``tint_share``, and for every shape; else the thing keeps its own."""
+def dress(
+    rng: Rng, thing: Thing, colour: str | None, tint_share: float
+) -> tuple[str | None, Pixels]:
+    """The colour of a thing and its cut-out in that colour. If ``colour`` is None, every shape and
+    ``tint_share`` of the other things get a random colour; the rest keep their own."""
     rgba = thing.load()
     if colour is None and (thing.category == "shape" or rng.random() < tint_share):
         colour = str(rng.choice(colours.COLOURS))
@@ -89,7 +95,7 @@ def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.
 
 
 def layout(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
-    """Centres for things of these sizes (fractions of a square) that hardly overlap."""
+    """Centres at which things of these sizes (fractions of a square) hardly overlap."""
     best: list[NDArray[np.float64]] = []
     best_overlap = np.inf
     pairs = [(i, j) for i in range(len(sizes)) for j in range(i)]
@@ -108,8 +114,8 @@ def layout(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
 def background_for(
     rng: Rng, shape: Shape, things: Catalogue | None, items: Sequence[Item], *, plain: bool = False
 ) -> Pixels:
-    """A background on which every item can be seen; ``plain`` settles for a bare one."""
-    wanted = [np.median(i.rgba[i.rgba[..., 3] > 128][::17, :3], axis=0) for i in items]
+    """A background from which every item stands out; with ``plain`` it is a single grey."""
+    medians = [np.median(i.rgba[i.rgba[..., 3] > 128][::17, :3], axis=0) for i in items]
     cut_outs: list[Pixels] = []
     for attempt in range(0 if plain else 6):
         if things is not None and rng.random() < 0.25:
@@ -119,9 +125,9 @@ def background_for(
         middle = np.median(small.reshape(-1, 3), axis=0)
         named = colours.dominant(np.dstack([small, np.full(small.shape[:2], 255, np.uint8)]))
         clash = named is not None and any(i.colour == named for i in items)
-        if not clash and all(np.abs(middle - w).max() > _CONTRAST for w in wanted):
+        if not clash and all(np.abs(middle - m).max() > _CONTRAST for m in medians):
             return picture
-    lightness = float(np.mean([w.mean() for w in wanted]))
+    lightness = float(np.mean([m.mean() for m in medians]))
     return np.full((*shape, 3), 245 if lightness < 140 else 25, np.uint8)
 
 
@@ -134,8 +140,8 @@ def render(
     background: Pixels | None = None,
     flip: bool = True,
 ) -> Scene:
-    """Paint ``items``, farthest first, and measure where they are. A given ``background`` decides
-    the picture's size."""
+    """Paint ``items``, the farthest first, and measure where they are. If a ``background`` is
+    given, its size is that of the picture, and ``shape`` is ignored."""
     given = background is not None
     for attempt in range(4):
         if background is None:
@@ -154,12 +160,13 @@ def render(
 
 def _paint(
     rng: Rng, items: Sequence[Item], background: Pixels, *, flip: bool
-) -> tuple[Pixels, NDArray[np.int8]]:
+) -> tuple[Pixels, NDArray[np.uint8]]:
+    """The picture, and for each pixel the index of the item on it (255 is the background)."""
     height, width = background.shape[:2]
     canvas = Image.fromarray(background)
     short = min(height, width)
     shadow = rng.random() < 0.25
-    owner = np.full((height, width), -1, np.int8)
+    owner = Image.new("L", (width, height), 255)
     for index in sorted(range(len(items)), key=lambda i: -items[i].depth):
         item = items[index]
         image = turned(rng, item.rgba, max(8, round(item.size * short)), flip=flip)
@@ -174,12 +181,8 @@ def _paint(
             soft = alpha.point(lambda v: v * 0.35).filter(ImageFilter.GaussianBlur(3))
             canvas.paste((0, 0, 0), (left + short // 40, top + short // 40), soft)
         canvas.paste(image, (left, top), alpha)
-        solid = np.asarray(alpha) > 96
-        y0, x0 = max(top, 0), max(left, 0)
-        y1, x1 = min(top + image.height, height), min(left + image.width, width)
-        view = owner[y0:y1, x0:x1]
-        view[solid[y0 - top : y1 - top, x0 - left : x1 - left]] = index
-    return np.asarray(canvas), owner
+        owner.paste(index, (left, top), alpha.point(lambda v: 255 if v > 96 else 0))
+    return np.asarray(canvas), np.asarray(owner)
 
 
 def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
@@ -193,6 +196,12 @@ def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
 
 def jpeg(rng: Rng, pixels: Pixels) -> bytes:
     return encoded(pixels, "JPEG", quality=int(rng.integers(80, 96)))
+
+
+def depth_png(depth: NDArray[np.float32], compress_level: int) -> bytes:
+    """A depth map (H, W) in metres as a 16-bit PNG in millimetres; 0 is no measurement."""
+    millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype(np.uint16)
+    return encoded(millimetres, "PNG", compress_level=compress_level)
 
 
 def encoded(pixels: Pixels | NDArray[np.uint16], form: str, **options: int) -> bytes:

@@ -1,5 +1,8 @@
-"""Evaluation items: questions of validation shards, and photographs and recordings of the
-children's programme GCompris, which no training shard draws on."""
+"""Evaluation items: questions of validation shards, and the everyday set.
+
+The everyday set has photographs and recordings of the children's programme GCompris, which no
+training shard contains.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,14 @@ from mico_training.world.sources import Table, source
 MOST_OF_A_SKILL = 200
 PICTURES = (".webp", ".png", ".jpg")
 SOUNDS = (".ogg", ".wav")
+_EVERYDAY = {
+    "photographs": ("image", PICTURES, "What is in this picture?"),
+    "sounds": ("audio", SOUNDS, "What do you hear?"),
+}
 
 
 def shard_items(shards: Sequence[Path], output: Path) -> int:
+    """Write ``items.jsonl`` and the media of the shards' questions; returns how many items."""
     (output / "media").mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = defaultdict(int)
     rows = []
@@ -38,8 +46,8 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
                 (output / name).write_bytes(sample.files[member])
                 media.append({"kind": kind_of(member), "path": name})
             accept = turn.accept or (turn.answer,)
-            row = _item(f"{sample.id}-{number}", skill, turn.question, media, accept)
-            rows.append(row | {"choices": turn.choices})
+            row = {"id": f"{sample.id}-{number}", "skill": skill, "message": turn.question}
+            rows.append({**row, "media": media, "accept": accept, "choices": turn.choices})
     return _write(output / "items.jsonl", rows)
 
 
@@ -52,18 +60,9 @@ def everyday_items(output: Path) -> int:
     """Write ``items.jsonl`` and the media of the everyday set; returns how many items."""
     (output / "media").mkdir(parents=True, exist_ok=True)
     root = source("gcompris-qt-data") / "usr/share/gcompris-qt/rcc"
-    everyday = Everyday.read("everyday.yaml")
     rows: list[dict[str, Any]] = []
-    for table, kind, suffixes, skill, question in (
-        (
-            everyday.photographs,
-            "image",
-            PICTURES,
-            "everyday photographs",
-            "What is in this picture?",
-        ),
-        (everyday.sounds, "audio", SOUNDS, "everyday sounds", "What do you hear?"),
-    ):
+    for group, table in Everyday.read("everyday.yaml"):
+        kind, suffixes, question = _EVERYDAY[group]
         for activity, listed in table.items():
             wanted = dict(listed)
             for name, data in read_rcc(root / f"{activity}.rcc"):
@@ -71,15 +70,11 @@ def everyday_items(output: Path) -> int:
                 if stem in wanted and name.endswith(suffixes):
                     file = f"media/{activity}-{name}"
                     (output / file).write_bytes(data)
-                    media, accept = [{"kind": kind, "path": file}], wanted.pop(stem)
-                    rows.append(_item(f"{activity}-{stem}", skill, question, media, accept))
+                    row = {"id": f"{activity}-{stem}", "skill": f"everyday {group}"}
+                    media = [{"kind": kind, "path": file}]
+                    accept = wanted.pop(stem)
+                    rows.append({**row, "message": question, "media": media, "accept": accept})
     return _write(output / "items.jsonl", rows)
-
-
-def _item(
-    id: str, skill: str, message: str, media: list[dict[str, str]], accept: Sequence[str]
-) -> dict[str, Any]:
-    return {"id": id, "skill": skill, "message": message, "media": media, "accept": accept}
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -89,8 +84,8 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_rcc(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Pictures and sounds of a Qt resource file: name and content. The file has a header of
-    big-endian offsets to a tree of 22-byte nodes, to data and to names."""
+    """The names and contents of the pictures and sounds of a Qt resource file. Its header has
+    big-endian offsets: of a tree of 22-byte nodes, of the contents and of the names."""
     blob = path.read_bytes()
     if blob[:4] != b"qres":
         raise DataError(path, None, "not a Qt resource file")

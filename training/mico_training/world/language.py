@@ -1,7 +1,7 @@
-"""English for the data engine: articles and plurals, and questions out of templates.
+"""English for the data engine: articles, plurals, and questions and answers out of templates.
 
-The words are in ``nouns.yaml``, the templates in ``phrases.yaml``. No
-question gives its answer away: where it names alternatives, their order is drawn.
+``nouns.yaml`` holds the words, ``phrases.yaml`` the templates. A question that names alternatives
+names them in random order, so that their order does not give the answer away.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mico_training.world.sources import Table
 
 T = TypeVar("T")
 Rng = np.random.Generator
-_SENTENCES = 0.35  # share of the answers that are whole sentences, where a short one exists
+_SENTENCES = 0.35  # share of whole sentences among the answers that may also be short
 
 
 class Nouns(Table):
@@ -48,8 +48,13 @@ def number_word(n: int) -> str:
     return nouns().numbers[n]
 
 
+def one_to_four() -> tuple[str, ...]:
+    """The choices of a question that asks how many."""
+    return nouns().numbers[1:5]
+
+
 def _head(name: str) -> str:
-    """The noun that decides number: "cup of coffee" -> "cup"."""
+    """The noun that decides between singular and plural: "cup of coffee" -> "cup"."""
     return name.partition(" of ")[0].split()[-1]
 
 
@@ -61,7 +66,7 @@ def is_plural(name: str) -> bool:
 
 
 def countable(name: str) -> bool:
-    """Whether one can say "three NAMEs": neither a mass noun nor plural already."""
+    """Whether "three NAMEs" is English: ``name`` is no mass noun and no plural."""
     return _head(name) not in nouns().mass and not is_plural(name)
 
 
@@ -70,9 +75,9 @@ def article(phrase: str) -> str:
     if not countable(phrase):
         return phrase
     first = phrase.split()[0].lower()
-    silent = first.startswith(("hour", "honest", "heir"))
-    spoken_you = first.startswith(("uni", "eu", "ukulele", "uten", "usb", "one", "ufo"))
-    vowel = (first[0] in "aeiou" and not spoken_you) or silent
+    silent_h = r"hour|honest|heir"
+    spoken_with_y_or_w = r"uni|eu|ukulele|uten|usb|one|ufo"
+    vowel = re.match(rf"{silent_h}|(?!{spoken_with_y_or_w})[aeiou]", first)
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
@@ -99,11 +104,8 @@ def plural(name: str) -> str:
     return " ".join([*before, many])
 
 
-def be(name: str) -> str:
-    return "are" if is_plural(name) else "is"
-
-
 def agreement(subject: str) -> dict[str, str]:
+    """The words of a template that depend on the number of ``subject``."""
     if is_plural(subject):
         return {"is": "are", "does": "do", "it": "they", "its": "their", "this": "these", "s": ""}
     return {word: word for word in ("is", "does", "it", "its", "this", "s")}
@@ -133,29 +135,30 @@ def accepted(answer: str) -> tuple[str, ...]:
     return phrases().accepted.get(answer, (answer,))
 
 
-def draw_question(rng: Rng, turn: str, form: str = "") -> str:
-    """A question of the sort ``turn`` with its gaps; ``form`` chooses among a template's forms."""
-    chosen = pick(rng, phrases().turns[turn].questions)
+def draw_question(rng: Rng, sort: str, form: str = "") -> str:
+    """A question of the sort ``sort`` with its gaps; ``form`` chooses among a template's forms."""
+    chosen = pick(rng, phrases().turns[sort].questions)
     return chosen if isinstance(chosen, str) else chosen[form]
 
 
 def fill(template: str, **facts: str) -> str:
-    """The template with ``facts`` in its gaps; "{Is}" takes the fact "is" with a capital."""
+    """The template with ``facts`` in its gaps; "{Is}" becomes the fact "is" with a capital."""
     capital = {gap.capitalize(): text[:1].upper() + text[1:] for gap, text in facts.items()}
     return template.format_map(capital | facts)
 
 
-def ask(rng: Rng, turn: str, *, form: str = "", **facts: str) -> str:
-    return fill(draw_question(rng, turn, form), **facts)
+def ask(rng: Rng, sort: str, *, form: str = "", **facts: str) -> str:
+    return fill(draw_question(rng, sort, form), **facts)
 
 
-def answer(rng: Rng, turn: str, **facts: str) -> str:
-    templates = phrases().turns[turn]
+def answer(rng: Rng, sort: str, **facts: str) -> str:
+    templates = phrases().turns[sort]
     if templates.answers:
         return fill(pick(rng, templates.answers), **facts)
     whole = templates.sentences and rng.random() < _SENTENCES
     return sentence(fill(pick(rng, templates.sentences) if whole else templates.short, **facts))
 
 
-def say(rng: Rng, turn: str, *, form: str = "", **facts: str) -> tuple[str, str]:
-    return ask(rng, turn, form=form, **facts), answer(rng, turn, **facts)
+def say(rng: Rng, sort: str, *, form: str = "", **facts: str) -> tuple[str, str]:
+    """A question of the sort ``sort`` and then its answer."""
+    return ask(rng, sort, form=form, **facts), answer(rng, sort, **facts)

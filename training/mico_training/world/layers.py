@@ -1,7 +1,7 @@
 """Composed scenes with depth: each thing at a distance, before a wall or on a ground plane.
 
-Half of the time perspective holds (nearer is larger and lower); the other half it does not, so that
-depth has to be read from the depth map, a 16-bit PNG in millimetres.
+In half of the scenes a nearer thing is larger and lower, as perspective makes it. In the others
+size and place tell nothing, so that depth must be read from the depth map.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from mico_training.world import compose
 from mico_training.world import language as en
-from mico_training.world.compose import Item, Placed, Scene, dress, encoded, jpeg, render
+from mico_training.world.compose import Item, Placed, Scene, depth_png, dress, jpeg, render
 from mico_training.world.language import Rng
-from mico_training.world.pictures import IMAGE, OPPOSITE, captions, phrase, truth_of
+from mico_training.world.pictures import IMAGE, OPPOSITE, captions, truth_of
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue
 
@@ -59,12 +60,11 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     if n == 2:
         turns.append(nearer_turn(rng, (DEPTH,), a, b, by_side=True))
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
-    named = " and ".join(en.article(phrase(p)) for p in scene.placed)
-    millimetres = np.clip(np.round(spotted * 1000), 0, 65535).astype(np.uint16)
+    named = " and ".join(en.article(p.phrase) for p in scene.placed)
     files = {
         IMAGE: jpeg(rng, scene.pixels),
-        DEPTH: encoded(millimetres, "PNG", compress_level=1),
-        NORMAL: encoded(normals_of(depth_map), "PNG", compress_level=1),
+        DEPTH: depth_png(spotted, compress_level=1),
+        NORMAL: compose.encoded(normals_of(depth_map), "PNG", compress_level=1),
     }
     said = {
         IMAGE: captions(rng, scene.placed),
@@ -78,7 +78,7 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
 def _depth_captions(scene: Scene) -> tuple[str, ...]:
     closest = min(scene.placed, key=lambda p: p.depth)
     named = " and ".join(en.article(p.name) for p in scene.placed)
-    out = [f"{named}; the {closest.name} {en.be(closest.name)} nearest"]
+    out = [f"{named}; the {closest.name} {en.agreement(closest.name)['is']} nearest"]
     if len(scene.placed) == 2:
         side = "left" if closest.x == min(p.x for p in scene.placed) else "right"
         out.insert(0, f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}")
@@ -86,8 +86,11 @@ def _depth_captions(scene: Scene) -> tuple[str, ...]:
 
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> DepthMap:
-    """Metres, (H, W): things, slightly bulging, before a wall and perhaps a ground plane.
-    ``ground`` is the horizon (fraction of the height) and the depth times the fraction below it."""
+    """The depth map (H, W) in metres of slightly bulging things before a wall.
+
+    ``ground`` adds a ground plane below the horizon, its first number (a fraction of the height).
+    At a row d below the horizon (again a fraction) the plane is ``ground[1] / d`` metres away.
+    """
     height, width = placed[0].mask.shape
     depth = np.full((height, width), wall, np.float32)
     if ground is not None:
@@ -106,7 +109,7 @@ def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
     height, width = depth.shape
     step = 2 * np.tan(np.radians(30.0)) / max(height, width) * depth  # metres a pixel
     down, right = np.gradient(depth)
-    # at outlines the jump is a silhouette, not a surface: hence the limits
+    # The limits are for outlines: the jump of depth there is no slope of a surface.
     nx, ny = (np.clip(rise / step, -4.0, 4.0) for rise in (right, -down))
     normal = np.stack([nx, ny, np.ones_like(depth)], axis=-1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
@@ -116,8 +119,8 @@ def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
 def nearer_turn(
     rng: Rng, media: tuple[str, ...], a: Placed, b: Placed, *, by_side: bool = False
 ) -> Turn:
-    """Which is nearer (or farther away), the dog or the cat? ``by_side`` asks for the left or the
-    right thing, so that the depth map is enough."""
+    """Which is nearer (or farther away), the dog or the cat? With ``by_side`` the question is about
+    the left and the right thing, so that the depth map alone answers it."""
     nearer = bool(rng.random() < 0.65)
     asked = en.word(rng, "nearer" if nearer else "farther")
     right = a if (a.depth < b.depth) == nearer else b
@@ -127,9 +130,9 @@ def nearer_turn(
         accept = (name,)
     one, two = en.shuffled(rng, *options)
     facts = {"nearer": asked, "to": "to" if nearer else "from", "a": one, "b": two, "name": name}
-    turn = "nearer side" if by_side else "nearer thing"
-    texts = en.say(rng, turn, **facts, **en.agreement(right.name))
-    return Turn(*texts, "nearer", media, (one, two), accept)
+    facts |= en.agreement(right.name)
+    sort = "nearer side" if by_side else "nearer thing"
+    return Turn(*en.say(rng, sort, **facts), "nearer", media, (one, two), accept)
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:

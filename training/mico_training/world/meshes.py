@@ -1,10 +1,10 @@
 """Triangle meshes with a plain name and a real size, and rays of a pinhole camera into them.
 
-The 820 models are the catalogues (``.sh3f``) of the package ``sweethome3d-furniture``. Parsing one
-takes up to seconds, so each is simplified once and kept as an ``.npz`` in the cache folder. Every
-mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres.
+The 820 models are in the catalogues (``.sh3f``) of the package ``sweethome3d-furniture``. Parsing a
+model takes up to seconds, so each is simplified once and kept as an ``.npz`` in the cache folder.
+Every mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres.
 
-Rays are in the camera's frame, as OpenGL has it: x right, y up, the camera looks along -z. A ray's
+Rays are in the camera's frame, as in OpenGL: x right, y up, the camera looks along -z. A ray's
 direction is (x, y, -1), so the distance that Embree returns *is* the depth along the optical axis.
 """
 
@@ -14,7 +14,7 @@ import hashlib
 import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -35,9 +35,9 @@ from mico_training.world.things import furniture
 
 Floats = NDArray[np.float32]
 _NOTHING = -1  # Embree's index where a ray hits nothing
-MAX_FACES = 16_000  # a view is about 200 px wide: finer triangles are below a pixel
-TEXTURE_SIDE = 32  # textures are averaged down to this and sampled once a face
-_PLAIN = np.full((1, 1, 3), 160, np.uint8)  # the texture of a material without one
+MAX_FACES = 16_000  # a view is about 200 px wide: finer triangles are smaller than a pixel
+TEXTURE_SIDE = 32  # pixels; a texture is reduced to this size and sampled once for each face
+_PLAIN = np.full((1, 1, 3), 160, np.uint8)  # the texture of a material that lacks a colour
 
 SOLIDS = ("ball", "box", "cylinder", "cone", "ring")
 
@@ -53,7 +53,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Model:
-    """One entry of a catalogue: ``size`` is (width, height, depth) in metres."""
+    """An entry of a catalogue: ``size`` is (width, height, depth) in metres."""
 
     id: str
     name: str
@@ -68,28 +68,21 @@ class Furniture(Table):
 
 
 @cache
-def models() -> tuple[Model, ...]:
+def models_of(split: Split) -> dict[str, list[Model]]:
+    """The models of ``split`` that have a plain name, by that name."""
     known = Furniture.read("furniture.yaml").names
     plain_names = {raw: plain for plain, raws in known.items() for raw in raws}
-    found: list[Model] = []
+    found: dict[str, list[Model]] = defaultdict(list)
     for archive in sorted(source("sweethome3d-furniture").rglob("*.sh3f")):
         for entry in furniture(archive):
             name = plain_names.get(entry["name"])
-            if name is None or float(entry.get("elevation", "0")) > 0:
+            hangs = float(entry.get("elevation", "0")) > 0
+            if name is None or hangs or split_of(f"sweethome3d/{entry['id']}") != split:
                 continue
             size = tuple(float(entry[side]) / 100 for side in ("width", "height", "depth"))
             rotation = tuple(map(float, entry.get("modelRotation", "").split())) or None
-            member = entry["model"].lstrip("/")
-            found.append(Model(entry["id"], name, archive, member, size, rotation))
-    return tuple(found)
-
-
-@cache
-def models_of(split: Split) -> dict[str, list[Model]]:
-    found: dict[str, list[Model]] = defaultdict(list)
-    for model in models():
-        if split_of(f"sweethome3d/{model.id}") == split:
-            found[model.name].append(model)
+            model = Model(entry["id"], name, archive, entry["model"].lstrip("/"), size, rotation)
+            found[name].append(model)
     return found
 
 
@@ -156,7 +149,8 @@ def _simplified(mesh: Mesh) -> Mesh:
 
 
 def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
-    """A Wavefront OBJ of a zip: polygons as fans, each face with its material's diffuse colour."""
+    """A Wavefront OBJ file of a zip. A polygon becomes a fan of triangles; each triangle has the
+    colour of its material's texture in the polygon's middle, or the material's diffuse colour."""
     folder = member.rpartition("/")[0]
     vertices: list[list[float]] = []
     texels: list[list[float]] = []
@@ -165,11 +159,10 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
     materials: dict[str, NDArray[np.uint8]] = {}
     texture = _PLAIN
 
-    def at(word: str, count: int) -> int:  # an index, one-based or negative from the end
+    def at(word: str, count: int) -> int:  # an index counts from 1, a negative one from the end
         return int(word) - 1 if int(word) > 0 else count + int(word)
 
-    for line in archive.read(member).decode("latin-1").splitlines():
-        key, _, rest = line.strip().partition(" ")
+    for key, rest in _statements(archive, member):
         if key == "v":
             vertices.append([float(word) for word in rest.split()[:3]])
         elif key == "vt":
@@ -179,7 +172,7 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
             index = [at(corner[0], len(vertices)) for corner in corners]
             colour = texture[0, 0]
             places = [at(corner[1], len(texels)) for corner in corners if any(corner[1:2])]
-            # some files number texture corners that they do not have
+            # The numbers of some files are of texture corners that the file lacks.
             if texture.size > 3 and places and max(places) < len(texels):
                 u, v = np.mean([texels[place] for place in places], axis=0) % 1.0
                 colour = texture[int((1 - v) * 0.999 * len(texture)), int(u * len(texture))]
@@ -187,12 +180,19 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
                 faces.append((index[0], second, third))
                 colours.append(colour)
         elif key == "usemtl":
-            texture = materials.get(rest.strip(), _PLAIN)
+            texture = materials.get(rest, _PLAIN)
         elif key == "mtllib":
-            materials.update(_read_mtl(archive, folder, rest.strip()))
+            materials.update(_read_mtl(archive, folder, rest))
     return Mesh(
         np.array(vertices, np.float32), np.array(faces, np.int32), np.array(colours, np.uint8)
     )
+
+
+def _statements(archive: zipfile.ZipFile, member: str) -> Iterator[tuple[str, str]]:
+    """The lines of an OBJ or MTL file as keyword and arguments."""
+    for line in archive.read(member).decode("latin-1").splitlines():
+        key, _, rest = line.strip().partition(" ")
+        yield key, rest.strip()
 
 
 def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDArray[np.uint8]]:
@@ -202,17 +202,16 @@ def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDA
     if f"{folder}/{name}" not in members:
         return found
     current = ""
-    for line in archive.read(f"{folder}/{name}").decode("latin-1").splitlines():
-        key, _, rest = line.strip().partition(" ")
+    for key, rest in _statements(archive, f"{folder}/{name}"):
         if key == "newmtl":
-            current = rest.strip()
+            current = rest
             found[current] = _PLAIN
         elif key == "Kd" and found[current].size == 3:
             diffuse = np.array([float(word) for word in rest.split()[:3]])
-            # catalogues store linear reflectance: a screen shows its square root, about
+            # The catalogues store linear reflectance; a screen shows about its square root.
             found[current] = (255 * diffuse.clip(0, 1) ** 0.6).astype(np.uint8).reshape(1, 1, 3)
-        elif key == "map_Kd" and f"{folder}/{rest.strip()}" in members:
-            with Image.open(io.BytesIO(archive.read(f"{folder}/{rest.strip()}"))) as picture:
+        elif key == "map_Kd" and f"{folder}/{rest}" in members:
+            with Image.open(io.BytesIO(archive.read(f"{folder}/{rest}"))) as picture:
                 small = picture.convert("RGB").resize((TEXTURE_SIDE, TEXTURE_SIDE))
             found[current] = np.asarray(small)
     return found
@@ -220,7 +219,7 @@ def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDA
 
 @dataclass(frozen=True)
 class Hits:
-    """What each pixel sees; where nothing is hit, depth and normal are 0 and the owner is -1."""
+    """What each pixel shows. Where a ray hits nothing, depth and normal are 0, the owner is -1."""
 
     depth: Floats  # (H, W) metres along the optical axis
     normal: Floats  # (H, W, 3) unit vectors that face the camera
@@ -230,7 +229,8 @@ class Hits:
 
 
 def directions(size: int, tan_half: float) -> Floats:
-    """(H, W, 3) ray directions (x, y, -1) of a square view; ``tan_half``: of half its field."""
+    """(H, W, 3) ray directions (x, y, -1) of a square view. ``tan_half`` is the tangent of half the
+    field of view."""
     ticks = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * np.float32(tan_half)
     x, y = np.meshgrid(ticks, -ticks)
     return np.stack([x, y, -np.ones_like(x)], axis=-1).astype(np.float32)
@@ -242,8 +242,8 @@ def cast(
     tan_half: float,
     light: Floats | None = None,
 ) -> Hits:
-    """Cast one ray a pixel into ``meshes``: (vertices (V, 3), faces (F, 3)) in the camera's frame.
-    ``light`` is the unit direction towards the sun for shadows; None casts none."""
+    """Cast a ray per pixel into ``meshes``: (vertices (V, 3), faces (F, 3)) in the camera's frame.
+    ``light`` is the unit direction towards the sun; without it there are no shadows."""
     scene = EmbreeScene()
     for vertices, faces in meshes:
         corners = np.ascontiguousarray(vertices, np.float32)
@@ -274,7 +274,7 @@ def shade(
     ambient: float,
     lit: NDArray[np.bool_] | bool = True,
 ) -> NDArray[np.uint8]:
-    """Lambert's law with an ambient part: (H, W, 3) colours under a sun in direction ``light``."""
+    """(H, W, 3) colours under a sun in direction ``light`` by Lambert's law, plus ``ambient``."""
     direct = np.clip((normal * light).sum(axis=-1), 0, 1) * lit
     # a weak second lamp at the camera keeps the shape visible inside shadows
     fill = 0.3 * np.clip(normal[..., 2], 0, 1)

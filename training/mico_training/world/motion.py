@@ -1,7 +1,7 @@
 """Video samples: one or two things that move across a background or stand still.
 
-Motions are drawn evenly; the way cannot be told from a single frame, since the path's place is
-drawn apart from its direction, and a share of clips is played backwards.
+Each way is equally likely. A single frame does not tell the way: the place of the path does not
+depend on its direction, and 3 of 10 clips are played backwards.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from mico_training.world.things import Catalogue, Thing
 Pixels = NDArray[np.uint8]
 VIDEO = "video.mp4"
 WAYS = ("left", "right", "up", "down", "nearer", "away", "still")
-# Step in x and y from the first to the last frame, per unit of travel.
+# The direction in x and y.
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-_BACK = ("right", "left", "down", "up", "away", "nearer", "still")
-_REVERSED = dict(zip(WAYS, _BACK, strict=True))
+_REVERSED = dict(zip(WAYS, ("right", "left", "down", "up", "away", "nearer", "still"), strict=True))
 
 
 @dataclass
 class Track:
-    """A moving cut-out: centre and size (fractions) for each frame, (T,) each."""
+    """A moving cut-out: its centre and size (fractions) in each frame, three arrays (T,)."""
 
     thing: Thing
     colour: str | None
@@ -51,7 +50,7 @@ def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, flo
     t = np.linspace(0, 1, n_frames)
     if rng.random() < 0.3:  # slow start, slow end
         t = t * t * (3 - 2 * t)
-    reach = 1.15 if rng.random() < 0.2 else 1.0  # some run partly out of the picture
+    reach = 1.15 if rng.random() < 0.2 else 1.0  # a reach above 1 may leave the picture
     travel = float(rng.uniform(0.35, 0.95)) * (reach - size)
     sizes = np.full(n_frames, size)
     if way in ("nearer", "away"):
@@ -79,16 +78,12 @@ def frames_of(tracks: list[Track], background: Pixels) -> Pixels:
     short = min(height, width)
     frames = np.empty((len(tracks[0].x), height, width, 3), np.uint8)
     base = Image.fromarray(background)
-    scaled: dict[tuple[int, int], Image.Image] = {}
     for t in range(len(frames)):
         canvas = base.copy()
-        for k, track in enumerate(tracks):
-            side = max(8, round(track.size[t] * short))
-            if (k, side) not in scaled:
-                scale = side / max(track.image.size)
-                w, h = (max(2, round(length * scale)) for length in track.image.size)
-                scaled[k, side] = track.image.resize((w, h), Image.Resampling.BILINEAR)
-            image = scaled[k, side]
+        for track in tracks:
+            scale = max(8, round(track.size[t] * short)) / max(track.image.size)
+            w, h = (max(2, round(length * scale)) for length in track.image.size)
+            image = track.image.resize((w, h), Image.Resampling.BILINEAR)
             left = round(track.x[t] * width - image.width / 2)
             top = round(track.y[t] * height - image.height / 2)
             canvas.paste(image, (left, top), image)
@@ -112,7 +107,7 @@ def encode_video(frames: Pixels, fps: int) -> bytes:
 
 
 def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """A clip with one thing going one of seven ways; 40 % with a second thing, still or moving."""
+    """A clip of a thing that goes one of seven ways; 40 % have a second thing, still or moving."""
     n_frames, fps = int(rng.integers(8, 25)), int(rng.integers(8, 13))
     way = en.pick(rng, WAYS)
     two = rng.random() < 0.4
@@ -194,7 +189,8 @@ def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
         reply = en.answer(rng, "one way or the other", way=said, clause=clause)
         accept = en.accepted(f"moves {asked.way}")
         turns.append(Turn(question, reply, "motion", (VIDEO,), ways, accept))
-    # Stillness is one way in seven: asked of one mover in six, yes and no come out even.
+    # One thing in seven stands still. A question about one moving thing in six makes "yes" and "no"
+    # equally likely.
     if asked.way == "still" or rng.random() < 1 / 6:
         yes = "no" if asked.way == "still" else "yes"
         question = en.ask(rng, "moves", a=name, **en.agreement(name))

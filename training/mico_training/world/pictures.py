@@ -1,6 +1,7 @@
 """Picture samples: one thing, several of a kind, two things side by side, a mixed scene.
 
-Answers are balanced: counts, colours, sides and yes or no are drawn first, the picture follows.
+The answers are balanced: a count, a colour, a side or yes and no is drawn evenly before the picture
+is composed to make it true.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mico_training.world.things import Catalogue, Thing
 
 IMAGE = "image.jpg"
 MEDIA = (IMAGE,)
-APART = 0.2  # least distance of centres for which "left of" or "above" is asked
+APART = 0.2  # least distance of two centres for a question about "left of" or "above"
 SIDES = {"x": ("left", "right"), "y": ("above", "below")}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
@@ -48,7 +49,7 @@ def _sample(
 
 
 def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One thing, mostly large, anywhere: naming, its colour, where it is, is it there."""
+    """One thing, mostly large, anywhere: questions about its name, presence, colour and place."""
     thing = things.sample(rng, split)
     shape = canvas(rng)
     colour, rgba = dress(rng, thing, None, tint_share=0.25)
@@ -66,7 +67,7 @@ def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One to three things, each in a colour drawn evenly: which colour?"""
+    """One to three things, each in a random colour, and questions about the colours."""
     n = int(rng.integers(1, 4))
     drawn = [str(c) for c in rng.choice(colours.COLOURS, n, replace=False)]
     scene = _scatter(rng, things, things.distinct(rng, split, n), drawn)
@@ -80,7 +81,7 @@ def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def make_count(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One to four of a kind, evenly; a third of the time among one or two other things."""
+    """One to four things of a kind, one time in three among one or two other things."""
     n = int(rng.integers(1, 5))
     drawn = (things.sample(rng, split) for _ in range(100))
     kind = next(thing for thing in drawn if en.countable(thing.name))
@@ -103,7 +104,7 @@ def make_count(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """Two things clearly apart along one axis or both: which is where?"""
+    """Two things clearly apart along one axis or both, and questions about their places."""
     two = things.distinct(rng, split, 2)
     axis = "x" if rng.random() < 0.5 else "y"
     shape = canvas(rng)
@@ -113,7 +114,7 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     gap = max(0.55 * (sizes[0] + sizes[1]), 0.26)
     along_a = float(rng.uniform(low[0], max(low[0] + 0.01, low[1] - gap)))
     along_b = float(rng.uniform(min(along_a + gap, low[1] - 0.005), low[1]))
-    if rng.random() < 0.5:  # level with each other, or anywhere across
+    if rng.random() < 0.5:  # side by side on one line; otherwise each anywhere across the axis
         middle = float(rng.uniform(0.35, 0.65))
         across = [middle, middle + float(rng.uniform(-0.06, 0.06))]
     else:
@@ -200,10 +201,6 @@ def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]
     return turns
 
 
-def phrase(placed: Placed) -> str:
-    return f"{placed.colour} {placed.name}" if placed.colour else placed.name
-
-
 def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -> Turn:
     reply = en.answer(rng, turn, one=en.article(thing.name), **en.agreement(thing.name))
     return Turn(en.ask(rng, turn), reply, "name", (member,), accept=thing.accept)
@@ -212,10 +209,10 @@ def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -
 def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
     many = en.word(rng, "things") if noun is None else en.plural(noun)
     one = many.removesuffix("s") if noun is None else noun
-    facts = {"many": many, "word": en.number_word(n), "is": "is" if n == 1 else "are"}
-    texts = en.say(rng, "count", counted=one if n == 1 else many, **facts)
-    choices = tuple(map(en.number_word, range(1, 5))) if n <= 4 else ()
-    return Turn(*texts, "count", MEDIA, choices, (en.number_word(n), str(n)))
+    word, counted = en.number_word(n), one if n == 1 else many
+    facts = {"many": many, "word": word, "counted": counted, "is": "is" if n == 1 else "are"}
+    texts = en.say(rng, "count", **facts)
+    return Turn(*texts, "count", MEDIA, en.one_to_four(), (word, str(n)))
 
 
 def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
@@ -225,7 +222,7 @@ def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
     colour = str(placed.colour)
     spelled = "gray" if colour == "grey" and "color" in question else colour
     reply = en.answer(rng, "colour", colour=spelled, **facts)
-    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, colours.accept(colour))
+    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, en.accepted(colour))
 
 
 def relation(a: Placed, b: Placed, axis: str) -> str:
@@ -239,12 +236,10 @@ def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     where = [en.word(rng, f"where {s}") for s in sides]
     template = en.draw_question(rng, "side of")
     short = [en.word(rng, f"place {s}") for s in sides] if axis == "x" else sides
-    facts = {"a": a.name, "b": b.name, **en.agreement(a.name)}
-    question = en.fill(
-        template, one=where[0], two=where[1], short_one=short[0], short_two=short[1], **facts
-    )
+    facts = {"a": a.name, "b": b.name, "one": where[0], "two": where[1]}
+    facts |= {"short_one": short[0], "short_two": short[1], **en.agreement(a.name)}
     reply = en.answer(rng, "side of", side=side, where=where[sides.index(side)], **facts)
-    return Turn(question, reply, "position", MEDIA, sides, en.accepted(side))
+    return Turn(en.fill(template, **facts), reply, "position", MEDIA, sides, en.accepted(side))
 
 
 def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
@@ -260,7 +255,7 @@ def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
 
 
 def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
-    """What is on the left? What is to the left of the dog? The open form: name by place."""
+    """What is on the left? What is to the left of the dog? The answer names a thing freely."""
     side = en.pick(rng, SIDES[axis])
     right, other = (a, b) if relation(a, b, axis) == side else (b, a)
     place = en.word(rng, f"place {side}")
@@ -270,13 +265,13 @@ def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     else:
         turn = "what is on the side" if axis == "x" else "what is above or below"
         question = en.ask(rng, turn, place=place)
-    facts = {"one": en.article(right.name), "is": en.be(right.name), "place": place}
+    facts = {"one": en.article(right.name), "place": place, **en.agreement(right.name)}
     reply = en.answer(rng, "what is beside", **facts)
     return Turn(question, reply, "position_name", MEDIA, accept=right.thing.accept)
 
 
 def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
-    """Where is the star, left or right? For a thing clearly in one half of the picture."""
+    """Where is the star, left or right? The thing must lie clearly in one half of the picture."""
     low, high = SIDES["x"] if axis == "x" else ("top", "bottom")
     side = low if getattr(a, axis) < 0.5 else high
     one, two = en.shuffled(rng, low, high)
@@ -292,11 +287,11 @@ def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
 
 
 def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
-    """True sentences about the scene, for pretraining: count, colour and place in words."""
+    """True sentences about the scene, for pretraining: they name counts, colours and places."""
     groups = []
     for name in dict.fromkeys(p.name for p in placed):
         same = [p for p in placed if p.name == name]
-        noun = phrase(same[0]) if len({p.colour for p in same}) == 1 else name
+        noun = same[0].phrase if len({p.colour for p in same}) == 1 else name
         many = f"{en.number_word(len(same))} {en.plural(noun)}"
         groups.append(many if same[1:] else en.article(noun))
     if len(placed) == 1:
@@ -308,7 +303,7 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
         out = [groups[0], f"a picture of {groups[0]}", f"there are {groups[0]}"]
     elif len(placed) == 2:
         a, b = placed
-        first, second = en.article(phrase(a)), en.article(phrase(b))
+        first, second = en.article(a.phrase), en.article(b.phrase)
         out = []
         for side in (relation(a, b, axis) for axis in _axes(a, b)):
             out.append(f"{first} {en.word(rng, f'where {side}')} {second}")

@@ -1,9 +1,8 @@
-"""The views that rooms are made of: things on a floor, ray-cast, or layers before a background.
+"""The views of rooms: ray-cast things on a floor, or layers before a background.
 
-Both choose the depths first, in random order and clearly apart, and the apparent sizes without
-regard to them, so that the larger thing in the picture is the nearer one only by chance. Layers
-are flat or curved shapes that float at exact depths; without a floor only the depth map tells which
-is nearer.
+Depths are drawn clearly apart and in random order. The sizes in the picture do not depend on them,
+so that the larger thing is the nearer one only by chance. Layers are flat or curved shapes that
+float at exact depths: without a floor, only the depth map tells which layer is nearer.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from mico_training.world.sample import Split
 from mico_training.world.sources import split_of
 
 OUTLINES = ("rectangle", "square", "circle", "oval", "triangle", "polygon")
-SIZE = 192  # pixels a side of all members
-MAX_DEPTH = 20.0  # metres; farther is a hole, as of a depth sensor
-MIN_VISIBLE = 0.55  # share of a thing that nothing may hide
-N_VARIANTS = 4000  # of a solid or outline: its proportions; the unit that splits are made of
+SIZE = 192  # width and height in pixels of every picture and map
+MAX_DEPTH = 20.0  # metres; a depth sensor measures nothing beyond, so the depth map has a hole
+MIN_VISIBLE = 0.55  # least share of a thing's pixels that no other thing hides
+N_VARIANTS = 4000  # proportions of each solid or outline; each variant is in one split
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class Scene:
     rgb: NDArray[np.uint8]
     depth: Floats  # metres, 0: nothing
     normal: Floats
-    owner: NDArray[np.int32]  # index into ``names``, or another number
+    owner: NDArray[np.int32]  # index into ``names``; other numbers are no thing
     albedo: NDArray[np.uint8]
     tan_half: float
-    floor: bool  # things stand on one
-    curved: bool = True  # normals tell the things from the background
+    floor: bool  # whether the things stand on a floor
+    curved: bool = True  # whether the normals tell the things from the background
 
 
 def _variant(rng: Rng, split: Split, kind: str) -> Rng:
@@ -79,7 +78,7 @@ def _chosen_meshes(
             made.append(meshes.solid(shape, colour, variant))
         return tuple(map(str, shapes)), made
     by_name = meshes.models_of(split)
-    # every name as often as any other, tempered: there are 60 chairs and one seesaw
+    # The square root keeps the 60 chairs from crowding out the one seesaw.
     names = list(by_name)
     weights = np.array([len(by_name[name]) ** 0.5 for name in names])
     chosen = [pick(rng, by_name[str(rng.choice(names, p=weights / weights.sum()))])]
@@ -88,7 +87,7 @@ def _chosen_meshes(
         if len(chosen) == count or same:
             break
         alike = 0.45 < max(by_name[name][0].size) / max(chosen[0].size) < 2.2
-        if alike and words.isdisjoint(name.split()):  # never a table beside a pool table
+        if alike and words.isdisjoint(name.split()):  # no table beside a pool table
             chosen.append(pick(rng, by_name[name]))
             words.update(name.split())
     if len(chosen) < count:
@@ -98,7 +97,7 @@ def _chosen_meshes(
 
 
 def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | None:
-    """Things on a floor, ray-cast; None when one leaves the view or meets another."""
+    """Ray-cast things on a floor; None if a thing leaves the view or touches another."""
     names, chosen = _chosen_meshes(rng, split, count, modelled)
     tan_half = float(np.tan(np.radians(rng.uniform(38, 72)) / 2))
     real = float(np.mean([np.ptp(mesh.vertices, axis=0).max() for mesh in chosen]))
@@ -116,7 +115,7 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
         moved = points - np.array([0, height, 0])
         return np.asarray(moved @ np.linalg.inv(turn), np.float32)
 
-    # things in the air now and then: else the lower one in the picture were always the nearer
+    # In 3 of 10 views the things float: on a floor the lower thing is always the nearer one.
     floats = bool(rng.random() < 0.3)
     placed: list[tuple[Floats, NDArray[np.int32]]] = []
     feet: list[tuple[float, float, float]] = []
@@ -126,7 +125,7 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
         scale = wanted / extent if not modelled else np.clip(wanted / extent, 0.55, 1.7)
         yaw = rng.uniform(-1.1, 1.1) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi)
         spin = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
-        # the foot: on the floor, at the wanted depth along the optical axis
+        # The foot is on the floor (or above it by ``lift``), at this depth along the optical axis.
         ground = (depth - height * sin) / cos
         lift = rng.uniform(0, 0.9) * tan_half * depth if floats else 0.0
         foot = np.array([column * tan_half * depth, lift, -ground])
@@ -171,7 +170,7 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
 def _ground_albedo(
     rng: Rng, hits: meshes.Hits, turn: Floats, height: float, tan_half: float, count: int
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) colours of sky, floor (plain, tiles or planks) and wall before the things."""
+    """(H, W, 3) colours of the sky, the floor (plain, tiles or planks) and the wall."""
     albedo = np.empty((*hits.depth.shape, 3), np.uint8)
     albedo[:] = rng.integers(150, 240, 3)
     floor, wall = hits.owner == count, hits.owner == count + 1
@@ -205,7 +204,7 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
     style = rng.random()
     if style < 0.2:
         background *= 1 + np.float32(rng.uniform(-0.15, 0.15)) * rays[..., 0]
-    elif style < 0.4:  # a ramp that comes nearer towards the bottom, as a floor does
+    elif style < 0.4:  # a ramp that is nearer at the bottom, like a floor
         background *= 1 / (1 + np.float32(rng.uniform(0.05, 0.8)) * np.clip(-rays[..., 1], 0, 1))
     layers: list[Layer] = []
     palette = rng.permutation(colours.COLOURS)
@@ -273,7 +272,7 @@ def polygon(outline: str, rng: Rng) -> tuple[tuple[float, float], ...]:
 def draw_layers(
     layers: list[Layer], background: Floats, size: int, tan_half: float
 ) -> tuple[Floats, Floats, NDArray[np.int32]]:
-    """Depth (H, W), normals (H, W, 3) and owner (H, W; -1 is the background) of the layers."""
+    """Depth (H, W), normals (H, W, 3) and owner (H, W; -1 is the background) of the view."""
     depth = background.copy()
     normal = surface_normals(background, tan_half)
     owner = np.full((size, size), -1, np.int32)

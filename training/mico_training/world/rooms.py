@@ -1,8 +1,8 @@
 """Rooms: 1 to 4 things before a camera, with exact depth, normals and questions about them.
 
 Two in three views are ray-cast: furniture models or plain solids on a floor before a wall. The
-others are layered: floating shapes before a background. The truth is taken from the clean pixels;
-views with hidden, tiny or equally near things are drawn again. No question gives its answer away.
+others are layered: floating shapes before a background. The truth is measured in the pixels before
+noise is added. A view with a hidden or tiny thing, or with two equally near ones, is drawn again.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from itertools import pairwise, permutations
 import numpy as np
 
 from mico_training.world import colours, meshes
-from mico_training.world.compose import encoded
-from mico_training.world.language import Rng, article, listed, number_word, pick, plural, say, word
+from mico_training.world import language as en
+from mico_training.world.compose import depth_png, encoded
+from mico_training.world.language import Rng, article, pick, word
 from mico_training.world.meshes import Floats
 from mico_training.world.room_scenes import Scene, layered_scene, room_scene
 from mico_training.world.sample import NEARER_BY, Sample, Split, Turn, kind_of
 
 KIND_WORDS = {"depth": "depth map", "normal": "normal map", "image": "picture"}
-SIDES = {1: ("",), 2: ("left", "right"), 3: ("left", "middle", "right")}
+SIDES = {2: ("left", "right"), 3: ("left", "middle", "right")}
 LAYERED_SHARE = 0.35
 MODEL_SHARE = 0.75  # of the ray-cast views; the others hold solids
 _COUNTS = (0.24, 0.42, 0.21, 0.13)  # shares of views with 1, 2, 3, 4 things
 
 
 def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
-    """One sample of ``split``. Without ``use_models`` it has solids and layers only."""
+    """One sample of ``split``; without ``use_models`` its things are solids or layers."""
     layered = rng.random() < LAYERED_SHARE
     modelled = use_models and rng.random() < MODEL_SHARE
     count = int(rng.choice(4, p=_COUNTS)) + 1
@@ -71,13 +72,12 @@ def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: 
         files["image.jpg"] = encoded(scene.rgb, "JPEG", quality=92)
     depth, spoilt = _spoilt(rng, scene.depth)
     if keep[1] < 0.93 or not files:
-        millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype(np.uint16)
-        files["depth.png"] = encoded(millimetres, "PNG", compress_level=4)
+        files["depth.png"] = depth_png(depth, compress_level=4)
     if scene.curved and keep[2] < 0.5:
         picture = meshes.normal_picture(scene.normal)
         files["normal.png"] = encoded(picture, "PNG", compress_level=4)
     turns = Asker(rng, things, list(files), scene.floor, named=not layered).ask()
-    rng.integers(2**62)  # drawn in vain: without it, other captions follow
+    rng.integers(2**62)  # unused; without this draw the same seed would give other captions
     said = captions(rng, things, list(files))
     truth = {
         "things": [asdict(thing) for thing in things],
@@ -111,8 +111,8 @@ def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
 
 @dataclass(frozen=True)
 class Thing:
-    """One visible thing: its visible centre in [0, 1] from the top left, the depth of its nearest
-    point and its median depth in metres, and its visible pixels."""
+    """A visible thing: the centre of its visible pixels (fractions from the top left), the depths
+    of its nearest point and of its median pixel in metres, and its number of visible pixels."""
 
     name: str
     colour: str | None
@@ -123,18 +123,18 @@ class Thing:
     pixels: int
 
     def clearly_nearer(self, other: Thing) -> bool:
-        """Whether both depths are smaller by the margin."""
+        """Whether the nearest and the median depth are both smaller by the factor NEARER_BY."""
         return self.near * NEARER_BY <= other.near and self.depth * NEARER_BY <= other.depth
 
 
 def listing(names: Sequence[str]) -> str:
     if len(names) > 1 and len(set(names)) == 1:
-        return f"{number_word(len(names))} {plural(names[0])}"
-    return listed([article(name) for name in names])
+        return f"{en.number_word(len(names))} {en.plural(names[0])}"
+    return en.listed([article(name) for name in names])
 
 
 def depth_ends(things: Sequence[Thing]) -> tuple[Thing, Thing] | None:
-    """The nearest and the farthest thing, when the order of all in depth is clear."""
+    """The nearest and the farthest thing, or None if the order in depth of any two is unclear."""
     by_depth = sorted(things, key=lambda thing: thing.near)
     clear = len(by_depth) > 1 and all(a.clearly_nearer(b) for a, b in pairwise(by_depth))
     return (by_depth[0], by_depth[-1]) if clear else None
@@ -143,7 +143,7 @@ def depth_ends(things: Sequence[Thing]) -> tuple[Thing, Thing] | None:
 def captions(
     rng: Rng, things: Sequence[Thing], members: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Sentences for each member; those of a depth map name the nearer thing where one is."""
+    """Captions of each member; those of a depth map also name the nearest thing, if it is clear."""
     names = [thing.name for thing in things]
     plain = listing(names)
     unique = len(set(names)) == len(names)
@@ -171,17 +171,16 @@ def captions(
 
 @dataclass
 class Asker:
-    """Draws the turns of one view. ``things`` are sorted from left to right; ``named`` ones are
-    more than bare outlines."""
+    """Draws the turns of one view. ``things`` are sorted from left to right. If they are not
+    ``named``, they are outlines, and the questions call them shapes."""
 
     rng: Rng
     things: Sequence[Thing]
-    files: Sequence[str]
+    members: Sequence[str]
     floor: bool
     named: bool
 
     def __post_init__(self) -> None:
-        self.members = [m for m in ("image.jpg", "depth.png", "normal.png") if m in self.files]
         self.unique = len({thing.name for thing in self.things}) == len(self.things)
 
     def ask(self) -> tuple[Turn, ...]:
@@ -190,7 +189,7 @@ class Asker:
             for ask in (self._nearer_side, self._nearer_name, self._nearer_colour, self._distance):
                 turns += ask()
         for ask, chance in (
-            (self._count, (0.5, 0.35, 0.6, 0.9)[min(len(self.things), 4) - 1]),
+            (self._count, (0.5, 0.35, 0.6, 0.9)[len(self.things) - 1]),
             (self._name, 0.6),
             (self._position, 0.5),
             (self._colour, 0.4),
@@ -222,18 +221,15 @@ class Asker:
             if self._coin(left_out):
                 continue
             side = sides[self.things.index(ends[farther])]
-            if farther:
-                more, most = word(self.rng, "room farther"), "farthest"
-            else:
-                most, more = word(self.rng, "room nearest"), word(self.rng, "room nearer")
-            bare = more.removesuffix(" to the camera")
-            facts = {"side": side, "more": more, "most": most, "bare": bare}
+            most = "farthest" if farther else word(self.rng, "room nearest")
+            more = word(self.rng, "room farther" if farther else "room nearer")
+            facts = {"side": side, "more": more, "most": most}
+            facts["bare"] = more.removesuffix(" to the camera")
             if len(sides) == 2:
                 facts["a"], facts["b"] = self._either_order(sides[0], sides[1], 0.7)
-                form = "to the viewer" if more in ("closer", "nearer") else "plain"
-                question, reply = say(self.rng, "room side of two", form=form, **facts)
-            else:
-                question, reply = say(self.rng, "room side of three", **facts)
+            sort = f"room side of {en.number_word(len(sides))}"
+            form = "to the viewer" if more in ("closer", "nearer") else "plain"
+            question, reply = en.say(self.rng, sort, form=form, **facts)
             style = self.rng.random()
             if style < 0.5:
                 reply = f"The {side} one." if self._coin() else f"the {side} one"
@@ -253,18 +249,18 @@ class Asker:
                 nearer = self._coin()
                 asked = word(self.rng, "nearer" if nearer else "room farther than")
                 yes = "yes" if nearer == (names[0] == near.name) else "no"
-                texts = say(self.rng, "room nearer than", word=asked, yes=yes, **facts)
+                texts = en.say(self.rng, "room nearer than", word=asked, yes=yes, **facts)
                 yield Turn(*texts, "nearer", self._depth_media(), ("yes", "no"), (yes,))
                 continue
             farther = self._coin(0.35)
             name = far.name if farther else near.name
             asked = word(self.rng, "room farther" if farther else "room nearer")
             facts |= {"word": asked, "bare": asked.removesuffix(" to the camera"), "name": name}
-            texts = say(self.rng, "room nearer thing", **facts)
+            texts = en.say(self.rng, "room nearer thing", **facts)
             yield Turn(*texts, "nearer", self._depth_media(), names, (name,))
 
     def _nearer_colour(self) -> Iterator[Turn]:
-        """The picture tells which is red, the depth map which is nearer: both are needed."""
+        """Is the red or the blue thing nearer? This needs both the picture and the depth map."""
         ends = depth_ends(self.things)
         hues = [thing.colour for thing in self.things if thing.colour is not None]
         if ends is None or "image.jpg" not in self.members or len(self.things) != 2:
@@ -277,8 +273,8 @@ class Asker:
         colour = str(ends[farther].colour)
         media = self._either_order("image.jpg", "depth.png")
         facts = {"word": asked, "a": names[0], "b": names[1], "colour": colour}
-        texts = say(self.rng, "room nearer colour", **facts)
-        yield Turn(*texts, "nearer", media, names, colours.accept(colour))
+        texts = en.say(self.rng, "room nearer colour", **facts)
+        yield Turn(*texts, "nearer", media, names, en.accepted(colour))
 
     def _distance(self) -> Iterator[Turn]:
         if not self._coin(0.3):
@@ -291,19 +287,19 @@ class Asker:
         units = (f" {unit}", f" {unit.replace('re', 'er')}", " m", "m")
         accept = (words, *(f"{metres:g}{unit}" for unit in units))
         form = "one" if len(self.things) == 1 else "several"
-        texts = say(self.rng, "room distance", form=form, distance=words)
+        texts = en.say(self.rng, "room distance", form=form, distance=words)
         yield Turn(*texts, "distance", self._depth_media(), (), accept)
 
     def _count(self) -> Iterator[Turn]:
         n = len(self.things)
-        facts = {"word": number_word(n), "n": str(n), "is": "is" if n == 1 else "are"}
+        word_of_n = en.number_word(n)
+        facts = {"word": word_of_n, "n": str(n), "is": "is" if n == 1 else "are"}
         form = "on a floor" if self.floor else "in the air"
-        choices = tuple(map(number_word, range(1, 5)))
         for member in self.members:
             if not self._coin(0.4):
                 facts |= {"medium": KIND_WORDS[kind_of(member)], "plural": "" if n == 1 else "s"}
-                texts = say(self.rng, "room count", form=form, **facts)
-                yield Turn(*texts, "count", (member,), choices, (number_word(n), str(n)))
+                texts = en.say(self.rng, "room count", form=form, **facts)
+                yield Turn(*texts, "count", (member,), en.one_to_four(), (word_of_n, str(n)))
 
     def _name(self) -> Iterator[Turn]:
         if len(self.things) > 2:
@@ -315,7 +311,7 @@ class Asker:
         noun = "thing" if self.named else "shape"
         form = f"one {noun}" if single else f"several {noun}s"
         medium = KIND_WORDS[kind_of(member)]
-        texts = say(self.rng, "room name", form=form, medium=medium, all=everything)
+        texts = en.say(self.rng, "room name", form=form, medium=medium, all=everything)
         accept = names if single else (everything, *names)
         yield Turn(*texts, "name" if self.named else "shape", (member,), (), accept)
 
@@ -328,10 +324,10 @@ class Asker:
         a, b = self._either_order(left, right)
         facts = {"side": side, "name": name, "other": other, "a": a, "b": b}
         if self._coin(0.6):
-            texts = say(self.rng, "room thing on the side", one=article(name), **facts)
+            texts = en.say(self.rng, "room thing on the side", one=article(name), **facts)
             yield Turn(*texts, "position", media, (a, b), (name,))
         else:
-            texts = say(self.rng, "room side of a thing", **facts)
+            texts = en.say(self.rng, "room side of a thing", **facts)
             yield Turn(*texts, "position", media, ("left", "right"), (side,))
 
     def _colour(self) -> Iterator[Turn]:
@@ -341,11 +337,11 @@ class Asker:
         thing = pick(self.rng, coloured)
         colour = str(thing.colour)
         name = "thing" if len(self.things) == 1 and self._coin() else thing.name
-        texts = say(self.rng, "room colour", name=name, colour=colour)
-        yield Turn(*texts, "colour", ("image.jpg",), (), colours.accept(colour))
+        texts = en.say(self.rng, "room colour", name=name, colour=colour)
+        yield Turn(*texts, "colour", ("image.jpg",), (), en.accepted(colour))
 
     def _kind(self) -> Iterator[Turn]:
         member = pick(self.rng, self.members)
         medium = KIND_WORDS[kind_of(member)]
-        texts = say(self.rng, "room kind", medium=medium)
+        texts = en.say(self.rng, "room kind", medium=medium)
         yield Turn(*texts, "kind", (member,), ("depth map", "normal map", "picture"), (medium,))

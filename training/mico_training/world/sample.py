@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from mico_chat.errors import DataError
 
 Split = Literal["train", "validation"]
-NEARER_BY = 1.12  # a thing is nearer than another whose distance is at least this times its own
+NEARER_BY = 1.12  # a thing counts as nearer than another that is this many times as far away
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Turn:
     """A question about some of the sample's media and its true answer.
 
     ``media`` names members of ``Sample.files`` in the order in which they are shown. ``skill``
-    groups questions for evaluation. ``choices`` are the answers of a closed question; ``accept``
-    are the words one of which a right free answer contains.
+    groups questions for evaluation. ``choices`` are the possible answers of a closed question. A
+    free answer is right if it contains one of the words ``accept``.
     """
 
     question: str
@@ -45,9 +45,9 @@ class Turn:
 class Sample:
     """Media of one scene with captions and questions.
 
-    ``files`` maps a member name to encoded bytes; the part before the first dot, digits stripped,
-    is the kind ("image2.jpg", "audio.flac"). ``captions`` maps a member name to sentences that
-    describe it, ``concepts`` to the plain name of the one main thing in it, where there is one.
+    ``files`` maps a member name to encoded bytes. The letters before the dot are the media kind:
+    "image" of "image2.jpg". ``captions`` maps a member name to sentences that describe it,
+    ``concepts`` to the plain name of its main thing, if it has a single one.
     """
 
     id: str
@@ -89,7 +89,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
 
 
 def read_shard(path: str | Path) -> Iterator[Sample]:
-    """The samples of a shard, in order. A DataError names a medium that its sample lacks."""
+    """The samples of a shard, in order. If a sample lacks a medium, a DataError names it."""
     with tarfile.open(path) as tar:
         for key, members in groupby(tar, lambda info: info.name.partition(".")[0]):
             files: dict[str, bytes] = {}

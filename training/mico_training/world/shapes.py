@@ -1,4 +1,4 @@
-"""Procedural shapes in neutral grey: things that need no package, painted by ``colours.tint``."""
+"""Procedural shapes in neutral grey, which ``colours.tint`` paints; they need no package."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ Point = tuple[float, float]
 Coordinate = float | Literal["low", "high"]
 SIDE = 192
 STYLES = ("plain", "outlined", "shaded", "striped", "dotted", "gradient")
-_MID, _LIGHT = 150, 225
+_MID = 150  # the grey that becomes the colour of a painted shape
+
+
+class Face(Table):
+    """A side of a solid; without a ``grey`` it is shaded as a round body."""
+
+    form: Literal["polygon", "ellipse", "rectangle"]
+    points: tuple[Point, ...]
+    grey: int | None = None
 
 
 class Shapes(Table):
     names: dict[str, tuple[str, ...]]
     corners: dict[str, tuple[tuple[Coordinate, Coordinate], ...]]
+    solids: dict[str, tuple[Face, ...]]
 
 
 shapes = Shapes.reader("shapes.yaml")
@@ -76,28 +85,14 @@ def _silhouette(name: str, rng: Rng, side: int) -> Image.Image:
 
 def _solid(name: str, side: int) -> Image.Image:
     image = Image.new("LA", (side, side), (0, 0))
-    draw = ImageDraw.Draw(image)
-
-    def at(*points: Point) -> list[Point]:
-        return [(x * side, y * side) for x, y in points]
-
-    if name == "cube":
-        draw.polygon(at((0.5, 0.03), (0.93, 0.27), (0.5, 0.5), (0.07, 0.27)), fill=(_LIGHT, 255))
-        draw.polygon(at((0.07, 0.27), (0.5, 0.5), (0.5, 0.98), (0.07, 0.74)), fill=(_MID, 255))
-        draw.polygon(at((0.93, 0.27), (0.5, 0.5), (0.5, 0.98), (0.93, 0.74)), fill=(105, 255))
-        return image
-    ramp = np.interp(np.linspace(0, 1, side), [0.1, 0.35, 0.9], [_MID, 205, 90])
-    body = Image.fromarray(np.tile(ramp, (side, 1)).astype(np.uint8))
-    mask = Image.new("L", (side, side), 0)
-    pen = ImageDraw.Draw(mask)
-    pen.ellipse([v * side for v in (0.14, 0.74, 0.86, 0.98)], fill=255)
-    if name == "cylinder":
-        pen.rectangle([v * side for v in (0.14, 0.14, 0.86, 0.86)], fill=255)
-    else:
-        pen.polygon(at((0.5, 0.02), (0.862, 0.85), (0.138, 0.85)), fill=255)
-    image.paste(Image.merge("LA", (body, mask)), (0, 0))
-    if name == "cylinder":
-        draw.ellipse([v * side for v in (0.14, 0.02, 0.86, 0.26)], fill=(_LIGHT, 255))
+    round_body = np.interp(np.linspace(0, 1, side), [0.1, 0.35, 0.9], [_MID, 205, 90])
+    for face in shapes().solids[name]:
+        mask = Image.new("L", (side, side), 0)
+        draw_face = getattr(ImageDraw.Draw(mask), face.form)
+        draw_face([(x * side, y * side) for x, y in face.points], fill=255)
+        row = round_body if face.grey is None else np.full(side, face.grey)
+        grey = Image.fromarray(np.tile(row, (side, 1)).astype(np.uint8))
+        image.paste(Image.merge("LA", (grey, mask)), mask=mask)
     return image
 
 
@@ -124,7 +119,7 @@ def _surface(name: str, style: str, rng: Rng, side: int) -> NDArray[np.floating]
 def draw(name: str, style: str, seed: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     side = 2 * SIDE
-    if name in ("cube", "cylinder", "cone"):
+    if name in shapes().solids:
         image = _solid(name, side)
     else:
         mask = _silhouette(name, rng, side)

@@ -1,7 +1,7 @@
 """The classes of everyday sounds, and their decoded clips in one file on disk.
 
-The bank is built once from the packages (half a minute) and then mapped into memory. Drawing is
-even over makers: another recording of a dog teaches more than another note of one piano.
+The bank is built once from the packages (half a minute) and then mapped into memory. Each identity
+of a class is drawn equally often: a second dog teaches more than a second note of one piano.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 4
+_VERSION = 5
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 
@@ -61,25 +60,23 @@ def sound_names() -> dict[str, SoundName]:
 
 
 def confusable(one: str, other: str) -> bool:
-    """Whether a clip of ``one`` could rightly be called ``other`` as well (or is the same)."""
+    """Whether some right name of a clip of ``one`` is a right name of ``other`` too."""
     names = sound_names()
     return bool(set(names[one].accept) & set(names[other].accept))
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Where a clip lies in the bank: ``length`` samples from ``start``."""
 
     identity: str
     name: str
-    source: str
     start: int
     length: int
 
 
 class SoundBank:
-    """Clips by split, class and identity; ``samples`` is int16 (n,) at 16 kHz. A class whose
-    identities would all be held out is for training only."""
+    """Clips by split, class and identity; ``samples`` is int16 (n,) at 16 kHz. If all identities of
+    a class would be held out, they are used for training instead."""
 
     def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
         self._samples = samples
@@ -96,11 +93,8 @@ class SoundBank:
     def names(self, split: Split) -> list[str]:
         return sorted(self._clips[split])
 
-    def identities(self, split: Split, name: str) -> list[str]:
-        return list(self._clips[split].get(name, {}))
-
     def draw_name(self, rng: Rng, split: Split, names: Sequence[str] | None = None) -> str:
-        """A class; one with four times the recordings is drawn twice as often."""
+        """A random class; a class with four times the identities is drawn twice as often."""
         pool = self.names(split) if names is None else list(names)
         if not pool:
             raise ValueError(f"sound bank: the split {split!r} has no class to draw from")
@@ -120,32 +114,32 @@ class SoundBank:
         with in_one_step(stem.with_suffix(".npy")) as scratch:
             np.save(scratch, self._samples)
         with in_one_step(stem.with_suffix(".json")) as scratch:
-            scratch.write_text(json.dumps([asdict(entry) for entry in self.entries]))
+            scratch.write_text(json.dumps(self.entries))
 
     @classmethod
     def load(cls, stem: Path) -> SoundBank:
-        entries = [Entry(**row) for row in json.loads(stem.with_suffix(".json").read_text())]
+        entries = [Entry(*row) for row in json.loads(stem.with_suffix(".json").read_text())]
         return cls(np.load(stem.with_suffix(".npy"), mmap_mode="r"), entries)
 
     @classmethod
-    def of(cls, clips: Iterable[tuple[str, str, str, Signal]]) -> SoundBank:
-        """A bank in memory of (identity, class, source, samples); silent clips are left out."""
+    def of(cls, clips: Iterable[tuple[str, str, Signal]]) -> SoundBank:
+        """A bank in memory of (identity, class, samples); silent clips are left out."""
         parts, entries, start = [], [], 0
-        for identity, name, source, raw in clips:
+        for identity, name, raw in clips:
             signal = trim(raw)
             if signal is None:
                 logger.info("%s: a silent clip of %r was left out", identity, name)
                 continue
             pcm = (synth.peak(signal, 0.98) * 32767).astype(np.int16)
             parts.append(pcm)
-            entries.append(Entry(identity, name, source, start, len(pcm)))
+            entries.append(Entry(identity, name, start, len(pcm)))
             start += len(pcm)
         return cls(np.concatenate(parts) if parts else np.zeros(0, np.int16), entries)
 
 
 def trim(signal: Signal) -> Signal | None:
-    """``signal`` without offset and without silence at its ends; None where nothing is left.
-    Silence is 46 dB below the peak. At most MAX_SECONDS remain."""
+    """At most MAX_SECONDS of ``signal``, without offset and without silence (46 dB below the peak)
+    at its ends; None if all of it is silent."""
     if not len(signal) or not np.isfinite(signal).all():
         return None
     centred = signal - signal.mean(dtype=np.float64).astype(np.float32)
@@ -160,12 +154,12 @@ def trim(signal: Signal) -> Signal | None:
 
 @cache
 def sound_bank() -> SoundBank:
-    """The bank of all source packages, built and saved on first use."""
+    """The bank of all source packages. The first call builds and saves it."""
     stem = cache_dir() / "sounds" / f"bank-{_VERSION}"
     if not stem.with_suffix(".json").exists():
         from mico_training.world import soundsources  # needs the packages' readers
 
         logger.info("building the sound bank %s", stem)
-        clips = ((c.identity, c.name, c.source, c.load()) for c in soundsources.clips())
+        clips = ((c.identity, c.name, c.load()) for c in soundsources.clips())
         SoundBank.of(clips).save(stem)
     return SoundBank.load(stem)

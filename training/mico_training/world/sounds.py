@@ -1,8 +1,8 @@
 """Samples of everyday sounds, alone or with a picture.
 
-A thing belongs to a sound when its name is the class or one of the class's other names; a wrong
-sound is one that nobody could say the thing makes, mostly of another kind. Answers are true by
-construction; "yes" is right for half of the yes/no questions.
+A picture belongs to a sound if the thing's name is a name of the sound's class. A sound that does
+not belong to a picture is one that nobody could say the thing makes, mostly of another kind. "Yes"
+is right for half of the yes/no questions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEDIA = (AUDIO,)
 KINDS = ("an animal", "an instrument", "something else")
 Pictures = Mapping[str, tuple[Thing, ...]]  # class -> the things that make it
 IMAGE = "image.jpg"
-_SAME_KIND = 0.3  # share of the wrong sounds that are of the same kind
+_SAME_KIND = 0.3  # how often a sound that does not belong to the picture is of the same kind
 
 
 def render(rng: Rng, bank: SoundBank, split: Split, name: str, seconds: float) -> Signal:
@@ -38,15 +38,9 @@ def render(rng: Rng, bank: SoundBank, split: Split, name: str, seconds: float) -
 
 def captions(rng: Rng, name: str) -> tuple[str, ...]:
     sound = sound_names()[name]
-    options = (
-        en.sentence(sound.sentence),
-        en.sentence(sound.phrase),
-        f"The sound of {sound.phrase}.",
-        f"A recording of {sound.phrase}.",
-        f"One can hear {sound.phrase}.",
-        f"In this recording, {sound.sentence}.",
-    )
-    return en.shuffled(rng, *options)[:3]
+    facts = {"phrase": sound.phrase, "sentence": sound.sentence}
+    templates = en.phrases().words["sound captions"]
+    return en.shuffled(rng, *(en.fill(template, **facts) for template in templates))[:3]
 
 
 def yes_no(rng: Rng, turn: str, name: str, yes: bool, **facts: str) -> Turn:
@@ -76,7 +70,7 @@ def name_turn(rng: Rng, name: str) -> Turn:
 
 
 def is_it_turn(rng: Rng, name: str) -> Turn:
-    """Is this a NAME? Yes half of the time, else of a class that nobody would take for it."""
+    """Is this a NAME? Half of the time the question is about a class that no clip of NAME fits."""
     classes = sound_names()
     yes = bool(rng.random() < 0.5)
     asked = name
@@ -164,8 +158,7 @@ def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     said = f"{word} {noun}{'' if n == 1 else 's'}"
     answer = en.sentence(word if rng.random() < 0.3 else said)
     question = en.ask(rng, "sound count", sound=noun)
-    choices = tuple(map(en.number_word, range(1, 5)))
-    turns = [Turn(question, answer, "sound_count", MEDIA, choices, (word, str(n)))]
+    turns = [Turn(question, answer, "sound_count", MEDIA, en.one_to_four(), (word, str(n)))]
     concept = "beep" if noun == "beep" else None
     texts = (en.sentence(said), f"One can hear {said}.")
     return _sample(split, signal, texts, turns, concept, count=n, event=noun)
@@ -191,18 +184,17 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
         choices = next(pair for pair in pairs if " or ".join(pair) in question)
         accept = (*(pair[0 if up else 1] for pair in pairs), "rises" if up else "falls")
         said = f"a tone with a {accept[0]} pitch"
-        answer = choices[0 if up else 1]
     else:
         name = bank.draw_name(rng, split)
         signal = render(rng, bank, split, name, seconds + 1.0)
         ramp = np.geomspace(0.03, 1.0, len(signal)).astype(np.float32)
         signal = signal * (ramp if up else ramp[::-1])
         skill, question, choices = "loudness", en.ask(rng, "loudness"), ("louder", "quieter")
-        answer = choices[0 if up else 1]
-        accept = en.accepted(answer)
-        said = f"{sound_names()[name].phrase}, getting {answer}"
+        accept = en.accepted(choices[0 if up else 1])
+        said = f"{sound_names()[name].phrase}, getting {choices[0 if up else 1]}"
     signal = synth.record(rng, signal, quiet_ok=False)
-    turns = [Turn(question, en.sentence(answer), skill, MEDIA, choices, accept)]
+    answer = en.sentence(choices[0 if up else 1])
+    turns = [Turn(question, answer, skill, MEDIA, choices, accept)]
     return _sample(split, signal, (en.sentence(said),), turns, None, up=up)
 
 
@@ -217,7 +209,7 @@ def make(rng: Rng, split: Split, bank: SoundBank | None = None) -> Sample:
 
 
 def picture_words(name: str) -> frozenset[str]:
-    """The names of things whose picture surely shows the maker of the sound ``name``."""
+    """The names of things whose picture certainly shows a maker of the sound ``name``."""
     shown_as = {name, sounds().pictured_as.get(name)}
     elsewhere = sounds().not_pictured | sound_names().keys()
     return frozenset(w for w in sound_names()[name].accept if w in shown_as or w not in elsewhere)
@@ -236,19 +228,19 @@ def pictures_of(split: Split) -> dict[str, tuple[Thing, ...]]:
 
 
 def might_make(thing: Thing, name: str) -> bool:
-    """Whether somebody could say that ``thing`` makes the sound ``name``. Wider than
-    ``picture_words``: a penguin is a bird, a teddy bear growls like a bear."""
+    """Whether somebody could say that ``thing`` makes the sound ``name``. More things can than have
+    the ``picture_words``: a penguin is a bird, and a teddy bear growls like a bear."""
     words = {word.lower() for word in thing.accept}
     words |= {word.split()[-1] for word in words}
-    makes = [sound for sound in sound_names().values() if words & {*sound.accept}]
-    return any(confusable(sound.name, name) for sound in makes)
+    makes = [sound.name for sound in sound_names().values() if words & {*sound.accept}]
+    return any(confusable(sound, name) for sound in makes)
 
 
 def make_pair(
     rng: Rng, split: Split, bank: SoundBank | None = None, pictures: Pictures | None = None
 ) -> Sample:
-    """A picture and a sound that belong together half of the time, of the source packages unless
-    ``bank`` and ``pictures`` are given."""
+    """A picture and a sound that belong together half of the time. The defaults of ``bank`` and
+    ``pictures`` are those of the source packages."""
     bank = sound_bank() if bank is None else bank
     pictures = pictures_of(split) if pictures is None else pictures
     both = [name for name in bank.names(split) if name in pictures]
@@ -261,7 +253,7 @@ def make_pair(
     signal = render(rng, bank, split, name, float(rng.uniform(1.5, 4.0)))
     shown, heard_is = en.article(thing.name), sound_names()[name].phrase
     media = (IMAGE, AUDIO) if rng.random() < 0.5 else (AUDIO, IMAGE)
-    # The answer names the picture and the sound before it says yes or no: a small model can then
+    # The answer names the thing and the sound before "yes" or "no", so that a small model can
     # compare the two names that it has just written.
     yes = "yes" if belong else "no"
     animal = sound_names()[seen].kind == "animal" and rng.random() < 0.3
@@ -277,7 +269,7 @@ def make_pair(
         answer = f"The picture shows {shown}, and the sound is {heard_is}."
         question = "What do you see and what do you hear?"
         turns.append(Turn(question, answer, "see_and_hear", media, (), (thing.name, name)))
-    rng.integers(2**48)  # drawn in vain: without it, other pictures follow
+    rng.integers(2**48)  # unused; without this draw the same seed would give other pictures
     _, rgba = compose.dress(rng, thing, None, 0.0)  # one large thing on a simple background
     size = float(rng.uniform(0.6, 0.92))
     x, y = rng.uniform(0.42, 0.58, 2).tolist()
@@ -293,9 +285,8 @@ def make_pair(
 def _wrong(
     rng: Rng, bank: SoundBank, split: Split, seen: str, thing: Thing, pictured: Sequence[str]
 ) -> str:
-    """A sound that ``thing``, taken for a ``seen``, cannot make. One that has pictures as well,
-    where possible: the sound alone must not tell the answer."""
-    names = sound_names()
+    """A sound that ``thing``, which shows a ``seen``, cannot make. If possible it is pictured too:
+    otherwise the sound alone would give the answer "no" away."""
 
     def wrong(name: str) -> bool:
         return not confusable(seen, name) and not might_make(thing, name)
@@ -303,7 +294,7 @@ def _wrong(
     pool = list(filter(wrong, pictured)) or list(filter(wrong, bank.names(split)))
     if not pool:
         raise ValueError(f"every sound of {split!r} could be made by a {thing.name}")
-    alike = [name for name in pool if names[name].kind == names[seen].kind]
-    unlike = [name for name in pool if names[name].kind != names[seen].kind]
-    first, second = (alike, unlike) if rng.random() < _SAME_KIND else (unlike, alike)
-    return bank.draw_name(rng, split, first or second)
+    kinds = {name: sound_names()[name].kind for name in (seen, *pool)}
+    same = rng.random() < _SAME_KIND
+    preferred = [name for name in pool if (kinds[name] == kinds[seen]) == same]
+    return bank.draw_name(rng, split, preferred or pool)

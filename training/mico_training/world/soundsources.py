@@ -1,7 +1,7 @@
 """Every recording of the source packages as a named clip.
 
-What was cut from one recording, or spoken by one speaker, shares an identity and so stays in one
-split. Of speech it does not matter what is said, only that somebody speaks.
+Clips that were cut from the same recording, or spoken by the same person, share an identity and so
+are in the same split. A spoken clip only teaches that somebody speaks, whatever the words are.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import re
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,13 +32,11 @@ _RETRIEVAL = 1  # AUDIO_OUTPUT_RETRIEVAL of espeak-ng
 _UTF8 = 1
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A recording: ``load()`` gives float32 mono at 16 kHz, as it is in the source."""
+class Clip(NamedTuple):
+    """A recording: ``load()`` gives it as float32 mono at 16 kHz, otherwise unchanged."""
 
     identity: str
     name: str
-    source: str
     load: Callable[[], Signal]
 
 
@@ -54,14 +54,11 @@ recordings = Recordings.reader("recordings.yaml")
 
 
 def clips() -> Iterator[Clip]:
-    for reader in (
-        *(_files, _opensfx, _fonts, _freepats, _strums_and_typing, _footsteps),
-        *(_surroundings, _samplers, _speech),
-    ):
-        yield from reader()
+    yield from chain(_files(), _opensfx(), _fonts(), _freepats(), _strums_and_typing())
+    yield from chain(_footsteps(), _surroundings(), _samplers(), _speech())
     for name in ("siren", "beep", "static", "alarm clock", "heartbeat", "clock"):
         for i in range(8):
-            yield Clip(f"made:{name}:{i}", name, "made", partial(_make, name, i))
+            yield Clip(f"made:{name}:{i}", name, partial(_make, name, i))
 
 
 def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
@@ -69,7 +66,7 @@ def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
 
 
 def _sound_files(package: str) -> list[Path]:
-    """Each recording once: a link is another name of a file that is there as well."""
+    """The sound files of a package without its links, which repeat other files of it."""
     paths = sorted(source(package).rglob("*"))
     return [p for p in paths if p.suffix in _SUFFIXES and not p.is_symlink()]
 
@@ -78,14 +75,14 @@ def _files() -> Iterator[Clip]:
     for package, classes in recordings().files.items():
         takes = recordings().takes.get(package)
         for path in _sound_files(package):
-            # The folder that says what a file belongs to: "owl/sounds/call.ogg" -> "owl".
+            # The folder that names the maker of the sound: "owl/sounds/call.ogg" -> "owl".
             folder = next(part for part in reversed(path.parts[:-1]) if part != "sounds")
             stem = re.sub(f"(?:{takes})$", "", path.stem, count=1) if takes else path.stem
             place = f"{folder}/{path.stem}"
             for name, patterns in classes.items():
                 if any(fnmatchcase(place, p if "/" in p else f"*/{p}") for p in patterns):
                     identity = "speaker" if name == "speech" else f"{folder}/{stem}"
-                    yield Clip(f"{package}:{identity}", name, package, partial(decode_file, path))
+                    yield Clip(f"{package}:{identity}", name, partial(decode_file, path))
 
 
 def _opensfx() -> Iterator[Clip]:
@@ -96,7 +93,7 @@ def _opensfx() -> Iterator[Clip]:
         offset, size = struct.unpack_from("<II", data, 8 * number)
         offset = (offset & 0x7FFFFFFF) + 1 + data[offset & 0x7FFFFFFF]
         wav = data[offset : offset + size]
-        yield Clip(f"{package}:{number}", name, package, partial(synth.decode, wav, MAX_SECONDS))
+        yield Clip(f"{package}:{number}", name, partial(synth.decode, wav, MAX_SECONDS))
 
 
 def _fonts() -> Iterator[Clip]:
@@ -106,13 +103,29 @@ def _fonts() -> Iterator[Clip]:
         ("timgm6mb-soundfont", "tim", "*.sf2"),
     ):
         font = synth.Font(next(source(package).rglob(pattern)))
-        for identity, name, load in synth.takes(family, font):
-            yield Clip(identity, name, package, load)
+        yield from _takes(family, font)
     font = synth.Font(next(source("fluid-soundfont-gs").rglob("*GS.sf2")))
     for bank, program, name in instruments().effects:
         for key in (60, 57, 63):
             load = partial(font.play, [Note(0.0, 4.0, key, 115)], program, bank)
-            yield Clip(f"gs:{bank}:{program}", name, "fluid-soundfont-gs", load)
+            yield Clip(f"gs:{bank}:{program}", name, load)
+
+
+def _takes(family: str, font: synth.Font) -> Iterator[Clip]:
+    """All that a General MIDI font offers. Fonts that share recordings share the ``family``: the
+    MuseScore font descends from FluidR3."""
+    for name, programs in instruments().programs.items():
+        for program in programs:
+            for take in range(3):
+                load = partial(font.play, synth.tune(program, take), program)
+                yield Clip(f"{family}:program:{program}", name, load)
+    for name, keys in instruments().drums.items():
+        for key in keys:
+            load = partial(font.play, synth.rhythm(key, 0), 0, 128)
+            yield Clip(f"{family}:drum:{key}", name, load)
+    for take, kit in enumerate((0, 8, 16, 24, 25, 32, 40, 48)):
+        load = partial(font.play, synth.beat(take), kit, 128)
+        yield Clip(f"{family}:kit:{kit}", "drum", load)
 
 
 def _freepats() -> Iterator[Clip]:
@@ -125,7 +138,7 @@ def _freepats() -> Iterator[Clip]:
         for take in range(0 if name is None else 1 if drum else 3):
             notes = synth.rhythm(60, number) if drum else synth.tune(number, take)
             load = partial(_play_patch, path, notes, drum)
-            yield Clip(f"{package}:{path.parent.name}/{number}", str(name), package, load)
+            yield Clip(f"{package}:{path.parent.name}/{number}", str(name), load)
 
 
 def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
@@ -143,12 +156,12 @@ def _strums_and_typing() -> Iterator[Clip]:
     paths = sorted(source(package).rglob("*.flac"))
     for path in paths[:: max(1, len(paths) // 24)]:
         chord = path.stem.split("_")[0]
-        yield Clip(f"{package}:{chord}", "guitar", package, partial(decode_file, path))
+        yield Clip(f"{package}:{chord}", "guitar", partial(decode_file, path))
     package = "bucklespring-data"
     paths = sorted(p for p in source(package).rglob("*-1.wav"))
     for group in range(5):
         load = partial(_strikes, paths[group::5], group, (0.08, 0.3))
-        yield Clip(f"{package}:{group}", "typing", package, load)
+        yield Clip(f"{package}:{group}", "typing", load)
 
 
 def _footsteps() -> Iterator[Clip]:
@@ -157,7 +170,7 @@ def _footsteps() -> Iterator[Clip]:
             paths = [p for p in _sound_files(package) if p.stem.startswith(ground)]
             for take in range(3):
                 load = partial(_strikes, paths, take, (0.42, 0.6))
-                yield Clip(f"{package}:{ground}", "footsteps", package, load)
+                yield Clip(f"{package}:{ground}", "footsteps", load)
 
 
 def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
@@ -170,7 +183,7 @@ def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
 
 
 def _surroundings() -> Iterator[Clip]:
-    def load_part(stream: bytes, part: int) -> Signal:  # six seconds each
+    def load_part(stream: bytes, part: int) -> Signal:  # each part has MAX_SECONDS
         whole = synth.decode(stream, (part + 1) * MAX_SECONDS)
         return whole[part * round(MAX_SECONDS * SAMPLE_RATE) :]
 
@@ -184,18 +197,19 @@ def _surroundings() -> Iterator[Clip]:
         name = recordings().surroundings.get(file)
         for part in range(4 if name else 0):
             load = partial(load_part, data[match.end() : end], part)
-            yield Clip(f"{package}:{file}", str(name), package, load)
+            yield Clip(f"{package}:{file}", str(name), load)
 
 
 def _samplers() -> Iterator[Clip]:
     for package, (name, program) in recordings().samplers.items():
         for take in range(6):
             load = partial(_play_sampler, package, synth.tune(program, take))
-            yield Clip(f"{package}:{name}", name, package, load)
+            yield Clip(f"{package}:{name}", name, load)
 
 
 def _play_sampler(package: str, notes: list[Note]) -> Signal:
-    """``notes`` in the octave that was recorded; the files are named by note: "Cs3.mp3"."""
+    """``notes``, moved by octaves into the recorded range. A file has the name of its note: "Cs3"
+    is C sharp of octave 3."""
     patches = {}
     for path in _sound_files(package):
         if note := re.fullmatch(r"([A-G])(s?)(\d)", path.stem):
@@ -220,11 +234,11 @@ def _speech() -> Iterator[Clip]:
             step = max(1, len(paths) // _CLIPS_PER_SPEAKER)
             for path in paths[::step][:_CLIPS_PER_SPEAKER]:
                 load = partial(decode_file, path, _SPEECH_SECONDS)
-                yield Clip(f"{package}:{name}", "speech", package, load)
+                yield Clip(f"{package}:{name}", "speech", load)
     package = "espeakng-loader"
     for language, text in recordings().spoken.items():
         for voice in (language + variant for variant in _VARIANTS):
-            yield Clip(f"{package}:{voice}", "speech", package, partial(_speak, voice, text))
+            yield Clip(f"{package}:{voice}", "speech", partial(_speak, voice, text))
 
 
 @cache

@@ -1,7 +1,7 @@
 """Where the data engine's raw material comes from: tables beside the code, and packages.
 
 ``source("tuxpaint-stamps-default")`` is ``$MICO_CACHE_DIR/sources/<name>`` with the unpacked
-package, which is fetched once with the package manager that it belongs to.
+package. The first call fetches the package with its package manager.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Table(BaseModel):
 
 @contextmanager
 def in_one_step(path: Path) -> Iterator[Path]:
-    """A scratch file that becomes ``path`` in the end, so that no process reads half of it."""
+    """A scratch file that is renamed to ``path`` at the end: no process reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}{path.suffix}")
     yield scratch
@@ -77,7 +77,7 @@ def in_one_step(path: Path) -> Iterator[Path]:
 
 
 class SourceError(MicoError):
-    """A package of the data engine cannot be had."""
+    """A package of the data engine is unknown or cannot be fetched."""
 
     status = 501
 
@@ -99,7 +99,7 @@ def packages() -> dict[str, tuple[str, str]]:
 
 
 def split_of(identity: str) -> Split:
-    """The split to which everything made from ``identity`` belongs; one in ten is held out."""
+    """The split of everything made from ``identity``; one identity in ten is held out."""
     digest = int(hashlib.sha1(identity.encode()).hexdigest(), 16)
     return "validation" if digest % 10 == 0 else "train"
 
@@ -128,7 +128,7 @@ def source(name: str) -> Path:
             shutil.unpack_archive(archive, unpacked, filter="data")
         try:
             unpacked.rename(folder)
-        except OSError:  # another process was faster; its folder is as good
+        except OSError:  # another process was faster: its folder is the same
             if not folder.is_dir():
                 raise
     return folder

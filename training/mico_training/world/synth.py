@@ -1,17 +1,14 @@
-"""Sound by arithmetic and by sound fonts, and the changes that a recording goes through.
+"""Computed sounds, notes played by sound fonts and patches, and what a microphone adds.
 
-All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1. A program of a General MIDI sound
-font is one maker's recording of one instrument, so it is one identity however it is played. Fonts
-that share recordings share a ``family``: the MuseScore font descends from FluidR3.
+All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1.
 """
 
 from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import av
@@ -62,8 +59,11 @@ def beep(frequency: float, seconds: float, harmonics: Sequence[float] = (1.0,)) 
 
 def sweep(start: float, stop: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
     """A tone that glides from ``start`` to ``stop`` Hz, evenly in octaves."""
-    t = _time(seconds)
-    frequency = start * (stop / start) ** (t / seconds)
+    return _glide(start * (stop / start) ** (_time(seconds) / seconds), harmonics)
+
+
+def _glide(frequency: NDArray[np.float64], harmonics: Sequence[float]) -> Signal:
+    """A tone of the ``frequency`` in Hz at each sample."""
     phase = 2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE
     tone = sum(a * np.sin((i + 1) * phase) for i, a in enumerate(harmonics))
     return fade(peak(np.asarray(tone, dtype=np.float32)))
@@ -95,16 +95,14 @@ def thump(pitch: float, seconds: float = 0.14) -> Signal:
 
 
 def siren(low: float, high: float, rate: float, seconds: float, stepped: bool) -> Signal:
-    t = _time(seconds)
-    wave = np.sin(2 * np.pi * rate * t)
+    wave = np.sin(2 * np.pi * rate * _time(seconds))
     wave = np.sign(wave) if stepped else wave
-    phase = 2 * np.pi * np.cumsum(low + (high - low) * (0.5 + 0.5 * wave)) / SAMPLE_RATE
-    tone = np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.25 * np.sin(3 * phase)
-    return fade(peak(tone.astype(np.float32)))
+    return _glide(low + (high - low) * (0.5 + 0.5 * wave), (1.0, 0.4, 0.25))
 
 
 def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
-    """``parts`` added up, each from its start in seconds, and cut to 0 ... ``seconds``."""
+    """The sum of ``parts``, each of which begins at its number of seconds. Samples before 0 and
+    after ``seconds`` are left out."""
     out = np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
     for start, part in parts:
         begin = round(start * SAMPLE_RATE)
@@ -115,7 +113,7 @@ def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
 
 
 def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -> Signal:
-    """``sound`` exactly ``n`` times, at least 0.2 s of rest between, with rests at both ends."""
+    """``sound`` exactly ``n`` times, with silence between (0.2 s or more) and at both ends."""
     starts, end = [], float(rng.uniform(0.1, 0.5))
     gap = float(rng.uniform(0.2, 0.6))
     for _ in range(n):
@@ -127,8 +125,8 @@ def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -
 
 
 def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: bool) -> Signal:
-    """``signal`` cut or lengthened to ``seconds``. A short steady one is looped with cross-fades;
-    any other is repeated after random rests, or now and then left alone in silence."""
+    """``signal`` cut or lengthened to ``seconds``. A short steady signal is looped with fades.
+    Any other is repeated after random rests, or with a chance of 1/4 followed by silence."""
     wanted = round(seconds * SAMPLE_RATE)
     if len(signal) >= wanted:
         offset = int(rng.integers(len(signal) - wanted + 1)) if steady else 0
@@ -163,8 +161,8 @@ def speed(signal: Signal, semitones: float) -> Signal:
 
 
 def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -> Signal:
-    """``signal`` as some microphone in some room would give it: a tilt of the spectrum, a band
-    limit (telephone, old codec), a short room, background noise 10 to 35 dB below, a gain."""
+    """``signal`` as a random microphone in a random room records it: a tilt of the spectrum, a band
+    limit (as of a telephone), a short echo, noise 10 to 35 dB below the signal, and a gain."""
     n = len(signal)
     size = 1 << max(1, (n - 1).bit_length())
     size = size * 3 // 4 if size * 3 // 4 >= n else size
@@ -256,7 +254,7 @@ def frequency(key: int) -> float:
 
 
 def tune(program: int, take: int) -> list[Note]:
-    """The notes of a ``take`` of ``program``: a melody, long notes, or chords; 3 to 4 seconds."""
+    """3 to 4 seconds of notes for ``program``; ``take`` chooses a melody, long notes or chords."""
     rng = np.random.default_rng([program, take])
     low, high = program in instruments().low_programs, program in instruments().high_programs
     root = (40 if low else 68 if high else 57) + int(rng.integers(-4, 8))
@@ -305,7 +303,7 @@ class Font:
         self._font = self._synth.sfload(str(file))
 
     def play(self, notes: Sequence[Note], program: int, bank: int = 0, tail: float = 0.5) -> Signal:
-        """``notes`` on ``program``; ``bank`` 128 is the drum kits."""
+        """Play ``notes`` on the instrument ``program``; the ``bank`` 128 holds the drum kits."""
         self._synth.notes_off()
         self._synth.sounds_off()
         self._synth.program_select(0, self._font, bank, program, bank == 128)
@@ -334,7 +332,7 @@ class Patch:
     loop: tuple[int, int] | None  # frames
 
     def play(self, note: Note) -> Signal:
-        """``note`` by resampling; the loop holds it."""
+        """Resample the recording to the pitch of ``note``, repeating the loop until it ends."""
         ratio = frequency(note.key) / self.root * self.sample_rate / SAMPLE_RATE
         positions = np.arange(int(note.length * SAMPLE_RATE)) * ratio
         if self.loop is not None:
@@ -373,17 +371,3 @@ def play_patches(patches: Sequence[Patch], notes: Sequence[Note]) -> Signal:
         nearest = min(patches, key=lambda patch: abs(np.log2(patch.root / wanted)))
         parts.append((note.start, nearest.play(note)))
     return place(parts, max(n.start + n.length for n in notes) + 0.2)
-
-
-def takes(family: str, font: Font) -> Iterator[tuple[str, str, Callable[[], Signal]]]:
-    """(identity, class, player) of all that a General MIDI font offers."""
-    for name, programs in instruments().programs.items():
-        for program in programs:
-            for take in range(3):
-                player = partial(font.play, tune(program, take), program)
-                yield f"{family}:program:{program}", name, player
-    for name, keys in instruments().drums.items():
-        for key in keys:
-            yield f"{family}:drum:{key}", name, partial(font.play, rhythm(key, 0), 0, 128)
-    for take, kit in enumerate((0, 8, 16, 24, 25, 32, 40, 48)):
-        yield f"{family}:kit:{kit}", "drum", partial(font.play, beat(take), kit, 128)

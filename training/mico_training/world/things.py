@@ -1,8 +1,8 @@
-"""Things: named cut-outs with transparency, the stuff that scenes are composed of.
+"""Things: the named cut-outs of which scenes are composed.
 
-``catalogue()`` gathers them from packages of stamps, emoji, clip art and furniture icons, and the
-procedural shapes. Every reader of a package turns file names, captions or metadata into a short
-plain noun and skips a picture that has none.
+``catalogue()`` gathers the procedural shapes and the pictures of packages: stamps, emoji, clip art
+and furniture icons. A file name, a caption or metadata gives each picture a short plain noun; a
+picture without one is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ class Words(Table):
     clip_art_folders: tuple[str, ...]
     clip_art_skip: tuple[str, ...]
     clip_art_default: dict[str, str]
+    caption_openings: tuple[str, ...]
+    caption_endings: tuple[str, ...]
 
     @cached_property
     def kept(self) -> frozenset[str]:
@@ -63,8 +65,8 @@ words = Words.reader(_WORDS_FILE.name)
 
 @dataclass(frozen=True)
 class Thing:
-    """A named cut-out. ``identity``, which variants of one original share, decides the split;
-    ``load()`` gives RGBA (h, w, 4) with no empty margin; a shape is neutral grey."""
+    """A named cut-out. Variants of one original share the ``identity``, which decides the split.
+    ``load()`` gives RGBA (h, w, 4) without an empty margin; a shape is neutral grey."""
 
     identity: str
     name: str
@@ -80,7 +82,7 @@ class Thing:
 
 
 class Catalogue:
-    """Things by split and name. Sampling is even over names, so no clip-art series dominates."""
+    """Things by split and name. Each name is drawn equally often, however many things have it."""
 
     def __init__(self, things: Iterable[Thing], shape_share: float = 0.15) -> None:
         self.things = tuple(things)
@@ -98,13 +100,13 @@ class Catalogue:
         return self._by_name[split][name]
 
     def sample(self, rng: Rng, split: Split) -> Thing:
-        """One thing: its kind by ``shape_share``, then evenly by name, then evenly."""
+        """A shape with the chance ``shape_share``, else another thing; every name is as likely."""
         wanted = rng.random() < self.shape_share
         pool = self._names[split, wanted] or self._names[split, not wanted]
         return pick(rng, self._by_name[split][pick(rng, pool)])
 
     def distinct(self, rng: Rng, split: Split, n: int, unlike: Sequence[Thing] = ()) -> list[Thing]:
-        """``n`` things none of which a person could call by another's name."""
+        """``n`` things such that no right name of one fits another, or any of ``unlike``."""
         found: list[Thing] = []
         draws = iter(range(50 * n))
         while len(found) < n:
@@ -117,7 +119,7 @@ class Catalogue:
 
 
 def confusable(a: Thing, b: Thing) -> bool:
-    """Whether a right name of one might be used for the other ("ball", "soccer ball")."""
+    """Whether a right name of one thing also fits the other ("ball", "soccer ball")."""
     alike = words().alike
     words_a, words_b = ({n.split()[-1] for n in t.accept} | {*t.accept} for t in (a, b))
     return bool(words_a & words_b) or any(
@@ -137,11 +139,11 @@ def shape_things() -> list[Thing]:
     return things
 
 
-@lru_cache(maxsize=1)
+@cache
 def catalogue() -> Catalogue:
-    """All things: shapes and the packages' cut-outs. The first call fetches and decodes them."""
+    """The shapes and the packages' cut-outs. The first call fetches and decodes the packages."""
     folder = cache_dir() / "world"
-    digest = hashlib.sha1(_WORDS_FILE.read_bytes()).hexdigest()[:8]  # other words, other things
+    digest = hashlib.sha1(_WORDS_FILE.read_bytes()).hexdigest()[:8]  # the words decide the things
     index, blob = (folder / f"things-{_CACHE_VERSION}-{digest}.{end}" for end in ("json", "bin"))
     if not index.exists():
         _write_cache(index, blob)
@@ -178,8 +180,8 @@ def _write_cache(index: Path, blob: Path) -> None:
 
 
 def trim(image: Image.Image) -> Pixels | None:
-    """The picture without its empty margin, at most CUT_OUT_SIDE; None if (nearly) nothing is
-    visible, or a rectangle that fills its frame, or a poster."""
+    """The picture without its empty margin, at most CUT_OUT_SIDE long; None if it is too large, or
+    if hardly anything is visible, or if what is visible fills the frame."""
     if image.width * image.height > _MAX_PIXELS:
         return None
     rgba = image.convert("RGBA")
@@ -199,7 +201,7 @@ def trim(image: Image.Image) -> Pixels | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture file (``member`` inside a zip, or the file itself) and what it shows."""
+    """A picture (the file ``path``, or ``member`` of the zip ``path``) and the thing it shows."""
 
     path: str
     member: str
@@ -238,27 +240,19 @@ def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(other for other in others if other != name)
 
 
-_OPENING = re.compile(
-    r"^(?:an?|the|some|two|our|another|big|very)\s+"
-    r"|^(?:pair|couple|tube|cluster|bunch|head|string|glass|quarter|model|plant|baby) of\s+"
-    r"|^(?:huge|small|large|little|tiny|old|modern|old-fashioned|happy|singing|sleeping|sitting)\s+"
-    r"|^(?:colorful|toy|ripe,?|male|female|folded|open|closed|lit|wrapped|red-nosed|clear)\s+"
-    r"|^(?:floppy-eared|big eared|wooden|silver|digital|real|freshwater|spiny)\s+"
-)
-_END = re.compile(
-    r"[.!?,(\u2014;:]| (?:is|are|that|with|for|worn|from|at|lets|has|in|used|covered|inside|hatched"
-    r"|resembles|called|playing) "
-)
 _APOSTROPHE = "\u2019"
 
 
 def caption_name(caption: str) -> str:
+    """The noun of a caption: "A small dog that barks." -> "dog"."""
+    opening = rf"^(?:{'|'.join(words().caption_openings)})\s+"
+    ending = rf"[.!?,(\u2014;:]| (?:{'|'.join(words().caption_endings)}) "
     text = caption.strip().lower().replace(f"{_APOSTROPHE}s", "'s")
     text = re.sub("[\u201c\u2018\"'][^\u201d\u2019\"']+[\u201d\u2019\"']\\s*", "", text)
-    text = _END.split(text)[0]
+    text = re.split(ending, text)[0]
     previous = None
     while previous != text:
-        previous, text = text, _OPENING.sub("", text.strip())
+        previous, text = text, re.sub(opening, "", text.strip())
     return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
 
 
@@ -302,7 +296,7 @@ def _clip_art() -> Iterator[Entry]:
         skipped = any(part in key for part in words().clip_art_skip)
         if skipped or not folder.startswith(words().clip_art_folders):
             continue
-        # the noun in "dodge_neon_pink_ganson": the first entry of two words or of one that fits
+        # "dodge_neon_pink_ganson": the first known pair of words, else the first known word
         parts = [part for part in re.split(r"[_\s.]+", stem) if part]
         places = [(size, at) for size in (2, 1) for at in range(min(4, len(parts) - size + 1))]
         known = (words().clip_art_words.get(" ".join(parts[at : at + n])) for n, at in places)
