@@ -24,7 +24,7 @@ from mico_training.data.conversations import (
     with_article,
 )
 from mico_training.data.mixture import BLOCK, Mixture
-from mico_training.data.sample import TrainingMedium, TrainingSample
+from mico_training.data.sample import TrainingSample
 from mico_training.data.shards import ShardSource
 
 
@@ -105,7 +105,7 @@ def test_a_caption_is_the_answer_to_a_varied_instruction(mixture: Mixture) -> No
     for draw in range(32):
         example = dataset[draw]
         assert example == dataset[draw]
-        assert [part.kind for part in example.messages[0].media] == [m.kind for m in example.media]
+        assert example.messages[0].files == example.media
 
 
 def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) -> None:
@@ -116,14 +116,12 @@ def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) 
     for draw in range(64):
         example = dataset[draw]
         assert example == dataset[draw]
-        parts = [part for message in example.messages for part in message.media]
-        assert [part.name for part in parts] == [m.key.split(".", 1)[1] for m in example.media]
-        assert len({part.name for part in parts}) == len(parts)
-        without += not parts
+        names = [medium.name for medium in example.media]
+        assert len(set(names)) == len(names)
+        without += not names
         for message in example.messages:
             if "colour" in message.text:
-                shown = [p.name for m in example.messages for p in m.media]
-                assert "image.png" in shown
+                assert "image" in [medium.kind for medium in example.media]
     assert without  # text-only conversations occur
 
 
@@ -143,7 +141,7 @@ class Examples:
 
     def __getitem__(self, draw: int) -> ChatExample:
         text = TextPart("x" * int(self.lengths[draw]))
-        return ChatExample(str(draw), (Message("user", (text,)),), ())
+        return ChatExample(str(draw), (Message("user", (text,)),))
 
 
 def test_each_example_is_drawn_once_and_stays_in_its_window() -> None:
@@ -176,11 +174,10 @@ class Pictures:
     """Examples with a sound and two pictures, or with a sound alone."""
 
     def __init__(self, pictures: int = 2) -> None:
-        media = [TrainingMedium("audio", Path("a.wav"), "a")]
-        media += [TrainingMedium("image", Path(f"{n}.png"), f"p{n}") for n in range(pictures)]
-        parts = [MediaFile(medium.kind, "", medium.name) for medium in media]
-        messages = (Message.user(*parts, "What is here?"), Message.assistant("Much."))
-        self.example = ChatExample("x", messages, tuple(media))
+        media = [MediaFile("audio", Path("a.wav"), "a")]
+        media += [MediaFile("image", Path(f"{n}.png"), f"p{n}") for n in range(pictures)]
+        messages = (Message.user(*media, "What is here?"), Message.assistant("Much."))
+        self.example = ChatExample("x", messages)
 
     def __len__(self) -> int:
         return 400

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.errors import DataError
+from mico_chat.media import MediaFile
 from mico_training.data.manifest import LlavaSource, ManifestSource
-from mico_training.data.sample import TrainingMedium
 from mico_training.data.shards import ShardSource, index_shard
 from mico_training.features import FeatureCache, stem_fingerprint
 from mico_training.world.sample import Turn
@@ -28,7 +28,7 @@ def test_a_sample_comes_back_as_written(shards: Path) -> None:
     assert sample.turns == written.turns
     assert sample.captions == written.captions
     for name, medium in sample.media.items():
-        assert medium.encoded() == written.files[name]
+        assert medium.read() == written.files[name]
     assert [medium.kind for medium in sample.media.values()] == ["image", "audio"]
 
 
@@ -144,11 +144,9 @@ def test_llava_json(folder: Path) -> None:
 FINGERPRINT = "abc"
 
 
-def units(medium: TrainingMedium) -> list[Tensor]:
+def units(medium: MediaFile) -> list[Tensor]:
     """Units whose pixels tell the medium; a sound stands for a video with a sound track."""
-    encoded = medium.encoded()
-    assert isinstance(encoded, bytes)
-    value = torch.tensor([float(sum(encoded) % 1000)])
+    value = torch.tensor([float(sum(medium.read()) % 1000)])
     pixels = value.reshape(1, 1, 1, 1).expand(2, 3, 8, 8)
     return [pixels, pixels[:1] + 1] if medium.kind == "audio" else [pixels]
 
@@ -158,17 +156,17 @@ def stem(pixels: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def media(shards: Path) -> list[TrainingMedium]:
+def media(shards: Path) -> list[MediaFile]:
     source = ShardSource(str(shards / "*.tar"), "caption")
     return [m for i in range(len(source)) for m in source[i].media.values()]
 
 
-def check(cache: FeatureCache, medium: TrainingMedium) -> None:
+def check(cache: FeatureCache, medium: MediaFile) -> None:
     expected = [stem(part) for part in units(medium)]
     torch.testing.assert_close(cache[medium], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_features_come_back(media: list[TrainingMedium], tmp_path: Path) -> None:
+def test_features_come_back(media: list[MediaFile], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, FINGERPRINT)
     assert cache.fill(media, units, stem, batch_size=5) == 24
     assert cache.fill(media, units, stem) == 0
@@ -176,21 +174,19 @@ def test_features_come_back(media: list[TrainingMedium], tmp_path: Path) -> None
         check(cache, medium)
 
 
-def test_a_killed_run_is_repaired(media: list[TrainingMedium], tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path, FINGERPRINT)
-    cache.fill(media[:7], units, stem, batch_size=2)
-    data, index = (next((tmp_path / FINGERPRINT).glob(f"*.{end}")) for end in ("f16", "jsonl"))
-    with data.open("ab") as file:
-        file.write(b"rows without a name")
-    with index.open("a") as file:
-        file.write('{"key": "cut o')
+def test_a_killed_run_loses_only_the_shard_that_it_was_in(
+    media: list[MediaFile], tmp_path: Path
+) -> None:
+    FeatureCache(tmp_path, FINGERPRINT).fill(media[:7], units, stem, batch_size=2)
+    (file,) = (tmp_path / FINGERPRINT).glob("*.safetensors")
+    file.with_suffix(".1234").write_bytes(b"a part of the next shard")
     fresh = FeatureCache(tmp_path, FINGERPRINT)
     assert fresh.fill(media, units, stem, batch_size=2) == 24 - 7
     for medium in media:
         check(fresh, medium)
 
 
-def test_another_stem_is_another_cache(media: list[TrainingMedium], tmp_path: Path) -> None:
+def test_another_stem_is_another_cache(media: list[MediaFile], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Conv2d(3, 2, 1)
     before = stem_fingerprint(module, "224")
@@ -203,6 +199,6 @@ def test_another_stem_is_another_cache(media: list[TrainingMedium], tmp_path: Pa
 
 
 def test_files_outside_shards_are_refused(tmp_path: Path) -> None:
-    medium = TrainingMedium("image", tmp_path / "cat.jpg", "cat.jpg")
+    medium = MediaFile("image", tmp_path / "cat.jpg", "cat.jpg")
     with pytest.raises(DataError, match="only media of shards can have cached"):
         FeatureCache(tmp_path, FINGERPRINT).fill([medium], units, stem)

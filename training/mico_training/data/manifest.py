@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from mico_chat.errors import DataError, RequestError
-from mico_chat.media.kinds import KINDS
+from mico_chat.media import KINDS, MediaFile
 from mico_chat.messages import Message, from_llava
-from mico_training.data.sample import Need, TrainingMedium, TrainingSample
+from mico_training.data.sample import Need, TrainingSample
 from mico_training.world.sample import Turn
 
 
@@ -152,7 +152,7 @@ def _strings(record: dict[str, Any], key: str, otherwise: Any) -> tuple[str, ...
     return tuple(values)
 
 
-def _media(record: dict[str, Any], root: Path) -> dict[str, TrainingMedium]:
+def _media(record: dict[str, Any], root: Path) -> dict[str, MediaFile]:
     media = {}
     for kind in KINDS:
         for count, text in enumerate(_strings(record, kind, ()), start=1):
@@ -160,11 +160,11 @@ def _media(record: dict[str, Any], root: Path) -> dict[str, TrainingMedium]:
             if not path.is_file():
                 raise RecordError(f"{kind} {text}: no such file in {root}")
             key = kind if count == 1 else f"{kind}{count}"
-            media[key] = TrainingMedium(kind=kind, source=path, name=text)
+            media[key] = MediaFile(kind=kind, source=path, name=text)
     return media
 
 
-def _conversation(turns: Any, media: dict[str, TrainingMedium], root: Path) -> tuple[Message, ...]:
+def _conversation(turns: Any, media: dict[str, MediaFile], root: Path) -> tuple[Message, ...]:
     if not isinstance(turns, list):
         raise RecordError(f"the conversation is {type(turns).__name__}, not a list")
     plain = [_plain(number, turn) for number, turn in enumerate(turns, start=1)]

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media.kinds import Kind
+from mico_chat.media import Kind, MediaFile
 from mico_training.data.manifest import LlavaSource, ManifestSource
-from mico_training.data.sample import Need, Source, TrainingMedium, TrainingSample, require
+from mico_training.data.sample import Need, Source, TrainingSample, require
 from mico_training.data.shards import ShardSource
 from mico_training.recipe import DataRecipe
 
@@ -148,7 +148,7 @@ def open_mixture(recipes: Sequence[DataRecipe], need: Need, seed: int) -> Mixtur
     return Mixture(sources, [recipe.ratio for recipe in recipes], seed)
 
 
-def all_media(mixture: Mixture) -> Iterator[TrainingMedium]:
+def all_media(mixture: Mixture) -> Iterator[MediaFile]:
     """Every medium of every sample of a mixture, source after source."""
     for source in mixture.sources:
         for index in range(len(source)):

@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.evaluation.metrics.recall import recall_at_k, rerank
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media import KINDS, Kind, MediaFile
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.data.batches import thinned
 from mico_training.data.media import MediaLoader
-from mico_training.data.sample import Source, TrainingMedium
+from mico_training.data.sample import Source
 from mico_training.recipe import Stage1Recipe
 
 RERANKED = 10
@@ -34,7 +34,7 @@ class Pool:
     """Media of one kind, queries, and for each query the numbers of the right media."""
 
     kind: Kind
-    media: tuple[TrainingMedium, ...]
+    media: tuple[MediaFile, ...]
     queries: tuple[str, ...]
     relevant: tuple[frozenset[int], ...]
 
@@ -44,7 +44,7 @@ def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
 
     The first caption of each medium is a query; media with the same caption share it.
     """
-    media: dict[Kind, list[tuple[TrainingMedium, tuple[str, ...]]]] = {}
+    media: dict[Kind, list[tuple[MediaFile, tuple[str, ...]]]] = {}
     for index in range(len(source)):
         sample = source[index]
         for key, medium in sample.media.items():
@@ -90,7 +90,7 @@ class Retriever:
             found["matching"] = _per_cent(reranked(scores, rows, media, space), pool)
         return found
 
-    def _context(self, medium: TrainingMedium, space: ContrastiveSpace) -> MediaContext:
+    def _context(self, medium: MediaFile, space: ContrastiveSpace) -> MediaContext:
         """A medium, and a clip's sound track beside it."""
         loaded = thinned(self.loader.load(medium), self.recipe)
         batch = self.loader.batch([[loaded]])
