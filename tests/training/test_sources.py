@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mico_chat.errors import DataError
 from mico_chat.media import MediaFile
-from mico_training.data.manifest import LlavaSource, ManifestSource
+from mico_training.data.manifest import ManifestSource, read_llava
 from mico_training.data.shards import ShardSource, index_shard
 from mico_training.features import FeatureCache, stem_fingerprint
-from mico_training.world.sample import Turn
-from tests.training.conftest import scene, write_shard
+from mico_training.world.sample import Turn, write_shard
+from tests.training.conftest import scene
 
 
 def test_a_sample_comes_back_as_written(shards: Path) -> None:
@@ -33,7 +33,8 @@ def test_a_sample_comes_back_as_written(shards: Path) -> None:
 
 
 def test_the_index_is_used_and_a_changed_shard_is_indexed_again(tmp_path: Path) -> None:
-    path = write_shard(tmp_path / "train-000000.tar", [scene(0)])
+    path = tmp_path / "train-000000.tar"
+    write_shard(path, [scene(0)])
     first = index_shard(path)
     assert (tmp_path / "train-000000.tar.idx").is_file()
     assert index_shard(path) == first
@@ -54,9 +55,9 @@ def test_shard_errors_name_the_shard(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"text\.tar: this is not a tar file that can be read"):
         ShardSource(str(tmp_path / "text.tar"), "caption")
     turn = Turn("What?", "That.", "name", ("video.mp4",))
-    path = write_shard(tmp_path / "bad.tar", [replace(scene(0), turns=(turn,))])
+    write_shard(tmp_path / "bad.tar", [replace(scene(0), turns=(turn,))])
     with pytest.raises(DataError, match=r"bad\.tar: scene000: .* a question about video\.mp4"):
-        ShardSource(str(path), "conversation")[0]
+        ShardSource(str(tmp_path / "bad.tar"), "conversation")[0]
 
 
 @pytest.fixture
@@ -133,10 +134,10 @@ def test_llava_json(folder: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
     path = folder / "llava.json"
     path.write_text(json.dumps([{"id": "7", "image": "cat.jpg", "conversations": turns}]))
-    assert LlavaSource(path, "conversation")[0].id == "7"
+    assert read_llava(path, "conversation")[0].id == "7"
     path.write_text(json.dumps([{"image": "cow.jpg", "conversations": turns}]))
     with pytest.raises(DataError, match=r"llava\.json: item 0: image cow\.jpg"):
-        LlavaSource(path, "conversation")
+        read_llava(path, "conversation")
 
 
 # --- the feature cache ---------------------------------------------------------------------------

@@ -70,33 +70,24 @@ class ManifestSource:
             raise DataError(self.path, number, f"not JSON: {error}") from error
 
 
-class LlavaSource:
+def read_llava(path: Path, need: Need, root: Path | None = None) -> list[TrainingSample]:
     """A LLaVA-style array's samples that have a stage's texts; a DataError names a wrong item."""
-
-    def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
-        root = path.parent if root is None else root
+    root = path.parent if root is None else root
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(path, None, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise DataError(path, None, f"not JSON: {error}") from error
+    if not isinstance(records, list):
+        raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
+    samples = []
+    for number, record in enumerate(records):
         try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(path, None, error.strerror or str(error)) from error
-        except ValueError as error:
-            raise DataError(path, None, f"not JSON: {error}") from error
-        if not isinstance(records, list):
-            raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
-        self.samples: list[TrainingSample] = []
-        for number, record in enumerate(records):
-            try:
-                sample = sample_of(record, root, f"{path.name}#{number}")
-            except RecordError as error:
-                raise DataError(path, None, f"item {number}: {error}") from error
-            if offers(sample, need):
-                self.samples.append(sample)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> TrainingSample:
-        return self.samples[index]
+            samples.append(sample_of(record, root, f"{path.name}#{number}"))
+        except RecordError as error:
+            raise DataError(path, None, f"item {number}: {error}") from error
+    return [sample for sample in samples if offers(sample, need)]
 
 
 def offers(sample: TrainingSample, need: Need) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from mico_chat.errors import DataError
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from mico_training.data.regions import Region
@@ -36,10 +35,3 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TrainingSample: ...
-
-
-def require(source: Source, path: str, need: Need, detail: Sequence[str] = ()) -> None:
-    """Raise a DataError if a source is empty."""
-    if len(source) == 0:
-        skills = f" of the skills {', '.join(detail)}" if detail else ""
-        raise DataError(path, None, f"no sample has a {need}{skills}")
