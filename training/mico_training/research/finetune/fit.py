@@ -202,14 +202,6 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
     return float(best)
 
 
-def seeded(recipe: FinetuneRun, seed: int, lr: float) -> FinetuneRun:
-    """The recipe of one run. Sets the seed too, for the model that is built next."""
-    set_seed(seed)
-    return recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"seed": seed, "lr": lr})}
-    )
-
-
 # --- the command --------------------------------------------------------------------------------
 
 BEST = "best.json"
@@ -302,7 +294,9 @@ class Study:
         """The figures of one run. Its model is kept if it is the best so far."""
         splits = self.source.splits(seed)
         spec, target = fit_specs(self.recipe, self.encoder, splits)
-        own = seeded(self.recipe, seed, lr)
+        set_seed(seed)  # of the model that is built next
+        train = self.recipe.train.model_copy(update={"seed": seed, "lr": lr})
+        own = self.recipe.model_copy(update={"train": train})
         model = build(own, self.encoder, spec, target, pretrained=arm == "pretrained")
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         started = time.monotonic()
