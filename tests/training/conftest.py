@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 import wave
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.build_model import Chat, Pretraining
 from mico_training.vocabulary import learn_vocabulary
-from mico_training.world.sample import Sample, Turn
-from tests.tiny import letters
+from mico_training.world.sample import Sample, Turn, write_shard
+from tests.tiny import letters, llm_folder
 
 SIZE = {"width": 0.5, "height": 0.5}
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
@@ -69,18 +68,6 @@ def scene(number: int) -> Sample:
         concepts={"image.png": "red ball", "audio.wav": "bell"},
         truth={"things": [{"name": "square", "colour": colour, "x": 0.5, "y": 0.5} | SIZE]},
     )
-
-
-def write_shard(path: Path, samples: list[Sample]) -> Path:
-    """A WebDataset shard."""
-    with tarfile.open(path, "w") as tar:
-        for sample in samples:
-            members = {"json": sample.record().encode(), **sample.files}
-            for name, content in members.items():
-                info = tarfile.TarInfo(f"{sample.id}.{name}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -132,11 +119,7 @@ def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random language model of its own."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "llm"
-    AutoModelForCausalLM.from_config(MicoChatConfig.tiny().llm_config).save_pretrained(folder)
-    letters().save_pretrained(folder)
-    return folder
+    return llm_folder(tmp_path_factory.mktemp("models") / "llm")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 from mico_chat.errors import ConfigError
 from mico_chat.media import MediaFile
-from mico_chat.messages import Message, TextPart
+from mico_chat.messages import Message
 from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset
 from mico_training.data.conversations import (
     QUESTIONS,
@@ -24,26 +24,17 @@ from mico_training.data.conversations import (
     with_article,
 )
 from mico_training.data.mixture import BLOCK, Mixture
-from mico_training.data.sample import TrainingMedium, TrainingSample
+from mico_training.data.sample import TrainingSample
 from mico_training.data.shards import ShardSource
 
 
-class Numbers:
+def numbers(name: str, length: int) -> list[TrainingSample]:
     """A source whose samples are their own numbers."""
-
-    def __init__(self, name: str, length: int) -> None:
-        self.name = name
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> TrainingSample:
-        return TrainingSample(id=f"{self.name}{index}", media={})
+    return [TrainingSample(id=f"{name}{number}", media={}) for number in range(length)]
 
 
 def test_ratios_hold_in_every_block_and_every_epoch_visits_all() -> None:
-    mixture = Mixture([Numbers("a", 10), Numbers("b", 700)], [1, 3], seed=5)
+    mixture = Mixture([numbers("a", 10), numbers("b", 700)], [1, 3], seed=5)
     located = [mixture.locate(draw) for draw in range(2 * BLOCK)]
     for block in range(2):
         counts = Counter(source for source, _, _ in located[block * BLOCK : (block + 1) * BLOCK])
@@ -55,7 +46,7 @@ def test_ratios_hold_in_every_block_and_every_epoch_visits_all() -> None:
 
 
 def test_a_draw_does_not_depend_on_those_before_it() -> None:
-    sources = [Numbers("a", 10), Numbers("b", 70)]
+    sources = [numbers("a", 10), numbers("b", 70)]
     forwards = Mixture(sources, [1, 3], seed=5)
     backwards = Mixture(sources, [1, 3], seed=5)
     ids = [forwards.sample(draw).id for draw in range(300)]
@@ -65,11 +56,11 @@ def test_a_draw_does_not_depend_on_those_before_it() -> None:
 
 
 def test_a_source_of_ratio_zero_is_never_drawn_and_a_tiny_one_is() -> None:
-    mixture = Mixture([Numbers("a", 9), Numbers("b", 9), Numbers("c", 9)], [1, 0, 1e-9], seed=0)
+    mixture = Mixture([numbers("a", 9), numbers("b", 9), numbers("c", 9)], [1, 0, 1e-9], seed=0)
     counts = Counter(mixture.locate(draw)[0] for draw in range(BLOCK))
     assert counts == {0: BLOCK - 1, 2: 1}
     with pytest.raises(ConfigError, match="no sample can be drawn"):
-        Mixture([Numbers("a", 9)], [0], seed=0)
+        Mixture([numbers("a", 9)], [0], seed=0)
 
 
 @pytest.fixture
@@ -105,7 +96,7 @@ def test_a_caption_is_the_answer_to_a_varied_instruction(mixture: Mixture) -> No
     for draw in range(32):
         example = dataset[draw]
         assert example == dataset[draw]
-        assert [part.kind for part in example.messages[0].media] == [m.kind for m in example.media]
+        assert example.messages[0].files == example.media
 
 
 def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) -> None:
@@ -116,14 +107,12 @@ def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) 
     for draw in range(64):
         example = dataset[draw]
         assert example == dataset[draw]
-        parts = [part for message in example.messages for part in message.media]
-        assert [part.name for part in parts] == [m.key.split(".", 1)[1] for m in example.media]
-        assert len({part.name for part in parts}) == len(parts)
-        without += not parts
+        names = [medium.name for medium in example.media]
+        assert len(set(names)) == len(names)
+        without += not names
         for message in example.messages:
             if "colour" in message.text:
-                shown = [p.name for m in example.messages for p in m.media]
-                assert "image.png" in shown
+                assert "image" in [medium.kind for medium in example.media]
     assert without  # text-only conversations occur
 
 
@@ -132,37 +121,30 @@ def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) 
 BATCH = 4
 
 
-class Examples:
+def examples(n: int) -> list[ChatExample]:
     """Conversations of lengths drawn at random."""
-
-    def __init__(self, n: int) -> None:
-        self.lengths = np.random.default_rng(0).integers(4, 400, n)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, draw: int) -> ChatExample:
-        text = TextPart("x" * int(self.lengths[draw]))
-        return ChatExample(str(draw), (Message("user", (text,)),), ())
+    lengths = np.random.default_rng(0).integers(4, 400, n)
+    texts = ("x" * int(length) for length in lengths)
+    return [ChatExample(str(draw), (Message.user(text),)) for draw, text in enumerate(texts)]
 
 
 def test_each_example_is_drawn_once_and_stays_in_its_window() -> None:
     n = 2 * WINDOW * BATCH + 7
-    grouped = GroupedByLength(Examples(n), BATCH, seed=0)
+    grouped = GroupedByLength(examples(n), BATCH, seed=0)
     drawn = [int(grouped[i].id) for i in range(n)]
     assert sorted(drawn) == list(range(n))
     assert all(i // (WINDOW * BATCH) == d // (WINDOW * BATCH) for i, d in enumerate(drawn))
     for draw in (n - 1, 5, WINDOW * BATCH):  # whatever was drawn before
-        assert GroupedByLength(Examples(n), BATCH, seed=0)[draw].id == str(drawn[draw])
-    other = GroupedByLength(Examples(n), BATCH, seed=1)
+        assert GroupedByLength(examples(n), BATCH, seed=0)[draw].id == str(drawn[draw])
+    other = GroupedByLength(examples(n), BATCH, seed=1)
     assert [int(other[i].id) for i in range(n)] != drawn
 
 
 def test_a_batch_holds_like_lengths_and_batches_are_mixed() -> None:
     n = WINDOW * BATCH
-    grouped = GroupedByLength(Examples(n), BATCH, seed=0)
+    grouped = GroupedByLength(examples(n), BATCH, seed=0)
     lengths = np.array([about_tokens(grouped[i]) for i in range(n)]).reshape(-1, BATCH)
-    plain = np.array([about_tokens(Examples(n)[i]) for i in range(n)]).reshape(-1, BATCH)
+    plain = np.array([about_tokens(one) for one in examples(n)]).reshape(-1, BATCH)
     assert np.ptp(lengths, axis=1).max() < np.ptp(plain, axis=1).min()
     assert (np.diff(lengths.max(1)) < 0).any()
 
@@ -172,26 +154,16 @@ def test_a_batch_holds_like_lengths_and_batches_are_mixed() -> None:
 NAMES = ["otter", "ball", "scissors", "glass"]
 
 
-class Pictures:
-    """Examples with a sound and two pictures, or with a sound alone."""
-
-    def __init__(self, pictures: int = 2) -> None:
-        media = [TrainingMedium("audio", Path("a.wav"), "a")]
-        media += [TrainingMedium("image", Path(f"{n}.png"), f"p{n}") for n in range(pictures)]
-        parts = [MediaFile(medium.kind, "", medium.name) for medium in media]
-        messages = (Message.user(*parts, "What is here?"), Message.assistant("Much."))
-        self.example = ChatExample("x", messages, tuple(media))
-
-    def __len__(self) -> int:
-        return 400
-
-    def __getitem__(self, draw: int) -> ChatExample:
-        return self.example
+def example(pictures: int) -> ChatExample:
+    """A question about a sound and some pictures."""
+    media = [MediaFile("audio", Path("a.wav"), "a")]
+    media += [MediaFile("image", Path(f"{n}.png"), f"p{n}") for n in range(pictures)]
+    return ChatExample("x", (Message.user(*media, "What is here?"), Message.assistant("Much.")))
 
 
 def simulated(probability: float, pictures: int = 2) -> list[ChatExample]:
-    mixture = Mixture([Numbers("x", 1)], [1], seed=3)
-    data = SimulatedNames(Pictures(pictures), mixture, NAMES, probability)
+    mixture = Mixture([numbers("x", 1)], [1], seed=3)
+    data = SimulatedNames([example(pictures)] * 400, mixture, NAMES, probability)
     found = [data[draw] for draw in range(len(data))]
     assert [data[draw] for draw in reversed(range(20))] == found[19::-1]
     return found
@@ -200,23 +172,20 @@ def simulated(probability: float, pictures: int = 2) -> list[ChatExample]:
 @pytest.mark.parametrize(("probability", "pictures"), [(0.25, 2), (0.0, 2), (1.0, 0)])
 def test_a_share_of_the_examples_is_simulated(probability: float, pictures: int) -> None:
     found = simulated(probability, pictures)
-    numbers = [example.simulated for example in found if example.simulated >= 0]
-    assert len(numbers) / 400 == pytest.approx(probability * bool(pictures), abs=0.07)
-    assert set(numbers) == (set(range(len(NAMES))) if numbers else set())
-    plain = Pictures(pictures).example
-    assert all(example == plain for example in found if example.simulated < 0)
+    drawn = [one.simulated for one in found if one.simulated >= 0]
+    assert len(drawn) / 400 == pytest.approx(probability * bool(pictures), abs=0.07)
+    assert set(drawn) == (set(range(len(NAMES))) if drawn else set())
+    assert all(one == example(pictures) for one in found if one.simulated < 0)
 
 
 def test_a_simulated_example_names_the_drawn_thing() -> None:
-    for example in simulated(1.0)[:50]:
-        (picture,) = example.media
-        assert (picture.kind, picture.name) == ("image", "p0")
-        question, answer = example.messages
+    for one in simulated(1.0)[:50]:
+        question, answer = one.messages
         assert question.role == "user"
         assert question.text in QUESTIONS
-        assert [part.kind for part in question.media] == ["image"]
+        assert [(file.kind, file.name) for file in question.files] == [("image", "p0")]
         said = answer.text
-        assert with_article(NAMES[example.simulated]) in said[0].lower() + said[1:]
+        assert with_article(NAMES[one.simulated]) in said[0].lower() + said[1:]
         assert said[0].isupper()
         assert said.endswith(".")
 

@@ -13,19 +13,17 @@ from torch import Tensor, nn
 from mico_chat.errors import ConfigError
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import mini, mini_init
-from mico_training.mini_init import HeadSettings, fit, fit_heads
+from mico_training.mini_init import fit, fit_heads
+from mico_training.world.sample import write_shard
 from tests.tiny import pretraining_model
-from tests.training.conftest import scene, write_shard
+from tests.training.conftest import scene
 from tests.training.test_runs import moved, write_recipe
-
-SMALL = HeadSettings(passes=60, batch_size=16, dropout=0.0)
 
 
 def test_both_heads_are_fitted_and_the_pretrained_rows_stay(
     tmp_path: Path, shards: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mini_init, "SEEN", SMALL)
-    monkeypatch.setattr(mini_init, "HEARD", SMALL)
+    monkeypatch.setattr(mini_init, "BATCH_SIZE", 16)
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, shards, tiny_pretraining, features=cache)
     mini.main(["heads", "--config", str(recipe), "--output", str(tmp_path / "fitted")])
@@ -39,9 +37,8 @@ def test_media_without_a_known_name_are_left_out(
 ) -> None:
     sizes: dict[str, int] = {}
 
-    def count(what: str, head: nn.Module, logits: object, features: Tensor, *_: object) -> float:
+    def count(what: str, head: nn.Module, logits: object, features: Tensor, *_: object) -> None:
         sizes[what] = len(features)
-        return 0.0
 
     monkeypatch.setattr(mini_init, "fit", count)
     unknown = replace(scene(1), concepts={"image.png": "no such thing"})
@@ -52,13 +49,15 @@ def test_media_without_a_known_name_are_left_out(
     assert sizes == {"visual names": 2, "sound names": 2}
 
 
-def test_a_head_tells_apart_what_can_be_told_apart() -> None:
+def test_a_head_tells_apart_what_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PASSES": 60, "BATCH_SIZE": 16, "LR": 0.05}.items():
+        monkeypatch.setattr(mini_init, name, value)
     torch.manual_seed(0)
     classes = torch.arange(40) % 2
     features = torch.randn(40, 8)
     features[:, 0] += classes * 8.0
     head = nn.Linear(8, 2)
-    fit("two names", head, head, features.half(), classes, replace(SMALL, lr=0.05))
+    fit("two names", head, head, features.half(), classes, 0.0)
     assert (head(features).argmax(1) == classes).float().mean() > 0.9
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,28 +25,48 @@ from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.parallel import parallel_arguments
 from mico_training.recipe import TrainRecipe
-from mico_training.stages import train_stage3
-from tests.training.conftest import scene, write_shard
+from mico_training.stages import train_stage1, train_stage3
+from mico_training.world.sample import write_shard
+from tests.training.conftest import scene
 from tests.training.test_runs import losses, write_recipe
 
 pytestmark = pytest.mark.slow
 
-RUN = """
-import sys, shutil
-from pathlib import Path
-import torch.distributed as dist
-from mico_training.stages import {stage} as stage
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["mico_training.stages"])
+"""The new processes have torch imported already: each import would take ten seconds."""
 
-recipe, output = Path(sys.argv[1]), Path(sys.argv[2])
-stage(recipe)
-if dist.get_rank() == 0:
-    (output / "log.jsonl").rename(output / "whole.jsonl")
-    shutil.rmtree(output / "checkpoint-4")
-dist.barrier()
-stage(recipe)  # once more, from the checkpoint in the middle
-dist.barrier()
-dist.destroy_process_group()
-"""
+
+def two_ranks(work: Callable[..., None], *arguments: Any) -> None:
+    """Call ``work`` in two processes that form a group, as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(2, FORKS) as pool:
+        ranks = [pool.submit(as_rank, rank, port, work, arguments) for rank in range(2)]
+        for rank in ranks:
+            rank.result(timeout=300)
+
+
+def as_rank(rank: int, port: int, work: Callable[..., None], arguments: Sequence[Any]) -> None:
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    group |= {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    work(*arguments)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train_twice(stage: Callable[[Path], None], recipe: Path, output: Path) -> None:
+    """Train; then train again, from the checkpoint in the middle."""
+    stage(recipe)
+    if dist.get_rank() == 0:
+        (output / "log.jsonl").rename(output / "whole.jsonl")
+        shutil.rmtree(output / "checkpoint-4")
+    dist.barrier()
+    stage(recipe)
+
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
@@ -62,22 +86,6 @@ def write(
     return write_recipe(folder, shards, model, train=train, **sections)
 
 
-def two_ranks(worker: Path, code: str, *arguments: Path) -> None:
-    """Run code in two processes of torchrun."""
-    worker.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, str(worker), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
     """A folder of shards where one process has pictures and sounds, and the other text alone."""
@@ -87,7 +95,8 @@ def uneven(tmp_path: Path) -> Path:
         turns = made.turns[:2] if number % 4 < 2 else made.turns[3:]
         samples.append(dataclasses.replace(made, turns=turns))
     (tmp_path / "uneven").mkdir()
-    return write_shard(tmp_path / "uneven/train-000000.tar", samples).parent
+    write_shard(tmp_path / "uneven/train-000000.tar", samples)
+    return tmp_path / "uneven"
 
 
 @pytest.mark.parametrize(("parallel", "quantization"), SHARED)
@@ -99,7 +108,7 @@ def test_two_ranks_that_share_a_model_train_as_one(
     one, two = tmp_path / "one", tmp_path / "two"
     train_stage3(write(one, uneven, model, {"accumulation": 2}))
     recipe = write(two, uneven, model, {"parallel": parallel})
-    two_ranks(two / "worker.py", RUN.format(stage="train_stage3"), recipe, two / "out")
+    two_ranks(train_twice, train_stage3, recipe, two / "out")
 
     expected = pytest.approx(losses(one), rel=1e-3)
     assert losses(two, "whole.jsonl") == expected
@@ -130,7 +139,7 @@ def test_pretraining_gathers_features_of_ranks_that_share_a_model(
         model = {"name": str(tiny_pretraining)}
         train = {"parallel": parallel, "gradient_checkpointing": parallel == "fsdp"}
         recipe = write(folder, shards, model, train, stage1=stage)
-        two_ranks(folder / "worker.py", RUN.format(stage="train_stage1"), recipe, folder / "out")
+        two_ranks(train_twice, train_stage1, recipe, folder / "out")
     one, other = (losses(tmp_path / name, "whole.jsonl") for name in ("ddp", "fsdp"))
     assert one == pytest.approx(other, rel=1e-4)
     a = MicoForPretraining.from_pretrained(tmp_path / "ddp/out").state_dict()
@@ -149,34 +158,22 @@ def test_sharing_needs_several_processes_and_deepspeed(monkeypatch: pytest.Monke
         parallel_arguments(train)
 
 
-WORKER = """
-import sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.stages import train_stage1
-
-recipe, model_folder, batch_file, answer = map(Path, sys.argv[1:])
-train_stage1(recipe)  # brings up the process group
-assert dist.get_world_size() == 2
-rank = dist.get_rank()
-model = MicoForPretraining.from_pretrained(model_folder).eval()
-batch = torch.load(batch_file)
-half = slice(2 * rank, 2 * rank + 2)
-loss = model(**{name: value[half] for name, value in batch.items()} | {
-    "media_row": torch.arange(2)}).contrastive_loss
-loss.backward()
-found = {"loss": loss.detach()}
-found |= {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-for value in found.values():
-    dist.all_reduce(value)
-    value /= 2
-if rank == 0:
-    torch.save(found, answer)
-dist.barrier()
-dist.destroy_process_group()
-"""
+def contrast(recipe: Path, folder: Path, answer: Path) -> None:
+    """The contrastive loss and its gradients, averaged over two processes with half a batch."""
+    train_stage1(recipe)  # brings up the process group
+    model = MicoForPretraining.from_pretrained(folder)
+    model.train(False)
+    half = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    own = {name: value[half] for name, value in batch().items()}
+    loss = model(**own | {"media_row": torch.arange(2)}).contrastive_loss
+    loss.backward()
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found["loss"] = loss.detach()
+    for value in found.values():
+        dist.all_reduce(value)
+        value /= 2
+    if dist.get_rank() == 0:
+        torch.save(found, answer)
 
 
 def batch() -> dict[str, Tensor]:
@@ -197,9 +194,7 @@ def test_the_loss_of_two_ranks_is_that_of_the_whole_batch(
 ) -> None:
     train = {"steps": 2, "batch_size": 2}
     recipe = write_recipe(tmp_path, shards, tiny_pretraining, train=train)
-    torch.save(batch(), tmp_path / "batch.pt")
-    files = (tmp_path / "batch.pt", tmp_path / "answer.pt")
-    two_ranks(tmp_path / "worker.py", WORKER, recipe, tiny_pretraining, *files)
+    two_ranks(contrast, recipe, tiny_pretraining, tmp_path / "answer.pt")
     assert (tmp_path / "out/log.jsonl").read_text().count("contrastive_loss") == 2
 
     model = MicoForPretraining.from_pretrained(tiny_pretraining)

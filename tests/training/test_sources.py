@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.errors import DataError
-from mico_training.data.manifest import LlavaSource, ManifestSource
-from mico_training.data.sample import TrainingMedium
+from mico_chat.media import MediaFile
+from mico_training.data.manifest import ManifestSource, read_llava
 from mico_training.data.shards import ShardSource, index_shard
 from mico_training.features import FeatureCache, stem_fingerprint
-from mico_training.world.sample import Turn
-from tests.training.conftest import scene, write_shard
+from mico_training.world.sample import Turn, write_shard
+from tests.training.conftest import scene
 
 
 def test_a_sample_comes_back_as_written(shards: Path) -> None:
@@ -28,12 +28,13 @@ def test_a_sample_comes_back_as_written(shards: Path) -> None:
     assert sample.turns == written.turns
     assert sample.captions == written.captions
     for name, medium in sample.media.items():
-        assert medium.encoded() == written.files[name]
+        assert medium.read() == written.files[name]
     assert [medium.kind for medium in sample.media.values()] == ["image", "audio"]
 
 
 def test_the_index_is_used_and_a_changed_shard_is_indexed_again(tmp_path: Path) -> None:
-    path = write_shard(tmp_path / "train-000000.tar", [scene(0)])
+    path = tmp_path / "train-000000.tar"
+    write_shard(path, [scene(0)])
     first = index_shard(path)
     assert (tmp_path / "train-000000.tar.idx").is_file()
     assert index_shard(path) == first
@@ -54,9 +55,9 @@ def test_shard_errors_name_the_shard(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"text\.tar: this is not a tar file that can be read"):
         ShardSource(str(tmp_path / "text.tar"), "caption")
     turn = Turn("What?", "That.", "name", ("video.mp4",))
-    path = write_shard(tmp_path / "bad.tar", [replace(scene(0), turns=(turn,))])
+    write_shard(tmp_path / "bad.tar", [replace(scene(0), turns=(turn,))])
     with pytest.raises(DataError, match=r"bad\.tar: scene000: .* a question about video\.mp4"):
-        ShardSource(str(path), "conversation")[0]
+        ShardSource(str(tmp_path / "bad.tar"), "conversation")[0]
 
 
 @pytest.fixture
@@ -133,10 +134,10 @@ def test_llava_json(folder: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
     path = folder / "llava.json"
     path.write_text(json.dumps([{"id": "7", "image": "cat.jpg", "conversations": turns}]))
-    assert LlavaSource(path, "conversation")[0].id == "7"
+    assert read_llava(path, "conversation")[0].id == "7"
     path.write_text(json.dumps([{"image": "cow.jpg", "conversations": turns}]))
     with pytest.raises(DataError, match=r"llava\.json: item 0: image cow\.jpg"):
-        LlavaSource(path, "conversation")
+        read_llava(path, "conversation")
 
 
 # --- the feature cache ---------------------------------------------------------------------------
@@ -144,11 +145,9 @@ def test_llava_json(folder: Path) -> None:
 FINGERPRINT = "abc"
 
 
-def units(medium: TrainingMedium) -> list[Tensor]:
+def units(medium: MediaFile) -> list[Tensor]:
     """Units whose pixels tell the medium; a sound stands for a video with a sound track."""
-    encoded = medium.encoded()
-    assert isinstance(encoded, bytes)
-    value = torch.tensor([float(sum(encoded) % 1000)])
+    value = torch.tensor([float(sum(medium.read()) % 1000)])
     pixels = value.reshape(1, 1, 1, 1).expand(2, 3, 8, 8)
     return [pixels, pixels[:1] + 1] if medium.kind == "audio" else [pixels]
 
@@ -158,17 +157,17 @@ def stem(pixels: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def media(shards: Path) -> list[TrainingMedium]:
+def media(shards: Path) -> list[MediaFile]:
     source = ShardSource(str(shards / "*.tar"), "caption")
     return [m for i in range(len(source)) for m in source[i].media.values()]
 
 
-def check(cache: FeatureCache, medium: TrainingMedium) -> None:
+def check(cache: FeatureCache, medium: MediaFile) -> None:
     expected = [stem(part) for part in units(medium)]
     torch.testing.assert_close(cache[medium], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_features_come_back(media: list[TrainingMedium], tmp_path: Path) -> None:
+def test_features_come_back(media: list[MediaFile], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, FINGERPRINT)
     assert cache.fill(media, units, stem, batch_size=5) == 24
     assert cache.fill(media, units, stem) == 0
@@ -176,21 +175,19 @@ def test_features_come_back(media: list[TrainingMedium], tmp_path: Path) -> None
         check(cache, medium)
 
 
-def test_a_killed_run_is_repaired(media: list[TrainingMedium], tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path, FINGERPRINT)
-    cache.fill(media[:7], units, stem, batch_size=2)
-    data, index = (next((tmp_path / FINGERPRINT).glob(f"*.{end}")) for end in ("f16", "jsonl"))
-    with data.open("ab") as file:
-        file.write(b"rows without a name")
-    with index.open("a") as file:
-        file.write('{"key": "cut o')
+def test_a_killed_run_loses_only_the_shard_that_it_was_in(
+    media: list[MediaFile], tmp_path: Path
+) -> None:
+    FeatureCache(tmp_path, FINGERPRINT).fill(media[:7], units, stem, batch_size=2)
+    (file,) = (tmp_path / FINGERPRINT).glob("*.safetensors")
+    file.with_suffix(".1234").write_bytes(b"a part of the next shard")
     fresh = FeatureCache(tmp_path, FINGERPRINT)
     assert fresh.fill(media, units, stem, batch_size=2) == 24 - 7
     for medium in media:
         check(fresh, medium)
 
 
-def test_another_stem_is_another_cache(media: list[TrainingMedium], tmp_path: Path) -> None:
+def test_another_stem_is_another_cache(media: list[MediaFile], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Conv2d(3, 2, 1)
     before = stem_fingerprint(module, "224")
@@ -203,6 +200,6 @@ def test_another_stem_is_another_cache(media: list[TrainingMedium], tmp_path: Pa
 
 
 def test_files_outside_shards_are_refused(tmp_path: Path) -> None:
-    medium = TrainingMedium("image", tmp_path / "cat.jpg", "cat.jpg")
+    medium = MediaFile("image", tmp_path / "cat.jpg", "cat.jpg")
     with pytest.raises(DataError, match="only media of shards can have cached"):
         FeatureCache(tmp_path, FINGERPRINT).fill([medium], units, stem)

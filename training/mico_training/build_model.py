@@ -46,6 +46,7 @@ from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoTextConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
+from mico_training.modes import trains
 from mico_training.recipe import LoraRecipe, ModelRecipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -99,17 +100,13 @@ class Chat:
                 self.model.llm = llm.merge_and_unload()
             else:
                 llm.save_pretrained(str(folder / LORA))
-        if config.base_llm is not None and not isinstance(llm, PeftModel) and _trains(llm):
+        if config.base_llm is not None and not isinstance(llm, PeftModel) and trains(llm):
             save_with_llm(self.model, self.processor, folder)
         else:
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
-        if self.encoder is not None and not _trains(self.model.encoder, self.model.context):
+        if self.encoder is not None and not trains(self.model.encoder, self.model.context):
             keep_text_branch(self.encoder, folder)
-
-
-def _trains(*modules: nn.Module) -> bool:
-    return any(p.requires_grad for module in modules for p in module.parameters())
 
 
 def build_pretraining(
@@ -212,7 +209,7 @@ def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -
     """The encoder in ``encoder_dtype``; a ConfigError if it trains: bfloat16 has too few digits."""
     if recipe.encoder_dtype == "float32":
         return
-    if _trains(model.encoder):
+    if trains(model.encoder):
         reason = "the encoder is trained, so it needs float32"
         raise ConfigError(f"model.encoder_dtype {recipe.encoder_dtype}: {reason}")
     model.encoder.to(DTYPES[recipe.encoder_dtype])

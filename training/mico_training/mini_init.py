@@ -11,7 +11,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -164,23 +163,9 @@ def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
 
 # --- the concept heads, fitted on the stem's cached features -------------------------------------
 
-SMOOTHING = 0.05
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """How a head is fitted. ``noise`` is added to each feature, in units of its deviation."""
-
-    passes: int = 20
-    batch_size: int = 256
-    lr: float = 2e-3
-    weight_decay: float = 0.1
-    dropout: float = 0.3
-    noise: float = 0.5
-
-
-SEEN = HeadSettings()
-HEARD = HeadSettings(dropout=0.0)  # the sound head has dropout of its own
+PASSES, BATCH_SIZE, LR, WEIGHT_DECAY, SMOOTHING = 20, 256, 2e-3, 0.1, 0.05
+NOISE = 0.5
+"""Noise that is added to each feature, in units of its deviation."""
 
 
 def fit_heads(config: Path, output: Path | None = None) -> None:
@@ -208,13 +193,13 @@ def fit_heads(config: Path, output: Path | None = None) -> None:
     torch.manual_seed(recipe.train.seed)
     seen, heard = named_features(mixture, loader, concepts, concept_labels(parts.model.config))
     concepts.requires_grad_(False)
-    for what, head, logits, named, settings in (
-        ("visual names", concepts.learned, concepts.visual, seen, SEEN),
-        ("sound names", concepts.sound, concepts.sound, heard, HEARD),
+    for what, head, logits, named, dropout in (
+        ("visual names", concepts.learned, concepts.visual, seen, 0.3),
+        ("sound names", concepts.sound, concepts.sound, heard, 0.0),  # it has dropout of its own
     ):
         if named is not None:
             head.requires_grad_(True)
-            fit(what, head, logits, *named, settings)
+            fit(what, head, logits, *named, dropout)
     parts.save(Path(recipe.model.name) if output is None else output)
 
 
@@ -260,32 +245,28 @@ def fit(
     logits: Callable[[Tensor], Tensor],
     features: Tensor,
     classes: Tensor,
-    settings: HeadSettings,
-) -> float:
-    """Train ``head`` by the cross-entropy of ``logits`` on features (N, width); the last loss."""
+    dropout: float,
+) -> None:
+    """Train ``head`` by the cross-entropy of ``logits`` on features (N, width)."""
     was_training = head.training
     head.train()
-    spread = features.float().std(0) * settings.noise
+    spread = features.float().std(0) * NOISE
     optimizer = torch.optim.AdamW(
         [p for p in head.parameters() if p.requires_grad],
-        settings.lr,
-        weight_decay=settings.weight_decay,
+        LR,
+        weight_decay=WEIGHT_DECAY,
     )
-    steps = max(1, settings.passes * len(features) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, total_steps=steps, pct_start=0.1
-    )
-    last = 0.0
+    steps = max(1, PASSES * len(features) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
+    loss = torch.zeros(())
     for _ in tqdm(range(steps), desc=what, unit="step"):
-        chosen = torch.randint(len(features), (settings.batch_size,))
+        chosen = torch.randint(len(features), (BATCH_SIZE,))
         x = features[chosen].float()
-        x = F.dropout(x + torch.randn_like(x) * spread, settings.dropout)
+        x = F.dropout(x + torch.randn_like(x) * spread, dropout)
         loss = F.cross_entropy(logits(x), classes[chosen], label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        last = loss.item()
     head.train(was_training)
-    logger.info("%s: %d media, loss %.2f", what, len(features), last)
-    return last
+    logger.info("%s: %d media, loss %.2f", what, len(features), loss.item())

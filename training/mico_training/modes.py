@@ -55,12 +55,12 @@ def checkpoint_activations(model: nn.Module) -> None:
         if isinstance(module, GradientCheckpointingLayer):
             module.gradient_checkpointing = True
             cast(Any, module)._gradient_checkpointing_func = again
-        elif isinstance(module, OmniEncoder) and _trains(module.vit):
+        elif isinstance(module, OmniEncoder) and trains(module.vit):
             cast(Any, module.vit).set_grad_checkpointing(True)
 
 
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+def trains(*modules: nn.Module) -> bool:
+    return any(p.requires_grad for module in modules for p in module.parameters())
 
 
 def _checkpoints(module: nn.Module) -> bool:

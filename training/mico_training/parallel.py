@@ -70,7 +70,8 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
 def give_a_dimension(model: nn.Module) -> None:
     """Make single numbers vectors of length 1, until :func:`put_together`.
 
-    DeepSpeed 0.19 sends views of a parameter's bytes, which a single number does not have.
+    FSDP splits no single numbers, and DeepSpeed 0.19 sends views of a parameter's bytes, which a
+    single number lacks.
     """
     for parameter in model.parameters():
         if parameter.ndim == 0:

@@ -312,6 +312,20 @@ class Stage3Run(Recipe):
     stage3: Stage3Recipe = Stage3Recipe()
 
 
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], above: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """The keys of ``now`` (``train.lr``) whose values were others before, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in now.items():
+        then = before.get(key)
+        if isinstance(then, Mapping) and isinstance(value, Mapping):
+            found |= changes(then, value, f"{above}{key}.")
+        elif then != value:
+            found[above + key] = (then, value)
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     """YAML that reads ``1e-4`` as a number; YAML 1.1 wants ``1.0e-4``."""
 

@@ -35,7 +35,7 @@ from mico_training.parallel import (
     whole,
 )
 from mico_training.plots import plot_losses
-from mico_training.recipe import Run, TrainRecipe
+from mico_training.recipe import Run, TrainRecipe, changes
 
 logger = logging.getLogger(__name__)
 
@@ -210,9 +210,8 @@ class MicoTrainer(Trainer):
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = layer_classes(model)
-        if self.is_deepspeed_enabled:
-            give_a_dimension(model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            give_a_dimension(model)
             keep_step(model)
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
@@ -344,28 +343,22 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
 
     Writes ``log.jsonl`` (every logged step) and ``loss.png`` into the output folder.
     """
-    output = recipe.output
+    output, kept = recipe.output, recipe.output / "recipe.json"
     checkpoint = last_checkpoint(trainer.args)
     if checkpoint is not None:
         logger.info("%s: resuming from %s", output, checkpoint.name)
-        changed = ", ".join(changed_keys(recipe, output / "recipe.json"))
+        before = json.loads(kept.read_bytes()) if kept.is_file() else {}
+        changed = ", ".join(changes(before, recipe.model_dump(mode="json")) if before else ())
         if changed:
             logger.warning(
                 "these keys of the recipe have changed since this run began: %s", changed
             )
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
-        (output / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
+        kept.write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
         history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)
         lines = [json.dumps(entry) for entry in history if "loss" in entry]
         (output / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         plot_losses(history, output / "loss.png", title)
-
-
-def changed_keys(recipe: Run, path: Path) -> list[str]:
-    """The keys in which a recipe differs from the one that an earlier call wrote to ``path``."""
-    now = recipe.model_dump(mode="json")
-    before = json.loads(path.read_bytes()) if path.is_file() else now
-    return sorted(key for key in now if before.get(key) != now[key])

@@ -25,8 +25,10 @@ from mico_training.research.ablations.__main__ import main
 from mico_training.research.ablations.grid import TABLE, TABLES, Cell, Row, Table, cells
 from mico_training.research.ablations.report import changes, markdown, over_seeds, report
 from mico_training.research.ablations.retrieval import pools, reranked
-from mico_training.research.ablations.run import Settings, all_results, prepare, result_of, run
-from tests.training.conftest import scene, write_shard
+from mico_training.research.ablations.run import Settings, all_results, prepare, run
+from mico_training.research.runs import result_of
+from mico_training.world.sample import write_shard
+from tests.training.conftest import scene
 from tests.training.test_runs import write_recipe
 
 ROOT = Path(__file__).parents[3]
@@ -76,11 +78,7 @@ def test_a_run_leaves_its_figures_and_its_curve_and_is_not_repeated(
 ) -> None:
     contrastive, everything = TABLE["objectives"].row("l").cell, TABLE["objectives"].row("n").cell
     prepare(settings)
-    for cell in (contrastive, everything):
-        run(settings, cell, 0)
-    one, other = (result_of(settings, cell, 0) for cell in (contrastive, everything))
-    assert one is not None
-    assert other is not None
+    one, other = (run(settings, cell, 0) for cell in (contrastive, everything))
     assert [entry["step"] for entry in one["losses"]] == list(range(1, 9))
     assert "matching_loss" not in one["losses"][0]
     assert {"contrastive_loss", "matching_loss", "caption_loss"} <= set(other["losses"][0])
@@ -96,8 +94,7 @@ def test_a_run_leaves_its_figures_and_its_curve_and_is_not_repeated(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(runs, "pretrain", fail)
-    run(settings, everything, 0)
-    assert result_of(settings, everything, 0) == other
+    assert run(settings, everything, 0) == other
     with pytest.raises(AssertionError):
         run(settings, everything, 1)
 
@@ -108,10 +105,10 @@ def test_a_result_of_other_settings_is_no_result(settings: Settings) -> None:
     folder.mkdir(parents=True)
     made = runs.described(settings, cell, 0)
     (folder / "result.json").write_text(json.dumps(made))
-    assert result_of(settings, cell, 0) == made
+    assert result_of(folder, made) == made
     longer = replace(settings, overrides=(*settings.overrides, "train.steps=9"))
     with pytest.raises(ConfigError, match=r"made with recipe\.train\.steps 8, but now .* is 9"):
-        result_of(longer, cell, 0)
+        result_of(folder, runs.described(longer, cell, 0))
 
 
 def test_a_longer_cell_trains_longer(settings: Settings) -> None:
@@ -123,7 +120,7 @@ def _command(data: Path, output: Path) -> list[str]:
     return [
         *("--data", str(data), "--config", str(data / "recipe.yaml"), "--output", str(output)),
         *("--only", "objectives", "--seeds", "0", "--processes", "2", "--pool", "5"),
-        *("--set", "train.steps=40", "--set", "train.save_steps=10"),
+        *("--set", "train.steps=20", "--set", "train.save_steps=5"),
         *("--held-out", "validation-*.tar"),
     ]
 
@@ -157,7 +154,7 @@ def test_a_killed_command_goes_on_where_it_was(data: Path, tmp_path: Path) -> No
     assert len(ours) == len(theirs) == 4
     for one, other in zip(ours, theirs, strict=True):
         assert one["cell"] == other["cell"]
-        assert len(one["losses"]) == (120 if one["cell"] == "contrastive-long" else 40)
+        assert len(one["losses"]) == (60 if one["cell"] == "contrastive-long" else 20)
         for entry, wanted in zip(one["losses"], other["losses"], strict=True):
             assert entry == pytest.approx(wanted, abs=1.1e-4)
         assert one["retrieval"] == other["retrieval"]

@@ -4,8 +4,8 @@
 
     python -m mico_training.data.benchmarks coco flickr30k --data data
 
-writes ``data/coco/train.jsonl``: a line a medium, with all its captions, or a line a question with
-its answers. What of a data set cannot be used is counted and told.
+writes ``data/coco/train.jsonl``: a line for each medium, with all its captions, or a line for each
+question, with its answers. Items of the data set that cannot be used are counted and reported.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ TRAINED = tuple(
         if name not in SUITES and DATASETS[task.dataset].folder != "shards"
     )
 )
-"""All but the data engine's own, whose shards are read as they are."""
+"""All data sets but the data engine's own, whose shards stage 1 reads as they are."""
 
 
 def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
-    """Write a data set's training manifest; returns where, its lines, and items left out.
+    """Write a training manifest; returns its path, its lines, and the number of items left out.
 
     Data sets that share a folder (MSRVTT's two splits) have manifests of their own.
 
     Raises:
-        ConfigError: it is none of Table 3.
-        DataError: it is not there, or no item of it can be used.
+        ConfigError: the data set is none of Table 3's.
+        DataError: the data set is missing, or none of its items can be used.
     """
     if name not in TRAINED:
         raise ConfigError(f"unknown data set {name!r}; the data sets are {', '.join(TRAINED)}")

@@ -9,10 +9,10 @@ from itertools import combinations
 import numpy as np
 
 from mico_chat.errors import DataError
-from mico_chat.media.kinds import KINDS
+from mico_chat.media import KINDS, MediaFile
 from mico_training.data.mixture import DrawnDataset
 from mico_training.data.regions import Region
-from mico_training.data.sample import TrainingMedium, TrainingSample
+from mico_training.data.sample import TrainingSample
 
 CORPUS_PAIRS = {
     frozenset(pair): number for number, pair in enumerate(combinations(KINDS, 2), start=1)
@@ -30,7 +30,7 @@ class ContextExample:
     ``corpus_pair`` is the row of E_Sam. With a ``question``, the caption is the answer.
     """
 
-    media: tuple[TrainingMedium, ...]
+    media: tuple[MediaFile, ...]
     concepts: tuple[str, ...]
     caption: str
     corpus_pair: int = 0

@@ -14,11 +14,11 @@ import numpy as np
 import yaml
 
 from mico_chat.media import MediaFile
-from mico_chat.messages import Message, Part, TextPart
+from mico_chat.messages import Message
 from mico_training.data.contexts import captions_of, joint_caption
 from mico_training.data.mixture import DrawnDataset, Integers, Mixture
 from mico_training.data.regions import Region
-from mico_training.data.sample import TrainingMedium, TrainingSample
+from mico_training.data.sample import TrainingSample
 from mico_training.world.sample import Turn
 
 _PROMPTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ ANSWERS: list[str] = _PROMPTS["name"]["answers"]
 
 @dataclass(frozen=True)
 class ChatExample:
-    """A conversation, and the encoded media its media parts stand for, in order.
+    """A conversation whose media are files.
 
     ``simulated``: the number of the concept name that its one picture is taken for, or -1.
     ``regions``: those of each medium, where the stage asks for them.
@@ -37,9 +37,12 @@ class ChatExample:
 
     id: str
     messages: tuple[Message, ...]
-    media: tuple[TrainingMedium, ...]
     simulated: int = -1
     regions: tuple[tuple[Region, ...], ...] = ()
+
+    @property
+    def media(self) -> tuple[MediaFile, ...]:
+        return tuple(file for message in self.messages for file in message.files)
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,9 @@ class CaptionDataset(DrawnDataset):
         return ChatExample(
             id=sample.id,
             messages=(
-                Message("user", (*(_part(sample, key) for key in keys), TextPart(instruction))),
-                Message("assistant", (TextPart(caption),)),
+                Message.user(*(sample.media[key] for key in keys), instruction),
+                Message.assistant(caption),
             ),
-            media=tuple(sample.media[key] for key in keys),
             regions=tuple(sample.regions.get(key, ()) for key in keys) if self.regions else (),
         )
 
@@ -83,13 +85,7 @@ class ConversationDataset(DrawnDataset):
         sample = self.mixture.sample(draw)
         if not sample.conversation:
             return ask(sample, self.mixture.generator(draw), self.max_turns)
-        media = tuple(
-            TrainingMedium(part.kind, part.path, part.name)
-            for message in sample.conversation
-            for part in message.files
-            if part.path is not None
-        )
-        return ChatExample(sample.id, sample.conversation, media)
+        return ChatExample(sample.id, sample.conversation)
 
 
 def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) -> ChatExample:
@@ -109,21 +105,17 @@ def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) 
             continue
         new = [key for key in turn.media if key not in shown]
         shown += new
-        parts: list[Part] = [*(_part(sample, key) for key in new), TextPart(turn.question)]
-        messages += [Message("user", tuple(parts)), Message("assistant", (TextPart(turn.answer),))]
-    return ChatExample(sample.id, tuple(messages), tuple(sample.media[key] for key in shown))
+        media = (sample.media[key] for key in new)
+        messages += [Message.user(*media, turn.question), Message.assistant(turn.answer)]
+    return ChatExample(sample.id, tuple(messages))
 
 
-def _clear(turn: Turn, shown: list[str], media: Mapping[str, TrainingMedium]) -> bool:
+def _clear(turn: Turn, shown: list[str], media: Mapping[str, MediaFile]) -> bool:
     """Whether a question is unambiguous, given the media already shown."""
     old = [key for key in turn.media if key in shown]
     kinds = {media[key].kind for key in turn.media}
     related = [key for key in shown if media[key].kind in kinds]
     return not old or (related == old and list(turn.media[: len(old)]) == old)
-
-
-def _part(sample: TrainingSample, key: str) -> MediaFile:
-    return MediaFile(kind=sample.media[key].kind, source="", name=key)
 
 
 PURPOSE = 3  # of the mixture's generators
@@ -163,14 +155,12 @@ class SimulatedNames:
         answer = ANSWERS[int(generator.integers(len(ANSWERS)))].format(
             name=with_article(self.names[number])
         )
-        shown = MediaFile("image", b"", pictures[0].name)
         return replace(
             example,
             messages=(
-                Message("user", (shown, TextPart(question))),
-                Message("assistant", (TextPart(answer[0].upper() + answer[1:]),)),
+                Message.user(pictures[0], question),
+                Message.assistant(answer[0].upper() + answer[1:]),
             ),
-            media=(pictures[0],),
             simulated=number,
             regions=(),
         )
@@ -231,6 +221,5 @@ class GroupedByLength:
 
 def about_tokens(example: ChatExample) -> int:
     """A conversation's length, estimated to sort by."""
-    parts = [part for message in example.messages for part in message.content]
-    text = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+    text = sum(len(message.text) for message in example.messages)
     return text // CHARACTERS + MEDIUM_TOKENS * len(example.media)

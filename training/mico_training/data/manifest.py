@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from mico_chat.errors import DataError, RequestError
-from mico_chat.media.kinds import KINDS
+from mico_chat.media import KINDS, MediaFile
 from mico_chat.messages import Message, from_llava
-from mico_training.data.sample import Need, TrainingMedium, TrainingSample
+from mico_training.data.sample import Need, TrainingSample
 from mico_training.world.sample import Turn
 
 
@@ -70,33 +70,24 @@ class ManifestSource:
             raise DataError(self.path, number, f"not JSON: {error}") from error
 
 
-class LlavaSource:
+def read_llava(path: Path, need: Need, root: Path | None = None) -> list[TrainingSample]:
     """A LLaVA-style array's samples that have a stage's texts; a DataError names a wrong item."""
-
-    def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
-        root = path.parent if root is None else root
+    root = path.parent if root is None else root
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(path, None, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise DataError(path, None, f"not JSON: {error}") from error
+    if not isinstance(records, list):
+        raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
+    samples = []
+    for number, record in enumerate(records):
         try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(path, None, error.strerror or str(error)) from error
-        except ValueError as error:
-            raise DataError(path, None, f"not JSON: {error}") from error
-        if not isinstance(records, list):
-            raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
-        self.samples: list[TrainingSample] = []
-        for number, record in enumerate(records):
-            try:
-                sample = sample_of(record, root, f"{path.name}#{number}")
-            except RecordError as error:
-                raise DataError(path, None, f"item {number}: {error}") from error
-            if offers(sample, need):
-                self.samples.append(sample)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> TrainingSample:
-        return self.samples[index]
+            samples.append(sample_of(record, root, f"{path.name}#{number}"))
+        except RecordError as error:
+            raise DataError(path, None, f"item {number}: {error}") from error
+    return [sample for sample in samples if offers(sample, need)]
 
 
 def offers(sample: TrainingSample, need: Need) -> bool:
@@ -152,7 +143,7 @@ def _strings(record: dict[str, Any], key: str, otherwise: Any) -> tuple[str, ...
     return tuple(values)
 
 
-def _media(record: dict[str, Any], root: Path) -> dict[str, TrainingMedium]:
+def _media(record: dict[str, Any], root: Path) -> dict[str, MediaFile]:
     media = {}
     for kind in KINDS:
         for count, text in enumerate(_strings(record, kind, ()), start=1):
@@ -160,11 +151,11 @@ def _media(record: dict[str, Any], root: Path) -> dict[str, TrainingMedium]:
             if not path.is_file():
                 raise RecordError(f"{kind} {text}: no such file in {root}")
             key = kind if count == 1 else f"{kind}{count}"
-            media[key] = TrainingMedium(kind=kind, source=path, name=text)
+            media[key] = MediaFile(kind=kind, source=path, name=text)
     return media
 
 
-def _conversation(turns: Any, media: dict[str, TrainingMedium], root: Path) -> tuple[Message, ...]:
+def _conversation(turns: Any, media: dict[str, MediaFile], root: Path) -> tuple[Message, ...]:
     if not isinstance(turns, list):
         raise RecordError(f"the conversation is {type(turns).__name__}, not a list")
     plain = [_plain(number, turn) for number, turn in enumerate(turns, start=1)]

@@ -22,7 +22,6 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import run_stem, stem_of
 from mico_training.data.mixture import Mixture, all_media
 from mico_training.data.regions import Region
-from mico_training.data.sample import TrainingMedium
 from mico_training.features import FeatureCache, stem_fingerprint
 from mico_training.recipe import FeatureRecipe, Recipe
 
@@ -76,18 +75,18 @@ class MediaLoader:
     limits: MediaLimits
     cache: FeatureCache | None = None
 
-    def pixels(self, medium: TrainingMedium) -> list[Tensor]:
+    def pixels(self, medium: MediaFile) -> list[Tensor]:
         """Units of a medium and, for a video with sound, of its sound track; or a MediaError.
 
         The medium is decoded in this process: training data are trusted.
         """
-        found = decode(MediaFile(medium.kind, medium.source, medium.name), self.limits)
+        found = decode(medium, self.limits)
         units = [self.to_units(found)]
         if isinstance(found, Video) and found.audio is not None:
             units.append(self.to_units(found.audio))
         return units
 
-    def load(self, medium: TrainingMedium) -> LoadedMedium:
+    def load(self, medium: MediaFile) -> LoadedMedium:
         inputs = self.pixels(medium) if self.cache is None else self.cache[medium]
         return LoadedMedium(medium.kind, *inputs)
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media.kinds import Kind
-from mico_training.data.manifest import LlavaSource, ManifestSource
-from mico_training.data.sample import Need, Source, TrainingMedium, TrainingSample, require
+from mico_chat.media import Kind, MediaFile
+from mico_training.data.manifest import ManifestSource, read_llava
+from mico_training.data.sample import Need, Source, TrainingSample
 from mico_training.data.shards import ShardSource
 from mico_training.recipe import DataRecipe
 
@@ -131,8 +131,10 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
     elif recipe.kind == "jsonl":
         source = ManifestSource(Path(recipe.path), need, recipe.root)
     else:
-        source = LlavaSource(Path(recipe.path), need, recipe.root)
-    require(source, recipe.path, need, recipe.skills)
+        source = read_llava(Path(recipe.path), need, recipe.root)
+    if not len(source):
+        skills = f" of the skills {', '.join(recipe.skills)}" if recipe.skills else ""
+        raise DataError(recipe.path, None, f"no sample has a {need}{skills}")
     if recipe.fraction < 1.0:
         source = part_of(source, recipe.fraction)
     if recipe.modalities:
@@ -148,7 +150,7 @@ def open_mixture(recipes: Sequence[DataRecipe], need: Need, seed: int) -> Mixtur
     return Mixture(sources, [recipe.ratio for recipe in recipes], seed)
 
 
-def all_media(mixture: Mixture) -> Iterator[TrainingMedium]:
+def all_media(mixture: Mixture) -> Iterator[MediaFile]:
     """Every medium of every sample of a mixture, source after source."""
     for source in mixture.sources:
         for index in range(len(source)):

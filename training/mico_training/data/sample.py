@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
-from mico_chat.errors import DataError
-from mico_chat.media.file import TarMember
-from mico_chat.media.kinds import Kind
+from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from mico_training.data.regions import Region
 from mico_training.world.sample import Turn
 
 Need = Literal["caption", "conversation", "question"]
-
-
-@dataclass(frozen=True)
-class TrainingMedium:
-    """One encoded medium. ``key`` is its name in a feature cache; "" = never cached."""
-
-    kind: Kind
-    source: Path | TarMember
-    name: str
-    key: str = ""
-
-    def encoded(self) -> Path | bytes:
-        """What the media decoder takes: a path, or the bytes."""
-        return self.source if isinstance(self.source, Path) else self.source.read()
 
 
 @dataclass(frozen=True)
@@ -40,7 +23,7 @@ class TrainingSample:
     """
 
     id: str
-    media: Mapping[str, TrainingMedium]
+    media: Mapping[str, MediaFile]
     captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     concepts: Mapping[str, str] = field(default_factory=dict)
     regions: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
@@ -52,10 +35,3 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TrainingSample: ...
-
-
-def require(source: Source, path: str, need: Need, detail: Sequence[str] = ()) -> None:
-    """Raise a DataError if a source is empty."""
-    if len(source) == 0:
-        skills = f" of the skills {', '.join(detail)}" if detail else ""
-        raise DataError(path, None, f"no sample has a {need}{skills}")

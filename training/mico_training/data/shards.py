@@ -21,10 +21,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mico_chat.errors import DataError
-from mico_chat.media.file import TarMember
+from mico_chat.media.file import MediaFile, TarMember
 from mico_chat.media.kinds import KINDS
 from mico_training.data.regions import regions_of
-from mico_training.data.sample import Need, TrainingMedium, TrainingSample
+from mico_training.data.sample import Need, TrainingSample
 from mico_training.world.sample import Turn, kind_of
 
 logger = logging.getLogger(__name__)
@@ -165,15 +165,11 @@ class ShardSource:
         )
 
 
-def shard_medium(path: Path, entry: ShardEntry, name: str) -> TrainingMedium:
-    """One medium of a shard; a DataError if the kind of the member's name is unknown."""
+def shard_medium(path: Path, entry: ShardEntry, name: str) -> MediaFile:
+    """One medium of a shard, named shard/member; a DataError if the name has no known kind."""
     kind = kind_of(name)
     if kind not in KINDS:
         reason = f"has {name} of an unknown kind; the kinds are {', '.join(KINDS)}"
         raise _wrong(path, entry.key, reason)
-    return TrainingMedium(
-        kind=kind,
-        source=TarMember(path, *entry.members[name]),
-        name=f"{path.name}/{entry.key}.{name}",
-        key=f"{entry.key}.{name}",
-    )
+    source = TarMember(path, *entry.members[name])
+    return MediaFile(kind, source, f"{path.name}/{entry.key}.{name}")

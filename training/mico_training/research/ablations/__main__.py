@@ -20,10 +20,11 @@ from mico_training.research.ablations.report import report
 from mico_training.research.ablations.run import (
     Settings,
     all_results,
+    described,
     prepare,
-    result_of,
     side_by_side,
 )
+from mico_training.research.runs import result_of
 
 logger = logging.getLogger(__name__)
 RECIPE = Path("training/recipes/ablations.yaml")
@@ -65,7 +66,11 @@ def _main(options: argparse.Namespace) -> None:
         chosen = cells(tuple(table for table in TABLES if table.name in options.only))
         # All cells with the first seed, then with the next, so that an early end leaves a table.
         wanted = [(cell, seed) for seed in options.seeds for cell in chosen]
-        missing = [(c, s) for c, s in wanted if result_of(settings, c, s) is None]
+        missing = [
+            (cell, seed)
+            for cell, seed in wanted
+            if result_of(settings.folder(cell, seed), described(settings, cell, seed)) is None
+        ]
         print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done", flush=True)
         if missing:
             prepare(settings)

@@ -7,20 +7,17 @@ Our figures are means over seeds with their standard deviation. A difference bet
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Drawing
 
-from mico_training.plots import smoothed
+from mico_training.plots import panels, smoothed
 from mico_training.research.ablations.grid import FIGURES, TABLE, TABLES, Figure, Table
+from mico_training.research.runs import markdown_table, spread
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """The results of a cell's seeds, by the cell's name."""
@@ -162,7 +159,7 @@ def _head(results: Results) -> str:
 def _rows(table: Table, results: Results) -> str:
     head = ["", "here", *KINDS_SHOWN, "average", "by contrast alone", "R@10"]
     head += ["paper: video", "audio", "image", "average", "seconds", "parameters"]
-    lines = [head]
+    lines = []
     for row in table.rows:
         runs = results.get(row.cell.name, ())
         paper = ["-"] * 4 if row.paper is None else [f"{value:.1f}" for value in row.paper]
@@ -180,11 +177,11 @@ def _rows(table: Table, results: Results) -> str:
                 f"{runs[0]['parameters']['all'] / 1e6:.2f} M" if runs else "-",
             ]
         )
-    return _table(lines)
+    return markdown_table(head, lines, texts=2)
 
 
 def _changes(table: Table, results: Results) -> str:
-    lines = [["", *FIGURES, f"{FIGURES[-1]}, by contrast alone"]]
+    head, lines = ["", *FIGURES, f"{FIGURES[-1]}, by contrast alone"], []
     for before, after in table.pairs:
         ours, contrastive = (
             {change.figure: str(change) for change in changes(table, before, after, results, by)}
@@ -193,19 +190,7 @@ def _changes(table: Table, results: Results) -> str:
         if ours:
             row = [*(ours.get(f, "-") for f in FIGURES), contrastive.get(FIGURES[-1], "-")]
             lines.append([f"({before}) to ({after})", *row])
-    return _table(lines) if len(lines) > 1 else ""
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and deviation, ``12.3 ± 0.4``."""
-    if not values:
-        return "-"
-    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *rows])
+    return markdown_table(head, lines, texts=len(head)) if lines else ""
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -216,9 +201,9 @@ PANELS = {"modalities": "loss", "data": "loss", "size": "loss", "objectives": "c
 
 def curves(results: Results, path: Path) -> Path:
     """Training loss over the steps: mean of the seeds, and a band from the least to the most."""
-    panels = [(TABLE[of], name) for of, name in PANELS.items() if TABLE[of].compared(results)]
-    with _side_by_side(len(panels), path) as subplots:
-        for axes, (table, name) in zip(subplots, panels, strict=True):
+    shown = [(TABLE[of], name) for of, name in PANELS.items() if TABLE[of].compared(results)]
+    with panels(path, len(shown)) as drawn:
+        for axes, (table, name) in zip(drawn, shown, strict=True):
             for row in table.rows:
                 runs = results.get(row.cell.name, ())
                 lines = [{e["step"]: e[name] for e in run["losses"] if name in e} for run in runs]
@@ -235,8 +220,8 @@ def curves(results: Results, path: Path) -> Path:
 def bars(results: Results, path: Path) -> Path:
     """R@1 of each row of each table: mean of the seeds, and a line from the least to the most."""
     tables = [table for table in TABLES if table.compared(results)]
-    with _side_by_side(len(tables), path) as subplots:
-        for axes, table in zip(subplots, tables, strict=True):
+    with panels(path, len(tables)) as drawn:
+        for axes, table in zip(drawn, tables, strict=True):
             for place, row in enumerate(table.rows):
                 values = over_seeds(results.get(row.cell.name, ()), "average")
                 if values:
@@ -246,17 +231,3 @@ def bars(results: Results, path: Path) -> Path:
                     axes.bar(place, mean, yerr=error, capsize=4, label=label)
             axes.set(title=table.name, ylabel="R@1, average of kinds (%)", xticks=[])
     return path
-
-
-@contextmanager
-def _side_by_side(panels: int, path: Path) -> Iterator[Sequence[Axes]]:
-    figure = Drawing(figsize=(5 * max(panels, 1), 4), dpi=100)
-    FigureCanvasAgg(figure)
-    subplots = figure.subplots(1, panels, squeeze=False)[0] if panels else ()
-    yield subplots
-    for axes in subplots:
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)

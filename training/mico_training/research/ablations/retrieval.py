@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from mico_chat.evaluation.metrics.recall import recall_at_k, rerank
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media import KINDS, Kind, MediaFile
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_training.build_model import Pretraining
 from mico_training.data.batches import thinned
-from mico_training.data.media import MediaLoader
-from mico_training.data.sample import Source, TrainingMedium
+from mico_training.data.media import LoadedMedium, MediaLoader
+from mico_training.data.sample import Source
 from mico_training.recipe import Stage1Recipe
 
 RERANKED = 10
@@ -34,7 +34,7 @@ class Pool:
     """Media of one kind, queries, and for each query the numbers of the right media."""
 
     kind: Kind
-    media: tuple[TrainingMedium, ...]
+    media: tuple[MediaFile, ...]
     queries: tuple[str, ...]
     relevant: tuple[frozenset[int], ...]
 
@@ -44,7 +44,7 @@ def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
 
     The first caption of each medium is a query; media with the same caption share it.
     """
-    media: dict[Kind, list[tuple[TrainingMedium, tuple[str, ...]]]] = {}
+    media: dict[Kind, list[tuple[MediaFile, tuple[str, ...]]]] = {}
     for index in range(len(source)):
         sample = source[index]
         for key, medium in sample.media.items():
@@ -63,46 +63,45 @@ def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
     return found
 
 
-@dataclass(frozen=True)
-class Retriever:
-    """A trained model that ranks a pool's media.
+@torch.inference_mode()
+def recalls(
+    parts: Pretraining, loader: MediaLoader, recipe: Stage1Recipe, pool: Pool
+) -> dict[str, dict[str, float]]:
+    """R@1, 5, 10 in per cent by the contrastive score, and by the matching head if trained.
 
-    ``loader`` gives media's stem features; ``recipe`` decides, as in training, how much of a medium
-    and of a caption is used. The matching head ranks where its objective had a weight.
+    ``recipe`` decides, as in training, how much of a medium and of a caption is used.
     """
+    parts.model.train(False)
+    space = ContrastiveSpace(parts.model, parts.tokenizer)
+    media = [
+        _context(parts.model, space, loader, thinned(loader.load(medium), recipe))
+        for medium in pool.media
+    ]
+    rows = space.truncated(pool.queries, recipe.caption_length)
+    texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
+    scores = texts @ torch.stack([medium.vector for medium in media]).T  # (Q, M)
+    rankings = {"contrastive": scores}
+    if recipe.weights.matching > 0:
+        rankings["matching"] = reranked(scores, rows, media, space)
+    return {
+        name: {f"R@{k}": 100 * share for k, share in recall_at_k(ranked, pool.relevant).items()}
+        for name, ranked in rankings.items()
+    }
 
-    model: MicoForPretraining
-    tokenizer: PreTrainedTokenizerBase
-    loader: MediaLoader
-    recipe: Stage1Recipe
 
-    @torch.inference_mode()
-    def recalls(self, pool: Pool) -> dict[str, dict[int, float]]:
-        """R@1, 5, 10 in per cent by the contrastive score, and by the matching head if trained."""
-        self.model.train(False)
-        space = ContrastiveSpace(self.model, self.tokenizer)
-        media = [self._context(medium, space) for medium in pool.media]
-        rows = space.truncated(pool.queries, self.recipe.caption_length)
-        texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
-        scores = texts @ torch.stack([medium.vector for medium in media]).T  # (Q, M)
-        found = {"contrastive": _per_cent(scores, pool)}
-        if self.recipe.weights.matching > 0:
-            found["matching"] = _per_cent(reranked(scores, rows, media, space), pool)
-        return found
-
-    def _context(self, medium: TrainingMedium, space: ContrastiveSpace) -> MediaContext:
-        """A medium, and a clip's sound track beside it."""
-        loaded = thinned(self.loader.load(medium), self.recipe)
-        batch = self.loader.batch([[loaded]])
-        device = self.model.device
-        kind, counts = batch["media_kind"].to(device), batch["media_units"].to(device)
-        inputs = batch["pixel_values" if self.loader.cache is None else "stem_features"].to(device)
-        if self.loader.cache is None:
-            inputs = self.model.encoder.features(inputs)
-        units = Units.of(kind, counts)
-        tokens = self.model.context(self.model.unit_tokens(inputs, units), kind, counts)
-        row = torch.zeros(len(tokens), dtype=torch.long)
-        return space.of_tokens(tokens, units, row, 1)[0]
+def _context(
+    model: MicoForPretraining, space: ContrastiveSpace, loader: MediaLoader, medium: LoadedMedium
+) -> MediaContext:
+    """A medium, and a clip's sound track beside it."""
+    batch = {name: value.to(model.device) for name, value in loader.batch([[medium]]).items()}
+    kind, counts = batch["media_kind"], batch["media_units"]
+    features = batch.get("stem_features")
+    if features is None:
+        features = model.encoder.features(batch["pixel_values"])
+    units = Units.of(kind, counts)
+    tokens = model.context(model.unit_tokens(features, units), kind, counts)
+    row = torch.zeros(len(tokens), dtype=torch.long)
+    return space.of_tokens(tokens, units, row, 1)[0]
 
 
 def reranked(
@@ -123,7 +122,3 @@ def reranked(
                 matches[query][number] = match
     rerank(scores, top, matches)
     return scores
-
-
-def _per_cent(scores: Tensor, pool: Pool) -> dict[int, float]:
-    return {k: 100 * value for k, value in recall_at_k(scores, pool.relevant).items()}

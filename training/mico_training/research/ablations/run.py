@@ -1,22 +1,16 @@
-"""One run: a cell with a seed is trained and evaluated, and leaves one ``result.json``.
-
-A run that has its result is never repeated. One that was killed goes on from its last checkpoint;
-the checkpoints go when the result is there. A lock tells two processes apart that want the same
-run, and is gone with the process that held it.
-"""
+"""One run of the ablations: a cell with a seed is trained and evaluated."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +21,6 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from mico_chat.checkpoints.assemble import usual_preprocessing
-from mico_chat.errors import ConfigError
 from mico_chat.evaluation.report import machine
 from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
@@ -38,15 +31,14 @@ from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
 from mico_training.research.ablations.grid import Cell
-from mico_training.research.ablations.retrieval import Retriever, pools
+from mico_training.research.ablations.retrieval import pools, recalls
+from mico_training.research.runs import RESULT, run_once
 from mico_training.stages import pretrain
 from mico_training.trainer import last_checkpoint, training_arguments
 from mico_training.vocabulary import kept_vocabulary
 
-RESULT = "result.json"
 DEFAULT = Cell("default")
 PRETRAINED_STEM = "tf_efficientnet_lite0"
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,21 +124,6 @@ def build(
     return Pretraining(model, tokenizer, usual_preprocessing(config))
 
 
-def result_of(settings: Settings, cell: Cell, seed: int) -> dict[str, Any] | None:
-    """The result of a run that is done; a ConfigError if its settings were others."""
-    path = settings.folder(cell, seed) / RESULT
-    if not path.is_file():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    now, then = (_leaves(found) for found in (described(settings, cell, seed), result))
-    differing = [key for key in now if now[key] != then.get(key)]
-    if differing:
-        key = differing[0]
-        reason = f"it was made with {key} {then.get(key)!r}, but now {key} is {now[key]!r}"
-        raise ConfigError(f"{path}: {reason}; give the old settings, or another --output")
-    return result
-
-
 def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
     """What decides a run's result."""
     recipe = settings.load(cell, seed).model_dump(mode="json", exclude={"output", "features"})
@@ -161,26 +138,10 @@ def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
     }
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"train.lr": 1e-3, ...}``."""
-    if isinstance(value, Mapping):
-        return {k: v for key in value for k, v in _leaves(value[key], f"{prefix}.{key}").items()}
-    return {prefix.lstrip("."): value}
-
-
-def run(settings: Settings, cell: Cell, seed: int) -> None:
-    """Train and evaluate a cell, unless that is done."""
-    folder = settings.folder(cell, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if result_of(settings, cell, seed) is None:
-            result = _train(settings, cell, seed)
-            partial = folder / "result.partial"
-            partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
-            partial.replace(folder / RESULT)
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+def run(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
+    """The result of a cell with a seed, which is trained and evaluated unless that is done."""
+    work = partial(_train, settings, cell, seed)
+    return run_once(settings.folder(cell, seed), described(settings, cell, seed), work)
 
 
 def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
@@ -198,15 +159,13 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
     built = time.perf_counter()
     trainer = pretrain(recipe, arguments, parts, mixture, loader)
     trained = time.perf_counter()
-    retriever = Retriever(parts.model, parts.tokenizer, loader, recipe.stage1)
-    retrieval = {}
-    for pool in pools(open_source(DataRecipe(path=settings.validation), "caption"), settings.pool):
-        retrieval[pool.kind] = {"media": len(pool.media), "queries": len(pool.queries)} | {
-            ranking: {f"R@{k}": value for k, value in by_k.items()}
-            for ranking, by_k in retriever.recalls(pool).items()
-        }
+    held_out = open_source(DataRecipe(path=settings.validation), "caption")
+    retrieval = {
+        pool.kind: {"media": len(pool.media), "queries": len(pool.queries)}
+        | recalls(parts, loader, recipe.stage1, pool)
+        for pool in pools(held_out, settings.pool)
+    }
     return {
-        **described(settings, cell, seed),
         "samples": sum(len(source) for source in mixture.sources),
         "parameters": parameters(parts.model),
         "seconds": {

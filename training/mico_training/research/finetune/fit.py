@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,21 @@ from transformers.utils import logging as hugging_logging
 
 from mico_chat.checkpoints.assemble import Encoder, read_encoder
 from mico_chat.errors import ConfigError
+from mico_chat.evaluation.report import machine
 from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import load_recipe
 from mico_training.research.finetune.baselines import baselines
 from mico_training.research.finetune.recipe import EncoderLora, FinetuneRun, Source, Splits
-from mico_training.research.finetune.report import Report, Row, machine, score, write_report
+from mico_training.research.finetune.report import Report, Row, score, write_report
 from mico_training.research.modalities.graph import GraphInput
 from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig
 from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.samples import Array, Sample, Target
 from mico_training.research.modalities.sequence import SequenceInput
 from mico_training.research.modalities.table import TableInput
+from mico_training.research.runs import result_of, run_once, write_json
 from mico_training.trainer import (
     MicoTrainer,
-    changed_keys,
     draws,
     freeze,
     train,
@@ -201,18 +202,9 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
     return float(best)
 
 
-def seeded(recipe: FinetuneRun, seed: int, lr: float) -> FinetuneRun:
-    """The recipe of one run. Sets the seed too, for the model that is built next."""
-    set_seed(seed)
-    return recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"seed": seed, "lr": lr})}
-    )
-
-
 # --- the command --------------------------------------------------------------------------------
 
-RECIPE, RESULT, BEST = "finetune.json", "result.json", "best.json"
-
+BEST = "best.json"
 ARMS = {"pretrained": "MiCo, pretrained blocks", "random": "MiCo, random blocks"}
 
 
@@ -222,11 +214,12 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
     hugging_logging.disable_progress_bar()
     source = Source(recipe)
     first = source.splits(recipe.finetune.seeds[0])
-    encoder = read_encoder(recipe.model.name)
-    _same_recipe(recipe)
-    rows = _baseline_rows(recipe, source, encoder)
+    study = Study(recipe, source, read_encoder(recipe.model.name))
+    for folder in (recipe.output / "runs").glob("*"):
+        result_of(folder, study.settings)
+    rows = study.baselines()
     for arm in ("pretrained", *(["random"] if recipe.finetune.control else [])):
-        rows.append(_arm(recipe, source, encoder, arm))
+        rows.append(study.arm(arm))
     trains = "tokenizer, head" if "encoder" in recipe.train.freeze else "all"
     if recipe.finetune.lora is not None:
         trains = f"tokenizer, head, LoRA r={recipe.finetune.lora.r}"
@@ -246,103 +239,89 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
     return report
 
 
-def _same_recipe(recipe: FinetuneRun) -> None:
-    """Write the recipe into its output; a ConfigError if the output is another recipe's."""
-    path = recipe.output / RECIPE
-    changed = ", ".join(changed_keys(recipe, path))
-    if changed:
-        raise ConfigError(
-            f"{recipe.output}: a recipe with another {changed} wrote this folder; choose another "
-            "output, or remove the folder"
+@dataclass(frozen=True)
+class Study:
+    """The runs of a recipe: the baselines, and two arms of the model."""
+
+    recipe: FinetuneRun
+    source: Source
+    encoder: Encoder
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide every result in the output folder."""
+        return {"recipe": self.recipe.model_dump(mode="json", exclude={"output"})}
+
+    def baselines(self) -> list[Row]:
+        figures: dict[str, list[dict[str, float]]] = {}
+        started = time.monotonic()
+        for seed in self.recipe.finetune.seeds:
+            splits = self.source.splits(seed)
+            spec, target = fit_specs(self.recipe, self.encoder, splits)
+            test = standardised(spec, target, splits.test)
+            found = baselines(spec, target, splits, self.source.season, seed)
+            for name, predicted in found.items():
+                figures.setdefault(name, []).append(score(target.task, test, predicted))
+        runs = len(self.recipe.finetune.seeds) * max(1, len(figures))
+        seconds = (time.monotonic() - started) / runs
+        return [
+            Row(name=name, kind="baseline", figures=tuple(each), seconds=seconds)
+            for name, each in figures.items()
+        ]
+
+    def arm(self, arm: str) -> Row:
+        """All seeds of one arm, at the learning rate that suits the first seed best."""
+        lrs = self.recipe.finetune.lrs or (self.recipe.train.lr,)
+        first, *others = self.recipe.finetune.seeds
+        tried = {lr: self.run(arm, first, lr) for lr in lrs}
+        lr = min(lrs, key=lambda lr: tried[lr]["validation_loss"])
+        results = [tried[lr], *(self.run(arm, seed, lr) for seed in others)]
+        return Row(
+            name=ARMS[arm],
+            kind=arm,
+            figures=tuple(result["test"] for result in results),
+            seconds=float(np.mean([result["seconds"] for result in results])),
+            lr=lr,
+            trained=results[0]["trained"],
+            parameters=results[0]["parameters"],
         )
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    _write(path, recipe.model_dump(mode="json"))
 
+    def run(self, arm: str, seed: int, lr: float) -> dict[str, Any]:
+        folder = self.recipe.output / "runs" / f"{arm}-seed{seed}-lr{lr:g}"
+        return run_once(folder, self.settings, partial(self._train, folder, arm, seed, lr))
 
-def _baseline_rows(recipe: FinetuneRun, source: Source, encoder: Encoder) -> list[Row]:
-    figures: dict[str, list[dict[str, float]]] = {}
-    started = time.monotonic()
-    for seed in recipe.finetune.seeds:
-        splits = source.splits(seed)
-        spec, target = fit_specs(recipe, encoder, splits)
+    def _train(self, folder: Path, arm: str, seed: int, lr: float) -> dict[str, Any]:
+        """The figures of one run. Its model is kept if it is the best so far."""
+        splits = self.source.splits(seed)
+        spec, target = fit_specs(self.recipe, self.encoder, splits)
+        set_seed(seed)  # of the model that is built next
+        train = self.recipe.train.model_copy(update={"seed": seed, "lr": lr})
+        own = self.recipe.model_copy(update={"train": train})
+        model = build(own, self.encoder, spec, target, pretrained=arm == "pretrained")
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        started = time.monotonic()
+        loss = fit(own, model, splits, folder)
+        seconds = time.monotonic() - started
+        predicted = [prediction.value for prediction in model.predict(splits.test)]
+        if target.task == "forecasting":
+            predicted = [spec.standardise(value) for value in predicted]
         test = standardised(spec, target, splits.test)
-        found = baselines(spec, target, splits, source.season, seed)
-        for name, predicted in found.items():
-            figures.setdefault(name, []).append(score(target.task, test, predicted))
-    seconds = (time.monotonic() - started) / len(recipe.finetune.seeds) / max(1, len(figures))
-    return [
-        Row(name=name, kind="baseline", figures=tuple(each), seconds=seconds)
-        for name, each in figures.items()
-    ]
-
-
-def _arm(recipe: FinetuneRun, source: Source, encoder: Encoder, arm: str) -> Row:
-    """All seeds of one arm, at the learning rate that suits the first seed best."""
-    lrs = recipe.finetune.lrs or (recipe.train.lr,)
-    first, *others = recipe.finetune.seeds
-    tried = [_run(recipe, source, encoder, arm, first, lr) for lr in lrs]
-    best = min(range(len(lrs)), key=lambda n: tried[n]["validation_loss"])
-    rest = [_run(recipe, source, encoder, arm, seed, lrs[best]) for seed in others]
-    results = [tried[best], *rest]
-    return Row(
-        name=ARMS[arm],
-        kind=arm,
-        figures=tuple(result["test"] for result in results),
-        seconds=float(np.mean([result["seconds"] for result in results])),
-        lr=lrs[best],
-        trained=results[0]["trained"],
-        parameters=results[0]["parameters"],
-    )
-
-
-def _run(
-    recipe: FinetuneRun, source: Source, encoder: Encoder, arm: str, seed: int, lr: float
-) -> dict[str, Any]:
-    """The figures of one run, read from its folder if it finished before."""
-    folder = recipe.output / "runs" / f"{arm}-seed{seed}-lr{lr:g}"
-    result: dict[str, Any]
-    if (folder / RESULT).is_file():
-        result = json.loads((folder / RESULT).read_bytes())
-        return result
-    splits = source.splits(seed)
-    spec, target = fit_specs(recipe, encoder, splits)
-    own = seeded(recipe, seed, lr)
-    model = build(own, encoder, spec, target, pretrained=arm == "pretrained")
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    started = time.monotonic()
-    loss = fit(own, model, splits, folder)
-    seconds = time.monotonic() - started
-    predicted = [prediction.value for prediction in model.predict(splits.test)]
-    if target.task == "forecasting":
-        predicted = [spec.standardise(value) for value in predicted]
-    test = standardised(spec, target, splits.test)
-    result = {
-        "validation_loss": loss,
-        "test": score(target.task, test, predicted),
-        "seconds": seconds,
-        "trained": trained,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "lr": lr,
-    }
-    logger.info("%s: validation loss %.4f, test %s", folder.name, loss, result["test"])
-    pairs = [[sample.target, value] for sample, value in zip(test, predicted, strict=True)]
-    _write(folder / "predictions.json", pairs)
-    if arm == "pretrained":
-        best = recipe.output / BEST
-        if not best.is_file() or loss < json.loads(best.read_bytes())["validation_loss"]:
-            model.save_pretrained(recipe.output)
-            _write(best, {"run": folder.name, "validation_loss": loss})
-    _write(folder / RESULT, result)  # last: with it the run is finished
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    return result
-
-
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".part")
-    text = json.dumps(content, indent=1, default=np.ndarray.tolist)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+        figures = score(target.task, test, predicted)
+        logger.info("%s: validation loss %.4f, test %s", folder.name, loss, figures)
+        pairs = [[sample.target, value] for sample, value in zip(test, predicted, strict=True)]
+        write_json(folder / "predictions.json", pairs)
+        best = self.recipe.output / BEST
+        least = json.loads(best.read_bytes())["validation_loss"] if best.is_file() else np.inf
+        if arm == "pretrained" and loss < least:
+            model.save_pretrained(self.recipe.output)
+            write_json(best, {"run": folder.name, "validation_loss": loss})
+        return {
+            "validation_loss": loss,
+            "test": figures,
+            "seconds": seconds,
+            "trained": trained,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
 
 
 def standardised(spec: Any, target: Target, samples: Sequence[Sample]) -> list[Sample]:

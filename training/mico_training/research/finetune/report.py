@@ -1,4 +1,4 @@
-"""The table of a fine-tuning run, and of several: JSON, Markdown, a picture.
+"""The figures of predictions; the table of a recipe, and of several: JSON, Markdown, a picture.
 
 ``python -m mico_training.research.finetune.report runs/modality-* --output OUTPUT`` makes the
 table of several runs.
@@ -7,24 +7,19 @@ table of several runs.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from mico_chat.engine.cpu import processor
 from mico_chat.errors import ConfigError
+from mico_training.plots import panels
 from mico_training.research.modalities.samples import Array, Sample, Task
+from mico_training.research.runs import markdown_table, spread, write_json
 
 NAME = "results"
 METRICS: dict[Task, tuple[str, ...]] = {
@@ -50,12 +45,16 @@ class Row(BaseModel):
     trained: int | None = None
     parameters: int | None = None
 
-    def mean(self, metric: str) -> float:
-        return fmean(each[metric] for each in self.figures)
+    def of(self, metric: str) -> list[float]:
+        """A figure of each seed; a share in per cent."""
+        return [each[metric] * (100 if metric in SHARES else 1) for each in self.figures]
 
-    def deviation(self, metric: str) -> float:
-        values = [each[metric] for each in self.figures]
-        return stdev(values) if len(values) > 1 else 0.0
+    def loss(self, metric: str) -> float:
+        """The mean of a figure, negative where a larger one is better."""
+        return fmean(self.of(metric)) * (-1 if metric in LARGER_IS_BETTER else 1)
+
+    def shown(self, metric: str) -> str:
+        return spread(self.of(metric), 1 if metric in SHARES else 3)
 
 
 class Report(BaseModel):
@@ -72,7 +71,7 @@ class Report(BaseModel):
     layers: int | None
     trains: str
     rows: tuple[Row, ...]
-    machine: dict[str, str]
+    machine: str
 
     @classmethod
     def read(cls, folder: Path) -> Report:
@@ -88,35 +87,7 @@ class Report(BaseModel):
 
     def best(self, kind: str) -> Row | None:
         rows = [row for row in self.rows if row.kind == kind]
-        return min(rows, key=lambda row: loss(row, self.metric), default=None)
-
-
-def machine() -> dict[str, str]:
-    """Processor, threads, date and the versions that matter."""
-    import torch
-
-    return {
-        "cpu": processor()[0],
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "date": datetime.date.today().isoformat(),
-        **{name: version(name) for name in ("torch", "transformers", "timm", "scikit-learn")},
-    }
-
-
-def loss(row: Row, metric: str) -> float:
-    """The mean of a figure, negative where a larger one is better."""
-    return row.mean(metric) * (-1 if metric in LARGER_IS_BETTER else 1)
-
-
-def shown(value: float, metric: str) -> str:
-    """A share in percent, anything else with three decimals."""
-    return f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}"
-
-
-def cell(row: Row, metric: str) -> str:
-    mean = shown(row.mean(metric), metric)
-    return f"{mean} ± {shown(row.deviation(metric), metric)}" if len(row.figures) > 1 else mean
+        return min(rows, key=lambda row: row.loss(self.metric), default=None)
 
 
 def arrow(metric: str) -> str:
@@ -124,116 +95,76 @@ def arrow(metric: str) -> str:
 
 
 def markdown(report: Report) -> str:
-    """One report as a table, a row a method."""
+    """One report as a table, a row for each method."""
     metrics = METRICS[report.task]
     train, validation, test = report.n
     blocks = "all blocks" if report.layers is None else f"the first {report.layers} blocks"
-    lines = [
-        f"### {report.data}",
-        "",
+    titles = ["method", *map(arrow, metrics), "lr", "trained weights", "seconds"]
+    rows = [
+        [
+            row.name,
+            *map(row.shown, metrics),
+            "" if row.lr is None else f"{row.lr:g}",
+            "" if row.trained is None else f"{row.trained:,}",
+            f"{row.seconds:.1f}",
+        ]
+        for row in report.rows
+    ]
+    return (
+        f"### {report.data}\n\n"
         f"{report.modality}, {report.task}; {train} / {validation} / {test} samples to train, "
         f"validate, test; {blocks}; trains: {report.trains}; seeds "
-        f"{', '.join(map(str, report.seeds))}, mean ± deviation.",
-        "",
-        f"| method | {' | '.join(map(arrow, metrics))} | lr | trained weights | seconds |",
-        f"|---|{'---:|' * (len(metrics) + 3)}",
-    ]
-    for row in report.rows:
-        lr = "" if row.lr is None else f"{row.lr:g}"
-        trained = "" if row.trained is None else f"{row.trained:,}"
-        cells = " | ".join(cell(row, metric) for metric in metrics)
-        lines.append(f"| {row.name} | {cells} | {lr} | {trained} | {row.seconds:.1f} |")
-    return "\n".join(lines) + "\n"
+        f"{', '.join(map(str, report.seeds))}, mean ± deviation.\n\n"
+        f"{markdown_table(titles, rows, texts=1)}\n"
+    )
+
+
+HEAD = """# Ten modalities
+
+What the shared encoder does with data it was not pretrained on, beside the best simple
+baseline and beside random weights in place of its pretrained blocks. Mean ± deviation
+over the seeds; bold: the best of the row. `docs/modalities.md` says how to read it.
+"""
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """Several reports: a row a data set, then the table of each."""
-    lines = [
-        "# Ten modalities",
-        "",
-        "What the shared encoder does with data it was not pretrained on, beside the best simple",
-        "baseline and beside random weights in place of its pretrained blocks. Mean ± deviation",
-        "over the seeds; bold: the best of the row. `docs/modalities.md` says how to read it.",
-        "",
-        "| modality | data | test n | figure | best baseline | MiCo, pretrained | MiCo, random |",
-        "|---|---|---:|---|---:|---:|---:|",
-    ]
+    """Several reports: a row for each data set, then the table of each."""
+    titles = ["modality", "data", "figure", "test n", "best baseline", "MiCo, pretrained"]
+    rows = []
     for report in reports:
-        metric = report.metric
-        kinds = [report.best(kind) for kind in COLOURS]
-        there = [row for row in kinds if row is not None]
-        best = min(there, key=lambda row: loss(row, metric)).mean(metric)
+        there = [row for row in map(report.best, COLOURS) if row is not None]
+        best = min(there, key=lambda row: row.loss(report.metric)).shown(report.metric)
         cells = dict.fromkeys(COLOURS, "")
         for row in there:
-            wins = shown(row.mean(metric), metric) == shown(best, metric)
-            text = f"**{cell(row, metric)}**" if wins else cell(row, metric)
+            text = row.shown(report.metric)
+            text = f"**{text}**" if text.split()[0] == best.split()[0] else text
             cells[row.kind] = text + (f"<br>{row.name}" if row.kind == "baseline" else "")
         data, _, rest = report.data.partition(",")
-        lines.append(
-            f"| {report.modality} | {data}{' (' + report.task + ')' if rest else ''} | "
-            f"{report.n[2]} | {arrow(metric)} | {' | '.join(cells.values())} |"
-        )
-    made = dict(reports[0].machine)
-    cpu, cores, threads, date = (made.pop(key) for key in ("cpu", "cores", "threads", "date"))
-    versions = ", ".join(f"{name} {version}" for name, version in made.items())
-    lines += [
-        "",
-        f"{cpu}, {cores} cores, {threads} thread(s), {date}; {versions}.",
-        "",
-        *(markdown(report) for report in reports),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
+        data += f" ({report.task})" if rest else ""
+        own = [report.modality, data, arrow(report.metric), str(report.n[2])]
+        rows.append([*own, *cells.values()])
+    parts = [HEAD, markdown_table([*titles, "MiCo, random"], rows, texts=3)]
+    return "\n".join([*parts, f"\n{reports[0].machine}.\n", *map(markdown, reports)])
 
 
 def plot(reports: Sequence[Report], path: Path) -> None:
-    """Bars a method, a panel a data set, with the deviation over the seeds."""
-    columns = min(3, len(reports))
-    lines = -(-len(reports) // columns)
-    figure = Figure(figsize=(5.4 * columns, 2.6 * lines), dpi=110)
-    FigureCanvasAgg(figure)
-    for number, report in enumerate(reports, 1):
-        axes = figure.add_subplot(lines, columns, number)
-        scale = 100 if report.metric in SHARES else 1
-        rows = report.rows[::-1]
-        means = [scale * row.mean(report.metric) for row in rows]
-        errors = [scale * row.deviation(report.metric) for row in rows]
-        axes.barh(
-            [row.name for row in rows], means, xerr=errors, color=[COLOURS[r.kind] for r in rows]
-        )
-        axes.set_title(f"{report.modality}: {report.data.split(',')[0]}", fontsize=9)
-        better = "higher" if report.metric in LARGER_IS_BETTER else "lower"
-        unit = " (%)" if scale == 100 else ""
-        axes.set_xlabel(f"{report.metric}{unit}, {better} is better", fontsize=8)
-        axes.tick_params(labelsize=7.5)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
+    """A panel for each data set with a bar for each method: mean and deviation over the seeds."""
+    with panels(path, len(reports), columns=3, size=(5.4, 2.6)) as drawn:
+        for axes, report in zip(drawn, reports, strict=True):
+            for row in report.rows[::-1]:
+                values = row.of(report.metric)
+                error = stdev(values) if len(values) > 1 else 0
+                axes.barh(row.name, fmean(values), xerr=error, color=COLOURS[row.kind])
+            axes.set_title(f"{report.modality}: {report.data.split(',')[0]}", fontsize=9)
+            unit = " (%)" if report.metric in SHARES else ""
+            axes.set_xlabel(arrow(report.metric) + unit, fontsize=8)
+            axes.tick_params(labelsize=7.5)
 
 
 def write_report(report: Report, folder: Path) -> None:
-    content = report.model_dump_json(indent=1)
-    (folder / f"{NAME}.json").write_text(content + "\n", encoding="utf-8")
+    write_json(folder / f"{NAME}.json", report.model_dump(mode="json"))
     (folder / f"{NAME}.md").write_text(markdown(report), encoding="utf-8")
     plot([report], folder / f"{NAME}.png")
-
-
-def main() -> None:
-    """The table of several runs."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="output folders of `mico-chat finetune`")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the table to")
-    asked = parser.parse_args()
-    reports = [Report.read(folder) for folder in asked.runs]
-    asked.output.mkdir(parents=True, exist_ok=True)
-    (asked.output / "modalities.md").write_text(summary(reports), encoding="utf-8")
-    content = json.dumps([report.model_dump(mode="json") for report in reports], indent=1)
-    (asked.output / "modalities.json").write_text(content + "\n", encoding="utf-8")
-    plot(reports, asked.output / "modalities.png")
-
-
-if __name__ == "__main__":
-    main()
 
 
 def score(task: Task, samples: Sequence[Sample], predicted: Sequence[Any]) -> dict[str, float]:
@@ -258,3 +189,21 @@ def score(task: Task, samples: Sequence[Sample], predicted: Sequence[Any]) -> di
 
 def targets(samples: Sequence[Sample]) -> Array:
     return np.array([np.asarray(sample.target, dtype=np.float64) for sample in samples])
+
+
+def main() -> None:
+    """The table of several runs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of `mico-chat finetune`")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the table to")
+    asked = parser.parse_args()
+    reports = [Report.read(folder) for folder in asked.runs]
+    asked.output.mkdir(parents=True, exist_ok=True)
+    (asked.output / "modalities.md").write_text(summary(reports), encoding="utf-8")
+    content = [report.model_dump(mode="json") for report in reports]
+    write_json(asked.output / "modalities.json", content)
+    plot(reports, asked.output / "modalities.png")
+
+
+if __name__ == "__main__":
+    main()
