@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mico_chat.checkpoints.assemble import assemble, save_text_branch
-from mico_chat.checkpoints.folders import LLM, LORA, llm_source
+from mico_chat.checkpoints.folders import LLM, LORA, llm_source, local_folder
 from mico_chat.checkpoints.load import (
     chat_config,
     has_text_branch,
@@ -260,7 +260,7 @@ def test_a_merged_model_on_the_hub(tuned: Path, hub: Path, tmp_path: Path) -> No
     merged = merge(tuned, tmp_path / "merged")
     put(hub, "someone/merged", merged)
     torch.testing.assert_close(logits("someone/merged"), logits(merged))
-    source = llm_source("someone/merged", chat_config("someone/merged"))
+    source = llm_source(local_folder("someone/merged"), chat_config("someone/merged"))
     assert Path(source).name == LLM
     assert Path(source).is_relative_to(hub)
     assert table(load_encoder("someone/merged")[0]).shape[1] == 64

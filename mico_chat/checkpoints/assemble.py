@@ -34,7 +34,6 @@ from mico_chat.checkpoints.folders import (
     base_llm_path,
     local_folder,
     model_folder,
-    part_of,
     whole_folder,
 )
 from mico_chat.checkpoints.load import (
@@ -82,7 +81,7 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
             logger.warning("%s: without a tokenizer the text branch is not loaded", folder)
         return Encoder(model, preprocessing, text)
     preprocessing = Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
-    if part_of(folder, PRETRAINING) is not None:
+    if (folder / PRETRAINING).is_dir():
         branch, tokenizer = load_pretraining(folder)
         return Encoder(branch, preprocessing, (branch, tokenizer))
     chat = MicoChatForConditionalGeneration.from_pretrained(
@@ -300,8 +299,9 @@ def save_text_branch(
 
 def keep_text_branch(encoder: Path, folder: Path) -> None:
     """Copy the text branch of an encoder's folder, if it has one, into a chat model's folder."""
-    if (branch := part_of(encoder, PRETRAINING)) is not None:
-        shutil.copytree(branch, folder / PRETRAINING, dirs_exist_ok=True)
+    encoder = local_folder(model_folder(encoder))
+    if (encoder / PRETRAINING).is_dir():
+        shutil.copytree(encoder / PRETRAINING, folder / PRETRAINING, dirs_exist_ok=True)
     elif isinstance(_config_of(encoder), MicoConfig) and (text := read_encoder(encoder).text):
         save_text_branch(*text, folder)
 

@@ -23,16 +23,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mico_chat.checkpoints.folders import (
-    IF_THERE,
     PRETRAINING,
     generation_of,
     llm_source,
     local_folder,
     model_folder,
-    part_of,
 )
 from mico_chat.errors import ModelError
-from mico_chat.model.config import ChatParts, MicoChatConfig, MicoConfig
+from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.encoder import init_buffers
 from mico_chat.model.media_path import MediaModel, TokenTable
 from mico_chat.model.preprocessing import Preprocessing
@@ -52,6 +50,9 @@ TABLE = "model.embed_tokens.weight"
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
 """Weights of a stage 1 model beside those that a chat model has too."""
 
+_IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+"""For transformers' ``cached_file``: None where the file is missing."""
+
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """The EfficientNet-Lite stem was trained on (x - 127) / 128 of 8-bit values."""
 
@@ -70,7 +71,7 @@ def load_chat(
     """
     from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 
-    folder = model_folder(name_or_dir)
+    folder = local_folder(model_folder(name_or_dir))
     dtype = dtype or torch.bfloat16
     model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype, **options)
     nn.Module.to(model, device or _device())
@@ -83,15 +84,14 @@ def load_encoder(
     device: str | None = None,
 ) -> tuple[MediaModel | MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model that gives context tokens, without its language model, and its processor."""
-    folder = Path(model_folder(name_or_dir))
+    folder = local_folder(model_folder(name_or_dir))
     held = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
-    found = read_media_model(folder, held) if folder.is_dir() else None
-    if found is not None:
+    if (found := read_media_model(folder, held)) is not None:
         nn.Module.to(found, device or _device())
         return found, MicoChatProcessor.from_pretrained(folder)
-    model, processor = load_chat(name_or_dir, dtype, device, without_base_llm=True)
+    model, processor = load_chat(folder, dtype, device, without_base_llm=True)
     if model.llm is None:
-        source = llm_source(model_folder(name_or_dir), model.config)
+        source = llm_source(folder, model.config)
         model.attach_llm(read_token_table(source, model.dtype).to(model.device))
     else:
         table, llm_config = cast(nn.Embedding, model.get_input_embeddings()), model.llm.config
@@ -109,12 +109,12 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
     None where the weights are in several files or include the language model's: only transformers
     reads those. A :class:`ModelError` names a weight that is not one of the config's.
     """
-    parts = ChatParts.read(folder)
-    if parts is None or parts.base_llm is None or not (folder / WEIGHTS).is_file():
+    config = MicoChatConfig.without_llm(folder)
+    if config is None or config.base_llm is None or not (folder / WEIGHTS).is_file():
         return None
     # As Hugging Face loads a model: without memory first, then with the file's tensors.
     with torch.device("meta"), _Unfilled(), _default_dtype(dtype):
-        model = MediaModel(parts)
+        model = MediaModel(config)
     own = model.state_dict()
     state = load_file(folder / WEIGHTS)
     wrong = [name for name in own if name not in state or own[name].shape != state[name].shape]
@@ -128,10 +128,10 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
         init_buffers(module)
     model.generation = generation_of(folder)
-    model.llm = read_token_table(llm_source(folder, parts), dtype)
+    model.llm = read_token_table(llm_source(folder, config), dtype)
     width = model.llm.embed_tokens.embedding_dim
-    if width != parts.llm_width:
-        said = f"the language model is {width} wide but the bridge gives {parts.llm_width}"
+    if width != config.llm_width:
+        said = f"the language model is {width} wide but the bridge gives {config.llm_width}"
         raise ModelError(said)
     return model
 
@@ -139,11 +139,11 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
 def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
     """The token vectors of the language model in a folder or of a hub name."""
     for file in (WEIGHTS, "pytorch_model.bin"):
-        index = cached_file(name_or_dir, f"{file}.index.json", **IF_THERE)
+        index = cached_file(name_or_dir, f"{file}.index.json", **_IF_THERE)
         if index is not None:
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
             file = shards.get(TABLE, file)
-        found = cached_file(name_or_dir, file, **IF_THERE)
+        found = cached_file(name_or_dir, file, **_IF_THERE)
         if found is None:
             continue
         weight = _table_in(found)
@@ -202,7 +202,7 @@ def load_llm(
     """
     from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_base_llm
 
-    folder = model_folder(name_or_dir)
+    folder = local_folder(model_folder(name_or_dir))
     config = chat_config(folder)
     if config.base_llm is not None:
         llm = load_base_llm(folder, llm_source(folder, config), dtype=dtype)
@@ -224,7 +224,7 @@ def chat_config(folder: str | Path) -> MicoChatConfig:
 
 
 def has_text_branch(name_or_dir: str | Path) -> bool:
-    return part_of(model_folder(name_or_dir), PRETRAINING) is not None
+    return (local_folder(model_folder(name_or_dir)) / PRETRAINING).is_dir()
 
 
 def load_pretraining(

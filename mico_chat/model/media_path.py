@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from mico_chat.errors import ModelError
 from mico_chat.model.bridge import PerceiverBridge
 from mico_chat.model.concepts import build_concepts
-from mico_chat.model.config import ChatParts, MicoChatConfig
+from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.context import AlikeMedia, MultimodalContext
 from mico_chat.model.encoder import OmniEncoder
 
@@ -36,7 +36,7 @@ class MediaPath(nn.Module):
     device: torch.device
     dtype: torch.dtype
 
-    def build(self, config: ChatParts | MicoChatConfig) -> None:
+    def build(self, config: MicoChatConfig) -> None:
         """Make the modules, with random weights, and no language model."""
         self.encoder = OmniEncoder(config.encoder_config)
         d = self.encoder.embed_dim
@@ -104,9 +104,9 @@ class MediaPath(nn.Module):
 class MediaModel(MediaPath):
     """The media path with token vectors, for engines that run the language model themselves."""
 
-    def __init__(self, parts: ChatParts) -> None:
+    def __init__(self, config: MicoChatConfig) -> None:
         super().__init__()
-        self.build(parts)
+        self.build(config)
         self.train(False)
 
     @property
