@@ -40,6 +40,8 @@ from mico_chat.checkpoints.load import (
     STEM_PREPROCESSING,
     TEXT_PARTS,
     load_pretraining,
+    read_media_model,
+    read_part,
     read_token_table,
     text_tokenizer,
 )
@@ -47,7 +49,7 @@ from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConfig
-from mico_chat.model.media_path import TokenTable
+from mico_chat.model.media_path import MediaModel, TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
@@ -59,7 +61,7 @@ logger = logging.getLogger(__name__)
 class Encoder:
     """A pretrained encoder; ``text`` is the model and tokenizer of its text branch, if kept."""
 
-    source: MicoForPretraining | MicoChatForConditionalGeneration
+    source: MicoForPretraining | MediaModel
     preprocessing: Preprocessing
     text: tuple[MicoForPretraining, PreTrainedTokenizerBase] | None = None
 
@@ -84,15 +86,11 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
     if (folder / PRETRAINING).is_dir():
         branch, tokenizer = load_pretraining(folder)
         return Encoder(branch, preprocessing, (branch, tokenizer))
-    chat = MicoChatForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, without_base_llm=True
-    )
-    chat.llm = None
-    return Encoder(chat, preprocessing)
+    return Encoder(read_media_model(folder, torch.float32), preprocessing)
 
 
 def encoder_config_of(folder: Path) -> MicoConfig | MicoChatConfig:
-    config = _config_of(folder)
+    config = read_part(AutoConfig, folder, "configuration")
     if not isinstance(config, MicoConfig | MicoChatConfig):
         raise ModelError(
             f"{folder}: the model type is {config.model_type!r}; an encoder is read "
@@ -116,22 +114,9 @@ def usual_preprocessing(config: MicoConfig | MicoChatConfig) -> Preprocessing:
     return usual.model_copy(update={"image_size": encoder.image_size})
 
 
-def _read(kind: Any, name_or_dir: str | Path, part: str) -> Any:
-    """An Auto class's ``from_pretrained``, its error in one line."""
-    try:
-        return kind.from_pretrained(name_or_dir)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{name_or_dir}: the {part} cannot be read: {reason}") from error
-
-
-def _config_of(name_or_dir: str | Path) -> PreTrainedConfig:
-    return cast(PreTrainedConfig, _read(AutoConfig, name_or_dir, "configuration"))
-
-
 def llm_config(llm: str) -> PreTrainedConfig:
     """The configuration of a causal language model, by its packaged name, folder or hub name."""
-    config = _config_of(base_llm_path(llm))
+    config: PreTrainedConfig = read_part(AutoConfig, base_llm_path(llm), "configuration")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{llm}: a model of type {config.model_type!r} is not a causal language model"
@@ -162,7 +147,7 @@ def build(
     if config.base_llm is None:
         raise ModelError("the configuration does not name a language model (base_llm)")
     source = base_llm_path(config.base_llm)
-    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, "tokenizer")
+    tokenizer: PreTrainedTokenizerBase = read_part(AutoTokenizer, source, "tokenizer")
     template = template_of(source, tokenizer, chat_template)
     if len(tokenizer) > (rows := config.context_token_id):
         raise ModelError(
@@ -302,7 +287,9 @@ def keep_text_branch(encoder: Path, folder: Path) -> None:
     encoder = local_folder(model_folder(encoder))
     if (encoder / PRETRAINING).is_dir():
         shutil.copytree(encoder / PRETRAINING, folder / PRETRAINING, dirs_exist_ok=True)
-    elif isinstance(_config_of(encoder), MicoConfig) and (text := read_encoder(encoder).text):
+    elif isinstance(encoder_config_of(encoder), MicoConfig) and (
+        text := read_encoder(encoder).text
+    ):
         save_text_branch(*text, folder)
 
 

@@ -37,11 +37,9 @@ class MicoChatForConditionalGeneration(MicoChat):
         """As in Hugging Face, with the base LLM and the ``lora`` adapter where the folder has one.
 
         ``llm_dtype`` is the precision of a base LLM where it differs from the rest (``dtype``).
-        ``without_base_llm`` leaves the base LLM out. A bitsandbytes ``quantization_config`` applies
-        to the language model alone.
+        A bitsandbytes ``quantization_config`` applies to the language model alone.
         """
         llm_dtype = kwargs.pop("llm_dtype", None)
-        without_base_llm = kwargs.pop("without_base_llm", False)
         hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "token") if k in kwargs}
         folder = local_folder(folder, **hub)
         config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder)
@@ -50,7 +48,7 @@ class MicoChatForConditionalGeneration(MicoChat):
             kwargs["quantization_config"] = _for_the_llm(quantization)
         model = super().from_pretrained(folder, *args, **kwargs)
         model.generation = generation_of(folder)
-        if config.base_llm is not None and not without_base_llm:
+        if config.base_llm is not None:
             source = llm_source(folder, config)
             if config.base_llm == LLM:  # its weights stay here wherever the model is saved next
                 model.config.base_llm = str(source)

@@ -95,6 +95,14 @@ class MediaPath(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return cast(nn.Module, self._llm().get_input_embeddings())
 
+    def attach_llm(self, llm: Any) -> None:
+        """Take a causal language model, or its :class:`TokenTable`, from elsewhere."""
+        width = llm.get_input_embeddings().embedding_dim
+        ours = self.bridge.proj_out.out_features
+        if width != ours:
+            raise ModelError(f"the language model is {width} wide but the bridge gives {ours}")
+        self.llm = llm
+
     def _llm(self) -> Any:
         if self.llm is None:
             raise ModelError("this model has no language model yet: give it one with attach_llm")
@@ -106,6 +114,7 @@ class MediaModel(MediaPath):
 
     def __init__(self, config: MicoChatConfig) -> None:
         super().__init__()
+        self.config = config
         self.build(config)
         self.train(False)
 

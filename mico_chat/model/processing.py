@@ -188,28 +188,25 @@ class JoinedParts:
 def _without_prefix(backend: Tokenizer) -> Tokenizer:
     """A copy that puts no space before a text and takes no text for a special token."""
     spec = json.loads(backend.to_str())
-    normalizer = _never(spec["normalizer"])
-    spec["normalizer"], spec["pre_tokenizer"] = normalizer, _never(spec["pre_tokenizer"])
+    for part in ("normalizer", "pre_tokenizer"):
+        spec[part] = _without_space(spec[part])
     spec["post_processor"] = None
     plain = Tokenizer.from_str(json.dumps(spec))
     plain.encode_special_tokens = True
-    plain.no_padding()
-    plain.no_truncation()
     return plain
 
 
-def _never(step: Any) -> Any:
-    """A normalizer or pre-tokenizer without its step that puts a space before a text."""
+def _without_space(step: Any) -> Any:
+    """A normalizer or pre-tokenizer that puts no space before a text."""
     match step:
         case {"type": "Prepend"}:
-            return None
+            return {"type": "Sequence", "normalizers": []}
         case {"type": "Metaspace"}:
             return {**step, "prepend_scheme": "never"}
-        case {"type": "Sequence", "normalizers": list(steps)}:
-            kept = [_never(inner) for inner in steps]
-            return {**step, "normalizers": [inner for inner in kept if inner is not None]}
-        case {"type": "Sequence", "pretokenizers": list(steps)}:
-            return {**step, "pretokenizers": [_never(inner) for inner in steps]}
+        case dict():
+            return {name: _without_space(value) for name, value in step.items()}
+        case list():
+            return [_without_space(inner) for inner in step]
     return step
 
 
