@@ -15,6 +15,9 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,11 +42,8 @@ from mico_chat.model.config import MicoChatConfig
 from mico_chat.settings import cache_dir
 
 if TYPE_CHECKING:
-    # Not needed for a file that is there already.
+    # A file that was built before needs no import of transformers' models.
     from transformers import LlamaConfig, PreTrainedModel
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ QUANTIZATIONS = ("F32", "F16", "BF16", *QUANTIZED)
 DEFAULT_QUANTIZATION = "Q8_0"
 
 _FORMAT = 2
-"""To raise when the same checkpoint gives another file: the cache then builds anew."""
-
+"""Raise this number when the same checkpoint gives another file: the cache then builds it anew."""
 
 _WHOLE = 64 << 20
 """Bytes. The digest takes the size and time of a larger file instead of its content, because

@@ -8,8 +8,6 @@ longer than loading the mini.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -108,8 +106,9 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel:
     """
     config = MicoChatConfig.without_llm(folder) or chat_config(folder)
     # As Hugging Face loads a model: without memory first, then with the files' tensors.
-    with torch.device("meta"), _Unfilled(), _default_dtype(dtype):
+    with torch.device("meta"), _Unfilled():
         model = MediaModel(config)
+    nn.Module.to(model, dtype)
     own = model.state_dict()
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
@@ -178,16 +177,6 @@ class _Unfilled(TorchFunctionMode):
         if name == "linspace" and "device" not in named:
             return torch.empty(args[2] if len(args) > 2 else named["steps"])
         return func(*args, **named)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def load_llm(

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import cast
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
 
 from mico_chat.checkpoints.folders import (
     LLM,
@@ -81,12 +80,8 @@ def _save_llm(llm: PreTrainedModel, processor: MicoChatProcessor, folder: Path) 
     except ValueError:  # Vicuna's has a temperature, but does not say that it samples
         generation.do_sample = True
     llm.save_pretrained(folder, max_shard_size="5GB")  # small ones need less memory to load
-    tokenizer = cast(PreTrainedTokenizerBase, processor.tokenizer)
-    own, tokenizer.chat_template = tokenizer.chat_template, processor.chat_template
-    try:
-        tokenizer.save_pretrained(folder)
-    finally:
-        tokenizer.chat_template = own
+    processor.tokenizer.chat_template = processor.chat_template
+    processor.tokenizer.save_pretrained(folder)
 
 
 def plain_llm(model: str | Path) -> str | Path:

@@ -21,7 +21,7 @@ from tests.tiny import (
     letters,
     picture,
     pretraining_model,
-    processor_for,
+    saved,
     shown,
 )
 
@@ -51,10 +51,7 @@ def test_names_and_folders(models: Path, tmp_path: Path) -> None:
 
 
 def test_load_chat_is_ready_to_answer(tmp_path: Path) -> None:
-    model = chat_model()
-    model.save_pretrained(tmp_path)
-    processor_for(model.config).save_pretrained(tmp_path)
-    loaded, processor = load_chat(tmp_path)
+    loaded, processor = load_chat(saved(tmp_path))
     assert loaded.dtype == torch.bfloat16
     assert not loaded.training
     inputs = processor([[shown(picture(), "What?")], [Message.user("Hello")]])

@@ -20,7 +20,7 @@ from mico_chat.model.config import (
     MicoEncoderConfig,
 )
 from mico_chat.model.context import MultimodalContext
-from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder, cell_centres
+from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder
 from tests.tiny import SIDE, chat_model
 
 
@@ -99,11 +99,6 @@ def test_units_beyond_the_table_share_its_last_row(context: MultimodalContext) -
     torch.testing.assert_close(out[4], out[2])
 
 
-def test_tables_start_small(context: MultimodalContext) -> None:
-    for table in (context.modality, context.context, context.sampling):
-        assert table.weight.std() < 0.04
-
-
 # --- bridge ---------------------------------------------------------------------------------------
 
 GRID, PREFIX, WIDTH, LLM = 4, 1, 16, 12
@@ -169,12 +164,6 @@ def test_queries_look_around_their_place(bridge: PerceiverBridge) -> None:
     reached = added[0, :9, 0]
     assert reached.argmax() == 0
     assert reached[0] > 10 * reached[8]  # lower right
-
-
-def test_cell_centres() -> None:
-    torch.testing.assert_close(
-        cell_centres(2), torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
-    )
 
 
 def test_queries_start_apart() -> None:
