@@ -29,7 +29,6 @@ from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
     captions,
-    chat_model,
     command,
     letters,
     picture,
@@ -142,8 +141,7 @@ def test_the_language_models_folder_is_hugging_faces(
 
 
 def test_a_language_model_inside_the_weights_moves_out(tmp_path: Path) -> None:
-    model = chat_model()
-    saved(tmp_path / "inside", model)
+    model, _ = load_chat(saved(tmp_path / "inside"), dtype="float32")
     save_text_branch(pretraining_model(), letters(), tmp_path / "inside")
     with pytest.raises(ModelError, match="inside the model's own weights; `mico-chat merge`"):
         llm_source(tmp_path / "inside", chat_config(tmp_path / "inside"))

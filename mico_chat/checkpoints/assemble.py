@@ -40,6 +40,7 @@ from mico_chat.checkpoints.load import (
     STEM_PREPROCESSING,
     TEXT_PARTS,
     load_pretraining,
+    load_strict,
     read_media_model,
     read_part,
     read_token_table,
@@ -182,11 +183,7 @@ def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None
         state = dict(pretrained.state_dict())
         if isinstance(target, ConceptAttention):
             state["name_ids"] = target.name_ids  # tokens of the LLM, which stage 1 lacks
-        try:
-            target.load_state_dict(state)
-        except RuntimeError as error:  # torch has no error of its own for it
-            reason = str(error).splitlines()[-1].strip()
-            raise ModelError(f"{name} has different shapes in the two models: {reason}") from error
+        load_strict(target, state, f"{name} has different shapes in the two models")
 
 
 def concept_names(config: MicoConfig | MicoChatConfig) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -105,21 +106,17 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel:
     A :class:`ModelError` names a weight that is not one of the config's.
     """
     config = MicoChatConfig.without_llm(folder) or chat_config(folder)
-    # As Hugging Face loads a model: without memory first, then with the files' tensors.
+    # As in Hugging Face, the model is made without memory and then takes the files' tensors.
     with torch.device("meta"), _Unfilled():
         model = MediaModel(config)
     nn.Module.to(model, dtype)
-    own = model.state_dict()
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             names = [name for name in tensors.keys() if not name.startswith("llm.")]  # noqa: SIM118
             state |= {name: tensors.get_tensor(name) for name in names}
-    wrong = [name for name in own if name not in state or own[name].shape != state[name].shape]
-    if wrong := [*wrong, *(name for name in state if name not in own)]:
-        raise ModelError(f"{folder / WEIGHTS}: not the weights of its config: {wrong[0]}")
-    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
-    model.load_state_dict(state, assign=True)
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    load_strict(model, state, f"{folder / WEIGHTS}: not the weights of its config", assign=True)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
@@ -233,8 +230,7 @@ def load_pretraining(
     folder = local_folder(model_folder(name_or_dir))
     beside = folder / PRETRAINING
     if not beside.is_dir():
-        known = (folder / "config.json").is_file()
-        if not known or not isinstance(AutoConfig.from_pretrained(folder), MicoConfig):
+        if not isinstance(read_part(AutoConfig, folder, "configuration"), MicoConfig):
             raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
         tokenizer = text_tokenizer(folder)
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
@@ -246,14 +242,21 @@ def load_pretraining(
     state |= {name: tensor for name, tensor in own.items() if name.startswith(shared)}
     if model.concepts is not None:
         state["concepts.name_ids"] = model.concepts.name_ids
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:  # torch has no error of its own for it
-        first = str(error).splitlines()[1].strip()
-        raise ModelError(f"{beside}: not the text branch of this model: {first}") from error
+    load_strict(model, state, f"{beside}: not the text branch of this model")
     if chat is not None:
         nn.Module.to(model, chat.device)
     return model.train(False), text_tokenizer(beside)
+
+
+def load_strict(
+    module: nn.Module, state: dict[str, Tensor], wrong: str, assign: bool = False
+) -> None:
+    """Load a state dict; the error says ``wrong`` and names the first tensors that do not fit."""
+    try:
+        module.load_state_dict(state, assign=assign)
+    except RuntimeError as error:  # torch has no error of its own for it
+        first = shorten(str(error).splitlines()[1], 200)
+        raise ModelError(f"{wrong}: {first}") from error
 
 
 def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

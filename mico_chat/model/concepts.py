@@ -27,7 +27,7 @@ FREQUENCY_BANDS = 7
 class ConceptAttention(nn.Module):
     """Keys for visual names (per grid cell) and for sound names (per sound).
 
-    ``change_cells`` is training's: it replaces the cells' logits (B·U, G², n_visual) of media.
+    Training may set ``change_cells``, which replaces the cells' logits (B·U, G², n_visual).
     """
 
     name_ids: Tensor

@@ -27,10 +27,11 @@ from mico_chat.model.encoder import OmniEncoder
 
 
 class MediaPath(nn.Module):
-    """Methods of a model that has these parts; :meth:`build` makes them.
+    """Encoder, context, concepts and bridge of a chat model; :meth:`build` makes them.
 
-    ``use_concepts`` and ``use_grid`` switch a path off, to measure its share. ``generation`` is
-    the content of ``generation_config.json``. Only chats use it: ``generate`` does not.
+    An evaluation switches ``use_concepts`` or ``use_grid`` off to measure the share of the concepts
+    or of the bridge. ``generation`` is the content of ``generation_config.json``: an assistant uses
+    it, ``generate`` does not.
     """
 
     device: torch.device

@@ -235,10 +235,11 @@ class _AnyChatConfig(PreTrainedConfig):
 class MicoChatProcessor:
     """Tokenizer, chat template and preprocessing of one MiCo-Chat checkpoint.
 
-    Read and written as Hugging Face's processors are, to the same files. Their base class is not
-    used because it imports transformers' code for all models. ``still_tokens`` are the context
-    tokens of a still or a sound; ``chat_template`` is Jinja, by default the tokenizer's.
-    :class:`~mico_chat.assistant.Assistant` adds the ``system_prompt`` to chats without one.
+    It reads and writes the same files as Hugging Face's processors. It does without their base
+    class, which imports transformers' code for all models. ``still_tokens`` is the number of
+    context tokens of a still or a sound, ``frame_tokens`` that of a video's frame. The
+    ``chat_template`` is Jinja, by default the tokenizer's. The assistant
+    (:mod:`mico_chat.assistant`) adds the ``system_prompt`` to a chat that lacks a system message.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from mico_chat.checkpoints.assemble import save_text_branch
@@ -305,9 +305,15 @@ def test_no_token_table_there(tmp_path: Path) -> None:
     save_file({"wte.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"no model\.embed_tokens\.weight in model\.safetensors"):
         read_token_table(folder, torch.float32)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no model\.safetensors or pytorch_model\.bin"):
-        read_token_table(folder, torch.float32)
+
+
+def test_weights_of_another_config(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    del state["bridge.scale"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"not the weights of its config: Missing .*bridge\.scale"):
+        load_encoder(folder)
 
 
 def test_a_language_model_that_lies_elsewhere_is_taken_where_it_lies(

@@ -12,7 +12,6 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import PerceiverBridge
 from mico_chat.model.concepts import ConceptAttention, build_concepts
 from mico_chat.model.config import (
-    MediaLayout,
     MicoBridgeConfig,
     MicoChatConfig,
     MicoConfig,
@@ -112,17 +111,6 @@ def bridge() -> PerceiverBridge:
         hidden_size=16, num_heads=2, depth=1, still_grid=3, still_global=2, frame_grid=2
     )
     return PerceiverBridge(config, WIDTH, GRID, PREFIX, LLM).eval()
-
-
-@pytest.mark.parametrize(
-    ("layout", "kind", "units", "length"),
-    [("still", 0, 1, 11), ("slices", 1, 3, 11), ("frames", 2, 5, 20)],
-)
-def test_lengths(
-    bridge: PerceiverBridge, layout: MediaLayout, kind: int, units: int, length: int
-) -> None:
-    tokens = torch.randn(2, units, TOKENS, WIDTH)
-    assert bridge(tokens, torch.tensor([kind, kind]), layout).shape == (2, length, LLM)
 
 
 def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
