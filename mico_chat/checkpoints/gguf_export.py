@@ -15,6 +15,9 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,19 +28,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from mico_chat.checkpoints.folders import PACKAGED, llm_source, local_folder, model_folder
+from mico_chat.checkpoints.folders import (
+    PACKAGED,
+    built_once,
+    llm_source,
+    local_folder,
+    model_folder,
+)
 from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
 from mico_chat.checkpoints.load import chat_config, load_llm
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.model.config import ChatParts
+from mico_chat.model.config import MicoChatConfig
 from mico_chat.settings import cache_dir
 
 if TYPE_CHECKING:
-    # Not needed for a file that is there already.
+    # A file that was built before needs no import of transformers' models.
     from transformers import LlamaConfig, PreTrainedModel
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +56,7 @@ QUANTIZATIONS = ("F32", "F16", "BF16", *QUANTIZED)
 DEFAULT_QUANTIZATION = "Q8_0"
 
 _FORMAT = 2
-"""To raise when the same checkpoint gives another file: the cache then builds anew."""
-
+"""Raise this number when the same checkpoint gives another file: the cache then builds it anew."""
 
 _WHOLE = 64 << 20
 """Bytes. The digest takes the size and time of a larger file instead of its content, because
@@ -92,21 +97,12 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
     """The GGUF file of a chat model's language model, built once in the cache folder.
 
     Its name has a digest of everything that the file is made of, so a retrained model gets a new
-    file. Of several processes one builds and the others wait. Errors are those of
-    :func:`export_gguf`.
+    file. Errors are those of :func:`export_gguf`.
     """
-    from filelock import FileLock
-
     _check(quantization)
-    path = gguf_path(model, quantization)
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if not path.is_file():
-            logger.info("building %s", path)
-            export_gguf(model, path, quantization)
-    return path
+    return built_once(
+        gguf_path(model, quantization), lambda path: export_gguf(model, path, quantization)
+    )
 
 
 def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
@@ -141,7 +137,7 @@ def digest_of(folder: Path) -> str:
 
     With ``base_llm`` the checkpoint's own weights do not count: they are encoder and bridge.
     """
-    config = ChatParts.read(folder) or chat_config(folder)
+    config = MicoChatConfig.without_llm(folder) or chat_config(folder)
     parts = [f"format {_FORMAT}"]
     about_media = ("processor_config.json", "generation_config.json")
     files = [path for path in folder.glob("*.json") if path.name not in about_media]

@@ -8,10 +8,9 @@ longer than loading the mini.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,18 +22,16 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mico_chat.checkpoints.folders import (
-    IF_THERE,
     PRETRAINING,
     generation_of,
     llm_source,
     local_folder,
     model_folder,
-    part_of,
 )
 from mico_chat.errors import ModelError
-from mico_chat.model.config import ChatParts, MicoChatConfig, MicoConfig
+from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.encoder import init_buffers
-from mico_chat.model.media_path import MediaModel, TokenTable
+from mico_chat.model.media_path import MediaModel, MediaPath, TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 
@@ -51,6 +48,9 @@ TABLE = "model.embed_tokens.weight"
 
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
 """Weights of a stage 1 model beside those that a chat model has too."""
+
+_IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+"""For transformers' ``cached_file``: None where the file is missing."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """The EfficientNet-Lite stem was trained on (x - 127) / 128 of 8-bit values."""
@@ -70,7 +70,7 @@ def load_chat(
     """
     from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 
-    folder = model_folder(name_or_dir)
+    folder = local_folder(model_folder(name_or_dir))
     dtype = dtype or torch.bfloat16
     model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype, **options)
     nn.Module.to(model, device or _device())
@@ -81,86 +81,79 @@ def load_encoder(
     name_or_dir: str | Path = "mini",
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
-) -> tuple[MediaModel | MicoChatForConditionalGeneration, MicoChatProcessor]:
+) -> tuple[MediaModel, MicoChatProcessor]:
     """A model that gives context tokens, without its language model, and its processor."""
-    folder = Path(model_folder(name_or_dir))
+    folder = local_folder(model_folder(name_or_dir))
     held = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
-    found = read_media_model(folder, held) if folder.is_dir() else None
-    if found is not None:
-        nn.Module.to(found, device or _device())
-        return found, MicoChatProcessor.from_pretrained(folder)
-    model, processor = load_chat(name_or_dir, dtype, device, without_base_llm=True)
-    if model.llm is None:
-        source = llm_source(model_folder(name_or_dir), model.config)
-        model.attach_llm(read_token_table(source, model.dtype).to(model.device))
+    model = read_media_model(folder, held)
+    model.generation = generation_of(folder)
+    if model.config.base_llm is None:
+        table = _read_table(folder, f"llm.{TABLE}", held)
+        model.attach_llm(TokenTable(table, lambda: chat_config(folder).llm_config))
     else:
-        table, llm_config = cast(nn.Embedding, model.get_input_embeddings()), model.llm.config
-        model.llm = TokenTable(table.weight, lambda: llm_config)
-    return model.train(False), processor
+        model.attach_llm(read_token_table(llm_source(folder, model.config), held))
+    nn.Module.to(model, device or _device())
+    return model, MicoChatProcessor.from_pretrained(folder)
 
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
-    """The media path of a folder, on the CPU.
+def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel:
+    """The media path of a folder, on the CPU, without a language model's token vectors.
 
-    None where the weights are in several files or include the language model's: only transformers
-    reads those. A :class:`ModelError` names a weight that is not one of the config's.
+    A :class:`ModelError` names a weight that is not one of the config's.
     """
-    parts = ChatParts.read(folder)
-    if parts is None or parts.base_llm is None or not (folder / WEIGHTS).is_file():
-        return None
-    # As Hugging Face loads a model: without memory first, then with the file's tensors.
-    with torch.device("meta"), _Unfilled(), _default_dtype(dtype):
-        model = MediaModel(parts)
-    own = model.state_dict()
-    state = load_file(folder / WEIGHTS)
-    wrong = [name for name in own if name not in state or own[name].shape != state[name].shape]
-    if wrong := [*wrong, *(name for name in state if name not in own)]:
-        raise ModelError(f"{folder / WEIGHTS}: not the weights of its config: {wrong[0]}")
-    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
-    model.load_state_dict(state, assign=True)
+    config = MicoChatConfig.without_llm(folder) or chat_config(folder)
+    # As in Hugging Face, the model is made without memory and then takes the files' tensors.
+    with torch.device("meta"), _Unfilled():
+        model = MediaModel(config)
+    nn.Module.to(model, dtype)
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if not name.startswith("llm.")]  # noqa: SIM118
+            state |= {name: tensors.get_tensor(name) for name in names}
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    load_strict(model, state, f"{folder / WEIGHTS}: not the weights of its config", assign=True)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
         init_buffers(module)
-    model.generation = generation_of(folder)
-    model.llm = read_token_table(llm_source(folder, parts), dtype)
-    width = model.llm.embed_tokens.embedding_dim
-    if width != parts.llm_width:
-        said = f"the language model is {width} wide but the bridge gives {parts.llm_width}"
-        raise ModelError(said)
     return model
 
 
 def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
     """The token vectors of the language model in a folder or of a hub name."""
+    table = _read_table(name_or_dir, TABLE, dtype)
+    return TokenTable(table, partial(AutoConfig.from_pretrained, name_or_dir))
+
+
+def _read_table(name_or_dir: str | Path, name: str, dtype: torch.dtype) -> Tensor:
     for file in (WEIGHTS, "pytorch_model.bin"):
-        index = cached_file(name_or_dir, f"{file}.index.json", **IF_THERE)
+        index = cached_file(name_or_dir, f"{file}.index.json", **_IF_THERE)
         if index is not None:
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            file = shards.get(TABLE, file)
-        found = cached_file(name_or_dir, file, **IF_THERE)
+            file = shards.get(name, file)
+        found = cached_file(name_or_dir, file, **_IF_THERE)
         if found is None:
             continue
-        weight = _table_in(found)
+        weight = _tensor_in(found, name)
         if weight is None:
-            raise ModelError(f"{name_or_dir}: no {TABLE} in {file}")
-        return TokenTable(weight.to(dtype), partial(AutoConfig.from_pretrained, name_or_dir))
+            raise ModelError(f"{name_or_dir}: no {name} in {file}")
+        return weight.to(dtype)
     files = f"{WEIGHTS} or pytorch_model.bin"
     raise ModelError(f"{name_or_dir}: no {files} with the token table")
 
 
-def _table_in(file: str) -> Tensor | None:
+def _tensor_in(file: str, name: str) -> Tensor | None:
     if file.endswith(".bin"):  # of torch.save, such as Vicuna's; the other tensors stay on disk
-        table = torch.load(file, "cpu", weights_only=True, mmap=True).get(TABLE)
-        return cast(Tensor | None, table)
+        return cast(Tensor | None, torch.load(file, "cpu", weights_only=True, mmap=True).get(name))
     with safe_open(file, framework="pt") as tensors:
-        there = TABLE in tensors.keys()  # noqa: SIM118  # not a mapping
-        return cast(Tensor, tensors.get_tensor(TABLE)) if there else None
+        there = name in tensors.keys()  # noqa: SIM118  # not a mapping
+        return cast(Tensor, tensors.get_tensor(name)) if there else None
 
 
 class _Unfilled(TorchFunctionMode):
@@ -183,16 +176,6 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **named)
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def load_llm(
     name_or_dir: str | Path = "mini", dtype: torch.dtype | str = "auto"
 ) -> PreTrainedModel:
@@ -202,7 +185,7 @@ def load_llm(
     """
     from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_base_llm
 
-    folder = model_folder(name_or_dir)
+    folder = local_folder(model_folder(name_or_dir))
     config = chat_config(folder)
     if config.base_llm is not None:
         llm = load_base_llm(folder, llm_source(folder, config), dtype=dtype)
@@ -211,25 +194,30 @@ def load_llm(
     return cast("PreTrainedModel", llm.eval())
 
 
+def read_part(auto: Any, name_or_dir: str | Path, part: str) -> Any:
+    """What an Auto class reads from a model's folder; its error becomes one line."""
+    try:
+        return auto.from_pretrained(name_or_dir)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ModelError(f"{name_or_dir}: the {part} cannot be read: {reason}") from error
+
+
 def chat_config(folder: str | Path) -> MicoChatConfig:
     """The config of a chat model's folder or hub name; a :class:`ModelError` if it is another's."""
-    place = local_folder(folder, "config.json")  # with an error of its own for the hub's
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: no config to read: {str(error).splitlines()[0]}") from error
+    config = read_part(AutoConfig, local_folder(folder, "config.json"), "configuration")
     if not isinstance(config, MicoChatConfig):
         raise ModelError(f"{folder}: a model of type {config.model_type!r}, expected 'mico_chat'")
     return config
 
 
 def has_text_branch(name_or_dir: str | Path) -> bool:
-    return part_of(model_folder(name_or_dir), PRETRAINING) is not None
+    return (local_folder(model_folder(name_or_dir)) / PRETRAINING).is_dir()
 
 
 def load_pretraining(
     name_or_dir: str | Path = "mini",
-    chat: MediaModel | MicoChatForConditionalGeneration | None = None,
+    chat: MediaPath | None = None,
 ) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, in float32, and the branch's tokenizer.
 
@@ -242,8 +230,7 @@ def load_pretraining(
     folder = local_folder(model_folder(name_or_dir))
     beside = folder / PRETRAINING
     if not beside.is_dir():
-        known = (folder / "config.json").is_file()
-        if not known or not isinstance(AutoConfig.from_pretrained(folder), MicoConfig):
+        if not isinstance(read_part(AutoConfig, folder, "configuration"), MicoConfig):
             raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
         tokenizer = text_tokenizer(folder)
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
@@ -255,14 +242,21 @@ def load_pretraining(
     state |= {name: tensor for name, tensor in own.items() if name.startswith(shared)}
     if model.concepts is not None:
         state["concepts.name_ids"] = model.concepts.name_ids
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:  # torch has no error of its own for it
-        first = str(error).splitlines()[1].strip()
-        raise ModelError(f"{beside}: not the text branch of this model: {first}") from error
+    load_strict(model, state, f"{beside}: not the text branch of this model")
     if chat is not None:
         nn.Module.to(model, chat.device)
     return model.train(False), text_tokenizer(beside)
+
+
+def load_strict(
+    module: nn.Module, state: dict[str, Tensor], wrong: str, assign: bool = False
+) -> None:
+    """Load a state dict; the error says ``wrong`` and names the first tensors that do not fit."""
+    try:
+        module.load_state_dict(state, assign=assign)
+    except RuntimeError as error:  # torch has no error of its own for it
+        first = shorten(str(error).splitlines()[1], 200)
+        raise ModelError(f"{wrong}: {first}") from error
 
 
 def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -8,22 +8,20 @@ ends the engine (``vllm/lora/layers/vocab_parallel_embedding.py``).
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
-from typing import cast
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
 
 from mico_chat.checkpoints.folders import (
     LLM,
     LORA,
     PRETRAINING,
+    built_once,
     llm_source,
     local_folder,
     model_folder,
-    part_of,
     whole_folder,
 )
 from mico_chat.checkpoints.gguf_export import digest_of, named_folder
@@ -32,8 +30,6 @@ from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, l
 from mico_chat.errors import ModelError
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.settings import cache_dir
-
-logger = logging.getLogger(__name__)
 
 
 def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "auto") -> Path:
@@ -45,7 +41,7 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
     with whole_folder(output) as written:
         folder = local_folder(model_folder(name_or_dir))
         config = chat_config(folder)
-        if config.base_llm == LLM and part_of(folder, LORA) is None:
+        if config.base_llm == LLM and not (folder / LORA).is_dir():
             raise ModelError(
                 f"{name_or_dir}: nothing to merge: the folder has {LLM}/ but no {LORA}/"
             )
@@ -62,8 +58,8 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
             file = written / "config.json"
             content = json.loads(file.read_text(encoding="utf-8")) | {"base_llm": LLM}
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if (branch := part_of(folder, PRETRAINING)) is not None:
-            shutil.copytree(branch, written / PRETRAINING)
+        if (folder / PRETRAINING).is_dir():
+            shutil.copytree(folder / PRETRAINING, written / PRETRAINING)
     return output
 
 
@@ -84,27 +80,20 @@ def _save_llm(llm: PreTrainedModel, processor: MicoChatProcessor, folder: Path) 
     except ValueError:  # Vicuna's has a temperature, but does not say that it samples
         generation.do_sample = True
     llm.save_pretrained(folder, max_shard_size="5GB")  # small ones need less memory to load
-    tokenizer = cast(PreTrainedTokenizerBase, processor.tokenizer)
-    own, tokenizer.chat_template = tokenizer.chat_template, processor.chat_template
-    try:
-        tokenizer.save_pretrained(folder)
-    finally:
-        tokenizer.chat_template = own
+    processor.tokenizer.chat_template = processor.chat_template
+    processor.tokenizer.save_pretrained(folder)
 
 
 def plain_llm(model: str | Path) -> str | Path:
     """The folder or hub name of a chat model's language model, its adapter merged.
 
-    Where there is none yet, it is built at ``llm/<name>-<digest>`` in the cache folder. Of several
-    processes one builds and the others wait.
+    Where there is none yet, it is built at ``llm/<name>-<digest>`` in the cache folder.
     """
-    from filelock import FileLock
-
     name, folder = named_folder(model)
     config = chat_config(folder)
     if config.base_llm is not None:
         base = llm_source(folder, config)
-        if part_of(folder, LORA) is None:
+        if not (folder / LORA).is_dir():
             return base
         if hasattr(AutoConfig.from_pretrained(base), "quantization_config"):
             raise ModelError(
@@ -112,11 +101,9 @@ def plain_llm(model: str | Path) -> str | Path:
                 "quantized: merge the adapter into the language model before it is quantized, "
                 "then quantize the result"
             )
-    path = cache_dir() / "llm" / f"{name}-{digest_of(folder)}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if not path.is_dir():
-            logger.info("building %s", path)
-            with whole_folder(path) as written:
-                _save_llm(load_llm(folder), MicoChatProcessor.from_pretrained(folder), written)
-    return path
+
+    def build(path: Path) -> None:
+        with whole_folder(path) as written:
+            _save_llm(load_llm(folder), MicoChatProcessor.from_pretrained(folder), written)
+
+    return built_once(cache_dir() / "llm" / f"{name}-{digest_of(folder)}", build)

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from mico_chat.checkpoints.folders import LLM, LORA, generation_of, llm_source, part_of
+from mico_chat.checkpoints.folders import LLM, LORA, generation_of, llm_source, local_folder
 from mico_chat.model.chat import MicoChat
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
@@ -37,28 +37,25 @@ class MicoChatForConditionalGeneration(MicoChat):
         """As in Hugging Face, with the base LLM and the ``lora`` adapter where the folder has one.
 
         ``llm_dtype`` is the precision of a base LLM where it differs from the rest (``dtype``).
-        ``without_base_llm`` leaves the base LLM out. A bitsandbytes ``quantization_config`` applies
-        to the language model alone.
+        A bitsandbytes ``quantization_config`` applies to the language model alone.
         """
         llm_dtype = kwargs.pop("llm_dtype", None)
-        without_base_llm = kwargs.pop("without_base_llm", False)
-        hub: dict[str, Any] = {
-            k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs
-        }
-        config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder, **hub)
+        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "token") if k in kwargs}
+        folder = local_folder(folder, **hub)
+        config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder)
         quantization = kwargs.pop("quantization_config", None)
         if config.base_llm is None and quantization is not None:
             kwargs["quantization_config"] = _for_the_llm(quantization)
         model = super().from_pretrained(folder, *args, **kwargs)
-        model.generation = generation_of(folder, hub)
-        if config.base_llm is not None and not without_base_llm:
-            source = llm_source(folder, config, **hub)
+        model.generation = generation_of(folder)
+        if config.base_llm is not None:
+            source = llm_source(folder, config)
             if config.base_llm == LLM:  # its weights stay here wherever the model is saved next
                 model.config.base_llm = str(source)
             wanted = {k: kwargs[k] for k in ("dtype", "device_map") if kwargs.get(k) is not None}
             wanted |= {} if llm_dtype is None else {"dtype": llm_dtype}
             wanted |= {} if quantization is None else {"quantization_config": quantization}
-            model.attach_llm(load_base_llm(folder, source, hub, **wanted))
+            model.attach_llm(load_base_llm(folder, source, **wanted))
         return model.train(False)
 
     def save_pretrained(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -80,20 +77,16 @@ class MicoChatForConditionalGeneration(MicoChat):
             self.llm, self.config.base_llm = llm, base_llm
 
 
-def load_base_llm(
-    folder: str | Path, source: str | Path, hub: Mapping[str, Any] | None = None, **kwargs: Any
-) -> PreTrainedModel:
-    """The language model at ``source``; the ``lora`` adapter of the checkpoint ``folder`` is
-    merged.
+def load_base_llm(folder: Path, source: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """The language model at ``source``, with the checkpoint's adapter (``folder/lora``) merged.
 
-    An adapter on quantized weights stays apart. ``hub``: the checkpoint's ``revision`` and so on.
+    An adapter on quantized weights stays apart.
     """
     llm: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
-    adapter = part_of(folder, LORA, **(hub or {}))
-    if adapter is not None:
+    if (folder / LORA).is_dir():
         from peft import PeftModel
 
-        peft = PeftModel.from_pretrained(llm, str(adapter))
+        peft = PeftModel.from_pretrained(llm, str(folder / LORA))
         llm = peft if "quantization_config" in kwargs else peft.merge_and_unload()
     return cast(PreTrainedModel, llm)
 

@@ -99,10 +99,7 @@ class MicoChat(MediaPath, PreTrainedModel):
 
     def attach_llm(self, llm: PreTrainedModel | TokenTable) -> None:
         """Take a language model whose weights lie elsewhere (``config.base_llm``)."""
-        width, ours = llm.config.hidden_size, self.bridge.proj_out.out_features
-        if width != ours:
-            raise ModelError(f"the language model is {width} wide but the bridge gives {ours}")
-        self.llm = llm
+        super().attach_llm(llm)
         self.config.llm_config = llm.config
 
     def get_output_embeddings(self) -> nn.Module | None:

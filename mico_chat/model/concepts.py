@@ -27,7 +27,7 @@ FREQUENCY_BANDS = 7
 class ConceptAttention(nn.Module):
     """Keys for visual names (per grid cell) and for sound names (per sound).
 
-    ``change_cells`` is training's: it replaces the cells' logits (B·U, G², n_visual) of media.
+    Training may set ``change_cells``, which replaces the cells' logits (B·U, G², n_visual).
     """
 
     name_ids: Tensor
@@ -99,16 +99,13 @@ class ConceptAttention(nn.Module):
         Frequency is kept; time is pooled (mean and max) over all slices of the sound.
         """
         mid = features[:, self.last_dim : self.last_dim + self.mid_dim]
-        n, _, _, bands = mid.shape
         mid = mid.unflatten(1, (-1, 4)).mean(2)  # (U, mid, G rows = time, G columns = frequency)
-        mean, peak = mid.mean(2), mid.amax(2)  # (U, mid, G)
-        if bands != FREQUENCY_BANDS:
-            mean = F.adaptive_avg_pool1d(mean, FREQUENCY_BANDS)
-            peak = F.adaptive_avg_pool1d(peak, FREQUENCY_BANDS)
+        mean = F.adaptive_avg_pool1d(mid.mean(2), FREQUENCY_BANDS)  # (U, mid, bands)
+        peak = F.adaptive_avg_pool1d(mid.amax(2), FREQUENCY_BANDS)
         sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
         mean = mean.new_zeros(len(units), *mean.shape[1:]).index_add(0, sound, mean)
         mean = mean / units.view(-1, 1, 1)
-        index = sound.view(-1, 1, 1).expand(n, *peak.shape[1:])
+        index = sound.view(-1, 1, 1).expand_as(peak)
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
         return torch.cat([mean, peak], 1).flatten(1)
 

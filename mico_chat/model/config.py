@@ -7,11 +7,10 @@ model. ``named_configs.yaml`` holds the configurations that are known by name.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from mico_chat.errors import ConfigError
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import BertConfig
 
 
-@strict
 class MicoEncoderConfig(PreTrainedConfig):
     """One timm ViT for all knowledge modalities.
 
@@ -45,7 +43,6 @@ class MicoEncoderConfig(PreTrainedConfig):
     mlp_ratio: float = 4.3637
 
 
-@strict
 class MicoContextConfig(PreTrainedConfig):
     """Table sizes of the multimodal context (paper 3.3)."""
 
@@ -58,7 +55,6 @@ class MicoContextConfig(PreTrainedConfig):
     """Rows of E_Sam; 0 means a sample of one corpus."""
 
 
-@strict
 class MicoBridgeConfig(PreTrainedConfig):
     """Sizes of the perceiver between encoder and language model (paper 4.4)."""
 
@@ -83,7 +79,6 @@ class MicoBridgeConfig(PreTrainedConfig):
         return self.still_grid**2 * self.place_tokens + self.still_global
 
 
-@strict
 class MicoConceptConfig(PreTrainedConfig):
     """Named classes whose posterior is carried into the LLM's vocabulary space.
 
@@ -100,7 +95,6 @@ class MicoConceptConfig(PreTrainedConfig):
     sound_hidden: int = 512
 
 
-@strict
 class MicoTextConfig(PreTrainedConfig):
     """The text branch of pretraining: a BERT with cross-attention to the context.
 
@@ -147,38 +141,27 @@ class MicoTextConfig(PreTrainedConfig):
         )
 
 
-@strict
 class _ModelConfig(PreTrainedConfig):
-    """Parts of both models. A part given as a dict, or not at all, becomes a config.
+    """The parts of both models; :meth:`from_dict` makes their configs from a folder's JSON.
 
     transformers does so from 5.20 on, with a class that 5.19 lacks.
     """
 
-    if TYPE_CHECKING:
-        encoder_config: MicoEncoderConfig = MicoEncoderConfig()
-        context_config: MicoContextConfig = MicoContextConfig()
-        concept_config: MicoConceptConfig | None = None
-    else:
-        encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-        context_config: dict[str, Any] | PreTrainedConfig | None = None
-        concept_config: dict[str, Any] | PreTrainedConfig | None = None
+    encoder_config: MicoEncoderConfig = field(default_factory=MicoEncoderConfig)
+    context_config: MicoContextConfig = field(default_factory=MicoContextConfig)
+    concept_config: MicoConceptConfig | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        for name, kind in type(self).sub_configs.items():
-            part = vars(self)[name]
-            if not isinstance(part, PreTrainedConfig):
-                values = dict(part or {})
-                if kind is AutoConfig:
-                    part = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
-                else:
-                    part = kind(**values)
-                setattr(self, name, part)
-        if isinstance(self.concept_config, dict):
-            self.concept_config = MicoConceptConfig(**self.concept_config)
-        cast(Any, super()).__post_init__(**kwargs)
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        kinds = {**cls.sub_configs, "concept_config": MicoConceptConfig}
+        parts = {
+            name: AutoConfig.for_model(**part) if kinds[name] is AutoConfig else kinds[name](**part)
+            for name, part in config_dict.items()
+            if name in kinds and isinstance(part, dict)
+        }
+        return cast(Any, super()).from_dict({**config_dict, **parts}, **kwargs)
 
 
-@strict
 class MicoConfig(_ModelConfig):
     """Pretraining (stage 1): encoder, context and text branch."""
 
@@ -189,20 +172,16 @@ class MicoConfig(_ModelConfig):
         "text_config": MicoTextConfig,
     }
 
-    if TYPE_CHECKING:
-        text_config: MicoTextConfig = MicoTextConfig()
-    else:
-        text_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: MicoTextConfig = field(default_factory=MicoTextConfig)
     mask_probability: float = 0.6
     temperature: float = 0.07
 
     @classmethod
     def tiny(cls, concepts: bool = True) -> MicoConfig:
         """A random model of a few thousand weights for tests."""
-        return cls(**_named_values("tiny-pretraining", concepts))
+        return cast(Self, cls.from_dict(_named_values("tiny-pretraining", concepts)))
 
 
-@strict
 class MicoChatConfig(_ModelConfig):
     """MiCo-Chat: omni-encoder, context, bridge and a causal language model.
 
@@ -218,12 +197,8 @@ class MicoChatConfig(_ModelConfig):
         "llm_config": AutoConfig,
     }
 
-    if TYPE_CHECKING:
-        bridge_config: MicoBridgeConfig = MicoBridgeConfig()
-        llm_config: PreTrainedConfig = PreTrainedConfig()
-    else:
-        bridge_config: dict[str, Any] | PreTrainedConfig | None = None
-        llm_config: dict[str, Any] | PreTrainedConfig | None = None
+    bridge_config: MicoBridgeConfig = field(default_factory=MicoBridgeConfig)
+    llm_config: PreTrainedConfig = field(default_factory=lambda: AutoConfig.for_model("llama"))
     base_llm: str | None = None
 
     @property
@@ -243,18 +218,34 @@ class MicoChatConfig(_ModelConfig):
         return self.bridge_config.n_still + named
 
     @classmethod
+    def without_llm(cls, folder: Path) -> Self | None:
+        """A folder's config whose ``llm_config`` holds the values but has no class of its own.
+
+        That class needs transformers' models, whose import takes a second. None where only
+        transformers can read the config.
+        """
+        try:
+            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            llm = PreTrainedConfig(**found["llm_config"])
+            if found["model_type"] != cls.model_type or not hasattr(llm, "hidden_size"):
+                return None
+            return cast(Self, cls.from_dict({**found, "llm_config": llm}))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    @classmethod
     def named(cls, name: str) -> MicoChatConfig:
         """``"mini"`` or ``"mico-g-vicuna-7b"``; the mini's concept names are added by training."""
         names = ("mini", "mico-g-vicuna-7b", "tiny")
         if name not in names:
             known = ", ".join(names)
             raise ConfigError(f"{name!r} is neither a folder nor a configuration's name: {known}")
-        return cls(**_named_values(name))
+        return cast(Self, cls.from_dict(_named_values(name)))
 
     @classmethod
     def tiny(cls, concepts: bool = True) -> MicoChatConfig:
         """A random model of a few thousand weights for tests."""
-        return cls(**_named_values("tiny", concepts))
+        return cast(Self, cls.from_dict(_named_values("tiny", concepts)))
 
 
 def _named_values(name: str, concepts: bool = True) -> dict[str, Any]:
@@ -265,40 +256,6 @@ def _named_values(name: str, concepts: bool = True) -> dict[str, Any]:
     if not concepts:
         del values["concept_config"]
     return values
-
-
-@dataclass(frozen=True)
-class ChatParts:
-    """A chat model's config without its language model's; the fields are :class:`MicoChatConfig`'s.
-
-    Reading a language model's config needs transformers' models, whose import takes a second.
-    """
-
-    encoder_config: MicoEncoderConfig
-    context_config: MicoContextConfig
-    bridge_config: MicoBridgeConfig
-    concept_config: MicoConceptConfig | None
-    llm_width: int
-    base_llm: str | None
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """The parts of a folder's ``config.json``; None where only transformers can read it."""
-        try:
-            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if found["model_type"] != MicoChatConfig.model_type:
-                return None
-            concepts = found.get("concept_config")
-            return cls(
-                MicoEncoderConfig(**found["encoder_config"]),
-                MicoContextConfig(**found["context_config"]),
-                MicoBridgeConfig(**found["bridge_config"]),
-                None if concepts is None else MicoConceptConfig(**concepts),
-                found["llm_config"]["hidden_size"],
-                found["base_llm"],
-            )
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
 
 
 MediaLayout = Literal["still", "frames", "slices"]

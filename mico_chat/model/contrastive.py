@@ -80,8 +80,10 @@ class ContrastiveSpace:
     # --- texts ------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, where: str) -> list[int]:
-        """Ids of a whole text, whose marks are text too; an error names ``where`` a text is too
-        long."""
+        """Ids of a whole text, in which special tokens are plain text.
+
+        The error for an empty or too long text names the text's place, ``where``.
+        """
         ids = self._tokenizer(text, split_special_tokens=True)["input_ids"]
         if len(ids) <= self._tokenizer.num_special_tokens_to_add():
             raise RequestError.at(where, "the text is empty")
@@ -91,7 +93,7 @@ class ContrastiveSpace:
         return cast(list[int], ids)
 
     def truncated(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Ids of texts, at most ``length`` of each. What is typed is never markup."""
+        """Ids of texts, at most ``length`` of each. Special tokens in a text are plain text."""
         found = self._tokenizer(
             list(texts),
             truncation=True,

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, cast
@@ -22,11 +21,11 @@ from mico_chat.errors import ModelError
 from mico_chat.model.config import MicoEncoderConfig
 
 
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Stand-ins for torch's compiler, which timm and torchvision import only to mark functions.
+def _import_timm() -> Any:
+    """Import timm without torch's compiler, whose import took 1.3 of the 4 s of all imports.
 
-    Its import took 1.3 of the 4 s of all imports. Later code imports the real one.
+    timm and torchvision import the compiler only to mark functions, so stand-ins are enough. Later
+    code imports the real compiler.
     """
 
     def disable(function: Any = None, *_: Any, **__: Any) -> Any:  # with and without arguments
@@ -35,26 +34,19 @@ def _without_compiler() -> Iterator[None]:
     def is_compile_supported(device: str) -> Any:  # torchvision asks when an operator is called
         return importlib.import_module("torch._dynamo.utils").is_compile_supported(device)
 
-    compiler, utils = ModuleType("torch._dynamo"), ModuleType("torch._dynamo.utils")
-    vars(compiler)["disable"] = disable
-    vars(utils)["is_compile_supported"] = is_compile_supported
-    stand_ins = {module.__name__: module for module in (compiler, utils)}
-    sys.modules.update(stand_ins)
-    try:
-        yield
-    finally:
-        for name, module in stand_ins.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
-
-
-def _import_timm() -> Any:
     if "torch._dynamo" not in sys.modules:
+        compiler, utils = ModuleType("torch._dynamo"), ModuleType("torch._dynamo.utils")
+        vars(compiler)["disable"] = disable
+        vars(utils)["is_compile_supported"] = is_compile_supported
+        sys.modules.update({module.__name__: module for module in (compiler, utils)})
         try:
-            with _without_compiler():
-                importlib.import_module("timm")
+            return importlib.import_module("timm")
         except (ImportError, AttributeError):
             pass  # another release needs more of the compiler, so the import below brings it
+        finally:
+            for module in (compiler, utils):
+                if sys.modules.get(module.__name__) is module:
+                    del sys.modules[module.__name__]
     return importlib.import_module("timm")
 
 

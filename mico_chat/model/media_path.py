@@ -21,22 +21,23 @@ from transformers import PreTrainedConfig
 from mico_chat.errors import ModelError
 from mico_chat.model.bridge import PerceiverBridge
 from mico_chat.model.concepts import build_concepts
-from mico_chat.model.config import ChatParts, MicoChatConfig
+from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.context import AlikeMedia, MultimodalContext
 from mico_chat.model.encoder import OmniEncoder
 
 
 class MediaPath(nn.Module):
-    """Methods of a model that has these parts; :meth:`build` makes them.
+    """Encoder, context, concepts and bridge of a chat model; :meth:`build` makes them.
 
-    ``use_concepts`` and ``use_grid`` switch a path off, to measure its share. ``generation`` is
-    the content of ``generation_config.json``. Only chats use it: ``generate`` does not.
+    An evaluation switches ``use_concepts`` or ``use_grid`` off to measure the share of the concepts
+    or of the bridge. ``generation`` is the content of ``generation_config.json``: an assistant uses
+    it, ``generate`` does not.
     """
 
     device: torch.device
     dtype: torch.dtype
 
-    def build(self, config: ChatParts | MicoChatConfig) -> None:
+    def build(self, config: MicoChatConfig) -> None:
         """Make the modules, with random weights, and no language model."""
         self.encoder = OmniEncoder(config.encoder_config)
         d = self.encoder.embed_dim
@@ -95,6 +96,14 @@ class MediaPath(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return cast(nn.Module, self._llm().get_input_embeddings())
 
+    def attach_llm(self, llm: Any) -> None:
+        """Take a causal language model, or its :class:`TokenTable`, from elsewhere."""
+        width = llm.get_input_embeddings().embedding_dim
+        ours = self.bridge.proj_out.out_features
+        if width != ours:
+            raise ModelError(f"the language model is {width} wide but the bridge gives {ours}")
+        self.llm = llm
+
     def _llm(self) -> Any:
         if self.llm is None:
             raise ModelError("this model has no language model yet: give it one with attach_llm")
@@ -104,9 +113,10 @@ class MediaPath(nn.Module):
 class MediaModel(MediaPath):
     """The media path with token vectors, for engines that run the language model themselves."""
 
-    def __init__(self, parts: ChatParts) -> None:
+    def __init__(self, config: MicoChatConfig) -> None:
         super().__init__()
-        self.build(parts)
+        self.config = config
+        self.build(config)
         self.train(False)
 
     @property

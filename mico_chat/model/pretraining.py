@@ -56,12 +56,8 @@ class EncodedContexts(NamedTuple):
 
 def gather_features(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order, with gradients to each; ``x`` itself on one rank."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not (dist.is_available() and dist.is_initialized()):
         return x
-    if not x.requires_grad:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
     from torch.distributed.nn.functional import all_gather
 
     return torch.cat(all_gather(x.contiguous()))
@@ -139,9 +135,10 @@ class MicoForPretraining(PreTrainedModel):
     def join(
         self, tokens: Tensor, units: Units, row: Tensor, corpus_pair: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Units' tokens (U, T, D), each of the sample ``row`` (U,), to one context a sample.
+        """Units' tokens (U, T, D) to one context for each sample.
 
-        Returns ``context``, ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
+        ``row`` (U,) is the sample of each unit, in ascending order. Returns ``context``,
+        ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
         """
         b, t = len(corpus_pair), tokens.shape[1]
         tokens = tokens + self.context.sampling(corpus_pair)[row].unsqueeze(1)
@@ -153,15 +150,11 @@ class MicoForPretraining(PreTrainedModel):
             cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
             point = self.media_projection(cls)
         pooled = F.normalize(point.float(), dim=-1)
-        # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
-        order = row.argsort(stable=True)
-        place = torch.empty_like(row)
-        place[order] = torch.arange(len(row), device=row.device)
-        place = place - (torch.cumsum(counts, 0) - counts)[row]
-        most = int(counts.max())
         tokens = self.text.project(tokens, units)  # (U, T, d)
-        context = tokens.new_zeros(b, most, t, tokens.shape[2])
-        context = context.index_put((row, place), tokens)
+        # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
+        place = torch.arange(len(row), device=row.device) - (torch.cumsum(counts, 0) - counts)[row]
+        most = int(counts.max())
+        context = tokens.new_zeros(b, most, *tokens.shape[1:]).index_put((row, place), tokens)
         mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
         mask = mask.repeat_interleave(t, dim=1)
         return context.flatten(1, 2), mask, pooled, tokens

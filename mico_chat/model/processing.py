@@ -188,28 +188,25 @@ class JoinedParts:
 def _without_prefix(backend: Tokenizer) -> Tokenizer:
     """A copy that puts no space before a text and takes no text for a special token."""
     spec = json.loads(backend.to_str())
-    normalizer = _never(spec["normalizer"])
-    spec["normalizer"], spec["pre_tokenizer"] = normalizer, _never(spec["pre_tokenizer"])
+    for part in ("normalizer", "pre_tokenizer"):
+        spec[part] = _without_space(spec[part])
     spec["post_processor"] = None
     plain = Tokenizer.from_str(json.dumps(spec))
     plain.encode_special_tokens = True
-    plain.no_padding()
-    plain.no_truncation()
     return plain
 
 
-def _never(step: Any) -> Any:
-    """A normalizer or pre-tokenizer without its step that puts a space before a text."""
+def _without_space(step: Any) -> Any:
+    """A normalizer or pre-tokenizer that puts no space before a text."""
     match step:
         case {"type": "Prepend"}:
-            return None
+            return {"type": "Sequence", "normalizers": []}
         case {"type": "Metaspace"}:
             return {**step, "prepend_scheme": "never"}
-        case {"type": "Sequence", "normalizers": list(steps)}:
-            kept = [_never(inner) for inner in steps]
-            return {**step, "normalizers": [inner for inner in kept if inner is not None]}
-        case {"type": "Sequence", "pretokenizers": list(steps)}:
-            return {**step, "pretokenizers": [_never(inner) for inner in steps]}
+        case dict():
+            return {name: _without_space(value) for name, value in step.items()}
+        case list():
+            return [_without_space(inner) for inner in step]
     return step
 
 
@@ -238,10 +235,11 @@ class _AnyChatConfig(PreTrainedConfig):
 class MicoChatProcessor:
     """Tokenizer, chat template and preprocessing of one MiCo-Chat checkpoint.
 
-    Read and written as Hugging Face's processors are, to the same files. Their base class is not
-    used because it imports transformers' code for all models. ``still_tokens`` are the context
-    tokens of a still or a sound; ``chat_template`` is Jinja, by default the tokenizer's.
-    :class:`~mico_chat.assistant.Assistant` adds the ``system_prompt`` to chats without one.
+    It reads and writes the same files as Hugging Face's processors. It does without their base
+    class, which imports transformers' code for all models. ``still_tokens`` is the number of
+    context tokens of a still or a sound, ``frame_tokens`` that of a video's frame. The
+    ``chat_template`` is Jinja, by default the tokenizer's. The assistant
+    (:mod:`mico_chat.assistant`) adds the ``system_prompt`` to a chat that lacks a system message.
     """
 
     def __init__(

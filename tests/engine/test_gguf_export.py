@@ -38,7 +38,7 @@ from mico_chat.cli import models as cli_models
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import MicoChatConfig
 from tests.engine.tiny_llm import save_llm
-from tests.tiny import TEMPLATE, chat_model, letters
+from tests.tiny import TEMPLATE, chat_model, command, letters
 from tests.vicuna import write_tokenizer
 
 CORPUS = [
@@ -327,6 +327,10 @@ def lowercase() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def endless() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer)
+
+
 def with_merges(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
     """A tokenizer with byte fallback, whose merges a SentencePiece model cannot have."""
     return with_byte_fallback(["▁", "a", "b", "c", "ab", "bc", "abc"], list(merges))
@@ -337,47 +341,33 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "config", "said"),
+    ("tokenizer", "said"),
     [
-        (letters, None, "its type is WordLevel, and not BPE"),
-        (lowercase, None, "cannot read this tokenizer: it changes the text first .*Lowercase"),
-        (
-            lambda: PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer),
-            *(None, "the tokenizer lacks an eos_token"),
-        ),
-        (
-            partial(with_merges, AB, BC, A_BC),
-            *(None, r"from SentencePiece's BPE, because it lacks the merge \('ab', 'c'\)"),
-        ),
-        (
-            partial(with_merges, A_BC, AB, BC, AB_C),
-            *(None, "from SentencePiece's BPE, because its merges are in another order"),
-        ),
-        (
-            partial(byte_level, (r"\p{L}+", "bytes")),
-            *(
-                None,
-                r"pre-tokenizer \(\\p\{L\}\+ \+ bytes, .* none of the known ones \(gpt-2, smollm,",
-            ),
-        ),
-        (
-            byte_level,
-            GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=512),
-            "type 'llama', not 'gpt2'",
-        ),
-        (byte_level, llama_config(hidden_act="gelu"), "activation 'silu', not 'gelu'"),
-        (
-            byte_level,
-            llama_config(rope_parameters=DYNAMIC),
-            "rotary scalings default, linear, llama3, yarn, not 'dynamic'",
-        ),
-        (byte_level, llama_config(vocab_size=300), "id 300, but the model has only 300 token"),
+        (letters, "its type is WordLevel, and not BPE"),
+        (lowercase, "cannot read this tokenizer: it changes the text first .*Lowercase"),
+        (endless, "the tokenizer lacks an eos_token"),
+        (partial(with_merges, AB, BC, A_BC), r"BPE, because it lacks the merge \('ab', 'c'\)"),
+        (partial(with_merges, A_BC, AB, BC, AB_C), "because its merges are in another order"),
+        (partial(byte_level, (r"\p{L}+", "bytes")), r"\+ bytes, .* none of .* \(gpt-2, smollm,"),
     ],
 )
-def test_a_model_that_llama_cpp_cannot_follow(
-    tmp_path: Path, tokenizer: Any, config: Any, said: str
+def test_a_tokenizer_that_llama_cpp_cannot_follow(
+    tmp_path: Path, tokenizer: Any, said: str
 ) -> None:
-    refused(checkpoint(tmp_path / "model", config, tokenizer()), tmp_path, said)
+    refused(checkpoint(tmp_path / "model", tokenizer=tokenizer()), tmp_path, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=512), "'llama', not 'gpt2'"),
+        (llama_config(hidden_act="gelu"), "activation 'silu', not 'gelu'"),
+        (llama_config(rope_parameters=DYNAMIC), "default, linear, llama3, yarn, not 'dynamic'"),
+        (llama_config(vocab_size=300), "id 300, but the model has only 300 token"),
+    ],
+)
+def test_a_model_that_llama_cpp_cannot_follow(tmp_path: Path, config: Any, said: str) -> None:
+    refused(checkpoint(tmp_path / "model", config), tmp_path, said)
 
 
 def test_a_number_beyond_float16(tmp_path: Path) -> None:
@@ -498,9 +488,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = checkpoint(tmp_path / "model")
     output = tmp_path / "new" / "tiny.gguf"
-    with pytest.raises(SystemExit) as end:
-        cli.main(["export", "gguf", "--model", str(folder), "--output", str(output)])
-    assert not end.value.code
+    command("export", "gguf", "--model", str(folder), "--output", str(output))
     assert f"{output}: 0." in capsys.readouterr().out
     assert File(output).tokens("Hi") == plain(byte_level(), "Hi")
 
@@ -513,8 +501,7 @@ def test_setup_makes_the_file_where_llama_cpp_is(
     monkeypatch.setattr(folders, "fetch_base_llm", lambda: "folder")
     monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
-    with pytest.raises(SystemExit):
-        cli.main(["setup"])
+    command("setup")
     assert ("GGUF: file" in capsys.readouterr().out) == installed
 
 

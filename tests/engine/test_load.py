@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
@@ -24,7 +24,6 @@ from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import EngineOptions, choose_engine, load_assistant
 from mico_chat.messages import Message
-from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.media_path import TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
@@ -42,7 +41,7 @@ from tests.tiny import (
     one_of_each,
     picture,
     pretraining_model,
-    processor_for,
+    saved,
     shown,
 )
 
@@ -51,12 +50,7 @@ PROCESSED = ["media_kind", "media_units", "pixel_values"]
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inside")
-    model = chat_model()
-    assert isinstance(model.config, MicoChatConfig)
-    model.save_pretrained(folder)
-    processor_for(model.config).save_pretrained(folder)
-    return folder
+    return saved(tmp_path_factory.mktemp("inside"))
 
 
 @pytest.fixture
@@ -81,7 +75,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         ({}, {}, "llamacpp", "without a GPU"),
         ({}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
         ({"gpu": True}, {}, "transformers", "on a GPU"),
-        ({"gpu": True}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
         ({"gpu": True}, {"device": "cuda:1"}, "transformers", "on cuda:1"),
         ({"gpu": True}, {"quantization": "Q4_0"}, "llamacpp", "Q4_0 is GGUF's"),
         ({}, {"quantization": "nf4"}, "transformers", "nf4 is bitsandbytes'"),
@@ -91,7 +84,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         ({}, {"engine": "transformers"}, "transformers", "asked for"),
         ({"vllm": True}, {}, "llamacpp", "without a GPU"),
         ({"vllm": True, "gpu": True}, {}, "vllm", "on a GPU"),
-        ({"vllm": True, "gpu": True}, {"quantization": "awq"}, "vllm", "on a GPU"),
         ({"vllm": True, "gpu": True}, {"quantization": "Q8_0"}, "llamacpp", "Q8_0 is GGUF's"),
         ({"vllm": True, "gpu": True}, {"quantization": "nf4"}, "transformers", "bitsandbytes'"),
         ({"vllm": True, "gpu": True}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
@@ -179,7 +171,7 @@ def test_auto_does_without_llama_cpp_and_says_why(
         assert (assistant.engine.name, assistant.name) == ("transformers", inside.name)
         (answer,) = assistant.answer_all([[shown(picture(), "?")]], GenerationOptions(max_tokens=2))
         assert answer.usage.completion_tokens > 0
-    first, then = caplog.messages
+    first, then = (r.message for r in caplog.records if r.name == "mico_chat.load")
     assert first.startswith("engine: llamacpp (the fastest on ")
     assert then.startswith("engine: transformers (not llamacpp: ")
     for asked in (EngineOptions("llamacpp"), EngineOptions(quantization="F16")):
@@ -274,19 +266,22 @@ def test_end_tokens_of_the_generation_config(tmp_path: Path) -> None:
     assert [found.token_id for found in stopped.logprobs] == said[:until]
 
 
-@pytest.mark.parametrize("where", ["inside", "beside", "beside, in several files"])
+@pytest.mark.parametrize("llm_is", ["inside", "beside"])
+@pytest.mark.parametrize("files", ["one file", "several files"])
 def test_the_encoder_alone_gives_the_models_context_tokens(
-    where: str, inside: Path, tmp_path: Path
+    llm_is: str, files: str, tmp_path: Path
 ) -> None:
-    folder = inside
-    if where != "inside":
-        llm = llm_folder(tmp_path / "llm")
-        if "several" in where:
-            whole_llm = AutoModelForCausalLM.from_pretrained(llm)
-            (llm / "model.safetensors").unlink()
-            whole_llm.save_pretrained(llm, max_shard_size="40KB")
-            assert len(list(llm.glob("model-*.safetensors"))) > 1
-        folder = beside(tmp_path / "model", llm)
+    folder = tmp_path / "model"
+    if llm_is == "inside":
+        saved(folder)
+    else:
+        beside(folder, llm_folder(tmp_path / "llm"))
+    if files == "several files":
+        for part in (path.parent for path in tmp_path.glob("*/model.safetensors")):
+            model = (AutoModel if part == folder else AutoModelForCausalLM).from_pretrained(part)
+            (part / "model.safetensors").unlink()
+            model.save_pretrained(part, max_shard_size="40KB")
+            assert len(list(part.glob("model-*.safetensors"))) > 1
     whole, processor = load_chat(folder, dtype="float32", device="cpu")
     alone, same = load_encoder(folder, dtype="float32", device="cpu")
     assert isinstance(alone.llm, TokenTable)
@@ -306,9 +301,15 @@ def test_no_token_table_there(tmp_path: Path) -> None:
     save_file({"wte.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"no model\.embed_tokens\.weight in model\.safetensors"):
         read_token_table(folder, torch.float32)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no model\.safetensors or pytorch_model\.bin"):
-        read_token_table(folder, torch.float32)
+
+
+def test_weights_of_another_config(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    del state["bridge.scale"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"not the weights of its config: Missing .*bridge\.scale"):
+        load_encoder(folder)
 
 
 def test_a_language_model_that_lies_elsewhere_is_taken_where_it_lies(

@@ -22,7 +22,7 @@ from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_server import run
 from mico_server.settings import read_settings
 from tests.fakes import FakeDecoder
-from tests.tiny import letters, picture, pretraining_model, shown
+from tests.tiny import picture, shown, stage1_folder
 from tests.vicuna import vicuna_folder
 
 LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -31,10 +31,8 @@ LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("bits")
-    pretraining_model().save_pretrained(made / "stage1")
-    letters().save_pretrained(made / "stage1")
     llm = vicuna_folder(made / "vicuna")
-    return assemble(made / "stage1", str(llm), made / "chat")
+    return assemble(stage1_folder(made / "stage1"), str(llm), made / "chat")
 
 
 @pytest.mark.parametrize(

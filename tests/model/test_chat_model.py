@@ -29,6 +29,7 @@ from mico_chat.model.config import MicoChatConfig, MicoEncoderConfig
 from mico_chat.model.media_path import TokenTable
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
+    beside,
     chat_model,
     clip,
     depth,
@@ -37,6 +38,7 @@ from tests.tiny import (
     one_of_each,
     picture,
     processor_for,
+    saved,
     shown,
     sound,
 )
@@ -136,20 +138,6 @@ def test_a_batch_equals_its_samples(
         torch.testing.assert_close(both[row][mask[row] == 1], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_training_on_a_batch_equals_its_samples(
-    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
-) -> None:
-    talks = [[*TALK, Message.assistant("A clip.")], [*OTHER, Message.assistant("Nothing at all.")]]
-    with torch.no_grad():
-        together = float(model(**processor(talks, train=True)).loss)
-        parts = []
-        for talk in talks:
-            batch = processor([talk], train=True)
-            parts.append((float(model(**batch).loss), int((batch["labels"] != -100).sum())))
-    mean = sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
-    assert together == pytest.approx(mean, rel=1e-5)
-
-
 def test_the_loss_is_the_next_tokens(
     model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
 ) -> None:
@@ -173,18 +161,6 @@ def test_media_change_what_is_said_after_them_alone(
     assert not torch.allclose(one[first + 5 :], other[first + 5 :])
 
 
-def test_placeholders_and_context_tokens_must_agree(
-    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
-) -> None:
-    batch = processor([[shown(picture(), "What?")]])
-    batch["input_ids"][0, 0] = 256
-    with pytest.raises(ModelError, match=r"8 context placeholders .* 7 context tokens"):
-        model(**batch)
-    del batch["media_kind"], batch["media_units"], batch["pixel_values"]
-    with pytest.raises(ModelError, match=r"8 context placeholders .* 0 context tokens"):
-        model(**batch)
-
-
 def test_encoder_stays_in_evaluation_mode() -> None:
     model = chat_model().train()
     assert model.bridge.training
@@ -196,28 +172,17 @@ def test_encoder_stays_in_evaluation_mode() -> None:
 # --- folders -----------------------------------------------------------------------------------
 
 
-def save(model: MicoChatForConditionalGeneration, folder: Path) -> Path:
-    """A folder with the model and its processor."""
-    model.save_pretrained(folder)
-    processor_for(model.config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a model whose language model lies in another folder."""
     llm = llm_folder(tmp_path_factory.mktemp("llm"))
-    config = MicoChatConfig.tiny()
-    config.base_llm = str(llm)
-    model = chat_model(config)
-    model.attach_llm(AutoModelForCausalLM.from_pretrained(llm))
-    return save(model, tmp_path_factory.mktemp("standing"))
+    return beside(tmp_path_factory.mktemp("standing"), llm)
 
 
 def test_a_folder_brings_the_model_back(
     model: MicoChatForConditionalGeneration, processor: MicoChatProcessor, tmp_path: Path
 ) -> None:
-    save(model, tmp_path)
+    saved(tmp_path, model)
     again = AutoModel.from_pretrained(tmp_path)
     assert isinstance(again, MicoChatForConditionalGeneration)
     assert not again.training
@@ -247,8 +212,7 @@ def test_a_base_llms_weights_stay_where_they_are(standing: Path) -> None:
     for name, tensor in base.state_dict().items():
         torch.testing.assert_close(model.llm.state_dict()[name], tensor)
     before = logits(model, processor([TALK]))
-    again = standing.parent / "again"
-    save(model, again)
+    again = saved(standing.parent / "again", model)
     assert model.llm is not None, "saving takes nothing away"
     torch.testing.assert_close(
         logits(load_chat(again, dtype=torch.float32)[0], processor([TALK])), before
@@ -261,7 +225,7 @@ def test_a_language_model_inside_is_quantized_alone(tmp_path: Path) -> None:
     # bitsandbytes takes 64 weights at a time.
     sizes: dict[str, Any] = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128}
     config.llm_config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
-    folder = save(chat_model(config), tmp_path / "chat")
+    folder = saved(tmp_path / "chat", chat_model(config))
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     quantized, plain = (
         MicoChatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, **options)

@@ -12,7 +12,6 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import PerceiverBridge
 from mico_chat.model.concepts import ConceptAttention, build_concepts
 from mico_chat.model.config import (
-    MediaLayout,
     MicoBridgeConfig,
     MicoChatConfig,
     MicoConfig,
@@ -20,7 +19,7 @@ from mico_chat.model.config import (
     MicoEncoderConfig,
 )
 from mico_chat.model.context import MultimodalContext
-from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder, cell_centres
+from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder
 from tests.tiny import SIDE, chat_model
 
 
@@ -99,11 +98,6 @@ def test_units_beyond_the_table_share_its_last_row(context: MultimodalContext) -
     torch.testing.assert_close(out[4], out[2])
 
 
-def test_tables_start_small(context: MultimodalContext) -> None:
-    for table in (context.modality, context.context, context.sampling):
-        assert table.weight.std() < 0.04
-
-
 # --- bridge ---------------------------------------------------------------------------------------
 
 GRID, PREFIX, WIDTH, LLM = 4, 1, 16, 12
@@ -117,17 +111,6 @@ def bridge() -> PerceiverBridge:
         hidden_size=16, num_heads=2, depth=1, still_grid=3, still_global=2, frame_grid=2
     )
     return PerceiverBridge(config, WIDTH, GRID, PREFIX, LLM).eval()
-
-
-@pytest.mark.parametrize(
-    ("layout", "kind", "units", "length"),
-    [("still", 0, 1, 11), ("slices", 1, 3, 11), ("frames", 2, 5, 20)],
-)
-def test_lengths(
-    bridge: PerceiverBridge, layout: MediaLayout, kind: int, units: int, length: int
-) -> None:
-    tokens = torch.randn(2, units, TOKENS, WIDTH)
-    assert bridge(tokens, torch.tensor([kind, kind]), layout).shape == (2, length, LLM)
 
 
 def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
@@ -169,12 +152,6 @@ def test_queries_look_around_their_place(bridge: PerceiverBridge) -> None:
     reached = added[0, :9, 0]
     assert reached.argmax() == 0
     assert reached[0] > 10 * reached[8]  # lower right
-
-
-def test_cell_centres() -> None:
-    torch.testing.assert_close(
-        cell_centres(2), torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
-    )
 
 
 def test_queries_start_apart() -> None:

@@ -161,8 +161,3 @@ def test_a_folder_brings_the_processor_back(processor: MicoChatProcessor, tmp_pa
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name])
-
-
-def test_an_answer_is_decoded_without_markup(processor: MicoChatProcessor) -> None:
-    ids = processor.tokenizer(" Hi <|im_end|>", add_special_tokens=False).input_ids
-    assert processor.decode_answer(ids) == processor.tokenizer.decode(ids[:-1]).strip()

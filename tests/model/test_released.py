@@ -22,13 +22,13 @@ from mico_chat.checkpoints.released import (
     write_released,
 )
 from mico_chat.checkpoints.released_check import differences
-from mico_chat.cli.main import main
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
 from mico_chat.model.text_branch import backwards, captions
 from tests.model import released_replica as replica
+from tests.tiny import command
 
 STEP = "model_step_300.pt"
 PAIR = torch.zeros(2, dtype=torch.long)
@@ -395,13 +395,13 @@ def test_a_converted_model_is_compared_with_the_originals_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = expected(tmp_path / "numbers.safetensors", original)
-    run("convert", "mico", str(source), "--output", str(tmp_path / "a"), "--compare", str(file))
+    command("convert", "mico", str(source), "--output", str(tmp_path / "a"), "--compare", str(file))
     printed = capsys.readouterr().out.splitlines()[2:]
     assert len(printed) == 11
     assert all(float(line.split()[1]) < 1e-5 for line in printed)
     assert dict(differences(folder, file)).keys() == {line.split()[0] for line in printed}
     off = expected(tmp_path / "off.safetensors", original, **{"out.itm_va": torch.zeros(2)})
-    run(
+    command(
         *("convert", "mico", str(source), "--output", str(tmp_path / "b"), "--compare", str(off)),
         code=2,
     )
@@ -416,19 +416,13 @@ def test_a_converted_model_is_compared_with_the_originals_numbers(
             dict(differences(folder, wrong))
 
 
-def run(*words: str, code: int = 0) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    assert ended.value.code == code
-
-
 def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours, back = tmp_path / "ours", tmp_path / "back"
-    run("convert", "mico", str(source), "--output", str(ours))
+    command("convert", "mico", str(source), "--output", str(ours))
     said = capsys.readouterr().out
     assert "kept aside (contra_head_s, " in said
     assert "--tokenizer" in said
-    run("convert", "mico", str(ours), "--to-mico", "--output", str(back))
+    command("convert", "mico", str(ours), "--to-mico", "--output", str(back))
     assert same(torch.load(back / "ckpt" / STEP), replica.checkpoint())
     for arguments, said in [
         ([str(source), "--output", str(ours)], r"there already; name a new one"),
@@ -438,7 +432,7 @@ def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture
         ([str(source), "--output", str(tmp_path / "x"), "--image-size", "30"], "patch size 14"),
         ([str(source), "--to-mico", "--output", str(tmp_path / "x")], "not a stage 1 folder"),
     ]:
-        run("convert", "mico", *arguments, code=2)
+        command("convert", "mico", *arguments, code=2)
         err = capsys.readouterr().err
         assert err.startswith("error: ")
         assert said in err
