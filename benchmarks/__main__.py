@@ -3,9 +3,9 @@
     python -m benchmarks --output benchmarks/results
 
 Sections: decoding against llama.cpp's own loop, serving under load, a second question about the
-same picture, a long prompt beside running answers, growth of costs, requests that go away, and the
-cost of the service over HTTP. ``--only`` runs some of them, ``--repeats`` says how often each is
-measured (medians are shown).
+same picture, a long prompt beside running answers, growth of costs, and the cost of the service
+over HTTP. ``--only`` runs some of them. ``--repeats`` says how often each section measures; medians
+are shown.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import json
 import socket
 import struct
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -77,7 +77,7 @@ class Connection:
     async def body(self, head: Head) -> bytes:
         return b"".join([piece async for piece in self.pieces(head)])
 
-    async def pieces(self, head: Head) -> AsyncIterator[bytes]:
+    async def pieces(self, head: Head) -> AsyncGenerator[bytes, None]:
         if "transfer-encoding" not in head.headers:
             yield await self._exactly(int(head.headers.get("content-length", "0")))
             return

@@ -18,6 +18,9 @@ from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 
 NAMES = "mini, a folder, or a hub name."
 
+API, API_KEY = "MICO_API", "MICO_API_KEY"
+"""The environment variables with the address and the key of a running server."""
+
 Model = Annotated[str | None, typer.Option(help=f"{NAMES} Default: MICO_MODEL, or else mini.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best one here.")
