@@ -194,7 +194,7 @@ def _serving(systems: Sequence[System], folder: Path, repeats: int) -> list[dict
             for name, races in found.items():
                 firsts = [statistics.median(stamps[0] for stamps in race) for race in races]
                 rates = [sum(map(len, race)) / max(map(max, race)) for race in races]
-                row = {"input": kind or "text", "at_once": n, "system": name}
+                row: dict[str, Any] = {"input": kind or "text", "at_once": n, "system": name}
                 row |= {"first": statistics.median(firsts), "rate": statistics.median(rates)}
                 rows.append(row)
     return rows
@@ -240,7 +240,7 @@ async def _stalls(system: System, repeats: int) -> list[tuple[float, ...]]:
             async for _ in tokens:
                 stamps.append(time.perf_counter())
 
-    found = []
+    found: list[tuple[float, ...]] = []
     for _ in range(repeats):
         alone = (await system.stamps(prompt))[0]
         running: list[Stamps] = [[] for _ in range(4)]

@@ -280,7 +280,7 @@ class InVllm(System):
             [str(python), "-m", __name__, "--model", model, "--arguments", arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # By itself vLLM leaves one core to its other processes; on two that is half of them.
+            # vLLM leaves one core to its other processes: half of a machine with two cores.
             env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": cores},
             text=True,
             start_new_session=True,

@@ -16,7 +16,6 @@ import argparse
 import ctypes
 import gc
 import json
-import math
 import multiprocessing
 import os
 import tempfile
@@ -32,7 +31,7 @@ import torch
 import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -149,7 +148,6 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     if run.stage3.lora is not None:
         add_lora(chat.model, run.stage3.lora)
     hold_encoder(chat.model, run.model)
-    n = sum(numbers_in(parameter) for parameter in nn.Module.parameters(chat.model))
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -169,13 +167,7 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     give_back_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
     trainer.train()
-    return {"highest": memory("VmHWM"), "parameters": n, "seconds": times[-1] - times[-2]}
-
-
-def numbers_in(parameter: Tensor) -> int:
-    """Numbers in a parameter; of a quantized one, those it was made of."""
-    state: Any = parameter.__dict__.get("quant_state")
-    return parameter.numel() if state is None else int(math.prod(state.shape))
+    return {"highest": memory("VmHWM"), "seconds": times[-1] - times[-2]}
 
 
 def memory(field: str) -> int:
@@ -207,7 +199,8 @@ def measure(replica: Replica) -> dict[str, Any]:
         found = own_process.submit(measured, replica, folder).result()
         estimated = estimate(recipe(replica, folder / "replica"))
     lines = {name: size for name, (size, _) in estimated.memory.items()}
-    return found | {"estimate": estimated.peak, "lines": lines, "said_seconds": estimated.seconds}
+    found |= {"estimate": estimated.peak, "lines": lines, "said_seconds": estimated.seconds}
+    return found | {"parameters": sum(n for n, _, _ in estimated.step.weights.values())}
 
 
 def report(rows: list[tuple[Replica, dict[str, Any]]]) -> str:

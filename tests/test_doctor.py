@@ -394,6 +394,11 @@ def test_weight_files(tmp_path: Path) -> None:
     refused("names b, which is in no file")
 
 
+@pytest.fixture(scope="module")
+def vicuna() -> Serving:
+    return Serving.of(meta_chat(MicoChatConfig.named("mico-g-vicuna-7b")), torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("free", "said", "fix"),
     [
@@ -403,8 +408,7 @@ def test_weight_files(tmp_path: Path) -> None:
         (2, "needs at least 9.1 GB", "a machine with more memory, or a smaller model"),
     ],
 )
-def test_does_it_fit(free: int, said: str, fix: str | None) -> None:
-    needs = Serving.of(meta_chat(MicoChatConfig.named("mico-g-vicuna-7b")), torch.bfloat16)
-    found = fit(needs, "7b", "transformers", "bfloat16", "memory", free * GB, 64 * GB)
+def test_does_it_fit(vicuna: Serving, free: int, said: str, fix: str | None) -> None:
+    found = fit(vicuna, "7b", "transformers", "bfloat16", "memory", free * GB, 64 * GB)
     assert said in found.text
     assert found.fix == fix
