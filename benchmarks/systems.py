@@ -40,6 +40,9 @@ from mico_ui.local_server import local_server
 END_S = 60.0
 """Seconds that vLLM's process may take to end before it is killed."""
 
+STAMPS = "stamps "
+"""The beginning of each line with which vLLM's process answers."""
+
 
 def machine(*packages: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
@@ -285,7 +288,7 @@ class InVllm(System):
             text=True,
             start_new_session=True,
         )
-        self._next()  # an empty line once the model is loaded
+        self._next()  # a line without stamps, once the model is loaded
         self._signal(signal.SIGSTOP)
 
     def race(self, questions: Sequence[Question]) -> list[Stamps]:
@@ -296,10 +299,10 @@ class InVllm(System):
         return found
 
     def _next(self) -> Any:
-        """The next line of the process that is a list: libraries print other lines."""
+        """The stamps of the next line that has some: libraries print other lines."""
         for line in self._process.stdout or ():
-            if line.startswith("["):
-                return json.loads(line)
+            if line.startswith(STAMPS):
+                return json.loads(line.removeprefix(STAMPS))
         raise RuntimeError(f"vLLM's process ended with status {self._process.wait()}")
 
     def _signal(self, number: int) -> None:
@@ -336,10 +339,10 @@ def main() -> None:
         engine = VllmEngine(arguments, processor.tokenizer, (), table=no_table)
         system = Ours(engine, encoder, processor, decoder)
         with closing(system.assistant):
-            print("[]", flush=True)
+            print(f"{STAMPS}[]", flush=True)
             for line in sys.stdin:
                 questions = [Question(**one) for one in json.loads(line)]
-                print(json.dumps(system.race(questions)), flush=True)
+                print(f"{STAMPS}{json.dumps(system.race(questions))}", flush=True)
 
 
 if __name__ == "__main__":

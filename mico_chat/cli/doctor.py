@@ -64,8 +64,8 @@ ENGINES = {
     "bitsandbytes": ("bitsandbytes", "pip install 'mico-chat[quantize]'", "for int8 and nf4"),
     "decoder": ("av", "pip install --force-reinstall av   # or see MICO_MEDIA_*", ""),
 }
-"""The module of each engine and of the decoder of media, the command that installs it, and a remark
-where it is missing and need not be there."""
+"""For each engine, and for the decoder of media: its module, the command that installs the module,
+and a remark if the module is optional."""
 
 
 def run(model: str | None, options: EngineOptions, *, as_json: bool, out: TextIO) -> int:
