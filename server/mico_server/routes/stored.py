@@ -16,7 +16,6 @@ from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.wire import Deleted, MediaObject
 from mico_server.http.errors import error_responses
-from mico_server.http.event_stream import while_connected
 from mico_server.routes.chat_request import (
     FILE_SCHEMA,
     DepthScale,
@@ -26,7 +25,7 @@ from mico_server.routes.chat_request import (
     text_of,
     validated,
 )
-from mico_server.service import CurrentCaller, CurrentService
+from mico_server.service import CurrentCaller, CurrentService, while_connected
 from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
@@ -68,7 +67,9 @@ async def list_conversations(
     caller: CurrentCaller,
     limit: Limit = 20,
     before: Annotated[str | None, Query(description="the last id of the page before")] = None,
-    query: Annotated[str | None, Query(description="text in titles, questions, answers")] = None,
+    query: Annotated[
+        str | None, Query(max_length=1000, description="text in titles, questions, answers")
+    ] = None,
 ) -> wire.ConversationList:
     """Conversations, the last one answered first."""
     found = await service.conversations.list(
