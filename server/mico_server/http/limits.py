@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -111,10 +111,8 @@ class RateLimit(Guard):
     limit are refused.
     """
 
+    counters: StoredCounters | DatabaseCounters
     default: str | None = None
-    counters: StoredCounters | DatabaseCounters = field(
-        default_factory=lambda: StoredCounters(MemoryStorage())
-    )
 
     def __post_init__(self) -> None:
         if self.default is not None:

@@ -167,7 +167,7 @@ async def _read(
     media: list[FormMedium] = []
     values: dict[str, Any] = {}
     for name, value in given:
-        _check_known(name, FIELD_NAMES)
+        check_known(name, FIELD_NAMES)
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 check_text(text, name)
@@ -237,14 +237,7 @@ async def open_form(
         yield fields
 
 
-def text_of(name: str, value: UploadFile | str, known: tuple[str, ...]) -> str:
-    _check_known(name, known)
-    if isinstance(value, UploadFile):
-        raise RequestError.at(name, "expected text, got a file")
-    return value
-
-
-def _check_known(name: str, known: tuple[str, ...]) -> None:
+def check_known(name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise RequestError(f"unknown field {name!r}; known are {', '.join(known)}", name)
 

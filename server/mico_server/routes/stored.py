@@ -19,10 +19,10 @@ from mico_server.http.errors import error_responses
 from mico_server.routes.chat_request import (
     FILE_SCHEMA,
     DepthScale,
+    check_known,
     open_form,
     request_body,
     saved,
-    text_of,
     validated,
 )
 from mico_server.service import CurrentCaller, CurrentService, while_connected
@@ -169,8 +169,11 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
         for name, value in form.multi_items():
             if name in KINDS and not isinstance(value, str):
                 parts.append(await saved(name, value, folder.file(str(len(parts)))))
-            else:
-                texts[name] = text_of(name, value, (*KINDS, *MediaFields.model_fields))
+                continue
+            check_known(name, (*KINDS, *MediaFields.model_fields))
+            if not isinstance(value, str):
+                raise RequestError.at(name, "expected text, got a file")
+            texts[name] = value
         if len(parts) != 1 or any(name in KINDS for name in texts):
             raise RequestError(
                 f"expected exactly one file, in one of the fields {', '.join(KINDS)}; "
