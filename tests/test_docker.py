@@ -24,7 +24,7 @@ from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import MediaError
 from mico_chat.media.medium import MediaReport
 from mico_server.app import DRAIN_S
-from mico_server.http.metrics import Metrics
+from mico_server.http.request_log import Metrics
 from mico_server.settings import ServerSettings
 
 COMPOSE = shutil.which("docker-compose")

@@ -186,7 +186,7 @@ def serve(ctx: typer.Context) -> None:
         print(shown_settings(asked))
         return
     with extra("server", "mico-chat serve"):
-        from mico_server.run import main
+        from mico_server.app import main
     main(asked, partial(print, flush=True))
 
 

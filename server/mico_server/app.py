@@ -1,4 +1,5 @@
-"""The FastAPI application: its parts, and the order in which a request passes through them."""
+"""``mico-chat serve``: the FastAPI application, the order in which a request passes through its
+parts, and the process around it."""
 
 from __future__ import annotations
 
@@ -6,9 +7,13 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
+import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
@@ -16,14 +21,16 @@ from starlette.middleware.cors import CORSMiddleware
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
-from mico_chat.errors import MicoError
-from mico_chat.media import MediaLimits
+from mico_chat.errors import ConfigError, MicoError
+from mico_chat.load import EngineOptions, asked_quantization, load_assistant
+from mico_chat.media import MediaDecoder, MediaLimits
+from mico_chat.settings import Settings
 from mico_chat.wire import DeltaEvent, MediaEvent
 from mico_server.fetch.fetcher import Fetcher
-from mico_server.http.auth import Auth, OriginGuard, cors_options, is_loopback
+from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
-from mico_server.http.request_log import RequestLog
+from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.routes import about, chat, completions, embeddings, stored
 from mico_server.routes.chat_request import schema_of
 from mico_server.service import ModelHost, Service
@@ -41,16 +48,15 @@ DRAIN_S = 5.0
 
 def create_app(
     load: Callable[[], Assistant],
-    settings: ServerSettings | None = None,
+    settings: ServerSettings,
     *,
-    on_ready: Callable[[], None] | None = None,
-    on_failed: Callable[[Exception], None] | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    on_failed: Callable[[Exception], None] = lambda error: None,
     local_secret: str | None = None,
 ) -> FastAPI:
     """The application. ``load`` makes the assistant once the application has started; then
     ``on_ready`` or ``on_failed`` is called. A request with ``local_secret`` needs no key.
     """
-    settings = settings or ServerSettings()
 
     def loaded() -> Assistant:
         assistant = load()
@@ -136,7 +142,7 @@ def create_app(
 async def _sweep(store: MediaStore) -> None:
     while True:
         try:
-            logger.debug("swept: %s", await store.sweep())
+            logger.debug("%d expired media were removed", await store.sweep())
         except MicoError as error:  # the database does not answer; the next sweep tries again
             logger.warning("not swept: %s", error)
         await asyncio.sleep(600)
@@ -164,3 +170,104 @@ def described(describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 del responses["422"]
                 responses.setdefault("400", invalid)
     return schema
+
+
+# --- The process ---
+
+
+def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
+    """``mico-chat serve``; ``announce`` gets each line for the user."""
+    configure_logging(settings.log_level, settings.log_format)
+    # A page or terminal chat that starts the service gives it this secret. Settings can be printed,
+    # so it is none; it is removed before processes start that decode other people's files.
+    local_secret = os.environ.pop("MICO_LOCAL_SECRET", None)
+    quantization = asked_quantization(
+        settings.quantization, settings.load_in_4bit, settings.load_in_8bit
+    )
+    with MediaDecoder(MediaLimits(), workers=settings.decoder_workers) as decoder:
+        options = EngineOptions(
+            settings.engine,
+            quantization,
+            settings.dtype,
+            settings.device,
+            max_running=settings.max_running,
+            context_cache_bytes=settings.context_cache_bytes,
+            arguments=settings.engine_arguments,
+        )
+        model = settings.model or Settings().model
+        serve(
+            lambda: load_assistant(model, decoder, options),
+            announce=announce,
+            settings=settings,
+            local_secret=local_secret,
+        )
+
+
+def serve(
+    load: Callable[[], Assistant],
+    *,
+    announce: Callable[[str], None],
+    settings: ServerSettings,
+    local_secret: str | None = None,
+) -> None:
+    """Serve until interrupted. ``announce`` gets one line once the model answers.
+
+    The address is bound first, so that a port in use is reported before minutes of loading. After
+    SIGTERM or SIGINT running requests may end within ``shutdown_timeout_s``; after SIGTERM this
+    function returns normally. An error of loading the model is raised.
+    """
+    check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        bound = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; "
+            "try another --port"
+        ) from error
+    address = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{address}:{bound.getsockname()[1]}"
+    failures: list[Exception] = []
+
+    def on_failed(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(
+        load,
+        settings,
+        on_ready=lambda: announce(f"mico-chat is ready at {url}"),
+        on_failed=on_failed,
+        local_secret=local_secret,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,  # set up by the caller
+            access_log=False,  # RequestLog's is better
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        )
+    )
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # For a SIGTERM before uvicorn listens to it, and for the one that uvicorn raises when it ends.
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with bound:
+            server.run(sockets=[bound])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if failures:
+        raise failures[0]
+
+
+async def _has_keys(settings: ServerSettings) -> bool:
+    database = Database(settings.database_url, settings.data_dir)
+    await database.start()
+    try:
+        return await KeyStore(database).any()
+    finally:
+        await database.close()

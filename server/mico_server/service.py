@@ -1,16 +1,24 @@
-"""What the routes share: the one loaded model, the stores, the settings, and who is asking."""
+"""The parts that all routes share: the one loaded model, the stores, the settings, who is asking.
+
+Work for a client ends when the client leaves; a stream of server-sent events is such work.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Message as AsgiMessage
+from starlette.types import Receive, Scope, Send
 
 from mico_chat.assistant import Answer, Assistant, GatheredAnswer
 from mico_chat.engine import Delta, GenerationOptions
@@ -23,7 +31,8 @@ from mico_chat.wire import Estimate
 from mico_server.errors import BusyError, ModelNotFoundError, NotReadyError, RequestTimeoutError
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Caller
-from mico_server.http.metrics import Metrics
+from mico_server.http.errors import mico_error_body
+from mico_server.http.request_log import Metrics
 from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore
 from mico_server.store.keys import KeyStore
@@ -50,8 +59,8 @@ class ModelHost:
     load: Callable[[], Assistant]
     max_requests: int
     timeout_s: float
-    on_ready: Callable[[], None] | None = None
-    on_failed: Callable[[Exception], None] | None = None
+    on_ready: Callable[[], None]
+    on_failed: Callable[[Exception], None]
     _assistant: Assistant | None = None
     _failed: bool = False
     _requests: int = 0
@@ -70,12 +79,10 @@ class ModelHost:
             # Whatever went wrong, the service must stop saying "loading".
             self._failed = True
             logger.error("the model could not be loaded: %s", error)
-            if self.on_failed is not None:
-                self.on_failed(error)
+            self.on_failed(error)
             return
         self._assistant = assistant
-        if self.on_ready is not None:
-            self.on_ready()
+        self.on_ready()
         try:
             await asyncio.Event().wait()
         finally:
@@ -230,3 +237,93 @@ async def _caller(request: Request) -> Caller:
 # Async functions: FastAPI would call plain functions in a thread each.
 CurrentService = Annotated[Service, Depends(_service)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]
+
+
+# --- Work for a client that may leave ---
+
+CLIENT_LEFT = "the client left"
+"""The message of a cancellation because the client left; other cancellations have another."""
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client disconnects.
+
+    The request's body must have been read before.
+    """
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel(CLIENT_LEFT if leaving.done() else None)
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event. If ``data`` is text, it must be JSON already."""
+    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {text}\n\n".encode()
+
+
+class EventStream(StreamingResponse):
+    """Sends a first event, then each of ``events`` as soon as it exists.
+
+    A MicoError of ``events`` ends the stream with an event that is called ``error_name``.
+    ``events`` is closed when the client leaves, or takes nothing for ``send_timeout_s`` seconds.
+    """
+
+    _events: AsyncGenerator[bytes, None]
+    _send_timeout_s: float
+
+    @classmethod
+    async def started(
+        cls,
+        events: AsyncGenerator[bytes, None],
+        receive: Receive,
+        *,
+        send_timeout_s: float,
+        error_name: str | None = None,
+    ) -> EventStream:
+        """The response, once its first event exists; an error before it gets its own status."""
+        try:
+            first = await while_connected(receive, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            yield first
+            try:
+                async for piece in events:
+                    yield piece
+            except MicoError as error:
+                yield event(mico_error_body(error), error_name)
+
+        # A proxy must neither store nor buffer the stream.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        response = cls(pieces(), headers=headers, media_type="text/event-stream")
+        response._events, response._send_timeout_s = events, send_timeout_s
+        return response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def timed(message: AsgiMessage) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+
+        try:
+            async with aclosing(self._events):
+                await while_connected(receive, self.stream_response(timed))
+        except ClientDisconnect:
+            logger.info("%s: the client disconnected", scope["path"])
+        except TimeoutError:
+            logger.info("%s: the client stopped reading; the connection was closed", scope["path"])

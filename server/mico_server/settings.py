@@ -25,8 +25,6 @@ from pydantic_settings import (
 from mico_chat.errors import ConfigError
 from mico_chat.settings import misused
 
-ENV_PREFIX = "MICO_SERVER_"
-
 ENGINE_ARGUMENTS = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     *("distributed_executor_backend", "gpu_memory_utilization", "max_model_len"),
@@ -52,7 +50,7 @@ class ServerSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
+        env_prefix="MICO_SERVER_",
         frozen=True,
         extra="forbid",
         cli_kebab_case=True,
@@ -195,10 +193,7 @@ class ServerSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags override these; the environment overrides a file."""
-        sources = (init_settings, env_settings)
-        if settings_cls.model_config.get("toml_file") is None:
-            return sources
-        return (*sources, TomlConfigSettingsSource(settings_cls))
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
 
 
 def read_settings(args: Sequence[str] = ()) -> ServerSettings:
@@ -238,9 +233,13 @@ def shown_settings(settings: ServerSettings) -> str:
     lines = []
     for name, value in settings.model_dump(exclude={"config", "show_settings"}).items():
         if name in ("database_url", "rate_limit_store") and value is not None:
-            value = re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1:***@", value)
+            value = without_password(value)
         lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
     return "\n".join(lines)
+
+
+def without_password(url: str) -> str:
+    return re.sub(r"(?s)(?<=://)([^:/@]*):.*@", r"\1:***@", url)
 
 
 def _toml(value: Any) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmarks.http_client import address_of
 from mico_chat.media import MediaDecoder
-from mico_server.run import serve
+from mico_server.app import serve
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeDecoder
 from tests.server.echo import echoing_assistant
 
-_PRELOADED = ["mico_server.run", "mico_chat.encode", "tests.server.echo"]
+_PRELOADED = ["mico_server.app", "mico_chat.encode", "tests.server.echo"]
 _START_S = 60.0
 
 

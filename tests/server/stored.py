@@ -18,12 +18,11 @@ from mico_server.store.conversations import (
     StoredMedium,
     StoredPart,
     StoredText,
-    new_conversation_id,
 )
 from mico_server.store.database import Database
 from mico_server.store.media import MediaRecord, MediaStore, NewMedium
 from mico_server.store.tables import media as media_table
-from mico_server.store.tables import now
+from mico_server.store.tables import new_id, now
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Stores:
 
         The question shows stored images by their ids, and sends new ones.
         """
-        create, id_ = id_ is None, id_ or new_conversation_id()
+        create, id_ = id_ is None, id_ or new_id("conv")
         if number is None:
             number = 1 if create else len((await self.load(id_, tenant)).turns) + 1
         async with self.media.work_folder() as work:

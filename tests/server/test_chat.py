@@ -18,7 +18,7 @@ from benchmarks.http_client import address_of, form_request
 from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
-from mico_server.run import serve
+from mico_server.app import serve
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeAssistant, FakeEngine
 from tests.server.conftest import Start
@@ -119,7 +119,7 @@ JSON = {"headers": {"content-type": "application/json"}}
 @pytest.mark.parametrize(
     ("status", "request_", "said"),
     [
-        (400, {"files": [A]}, "message: the field is missing"),
+        (400, {"files": [A]}, "message: field required"),
         (400, {"data": {"message": ["a", "b"]}}, "message: given several times"),
         (400, {"data": {"message": "x", "picture": "y"}}, "unknown field 'picture'; known are mes"),
         (400, {"data": {"message": "x", "image": "y"}}, "image: expected media:ID"),
@@ -140,8 +140,8 @@ JSON = {"headers": {"content-type": "application/json"}}
         (400, {"content": b"{", **JSON}, r"^request body: not JSON \("),
         (400, {"content": b"\xff", **JSON}, "^request body: not JSON"),
         (400, {"json": []}, "^request body: expected a JSON object$"),
-        (400, {"json": {}}, "^message: the field is missing$"),
-        (400, {"json": {"message": 3}}, "^message: expected a string$"),
+        (400, {"json": {}}, "^message: field required, got {}$"),
+        (400, {"json": {"message": 3}}, "^message: input should be a valid string, got 3$"),
         (400, {"json": {"message": "x", "mesage": "y"}}, "^unknown field 'mesage'; known are mes"),
         (400, {"json": {"message": "x", "image": "a.png"}}, "^image: .*media:ID .*form$"),
         (400, {"json": {"message": "x", "image": ["data:,a", 3]}}, r"^image\[1\]: expected media:"),

@@ -16,7 +16,7 @@ from benchmarks.http_client import address_of, form_request
 from mico_chat.messages import Message
 from tests.fakes import FakeAssistant
 from tests.server.conftest import Start
-from tests.server.running import error_of, events_of
+from tests.server.running import events_of
 
 
 def test_events_tell_the_answer_that_is_given_otherwise(start: Start) -> None:
@@ -52,21 +52,6 @@ def test_choices_and_logprobs_stream_too(start: Start) -> None:
     assert texts == ["[] a b"] * 3 == [choice["text"] for choice in done["choices"]]
     assert logprobs == [choice["logprobs"] for choice in done["choices"]]
     assert all(logprobs)
-
-
-def test_an_error_before_the_first_event_has_its_own_status(start: Start) -> None:
-    client = start(FakeAssistant())
-    for question, file, status in (
-        ("refuse", b"x", 400),
-        ("a", b"broken", 422),
-        ("crash", b"", 500),
-    ):
-        form = {"message": question, "stream": "true"}
-        files = {"image": ("a.png", file)} if file else None
-        response = client.post("/v1/chat", data=form, files=files)
-        assert response.status_code == status
-        assert "secret" not in error_of(response)["message"]
-        assert client.get("/v1/conversations").json()["data"] == []
 
 
 def streamed(client: httpx.Client, form: dict[str, str]) -> Generator[str, None, None]:

@@ -172,7 +172,7 @@ def test_conversations_are_listed_searched_renamed_and_deleted(start: Start) -> 
         assert error_of(request(url))["code"] == "not_found_error"
     assert client.patch(url, json={"title": "x"}).status_code == 404
     assert listed(client) == (["Äpfel", "b_nanas"], False)
-    for query in ("limit=0", "limit=101", "query=a%00b"):
+    for query in ("limit=0", "limit=101", "query=a%00b", "query=" + "x" * 1001):
         assert client.get(f"/v1/conversations?{query}").status_code == 400
     assert client.get("/v1/conversations", params={"before": ids["100%"]}).status_code == 404
 
@@ -228,14 +228,18 @@ def test_a_question_that_is_refused_leaves_nothing_but_its_uploads(start: Start)
     client = start(FakeAssistant())
     kept = client.post("/v1/media", files={"image": ("kept.png", b"kept")}).json()["id"]
     id_ = f"conv-{7:024x}"
-    files: list[Any] = [("image", ("new.png", b"x")), ("image", (None, f"media:{kept}"))]
-    for message, stream, status in (
-        ("refuse", "true", 400),
-        ("refuse", "false", 400),
-        ("crash", "false", 500),
+    for message, data, stream, status in (
+        ("refuse", b"x", "true", 400),
+        ("refuse", b"x", "false", 400),
+        ("Hi", b"broken", "true", 422),
+        ("crash", b"x", "true", 500),
+        ("crash", b"x", "false", 500),
     ):
         form = {"message": message, "conversation_id": id_, "create": "true", "stream": stream}
-        assert client.post("/v1/chat", data=form, files=files).status_code == status
+        files: list[Any] = [("image", ("new.png", data)), ("image", (None, f"media:{kept}"))]
+        response = client.post("/v1/chat", data=form, files=files)
+        assert response.status_code == status
+        assert "secret" not in error_of(response)["message"]
         assert client.get("/v1/conversations").json()["data"] == []
         assert [m["id"] for m in client.get("/v1/media").json()["data"]] == [kept]
 

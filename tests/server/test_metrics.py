@@ -19,8 +19,7 @@ from mico_server.errors import BusyError, FetchError
 from mico_server.http.auth import Auth
 from mico_server.http.errors import add_error_handlers
 from mico_server.http.limits import BodyLimit
-from mico_server.http.metrics import Metrics
-from mico_server.http.request_log import RequestLog
+from mico_server.http.request_log import Metrics, RequestLog
 from tests.server.running import live
 from tests.server.test_auth import alice, bearer
 

@@ -26,14 +26,11 @@ def test_an_engines_arguments_come_by_any_way(
     assert read_settings([]).engine_arguments == EXPECTED
 
 
-def test_settings_that_are_an_engines_arguments() -> None:
+def test_settings_that_are_an_engines_arguments_are_given_once() -> None:
     flags = ["--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.5"]
     settings = read_settings([*flags, "--engine-args", '{"block_size": 32}'])
     expected = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "block_size": 32}
     assert settings.engine_arguments == expected
-
-
-def test_an_argument_that_is_given_twice() -> None:
     settings = read_settings(["--max-model-len", "5", "--engine-args", '{"max_model_len": 6}'])
     with pytest.raises(ConfigError, match="max_model_len: set by itself and in engine_args"):
         _ = settings.engine_arguments

@@ -19,10 +19,9 @@ from mico_server.store.conversations import (
     StoredMedium,
     StoredPart,
     StoredText,
-    new_conversation_id,
     title_of,
 )
-from mico_server.store.tables import now
+from mico_server.store.tables import new_id, now
 from tests.server.conftest import BOTH
 from tests.server.stored import Stores
 
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_conversation_comes_back_as_it_was(stores: Stores) -> None:
     media, conversations = stores.media, stores.conversations
     uploaded = await stores.add(b"cat")
-    id_ = new_conversation_id()
+    id_ = new_id("conv")
     async with media.work_folder() as folder:
         folder.file("1").write_bytes(b"purr")
         new = await media.prepare("audio", folder.file("1"), "purr.ogg")
@@ -197,13 +196,13 @@ async def test_taking_turns_back(stores: Stores) -> None:
     found = await stores.load(id_)
     assert ([turn.number for turn in found.turns], found.media) == ([1], {})
     assert (await media.get("t", shown)).expires_at is not None, "not for ever"
-    assert (await media.sweep())["records"] == 0, "but for a retry"
+    assert await media.sweep() == 0, "but for a retry"
     await stores.say(id_=id_, number=2, show=[shown])
     assert (await media.get("t", shown)).expires_at is None
 
     await conversations.truncate("t", id_, 1)
     await stores.expire()
-    assert (await media.sweep())["records"] == 1
+    assert await media.sweep() == 1
     assert (await stores.load(id_)).turns == ()
     await stores.say("Anew", id_=id_, number=1)
 
@@ -253,7 +252,7 @@ async def test_search(stores: Stores) -> None:
     for query, found in SEARCHES:
         listed = await conversations.list("t", query=query, limit=9)
         assert sorted(ids[info.id] for info in listed) == sorted(found), query
-    for query in ("nul\0", "half \ud83d", "x" * 1001):
+    for query in ("nul\0", "half \ud83d"):
         with pytest.raises(RequestError, match="query"):
             await conversations.list("t", query=query, limit=1)
     assert await conversations.list("t", query="ﷺ%" * 500, limit=1) == (), "folding makes it grow"

@@ -32,9 +32,6 @@ from mico_server.errors import FetchError
 
 logger = logging.getLogger(__name__)
 
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""All addresses of a host name and port; OSError if there are none."""
-
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 NOT_PUBLIC = (
@@ -57,14 +54,15 @@ class Fetcher:
     """Fetches http and https URLs into files.
 
     One URL may take ``timeout_s`` seconds with its redirects. If ``hosts`` are named, all others
-    are refused, in redirects too. ``allowed`` says whether an address may be connected to.
+    are refused, in redirects too. ``resolve`` gives all addresses of a host name and port; it
+    raises OSError if there are none. ``allowed`` says whether an address may be connected to.
     """
 
     timeout_s: float
     max_bytes: int
     max_redirects: int
     hosts: Collection[str] = ()
-    resolve: Resolve | None = None
+    resolve: Callable[[str, int], Awaitable[Sequence[str]]] | None = None
     allowed: Callable[[str], bool] | None = None
     ssl_context: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
 

@@ -22,6 +22,7 @@ from mico_chat.messages import (
 )
 from mico_chat.similarity import Item
 from mico_server.service import Service
+from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
 
 MEDIA_SCHEME = "media:"
@@ -43,7 +44,7 @@ class MediaReader:
         resolve = await self._resolver(messages, "messages")
         # In a thread: a data URI may have many megabytes.
         read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
-        self._check_number(sum(len(message.media) for message in read), "messages")
+        check_number(sum(len(message.media) for message in read), "messages", self.service.settings)
         return with_depth_scale(read, self.depth_scale)
 
     async def items(self, items: Sequence[Any], name: str) -> list[Item]:
@@ -58,17 +59,12 @@ class MediaReader:
 
     async def _resolver(self, messages: Sequence[Mapping[str, Any]], name: str) -> Resolver:
         urls = urls_of(messages)
-        self._check_number(len(urls), name)
+        check_number(len(urls), name, self.service.settings)
         parts = await asyncio.gather(
             *(self._part(kind, url, f"{name}-{n}") for n, (kind, url) in enumerate(urls))
         )
         known = dict(zip(urls, parts, strict=True))
         return lambda kind, url: known[kind, url]
-
-    def _check_number(self, n: int, name: str) -> None:
-        most = self.service.settings.max_media
-        if n > most:
-            raise LimitError(name, f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)")
 
     async def _part(self, kind: Kind, url: str, file: str) -> MediaFile:
         if url.startswith(MEDIA_SCHEME):
@@ -101,6 +97,12 @@ class MediaReader:
         if isinstance(item, list):
             return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
         return part(item, where)
+
+
+def check_number(n: int, name: str, settings: ServerSettings) -> None:
+    if n > settings.max_media:
+        limit = f"over the limit of {settings.max_media} (MICO_SERVER_MAX_MEDIA)"
+        raise LimitError(name, f"{n} media, {limit}")
 
 
 def file_of(url: str, folder: Path, where: str) -> Path:

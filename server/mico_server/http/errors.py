@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -65,14 +65,6 @@ def mico_error_response(error: MicoError) -> JSONResponse:
     return JSONResponse(mico_error_body(error), error.status, wait)
 
 
-def broken_body(error: MicoError) -> HTTPException:
-    """The exception to raise while a body is read, where FastAPI replaces most others.
-
-    The client gets the answer to ``error``, and the connection is closed.
-    """
-    return HTTPException(error.status, mico_error_body(error), {"connection": "close"})
-
-
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MicoError)
     async def on_mico_error(request: Request, error: MicoError) -> JSONResponse:
@@ -87,7 +79,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def on_http_error(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        if isinstance(error.detail, dict):  # of broken_body
+        if isinstance(error.detail, dict):  # of BodyLimit
             return JSONResponse(error.detail, error.status_code, error.headers)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         return error_response(error.status_code, str(error.detail), code, headers=error.headers)

@@ -12,8 +12,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -27,9 +27,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
 from mico_server.errors import BodyTimeoutError, UnavailableError
-from mico_server.http.auth import Caller
-from mico_server.http.errors import broken_body, error_response
-from mico_server.http.guard import Guard, Refused
+from mico_server.http.auth import Caller, Guard, Refused
+from mico_server.http.errors import error_response, mico_error_body
+from mico_server.settings import without_password
 from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ class BodyLimit:
 
         def refused(error: MicoError) -> HTTPException:
             scope.setdefault("state", {})["refused"] = "body"
-            return broken_body(error)
+            # While FastAPI reads a body, it replaces most other exceptions.
+            return HTTPException(error.status, mico_error_body(error), {"connection": "close"})
 
         def too_long(size: str) -> HTTPException:
             reason = f"{size}, over the limit of {limit} {advice}"
@@ -110,8 +111,8 @@ class RateLimit(Guard):
     limit are refused.
     """
 
+    counters: StoredCounters | DatabaseCounters
     default: str | None = None
-    counters: Counters = field(default_factory=lambda: StoredCounters(MemoryStorage(), "memory"))
 
     def __post_init__(self) -> None:
         if self.default is not None:
@@ -134,10 +135,9 @@ class RateLimit(Guard):
 class StoredCounters:
     """Requests counted in a storage of the package ``limits``: this process's memory, or Redis."""
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._limiter = MovingWindowRateLimiter(storage)
-        self._name = name
 
     async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
         """Count a request: None within the limit, else the seconds until the next may come."""
@@ -146,7 +146,7 @@ class StoredCounters:
                 return None
             window = await self._limiter.get_window_stats(limit, key_id)
         except StorageError as error:
-            logger.error("%s: %s", self._name, error.storage_error)
+            logger.error("requests cannot be counted: %s", error.storage_error)
             raise UnavailableError(
                 "the requests of this key cannot be counted now; try again soon"
             ) from error
@@ -203,10 +203,7 @@ class DatabaseCounters:
         """Do nothing: the service itself closes its database."""
 
 
-Counters: TypeAlias = StoredCounters | DatabaseCounters
-
-
-def counters(store: str | None, database: Database) -> Counters:
+def counters(store: str | None, database: Database) -> StoredCounters | DatabaseCounters:
     """The counters of a service: in ``memory``, or in the Redis of a URL.
 
     For None they are in the database if it is PostgreSQL, otherwise in memory.
@@ -217,8 +214,8 @@ def counters(store: str | None, database: Database) -> Counters:
     if store is None and not database.is_sqlite:
         return DatabaseCounters(database)
     if store is None or store == "memory":
-        return StoredCounters(MemoryStorage(), "memory")
-    name = f"rate_limit_store {shown_store(store)!r}"
+        return StoredCounters(MemoryStorage())
+    name = f"rate_limit_store {without_password(store)!r}"
     if urlsplit(store).scheme not in ("redis", "rediss", "redis+unix"):
         raise ConfigError(f"{name}: expected memory, or a Redis such as redis://host:6379")
     make: Callable[..., Storage] = RedisStorage
@@ -234,12 +231,7 @@ def counters(store: str | None, database: Database) -> Counters:
     except (TypeError, ValueError, redis.RedisError) as error:
         reason = str(error) or type(error).__name__
         raise ConfigError(f"{name}: {reason}") from None
-    return StoredCounters(storage, shown_store(store))
-
-
-def shown_store(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return StoredCounters(storage)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -19,25 +19,32 @@ from mico_chat.messages import Message, with_depth_scale
 from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent, TurnEnd, Usage
 from mico_server.errors import NotFoundError
 from mico_server.http.errors import error_responses
-from mico_server.http.event_stream import CLIENT_LEFT, EventStream, event, while_connected
 from mico_server.routes.chat_request import (
     ChatForm,
     chat_body,
     read_chat,
     stream_response,
 )
-from mico_server.service import CurrentCaller, CurrentService, Question, Service
+from mico_server.service import (
+    CLIENT_LEFT,
+    CurrentCaller,
+    CurrentService,
+    EventStream,
+    Question,
+    Service,
+    event,
+    while_connected,
+)
 from mico_server.store.conversations import (
     Conversation,
     NewTurn,
     StoredMedium,
     StoredText,
-    new_conversation_id,
     with_question,
 )
 from mico_server.store.database import uninterrupted
 from mico_server.store.media import NewMedium
-from mico_server.store.tables import is_id
+from mico_server.store.tables import is_id, new_id
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +150,7 @@ class ChatTurn:
         fields, earlier = self._form.fields, self._earlier
         self.model = self._service.host.assistant.name
         if fields.store:
-            self.conversation_id = fields.conversation_id or new_conversation_id()
+            self.conversation_id = fields.conversation_id or new_id("conv")
             self.number = 1 if earlier is None else len(earlier.turns) + 1
         before = [] if earlier is None else self._service.conversations.messages(earlier)
         if fields.system is not None:
@@ -173,7 +180,7 @@ class ChatTurn:
         return cls(service, tenant, form, earlier)
 
     def _question(self, media: Sequence[MediaFile]) -> Question:
-        texts = [self._form.message] if self._form.message or not media else []
+        texts = [self._form.fields.message] if self._form.fields.message or not media else []
         messages = with_question(self._before, Message.user(*media, *texts))
         messages = with_depth_scale(messages, self._form.fields.depth_scale)
         return Question(messages, self._form.options, self._tenant)
@@ -221,8 +228,8 @@ class ChatTurn:
                 file = replace(file, source=store.path_of(self._tenant, new[-1].sha256))
             parts.append(StoredMedium(type=file.kind, media_id=id_))
             media.append(file)
-        if self._form.message or not parts:
-            parts.append(StoredText(text=self._form.message))
+        if self._form.fields.message or not parts:
+            parts.append(StoredText(text=self._form.fields.message))
         turn = NewTurn(parts, self.model, new_media=new)
         await self._service.conversations.add_turn(
             self._tenant,

@@ -19,17 +19,15 @@ from starlette.datastructures import FormData, UploadFile
 
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.base import request_error
-from mico_chat.errors import LimitError, MediaError, RequestError
+from mico_chat.errors import MediaError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import data_of, is_data_uri
-from mico_server.fetch.media_reader import MEDIA_SCHEME, display_name
+from mico_server.fetch.media_reader import MEDIA_SCHEME, check_number, display_name
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
 from mico_server.store.tables import check_text
-
-MAX_FIELDS = 64
 
 DepthScale = Annotated[
     float, Field(gt=0, le=1000, description="metres for one unit of a 16-bit depth map")
@@ -37,10 +35,11 @@ DepthScale = Annotated[
 
 
 class ChatFields(BaseModel):
-    """The fields of a question of /v1/chat beside the message, the media and the options."""
+    """The fields of a question of /v1/chat beside the media and the options."""
 
     model_config = ConfigDict(frozen=True)
 
+    message: str
     conversation_id: str | None = Field(None, description="the conversation to continue")
     create: bool = Field(
         False,
@@ -64,14 +63,13 @@ class FormMedium:
 
 @dataclass(frozen=True)
 class ChatForm:
-    message: str
     media: tuple[FormMedium, ...]
     options: GenerationOptions
     fields: ChatFields
 
 
 OPTION_NAMES = tuple(GenerationOptions.model_fields)
-FIELD_NAMES = ("message", *KINDS, *ChatFields.model_fields, *OPTION_NAMES)
+FIELD_NAMES = (*ChatFields.model_fields, *KINDS, *OPTION_NAMES)
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -97,13 +95,13 @@ def chat_body(*others: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chat_schema(media: dict[str, Any]) -> dict[str, Any]:
+    fields = ChatFields.model_json_schema()
     return {
         "type": "object",
-        "required": ["message"],
+        "required": fields["required"],
         "properties": {
-            "message": {"type": "string"},
+            **fields["properties"],
             **dict.fromkeys(KINDS, media),
-            **ChatFields.model_json_schema()["properties"],
             **GenerationOptions.model_json_schema()["properties"],
         },
         "additionalProperties": False,
@@ -165,15 +163,11 @@ async def read_chat(
 async def _read(
     given: list[tuple[str, Any]], service: Service, tenant: str, folder: WorkFolder
 ) -> ChatForm:
-    n, most = sum(name in KINDS for name, _ in given), service.settings.max_media
-    if n > most:
-        raise LimitError(
-            "request body", f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)"
-        )
+    check_number(sum(name in KINDS for name, _ in given), "request body", service.settings)
     media: list[FormMedium] = []
     values: dict[str, Any] = {}
     for name, value in given:
-        _check_known(name, FIELD_NAMES)
+        check_known(name, FIELD_NAMES)
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 check_text(text, name)
@@ -199,12 +193,8 @@ async def _read(
             values["json_schema"] = json.loads(values["json_schema"])
         except (ValueError, RecursionError) as error:
             raise RequestError.at("json_schema", f"not JSON ({error})") from error
-    message = values.get("message")
-    if not isinstance(message, str):
-        wrong = "the field is missing" if message is None else "expected a string"
-        raise RequestError.at("message", wrong)
     options = GenerationOptions.of({name: values[name] for name in OPTION_NAMES if name in values})
-    return ChatForm(message, tuple(media), options, validated(ChatFields, values))
+    return ChatForm(tuple(media), options, validated(ChatFields, values))
 
 
 async def _written(kind: Kind, value: Any, where: str, path: Path) -> MediaFile:
@@ -241,20 +231,13 @@ async def open_form(
         got = repr(content_type) if content_type else "nothing"
         raise RequestError(f"content-type: expected {expected}, got {got}")
     form = request.form(
-        max_files=settings.max_media, max_fields=MAX_FIELDS, max_part_size=settings.max_text_bytes
+        max_files=settings.max_media, max_fields=64, max_part_size=settings.max_text_bytes
     )
     async with form as fields:
         yield fields
 
 
-def text_of(name: str, value: UploadFile | str, known: tuple[str, ...]) -> str:
-    _check_known(name, known)
-    if isinstance(value, UploadFile):
-        raise RequestError.at(name, "expected text, got a file")
-    return value
-
-
-def _check_known(name: str, known: tuple[str, ...]) -> None:
+def check_known(name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise RequestError(f"unknown field {name!r}; known are {', '.join(known)}", name)
 

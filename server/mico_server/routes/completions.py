@@ -19,7 +19,6 @@ from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.auth import Caller
 from mico_server.http.errors import error_responses
-from mico_server.http.event_stream import EventStream, event, while_connected
 from mico_server.routes.chat import ChatTurn
 from mico_server.routes.chat_request import (
     SCHEMAS,
@@ -32,7 +31,15 @@ from mico_server.routes.chat_request import (
     stream_response,
     validated,
 )
-from mico_server.service import CurrentCaller, CurrentService, Question, Service
+from mico_server.service import (
+    CurrentCaller,
+    CurrentService,
+    EventStream,
+    Question,
+    Service,
+    event,
+    while_connected,
+)
 from mico_server.store.blobs import WorkFolder
 
 router = APIRouter()

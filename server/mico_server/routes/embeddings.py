@@ -14,9 +14,8 @@ from mico_chat.similarity import Similarity
 from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.errors import error_responses
-from mico_server.http.event_stream import while_connected
 from mico_server.routes.chat_request import SCHEMAS, DepthScale
-from mico_server.service import CurrentCaller, CurrentService, Service
+from mico_server.service import CurrentCaller, CurrentService, Service, while_connected
 
 router = APIRouter()
 
@@ -127,13 +126,9 @@ async def embeddings(
                 salt=caller.tenant,
                 name="input",
             )
-        as_text = body.encoding_format == "base64"
-        vectors = [
-            base64.b64encode(vector.astype("<f4").tobytes()).decode()
-            if as_text
-            else vector.tolist()
-            for vector in found.vectors
-        ]
+        vectors = found.vectors.tolist()
+        if body.encoding_format == "base64":
+            vectors = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in found.vectors]
         data = [Embedding(index=n, embedding=vector) for n, vector in enumerate(vectors)]
         usage = TokenUsage.of(found.tokens)
         return EmbeddingList(data=data, model=body.model, usage=usage, media=found.media)

@@ -16,17 +16,16 @@ from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.wire import Deleted, MediaObject
 from mico_server.http.errors import error_responses
-from mico_server.http.event_stream import while_connected
 from mico_server.routes.chat_request import (
     FILE_SCHEMA,
     DepthScale,
+    check_known,
     open_form,
     request_body,
     saved,
-    text_of,
     validated,
 )
-from mico_server.service import CurrentCaller, CurrentService
+from mico_server.service import CurrentCaller, CurrentService, while_connected
 from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
@@ -68,7 +67,9 @@ async def list_conversations(
     caller: CurrentCaller,
     limit: Limit = 20,
     before: Annotated[str | None, Query(description="the last id of the page before")] = None,
-    query: Annotated[str | None, Query(description="text in titles, questions, answers")] = None,
+    query: Annotated[
+        str | None, Query(max_length=1000, description="text in titles, questions, answers")
+    ] = None,
 ) -> wire.ConversationList:
     """Conversations, the last one answered first."""
     found = await service.conversations.list(
@@ -168,8 +169,11 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
         for name, value in form.multi_items():
             if name in KINDS and not isinstance(value, str):
                 parts.append(await saved(name, value, folder.file(str(len(parts)))))
-            else:
-                texts[name] = text_of(name, value, (*KINDS, *MediaFields.model_fields))
+                continue
+            check_known(name, (*KINDS, *MediaFields.model_fields))
+            if not isinstance(value, str):
+                raise RequestError.at(name, "expected text, got a file")
+            texts[name] = value
         if len(parts) != 1 or any(name in KINDS for name in texts):
             raise RequestError(
                 f"expected exactly one file, in one of the fields {', '.join(KINDS)}; "

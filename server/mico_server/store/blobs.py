@@ -15,9 +15,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
+
+_BLOB = re.compile("([0-9a-f]{16}/)[0-9a-f]{2}/([0-9a-f]{64})")
 
 
 def blob_id(tenant: str, sha256: str) -> str:
@@ -80,17 +82,10 @@ def remove(folder: Path, blob: str) -> None:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    if not folder.is_dir():
-        return
-    for owner in _entries(folder, 16):
-        for prefix in _entries(owner, 2):
-            for path in _entries(prefix, 64):
-                yield f"{owner.name}/{path.name}"
-
-
-def _entries(folder: Path, digits: int) -> Iterator[Path]:
-    name = re.compile(f"[0-9a-f]{{{digits}}}")
-    return (path for path in folder.iterdir() if name.fullmatch(path.name))
+    """The names of all contents in the folder."""
+    for path in folder.glob("[0-9a-f]*/[0-9a-f]*/*"):  # not in tmp, whose folders come and go
+        if found := _BLOB.fullmatch(path.relative_to(folder).as_posix()):
+            yield "".join(found.groups())
 
 
 class WorkFolder:
@@ -127,15 +122,9 @@ class WorkFolder:
                 self.close()  # a request cancelled here may have kept the thread from starting
 
 
-def sweep_work(folder: Path, age_s: float) -> int:
-    """Remove work folders that got no file for ``age_s`` seconds; returns how many."""
-    removed = 0
+def sweep_work(folder: Path, age_s: float) -> None:
+    """Remove work folders that got no file for ``age_s`` seconds."""
     for path in (folder / "tmp").glob("work-*"):
-        try:
-            if time.time() - path.stat().st_mtime < age_s:
-                continue
-        except FileNotFoundError:
-            continue  # its request has just ended
-        shutil.rmtree(path, ignore_errors=True)
-        removed += 1
-    return removed
+        with suppress(FileNotFoundError):  # its request has just ended
+            if time.time() - path.stat().st_mtime >= age_s:
+                shutil.rmtree(path, ignore_errors=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,29 +33,23 @@ from mico_server.store.tables import (
     cleaned,
     conversations,
     folded,
-    new_id,
     now,
     turn_media,
     turns,
 )
 
 MAX_TITLE = 200
-MAX_QUERY = 1000
 
 UNTITLED = "New chat"
 """The title of a conversation whose first turn was taken back, until it has a first turn again."""
 
 
 class StoredText(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     type: Literal["text"] = "text"
     text: str
 
 
 class StoredMedium(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     type: Kind
     media_id: str
 
@@ -79,10 +73,6 @@ class NewTurn:
     reports: Sequence[MediaReport] = ()
     new_media: Sequence[NewMedium] = ()
     created_at: datetime = field(default_factory=now)
-
-    @property
-    def media_ids(self) -> list[str]:
-        return [part.media_id for part in self.parts if isinstance(part, StoredMedium)]
 
 
 class Turn(BaseModel):
@@ -199,7 +189,8 @@ class ConversationStore:
                 update(conversations).where(conversations.c.id == id_).values(**changed)
             )
             new = {medium.id for medium in turn.new_media}
-            reports = zip(turn.media_ids, turn.reports, strict=True)
+            shown = [part.media_id for part in turn.parts if isinstance(part, StoredMedium)]
+            reports = zip(shown, turn.reports, strict=True)
             await self._media.describe(connection, {m: r for m, r in reports if m in new})
 
     @uninterrupted
@@ -266,8 +257,6 @@ class ConversationStore:
         wanted = _INFOS.where(conversations.c.tenant == tenant)
         if query:
             check_text(query, "query")
-            if len(query) > MAX_QUERY:
-                raise RequestError(f"query: {len(query)} characters, at most {MAX_QUERY}")
             text = folded(query)
             said = exists().where(
                 turns.c.conversation_id == conversations.c.id,
@@ -340,10 +329,6 @@ def with_question(messages: Sequence[Message], question: Message) -> list[Messag
         return [*messages, question]
     parts = (*messages[-1].content, TextPart("\n"), *question.content)
     return [*messages[:-1], Message("user", parts)]
-
-
-def new_conversation_id() -> str:
-    return new_id("conv")
 
 
 def title_of(parts: Sequence[StoredPart]) -> str:

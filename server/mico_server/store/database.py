@@ -44,7 +44,6 @@ except ModuleNotFoundError:  # the extra "postgres" is not installed
 
 logger = logging.getLogger(__name__)
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
 LOCK_TIMEOUT_S = 30.0
@@ -243,11 +242,6 @@ class Database:
         engine = self._new_engine(None)
         try:
             async with engine.connect() as connection:
-                raw = await connection.get_raw_connection()
-                assert raw.driver_connection is not None
-                # Stays with the file; readers and the writer then do not wait for each other.
-                await raw.driver_connection.execute("PRAGMA journal_mode = WAL")
-            async with engine.connect() as connection:
                 await connection.execution_options(mico_begin="BEGIN IMMEDIATE")
                 async with connection.begin():
                     await connection.run_sync(migrate)
@@ -284,7 +278,8 @@ def migrate(connection: Connection) -> None:
     The caller commits the connection's transaction.
     """
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    scripts = str(Path(__file__).with_name("migrations"))
+    config.set_main_option("script_location", scripts.replace("%", "%%"))
     config.attributes["connection"] = connection
     if MigrationContext.configure(connection).get_current_revision() is None:
         metadata.create_all(connection)
@@ -295,6 +290,8 @@ def migrate(connection: Connection) -> None:
 
 def _on_sqlite_connect(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun below, not by the driver
+    # Stays with the file; readers and the writer then do not wait for each other.
+    connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 

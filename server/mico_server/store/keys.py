@@ -190,6 +190,7 @@ class Amount:
         return " and ".join(named) or "nothing"
 
 
+@dataclass(frozen=True)
 class History:
     """The conversations and media of tenants. ``folder`` is the media folder.
 
@@ -197,14 +198,12 @@ class History:
     old file is removed once the database has the new one, or by a sweep after a crash.
     """
 
-    def __init__(self, database: Database, folder: Path) -> None:
-        self._database = database
-        self._folder = folder
-        self._store = MediaStore(database, folder)
+    database: Database
+    folder: Path
 
     @uninterrupted
     async def of(self, tenant: str) -> Amount:
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             counts = [
                 await connection.scalar(
                     select(func.count()).select_from(table).where(_belongs(table, tenant))
@@ -218,7 +217,7 @@ class History:
         """Give everything of a tenant to another: ``source/USER`` becomes ``target/USER``."""
         old: set[str] = set()
         found = 0
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             # The conversations first: a request that continues a conversation at this moment holds
             # its lock, and has stored its media before it releases the lock.
             rest = func.substr(conversations.c.tenant, len(source) + 1)
@@ -240,17 +239,17 @@ class History:
                 tenant = target + row.tenant[len(source) :]
                 new = blob_id(tenant, row.blob_id.partition("/")[2])
                 await lock_blob(connection, new, row.bytes)
-                found += await asyncio.to_thread(copy, self._folder, row.blob_id, new)
+                found += await asyncio.to_thread(copy, self.folder, row.blob_id, new)
                 await connection.execute(
                     update(media).where(media.c.id == row.id).values(tenant=tenant, blob_id=new)
                 )
                 old.add(row.blob_id)
             if rows and not found:
                 raise ConfigError(
-                    f"{blob_path(self._folder, rows[0].blob_id)}: there is no such file: "
+                    f"{blob_path(self.folder, rows[0].blob_id)}: there is no such file: "
                     "name the media folder of the service with --media-dir"
                 )
-        await self._store.collect(old)
+        await MediaStore(self.database, self.folder).collect(old)
         return Amount(moved.rowcount, len(rows))
 
 

@@ -167,12 +167,12 @@ class MediaStore:
         await self.collect([row.blob_id])
 
     @uninterrupted
-    async def sweep(self) -> dict[str, int]:
+    async def sweep(self) -> int:
         """Remove expired media that no conversation shows, files without a record, old work.
 
-        Returns how many ``records``, ``files`` and ``work_folders`` were removed.
+        Returns how many media were removed.
         """
-        records = files = 0
+        removed = 0
         while True:
             async with self._database.writing() as connection:
                 expired = (
@@ -184,20 +184,20 @@ class MediaStore:
                 gone = await self.forget(connection, list(await connection.scalars(expired)))
             if not gone:
                 break
-            records += len(gone)
-            files += await self.collect(gone)
+            removed += len(gone)
+            await self.collect(gone)
         async with self._database.reading() as connection:
             unused = select(blobs.c.id).where(~exists().where(media.c.blob_id == blobs.c.id))
             orphans = list(await connection.scalars(unused))
-        files += await self.collect(orphans)
+        await self.collect(orphans)
         found = blob_files.walk(self._folder)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(found, _BATCH))):
             async with self._database.reading() as connection:
                 known = await connection.scalars(select(blobs.c.id).where(blobs.c.id.in_(batch)))
                 orphans = sorted(set(batch) - set(known))
-            files += await self.collect(orphans)
-        folders = await asyncio.to_thread(blob_files.sweep_work, self._folder, WORK_AGE_S)
-        return {"records": records, "files": files, "work_folders": folders}
+            await self.collect(orphans)
+        await asyncio.to_thread(blob_files.sweep_work, self._folder, WORK_AGE_S)
+        return removed
 
     # --- In the transaction of a caller: a turn and its media are stored together. ---
 
@@ -287,9 +287,8 @@ class MediaStore:
             unshown = unshown.where(~media.c.uploaded)
         return tuple(await connection.scalars(unshown.returning(media.c.blob_id)))
 
-    async def collect(self, unused: Collection[str]) -> int:
-        """Remove the files of blobs without a record; returns their number."""
-        removed = 0
+    async def collect(self, unused: Collection[str]) -> None:
+        """Remove the files of those blobs that have no record."""
         for blob in sorted(set(unused)):
             async with self._database.writing() as connection:
                 await lock_blob(connection, blob, 0)
@@ -297,8 +296,6 @@ class MediaStore:
                     continue
                 await asyncio.to_thread(blob_files.remove, self._folder, blob)
                 await connection.execute(delete(blobs).where(blobs.c.id == blob))
-            removed += 1
-        return removed
 
 
 def report_json(report: MediaReport) -> Any:

@@ -24,16 +24,10 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"a time without a time zone: {value}")
-        return value.astimezone(UTC)
+        return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
 
 
 def now() -> datetime:
@@ -83,7 +77,6 @@ def folded(text: str) -> str:
 
 
 _ID = sa.String(64)
-_HASH = sa.String(64)
 
 metadata = sa.MetaData(
     naming_convention={
@@ -100,7 +93,7 @@ keys = sa.Table(
     sa.Column("id", _ID, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("tenant", sa.Text, nullable=False),
-    sa.Column("secret_sha256", _HASH, nullable=False, unique=True),
+    sa.Column("secret_sha256", sa.String(64), nullable=False, unique=True),
     sa.Column("rate_limit", sa.Text),
     # Scopes with spaces between them. The default is for keys that are older than scopes.
     sa.Column("scopes", sa.Text, nullable=False, server_default="chat metrics"),
