@@ -16,7 +16,7 @@ import torch
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
-from mico_chat.engine import Delta, Engine, GenerationOptions, Prompt
+from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import (
     ContextLengthError,
     MediaError,

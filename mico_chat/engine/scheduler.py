@@ -337,13 +337,18 @@ class Scheduler:
         if not idle or room < 0:
             return None
         spare = [slot for slot in idle if slot is not donor]
-        if donor is None or not self._in_place(donor, common, room if spare else 0):
-            slot = spare.pop(0)
-        else:
+        # The sequence takes the donor itself, which loses its other tokens, or a copy of the start.
+        held = 0 if donor is None else len(donor.held)
+        if donor in idle and (2 * common >= held or held > (room if spare else 0)):
             slot = donor
-        held = [other for other in idle if other is not slot]
-        self._empty_idle(room, held, donor)
-        self._take_over(slot, donor, common)
+        else:
+            slot = spare[0]
+        self._empty_idle(room, [other for other in idle if other is not slot], donor)
+        self._cut(slot, common if slot is donor else 0)
+        if donor is not None and donor is not slot:
+            self.model.copy(donor.number, slot.number, common)
+            slot.held = donor.held[:common]
+            donor.used = self._steps
         return slot
 
     def _idle(self) -> list[Slot]:
@@ -360,18 +365,6 @@ class Scheduler:
             if slot is not spared:
                 held -= len(slot.held)
                 self._cut(slot, 0)
-
-    def _in_place(self, donor: Slot, common: int, room: int) -> bool:
-        """Whether a sequence takes the donor itself, which loses its other tokens, or a copy."""
-        held = len(donor.held)
-        return donor.sequence is None and (2 * common >= held or held > room)
-
-    def _take_over(self, slot: Slot, donor: Slot | None, common: int) -> None:
-        self._cut(slot, common if slot is donor else 0)
-        if donor is not None and donor is not slot:
-            self.model.copy(donor.number, slot.number, common)
-            slot.held = donor.held[:common]
-            donor.used = self._steps
 
     def _cut(self, slot: Slot, length: int) -> None:
         if len(slot.held) > length:

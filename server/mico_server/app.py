@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import MicoError
 from mico_chat.media import MediaLimits
 from mico_chat.wire import DeltaEvent, MediaEvent

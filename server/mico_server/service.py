@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar, cast
 from fastapi import Depends, Request
 
 from mico_chat.assistant import Answer, Assistant, GatheredAnswer
-from mico_chat.engine import Delta, GenerationOptions
+from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import MediaError, MicoError, ModelError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind

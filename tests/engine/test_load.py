@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
 from mico_chat.checkpoints.merge import plain_llm
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import EngineOptions, choose_engine, load_assistant
 from mico_chat.messages import Message

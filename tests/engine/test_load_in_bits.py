@@ -15,7 +15,7 @@ from mico_chat.assistant import Answer
 from mico_chat.checkpoints.assemble import assemble
 from mico_chat.cli import evaluate
 from mico_chat.cli import main as cli
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation import chat
 from mico_chat.load import EngineOptions, asked_quantization, load_assistant

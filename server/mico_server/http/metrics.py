@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import Scope
 
-from mico_chat.engine import EngineStats
+from mico_chat.engine.base import EngineStats
 from mico_chat.errors import MediaError
 from mico_chat.media.file import LimitName
 from mico_chat.media.medium import MediaReport
