@@ -171,9 +171,9 @@ class FakeAssistant(Assistant):
             self.cancelled.set()
             raise
 
-    def answer_all(self, batch: Any, options: GenerationOptions, **keywords: Any) -> Any:
+    def try_all(self, batch: Any, options: GenerationOptions) -> Any:
         self.batches.append(len(batch))
-        return super().answer_all(batch, options, **keywords)
+        return super().try_all(batch, options)
 
     def close(self) -> None:
         self.closed = True

@@ -151,14 +151,14 @@ class Sequence:
 class PrefillBudget:
     """How many prompt tokens a step computes beside decoding, from the time of earlier steps.
 
-    Such a step should take at most ``slowdown`` times as long as a step that only decodes.
+    Such a step should take at most ``SLOWDOWN`` times as long as a step that only decodes.
     """
 
     FIRST = 32
     LEAST = 8
+    SLOWDOWN = 2.0
 
-    def __init__(self, slowdown: float = 2.0) -> None:
-        self.slowdown = slowdown
+    def __init__(self) -> None:
         self._decode: float | None = None  # seconds of a step that only decodes
         self._token: float | None = None  # seconds that a prompt token adds
 
@@ -175,7 +175,7 @@ class PrefillBudget:
             return most
         if not self._decode or not self._token:
             return min(most, self.FIRST)
-        return min(most, max(self.LEAST, int((self.slowdown - 1) * self._decode / self._token)))
+        return min(most, max(self.LEAST, int((self.SLOWDOWN - 1) * self._decode / self._token)))
 
 
 def _mean(mean: float | None, value: float) -> float:
@@ -204,7 +204,6 @@ class Scheduler:
         ends: Collection[int],
         *,
         max_running: int,
-        prefill_budget: PrefillBudget | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
@@ -214,7 +213,7 @@ class Scheduler:
         self._ends = frozenset(ends)
         # A step must have room for a token of each sequence that decodes.
         self._max_running = min(max_running, model.n_slots, model.max_batch)
-        self._prefill = prefill_budget or PrefillBudget()
+        self._prefill = PrefillBudget()
         self._clock = clock
         self._steps = 0
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
