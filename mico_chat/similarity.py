@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.encode import CacheStats, MediaEncoder
+from mico_chat.encode import MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
@@ -135,10 +135,6 @@ class Similarity:
         )
         # One thread: the tokenizer is not thread-safe, and one computation uses all cores.
         self._thread = ThreadPoolExecutor(1, "mico-similarity")
-
-    @property
-    def cache(self) -> CacheStats:
-        return self._encoder.cache.stats()
 
     async def embed(
         self, items: Sequence[Item], *, salt: str = "", name: str = "items"

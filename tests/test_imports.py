@@ -179,6 +179,7 @@ def test_help_loads_nothing_heavy() -> None:
     "module",
     [
         *("mico_chat", "mico_chat.messages", "mico_chat.engine.base", "mico_chat.load"),
+        "mico_chat.media.worker",
         *("mico_chat.assistant", "mico_chat.cli.ask", "mico_server.service"),
     ],
 )

@@ -118,7 +118,8 @@ class BatchingEngine:
             steps = self._scheduler.step()
         except Exception as error:  # all requests of the step fail; the engine goes on
             logger.exception("a step of the engine failed")
-            self._fail(f"a step of the engine failed: {error}", forget=True)
+            self._fail(f"a step of the engine failed: {error}")
+            self._scheduler.forget()
             return
         for step in steps:
             self._advance(step)
@@ -172,14 +173,9 @@ class BatchingEngine:
             for request in {r for r in self._requests.values() if r.loop is loop}:
                 self._drop(request)
 
-    def _fail(self, reason: str, *, forget: bool = False) -> None:
-        """End all requests with an error; with ``forget``, empty the slots kept for reuse too."""
+    def _fail(self, reason: str) -> None:
         requests = set(self._requests.values())
-        try:
-            for request in requests:
-                self._drop(request)
-            if forget:
-                self._scheduler.forget()
-        finally:
-            for request in requests:
-                self._outbox.add(request, ModelError(reason))
+        for request in requests:  # first: dropping a request may raise an error of the model
+            self._outbox.add(request, ModelError(reason))
+        for request in requests:
+            self._drop(request)

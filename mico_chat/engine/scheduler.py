@@ -132,20 +132,15 @@ class Sequence:
     def decoding(self) -> bool:
         return bool(self.tokens)
 
-    @property
-    def place(self) -> Slot:
-        if self.slot is None:
-            raise RuntimeError("a sequence without a slot is computed")
-        return self.slot
-
     def chunk(self, room: int) -> Chunk:
         """The next token of the answer, or the next tokens of the prompt, at most ``room``."""
-        slot, start = self.place.number, self.computed
+        assert self.slot is not None
+        start = self.computed
         if self.decoding:
-            return Chunk(slot, start, self.tokens[-1:], True)
+            return Chunk(self.slot.number, start, self.tokens[-1:], True)
         stop = min(self.length, start + room)
         ids, context = self.prompt.tokens(start, stop)
-        return Chunk(slot, start, ids, stop == self.length, context)
+        return Chunk(self.slot.number, start, ids, stop == self.length, context)
 
 
 class PrefillBudget:
@@ -385,7 +380,7 @@ class Scheduler:
         return batch
 
     def _record(self, sequence: Sequence, chunk: Chunk) -> None:
-        slot = sequence.place
+        slot = self.slots[chunk.slot]
         if sequence.decoding:
             slot.held.append(sequence.tokens[-1])
         else:

@@ -16,6 +16,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     ImageFile,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -42,19 +43,6 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
 
-_UPRIGHT = {
-    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
-    3: Pillow.Transpose.ROTATE_180,
-    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
-    5: Pillow.Transpose.TRANSPOSE,
-    6: Pillow.Transpose.ROTATE_270,
-    7: Pillow.Transpose.TRANSVERSE,
-    8: Pillow.Transpose.ROTATE_90,
-}
-"""The transposition that makes an image of an EXIF orientation (TIFF 6.0, tag 274) upright."""
-
-_QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
-
 
 def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
     """Decode the first frame, upright and scaled down to ``limits.max_side``."""
@@ -64,14 +52,14 @@ def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
         cut = []
         if getattr(raster, "is_animated", False):
             cut = ["main picture only" if fmt == "HEIC" else "first frame only"]
-        turn = _orientation(raster, cut)
+        orientation = _orientation(raster, cut)
         raster.draft(None, limits.fitted(width, height))  # JPEG: decode at 1/2, 1/4, 1/8
         rgb = _to_rgb(file, raster, limits.fitted(width, height))
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-            if turn in _QUARTER_TURNS:
-                width, height = height, width
-        pixels = np.array(rgb)  # (H, W, 3)
+        if orientation in range(5, 9):  # a quarter turn
+            width, height = height, width
+        rgb.info = {}  # or Pillow would read the file's EXIF data again
+        rgb.getexif()[Exif.Orientation] = orientation
+        pixels = np.array(ImageOps.exif_transpose(rgb))  # (H, W, 3)
     cut += scaled_words((width, height), (pixels.shape[1], pixels.shape[0]))
     return Image(pixels, report=file.report(fmt, width=width, height=height, cut=cut))
 
@@ -123,16 +111,16 @@ def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
 
 
-def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpose | None:
-    """The turn that makes the image upright. Pillow turns TIFF and HEIC while it loads them."""
+def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> int:
+    """EXIF's orientation; 1 is upright. Pillow turns TIFF and HEIC while it loads them."""
     if isinstance(raster, TiffImagePlugin.TiffImageFile):
-        return None
+        return 1
     try:
-        return _UPRIGHT.get(raster.getexif().get(Exif.Orientation, 1))
+        return int(raster.getexif().get(Exif.Orientation, 1))
     except Exception as error:
         log.debug("unreadable EXIF: %r", error)
         cut.append("the EXIF data are damaged: a rotation in them is ignored")
-        return None
+        return 1
 
 
 def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int]) -> Pillow.Image:

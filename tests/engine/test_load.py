@@ -234,7 +234,7 @@ def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engi
     with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
         similarity = assistant.similarity
         assert similarity is not None
-        assert similarity.cache.max_bytes == 1000
+        assert similarity._encoder.cache.max_bytes == 1000
         assert assistant.encoder.model.dtype == torch.bfloat16
         items: list[Item] = [picture(), "a cat"]
         assert asyncio.run(similarity.embed(items)).vectors.shape == (2, similarity.dim)
