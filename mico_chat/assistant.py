@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mico_chat.similarity import Similarity
 
 
-Conversations: TypeAlias = Sequence[Sequence[Message]]
+T = TypeVar("T")
 
 
 class Answer(BaseModel):
@@ -165,37 +165,24 @@ class Assistant:
                 gathered.add(item)
         return gathered.answer()
 
-    @overload
     def answer_all(
-        self, batch: Conversations, options: GenerationOptions, *, errors: Literal["raise"] = ...
-    ) -> list[Answer]: ...
+        self, batch: Sequence[Sequence[Message]], options: GenerationOptions
+    ) -> list[Answer]:
+        """Answer conversations at the same time, in order, from code without an event loop."""
+        return asyncio.run(_gathered(self.answer(messages, options) for messages in batch))
 
-    @overload
-    def answer_all(
-        self, batch: Conversations, options: GenerationOptions, *, errors: Literal["return"]
-    ) -> list[Answer | MicoError]: ...
-
-    def answer_all(
-        self, batch: Conversations, options: GenerationOptions, *, errors: str = "raise"
-    ) -> list[Answer] | list[Answer | MicoError]:
-        """Answer conversations at the same time, from code without an event loop.
-
-        Answers have the order of ``batch``. With ``errors="return"`` the error of a failed request
-        takes the place of its answer.
-        """
+    def try_all(
+        self, batch: Sequence[Sequence[Message]], options: GenerationOptions
+    ) -> list[Answer | MicoError]:
+        """Like :meth:`answer_all`; the error of a failed request takes the place of its answer."""
 
         async def one(messages: Sequence[Message]) -> Answer | MicoError:
             try:
                 return await self.answer(messages, options)
             except MicoError as error:
-                if errors == "raise":
-                    raise
                 return error
 
-        async def all_of_them() -> list[Answer | MicoError]:
-            return await asyncio.gather(*(one(messages) for messages in batch))
-
-        return asyncio.run(all_of_them())
+        return asyncio.run(_gathered(map(one, batch)))
 
     def _tokenize(
         self, messages: Sequence[Message], media: Sequence[MeasuredMedium], prefix: str
@@ -211,6 +198,10 @@ class Assistant:
         self.encoder.close()
         if self.similarity is not None:
             self.similarity.close()
+
+
+async def _gathered(answers: Iterable[Awaitable[T]]) -> list[T]:
+    return await asyncio.gather(*answers)
 
 
 def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:

@@ -261,18 +261,11 @@ class MediaEncoder:
 
     def _key(self, medium: MediaFile | Medium, salt: str) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on."""
-        scale = medium.depth_scale if isinstance(medium, MediaFile) else None
-        digest = hashlib.sha256(
-            repr(
-                (
-                    salt,
-                    medium.kind,
-                    scale if medium.kind == "depth" else None,
-                    self._processor.preprocessing,
-                    self.variant,
-                )
-            ).encode()
-        )
+        scale = None
+        if isinstance(medium, MediaFile) and medium.kind == "depth":
+            scale = medium.depth_scale
+        settings = (salt, medium.kind, scale, self._processor.preprocessing, self.variant)
+        digest = hashlib.sha256(repr(settings).encode())
         if not isinstance(medium, MediaFile):
             _update(digest, medium)
             return digest.digest()

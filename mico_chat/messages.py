@@ -76,10 +76,7 @@ def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
 
 
 def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Message]:
-    def scaled(file: MediaFile) -> MediaFile:
-        return replace(file, depth_scale=depth_scale)
-
-    return [message.with_files(scaled) for message in messages]
+    return [m.with_files(lambda file: replace(file, depth_scale=depth_scale)) for m in messages]
 
 
 # --- OpenAI ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.encode import CacheStats, MediaEncoder
+from mico_chat.encode import MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
@@ -136,10 +136,6 @@ class Similarity:
         # One thread: the tokenizer is not thread-safe, and one computation uses all cores.
         self._thread = ThreadPoolExecutor(1, "mico-similarity")
 
-    @property
-    def cache(self) -> CacheStats:
-        return self._encoder.cache.stats()
-
     async def embed(
         self, items: Sequence[Item], *, salt: str = "", name: str = "items"
     ) -> Embedded:
@@ -176,7 +172,9 @@ class Similarity:
         self._thread.shutdown()
 
     async def _prepare(self, items: Sequence[_Item], salt: str) -> None:
-        await self._in_thread(self._tokenize, items)  # first: it refuses long texts
+        for item in items:  # texts first: the tokenizer refuses long texts
+            if not item.media:
+                item.ids = await self._in_thread(self._space.tokenize, item.text, item.where)
         media = [medium for item in items for medium in item.media]
         encoded = iter(await self._encoder.encode(media, salt=salt))
         for item in items:
@@ -185,11 +183,6 @@ class Similarity:
                 item.reports = tuple(medium.report for medium in own)
                 found = await self._in_thread(self._space.of_encoded, own)
                 item.context = MediaContext(found.context.cpu(), found.vector)
-
-    def _tokenize(self, items: Sequence[_Item]) -> None:
-        for item in items:
-            if not item.media:
-                item.ids = self._space.tokenize(item.text, item.where)
 
     async def _vectors(self, items: Sequence[_Item]) -> Tensor:
         vectors = torch.empty(len(items), self.dim)

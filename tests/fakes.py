@@ -15,15 +15,14 @@ import numpy as np
 
 from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import CacheStats, ContextCache
-from mico_chat.engine import Delta, EngineStats, GenerationOptions, TokenLogprob, Usage
-from mico_chat.engine.base import Prompt
+from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.errors import MediaError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
-from mico_chat.wire import Estimate, FinishReason
+from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
 
 HELD_S = 300
 """Seconds after which a held answer fails, so that no test hangs."""
@@ -172,9 +171,9 @@ class FakeAssistant(Assistant):
             self.cancelled.set()
             raise
 
-    def answer_all(self, batch: Any, options: GenerationOptions, **keywords: Any) -> Any:
+    def try_all(self, batch: Any, options: GenerationOptions) -> Any:
         self.batches.append(len(batch))
-        return super().answer_all(batch, options, **keywords)
+        return super().try_all(batch, options)
 
     def close(self) -> None:
         self.closed = True

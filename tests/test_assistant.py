@@ -16,7 +16,7 @@ import torch
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
-from mico_chat.engine import Delta, Engine, GenerationOptions, Prompt
+from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import (
     ContextLengthError,
     MediaError,
@@ -328,7 +328,7 @@ def test_a_prefix_is_text_and_no_markup(assistant: Assistant, processor: MicoCha
 def test_a_failed_request_in_its_place(assistant: Assistant) -> None:
     broken = [Message.user(MediaFile("image", b"broken", name="b.png"))]
     batch = [TEXT, broken, SHOWN, []]
-    results = assistant.answer_all(batch, OPTIONS, errors="return")
+    results = assistant.try_all(batch, OPTIONS)
     assert [type(result) for result in results] == [Answer, MediaError, Answer, RequestError]
     with pytest.raises(MediaError, match=r"^b\.png: not a image"):
         assistant.answer_all(batch[:3], OPTIONS)

@@ -16,7 +16,7 @@ from mico_chat.cli import main as cli
 from mico_chat.cli import models
 from mico_chat.cli.ask import Asking, Waiting
 from mico_chat.cli.main import main
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from tests.fakes import FakeAssistant, FakeDecoder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mico_chat.cli.ask import Asking, Waiting
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import MediaError
 from mico_chat.media.kinds import Kind
 from tests.fakes import FakeAssistant, FakeDecoder

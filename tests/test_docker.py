@@ -20,9 +20,10 @@ import pytest
 import yaml
 
 from mico_chat.encode import CacheStats
-from mico_chat.engine import EngineStats, Usage
+from mico_chat.engine.base import EngineStats
 from mico_chat.errors import MediaError
 from mico_chat.media.medium import MediaReport
+from mico_chat.wire import Usage
 from mico_server.app import DRAIN_S
 from mico_server.http.request_log import Metrics
 from mico_server.settings import ServerSettings

@@ -178,7 +178,8 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("mico_chat", "mico_chat.messages", "mico_chat.engine", "mico_chat.load"),
+        *("mico_chat", "mico_chat.messages", "mico_chat.engine.base", "mico_chat.load"),
+        "mico_chat.media.worker",
         *("mico_chat.assistant", "mico_chat.cli.ask", "mico_server.service"),
     ],
 )

@@ -16,7 +16,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import MODELS
 from mico_chat.checkpoints.load import load_chat, load_pretraining
 from mico_chat.encode import MediaEncoder
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.load import EngineOptions, transformers_engine
 from mico_chat.media import Audio, Depth, Image, Medium, Video
 from mico_chat.messages import Message

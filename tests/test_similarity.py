@@ -189,7 +189,7 @@ def test_a_medium_is_encoded_once_for_vectors_and_scores(
     assert len(decoder.decoded) == 1
     assert first.media[0].cached is False
     assert [(r.name, r.cached, r.decode_ms) for r in scored.media] == [("one.png", True, None)] * 2
-    stats = similarity.cache
+    stats = similarity._encoder.cache.stats()
     assert (stats.entries, stats.misses) == (1, 1)
     assert 0 < stats.bytes <= stats.max_bytes
 

@@ -126,9 +126,7 @@ class Asking:
                 good = [request.messages for request in batch if request.error is None]
                 if good and assistant is None:
                     assistant = stack.enter_context(closing(self.load()))
-                answers = iter(
-                    assistant.answer_all(good, self.options, errors="return") if assistant else []
-                )
+                answers = iter(assistant.try_all(good, self.options) if assistant else [])
                 for request in batch:
                     result = next(answers) if request.error is None else request.error
                     record: dict[str, Any] = {"error": str(result)}

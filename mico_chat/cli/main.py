@@ -142,7 +142,7 @@ def ask(
     """
     from mico_chat.checkpoints.folders import model_folder
     from mico_chat.cli.ask import Asking, Waiting
-    from mico_chat.engine import GenerationOptions
+    from mico_chat.engine.base import GenerationOptions
     from mico_chat.load import EngineOptions, asked_quantization, load_assistant
     from mico_chat.media import MediaDecoder, MediaLimits
     from mico_chat.settings import Settings

@@ -38,7 +38,7 @@ class BatchingEngine:
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, ends, max_running=max_running)
         self.max_position = self._scheduler.max_position
-        self._requests: dict[Sequence, _Scheduled] = {}
+        self._requests: dict[Sequence, Request] = {}
         self._outbox = Outbox()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -50,7 +50,7 @@ class BatchingEngine:
         self, prompt: Prompt, options: GenerationOptions
     ) -> AsyncGenerator[Delta, None]:
         check_prompt(prompt, options, self.max_position)
-        request = _Scheduled(prompt, options, self._tokenizer)
+        request = Request(prompt, options, self._tokenizer)
         if not self._post(lambda: self._add(request)):
             raise ModelError(self.failure or "the engine is closed")
         try:
@@ -118,13 +118,15 @@ class BatchingEngine:
             steps = self._scheduler.step()
         except Exception as error:  # all requests of the step fail; the engine goes on
             logger.exception("a step of the engine failed")
-            self._fail(f"a step of the engine failed: {error}", forget=True)
+            self._fail(f"a step of the engine failed: {error}")
+            self._scheduler.forget()
             return
         for step in steps:
             self._advance(step)
 
-    def _add(self, request: _Scheduled) -> None:
-        for sequence in request.sequences:
+    def _add(self, request: Request) -> None:
+        for index in range(request.options.n):
+            sequence = Sequence(request.prompt, request.options, index)
             try:
                 self._scheduler.add(sequence)
             except Exception as error:
@@ -140,7 +142,8 @@ class BatchingEngine:
             self._end(request, step.result)
             return
         try:
-            request.cached_tokens = request.sequences[0].cached
+            if step.sequence.index == 0:  # the other answers may reuse the prompt of this answer
+                request.cached_tokens = step.sequence.cached
             delta = request.advance(step.sequence.index, step.result, step.finish_reason)
         except Exception as error:
             self._end(request, error)
@@ -152,12 +155,12 @@ class BatchingEngine:
             self._scheduler.remove(step.sequence)
         self._outbox.add(request, delta)
 
-    def _drop(self, request: _Scheduled) -> None:
-        for sequence in request.sequences:
-            if self._requests.pop(sequence, None) is not None:
-                self._scheduler.remove(sequence)
+    def _drop(self, request: Request) -> None:
+        for sequence in [s for s, owner in self._requests.items() if owner is request]:
+            del self._requests[sequence]
+            self._scheduler.remove(sequence)
 
-    def _end(self, request: _Scheduled, error: Exception) -> None:
+    def _end(self, request: Request, error: Exception) -> None:
         self._drop(request)
         if not isinstance(error, MicoError):
             logger.error("a request failed", exc_info=error)
@@ -170,22 +173,9 @@ class BatchingEngine:
             for request in {r for r in self._requests.values() if r.loop is loop}:
                 self._drop(request)
 
-    def _fail(self, reason: str, *, forget: bool = False) -> None:
-        """End all requests with an error; with ``forget``, empty the slots kept for reuse too."""
+    def _fail(self, reason: str) -> None:
         requests = set(self._requests.values())
-        try:
-            for request in requests:
-                self._drop(request)
-            if forget:
-                self._scheduler.forget()
-        finally:
-            for request in requests:
-                self._outbox.add(request, ModelError(reason))
-
-
-class _Scheduled(Request):
-    def __init__(
-        self, prompt: Prompt, options: GenerationOptions, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
-        super().__init__(prompt, options, tokenizer)
-        self.sequences = [Sequence(prompt, options, index) for index in range(options.n)]
+        for request in requests:  # first: dropping a request may raise an error of the model
+            self._outbox.add(request, ModelError(reason))
+        for request in requests:
+            self._drop(request)

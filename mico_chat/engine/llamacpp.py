@@ -94,7 +94,7 @@ class LlamaCppModel:
         wanted = n_cells or max(self.max_position, DEFAULT_CACHE_BYTES // self._cell_bytes())
         self._threads = Threads(threads)
         self._n_threads = 1
-        self._context = self._open(file, wanted, self._n_threads)
+        self._context = self._open(file, wanted)
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
         self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
@@ -104,7 +104,10 @@ class LlamaCppModel:
         function, argument = self._alarm.callback
         callback = ctypes.cast(function, llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._context, callback, argument)
-        self._decode_first()
+        # Compute a token with one thread, to measure how long a step takes.
+        self._batch.fill([Chunk(0, 0, [0], False)], self._table)
+        self._decode(1, 1)
+        self.truncate(0, 0)
 
     def _cell_bytes(self) -> int:
         heads = llama_cpp.llama_model_n_head(self._model)
@@ -112,13 +115,13 @@ class LlamaCppModel:
         layers = llama_cpp.llama_model_n_layer(self._model)
         return int(4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width)
 
-    def _open(self, file: Path, n_cells: int, threads: int) -> Any:
+    def _open(self, file: Path, n_cells: int) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_cells
         # llama.cpp aborts the process if a batch has no room for a token of each sequence.
         params.n_batch = params.n_ubatch = max(self.max_batch, self.n_slots)
         params.n_seq_max = self.n_slots
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._n_threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.kv_unified = True  # slots share the cells of a common start
         params.no_perf = True
@@ -153,12 +156,6 @@ class LlamaCppModel:
         seconds = time.monotonic() - started
         self._threads.observe(tokens, threads, seconds, given_up=result == _GIVEN_UP)
         return result
-
-    def _decode_first(self) -> None:
-        """Compute a token with one thread, to measure how long a step takes."""
-        self._batch.fill([Chunk(0, 0, [0], False)], self._table)
-        self._decode(1, 1)
-        self.truncate(0, 0)
 
     def copy(self, source: int, target: int, length: int) -> None:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)

@@ -51,14 +51,11 @@ class Request:
         self._texts = [Detokenizer(tokenizer, options.stop) for _ in range(options.n)]
         self._unfinished = set(range(options.n))
         self._completion_tokens = 0
-        self._items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
-
-    def put(self, item: Delta | MicoError) -> None:
-        self._items.put_nowait(item)
+        self.items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         while True:
-            item = await self._items.get()
+            item = await self.items.get()
             if isinstance(item, MicoError):
                 raise item
             yield item
@@ -133,7 +130,7 @@ class Outbox:
 
 def _unpack(items: list[tuple[Request, Delta | MicoError]]) -> None:
     for request, item in items:
-        request.put(item)
+        request.items.put_nowait(item)
 
 
 class Detokenizer:
@@ -155,7 +152,6 @@ class Detokenizer:
         self._n_before = 0
         self._before = ""
         self._held = ""
-        self.text = ""
         self.stopped = False
 
     def of_token(self, token: int) -> str:
@@ -198,7 +194,6 @@ class Detokenizer:
         else:
             certain = len(held) if final else len(held) - self._may_be_stop(held)
             piece, self._held = held[:certain], held[certain:]
-        self.text += piece
         return piece
 
     def _may_be_stop(self, text: str) -> int:

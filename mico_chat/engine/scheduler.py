@@ -132,33 +132,28 @@ class Sequence:
     def decoding(self) -> bool:
         return bool(self.tokens)
 
-    @property
-    def place(self) -> Slot:
-        if self.slot is None:
-            raise RuntimeError("a sequence without a slot is computed")
-        return self.slot
-
     def chunk(self, room: int) -> Chunk:
         """The next token of the answer, or the next tokens of the prompt, at most ``room``."""
-        slot, start = self.place.number, self.computed
+        assert self.slot is not None
+        start = self.computed
         if self.decoding:
-            return Chunk(slot, start, self.tokens[-1:], True)
+            return Chunk(self.slot.number, start, self.tokens[-1:], True)
         stop = min(self.length, start + room)
         ids, context = self.prompt.tokens(start, stop)
-        return Chunk(slot, start, ids, stop == self.length, context)
+        return Chunk(self.slot.number, start, ids, stop == self.length, context)
 
 
 class PrefillBudget:
     """How many prompt tokens a step computes beside decoding, from the time of earlier steps.
 
-    Such a step should take at most ``slowdown`` times as long as a step that only decodes.
+    Such a step should take at most ``SLOWDOWN`` times as long as a step that only decodes.
     """
 
     FIRST = 32
     LEAST = 8
+    SLOWDOWN = 2.0
 
-    def __init__(self, slowdown: float = 2.0) -> None:
-        self.slowdown = slowdown
+    def __init__(self) -> None:
         self._decode: float | None = None  # seconds of a step that only decodes
         self._token: float | None = None  # seconds that a prompt token adds
 
@@ -175,7 +170,7 @@ class PrefillBudget:
             return most
         if not self._decode or not self._token:
             return min(most, self.FIRST)
-        return min(most, max(self.LEAST, int((self.slowdown - 1) * self._decode / self._token)))
+        return min(most, max(self.LEAST, int((self.SLOWDOWN - 1) * self._decode / self._token)))
 
 
 def _mean(mean: float | None, value: float) -> float:
@@ -204,7 +199,6 @@ class Scheduler:
         ends: Collection[int],
         *,
         max_running: int,
-        prefill_budget: PrefillBudget | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
@@ -214,7 +208,7 @@ class Scheduler:
         self._ends = frozenset(ends)
         # A step must have room for a token of each sequence that decodes.
         self._max_running = min(max_running, model.n_slots, model.max_batch)
-        self._prefill = prefill_budget or PrefillBudget()
+        self._prefill = PrefillBudget()
         self._clock = clock
         self._steps = 0
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
@@ -337,13 +331,18 @@ class Scheduler:
         if not idle or room < 0:
             return None
         spare = [slot for slot in idle if slot is not donor]
-        if donor is None or not self._in_place(donor, common, room if spare else 0):
-            slot = spare.pop(0)
-        else:
+        # The sequence takes the donor itself, which loses its other tokens, or a copy of the start.
+        held = 0 if donor is None else len(donor.held)
+        if donor in idle and (2 * common >= held or held > (room if spare else 0)):
             slot = donor
-        held = [other for other in idle if other is not slot]
-        self._empty_idle(room, held, donor)
-        self._take_over(slot, donor, common)
+        else:
+            slot = spare[0]
+        self._empty_idle(room, [other for other in idle if other is not slot], donor)
+        self._cut(slot, common if slot is donor else 0)
+        if donor is not None and donor is not slot:
+            self.model.copy(donor.number, slot.number, common)
+            slot.held = donor.held[:common]
+            donor.used = self._steps
         return slot
 
     def _idle(self) -> list[Slot]:
@@ -360,18 +359,6 @@ class Scheduler:
             if slot is not spared:
                 held -= len(slot.held)
                 self._cut(slot, 0)
-
-    def _in_place(self, donor: Slot, common: int, room: int) -> bool:
-        """Whether a sequence takes the donor itself, which loses its other tokens, or a copy."""
-        held = len(donor.held)
-        return donor.sequence is None and (2 * common >= held or held > room)
-
-    def _take_over(self, slot: Slot, donor: Slot | None, common: int) -> None:
-        self._cut(slot, common if slot is donor else 0)
-        if donor is not None and donor is not slot:
-            self.model.copy(donor.number, slot.number, common)
-            slot.held = donor.held[:common]
-            donor.used = self._steps
 
     def _cut(self, slot: Slot, length: int) -> None:
         if len(slot.held) > length:
@@ -393,7 +380,7 @@ class Scheduler:
         return batch
 
     def _record(self, sequence: Sequence, chunk: Chunk) -> None:
-        slot = sequence.place
+        slot = self.slots[chunk.slot]
         if sequence.decoding:
             slot.held.append(sequence.tokens[-1])
         else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -146,18 +145,17 @@ class TransformersModel:
 # --- keys and values ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Places:
-    """A forward's N new tokens: rows, columns, cells; and the cells (R, W) it attends to."""
+class _Cells:
+    """Which cells hold the tokens of each slot, and the places of the forward that is running.
+
+    The forward's N new tokens have ``rows``, ``columns`` and the cells ``written``; it attends to
+    the cells ``seen`` (R, W).
+    """
 
     rows: Tensor
     columns: Tensor
     written: Tensor
     seen: Tensor
-
-
-class _Cells:
-    places: _Places  # the places of the forward that is running
 
     def __init__(self, n_slots: int, max_position: int, device: torch.device) -> None:
         self.limit = n_slots * max_position
@@ -181,14 +179,14 @@ class _Cells:
         ends = starts + lengths
         positions = starts[:, None] + torch.arange(int(lengths.max()))
         positions = positions.minimum(ends[:, None] - 1)
-        written = torch.tensor(self._take(len(rows)), device=device)
-        self._table[slots[rows].to(device), positions[rows, columns].to(device)] = written
+        self.written = torch.tensor(self._take(len(rows)), device=device)
+        self._table[slots[rows].to(device), positions[rows, columns].to(device)] = self.written
         for chunk in chunks:
             self.lengths[chunk.slot] = chunk.start + chunk.length
         keys = torch.arange(int(ends.max()), device=device)
         seen = self._table[slots.to(device), : len(keys)]
-        seen = torch.where(keys < ends[:, None].to(device), seen, seen[:, :1])
-        self.places = _Places(rows.to(device), columns.to(device), written, seen)
+        self.seen = torch.where(keys < ends[:, None].to(device), seen, seen[:, :1])
+        self.rows, self.columns = rows.to(device), columns.to(device)
         positions = positions.to(device)
         return positions, keys <= positions[..., None]
 
@@ -249,8 +247,8 @@ class _Layer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._grow()
-        places = self._cells.places
-        return _keep(self.keys, key_states, places), _keep(self.values, value_states, places)
+        cells = self._cells
+        return _keep(self.keys, key_states, cells), _keep(self.values, value_states, cells)
 
     def copy(self, old: Tensor, new: Tensor) -> None:
         self._grow()
@@ -272,13 +270,13 @@ class _Layer(CacheLayerMixin):
     get_mask_sizes = get_seq_length = get_max_length = cast(Any, _never_called)
 
 
-def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
+def _keep(pool: Tensor, states: Tensor, cells: _Cells) -> Tensor:
     """Write states (R, H, Q, D) into a pool (C, H, D); returns those attended to (R, H, W, D)."""
     device = pool.device
-    new = states[places.rows.to(device), :, places.columns.to(device)]  # (N, H, D)
-    pool.index_copy_(0, places.written.to(device), new)
-    seen = pool.index_select(0, places.seen.flatten().to(device))  # (R·W, H, D)
-    return seen.view(*places.seen.shape, *pool.shape[1:]).transpose(1, 2)
+    new = states[cells.rows.to(device), :, cells.columns.to(device)]  # (N, H, D)
+    pool.index_copy_(0, cells.written.to(device), new)
+    seen = pool.index_select(0, cells.seen.flatten().to(device))  # (R·W, H, D)
+    return seen.view(*cells.seen.shape, *pool.shape[1:]).transpose(1, 2)
 
 
 # --- sampling -----------------------------------------------------------------------------------

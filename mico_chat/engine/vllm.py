@@ -40,8 +40,6 @@ from mico_chat.model.splice import PLACEHOLDER, splice
 
 logger = logging.getLogger(__name__)
 
-LARGEST_SEED = 2**63 - 1
-
 END_S = 10.0  # seconds that vLLM's processes may take to end before they are killed
 ENDED = "vLLM has ended; its log has the reason"
 
@@ -311,7 +309,7 @@ def sampling_params(options: GenerationOptions, index: int, ends: Collection[int
     named_alike |= {"repetition_penalty", "presence_penalty", "frequency_penalty"}
     return SamplingParams(
         **options.model_dump(include=named_alike),
-        seed=None if options.seed is None else (options.seed + index) % LARGEST_SEED,
+        seed=None if options.seed is None else (options.seed + index) % (2**63 - 1),
         stop_token_ids=list(ends),
         ignore_eos=not ends,
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),

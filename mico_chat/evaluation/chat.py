@@ -78,7 +78,7 @@ class ChatModel:
             # bits, so nothing stays in the cache.
             self.assistant.encoder.cache.clear()
             asked = [[items[place].message()] for place in batch]
-            found = self.assistant.answer_all(asked, options, errors="return")
+            found = self.assistant.try_all(asked, options)
             yield from zip(batch, (_reply(one, max_tokens) for one in found), strict=True)
 
     def close(self) -> None:

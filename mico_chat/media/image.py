@@ -16,6 +16,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     ImageFile,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -42,49 +43,25 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
 
-_UPRIGHT = {
-    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
-    3: Pillow.Transpose.ROTATE_180,
-    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
-    5: Pillow.Transpose.TRANSPOSE,
-    6: Pillow.Transpose.ROTATE_270,
-    7: Pillow.Transpose.TRANSVERSE,
-    8: Pillow.Transpose.ROTATE_90,
-}
-"""The transposition that makes an image of an EXIF orientation (TIFF 6.0, tag 274) upright."""
-
-_QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
-
 
 def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
     """Decode the first frame, upright and scaled down to ``limits.max_side``."""
     fmt = file.format_among(IMAGE_FORMATS, "an image")
-    with raster_errors(file, fmt, limits), file.open() as stream:
-        with closing(open_raster(file, fmt, stream, limits)) as raster:
-            width, height = raster.size
-            cut = []
-            if getattr(raster, "is_animated", False):
-                cut = ["main picture only" if fmt == "HEIC" else "first frame only"]
-            turn = _orientation(raster, cut)
-            raster.draft(None, limits.fitted(width, height))  # JPEG: decode at 1/2, 1/4, 1/8
-            rgb = _to_rgb(file, raster, limits.fitted(width, height))
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-            if turn in _QUARTER_TURNS:
-                width, height = height, width
-        pixels = np.array(rgb)  # (H, W, 3)
+    with opened_raster(file, fmt, limits) as raster:
+        width, height = raster.size
+        cut = []
+        if getattr(raster, "is_animated", False):
+            cut = ["main picture only" if fmt == "HEIC" else "first frame only"]
+        orientation = _orientation(raster, cut)
+        raster.draft(None, limits.fitted(width, height))  # JPEG: decode at 1/2, 1/4, 1/8
+        rgb = _to_rgb(file, raster, limits.fitted(width, height))
+        if orientation in range(5, 9):  # a quarter turn
+            width, height = height, width
+        rgb.info = {}  # or Pillow would read the file's EXIF data again
+        rgb.getexif()[Exif.Orientation] = orientation
+        pixels = np.array(ImageOps.exif_transpose(rgb))  # (H, W, 3)
     cut += scaled_words((width, height), (pixels.shape[1], pixels.shape[0]))
     return Image(pixels, report=file.report(fmt, width=width, height=height, cut=cut))
-
-
-def open_raster(
-    file: MediaFile, fmt: str, stream: BinaryIO, limits: MediaLimits
-) -> ImageFile.ImageFile:
-    """Parse the header of an image file and check the size in it, without decoding pixels."""
-    check_claims(file, fmt, limits)
-    raster = _plugin(fmt)(stream)
-    limits.check_pixels(file.name, *raster.size)
-    return raster
 
 
 def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
@@ -104,12 +81,18 @@ def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
 
 
 @contextmanager
-def raster_errors(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[None]:
-    """:func:`decoder_errors` for a raster file; Pillow's own limits get errors of their own."""
+def opened_raster(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[ImageFile.ImageFile]:
+    """An image file of which the header is parsed and checked; its pixels are not decoded yet.
+
+    Errors of Pillow in the block become MediaErrors; Pillow's own limits get errors of their own.
+    """
     damage = f"damaged {fmt} (image data cannot be decoded; the file may be cut off)"
     with decoder_errors(file, limits, damage):
         try:
-            yield
+            _check_claims(file, fmt, limits)
+            with file.open() as stream, closing(_plugin(fmt)(stream)) as raster:
+                limits.check_pixels(file.name, *raster.size)
+                yield raster
         except Pillow.DecompressionBombError as error:  # a frame that is larger than its screen
             raise limits.exceeded(file.name, "max_pixels", "a frame of far more pixels") from error
         except ValueError as error:
@@ -128,16 +111,16 @@ def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
 
 
-def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpose | None:
-    """The turn that makes the image upright. Pillow turns TIFF and HEIC while it loads them."""
+def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> int:
+    """EXIF's orientation; 1 is upright. Pillow turns TIFF and HEIC while it loads them."""
     if isinstance(raster, TiffImagePlugin.TiffImageFile):
-        return None
+        return 1
     try:
-        return _UPRIGHT.get(raster.getexif().get(Exif.Orientation, 1))
+        return int(raster.getexif().get(Exif.Orientation, 1))
     except Exception as error:
         log.debug("unreadable EXIF: %r", error)
         cut.append("the EXIF data are damaged: a rotation in them is ignored")
-        return None
+        return 1
 
 
 def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int]) -> Pillow.Image:
@@ -184,7 +167,7 @@ _SCAN, _END = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
+def _check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
     """Refuse, by its header, a file on which Pillow's parser would spend much memory or time."""
     if fmt == "PNG" and file.head[12:16] == b"IHDR" and len(file.head) >= 24:
         # Pillow reads all chunks up to the image data before it reports the size.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-from contextlib import closing
 from typing import IO, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from mico_chat.media.file import (
     MediaLimits,
     decoder_errors,
 )
-from mico_chat.media.image import open_raster, raster_errors, scaled_words
+from mico_chat.media.image import opened_raster, scaled_words
 from mico_chat.media.medium import Depth, Normal
 
 _WANTED = (
@@ -42,8 +41,7 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
         with decoder_errors(file, limits, f"damaged {fmt} (its array cannot be read)"):
             raw, hidden = read_array(file, fmt, limits), None
     else:
-        with raster_errors(file, fmt, limits):
-            raw, hidden = _read_grey(file, fmt, limits)
+        raw, hidden = _read_grey(file, fmt, limits)
     height, width = raw.shape
     kept = limits.fitted(width, height)
     raw = _nearest(raw, kept)
@@ -73,7 +71,7 @@ def _read_grey(
     file: MediaFile, fmt: str, limits: MediaLimits
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """An image's grey (H, W), uint8 or wider, and where it is transparent (H, W)."""
-    with file.open() as stream, closing(open_raster(file, fmt, stream, limits)) as raster:
+    with opened_raster(file, fmt, limits) as raster:
         raster.load()
         if raster.mode.startswith("I") or raster.mode in ("F", "L"):
             return np.array(raster), None
@@ -171,11 +169,7 @@ def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, 
 def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
     """Decode a normal map. Transparency and EXIF rotation are ignored."""
     fmt = file.format_among(IMAGE_FORMATS, "a normal map")
-    with (
-        raster_errors(file, fmt, limits),
-        file.open() as stream,
-        closing(open_raster(file, fmt, stream, limits)) as raster,
-    ):
+    with opened_raster(file, fmt, limits) as raster:
         raster.load()
         width, height = raster.size
         channels = len(raster.getbands())

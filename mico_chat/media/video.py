@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,8 +20,6 @@ from mico_chat.media.audio import frames_of, index_of, opened, read_sound
 from mico_chat.media.file import VIDEO_FORMATS, MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import scaled_words
 from mico_chat.media.medium import Audio, Video
-
-log = logging.getLogger(__name__)
 
 
 def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
@@ -52,7 +49,6 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         times = np.array(
             [float((tick - timeline.start) * timeline.time_base) for tick in taken], np.float64
         )
-    log.debug("%s: decoded %d of %d frames", file.name, reader.decoded, timeline.n_frames)
     if reader.damage:
         cut.append(f"{len(reader.damage)} damaged pieces of video are left out")
     if len(taken) < timeline.n_frames:
@@ -145,7 +141,6 @@ class FrameReader:
     container: InputContainer
     stream: VideoStream
     timeline: Timeline
-    decoded: int = 0
     damage: list[Exception] = field(default_factory=list)
     _shown: VideoFrame | None = None
     _next: VideoFrame | None = None
@@ -171,17 +166,12 @@ class FrameReader:
         goal = tick
         while True:
             self.container.seek(goal, stream=self.stream)
-            self._frames = self._decode()
+            self._frames = frames_of(self.container, self.stream, self.damage)
             self._shown, self._next = None, next(self._frames, None)
             landed = self._next is not None and tick_of(self._next) <= tick
             if landed or goal <= start:
                 return
             goal, back = max(start, tick - back), back * 4
-
-    def _decode(self) -> Iterator[VideoFrame]:
-        for frame in frames_of(self.container, self.stream, self.damage):
-            self.decoded += 1
-            yield frame
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits

@@ -21,7 +21,7 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from mico_chat.assistant import Answer, Assistant, GatheredAnswer
-from mico_chat.engine import Delta, GenerationOptions
+from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import MediaError, MicoError, ModelError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind

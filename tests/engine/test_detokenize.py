@@ -34,11 +34,9 @@ def sentence_piece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
 
 
-def pieces(
-    tokenizer: PreTrainedTokenizerFast, ids: list[int], *stop: str
-) -> tuple[list[str], Detokenizer]:
+def pieces(tokenizer: PreTrainedTokenizerFast, ids: list[int], *stop: str) -> list[str]:
     detokenizer = Detokenizer(tokenizer, stop)
-    return [*(detokenizer.add(token) for token in ids), detokenizer.finish()], detokenizer
+    return [*(detokenizer.add(token) for token in ids), detokenizer.finish()]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -60,8 +58,8 @@ def bytes_of_alphabet() -> dict[int, str]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_no_half_characters(bytes_and_merges: PreTrainedTokenizerFast, text: str) -> None:
     for ids in (encode(bytes_and_merges, text), single_bytes(bytes_and_merges, text)):
-        given, detokenizer = pieces(bytes_and_merges, ids)
-        assert "".join(given) == detokenizer.text == text
+        given = pieces(bytes_and_merges, ids)
+        assert "".join(given) == text
         assert all("\ufffd" not in piece for piece in given)
 
 
@@ -82,8 +80,8 @@ def test_text_is_given_out_as_soon_as_it_is_certain(
     stop: tuple[str, ...],
     expected: list[str],
 ) -> None:
-    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, text)[:last], *stop)
-    assert given == expected
+    ids = single_bytes(bytes_and_merges, text)[:last]
+    assert pieces(bytes_and_merges, ids, *stop) == expected
 
 
 def test_pieces_of_any_tokens_join_to_the_decoded_text(
@@ -92,18 +90,17 @@ def test_pieces_of_any_tokens_join_to_the_decoded_text(
     rng = random.Random(0)
     for _ in range(200):
         ids = [rng.randrange(len(bytes_and_merges)) for _ in range(rng.randrange(30))]
-        given, detokenizer = pieces(bytes_and_merges, ids)
         whole = bytes_and_merges.backend_tokenizer.decode(ids, skip_special_tokens=True)
-        assert "".join(given) == detokenizer.text == whole
+        assert "".join(pieces(bytes_and_merges, ids)) == whole
 
 
 def test_spaces_between_words(sentence_piece: PreTrainedTokenizerFast) -> None:
     cat = [7 + byte for byte in "猫".encode()]
     ids = [3, 4, 2, *cat, 4, 6, 1]
-    given, _ = pieces(sentence_piece, ids)
+    given = pieces(sentence_piece, ids)
     assert given == ["Hello", " world", " ", "", "", "猫", " world", "!", "", ""]
     assert "".join(given) == sentence_piece.decode(ids, skip_special_tokens=True)
-    given, _ = pieces(sentence_piece, [3, *cat[:2]])
+    given = pieces(sentence_piece, [3, *cat[:2]])
     assert "".join(given) == sentence_piece.decode([3, *cat[:2]])
 
 
@@ -124,8 +121,9 @@ def test_a_stop_text_never_shows(
     bytes_and_merges: PreTrainedTokenizerFast, text: str, stop: str, expected: str
 ) -> None:
     for ids in (encode(bytes_and_merges, text), single_bytes(bytes_and_merges, text)):
-        given, detokenizer = pieces(bytes_and_merges, ids, stop)
-        assert "".join(given) == detokenizer.text == expected
+        detokenizer = Detokenizer(bytes_and_merges, (stop,))
+        given = [*(detokenizer.add(token) for token in ids), detokenizer.finish()]
+        assert "".join(given) == expected
         assert detokenizer.stopped == (stop in text)
         assert detokenizer.add(ids[0]) == detokenizer.finish() == "" or not detokenizer.stopped
 
@@ -158,5 +156,4 @@ def test_llamas_tokenizer_streams_what_it_decodes(tmp_path: Path, legacy: bool) 
     ids = [encode(tokenizer, text) for text in texts]
     ids += [row[1:] for row in ids] + [[*row, tokenizer.eos_token_id] for row in ids]
     for row in ids:
-        given, detokenizer = pieces(tokenizer, row)
-        assert "".join(given) == detokenizer.text == tokenizer.decode(row, skip_special_tokens=True)
+        assert "".join(pieces(tokenizer, row)) == tokenizer.decode(row, skip_special_tokens=True)

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
 from mico_chat.checkpoints.merge import plain_llm
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import EngineOptions, choose_engine, load_assistant
 from mico_chat.messages import Message
@@ -234,7 +234,7 @@ def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engi
     with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
         similarity = assistant.similarity
         assert similarity is not None
-        assert similarity.cache.max_bytes == 1000
+        assert similarity._encoder.cache.max_bytes == 1000
         assert assistant.encoder.model.dtype == torch.bfloat16
         items: list[Item] = [picture(), "a cat"]
         assert asyncio.run(similarity.embed(items)).vectors.shape == (2, similarity.dim)

@@ -15,11 +15,11 @@ from mico_chat.assistant import Answer
 from mico_chat.checkpoints.assemble import assemble
 from mico_chat.cli import evaluate
 from mico_chat.cli import main as cli
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation import chat
 from mico_chat.load import EngineOptions, asked_quantization, load_assistant
-from mico_server import run
+from mico_server import app
 from mico_server.settings import read_settings
 from tests.fakes import FakeDecoder
 from tests.tiny import picture, shown, stage1_folder
@@ -84,7 +84,7 @@ def test_conflicting_flags_are_refused(
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match=said):
-        run.main(read_settings(flags), lambda _: None)
+        app.main(read_settings(flags), lambda _: None)
     items = tmp_path / "items.jsonl"
     items.touch()
     with pytest.raises(ConfigError, match=said):
@@ -110,10 +110,10 @@ def test_the_flags_reach_the_engine(
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     with pytest.raises(Loaded):
         cli.main(["ask", flag, "Hi"])
-    monkeypatch.setattr(run, "load_assistant", load)
-    monkeypatch.setattr(run, "serve", lambda load, **_: load())
+    monkeypatch.setattr(app, "load_assistant", load)
+    monkeypatch.setattr(app, "serve", lambda load, **_: load())
     with pytest.raises(Loaded):
-        run.main(read_settings([flag]), lambda _: None)
+        app.main(read_settings([flag]), lambda _: None)
     monkeypatch.setattr(chat, "load_assistant", load)
     items = tmp_path / "items.jsonl"
     items.write_text('{"id": "1", "skill": "text", "message": "Hi", "accept": ["ho"]}\n')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mico_chat.engine import GenerationOptions, Prompt
+from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.http_client import address_of, form_request
 from mico_chat.assistant import Assistant
-from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
 from mico_server.app import serve
 from mico_server.settings import ServerSettings

@@ -11,10 +11,11 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from prometheus_client.parser import text_string_to_metric_families
 
 from mico_chat.encode import CacheStats
-from mico_chat.engine import EngineStats, Usage
+from mico_chat.engine.base import EngineStats
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media import MediaLimits
 from mico_chat.media.medium import MediaReport
+from mico_chat.wire import Usage
 from mico_server.errors import BusyError, FetchError
 from mico_server.http.auth import Auth
 from mico_server.http.errors import add_error_handlers

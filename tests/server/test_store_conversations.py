@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from mico_chat.engine import Usage
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
+from mico_chat.wire import Usage
 from mico_server.errors import ConflictError, NotFoundError
 from mico_server.store.conversations import (
     NewTurn,

@@ -142,7 +142,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
                     errors[place] = error
                 except OSError as error:  # Pillow's, of a picture that a task opens itself
                     errors[place] = MediaError("a medium", f"cannot be read ({error})")
-            answers = assistant.answer_all(list(readable.values()), options, errors="return")
+            answers = assistant.try_all(list(readable.values()), options)
             for place, answer in zip(readable, answers, strict=True):
                 if isinstance(answer, Answer):
                     n_read, n_said = answer.usage.prompt_tokens, answer.usage.completion_tokens

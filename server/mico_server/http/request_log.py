@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from mico_chat.engine import EngineStats
+from mico_chat.engine.base import EngineStats
 from mico_chat.errors import MediaError
 from mico_chat.media.file import LimitName
 from mico_chat.media.medium import MediaReport

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fastapi import APIRouter, Request
 
 from mico_chat.assistant import Answer, GatheredAnswer
-from mico_chat.engine import Delta
+from mico_chat.engine.base import Delta
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport

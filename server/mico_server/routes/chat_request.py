@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from mico_chat.engine import GenerationOptions
-from mico_chat.engine.base import request_error
+from mico_chat.engine.base import GenerationOptions, request_error
 from mico_chat.errors import MediaError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind

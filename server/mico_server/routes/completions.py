@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from mico_chat.engine import Delta, GenerationOptions
+from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
