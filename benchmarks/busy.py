@@ -8,7 +8,6 @@ them, beside a busy program of low priority (``nice``), and beside one and two o
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime
 import random
@@ -20,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import typer
 
 from benchmarks.http_client import address_of
 from benchmarks.overhead import Asked, OverHttp, noisy_picture
@@ -48,11 +49,7 @@ Found = dict[str, tuple[list[float], list[float]]]
 """For each service tokens/s of the answers, and seconds of those about pictures."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
+def main(output: Path = Path("benchmarks/results"), repeats: int = 15) -> None:
     flags = {
         f"{n} thread{'s' if n > 1 else ''}": ["--engine-args", f'{{"threads":{n}}}']
         for n in sorted({1, usable_cores()}, reverse=True)
@@ -63,11 +60,10 @@ def main() -> None:
             for name, chosen in (flags | {CHOSEN: []}).items()
         }
         found = {
-            name: _measure(services, count, nice, options.repeats)
+            name: _measure(services, count, nice, repeats)
             for name, (count, nice) in NEIGHBOURS.items()
         }
-    text = _report(found, options.repeats)
-    publish(text, "busy.md", options.output)
+    publish(_report(found, repeats), "busy.md", output)
 
 
 @contextmanager
@@ -149,4 +145,4 @@ def _report(found: dict[str, Found], repeats: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
