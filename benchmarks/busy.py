@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -83,8 +82,7 @@ def _busy(count: int, nice: int) -> Iterator[None]:
 
 def _measure(services: dict[str, OverHttp], count: int, nice: int, repeats: int) -> Found:
     rng = random.Random(count)
-    rates: dict[str, list[float]] = defaultdict(list)
-    pictures: dict[str, list[float]] = defaultdict(list)
+    found: Found = {name: ([], []) for name in services}
     for client in services.values():  # so that the engine knows its speed on a quiet machine
         for _ in range(3):
             _ask(client, rng, N_TOKENS)
@@ -92,12 +90,13 @@ def _measure(services: dict[str, OverHttp], count: int, nice: int, repeats: int)
     with _busy(count, nice):
         for _ in range(repeats):
             for name, client in rng.sample(list(services.items()), len(services)):
-                if rates[name] and N_TOKENS / rates[name][-1] > PATIENCE_S:
+                rates, pictures = found[name]
+                if rates and N_TOKENS / rates[-1] > PATIENCE_S:
                     continue
                 tokens, seconds = _ask(client, rng, N_TOKENS)
-                rates[name].append(tokens / seconds)
-                pictures[name].append(_ask(client, rng, PICTURE_TOKENS, picture=True)[1])
-    return {name: (rates[name], pictures[name]) for name in services}
+                rates.append(tokens / seconds)
+                pictures.append(_ask(client, rng, PICTURE_TOKENS, picture=True)[1])
+    return found
 
 
 def _ask(

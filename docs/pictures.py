@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mico_chat.assistant import decode_media
@@ -51,7 +50,6 @@ def main() -> None:
     columns = 4
     rows = -(-len(items) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     with MediaDecoder() as decoder, closing(load_assistant(options.model, decoder)) as assistant:
         for number, item in enumerate(items):
             message = item.message()
