@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.raw_llama import memory_bandwidth
@@ -136,7 +135,6 @@ def _limits(bench: Bench) -> Measured:
 def _plot_serving(rows: list[dict[str, Any]]) -> Figure:
     inputs = list(dict.fromkeys(row["input"] for row in rows))
     figure = Figure(figsize=(3.4 * len(inputs), 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
     grid: Any = figure.subplots(2, len(inputs), squeeze=False)
     for key, title, line in zip(
         ("rate", "first"), ("tokens/s", "first token, s"), grid, strict=True
@@ -162,7 +160,6 @@ def _plot_serving(rows: list[dict[str, Any]]) -> Figure:
 
 def _plot_growth(curves: dict[str, dict[str, list[float]]]) -> Figure:
     figure = Figure(figsize=(3.6 * len(curves), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (name, curve) in enumerate(curves.items()):
         axes = figure.add_subplot(1, len(curves), place + 1)
         slope, fixed = statistics.linear_regression(curve["x"], curve["seconds"])

@@ -8,7 +8,6 @@ them, beside a busy program of low priority (``nice``), and beside one and two o
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime
 import random
@@ -16,10 +15,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import typer
 
 from benchmarks.http_client import address_of
 from benchmarks.overhead import Asked, OverHttp, noisy_picture
@@ -48,11 +48,7 @@ Found = dict[str, tuple[list[float], list[float]]]
 """For each service tokens/s of the answers, and seconds of those about pictures."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
+def main(output: Path = Path("benchmarks/results"), repeats: int = 15) -> None:
     flags = {
         f"{n} thread{'s' if n > 1 else ''}": ["--engine-args", f'{{"threads":{n}}}']
         for n in sorted({1, usable_cores()}, reverse=True)
@@ -63,11 +59,10 @@ def main() -> None:
             for name, chosen in (flags | {CHOSEN: []}).items()
         }
         found = {
-            name: _measure(services, count, nice, options.repeats)
+            name: _measure(services, count, nice, repeats)
             for name, (count, nice) in NEIGHBOURS.items()
         }
-    text = _report(found, options.repeats)
-    publish(text, "busy.md", options.output)
+    publish(_report(found, repeats), "busy.md", output)
 
 
 @contextmanager
@@ -87,8 +82,7 @@ def _busy(count: int, nice: int) -> Iterator[None]:
 
 def _measure(services: dict[str, OverHttp], count: int, nice: int, repeats: int) -> Found:
     rng = random.Random(count)
-    rates: dict[str, list[float]] = defaultdict(list)
-    pictures: dict[str, list[float]] = defaultdict(list)
+    found: Found = {name: ([], []) for name in services}
     for client in services.values():  # so that the engine knows its speed on a quiet machine
         for _ in range(3):
             _ask(client, rng, N_TOKENS)
@@ -96,12 +90,13 @@ def _measure(services: dict[str, OverHttp], count: int, nice: int, repeats: int)
     with _busy(count, nice):
         for _ in range(repeats):
             for name, client in rng.sample(list(services.items()), len(services)):
-                if rates[name] and N_TOKENS / rates[name][-1] > PATIENCE_S:
+                rates, pictures = found[name]
+                if rates and N_TOKENS / rates[-1] > PATIENCE_S:
                     continue
                 tokens, seconds = _ask(client, rng, N_TOKENS)
-                rates[name].append(tokens / seconds)
-                pictures[name].append(_ask(client, rng, PICTURE_TOKENS, picture=True)[1])
-    return {name: (rates[name], pictures[name]) for name in services}
+                rates.append(tokens / seconds)
+                pictures.append(_ask(client, rng, PICTURE_TOKENS, picture=True)[1])
+    return found
 
 
 def _ask(
@@ -149,4 +144,4 @@ def _report(found: dict[str, Found], repeats: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -7,12 +7,13 @@ The same questions (``chat_defaults.yaml``) are asked without and with the defau
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Annotated
 
+import typer
 import yaml
 
 from benchmarks.systems import table
@@ -27,20 +28,16 @@ QUESTIONS: dict[str, list[str]] = yaml.safe_load(
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--name", default="MiCo-Chat", help="the name that an answer must say")
-    options = parser.parse_args()
+def main(
+    model: str = "mini",
+    engine: str = "auto",
+    name: Annotated[str, typer.Option(help="The name that an answer must say.")] = "MiCo-Chat",
+) -> None:
     columns = []
     for chat_defaults in (False, True):
-        engine = EngineOptions(options.engine, chat_defaults=chat_defaults)
-        with (
-            MediaDecoder() as decoder,
-            closing(load_assistant(options.model, decoder, engine)) as assistant,
-        ):
-            columns.append(_counts(assistant, options.name))
+        how = EngineOptions(engine, chat_defaults=chat_defaults)
+        with MediaDecoder() as decoder, closing(load_assistant(model, decoder, how)) as assistant:
+            columns.append(_counts(assistant, name))
     rows = [[asked, *(column[asked] for column in columns)] for asked in columns[0]]
     print(table(["asked", "without both", "with both"], rows))
 
@@ -71,4 +68,4 @@ def _counts(assistant: Assistant, name: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

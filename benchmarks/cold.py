@@ -8,7 +8,6 @@ machine it says more than the clock.
 
 from __future__ import annotations
 
-import argparse
 import os
 import pty
 import re
@@ -23,6 +22,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from benchmarks.systems import machine, publish, table
 
@@ -41,18 +42,11 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "huggingface_hub", "
 """Imports that are counted by themselves."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cold", description=__doc__)
-    parser.add_argument("--image", type=Path, default=IMAGE)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="folder for cold.md")
-    options = parser.parse_args()
-    command = [sys.executable, "-m", "mico_chat.cli", "ask", "--image", str(options.image)]
-    command += [QUESTION]
+def main(image: Path = IMAGE, repeats: int = 5, output: Path | None = None) -> None:
+    command = [sys.executable, "-m", "mico_chat.cli", "ask", "--image", str(image), QUESTION]
     measured(command)
-    runs = [measured(command) for _ in range(options.repeats)]
-    text = report(runs, imports(), options.image.name)
-    publish(text, "cold.md", options.output)
+    runs = [measured(command) for _ in range(repeats)]
+    publish(report(runs, imports(), image.name), "cold.md", output)
 
 
 def measured(command: list[str]) -> dict[str, float]:
@@ -127,4 +121,4 @@ def report(runs: list[dict[str, float]], imported: dict[str, float], image: str)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

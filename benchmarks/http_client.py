@@ -19,15 +19,6 @@ import httpx
 
 
 @dataclass(frozen=True)
-class File:
-    """A file of a multipart form, in the field ``field``."""
-
-    field: str
-    name: str
-    data: bytes
-
-
-@dataclass(frozen=True)
 class Head:
     """Status and headers of an answer; the headers' names are lower case."""
 
@@ -118,23 +109,21 @@ def request(method: str, path: str, **content: Any) -> bytes:
     return "\r\n".join([*lines, "\r\n"]).encode() + made.read()
 
 
-def json_request(path: str, value: Any, headers: Mapping[str, str] | None = None) -> bytes:
-    return request("POST", path, json=value, headers=headers)
-
-
 def form_request(
     path: str,
     fields: Mapping[str, Any],
-    files: Sequence[File] = (),
+    files: Sequence[tuple[str, tuple[str, bytes]]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The bytes of a POST of a multipart form; values that are no text are written as JSON."""
+    """The bytes of a POST of a multipart form; values that are no text are written as JSON.
+
+    ``files`` are httpx's: for each file its field, and its name and content.
+    """
     parts: list[Any] = [
         (name, (None, value if isinstance(value, str) else json.dumps(value)))
         for name, value in fields.items()
     ]
-    parts += [(file.field, (file.name, file.data)) for file in files]
-    return request("POST", path, files=parts, headers=headers)
+    return request("POST", path, files=[*parts, *files], headers=headers)
 
 
 def address_of(url: str) -> tuple[str, int]:

@@ -13,7 +13,6 @@ import io
 import random
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.http_client import Connection, File, address_of, form_request, json_request
+from benchmarks.http_client import Connection, address_of, form_request, request
 from benchmarks.systems import table
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Delta, GenerationOptions
@@ -110,7 +109,7 @@ class OverHttp:
         if self.chat:
             fields = {"message": asked.text, "max_tokens": asked.n_tokens}
             fields |= {"stream": self.stream, "store": self.store}
-            shown = [] if asked.picture is None else [File("image", "a.jpg", asked.picture)]
+            shown = [] if asked.picture is None else [("image", ("a.jpg", asked.picture))]
             return form_request("/v1/chat", fields, shown, headers)
         content: list[dict[str, Any]] = [{"type": "text", "text": asked.text}]
         if asked.picture is not None:
@@ -120,7 +119,7 @@ class OverHttp:
         body["messages"] = [{"role": "user", "content": content}]
         if self.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return json_request("/v1/chat/completions", body, headers)
+        return request("POST", "/v1/chat/completions", json=body, headers=headers)
 
 
 Way = InProcess | OverHttp
@@ -166,7 +165,7 @@ async def first_tokens(
 ) -> dict[str, list[float]]:
     """Seconds to the first text, one request at a time, each way in turn."""
     rng = random.Random(pictures)
-    seconds: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     for repeat in range(repeats + 2):  # the first ones warm up
         for way in rng.sample(list(ways), len(ways)):
             picture = noisy_picture(rng.randrange(2**31)) if pictures else None
@@ -174,13 +173,13 @@ async def first_tokens(
             if repeat > 1:
                 seconds[way.name].append(value)
             await asyncio.sleep(0.02)  # so that work after an answer does not delay the next one
-    return {way.name: seconds[way.name] for way in ways}
+    return seconds
 
 
 async def rates(ways: Sequence[Way], repeats: int) -> dict[str, list[float]]:
     """Tokens/s of answers at once, each way in turn: in a round all get the same questions."""
     rng = random.Random(1)
-    rate: dict[str, list[float]] = defaultdict(list)
+    rate: dict[str, list[float]] = {way.name: [] for way in ways}
     for repeat in range(repeats + 1):
         questions = [_question(rng) for _ in range(AT_ONCE)]
         for way in rng.sample(list(ways), len(ways)):
@@ -190,7 +189,7 @@ async def rates(ways: Sequence[Way], repeats: int) -> dict[str, list[float]]:
                 tokens = sum(n for _, n in answers)
                 rate[way.name].append(tokens / (time.perf_counter() - start))
             await asyncio.sleep(0.05)
-    return {way.name: rate[way.name] for way in ways}
+    return rate
 
 
 def _question(rng: random.Random) -> str:

@@ -10,10 +10,12 @@ names that the item accepts. The scores are those of the page's tab Compare.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from benchmarks.systems import table
 from mico_chat.evaluation.task import Item, read_items
@@ -27,14 +29,9 @@ AT_ONCE = 8
 """Media of a request."""
 
 
-def names_of(items: Sequence[Item]) -> list[str]:
-    """The first name that each item accepts, each name once."""
-    return list(dict.fromkeys(item.answers[0] for item in items))
-
-
-def n_right(client: Client, model: str, items: Sequence[Item]) -> dict[str, int]:
-    """The number of media whose best name is a right one, by score."""
-    names = names_of(items)
+def row_of(client: Client, model: str, skill: str, items: Sequence[Item]) -> list[str]:
+    """The row of a skill: for each score the share of media whose best name is a right one."""
+    names = list(dict.fromkeys(item.answers[0] for item in items))
     documents = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
     right = dict.fromkeys(SCORES, 0)
     for start in range(0, len(items), AT_ONCE):
@@ -52,27 +49,23 @@ def n_right(client: Client, model: str, items: Sequence[Item]) -> dict[str, int]
             for score in SCORES:
                 best = max(own, key=lambda pair: pair[score])
                 right[score] += names[best["document"]] in item.answers
-    return right
+    shares = [f"{n / len(items):.0%}" for n in right.values()]
+    return [skill, str(len(items)), str(len(names)), *shares]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--api", default=DEFAULT_API, help="the server to ask")
-    parser.add_argument("--items", type=Path, default=Path("data/everyday"), help="their folder")
-    options = parser.parse_args()
-    rows = []
-    file = options.items / "items.jsonl"
+def main(
+    api: Annotated[str, typer.Option(help="The server to ask.")] = DEFAULT_API,
+    items: Annotated[Path, typer.Option(help="The folder of the items.")] = Path("data/everyday"),
+) -> None:
+    file = items / "items.jsonl"
     if not file.exists():
-        everyday_items(options.items)
-    with Client(options.api) as client:
+        everyday_items(items)
+    with Client(api) as client:
         model = client.send(routes.models())[0].id
-        for skill, alike in groupby(read_items(file), lambda item: item.skill):
-            items = list(alike)
-            right = n_right(client, model, items)
-            shares = [f"{right[score] / len(items):.0%}" for score in SCORES]
-            rows.append([skill, str(len(items)), str(len(names_of(items))), *shares])
+        skills = groupby(read_items(file), lambda item: item.skill)
+        rows = [row_of(client, model, skill, list(alike)) for skill, alike in skills]
     print(table(["media", "n", "names", *SCORES], rows))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

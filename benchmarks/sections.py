@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, aclosing, closing, suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +173,11 @@ def serving(bench: Bench) -> Measured:
 
 
 def _serving(systems: Sequence[System], folder: Path, repeats: int) -> list[dict[str, Any]]:
-    rows = []
-    seed = 0
+    rows: list[dict[str, Any]] = []
+    seeds = count()
 
     def questions(kind: Kind | None, first: int, n: int) -> list[Question]:
-        nonlocal seed
-        seed += n
-        media = [[] if kind is None else [draw(kind, folder, seed + i)] for i in range(n)]
+        media = [[] if kind is None else [draw(kind, folder, next(seeds))] for _ in range(n)]
         return [Question(ABOUT[kind].format(n=first + i), media[i]) for i in range(n)]
 
     for kind in ABOUT:
@@ -303,9 +301,8 @@ def growth(bench: Bench) -> Measured:
 
 def _overhead(bench: Bench) -> Measured:
     engine = EngineOptions("llamacpp", bench.quantization)
-    with ExitStack() as stack:
-        assistant = load_assistant(bench.model, bench.llamacpp.decoder, engine)
-        stack.enter_context(closing(assistant))
+    loaded = load_assistant(bench.model, bench.llamacpp.decoder, engine)
+    with closing(loaded) as assistant, ExitStack() as stack:
         url = service(stack, "--model", bench.model, "--quantization", bench.quantization)
         return overhead.measure(assistant, url, bench.repeats)
 

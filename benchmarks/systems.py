@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -24,6 +23,7 @@ import av
 import httpx
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import wavfile
@@ -279,10 +279,10 @@ class InVllm(System):
 
     name = "vllm"
 
-    def __init__(self, python: Path, model: str, arguments: str = "{}") -> None:
+    def __init__(self, python: Path, model: str, arguments: str) -> None:
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         self._process = subprocess.Popen(
-            [str(python), "-m", __name__, "--model", model, "--arguments", arguments],
+            [str(python), "-m", __name__, model, arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # vLLM leaves one core to its other processes: half of a machine with two cores.
@@ -319,26 +319,22 @@ class InVllm(System):
             self._process.wait()
 
 
-def main() -> None:
+def main(model: str, arguments: str) -> None:
     """vLLM's process: races the questions of each line of its standard input."""
     from mico_chat.checkpoints.load import load_encoder
     from mico_chat.checkpoints.merge import plain_llm
     from mico_chat.engine.vllm import VllmEngine
     from mico_chat.engine.vllm_start import engine_arguments
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--arguments", type=json.loads, default={}, help="vLLM's, as JSON")
-    options = parser.parse_args()
-    encoder, processor = load_encoder(options.model)
-    given = {"max_model_len": 2048, **options.arguments}
-    arguments = engine_arguments(plain_llm(options.model), given)
+    encoder, processor = load_encoder(model)
+    given = {"max_model_len": 2048, **json.loads(arguments)}
+    vllm_arguments = engine_arguments(plain_llm(model), given)
 
     def no_table(dtype: Any) -> Any:
         raise RuntimeError("the token table is for repetition penalties alone")
 
     with MediaDecoder(workers=2) as decoder:
-        engine = VllmEngine(arguments, processor.tokenizer, (), table=no_table)
+        engine = VllmEngine(vllm_arguments, processor.tokenizer, (), table=no_table)
         system = Ours(engine, encoder, processor, decoder)
         with closing(system.assistant):
             print(f"{STAMPS}[]", flush=True)
@@ -348,4 +344,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -12,7 +12,6 @@ more for a moment, is left out. glibc is told to give freed blocks back.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -25,9 +24,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -223,18 +223,17 @@ def report(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare estimated and measured training memory.")
-    parser.add_argument("--output", type=Path, help="folder for training-memory.md")
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of replicas, from 0")
-    given = parser.parse_args()
+def main(
+    output: Path | None = None,
+    only: Annotated[list[int] | None, typer.Option(help="The number of a replica, from 0.")] = None,
+) -> None:
     os.environ.update(MALLOC)  # of the processes that are started
     rows = []
-    for replica in [REPLICAS[n] for n in given.only] if given.only else REPLICAS:
+    for replica in [REPLICAS[n] for n in only] if only else REPLICAS:
         rows.append((replica, measure(replica)))
         print(json.dumps({"replica": asdict(replica)} | rows[-1][1]), flush=True)
-    publish(report(rows), "training-memory.md", given.output)
+    publish(report(rows), "training-memory.md", output)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,6 +1,6 @@
 """Draws docs/answers.png: media, a question about each, and what the model answers.
 
-    python docs/pictures.py ITEMS.jsonl ID [ID ...]
+    python docs/pictures.py ITEMS.jsonl [ITEMS.jsonl ...] --ids ID [ID ...]
 
 The items are evaluation items, which training never saw (``make mini`` writes them).
 """
@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mico_chat.assistant import decode_media
@@ -51,7 +50,6 @@ def main() -> None:
     columns = 4
     rows = -(-len(items) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     with MediaDecoder() as decoder, closing(load_assistant(options.model, decoder)) as assistant:
         for number, item in enumerate(items):
             message = item.message()

@@ -24,7 +24,7 @@ from mico_chat.cli import doctor, model_check, probes
 from mico_chat.cli import main as cli
 from mico_chat.cli.main import main
 from mico_chat.cli.model_check import fit, read_weights
-from mico_chat.cli.probes import Finding, Outcome, gigabytes, run_probe
+from mico_chat.cli.probes import Finding, gigabytes, run_probe
 from mico_chat.engine.cpu import ControlGroups
 from mico_chat.errors import ModelError
 from mico_chat.load import EngineOptions
@@ -32,7 +32,7 @@ from mico_chat.model.config import MicoChatConfig
 from tests.tiny import chat_model, letters, llm_folder, pretraining_model, processor_for
 
 GB = 10**9
-BROKEN = Outcome(None, "ImportError: libgomp.so.1: cannot open shared object file")
+BROKEN = {"error": "ImportError: libgomp.so.1: cannot open shared object file"}
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +54,16 @@ def test_a_process_that_dies(monkeypatch: pytest.MonkeyPatch, script: str, error
     code = f"import os, signal, subprocess, sys, time; {script}"
     monkeypatch.setattr(probes, "_COMMAND", ("-c", code))
     started = time.monotonic()
-    assert run_probe("a", seconds=1.5 if "sleep" in script else 60) == Outcome(None, error)
+    assert run_probe("a", seconds=1.5 if "sleep" in script else 60) == {"error": error}
     assert time.monotonic() - started < 30
 
 
 def test_real_probes_report_facts_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "No module named 'nowhere'" in (run_probe("nowhere").error or "")
-    assert "decodes a picture" in (run_probe("decoder").facts or {})["text"]
+    assert "No module named 'nowhere'" in run_probe("nowhere")["error"]
+    assert "decodes a picture" in run_probe("decoder")["text"]
     assert probes.PROBES["torch"]()["gpus"] == [] or torch.cuda.is_available()
     monkeypatch.setenv("MICO_MEDIA_MAX_BYTES", "10")
-    assert (run_probe("decoder").error or "").startswith("LimitError: made.png")
+    assert run_probe("decoder")["error"].startswith("LimitError: made.png")
 
 
 def test_control_groups_bound_the_memory(tmp_path: Path) -> None:
@@ -190,13 +190,13 @@ def test_the_report() -> None:
 
 @pytest.mark.parametrize("mark", ["ok", "problem"])
 def test_the_exit_code(monkeypatch: pytest.MonkeyPatch, mark: Any) -> None:
-    def answer(name: str, model: str, options: dict[str, Any]) -> Outcome:
+    def answer(name: str, model: str, options: dict[str, Any]) -> dict[str, Any]:
         json.dumps(options)  # which go to another process
         assert model == "another"
         engine = Finding("engine", "ok", "-", None, {"engine": "llamacpp"})
         checked = {"findings": [asdict(engine), asdict(Finding("fit", mark, "-"))]}
         facts = {"text": "works", "gpus": [], "mps": False, "build": None}
-        return Outcome(checked if name == "model" else facts)
+        return checked if name == "model" else facts
 
     monkeypatch.setattr(doctor, "run_probe", answer)
     monkeypatch.setenv("MICO_MODEL", "another")

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 
 PACKAGES = {
@@ -175,13 +173,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded_by(code) - {"av"}  # the media package brings its decoder
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("mico_chat", "mico_chat.messages", "mico_chat.engine.base", "mico_chat.load"),
-        "mico_chat.media.worker",
-        *("mico_chat.assistant", "mico_chat.cli.ask", "mico_server.service"),
-    ],
-)
-def test_import_does_not_load_torch(module: str) -> None:
-    assert not loaded_by(f"import {module}") & {"torch", "transformers"}
+def test_imports_do_not_load_torch() -> None:
+    inside = "messages", "engine.base", "media.worker", "load", "assistant", "cli.ask"
+    names = ["mico_server.service", *(f"mico_chat.{name}" for name in inside)]
+    assert not loaded_by(f"import {', '.join(names)}") & {"torch", "transformers"}

@@ -11,7 +11,7 @@ from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -29,31 +29,20 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message, with_depth_scale
 
 
-class Waiting:
+class Waiting(Live):
     """Shows a spinner and the present step on ``out`` during a block, if ``out`` is a terminal.
 
-    The line disappears when the block ends or :meth:`done` is called.
+    The line disappears when the block ends or ``stop`` is called.
     """
 
     def __init__(self, out: TextIO) -> None:
-        console = Console(file=out, force_terminal=out.isatty())
-        self._line = Live(console=console, transient=True)
+        super().__init__(console=Console(file=out, force_terminal=out.isatty()), transient=True)
 
     def say(self, what: str) -> None:
         """Show the present step, without the control characters that a file's name may hold."""
         printable = "".join(c if c.isprintable() else "?" for c in what)
         text = Text(printable, no_wrap=True, overflow="ellipsis")
-        self._line.update(Spinner("dots", text), refresh=True)
-
-    def done(self) -> None:
-        self._line.stop()
-
-    def __enter__(self) -> Self:
-        self._line.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.done()
+        self.update(Spinner("dots", text), refresh=True)
 
 
 @dataclass
@@ -85,7 +74,7 @@ class Asking:
                 waiting.say("answering")
                 if self.as_json:
                     (answer,) = assistant.answer_all([messages], self.options)
-                    waiting.done()
+                    waiting.stop()
                     self.out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
                 else:
                     asyncio.run(self._print(assistant, messages, waiting))
@@ -94,10 +83,10 @@ class Asking:
         async with aclosing(assistant.stream(messages, self.options)) as deltas:
             async for delta in deltas:
                 if isinstance(delta, Delta) and delta.text:
-                    waiting.done()
+                    waiting.stop()
                     self.out.write(delta.text)
                     self.out.flush()
-        waiting.done()
+        waiting.stop()
         self.out.write("\n")
 
     def file(self, file: Path, batch_size: int, progress: TextIO) -> int:
@@ -122,7 +111,11 @@ class Asking:
             for start in range(0, len(requests), batch_size):
                 batch = requests[start : start + batch_size]
                 for request in batch:
-                    self._decode(request)
+                    try:
+                        messages = with_depth_scale(request.messages, self.depth_scale)
+                        request.messages = decode_media(messages, self.decoder)
+                    except MediaError as error:
+                        request.error = str(error)
                 good = [request.messages for request in batch if request.error is None]
                 if good and assistant is None:
                     assistant = stack.enter_context(closing(self.load()))
@@ -139,13 +132,6 @@ class Asking:
                 self.out.flush()
                 bar.update(len(batch))
         return failed
-
-    def _decode(self, request: _Request) -> None:
-        try:
-            messages = with_depth_scale(request.messages, self.depth_scale)
-            request.messages = decode_media(messages, self.decoder)
-        except MediaError as error:
-            request.error = str(error)
 
 
 def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:
@@ -199,7 +185,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 
 def _parse(file: Path, number: int, line: str) -> _Request:
-    request_id: str | int | None = None
+    request = _Request(None)
     try:
         try:
             record = json.loads(line)
@@ -210,7 +196,7 @@ def _parse(file: Path, number: int, line: str) -> _Request:
         given = record.get("id")
         if isinstance(given, bool) or not isinstance(given, str | int):
             raise DataError(file, number, f"id: expected a string or an integer, got {given!r}")
-        request_id = given
+        request.id = given
         missing = KINDS if "message" in record else ("message", *KINDS)
         parts: list[MediaFile] = []
         for key, value in record.items():
@@ -223,9 +209,10 @@ def _parse(file: Path, number: int, line: str) -> _Request:
         message = record["message"]
         if not isinstance(message, str):
             raise DataError(file, number, f"message: expected a string, got {message!r}")
+        request.messages = [Message.user(*parts, message)]
     except DataError as error:
-        return _Request(request_id, error=str(error))
-    return _Request(request_id, [Message.user(*parts, message)])
+        request.error = str(error)
+    return request
 
 
 def _media(file: Path, number: int, kind: Kind, value: Any) -> list[MediaFile]:

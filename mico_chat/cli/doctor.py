@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import util
@@ -24,25 +24,13 @@ from pydantic_settings import SettingsError
 
 from mico_chat import __version__
 from mico_chat.cli.options import API, API_KEY
-from mico_chat.cli.probes import (
-    ROOM,
-    Finding,
-    Mark,
-    Outcome,
-    disk_free,
-    gigabytes,
-    memory,
-    run_probe,
-)
+from mico_chat.cli.probes import ROOM, Finding, Mark, disk_free, gigabytes, memory, run_probe
 from mico_chat.engine.cpu import processor, usable_cores
 from mico_chat.errors import ConfigError
 from mico_chat.load import BITSANDBYTES, EngineOptions
 from mico_chat.media.file import MediaLimits
 from mico_chat.settings import Settings, cache_dir
 from mico_server.settings import ServerSettings, read_settings
-
-Report = dict[str, list[Finding]]
-"""Findings by the heading above them."""
 
 AT_ONCE = 3
 """Probes that run at the same time: most of them import torch."""
@@ -72,8 +60,9 @@ def run(model: str | None, options: EngineOptions, *, as_json: bool, out: TextIO
     """Examine this machine and print the report; returns the exit code."""
     model = model or Settings().model
     report = examine(model, options)
-    found = {finding.name: finding for finding in report["Model"]}
-    engine = found["engine"].facts.get("engine") if "engine" in found else None
+    engine = next(
+        (one.facts.get("engine") for one in report["Model"] if one.name == "engine"), None
+    )
     ok = all(finding.mark != "problem" for section in report.values() for finding in section)
     if as_json:
         findings = {title.lower(): [*map(asdict, section)] for title, section in report.items()}
@@ -84,20 +73,20 @@ def run(model: str | None, options: EngineOptions, *, as_json: bool, out: TextIO
     return int(not ok)
 
 
-def examine(model: str, options: EngineOptions) -> Report:
-    """All findings about this machine and a model."""
+def examine(model: str, options: EngineOptions) -> dict[str, list[Finding]]:
+    """All findings about this machine and a model, by the heading above them."""
     names = ["model", *(name for name, (module, *_) in ENGINES.items() if util.find_spec(module))]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = {name: pool.submit(run_probe, name, model, asdict(options)) for name in names}
         machine = [*machine_findings(), *variable_findings()]
         outcomes = {name: future.result() for name, future in running.items()}
     wanted = {options.engine, "bitsandbytes" if options.quantization in BITSANDBYTES else ""}
-    check, torch = outcomes["model"], outcomes.get("torch", Outcome())
-    found = [Finding("model", "problem", f"{check.error}", "solve the problem above first")]
-    if check.facts is not None:
-        found = [Finding(**record) for record in check.facts["findings"]]
+    check, torch = outcomes["model"], outcomes.get("torch", {})
+    found = [Finding(**record) for record in check.get("findings", ())]
+    if "error" in check:
+        found = [Finding("model", "problem", check["error"], "solve the problem above first")]
     return {
-        "Machine": [*machine, *(gpu_findings(torch.facts) if torch.facts else ())],
+        "Machine": [*machine, *(gpu_findings(torch) if "gpus" in torch else ())],
         "Engines": [engine_finding(name, outcomes.get(name), name in wanted) for name in ENGINES],
         "Model": found,
     }
@@ -159,16 +148,19 @@ def gpu_findings(torch: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("GPU", "note", "none: everything is computed on the processor")
 
 
-def engine_finding(name: str, outcome: Outcome | None, wanted: bool) -> Finding:
-    """Whether an engine works. ``wanted``: the user asked for it by name."""
+def engine_finding(name: str, outcome: Mapping[str, Any] | None, wanted: bool) -> Finding:
+    """Whether an engine works: the outcome of its probe, or None if the engine is not installed.
+
+    ``wanted``: the user asked for the engine by name.
+    """
     _, fix, remark = ENGINES[name]
     essential = wanted or not remark
     if outcome is None:
         text = "not installed" + (f"; {remark}" if remark else "")
         return Finding(name, "problem" if essential else "note", text, fix)
-    if outcome.facts is not None:
-        return Finding(name, "ok", outcome.facts["text"])
-    text = f"does not work: {outcome.error}"
+    if "error" not in outcome:
+        return Finding(name, "ok", outcome["text"])
+    text = f"does not work: {outcome['error']}"
     if name == "llamacpp":  # auto would choose it; a build for another processor is killed
         return Finding(name, "problem", text, REBUILD_LLAMA_CPP)
     return Finding(name, "problem" if essential else "warning", text, fix)
@@ -207,7 +199,9 @@ def variable_findings() -> Iterator[Finding]:
 _COLOURS: dict[Mark, str] = {"note": "blue", "ok": "green", "warning": "yellow", "problem": "red"}
 
 
-def print_report(report: Report, model: str, engine: str | None, out: TextIO) -> None:
+def print_report(
+    report: Mapping[str, Sequence[Finding]], model: str, engine: str | None, out: TextIO
+) -> None:
     """Print the findings below their headings, each fix on a line of its own to be copied."""
     findings = [finding for section in report.values() for finding in section]
     width = max((len(finding.name) for finding in findings), default=0)

@@ -245,10 +245,8 @@ def chat(
     with extra("terminal", "mico-chat chat"):
         from mico_ui.terminal import start
     media = media_in_order(ctx)
-    flags = {
-        **{"--config": config, "--model": model, "--engine": engine},
-        **{"--quantization": quantization, "--device": device, "--dtype": dtype},
-    }
+    passed_on = ("config", "model", "engine", "quantization", "device", "dtype")
+    flags = {f"--{name}": ctx.params[name] for name in passed_on}
     given = [str(word) for flag in flags.items() if flag[1] is not None for word in flag]
     given += ["--load-in-4bit"] * load_in_4bit + ["--load-in-8bit"] * load_in_8bit
     if api is not None and given:
@@ -259,7 +257,7 @@ def chat(
         api=api,
         key=key,
         serve=given,
-        settings=dict(pair(setting) for setting in settings or ()),
+        settings=dict(map(pair, settings or ())),
         system=system,
         go_on=go_on,
     )
@@ -307,8 +305,8 @@ def ui(
         from mico_server.settings import read_settings
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
     own = read_settings(arguments)
-    address = local_url(own.host, own.port)
     with server_beside(arguments, announce) as secret:
+        address = local_url(own.host, own.port)
         page.main(address, host, port, announce, insecure=insecure, secret=secret)
 
 
@@ -380,9 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _quiet_libraries()
     set_openmp()
     try:
-        given = None if argv is None else list(argv)
-        code = app(args=given, prog_name="mico-chat", standalone_mode=False)
-        sys.exit(code or 0)
+        sys.exit(app(args=argv, prog_name="mico-chat", standalone_mode=False) or 0)
     except _UsageError as error:
         _fail_of_usage(error)
     except typer.Abort:

@@ -6,13 +6,13 @@ import importlib.util
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mico_chat.cli.options import (
-    CPUS,
     NAMES,
     Device,
     LoadIn4bit,
@@ -95,16 +95,12 @@ def assemble(
     from mico_chat.checkpoints.assemble import assemble as write
 
     log_to_stderr()
-    given = {key: _json_or_text(value) for key, value in map(pair, options or ())}
+    given: dict[str, Any] = dict(map(pair, options or ()))
+    for key, value in given.items():
+        with suppress(ValueError):  # a value that is no JSON is text
+            given[key] = json.loads(value)
     written = write(encoder, llm, output, options=given, chat_template=chat_template)
     print(f"{written}: next, align its bridge: mico-chat train-stage2")
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
 
 
 def merge(
@@ -194,11 +190,9 @@ def mico(
 
     mico-chat convert mico MiCo-g --tokenizer google-bert/bert-base-uncased --output mico-g
     """
-    from mico_chat.checkpoints.released import ConvertOptions, convert_released
+    from mico_chat.checkpoints.released import ConvertOptions, convert_released, write_released
 
     if to_mico:
-        from mico_chat.checkpoints.released import write_released
-
         print(f"{output}: {write_released(source, output)}")
         return
     options = ConvertOptions(image_size, frames, slices, tokenizer, num_heads, text_heads)
@@ -218,6 +212,7 @@ def mico(
 
 
 def train_stage1(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     dry_run: DryRun = False,
@@ -225,7 +220,7 @@ def train_stage1(
     processes: Processes = None,
 ) -> None:
     """Pretrain encoder, context and text branch."""
-    _train("train-stage1", config, overrides or [], dry_run, gpu, processes)
+    train_chat(ctx, config, overrides, False, False, dry_run, gpu, processes)
 
 
 def train_chat(
@@ -238,39 +233,23 @@ def train_chat(
     gpu: Gpu = None,
     processes: Processes = None,
 ) -> None:
-    """Run stage 2 or 3, as the command's name says."""
+    """Run the stage that the command's name says."""
     from mico_chat.load import asked_quantization
 
+    with extra("train", "training"):
+        from mico_training import estimate, stages
     values = list(overrides or [])
     quantization = asked_quantization(None, load_in_4bit, load_in_8bit)
     if quantization is not None:
         values.append(f"model.llm_quantization={quantization}")
-    _train(str(ctx.info_name), config, values, dry_run, gpu, processes)
-
-
-def _train(
-    command: str,
-    config: Path,
-    overrides: list[str],
-    dry_run: bool,
-    gpu: str | None,
-    processes: int | None,
-) -> None:
-    with extra("train", "training"):
-        from mico_training import estimate, stages
     log_to_stderr()
-    if processes is None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+    command = str(ctx.info_name)
     if os.environ.get("RANK", "0") == "0":
-        lines = estimate.of_file(command, config, overrides, processes, gpu)
+        n = processes or int(os.environ.get("WORLD_SIZE", "1"))
+        lines = estimate.of_file(command, config, values, n, gpu)
         print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
     if not dry_run:
-        run = {
-            "train-stage1": stages.train_stage1,
-            "train-stage2": stages.train_stage2,
-            "train-stage3": stages.train_stage3,
-        }
-        run[command](config, overrides)
+        getattr(stages, command.replace("-", "_"))(config, values)
 
 
 def finetune(config: Config, overrides: Overrides = None) -> None:
@@ -306,7 +285,7 @@ def predict(
 def world(
     config: Annotated[Path, typer.Option(help="What to build: samples of each sort, a YAML file.")],
     output: Annotated[Path, typer.Option(help="Folder for the shards.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = CPUS,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
 ) -> None:
     """Make training data: paired media, captions, and questions with exact answers."""

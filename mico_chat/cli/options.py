@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,6 +111,3 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "gguf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-CPUS = os.cpu_count() or 1

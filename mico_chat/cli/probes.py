@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -55,14 +54,6 @@ class Finding:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The facts that a probe found, or why the probe failed."""
-
-    facts: dict[str, Any] | None = None
-    error: str | None = None
-
-
 def gigabytes(n_bytes: float) -> str:
     """``"13.5 GB"``, ``"98 MB"``, ``"512 KB"``: decimal, as disks and pages of models have them."""
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
@@ -91,8 +82,11 @@ def run_probe(
     options: Mapping[str, Any] | None = None,
     *,
     seconds: float = PROBE_S,
-) -> Outcome:
-    """The outcome of a probe, whose process ends after ``seconds`` with all that it started."""
+) -> dict[str, Any]:
+    """The facts that a probe found, or why the probe failed as ``error``.
+
+    The probe's process ends after ``seconds`` with all that it started.
+    """
     path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
     with subprocess.Popen(
         [sys.executable, *_COMMAND, json.dumps([name, model, options or {}])],
@@ -107,16 +101,17 @@ def run_probe(
         try:
             answer, complaints = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            return Outcome(error=f"no answer within {seconds:.0f} s")
+            return {"error": f"no answer within {seconds:.0f} s"}
         finally:
             if process.poll() is None:  # out of time, or the user interrupts
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode < 0:
-        return Outcome(error=f"killed by {signal.Signals(-process.returncode).name}")
+        return {"error": f"killed by {signal.Signals(-process.returncode).name}"}
     if process.returncode:
         last = complaints.strip().splitlines()[-1:] or [f"ended with status {process.returncode}"]
-        return Outcome(error=last[0])
-    return Outcome(json.loads(answer))
+        return {"error": last[0]}
+    found: dict[str, Any] = json.loads(answer)
+    return found
 
 
 def main(name: str, model: str, options: dict[str, Any]) -> None:
@@ -124,17 +119,15 @@ def main(name: str, model: str, options: dict[str, Any]) -> None:
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        probe = PROBES.get(name, partial(_imported, name))
-        facts = probe(model, options) if name == "model" else probe()
+        if name in PROBES:
+            facts = PROBES[name](model, options) if name == "model" else PROBES[name]()
+        else:
+            facts = {"text": f"{import_module(name).__version__} can be imported"}
     except Exception as error:  # a library may raise anything: the parent reports it
         first = str(error).strip().partition("\n")[0]
         sys.exit(f"{type(error).__name__}: {first}".removesuffix(": "))
     json.dump(facts, answer)
     answer.close()
-
-
-def _imported(name: str) -> dict[str, Any]:
-    return {"text": f"{import_module(name).__version__} can be imported"}
 
 
 def _torch() -> dict[str, Any]:

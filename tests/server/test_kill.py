@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.http_client import Connection, File, fetch, form_request, request
+from benchmarks.http_client import Connection, fetch, form_request, request
 from tests.server.conftest import BOTH
 from tests.server.echo import question
 from tests.server.server_process import ServerProcess
@@ -60,7 +60,7 @@ class Client:
         fields: dict[str, Any] = {"message": asked.text, "stream": self.rng.random() < 0.5}
         if self.id is not None:
             fields["conversation_id"] = self.id
-        files = [] if data is None else [File("image", f"{self.number}.png", data)]
+        files = [] if data is None else [("image", (f"{self.number}.png", data))]
         head, body = await fetch(address, form_request("/v1/chat", fields, files))
         assert head.status == 200, body
         told = json.loads(body.rpartition(b"event: done\ndata: ")[2])
@@ -69,7 +69,7 @@ class Client:
     async def _upload(self, address: tuple[str, int]) -> None:
         data = self.rng.randbytes(self.rng.randrange(1, 300_000))
         head, body = await fetch(
-            address, form_request("/v1/media", {}, [File("image", "a.png", data)])
+            address, form_request("/v1/media", {}, [("image", ("a.png", data))])
         )
         assert head.status == 201, body
         self.uploads[json.loads(body)["id"]] = data
@@ -160,7 +160,7 @@ def test_a_question_outlives_the_process_that_was_to_answer_it(
         assert answer["answer"].startswith(f"{question(2)} n1 ")
         assert (answer["turn"], len(answer["media"])) == (2, 1)
 
-    image = [File("image", "a.png", b"pixels")]
+    image = [("image", ("a.png", b"pixels"))]
     with ServerProcess(pause_s=600, **settings) as server:
         sent = form_request("/v1/chat", first | {"stream": True}, image)
         asyncio.run(killed_before_a_word(server, sent, 1))

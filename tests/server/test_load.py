@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.http_client import Connection, File, fetch, form_request, json_request, request
+from benchmarks.http_client import Connection, fetch, form_request, request
 from mico_chat.media import MediaDecoder, MediaFile
 from tests.server.echo import SUMS, agree, echo, echoing_assistant, question, sums_of
 from tests.server.sent import data_uri, png
@@ -55,7 +55,7 @@ class Ask:
             fields = {"message": self.text, "stream": True, "store": self.store}
             if conversation is not None:
                 fields["conversation_id"] = conversation
-            files = [File("image", name, self.picture) for name, _ in self.shown]
+            files = [("image", (name, self.picture)) for name, _ in self.shown]
             return form_request("/v1/chat", {**fields, "max_tokens": 256}, files)
         content: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
         if self.picture:
@@ -63,7 +63,7 @@ class Ask:
             content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
         messages = [{"role": "user", "content": content}]
         body = {"model": "tiny", "messages": messages, "max_tokens": 256}
-        return json_request("/v1/chat/completions", body)
+        return request("POST", "/v1/chat/completions", json=body)
 
 
 @dataclass

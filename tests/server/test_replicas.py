@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.http_client import File, fetch, form_request, request
+from benchmarks.http_client import fetch, form_request, request
 from tests.server.conftest import POSTGRES
 from tests.server.echo import question
 from tests.server.server_process import ServerProcess
@@ -55,7 +55,8 @@ Pair = tuple[ServerProcess, ServerProcess]
 def test_a_medium_is_used_and_deleted_at_the_other(pair: Pair) -> None:
     async def use() -> None:
         one, other = pair
-        file = File("image", "cat.png", b"pixels" * 1000)
+        pixels = b"pixels" * 1000
+        file = ("image", ("cat.png", pixels))
         media = [
             (await told(one, form_request("/v1/media", {}, [file]), 201))["id"] for _ in range(2)
         ]
@@ -67,7 +68,7 @@ def test_a_medium_is_used_and_deleted_at_the_other(pair: Pair) -> None:
         await told(one, request("GET", f"{path}/content"), 404)
         # The same bytes, which the conversation still shows, outlive the other upload.
         _, content = await fetch(one.address, request("GET", f"/v1/media/{media[0]}/content"))
-        assert content == file.data
+        assert content == pixels
         await told(one, request("DELETE", f"/v1/media/{media[0]}"), 409)
         again = await told(one, ask(2, answered["conversation_id"]))
         assert [report["name"] for report in again["media"]] == ["cat.png"]

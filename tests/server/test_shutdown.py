@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.http_client import Connection, fetch, form_request, json_request, request
+from benchmarks.http_client import Connection, fetch, form_request, request
 from tests.server.echo import question
 from tests.server.server_process import ServerProcess
 
 CHAT = form_request("/v1/chat", {"message": f"Say {question(1)}.", "stream": True})
-COMPLETION = json_request(
+COMPLETION = request(
+    "POST",
     "/v1/chat/completions",
-    {
+    json={
         "model": "tiny",
         "stream": True,
         "messages": [{"role": "user", "content": f"Say {question(2)}."}],

@@ -112,18 +112,16 @@ class Estimate:
             found["put together"] = together, remark
         if parallel == "zero2" and train.bf16:
             found["master weights"] = trained * 4 / split, "float32 copies of the trained weights"
-        there = f"of {_count(trained)} parameters, as many as exist at the peak"
-        found[GRADIENTS] = step.peak[GRADIENTS] / split, there
-        states = "AdamW: two numbers for each trained parameter"
-        found[OPTIMIZER] = step.peak[OPTIMIZER] / split, states
+        remark = f"of {_count(trained)} parameters, as many as exist at the peak"
+        found[GRADIENTS] = step.peak[GRADIENTS] / split, remark
+        remark = "AdamW: two numbers for each trained parameter"
+        found[OPTIMIZER] = step.peak[OPTIMIZER] / split, remark
         if parallel == "zero2":
             found["buckets"] = 2 * min(BUCKET, trained) * 4, "being sent"
-        again = "the inputs of layers that are computed again" * train.gradient_checkpointing
-        found[ACTIVATIONS] = step.peak[ACTIVATIONS], again
-        unpacked = (
-            "includes the weights that are unpacked for use" if model.llm_quantization else ""
-        )
-        found[WORKING] = step.peak[WORKING], unpacked
+        remark = "the inputs of layers that are computed again"
+        found[ACTIVATIONS] = step.peak[ACTIVATIONS], remark * train.gradient_checkpointing
+        remark = "includes the weights that are unpacked for use"
+        found[WORKING] = step.peak[WORKING], remark * (model.llm_quantization is not None)
         return found
 
     @property
