@@ -14,10 +14,9 @@ import hashlib
 import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ import trimesh
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
-from PIL import Image
 
 from mico_chat.settings import cache_dir
 from mico_training.world.sample import Split
@@ -37,7 +35,6 @@ Floats = NDArray[np.float32]
 _NOTHING = -1  # Embree's index where a ray hits nothing
 MAX_FACES = 16_000  # a view is about 200 px wide: finer triangles are smaller than a pixel
 TEXTURE_SIDE = 32  # pixels; a texture is reduced to this size and sampled once for each face
-_PLAIN = np.full((1, 1, 3), 160, np.uint8)  # the texture of a material that lacks a colour
 
 SOLIDS = ("ball", "box", "cylinder", "cone", "ring")
 
@@ -149,72 +146,35 @@ def _simplified(mesh: Mesh) -> Mesh:
 
 
 def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
-    """A Wavefront OBJ file of a zip. A polygon becomes a fan of triangles; each triangle has the
-    colour of its material's texture in the polygon's middle, or the material's diffuse colour."""
-    folder = member.rpartition("/")[0]
-    vertices: list[list[float]] = []
-    texels: list[list[float]] = []
-    faces: list[tuple[int, int, int]] = []
-    colours: list[NDArray[np.uint8]] = []
-    materials: dict[str, NDArray[np.uint8]] = {}
-    texture = _PLAIN
-
-    def at(word: str, count: int) -> int:  # an index counts from 1, a negative one from the end
-        return int(word) - 1 if int(word) > 0 else count + int(word)
-
-    for key, rest in _statements(archive, member):
-        if key == "v":
-            vertices.append([float(word) for word in rest.split()[:3]])
-        elif key == "vt":
-            texels.append([float(word) for word in rest.split()[:2]])
-        elif key == "f":
-            corners = [word.split("/") for word in rest.split()]
-            index = [at(corner[0], len(vertices)) for corner in corners]
-            colour = texture[0, 0]
-            places = [at(corner[1], len(texels)) for corner in corners if any(corner[1:2])]
-            # The numbers of some files are of texture corners that the file lacks.
-            if texture.size > 3 and places and max(places) < len(texels):
-                u, v = np.mean([texels[place] for place in places], axis=0) % 1.0
-                colour = texture[int((1 - v) * 0.999 * len(texture)), int(u * len(texture))]
-            for second, third in pairwise(index[1:]):
-                faces.append((index[0], second, third))
-                colours.append(colour)
-        elif key == "usemtl":
-            texture = materials.get(rest, _PLAIN)
-        elif key == "mtllib":
-            materials.update(_read_mtl(archive, folder, rest))
-    return Mesh(
-        np.array(vertices, np.float32), np.array(faces, np.int32), np.array(colours, np.uint8)
+    """A Wavefront OBJ file of a zip. Each triangle has the colour of its material's texture in the
+    triangle's middle, or the material's diffuse colour."""
+    folder = member.rpartition("/")[0] + "/"
+    names = [name for name in archive.namelist() if name.startswith(folder)]
+    files = {name.removeprefix(folder): io.BytesIO(archive.read(name)) for name in names}
+    scene = trimesh.load_scene(
+        files[member.removeprefix(folder)],
+        file_type="obj",
+        resolver=trimesh.resolvers.ZipResolver(files),
+        process=False,
     )
+    parts: list[Any] = list(scene.geometry.values())
+    whole = trimesh.util.concatenate(parts)
+    colours = np.concatenate([_colours(part) for part in parts])
+    return Mesh(whole.vertices.astype(np.float32), whole.faces.astype(np.int32), colours)
 
 
-def _statements(archive: zipfile.ZipFile, member: str) -> Iterator[tuple[str, str]]:
-    """The lines of an OBJ or MTL file as keyword and arguments."""
-    for line in archive.read(member).decode("latin-1").splitlines():
-        key, _, rest = line.strip().partition(" ")
-        yield key, rest.strip()
-
-
-def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDArray[np.uint8]]:
-    """Material name -> its texture, or its diffuse colour as a texture of one pixel."""
-    found: dict[str, NDArray[np.uint8]] = {}
-    members = set(archive.namelist())
-    if f"{folder}/{name}" not in members:
-        return found
-    current = ""
-    for key, rest in _statements(archive, f"{folder}/{name}"):
-        if key == "newmtl":
-            current = rest
-            found[current] = _PLAIN
-        elif key == "Kd" and found[current].size == 3:
-            diffuse = np.array([float(word) for word in rest.split()[:3]])
-            # The catalogues store linear reflectance; a screen shows about its square root.
-            found[current] = (255 * diffuse.clip(0, 1) ** 0.6).astype(np.uint8).reshape(1, 1, 3)
-        elif key == "map_Kd" and f"{folder}/{rest}" in members:
-            with Image.open(io.BytesIO(archive.read(f"{folder}/{rest}"))) as picture:
-                small = picture.convert("RGB").resize((TEXTURE_SIDE, TEXTURE_SIDE))
-            found[current] = np.asarray(small)
-    return found
+def _colours(mesh: Any) -> NDArray[np.uint8]:
+    """(F, 3) uint8: a colour for each triangle of a loaded mesh."""
+    material = getattr(mesh.visual, "material", mesh.visual)
+    corners = getattr(mesh.visual, "uv", None)
+    if corners is None or getattr(material, "image", None) is None:
+        # The catalogues store linear reflectance; a screen shows about its square root.
+        shown = 255 * (material.main_color[:3] / 255) ** 0.6
+        return np.tile(shown.astype(np.uint8), (len(mesh.faces), 1))
+    texture = np.asarray(material.image.convert("RGB").resize((TEXTURE_SIDE, TEXTURE_SIDE)))
+    u, v = np.moveaxis(corners[mesh.faces].mean(axis=1) % 1.0, -1, 0)
+    rows = ((1 - v) * 0.999 * TEXTURE_SIDE).astype(int)
+    return np.asarray(texture[rows, (u * TEXTURE_SIDE).astype(int)])
 
 
 @dataclass(frozen=True)
