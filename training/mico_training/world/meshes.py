@@ -158,7 +158,7 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
         process=False,
     )
     parts: list[Any] = list(scene.geometry.values())
-    whole = trimesh.util.concatenate(parts)
+    whole: Any = trimesh.util.concatenate(parts)
     colours = np.concatenate([_colours(part) for part in parts])
     return Mesh(whole.vertices.astype(np.float32), whole.faces.astype(np.int32), colours)
 
@@ -230,9 +230,8 @@ def shade(
     albedo: NDArray[np.uint8],
     normal: Floats,
     light: Floats,
-    *,
     ambient: float,
-    lit: NDArray[np.bool_] | bool = True,
+    lit: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
     """(H, W, 3) colours under a sun in direction ``light`` by Lambert's law, plus ``ambient``."""
     direct = np.clip((normal * light).sum(axis=-1), 0, 1) * lit

@@ -200,7 +200,7 @@ def _seen(
         share = colours.shares(albedo[seen])
         best = max(share, key=lambda colour: share[colour])
         coloured.append(label._replace(colour=best if share[best] >= 0.8 else None))
-    rgb = meshes.shade(albedo, hits.normal, light, ambient=ambient, lit=hits.lit)
+    rgb = meshes.shade(albedo, hits.normal, light, ambient, hits.lit)
     nothing = hits.owner < 0
     rgb[nothing] = albedo[nothing]
     depth = np.where(hits.depth > MAX_DEPTH, 0, hits.depth).astype(np.float32)

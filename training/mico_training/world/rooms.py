@@ -82,7 +82,7 @@ def _sample(rng: Rng, split: Split, draw: Callable[[], Scene | None], *, named: 
         files["image.jpg"] = jpeg(rng, scene.rgb)
     depth, spoilt = _spoilt(rng, scene.depth)
     if keep[1] < 0.93 or not files:
-        files["depth.png"] = depth_png(depth, compress_level=4)
+        files["depth.png"] = depth_png(depth)
     if scene.curved and keep[2] < 0.5:
         picture = meshes.normal_picture(scene.normal)
         files["normal.png"] = encoded(picture, "PNG", compress_level=4)

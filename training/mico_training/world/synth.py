@@ -52,9 +52,7 @@ def coloured(noise: NDArray[np.float64], slope: float) -> Signal:
 
 
 def beep(frequency: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
-    t = _time(seconds)
-    tone = sum(a * np.sin(2 * np.pi * frequency * (i + 1) * t) for i, a in enumerate(harmonics))
-    return fade(peak(np.asarray(tone, dtype=np.float32)))
+    return sweep(frequency, frequency, seconds, harmonics)
 
 
 def sweep(start: float, stop: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
