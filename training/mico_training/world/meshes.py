@@ -1,8 +1,7 @@
 """Triangle meshes with a plain name and a real size, and rays of a pinhole camera into them.
 
-The 820 models are in the catalogues (``.sh3f``) of the package ``sweethome3d-furniture``. Parsing a
-model takes up to seconds, so each is simplified once and kept as an ``.npz`` in the cache folder.
-Every mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres.
+The 820 models are in the catalogues (``.sh3f``) of the package ``sweethome3d-furniture``. Every
+mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres.
 
 Rays are in the camera's frame, as in OpenGL: x right, y up, the camera looks along -z. A ray's
 direction is (x, y, -1), so the distance that Embree returns *is* the depth along the optical axis.
@@ -10,15 +9,14 @@ direction is (x, y, -1), so the distance that Embree returns *is* the depth alon
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import trimesh
@@ -26,9 +24,8 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
 
-from mico_chat.settings import cache_dir
 from mico_training.world.sample import Split
-from mico_training.world.sources import Table, in_one_step, source, split_of
+from mico_training.world.sources import Table, source, split_of
 from mico_training.world.things import furniture
 
 Floats = NDArray[np.float32]
@@ -39,8 +36,7 @@ TEXTURE_SIDE = 32  # pixels; a texture is reduced to this size and sampled once 
 SOLIDS = ("ball", "box", "cylinder", "cone", "ring")
 
 
-@dataclass(frozen=True)
-class Mesh:
+class Mesh(NamedTuple):
     """vertices (V, 3) float32 in metres, faces (F, 3) int32, colours (F, 3) uint8 per face."""
 
     vertices: NDArray[np.float32]
@@ -83,20 +79,13 @@ def models_of(split: Split) -> dict[str, list[Model]]:
     return found
 
 
-@lru_cache(maxsize=192)
+@lru_cache(maxsize=512)
 def load(model: Model) -> Mesh:
-    """The model's mesh at its real size, from the cache folder or, the first time, its archive."""
-    path = cache_dir() / "models3d" / f"{hashlib.sha1(model.id.encode()).hexdigest()[:16]}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            return Mesh(stored["vertices"], stored["faces"], stored["colours"])
+    """The model's mesh at its real size."""
     with zipfile.ZipFile(model.archive) as archive:
         mesh = _simplified(_read_obj(archive, model.member))
     turn = np.array(model.rotation or np.eye(3), np.float32).reshape(3, 3).T
-    mesh = replace(mesh, vertices=_fitted(mesh.vertices @ turn, model.size))
-    with in_one_step(path) as scratch:
-        np.savez_compressed(scratch, vertices=mesh.vertices, faces=mesh.faces, colours=mesh.colours)
-    return mesh
+    return mesh._replace(vertices=_fitted(mesh.vertices @ turn, model.size))
 
 
 def solid(shape: str, colour: NDArray[np.uint8], rng: np.random.Generator) -> Mesh:
@@ -197,15 +186,15 @@ def directions(size: int, tan_half: float) -> Floats:
 
 
 def cast(
-    meshes: Sequence[tuple[Floats, NDArray[np.int32]]],
+    meshes: Sequence[tuple[Any, ...]],
     size: int,
     tan_half: float,
     light: Floats | None = None,
 ) -> Hits:
-    """Cast a ray per pixel into ``meshes``: (vertices (V, 3), faces (F, 3)) in the camera's frame.
+    """Cast a ray per pixel into ``meshes``: vertices (V, 3) in the camera's frame, faces (F, 3).
     ``light`` is the unit direction towards the sun; without it there are no shadows."""
     scene = EmbreeScene()
-    for vertices, faces in meshes:
+    for vertices, faces, *_ in meshes:
         corners = np.ascontiguousarray(vertices, np.float32)
         TriangleMesh(scene, corners, np.ascontiguousarray(faces, np.int32))
     rays = directions(size, tan_half).reshape(-1, 3)

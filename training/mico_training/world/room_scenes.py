@@ -162,20 +162,10 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
     light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
     light = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
     shadows = bool(rng.random() < 0.6)
-    hits = _cast(placed, backdrop, tan_half, light if shadows else None)
+    hits = meshes.cast([*placed, *backdrop], SIZE, tan_half, light if shadows else None)
     albedo = _ground_albedo(rng, hits, turn, height, tan_half, count)
     ambient = float(rng.uniform(0.3, 0.6))
     return _seen(labels, placed, hits, albedo, tan_half, light, ambient, floor=not floats)
-
-
-def _cast(
-    placed: Sequence[Mesh],
-    backdrop: Sequence[tuple[Floats, NDArray[np.int32]]],
-    tan_half: float,
-    light: Floats | None,
-) -> meshes.Hits:
-    corners = [(mesh.vertices, mesh.faces) for mesh in placed]
-    return meshes.cast([*corners, *backdrop], SIZE, tan_half, light)
 
 
 def _seen(
@@ -193,7 +183,7 @@ def _seen(
     coloured = []
     for index, (label, mesh) in enumerate(zip(labels, placed, strict=True)):
         seen = hits.owner == index
-        alone = _cast([mesh], (), tan_half, None).owner == 0
+        alone = meshes.cast([mesh], SIZE, tan_half).owner == 0
         if seen.sum() < max(1, MIN_VISIBLE * alone.sum()):
             return None
         albedo[seen] = mesh.colours[hits.face[seen]]
@@ -267,7 +257,7 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene | None:
         labels.append(label)
     light = np.array([rng.uniform(-0.6, 0.6), rng.uniform(0.1, 0.7), 1.0])
     light = np.asarray(light / np.linalg.norm(light), np.float32)
-    hits = _cast(placed, [background], tan_half, None)
+    hits = meshes.cast([*placed, background], SIZE, tan_half)
     albedo = np.tile(_muted(rng).astype(np.uint8), (SIZE, SIZE, 1))
     ambient = float(rng.uniform(0.4, 0.9))
     return _seen(labels, placed, hits, albedo, tan_half, light, ambient, curved=curved)

@@ -192,6 +192,7 @@ class Asker:
 
     def __post_init__(self) -> None:
         self.unique = len({thing.name for thing in self.things}) == len(self.things)
+        self.ends = depth_ends(self.things)
 
     def ask(self) -> tuple[Turn, ...]:
         turns: list[Turn] = []
@@ -224,13 +225,13 @@ class Asker:
         return self._either_order("image.jpg", "depth.png")
 
     def _nearer_side(self) -> Iterator[Turn]:
-        ends, sides = depth_ends(self.things), SIDES.get(len(self.things), ())
-        if ends is None or not sides:
+        sides = SIDES.get(len(self.things), ())
+        if self.ends is None or not sides:
             return
         for farther, left_out in ((False, 0.1), (True, 0.45)):
             if self._coin(left_out):
                 continue
-            side = sides[self.things.index(ends[farther])]
+            side = sides[self.things.index(self.ends[farther])]
             most = "farthest" if farther else word(self.rng, "room nearest")
             more = word(self.rng, "room farther" if farther else "room nearer")
             facts = {"side": side, "more": more, "most": most}
@@ -273,12 +274,11 @@ class Asker:
 
     def _nearer_or_farther(self) -> Iterator[Turn]:
         """Is the left thing nearer or farther than the right one?"""
-        ends = depth_ends(self.things)
-        if ends is None or len(self.things) != 2 or self._coin():
+        if self.ends is None or len(self.things) != 2 or self._coin():
             return
         at = int(self._coin())
         words = word(self.rng, "nearer"), word(self.rng, "farther than")
-        farther = self.things[at] is ends[1]
+        farther = self.things[at] is self.ends[1]
         one, two = self._either_order(*words)
         facts = {"side": SIDES[2][at], "other": SIDES[2][1 - at], "one": one, "two": two}
         texts = en.say(self.rng, "nearer or farther than", word=words[farther], **facts)
@@ -287,16 +287,15 @@ class Asker:
 
     def _nearer_colour(self) -> Iterator[Turn]:
         """Is the red or the blue thing nearer? This needs both the picture and the depth map."""
-        ends = depth_ends(self.things)
         hues = [thing.colour for thing in self.things if thing.colour is not None]
-        if ends is None or "image.jpg" not in self.members or len(self.things) != 2:
+        if self.ends is None or "image.jpg" not in self.members or len(self.things) != 2:
             return
         if len(hues) < 2 or hues[0] == hues[1] or self._coin(0.3):
             return
         names = self._either_order(hues[0], hues[1])
         farther = self._coin(0.35)
         asked = "farther away" if farther else word(self.rng, "nearer")
-        colour = str(ends[farther].colour)
+        colour = str(self.ends[farther].colour)
         media = self._either_order("image.jpg", "depth.png")
         facts = {"word": asked, "a": names[0], "b": names[1], "colour": colour}
         texts = en.say(self.rng, "room nearer colour", **facts)

@@ -192,7 +192,7 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
         skill, question, choices = "loudness", en.ask(rng, "loudness"), ("louder", "quieter")
         accept = en.accepted(choices[0 if up else 1])
         said = f"{sound_names()[name].phrase}, getting {choices[0 if up else 1]}"
-    signal = synth.record(rng, signal, quiet_ok=False)
+    signal = synth.record(rng, signal)
     answer = en.sentence(choices[0 if up else 1])
     turns = [Turn(question, answer, skill, MEDIA, choices, accept)]
     return _sample(split, signal, (en.sentence(said),), turns, None, up=up)
