@@ -58,14 +58,6 @@ def test_workers_do_not_change_a_byte(built: Path, tmp_path: Path) -> None:
         assert (tmp_path / shard.name).read_bytes() == shard.read_bytes()
 
 
-def test_a_sample_depends_on_its_own_name_and_number_only() -> None:
-    make = build.generator("pair", build.load_config(CONFIG))
-    first = build.sample_of(make, "pair", "train", 5, seed=1)
-    build.sample_of(make, "pair", "train", 6, seed=1)
-    assert build.sample_of(make, "pair", "train", 5, seed=1) == first
-    assert build.sample_of(make, "pair", "train", 5, seed=2) != first
-
-
 def test_a_shard_gives_back_its_samples_and_names_one_without_a_medium(tmp_path: Path) -> None:
     make = build.generator("single", build.load_config(CONFIG))
     samples = [build.sample_of(make, "single", "train", i, seed=0) for i in range(2)]

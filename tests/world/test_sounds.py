@@ -156,7 +156,7 @@ def test_names_are_true_and_yes_no_is_balanced(bank: SoundBank, rng: np.random.G
 
 def thing(name: str, *names: str) -> Thing:
     rgba = np.full((40, 60, 4), 255, np.uint8)
-    return Thing(f"picture:{name}", name, names, "animal", None, False, lambda: rgba)
+    return Thing(f"picture:{name}", name, names, None, lambda: rgba)
 
 
 def test_pairs_belong_half_of_the_time_and_in_both_orders(

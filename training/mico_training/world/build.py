@@ -41,7 +41,7 @@ GENERATORS: dict[str, tuple[str, str, bool]] = {
     "count": ("pictures", "make_count", True),
     "pair": ("pictures", "make_pair", True),
     "scene": ("pictures", "make_scene", True),
-    "layers": ("layers", "make_layers", True),
+    "layers": ("rooms", "make_layers", True),
     "motion": ("motion", "make_motion", True),
     "rooms": ("rooms", "make", False),
     "sounds": ("sounds", "make", False),

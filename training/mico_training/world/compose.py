@@ -75,16 +75,16 @@ def dress(
     """The colour of a thing and its cut-out in that colour. If ``colour`` is None, every shape and
     ``tint_share`` of the other things get a random colour; the rest keep their own."""
     rgba = thing.load()
-    if colour is None and (thing.category == "shape" or rng.random() < tint_share):
+    if colour is None and (thing.shape or rng.random() < tint_share):
         colour = str(rng.choice(colours.COLOURS))
     if colour is not None:
         return colour, colours.tint(rgba, colours.sample(rng, colour))
     return thing.colour, rgba
 
 
-def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.Image:
+def turned(rng: Rng, rgba: Pixels, size_px: int) -> Image.Image:
     image = Image.fromarray(rgba)
-    if flip and rng.random() < 0.5:
+    if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     scale = size_px / max(image.size)
     shape = (max(4, round(image.width * scale)), max(4, round(image.height * scale)))
@@ -137,30 +137,21 @@ def render(
     *,
     things: Catalogue | None = None,
     shape: Shape = (SIDE, SIDE),
-    background: Pixels | None = None,
-    flip: bool = True,
 ) -> Scene:
-    """Paint ``items``, the farthest first, and measure where they are. If a ``background`` is
-    given, its size is that of the picture, and ``shape`` is ignored."""
-    given = background is not None
+    """Paint ``items``, the farthest first, and measure where they are."""
     for attempt in range(4):
-        if background is None:
-            background = background_for(rng, shape, things, items, plain=attempt == 3)
-        picture, owner = _paint(rng, items, background, flip=flip)
+        background = background_for(rng, shape, things, items, plain=attempt == 3)
+        picture, owner = _paint(rng, items, background)
         change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
         masks = [owner == index for index in range(len(items))]
-        if given or all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks):
+        if all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks):
             break
-        if attempt < 3:
-            background = None
     placed = tuple(map(_measure, items, masks))
     gain = float(rng.uniform(0.9, 1.06))
     return Scene(np.clip(picture * gain, 0, 255).astype(np.uint8), placed)
 
 
-def _paint(
-    rng: Rng, items: Sequence[Item], background: Pixels, *, flip: bool
-) -> tuple[Pixels, NDArray[np.uint8]]:
+def _paint(rng: Rng, items: Sequence[Item], background: Pixels) -> tuple[Pixels, NDArray[np.uint8]]:
     """The picture, and for each pixel the index of the item on it (255 is the background)."""
     height, width = background.shape[:2]
     canvas = Image.fromarray(background)
@@ -169,7 +160,7 @@ def _paint(
     owner = Image.new("L", (width, height), 255)
     for index in sorted(range(len(items)), key=lambda i: -items[i].depth):
         item = items[index]
-        image = turned(rng, item.rgba, max(8, round(item.size * short)), flip=flip)
+        image = turned(rng, item.rgba, max(8, round(item.size * short)))
         left = round(item.x * width - image.width / 2)
         top = round(item.y * height - image.height / 2)
         if image.width <= width:
@@ -198,10 +189,10 @@ def jpeg(rng: Rng, pixels: Pixels) -> bytes:
     return encoded(pixels, "JPEG", quality=int(rng.integers(80, 96)))
 
 
-def depth_png(depth: NDArray[np.float32], compress_level: int) -> bytes:
+def depth_png(depth: NDArray[np.float32]) -> bytes:
     """A depth map (H, W) in metres as a 16-bit PNG in millimetres; 0 is no measurement."""
     millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype(np.uint16)
-    return encoded(millimetres, "PNG", compress_level=compress_level)
+    return encoded(millimetres, "PNG", compress_level=4)
 
 
 def encoded(pixels: Pixels | NDArray[np.uint16], form: str, **options: int) -> bytes:

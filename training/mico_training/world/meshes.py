@@ -1,8 +1,7 @@
 """Triangle meshes with a plain name and a real size, and rays of a pinhole camera into them.
 
-The 820 models are in the catalogues (``.sh3f``) of the package ``sweethome3d-furniture``. Parsing a
-model takes up to seconds, so each is simplified once and kept as an ``.npz`` in the cache folder.
-Every mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres.
+The 820 models are in the catalogues (``.sh3f``) of the package ``sweethome3d-furniture``. Every
+mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres.
 
 Rays are in the camera's frame, as in OpenGL: x right, y up, the camera looks along -z. A ray's
 direction is (x, y, -1), so the distance that Embree returns *is* the depth along the optical axis.
@@ -10,40 +9,34 @@ direction is (x, y, -1), so the distance that Embree returns *is* the depth alon
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import trimesh
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
-from PIL import Image
 
-from mico_chat.settings import cache_dir
 from mico_training.world.sample import Split
-from mico_training.world.sources import Table, in_one_step, source, split_of
+from mico_training.world.sources import Table, source, split_of
 from mico_training.world.things import furniture
 
 Floats = NDArray[np.float32]
 _NOTHING = -1  # Embree's index where a ray hits nothing
 MAX_FACES = 16_000  # a view is about 200 px wide: finer triangles are smaller than a pixel
 TEXTURE_SIDE = 32  # pixels; a texture is reduced to this size and sampled once for each face
-_PLAIN = np.full((1, 1, 3), 160, np.uint8)  # the texture of a material that lacks a colour
 
 SOLIDS = ("ball", "box", "cylinder", "cone", "ring")
 
 
-@dataclass(frozen=True)
-class Mesh:
+class Mesh(NamedTuple):
     """vertices (V, 3) float32 in metres, faces (F, 3) int32, colours (F, 3) uint8 per face."""
 
     vertices: NDArray[np.float32]
@@ -86,20 +79,13 @@ def models_of(split: Split) -> dict[str, list[Model]]:
     return found
 
 
-@lru_cache(maxsize=192)
+@lru_cache(maxsize=512)
 def load(model: Model) -> Mesh:
-    """The model's mesh at its real size, from the cache folder or, the first time, its archive."""
-    path = cache_dir() / "models3d" / f"{hashlib.sha1(model.id.encode()).hexdigest()[:16]}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            return Mesh(stored["vertices"], stored["faces"], stored["colours"])
+    """The model's mesh at its real size."""
     with zipfile.ZipFile(model.archive) as archive:
         mesh = _simplified(_read_obj(archive, model.member))
     turn = np.array(model.rotation or np.eye(3), np.float32).reshape(3, 3).T
-    mesh = replace(mesh, vertices=_fitted(mesh.vertices @ turn, model.size))
-    with in_one_step(path) as scratch:
-        np.savez_compressed(scratch, vertices=mesh.vertices, faces=mesh.faces, colours=mesh.colours)
-    return mesh
+    return mesh._replace(vertices=_fitted(mesh.vertices @ turn, model.size))
 
 
 def solid(shape: str, colour: NDArray[np.uint8], rng: np.random.Generator) -> Mesh:
@@ -149,72 +135,35 @@ def _simplified(mesh: Mesh) -> Mesh:
 
 
 def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
-    """A Wavefront OBJ file of a zip. A polygon becomes a fan of triangles; each triangle has the
-    colour of its material's texture in the polygon's middle, or the material's diffuse colour."""
-    folder = member.rpartition("/")[0]
-    vertices: list[list[float]] = []
-    texels: list[list[float]] = []
-    faces: list[tuple[int, int, int]] = []
-    colours: list[NDArray[np.uint8]] = []
-    materials: dict[str, NDArray[np.uint8]] = {}
-    texture = _PLAIN
-
-    def at(word: str, count: int) -> int:  # an index counts from 1, a negative one from the end
-        return int(word) - 1 if int(word) > 0 else count + int(word)
-
-    for key, rest in _statements(archive, member):
-        if key == "v":
-            vertices.append([float(word) for word in rest.split()[:3]])
-        elif key == "vt":
-            texels.append([float(word) for word in rest.split()[:2]])
-        elif key == "f":
-            corners = [word.split("/") for word in rest.split()]
-            index = [at(corner[0], len(vertices)) for corner in corners]
-            colour = texture[0, 0]
-            places = [at(corner[1], len(texels)) for corner in corners if any(corner[1:2])]
-            # The numbers of some files are of texture corners that the file lacks.
-            if texture.size > 3 and places and max(places) < len(texels):
-                u, v = np.mean([texels[place] for place in places], axis=0) % 1.0
-                colour = texture[int((1 - v) * 0.999 * len(texture)), int(u * len(texture))]
-            for second, third in pairwise(index[1:]):
-                faces.append((index[0], second, third))
-                colours.append(colour)
-        elif key == "usemtl":
-            texture = materials.get(rest, _PLAIN)
-        elif key == "mtllib":
-            materials.update(_read_mtl(archive, folder, rest))
-    return Mesh(
-        np.array(vertices, np.float32), np.array(faces, np.int32), np.array(colours, np.uint8)
+    """A Wavefront OBJ file of a zip. Each triangle has the colour of its material's texture in the
+    triangle's middle, or the material's diffuse colour."""
+    folder = member.rpartition("/")[0] + "/"
+    names = [name for name in archive.namelist() if name.startswith(folder)]
+    files = {name.removeprefix(folder): io.BytesIO(archive.read(name)) for name in names}
+    scene = trimesh.load_scene(
+        files[member.removeprefix(folder)],
+        file_type="obj",
+        resolver=trimesh.resolvers.ZipResolver(files),
+        process=False,
     )
+    parts: list[Any] = list(scene.geometry.values())
+    whole: Any = trimesh.util.concatenate(parts)
+    colours = np.concatenate([_colours(part) for part in parts])
+    return Mesh(whole.vertices.astype(np.float32), whole.faces.astype(np.int32), colours)
 
 
-def _statements(archive: zipfile.ZipFile, member: str) -> Iterator[tuple[str, str]]:
-    """The lines of an OBJ or MTL file as keyword and arguments."""
-    for line in archive.read(member).decode("latin-1").splitlines():
-        key, _, rest = line.strip().partition(" ")
-        yield key, rest.strip()
-
-
-def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDArray[np.uint8]]:
-    """Material name -> its texture, or its diffuse colour as a texture of one pixel."""
-    found: dict[str, NDArray[np.uint8]] = {}
-    members = set(archive.namelist())
-    if f"{folder}/{name}" not in members:
-        return found
-    current = ""
-    for key, rest in _statements(archive, f"{folder}/{name}"):
-        if key == "newmtl":
-            current = rest
-            found[current] = _PLAIN
-        elif key == "Kd" and found[current].size == 3:
-            diffuse = np.array([float(word) for word in rest.split()[:3]])
-            # The catalogues store linear reflectance; a screen shows about its square root.
-            found[current] = (255 * diffuse.clip(0, 1) ** 0.6).astype(np.uint8).reshape(1, 1, 3)
-        elif key == "map_Kd" and f"{folder}/{rest}" in members:
-            with Image.open(io.BytesIO(archive.read(f"{folder}/{rest}"))) as picture:
-                small = picture.convert("RGB").resize((TEXTURE_SIDE, TEXTURE_SIDE))
-            found[current] = np.asarray(small)
-    return found
+def _colours(mesh: Any) -> NDArray[np.uint8]:
+    """(F, 3) uint8: a colour for each triangle of a loaded mesh."""
+    material = getattr(mesh.visual, "material", mesh.visual)
+    corners = getattr(mesh.visual, "uv", None)
+    if corners is None or getattr(material, "image", None) is None:
+        # The catalogues store linear reflectance; a screen shows about its square root.
+        shown = 255 * (material.main_color[:3] / 255) ** 0.6
+        return np.tile(shown.astype(np.uint8), (len(mesh.faces), 1))
+    texture = np.asarray(material.image.convert("RGB").resize((TEXTURE_SIDE, TEXTURE_SIDE)))
+    u, v = np.moveaxis(corners[mesh.faces].mean(axis=1) % 1.0, -1, 0)
+    rows = ((1 - v) * 0.999 * TEXTURE_SIDE).astype(int)
+    return np.asarray(texture[rows, (u * TEXTURE_SIDE).astype(int)])
 
 
 @dataclass(frozen=True)
@@ -237,15 +186,15 @@ def directions(size: int, tan_half: float) -> Floats:
 
 
 def cast(
-    meshes: Sequence[tuple[Floats, NDArray[np.int32]]],
+    meshes: Sequence[tuple[Any, ...]],
     size: int,
     tan_half: float,
     light: Floats | None = None,
 ) -> Hits:
-    """Cast a ray per pixel into ``meshes``: (vertices (V, 3), faces (F, 3)) in the camera's frame.
+    """Cast a ray per pixel into ``meshes``: vertices (V, 3) in the camera's frame, faces (F, 3).
     ``light`` is the unit direction towards the sun; without it there are no shadows."""
     scene = EmbreeScene()
-    for vertices, faces in meshes:
+    for vertices, faces, *_ in meshes:
         corners = np.ascontiguousarray(vertices, np.float32)
         TriangleMesh(scene, corners, np.ascontiguousarray(faces, np.int32))
     rays = directions(size, tan_half).reshape(-1, 3)
@@ -270,9 +219,8 @@ def shade(
     albedo: NDArray[np.uint8],
     normal: Floats,
     light: Floats,
-    *,
     ambient: float,
-    lit: NDArray[np.bool_] | bool = True,
+    lit: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
     """(H, W, 3) colours under a sun in direction ``light`` by Lambert's law, plus ``ambient``."""
     direct = np.clip((normal * light).sum(axis=-1), 0, 1) * lit

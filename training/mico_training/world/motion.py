@@ -1,7 +1,7 @@
 """Video samples: one or two things that move across a background or stand still.
 
 Each way is equally likely. A single frame does not tell the way: the place of the path does not
-depend on its direction, and 3 of 10 clips are played backwards.
+depend on its direction.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0
 _REVERSED = dict(zip(WAYS, ("right", "left", "down", "up", "away", "nearer", "still"), strict=True))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Track:
     """A moving cut-out: its centre and size (fractions) in each frame, three arrays (T,)."""
 
@@ -124,10 +124,6 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
     shape = (side, side) if rng.random() < 0.75 else (192, 256)
     items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
     frames = frames_of(tracks, background_for(rng, shape, things, items))
-    if rng.random() < 0.3:
-        frames = frames[::-1]
-        for t in tracks:
-            t.way, t.x, t.y, t.size = _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1]
     truth = [
         {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
         for t in tracks

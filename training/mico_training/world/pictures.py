@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from mico_training.world import colours
 from mico_training.world import language as en
 from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, jpeg, layout, render
@@ -109,24 +111,17 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     axis = "x" if rng.random() < 0.5 else "y"
     shape = canvas(rng)
     looks = [dress(rng, t, None, tint_share=0.4) for t in two]
-    sizes = [float(s) for s in rng.uniform(0.22, 0.48, 2)]
-    low = sizes[0] / 2, 1 - sizes[1] / 2
-    gap = max(0.55 * (sizes[0] + sizes[1]), 0.26)
-    along_a = float(rng.uniform(low[0], max(low[0] + 0.01, low[1] - gap)))
-    along_b = float(rng.uniform(min(along_a + gap, low[1] - 0.005), low[1]))
+    sizes = rng.uniform(0.22, 0.44, 2)
+    along, across = np.zeros(2), rng.uniform(sizes / 2, 1 - sizes / 2)
+    while abs(along[0] - along[1]) < max(0.55 * sizes.sum(), 0.26):
+        along = rng.uniform(sizes / 2, 1 - sizes / 2)
     if rng.random() < 0.5:  # side by side on one line; otherwise each anywhere across the axis
-        middle = float(rng.uniform(0.35, 0.65))
-        across = [middle, middle + float(rng.uniform(-0.06, 0.06))]
-    else:
-        across = [float(rng.uniform(s / 2, 1 - s / 2)) for s in sizes]
-    places = [(along_a, across[0]), (along_b, across[1])]
-    if axis == "y":
-        places = [(y, x) for x, y in places]
-    zipped = zip(two, looks, places, sizes, strict=True)
-    items = [Item(thing, *look, *place, size) for thing, look, place, size in zipped]
-    order = [int(i) for i in rng.permutation(2)]
+        across = rng.uniform(0.35, 0.65) + rng.uniform(-0.03, 0.03, 2)
+    places = np.stack([along, across] if axis == "x" else [across, along], axis=1).tolist()
+    zipped = zip(two, looks, places, sizes.tolist(), strict=True)
+    items = [Item(thing, *look, x, y, size) for thing, look, (x, y), size in zipped]
     scene = render(rng, items, things=things, shape=shape)
-    a, b = (scene.placed[i] for i in order)
+    a, b = scene.placed
     makers = (side_turn, which_side_turn, what_is_at_turn)
     turns = [make(rng, a, b, axis) for axis in _axes(a, b) for make in makers]
     return _sample(rng, split, scene, [*turns, *_more(rng, split, things, scene)])

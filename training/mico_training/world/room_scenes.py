@@ -1,23 +1,28 @@
-"""The views of rooms: ray-cast things on a floor, or layers before a background.
+"""The views of rooms: ray-cast things on a floor, layers, or cut-outs before a background.
 
-Depths are drawn clearly apart and in random order. The sizes in the picture do not depend on them,
-so that the larger thing is the nearer one only by chance. Layers are flat or curved shapes that
-float at exact depths: without a floor, only the depth map tells which layer is nearer.
+Depths are drawn clearly apart and in random order. The sizes in the picture do not depend on them
+(but for half of the views of cut-outs), so that the larger thing is the nearer one only by chance.
+Layers are flat or curved shapes that float at exact depths: without a floor, only the depth map
+tells which layer is nearer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 
 from mico_training.world import colours, meshes
+from mico_training.world.compose import Item, Placed, dress, render
 from mico_training.world.language import Rng, pick
-from mico_training.world.meshes import Floats, directions
+from mico_training.world.meshes import Floats, Mesh, directions
 from mico_training.world.sample import Split
 from mico_training.world.sources import split_of
+from mico_training.world.things import Catalogue
 
 OUTLINES = ("rectangle", "square", "circle", "oval", "triangle", "polygon")
 SIZE = 192  # width and height in pixels of every picture and map
@@ -26,27 +31,37 @@ MIN_VISIBLE = 0.55  # least share of a thing's pixels that no other thing hides
 N_VARIANTS = 4000  # proportions of each solid or outline; each variant is in one split
 
 
+class Label(NamedTuple):
+    """What a thing of a view is. ``accept`` are its right names."""
+
+    identity: str
+    name: str
+    accept: tuple[str, ...]
+    colour: str | None = None
+
+
 @dataclass(frozen=True)
 class Scene:
     """A view before it is encoded; all arrays are (H, W) or (H, W, 3)."""
 
-    names: tuple[str, ...]
+    labels: tuple[Label, ...]
     rgb: NDArray[np.uint8]
     depth: Floats  # metres, 0: nothing
     normal: Floats
-    owner: NDArray[np.int32]  # index into ``names``; other numbers are no thing
-    albedo: NDArray[np.uint8]
+    owner: NDArray[np.int32]  # index into ``labels``; other numbers are no thing
     tan_half: float
-    floor: bool  # whether the things stand on a floor
+    floor: bool = False  # whether the things stand on a floor
     curved: bool = True  # whether the normals tell the things from the background
 
 
-def _variant(rng: Rng, split: Split, kind: str) -> Rng:
-    """The random stream of one variant of a solid or outline that belongs to ``split``."""
+def _variant(rng: Rng, split: Split, kind: str) -> tuple[Label, Rng]:
+    """A variant of a solid or outline that belongs to ``split``, and its own random stream."""
     while True:
         number = int(rng.integers(N_VARIANTS))
-        if split_of(f"{kind}/{number}") == split:
-            return np.random.default_rng([sum(kind.encode()), number])
+        identity, name = f"{kind}/{number}", kind.rpartition("/")[2]
+        if split_of(identity) == split:
+            stream = np.random.default_rng([sum(kind.encode()), number])
+            return Label(identity, name, (name,)), stream
 
 
 def _depths(rng: Rng, count: int, first: float) -> NDArray[np.float64]:
@@ -64,19 +79,16 @@ def _columns(rng: Rng, count: int) -> NDArray[np.float64]:
     return np.asarray(0.92 * slots + rng.uniform(-jitter, jitter, count))
 
 
-def _chosen_meshes(
-    rng: Rng, split: Split, count: int, modelled: bool
-) -> tuple[tuple[str, ...], list[meshes.Mesh]]:
+def _chosen_meshes(rng: Rng, split: Split, count: int, modelled: bool) -> list[tuple[Label, Mesh]]:
     same = count > 1 and rng.random() < 0.15
     if not modelled:
         shapes = rng.choice(meshes.SOLIDS, count, replace=same)
-        shapes = np.repeat(shapes[:1], count) if same else shapes
         made = []
-        for shape in map(str, shapes):
-            variant = _variant(rng, split, f"solid/{shape}")
+        for shape in map(str, np.repeat(shapes[:1], count) if same else shapes):
+            label, variant = _variant(rng, split, f"solid/{shape}")
             colour = colours.sample(rng, str(rng.choice(colours.COLOURS)))
-            made.append(meshes.solid(shape, colour, variant))
-        return tuple(map(str, shapes)), made
+            made.append((label, meshes.solid(shape, colour, variant)))
+        return made
     by_name = meshes.models_of(split)
     # The square root keeps the 60 chairs from crowding out the one seesaw.
     names = list(by_name)
@@ -93,12 +105,13 @@ def _chosen_meshes(
     if len(chosen) < count:
         chosen = [pick(rng, by_name[chosen[0].name]) for _ in range(count)]
     rng.shuffle(chosen)
-    return tuple(model.name for model in chosen), [meshes.load(model) for model in chosen]
+    labels = [Label(f"sweethome3d/{model.id}", model.name, (model.name,)) for model in chosen]
+    return list(zip(labels, map(meshes.load, chosen), strict=True))
 
 
 def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | None:
     """Ray-cast things on a floor; None if a thing leaves the view or touches another."""
-    names, chosen = _chosen_meshes(rng, split, count, modelled)
+    labels, chosen = zip(*_chosen_meshes(rng, split, count, modelled), strict=True)
     tan_half = float(np.tan(np.radians(rng.uniform(38, 72)) / 2))
     real = float(np.mean([np.ptp(mesh.vertices, axis=0).max() for mesh in chosen]))
     share = rng.uniform(0.4, 1.0) * {1: 1.1, 2: 0.8, 3: 0.6, 4: 0.48}[count]
@@ -117,7 +130,7 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
 
     # In 3 of 10 views the things float: on a floor the lower thing is always the nearer one.
     floats = bool(rng.random() < 0.3)
-    placed: list[tuple[Floats, NDArray[np.int32]]] = []
+    placed: list[Mesh] = []
     feet: list[tuple[float, float, float]] = []
     for mesh, column, depth in zip(chosen, _columns(rng, count), depths, strict=True):
         extent = float(np.ptp(mesh.vertices, axis=0).max())
@@ -139,32 +152,49 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
         if any(np.hypot(x - foot[0], z - foot[2]) < 0.75 * (flat + r) for x, z, r in feet):
             return None
         feet.append((float(foot[0]), float(foot[2]), flat))
-        placed.append((vertices, mesh.faces))
+        placed.append(Mesh(vertices, mesh.faces, mesh.colours))
     wall = max(-z + r for _, z, r in feet) * rng.uniform(1.05, 2.0)
     walled = rng.random() < 0.8
     plane = np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]])
     upright = np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]])
     quad = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
-    ground_meshes = [(to_camera(corners), quad) for corners in (plane, upright)[: 1 + walled]]
+    backdrop = [(to_camera(corners), quad) for corners in (plane, upright)[: 1 + walled]]
     light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
-    light_camera = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
+    light = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
     shadows = bool(rng.random() < 0.6)
-    hits = meshes.cast(placed + ground_meshes, SIZE, tan_half, light_camera if shadows else None)
-    for index, thing in enumerate(placed if count > 1 else ()):
-        alone = meshes.cast([thing], SIZE, tan_half).owner == 0
-        if (hits.owner == index).sum() < MIN_VISIBLE * alone.sum():
-            return None
+    hits = meshes.cast([*placed, *backdrop], SIZE, tan_half, light if shadows else None)
     albedo = _ground_albedo(rng, hits, turn, height, tan_half, count)
-    for index, mesh in enumerate(chosen):
+    ambient = float(rng.uniform(0.3, 0.6))
+    return _seen(labels, placed, hits, albedo, tan_half, light, ambient, floor=not floats)
+
+
+def _seen(
+    labels: Sequence[Label],
+    placed: Sequence[Mesh],
+    hits: meshes.Hits,
+    albedo: NDArray[np.uint8],
+    tan_half: float,
+    light: Floats,
+    ambient: float,
+    **facts: bool,
+) -> Scene | None:
+    """The scene that ``hits`` shows, or None if another thing hides much of a thing. ``albedo`` has
+    the colours of the backdrop."""
+    coloured = []
+    for index, (label, mesh) in enumerate(zip(labels, placed, strict=True)):
         seen = hits.owner == index
+        alone = meshes.cast([mesh], SIZE, tan_half).owner == 0
+        if seen.sum() < max(1, MIN_VISIBLE * alone.sum()):
+            return None
         albedo[seen] = mesh.colours[hits.face[seen]]
-    rgb = meshes.shade(
-        albedo, hits.normal, light_camera, ambient=float(rng.uniform(0.3, 0.6)), lit=hits.lit
-    )
+        share = colours.shares(albedo[seen])
+        best = max(share, key=lambda colour: share[colour])
+        coloured.append(label._replace(colour=best if share[best] >= 0.8 else None))
+    rgb = meshes.shade(albedo, hits.normal, light, ambient, hits.lit)
     nothing = hits.owner < 0
     rgb[nothing] = albedo[nothing]
     depth = np.where(hits.depth > MAX_DEPTH, 0, hits.depth).astype(np.float32)
-    return Scene(names, rgb, depth, hits.normal, hits.owner, albedo, tan_half, not floats)
+    return Scene(tuple(coloured), rgb, depth, hits.normal, hits.owner, tan_half, **facts)
 
 
 def _ground_albedo(
@@ -194,115 +224,139 @@ def _muted(rng: Rng) -> NDArray[np.uint8]:
     return np.asarray(np.clip(grey + rng.uniform(-28, 28, 3), 20, 250), np.uint8)
 
 
-def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
-    """Floating outlines before a flat, slanted or floor-like background."""
+def layered_scene(rng: Rng, split: Split, count: int) -> Scene | None:
+    """Floating outlines before a flat or leaning background; None if one hides another."""
     tan_half = float(np.tan(np.radians(rng.uniform(40, 70)) / 2))
     depths = _depths(rng, count, float(np.exp(rng.uniform(np.log(0.5), np.log(5.0)))))
     far = float(depths.max()) * rng.uniform(1.2, 2.5)
-    rays = directions(SIZE, 1.0)
-    background = np.full((SIZE, SIZE), far, np.float32)
-    style = rng.random()
-    if style < 0.2:
-        background *= 1 + np.float32(rng.uniform(-0.15, 0.15)) * rays[..., 0]
-    elif style < 0.4:  # a ramp that is nearer at the bottom, like a floor
-        background *= 1 / (1 + np.float32(rng.uniform(0.05, 0.8)) * np.clip(-rays[..., 1], 0, 1))
-    layers: list[Layer] = []
-    palette = rng.permutation(colours.COLOURS)
-    same = rng.random() < 0.3
-    outline = str(rng.choice(OUTLINES))
-    curved_style = rng.random() < 0.35
-    slants = rng.uniform(-0.1, 0.1, (count, 2)) * (rng.random() < 0.2)
-    equal_size = rng.random() < 0.25
-    shared = rng.uniform(0.45, 0.9) / count
-    outlines = rng.permutation(OUTLINES)
+    leans = ((rng.uniform(-0.15, 0.15), 0), (0, rng.uniform(0.05, 0.6)), *[(0, 0)] * 3)
+    corners = outline_of("square", rng)
+    background = sheet(corners, (0, 0), (1.2, 1.2), far, tan_half, slant=pick(rng, leans))
+    same, outlines = rng.random() < 0.3, rng.permutation(OUTLINES)
+    curved, slanted = bool(rng.random() < 0.35), rng.random() < 0.2
+    equal_size, shared = rng.random() < 0.25, rng.uniform(0.45, 0.9)
+    labels, placed = [], []
+    palette = map(str, rng.permutation(colours.COLOURS))
     for index, (column, depth) in enumerate(zip(_columns(rng, count), depths, strict=True)):
-        outline = outline if same else str(outlines[index])
-        variant = _variant(rng, split, f"outline/{outline}")
-        half = min(float(shared if equal_size else rng.uniform(0.4, 1.0) / count), 0.6)
-        ratio = 1.0
-        stretched = outline in ("rectangle", "oval")
-        if stretched:
+        outline = str(outlines[0 if same else index])
+        label, variant = _variant(rng, split, f"outline/{outline}")
+        longer = min(float(shared if equal_size else rng.uniform(0.4, 1.0)) / count, 0.6)
+        ratio = float(variant.uniform(0.8, 1.4))
+        if outline in ("rectangle", "oval"):
             ratio = float(variant.choice([variant.uniform(0.4, 0.7), variant.uniform(1.4, 2.2)]))
-        elif outline not in ("square", "circle"):
-            ratio = float(variant.uniform(0.8, 1.4))
-        across = half if ratio < 1 or stretched else half / ratio**0.5
-        sides = (across, min(half * ratio, 0.85) if ratio < 1 or stretched else half)
-        top = 0.95 - sides[1]
-        centre = (float(column), float(rng.uniform(-top, top)) * 0.9)
-        bulge = float(depth * rng.uniform(0.02, 0.08)) if curved_style else 0.0
-        slant = (slants[index][0] * depth, slants[index][1] * depth)
-        corners = polygon(outline, variant) if outline in ("triangle", "polygon") else ()
-        layers.append(Layer(outline, centre, sides, float(depth), bulge, slant, corners))
-    depth_map, normal, owner = draw_layers(layers, background, SIZE, tan_half)
-    albedo = np.empty((SIZE, SIZE, 3), np.uint8)
-    albedo[:] = _muted(rng)
-    for index in range(count):
-        albedo[owner == index] = colours.sample(rng, str(palette[index]))
+        elif outline in ("square", "circle"):
+            ratio = 1.0
+        half = (longer / max(1.0, ratio), longer * min(1.0, ratio))
+        centre = (float(column), float(rng.uniform(-0.9, 0.9)) * (0.95 - half[1]))
+        bulge = float(depth * rng.uniform(0.02, 0.08)) if curved else 0.0
+        slant = rng.uniform(-0.1, 0.1, 2) * slanted
+        points = outline_of(outline, variant)
+        vertices, faces = sheet(points, centre, half, depth, tan_half, bulge, slant)
+        colour = colours.sample(rng, next(palette))
+        placed.append(Mesh(vertices, faces, np.tile(colour, (len(faces), 1))))
+        labels.append(label)
     light = np.array([rng.uniform(-0.6, 0.6), rng.uniform(0.1, 0.7), 1.0])
     light = np.asarray(light / np.linalg.norm(light), np.float32)
-    rgb = meshes.shade(albedo, normal, light, ambient=float(rng.uniform(0.4, 0.9)))
-    names = tuple(layer.outline for layer in layers)
-    return Scene(names, rgb, depth_map, normal, owner, albedo, tan_half, False, curved_style)
+    hits = meshes.cast([*placed, background], SIZE, tan_half)
+    albedo = np.tile(_muted(rng).astype(np.uint8), (SIZE, SIZE, 1))
+    ambient = float(rng.uniform(0.4, 0.9))
+    return _seen(labels, placed, hits, albedo, tan_half, light, ambient, curved=curved)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A shape of ``OUTLINES``; centre and half sides in units of half the view's side (x right, y
-    up); ``depth`` of its centre in metres; ``bulge`` metres by which its middle comes nearer;
-    ``slant``: the change of depth, metres per unit of x and y."""
-
-    outline: str
-    centre: tuple[float, float]
-    half: tuple[float, float]
-    depth: float
-    bulge: float = 0.0
-    slant: tuple[float, float] = (0.0, 0.0)
-    corners: tuple[tuple[float, float], ...] = ()
-
-
-def polygon(outline: str, rng: Rng) -> tuple[tuple[float, float], ...]:
-    """Corners in [-1, 1]^2, counter-clockwise, of a triangle or an irregular convex shape."""
+def outline_of(outline: str, rng: Rng) -> NDArray[np.float64]:
+    """Points (N, 2) in [-1, 1]^2 around a shape of ``OUTLINES``, x right and y up."""
     if outline == "triangle":
-        return ((-1.0, -1.0), (1.0, -1.0), (float(rng.uniform(-0.5, 0.5)), 1.0))
-    n_corners = int(rng.integers(5, 9))
-    turns = np.arange(n_corners) / n_corners + rng.uniform(0, 0.6 / n_corners, n_corners)
-    return tuple((float(np.cos(a)), float(np.sin(a))) for a in 2 * np.pi * turns)
+        return np.array([[-1, -1], [1, -1], [rng.uniform(-0.5, 0.5), 1]])
+    if outline in ("square", "rectangle"):
+        return np.array([[-1.0, -1.0], [1, -1], [1, 1], [-1, 1]])
+    n = int(rng.integers(5, 9)) if outline == "polygon" else 64
+    jitter = rng.uniform(0, 0.6 / n, n) if outline == "polygon" else 0
+    angles = 2 * np.pi * (np.arange(n) / n + jitter)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def draw_layers(
-    layers: list[Layer], background: Floats, size: int, tan_half: float
-) -> tuple[Floats, Floats, NDArray[np.int32]]:
-    """Depth (H, W), normals (H, W, 3) and owner (H, W; -1 is the background) of the view."""
-    depth = background.copy()
-    normal = surface_normals(background, tan_half)
-    owner = np.full((size, size), -1, np.int32)
-    rays = directions(size, 1.0)
-    for index, layer in enumerate(layers):
-        x, y = rays[..., 0] - layer.centre[0], rays[..., 1] - layer.centre[1]
-        across, up = x / layer.half[0], y / layer.half[1]
-        if layer.outline in ("circle", "oval"):
-            dome = np.sqrt(np.clip(1 - across**2 - up**2, 0, None))
-            inside = across**2 + up**2 <= 1
-        else:
-            dome = np.clip(1 - across**2, 0, None) * np.clip(1 - up**2, 0, None)
-            inside = (np.abs(across) <= 1) & (np.abs(up) <= 1) | bool(layer.corners)
-        following = layer.corners[1:] + layer.corners[:1]
-        for (ax, ay), (bx, by) in zip(layer.corners, following, strict=True):
-            inside &= (bx - ax) * (up - ay) - (by - ay) * (across - ax) >= 0
-        field = layer.depth + layer.slant[0] * x + layer.slant[1] * y - layer.bulge * dome
-        field = field.astype(np.float32)
-        seen = inside & (field < depth)
-        depth[seen] = field[seen]
-        normal[seen] = surface_normals(field, tan_half)[seen]
-        owner[seen] = index
-    return depth, normal, owner
+def sheet(
+    points: NDArray[np.float64],
+    centre: tuple[float, float],
+    half: tuple[float, float],
+    depth: float,
+    tan_half: float,
+    bulge: float = 0.0,
+    slant: Sequence[float] | NDArray[np.float64] = (0.0, 0.0),
+) -> tuple[Floats, NDArray[np.int32]]:
+    """Vertices (V, 3) and faces (F, 3) of a layer with these outline ``points`` (N, 2).
+
+    ``centre`` and the half sides ``half`` are in units of half the view's side. The centre is
+    ``depth`` metres away. The middle of a dome comes nearer by ``bulge`` metres, ``slant`` is the
+    relative change of depth per unit of x and y.
+    """
+    rings = np.linspace(0, 1, 17 if bulge else 2)[:, None, None]
+    across = rings * points * half
+    away = depth / (1 - across @ np.asarray(slant)) - bulge * (1 - rings[..., 0] ** 2)
+    view = (across + centre) * tan_half
+    rays = np.concatenate([view, -np.ones_like(view[..., :1])], axis=-1)
+    index = np.arange(away.size, dtype=np.int32).reshape(away.shape)
+    a, b = index[:-1], index[1:]
+    c, d = np.roll(a, -1, axis=1), np.roll(b, -1, axis=1)
+    faces = np.stack([np.stack([a, b, d], -1), np.stack([a, d, c], -1)]).reshape(-1, 3)
+    return (rays * away[..., None]).reshape(-1, 3).astype(np.float32), faces
 
 
-def surface_normals(depth: Floats, tan_half: float) -> Floats:
-    """Camera-space unit normals (H, W, 3), facing the camera, of a smooth depth field (H, W)."""
-    points = directions(len(depth), tan_half) * depth[..., None]
-    along_rows, along_columns = np.gradient(points, axis=(0, 1))
-    normal = np.cross(along_columns, -along_rows)
-    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
-    facing = (normal * points).sum(axis=-1, keepdims=True) < 0
-    return np.where(facing, normal, -normal).astype(np.float32)
+def cut_out_scene(rng: Rng, split: Split, things: Catalogue) -> Scene:
+    """Two or three cut-outs before a wall or on a ground plane. In half of these views a nearer
+    thing is larger and lower, as perspective makes it."""
+    n = 2 if rng.random() < 0.8 else 3
+    near = float(rng.uniform(0.6, 3.0))
+    depths = _depths(rng, n, near)
+    wall = float(depths.max() * rng.uniform(1.15, 2.0))
+    perspective = rng.random() < 0.5
+    items = []
+    zipped = zip(things.distinct(rng, split, n), depths, _columns(rng, n), strict=True)
+    for thing, depth, column in zipped:
+        colour, rgba = dress(rng, thing, None, tint_share=0.3)
+        size = float(rng.uniform(0.26, 0.46) if n == 2 else rng.uniform(0.22, 0.32))
+        y = float(rng.uniform(size / 2, 1 - size / 2))
+        if perspective:
+            size = float(np.clip(0.5 * near / depth * rng.uniform(0.9, 1.1), 0.16, 0.5))
+            y = float(0.5 + 0.42 * near / depth - size / 2 + 0.05)
+        items.append(Item(thing, colour, rgba, float(column + 1) / 2, y, size, float(depth)))
+    scene = render(rng, items, things=things, shape=(SIZE, SIZE))
+    horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
+    height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
+    depth_map = depth_of(scene.placed, wall, (horizon, height) if rng.random() < 0.6 else None)
+    owner = np.full((SIZE, SIZE), -1, np.int32)
+    for index, one in enumerate(scene.placed):
+        owner[one.mask] = index
+    labels = [Label(p.thing.identity, p.name, p.thing.accept, p.colour) for p in scene.placed]
+    tan_half = float(np.tan(np.radians(30.0)))
+    normal = normals_of(depth_map, tan_half)
+    return Scene(tuple(labels), scene.pixels, depth_map, normal, owner, tan_half)
+
+
+def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> Floats:
+    """The depth map (H, W) in metres of slightly bulging things before a wall.
+
+    ``ground`` adds a ground plane below the horizon, its first number (a fraction of the height).
+    At a row d below the horizon (again a fraction) the plane is ``ground[1] / d`` metres away.
+    """
+    height, width = placed[0].mask.shape
+    depth = np.full((height, width), wall, np.float32)
+    if ground is not None:
+        below = np.arange(height, dtype=np.float32)[:, None] / height - ground[0]
+        floor = np.where(below > 0, ground[1] / np.maximum(below, 1e-3), np.inf)
+        depth = np.minimum(depth, np.maximum(floor, 0.3)).astype(np.float32)
+    for one in sorted(placed, key=lambda p: -p.depth):
+        soft = Image.fromarray(one.mask).convert("L").filter(ImageFilter.BoxBlur(6))
+        bulge = np.asarray(soft, dtype=np.float32)[one.mask] / 255.0 - 0.5
+        depth[one.mask] = one.depth * (1.0 - 0.08 * bulge)
+    return depth
+
+
+def normals_of(depth: Floats, tan_half: float) -> Floats:
+    """Unit normals (H, W, 3) of a depth map (H, W)."""
+    step = 2 * tan_half / len(depth) * depth  # metres a pixel
+    down, right = np.gradient(depth)
+    # The limits are for outlines: the jump of depth there is no slope of a surface.
+    nx, ny = (np.clip(rise / step, -4.0, 4.0) for rise in (right, -down))
+    normal = np.stack([nx, ny, np.ones_like(depth)], axis=-1)
+    return np.asarray(normal / np.linalg.norm(normal, axis=-1, keepdims=True), np.float32)

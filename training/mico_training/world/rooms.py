@@ -1,25 +1,27 @@
 """Rooms: 1 to 4 things before a camera, with exact depth, normals and questions about them.
 
-Two in three views are ray-cast: furniture models or plain solids on a floor before a wall. The
-others are layered: floating shapes before a background. The truth is measured in the pixels before
-noise is added. A view with a hidden or tiny thing, or with two equally near ones, is drawn again.
+Two in three rooms are ray-cast: furniture models or plain solids on a floor before a wall. The
+others are layered: floating shapes before a background. ``make_layers`` composes cut-outs instead.
+The truth is measured in the pixels before noise is added. A view with a hidden or tiny thing, or
+with two equally near ones, is drawn again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, permutations
 
 import numpy as np
 
-from mico_training.world import colours, meshes
 from mico_training.world import language as en
-from mico_training.world.compose import depth_png, encoded
+from mico_training.world import meshes
+from mico_training.world.compose import depth_png, encoded, jpeg
 from mico_training.world.language import Rng, article, pick, word
 from mico_training.world.meshes import Floats
-from mico_training.world.room_scenes import Scene, layered_scene, room_scene
+from mico_training.world.room_scenes import Scene, cut_out_scene, layered_scene, room_scene
 from mico_training.world.sample import NEARER_BY, Sample, Split, Turn, kind_of
+from mico_training.world.things import Catalogue
 
 KIND_WORDS = {"depth": "depth map", "normal": "normal map", "image": "picture"}
 SIDES = {2: ("left", "right"), 3: ("left", "middle", "right")}
@@ -33,59 +35,65 @@ def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
     layered = rng.random() < LAYERED_SHARE
     modelled = use_models and rng.random() < MODEL_SHARE
     count = int(rng.choice(4, p=_COUNTS)) + 1
-    for _ in range(200):
-        scene = (
-            layered_scene(rng, split, count) if layered else room_scene(rng, split, count, modelled)
-        )
-        if scene is not None and (things := visible_things(scene)):
-            return _sample(rng, split, scene, things, layered)
-    raise RuntimeError(f"no fit view of {count} things in 200 draws, layered: {layered}")
+
+    def draw() -> Scene | None:
+        if layered:
+            return layered_scene(rng, split, count)
+        return room_scene(rng, split, count, modelled)
+
+    return _sample(rng, split, draw, named=not layered)
+
+
+def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
+    """One sample of cut-outs, each at a depth."""
+    return _sample(rng, split, lambda: cut_out_scene(rng, split, things), named=True)
 
 
 def visible_things(scene: Scene) -> list[Thing] | None:
     """The scene's things from left to right; None when one is hidden or tiny, or when two are
     equally near."""
     things: list[Thing] = []
-    for index, name in enumerate(scene.names):
+    for index, label in enumerate(scene.labels):
         seen = scene.owner == index
         pixels = int(seen.sum())
         depths = scene.depth[seen]
         # too small, too large, or beyond the sensor's reach
         if not 0.012 * seen.size <= pixels <= 0.6 * seen.size or depths.min() <= 0:
             return None
-        share = colours.shares(scene.albedo[seen])
-        best = max(share, key=lambda colour: share[colour])
         y, x = (float(places.mean() + 0.5) / len(seen) for places in np.nonzero(seen))
         near, middle = float(np.quantile(depths, 0.03)), float(np.median(depths))
-        colour = best if share[best] >= 0.8 else None
-        things.append(Thing(name, colour, x, y, near, middle, pixels))
+        things.append(Thing(*label, x, y, near, middle, pixels))
     things.sort(key=lambda thing: thing.x)
     if any(b.x - a.x < 0.1 for a, b in pairwise(things)):
         return None
     return things if len(things) == 1 or depth_ends(things) is not None else None
 
 
-def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: bool) -> Sample:
+def _sample(rng: Rng, split: Split, draw: Callable[[], Scene | None], *, named: bool) -> Sample:
+    for _ in range(200):
+        scene = draw()
+        if scene is not None and (things := visible_things(scene)):
+            break
+    else:
+        raise RuntimeError("no fit view in 200 draws")
     files: dict[str, bytes] = {}
     keep = rng.random(3)
     if keep[0] < 0.75:
-        files["image.jpg"] = encoded(scene.rgb, "JPEG", quality=92)
+        files["image.jpg"] = jpeg(rng, scene.rgb)
     depth, spoilt = _spoilt(rng, scene.depth)
     if keep[1] < 0.93 or not files:
-        files["depth.png"] = depth_png(depth, compress_level=4)
+        files["depth.png"] = depth_png(depth)
     if scene.curved and keep[2] < 0.5:
         picture = meshes.normal_picture(scene.normal)
         files["normal.png"] = encoded(picture, "PNG", compress_level=4)
-    turns = Asker(rng, things, list(files), scene.floor, named=not layered).ask()
-    rng.integers(2**62)  # unused; without this draw the same seed would give other captions
+    turns = Asker(rng, things, list(files), scene.floor, named=named).ask()
     said = captions(rng, things, list(files))
     truth = {
         "things": [asdict(thing) for thing in things],
-        "layered": layered,
         "field_of_view": round(float(np.degrees(2 * np.arctan(scene.tan_half))), 1),
         "spoilt": spoilt,
     }
-    concept = things[0].name if len(things) == 1 and not layered else None
+    concept = things[0].name if len(things) == 1 and named else None
     concepts = dict.fromkeys(files, concept) if concept else {}
     return Sample("", split, files, said, turns, concepts, truth)
 
@@ -114,7 +122,9 @@ class Thing:
     """A visible thing: the centre of its visible pixels (fractions from the top left), the depths
     of its nearest point and of its median pixel in metres, and its number of visible pixels."""
 
+    identity: str
     name: str
+    accept: tuple[str, ...]
     colour: str | None
     x: float
     y: float
@@ -182,12 +192,13 @@ class Asker:
 
     def __post_init__(self) -> None:
         self.unique = len({thing.name for thing in self.things}) == len(self.things)
+        self.ends = depth_ends(self.things)
 
     def ask(self) -> tuple[Turn, ...]:
         turns: list[Turn] = []
         if "depth.png" in self.members:
-            for ask in (self._nearer_side, self._nearer_name, self._nearer_colour, self._distance):
-                turns += ask()
+            turns += [*self._nearer_side(), *self._nearer_name(), *self._nearer_or_farther()]
+            turns += [*self._nearer_colour(), *self._distance()]
         for ask, chance in (
             (self._count, (0.5, 0.35, 0.6, 0.9)[len(self.things) - 1]),
             (self._name, 0.6),
@@ -214,13 +225,13 @@ class Asker:
         return self._either_order("image.jpg", "depth.png")
 
     def _nearer_side(self) -> Iterator[Turn]:
-        ends, sides = depth_ends(self.things), SIDES.get(len(self.things), ())
-        if ends is None or not sides:
+        sides = SIDES.get(len(self.things), ())
+        if self.ends is None or not sides:
             return
         for farther, left_out in ((False, 0.1), (True, 0.45)):
             if self._coin(left_out):
                 continue
-            side = sides[self.things.index(ends[farther])]
+            side = sides[self.things.index(self.ends[farther])]
             most = "farthest" if farther else word(self.rng, "room nearest")
             more = word(self.rng, "room farther" if farther else "room nearer")
             facts = {"side": side, "more": more, "most": most}
@@ -249,28 +260,42 @@ class Asker:
                 nearer = self._coin()
                 asked = word(self.rng, "nearer" if nearer else "room farther than")
                 yes = "yes" if nearer == (names[0] == near.name) else "no"
+                facts |= en.agreement(names[0]) | {"near_is": en.agreement(near.name)["is"]}
                 texts = en.say(self.rng, "room nearer than", word=asked, yes=yes, **facts)
                 yield Turn(*texts, "nearer", self._depth_media(), ("yes", "no"), (yes,))
                 continue
             farther = self._coin(0.35)
-            name = far.name if farther else near.name
+            right = far if farther else near
             asked = word(self.rng, "room farther" if farther else "room nearer")
-            facts |= {"word": asked, "bare": asked.removesuffix(" to the camera"), "name": name}
+            bare = asked.removesuffix(" to the camera")
+            facts |= {"word": asked, "bare": bare, "name": right.name, **en.agreement(right.name)}
             texts = en.say(self.rng, "room nearer thing", **facts)
-            yield Turn(*texts, "nearer", self._depth_media(), names, (name,))
+            yield Turn(*texts, "nearer", self._depth_media(), names, right.accept)
+
+    def _nearer_or_farther(self) -> Iterator[Turn]:
+        """Is the left thing nearer or farther than the right one?"""
+        if self.ends is None or len(self.things) != 2 or self._coin():
+            return
+        at = int(self._coin())
+        words = word(self.rng, "nearer"), word(self.rng, "farther than")
+        farther = self.things[at] is self.ends[1]
+        one, two = self._either_order(*words)
+        facts = {"side": SIDES[2][at], "other": SIDES[2][1 - at], "one": one, "two": two}
+        texts = en.say(self.rng, "nearer or farther than", word=words[farther], **facts)
+        accept = en.accepted("farther" if farther else "nearer")
+        yield Turn(*texts, "nearer", self._depth_media(), (one, two), accept)
 
     def _nearer_colour(self) -> Iterator[Turn]:
         """Is the red or the blue thing nearer? This needs both the picture and the depth map."""
-        ends = depth_ends(self.things)
         hues = [thing.colour for thing in self.things if thing.colour is not None]
-        if ends is None or "image.jpg" not in self.members or len(self.things) != 2:
+        if self.ends is None or "image.jpg" not in self.members or len(self.things) != 2:
             return
         if len(hues) < 2 or hues[0] == hues[1] or self._coin(0.3):
             return
         names = self._either_order(hues[0], hues[1])
         farther = self._coin(0.35)
         asked = "farther away" if farther else word(self.rng, "nearer")
-        colour = str(ends[farther].colour)
+        colour = str(self.ends[farther].colour)
         media = self._either_order("image.jpg", "depth.png")
         facts = {"word": asked, "a": names[0], "b": names[1], "colour": colour}
         texts = en.say(self.rng, "room nearer colour", **facts)
@@ -304,7 +329,7 @@ class Asker:
     def _name(self) -> Iterator[Turn]:
         if len(self.things) > 2:
             return
-        names = tuple(dict.fromkeys(thing.name for thing in self.things))
+        names = tuple(dict.fromkeys(name for thing in self.things for name in thing.accept))
         member = pick(self.rng, self.members)
         everything = listing([thing.name for thing in self.things])
         single = len(self.things) == 1
@@ -318,14 +343,15 @@ class Asker:
     def _position(self) -> Iterator[Turn]:
         if len(self.things) != 2 or not self.unique:
             return
-        left, right = (thing.name for thing in self.things)
         media = (pick(self.rng, self.members),)
-        side, name, other = ("right", right, left) if self._coin() else ("left", left, right)
-        a, b = self._either_order(left, right)
-        facts = {"side": side, "name": name, "other": other, "a": a, "b": b}
+        at = int(self._coin())
+        thing, other, side = self.things[at], self.things[1 - at].name, SIDES[2][at]
+        a, b = self._either_order(thing.name, other)
+        facts = {"side": side, "name": thing.name, "other": other, "a": a, "b": b}
+        facts |= en.agreement(thing.name)
         if self._coin(0.6):
-            texts = en.say(self.rng, "room thing on the side", one=article(name), **facts)
-            yield Turn(*texts, "position", media, (a, b), (name,))
+            texts = en.say(self.rng, "room thing on the side", one=article(thing.name), **facts)
+            yield Turn(*texts, "position", media, (a, b), thing.accept)
         else:
             texts = en.say(self.rng, "room side of a thing", **facts)
             yield Turn(*texts, "position", media, ("left", "right"), (side,))
@@ -337,7 +363,7 @@ class Asker:
         thing = pick(self.rng, coloured)
         colour = str(thing.colour)
         name = "thing" if len(self.things) == 1 and self._coin() else thing.name
-        texts = en.say(self.rng, "room colour", name=name, colour=colour)
+        texts = en.say(self.rng, "room colour", name=name, colour=colour, **en.agreement(name))
         yield Turn(*texts, "colour", ("image.jpg",), (), en.accepted(colour))
 
     def _kind(self) -> Iterator[Turn]:

@@ -192,7 +192,7 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
         skill, question, choices = "loudness", en.ask(rng, "loudness"), ("louder", "quieter")
         accept = en.accepted(choices[0 if up else 1])
         said = f"{sound_names()[name].phrase}, getting {choices[0 if up else 1]}"
-    signal = synth.record(rng, signal, quiet_ok=False)
+    signal = synth.record(rng, signal)
     answer = en.sentence(choices[0 if up else 1])
     turns = [Turn(question, answer, skill, MEDIA, choices, accept)]
     return _sample(split, signal, (en.sentence(said),), turns, None, up=up)
@@ -221,7 +221,7 @@ def pictures_of(split: Split) -> dict[str, tuple[Thing, ...]]:
     found: dict[str, tuple[Thing, ...]] = {}
     for name in sound_names():
         words = sorted(picture_words(name)) if name not in sounds().sound_only else []
-        able = [t for w in words for t in things.of_name(split, w) if t.category != "shape"]
+        able = [t for w in words for t in things.of_name(split, w) if not t.shape]
         if able:
             found[name] = tuple(able)
     return found
@@ -269,7 +269,6 @@ def make_pair(
         answer = f"The picture shows {shown}, and the sound is {heard_is}."
         question = "What do you see and what do you hear?"
         turns.append(Turn(question, answer, "see_and_hear", media, (), (thing.name, name)))
-    rng.integers(2**48)  # unused; without this draw the same seed would give other pictures
     _, rgba = compose.dress(rng, thing, None, 0.0)  # one large thing on a simple background
     size = float(rng.uniform(0.6, 0.92))
     x, y = rng.uniform(0.42, 0.58, 2).tolist()

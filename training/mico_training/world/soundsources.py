@@ -143,12 +143,10 @@ def _freepats() -> Iterator[Clip]:
 
 def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
     patches = synth.read_patch(path.read_bytes())
-    if not drum:
-        return synth.play_patches(patches, notes)
-    lowest = patches[0]
-    step = lowest.sample_rate / SAMPLE_RATE
-    struck = synth.at(lowest.signal, np.arange(0, len(lowest.signal) - 1, step))
-    return synth.place([(n.start, struck * np.float32(n.velocity / 127)) for n in notes], 3.5)
+    if drum:  # at the pitch of the recording and to its end
+        patches = [replace(patches[0], root=frequency(60), loop=None)]
+        notes = [replace(note, key=60, length=MAX_SECONDS) for note in notes]
+    return synth.play_patches(patches, notes)[: round(MAX_SECONDS * SAMPLE_RATE)]
 
 
 def _strums_and_typing() -> Iterator[Clip]:

@@ -52,9 +52,7 @@ def coloured(noise: NDArray[np.float64], slope: float) -> Signal:
 
 
 def beep(frequency: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
-    t = _time(seconds)
-    tone = sum(a * np.sin(2 * np.pi * frequency * (i + 1) * t) for i, a in enumerate(harmonics))
-    return fade(peak(np.asarray(tone, dtype=np.float32)))
+    return sweep(frequency, frequency, seconds, harmonics)
 
 
 def sweep(start: float, stop: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
@@ -88,8 +86,8 @@ def tick(rng: np.random.Generator, pitch: float = 2500.0) -> Signal:
     return fade(peak(np.asarray(sound, dtype=np.float32)), 8)
 
 
-def thump(pitch: float, seconds: float = 0.14) -> Signal:
-    t = _time(seconds)
+def thump(pitch: float) -> Signal:
+    t = _time(0.14)
     sound = np.exp(-t * 28) * np.sin(2 * np.pi * pitch * t * (1 - 0.8 * t))
     return fade(peak(sound.astype(np.float32)), 80)
 
@@ -112,7 +110,7 @@ def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
     return out
 
 
-def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -> Signal:
+def events(rng: np.random.Generator, sound: Signal, n: int) -> Signal:
     """``sound`` exactly ``n`` times, with silence between (0.2 s or more) and at both ends."""
     starts, end = [], float(rng.uniform(0.1, 0.5))
     gap = float(rng.uniform(0.2, 0.6))
@@ -121,7 +119,7 @@ def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -
         end += len(sound) / SAMPLE_RATE + gap * float(rng.uniform(0.8, 1.25)) + 0.05
     gains = rng.uniform(0.75, 1.0, n)
     parts = [(s, sound * np.float32(g)) for s, g in zip(starts, gains, strict=True)]
-    return place(parts, end + tail)
+    return place(parts, end + 0.3)
 
 
 def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: bool) -> Signal:
@@ -160,7 +158,7 @@ def speed(signal: Signal, semitones: float) -> Signal:
     return at(signal, np.minimum(np.arange(max(1, int(len(signal) / ratio))) * ratio, last))
 
 
-def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -> Signal:
+def record(rng: np.random.Generator, signal: Signal) -> Signal:
     """``signal`` as a random microphone in a random room records it: a tilt of the spectrum, a band
     limit (as of a telephone), a short echo, noise 10 to 35 dB below the signal, and a gain."""
     n = len(signal)
@@ -193,7 +191,7 @@ def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -
         ratio = 10.0 ** (-rng.uniform(10.0, 35.0) / 20.0)
         scale = ratio * np.sqrt((out**2).mean() / ((noise**2).mean() + 1e-12))
         out += noise * np.float32(scale)
-    return peak(out, float(10.0 ** (rng.uniform(-18.0 if quiet_ok else -6.0, -0.5) / 20.0)))
+    return peak(out, float(10.0 ** (rng.uniform(-18.0, -0.5) / 20.0)))
 
 
 def flac(signal: Signal) -> bytes:

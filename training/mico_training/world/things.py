@@ -15,9 +15,11 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,8 @@ from mico_training.world.sources import Table, in_one_step, source, split_of
 
 Pixels = NDArray[np.uint8]
 CUT_OUT_SIDE = 192  # longest side of a stored cut-out, pixels
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
+_SHAPES = 0.15  # how often a drawn thing is a shape
 _MAX_PIXELS = 40_000_000  # larger drawings take seconds to decode; there are enough others
 _WORDS_FILE = Path(__file__).with_name("catalogue_words.yaml")
 
@@ -71,10 +74,9 @@ class Thing:
     identity: str
     name: str
     names: tuple[str, ...]
-    category: str
     colour: str | None
-    photo: bool
     load: Callable[[], Pixels]
+    shape: bool = False
 
     @property
     def accept(self) -> tuple[str, ...]:
@@ -84,24 +86,22 @@ class Thing:
 class Catalogue:
     """Things by split and name. Each name is drawn equally often, however many things have it."""
 
-    def __init__(self, things: Iterable[Thing], shape_share: float = 0.15) -> None:
-        self.things = tuple(things)
-        self.shape_share = shape_share
+    def __init__(self, things: Iterable[Thing]) -> None:
         self._by_name: dict[Split, dict[str, list[Thing]]]
         self._by_name = {"train": defaultdict(list), "validation": defaultdict(list)}
-        for thing in self.things:
+        for thing in things:
             self._by_name[split_of(thing.identity)][thing.name].append(thing)
         self._names: dict[tuple[Split, bool], list[str]] = defaultdict(list)
         for split, by_name in self._by_name.items():
             for name, of_name in by_name.items():
-                self._names[split, of_name[0].category == "shape"].append(name)
+                self._names[split, of_name[0].shape].append(name)
 
     def of_name(self, split: Split, name: str) -> list[Thing]:
         return self._by_name[split][name]
 
     def sample(self, rng: Rng, split: Split) -> Thing:
-        """A shape with the chance ``shape_share``, else another thing; every name is as likely."""
-        wanted = rng.random() < self.shape_share
+        """A shape or another thing; every name is as likely."""
+        wanted = rng.random() < _SHAPES
         pool = self._names[split, wanted] or self._names[split, not wanted]
         return pick(rng, self._by_name[split][pick(rng, pool)])
 
@@ -135,7 +135,7 @@ def shape_things() -> list[Thing]:
             for seed in range(3):
                 identity = f"shape/{name}/{style}/{seed}"
                 load = partial(shapes.draw, name, style, seed)
-                things.append(Thing(identity, name, names, "shape", None, False, load))
+                things.append(Thing(identity, name, names, None, load, shape=True))
     return things
 
 
@@ -165,14 +165,20 @@ def _decode(blob: str, offset: int, size: int) -> Pixels:
 def _write_cache(index: Path, blob: Path) -> None:
     rows = []
     with in_one_step(blob) as scratch, scratch.open("wb") as out:
-        for entry in entries():
-            rgba = trim(entry.open())
-            if rgba is None:
+        for entry in chain(_stamps(), _emoji(), _clip_art(), _furniture()):
+            name, names = plain_name(entry.phrase)
+            if name in words().drop or (rgba := trim(entry.open())) is None:
                 continue
             packed = io.BytesIO()
             Image.fromarray(rgba).save(packed, "PNG", compress_level=6)
-            row = {k: v for k, v in asdict(entry).items() if k not in ("path", "member")}
-            row |= {"colour": colours.dominant(rgba), "offset": out.tell(), "size": packed.tell()}
+            row = {
+                "identity": entry.identity,
+                "name": name,
+                "names": names,
+                "colour": colours.dominant(rgba),
+                "offset": out.tell(),
+                "size": packed.tell(),
+            }
             out.write(packed.getvalue())
             rows.append(row)
     with in_one_step(index) as scratch:
@@ -199,17 +205,13 @@ def trim(image: Image.Image) -> Pixels | None:
     return np.asarray(rgba)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A picture (the file ``path``, or ``member`` of the zip ``path``) and the thing it shows."""
+class Entry(NamedTuple):
+    """A picture (the file ``path``, or ``member`` of the zip ``path``) and words for its thing."""
 
-    path: str
-    member: str
+    path: Path
     identity: str
-    name: str
-    names: tuple[str, ...]
-    category: str
-    photo: bool
+    phrase: str
+    member: str = ""
 
     def open(self) -> Image.Image:
         if not self.member:
@@ -218,14 +220,6 @@ class Entry:
                 return Image.open(self.path)
         with zipfile.ZipFile(self.path) as archive:
             return Image.open(io.BytesIO(archive.read(self.member)))
-
-
-def entries() -> Iterator[Entry]:
-    for reader in (_stamps, _emoji, _clip_art, _furniture):
-        for entry in reader():
-            name, names = plain_name(entry.name)
-            if name not in words().drop:
-                yield replace(entry, name=name, names=names)
 
 
 def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
@@ -265,9 +259,8 @@ def _stamps() -> Iterator[Entry]:
             continue
         caption = text.read_text(encoding="utf-8", errors="replace").splitlines()[0]
         phrase = words().stamp_names.get(key) or caption_name(caption)
-        photo = not png.with_suffix(".svg").exists() and "cartoon" not in key
         if phrase and len(phrase.split()) <= 3:
-            yield Entry(str(png), "", f"stamp/{_stem(key)}", phrase, (), key.split("/")[0], photo)
+            yield Entry(png, f"stamp/{_stem(key)}", phrase)
 
 
 def _emoji() -> Iterator[Entry]:
@@ -283,7 +276,7 @@ def _emoji() -> Iterator[Entry]:
         phrase = "clock" if "o'clock" in phrase else phrase
         files = (assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f")))
         if path := next((file for file in files if file.exists()), None):
-            yield Entry(str(path), "", f"emoji/{row['slug']}", phrase, (), row["group"], False)
+            yield Entry(path, f"emoji/{row['slug']}", phrase)
 
 
 def _clip_art() -> Iterator[Entry]:
@@ -306,7 +299,7 @@ def _clip_art() -> Iterator[Entry]:
         if phrase == "computer mouse" and not folder.startswith("computer"):
             continue
         seen.add(stem)
-        yield Entry(str(png), "", f"clip/{_stem(stem)}", phrase, (), folder.split("/")[0], False)
+        yield Entry(png, f"clip/{_stem(stem)}", phrase)
 
 
 def _furniture() -> Iterator[Entry]:
@@ -317,7 +310,7 @@ def _furniture() -> Iterator[Entry]:
             skipped = any(part in phrase for part in ("\\u", *words().furniture_skip_parts))
             if member and not skipped and phrase not in words().furniture_skip:
                 identity = f"furniture/{archive.stem}/{_stem(member.rsplit('.', 1)[0])}"
-                yield Entry(str(archive), member, identity, phrase, (), "furniture", False)
+                yield Entry(archive, identity, phrase, member)
 
 
 def furniture(archive: Path) -> list[dict[str, str]]:
