@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -81,12 +80,11 @@ class Chat:
     model: ModelInfo
     read: Callable[[str], str]
     listed: list[ConversationSummary] = field(default_factory=list)
-    _exit: ExitStack = field(default_factory=ExitStack)
-    _decoder: MediaDecoder | None = None
+    _decoder: MediaDecoder = field(default_factory=MediaDecoder)
 
     def run(self) -> None:
         """Chat until the user ends it; then media that no question was about are deleted."""
-        with self._exit:
+        with self._decoder:
             while True:
                 line = None
                 try:
@@ -128,8 +126,6 @@ class Chat:
         console = self.screen.console
         if not console.is_terminal or console.color_system not in ("256", "truecolor"):
             return
-        if self._decoder is None:
-            self._decoder = self._exit.enter_context(MediaDecoder())
         try:
             medium = self._decoder.decode(MediaFile(kind, path, path.name))
         except MicoError as error:  # the server has more room than this machine
