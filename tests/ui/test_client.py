@@ -12,7 +12,7 @@ from starlette.responses import Response
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
 from mico_ui import routes
 from mico_ui.client import ApiError, Client, read_events
-from mico_ui.routes import Attachment, MediumId, Question, Upload
+from mico_ui.routes import MediumId, Question, Upload
 from tests.fakes import FakeAssistant
 from tests.server.running import live
 from tests.ui.conftest import served
@@ -37,7 +37,7 @@ def test_media_keep_their_order_whether_sent_or_stored(client: Client, tmp_path:
     stored = client.send(routes.upload(Upload("audio", path)))
     assert (stored.kind, stored.name, stored.bytes) == ("audio", path.name, 5)
     clip, depth = Upload("video", b"v", 'a"b.mp4'), Upload("depth", b"d")
-    media: list[Attachment] = [clip, MediumId("audio", stored.id), depth]
+    media: list[Upload | MediumId] = [clip, MediumId("audio", stored.id), depth]
     answer = ask(client, Question("Hi", media))
     assert (answer.turn, answer.usage.media_tokens) == (1, 3)
     assert [report.kind for report in answer.media] == ["video", "audio", "depth"]

@@ -14,7 +14,7 @@ import pytest
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ConversationObject, TurnObject
 from mico_ui import describe
-from mico_ui.browser import answering
+from mico_ui.browser import turns
 from mico_ui.browser.cards import MediaDesk, Previewer
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page
@@ -143,8 +143,8 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
         assert [view["state"] async for view in followed(page, "a1")] == ["gone"]
         return states
 
-    monkeypatch.setattr(answering, "ENDED_S", 0.5)
-    monkeypatch.setattr(answering, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(turns, "ENDED_S", 0.5)
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.1)
     states = asyncio.run(asyncio.wait_for(watched(), 20))
     assert (states[0]["state"], states[0]["answer"]) == ("answering", "[] ")
     assert (states[-1]["state"], states[-1]["answer"]) == ("done", "[] one two three")

@@ -22,8 +22,8 @@ from mico_ui.browser.cards import Previewer, kinds_of, preview_of
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import read_examples
 from mico_ui.client import ApiError
-from mico_ui.pictures import depth_pixels, mel_pixels, wave_pixels
-from mico_ui.terminal.blocks import MAX_ROWS, fitted, preview, waveform
+from mico_ui.describe import depth_pixels, mel_pixels, wave_pixels
+from mico_ui.terminal.screen import MAX_ROWS, fitted, preview, waveform
 
 
 @pytest.fixture

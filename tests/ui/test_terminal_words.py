@@ -9,8 +9,8 @@ import pytest
 from rich.cells import cell_len
 
 from mico_ui.client import ApiError
-from mico_ui.terminal.paths import dropped, paths_of
 from mico_ui.terminal.screen import WordWrap, printable
+from mico_ui.terminal.talk import dropped, paths_of
 
 
 def test_escape_sequences_do_not_reach_the_terminal() -> None:

@@ -177,17 +177,14 @@ class Client:
     def stream(self, question: Question) -> Iterator[Iterator[ChatEvent]]:
         answer = self._client.stream(question)
         events = self._runner.run(answer.__aenter__())
-        try:
-            yield self._events(events)
-        finally:
-            self._runner.run(answer.__aexit__(None, None, None))
 
-    def _events(self, events: AsyncIterator[ChatEvent]) -> Iterator[ChatEvent]:
         async def following() -> ChatEvent | None:
             return await anext(events, None)
 
-        while (event := self._runner.run(following())) is not None:
-            yield event
+        try:
+            yield iter(lambda: self._runner.run(following()), None)
+        finally:
+            self._runner.run(answer.__aexit__(None, None, None))
 
     def __enter__(self) -> Self:
         return self

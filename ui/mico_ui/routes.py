@@ -43,8 +43,6 @@ class MediumId:
     id: str
 
 
-Attachment: TypeAlias = Upload | MediumId
-
 Field: TypeAlias = tuple[str, str | Upload]
 
 
@@ -58,7 +56,7 @@ class Question:
     """
 
     message: str
-    media: Sequence[Attachment] = ()
+    media: Sequence[Upload | MediumId] = ()
     conversation_id: str | None = None
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

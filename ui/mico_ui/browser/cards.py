@@ -7,12 +7,15 @@ limits, with as many frames as the server's report says it used.
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mico_chat.errors import MicoError
 from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
@@ -23,16 +26,8 @@ from mico_chat.wire import MediaObject, ShownMedium
 from mico_ui import describe, routes
 from mico_ui.browser.visitor import Frozen, Visitor
 from mico_ui.client import ApiError
-from mico_ui.pictures import (
-    MEL_SIZE,
-    Pixels,
-    data_uri,
-    depth_pixels,
-    distances,
-    mel_pixels,
-    wave_pixels,
-)
-from mico_ui.routes import Upload
+from mico_ui.describe import MEL_SIZE, Pixels, depth_pixels, distances, mel_pixels, wave_pixels
+from mico_ui.routes import MediumId, Upload
 
 STILL_SIDE, FRAME_SIDE = 360, 176  # longest sides of preview pictures, in pixels
 
@@ -65,11 +60,6 @@ class Card(Frozen):
     pictures: tuple[Picture, ...] = ()
     facts: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
-
-
-class Shown(Frozen):
-    id: str
-    kind: Kind
 
 
 class Attached(Frozen):
@@ -143,7 +133,13 @@ def _of_sound(sound: Audio, name: str) -> tuple[Picture, Picture]:
 def _picture(
     pixels: Pixels, side: int, alt: str, caption: str = "", *, lossless: bool = False
 ) -> Picture:
-    return Picture(src=data_uri(pixels, side, lossless=lossless), alt=alt, caption=caption)
+    """Pixels (H, W, 3) as a picture inside the page, its longest side at most ``side``."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82, lossless=lossless)
+    content = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(src=f"data:image/webp;base64,{content}", alt=alt, caption=caption)
 
 
 @dataclass
@@ -210,7 +206,7 @@ class MediaDesk:
         card = await self._card(visitor, stored.id, _report_of(stored), file.path)
         return card.model_copy(update={"kinds": kinds})
 
-    async def preview(self, visitor: Visitor, shown: Shown) -> Card:
+    async def preview(self, visitor: Visitor, shown: MediumId) -> Card:
         """The card of a medium that the server has, with pictures."""
         stored = await visitor.send(self.api, routes.medium(shown.id))
         changed = {"kind": shown.kind, "name": stored.name}

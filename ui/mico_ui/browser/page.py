@@ -24,12 +24,19 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ConversationList, Estimate
 from mico_ui import describe, routes
-from mico_ui.browser.answering import Answers, PageQuestion
-from mico_ui.browser.cards import Attached, Card, MediaDesk, Shown
-from mico_ui.browser.turns import ConversationView, problem_of, views_of, with_answering, words
+from mico_ui.browser.cards import Attached, Card, MediaDesk
+from mico_ui.browser.turns import (
+    Answers,
+    ConversationView,
+    PageQuestion,
+    problem_of,
+    views_of,
+    with_answering,
+    words,
+)
 from mico_ui.browser.visitor import NO_ACCESS, Access, Frozen, Visitor
 from mico_ui.client import ApiError
-from mico_ui.routes import Call, read_as
+from mico_ui.routes import Call, MediumId, read_as
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +75,7 @@ def read_examples() -> Examples:
 
 class Compared(Frozen):
     model: str
-    media: tuple[Shown, ...] = Field((), max_length=MAX_COMPARED)
+    media: tuple[MediumId, ...] = Field((), max_length=MAX_COMPARED)
     texts: tuple[str, ...] = Field((), max_length=MAX_COMPARED)
 
 
@@ -97,7 +104,7 @@ class Page:
         self.answers = Answers(desk)
         self.keep_file = keep_file
         self._examples = read_examples()
-        self._example_cards: dict[str, tuple[Card, ...]] = {}
+        self._shown_examples: list[Example] = []
 
     def functions(self) -> list[PageFunction]:
         server = (self.health, self.estimate, self.compare)
@@ -138,8 +145,8 @@ class Page:
     async def conversations(
         self, visitor: Visitor, query: str, before: str | None = None
     ) -> ConversationList:
-        query_or_all = query.strip() or None
-        call = routes.conversations(limit=CONVERSATIONS, before=before, query=query_or_all)
+        wanted = query.strip() or None
+        call = routes.conversations(limit=CONVERSATIONS, before=before, query=wanted)
         return await visitor.send(self.api, call)
 
     async def open(self, visitor: Visitor, id: str) -> ConversationView:
@@ -175,14 +182,12 @@ class Page:
         return {"name": f"{name}.md", "type": "text/markdown", "text": text}
 
     async def examples(self, visitor: Visitor) -> list[Example]:
-        found = []
-        for example in self._examples.chats:
-            if example.name not in self._example_cards:
-                cards = [await self._example_card(file) for file in example.files]
-                self._example_cards[example.name] = tuple(cards)
-            shown = {"cards": self._example_cards[example.name]}
-            found.append(example.model_copy(update=shown))
-        return found
+        if not self._shown_examples:
+            self._shown_examples = [
+                example.model_copy(update={"cards": await self._example_cards(example.files)})
+                for example in self._examples.chats
+            ]
+        return self._shown_examples
 
     async def attach_example(self, visitor: Visitor, name: str) -> list[Card]:
         for example in self._examples.chats:
@@ -196,7 +201,8 @@ class Page:
         return {"cards": cards, "texts": self._examples.sentences}
 
     async def compare(self, visitor: Visitor, compared: Compared) -> Grid:
-        media = [_content_part(shown) for shown in compared.media]
+        kinds = [(f"{medium.kind}_url", f"media:{medium.id}") for medium in compared.media]
+        media = [{"type": kind, kind: {"url": url}} for kind, url in kinds]
         texts = [text.strip() for text in compared.texts if text.strip()]
         if len(media) + len(texts) < 2:
             raise ApiError(
@@ -217,11 +223,14 @@ class Page:
             match = [[by_place[m, t] for t in range(len(texts))] for m in range(len(media))]
         return Grid(similarity=(vectors @ vectors.T).tolist(), match=match)
 
-    async def _example_card(self, shown: ExampleFile) -> Card:
-        report = MediaReport(name=shown.file, kind=shown.kind)
-        path = EXAMPLES_FOLDER / shown.file
-        preview = await self.desk.previewer.make("examples", shown.file, path, report)
-        return Card(id=shown.file, name=shown.file, kind=shown.kind, **dict(preview))
+    async def _example_cards(self, files: tuple[ExampleFile, ...]) -> tuple[Card, ...]:
+        cards = []
+        for one in files:
+            report = MediaReport(name=one.file, kind=one.kind)
+            path = EXAMPLES_FOLDER / one.file
+            preview = await self.desk.previewer.make("examples", one.file, path, report)
+            cards.append(Card(id=one.file, name=one.file, kind=one.kind, **dict(preview)))
+        return tuple(cards)
 
     async def _attach_all(self, visitor: Visitor, files: tuple[ExampleFile, ...]) -> list[Card]:
         attached = [
@@ -260,8 +269,3 @@ def _page_function(method: Callable[..., Coroutine[Any, Any, Any]]) -> PageFunct
 
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
-
-
-def _content_part(shown: Shown) -> dict[str, Any]:
-    kind = f"{shown.kind}_url"
-    return {"type": kind, kind: {"url": f"media:{shown.id}"}}

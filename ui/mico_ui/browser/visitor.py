@@ -93,9 +93,3 @@ class Visitor(Frozen):
     async def send(self, api: str, call: Call[T]) -> T:
         async with self.client(api) as client:
             return await client.send(call)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.model_dump(
-            include={"temperature", "max_tokens", "top_p", "repetition_penalty", "seed"}
-        )

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from rich.cells import cell_len
 
+from mico_chat.errors import MicoError
+from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import IN_WORDS, Kind
 from mico_chat.wire import ConversationSummary, ModelInfo
 from mico_ui import describe, routes
 from mico_ui.client import ApiError
 from mico_ui.routes import Upload
-from mico_ui.terminal.paths import dropped, paths_of
-from mico_ui.terminal.screen import Screen, unechoed
-from mico_ui.terminal.talk import SETTINGS, Talk
-
-if TYPE_CHECKING:
-    from mico_chat.media import MediaDecoder
+from mico_ui.terminal.screen import Screen, preview, unechoed
+from mico_ui.terminal.talk import SETTINGS, Talk, dropped, paths_of
 
 KEYS = (
     ("Enter", "ask"),
@@ -83,12 +80,11 @@ class Chat:
     model: ModelInfo
     read: Callable[[str], str]
     listed: list[ConversationSummary] = field(default_factory=list)
-    _exit: ExitStack = field(default_factory=ExitStack)
-    _decoder: MediaDecoder | None = None
+    _decoder: MediaDecoder = field(default_factory=MediaDecoder)
 
     def run(self) -> None:
         """Chat until the user ends it; then media that no question was about are deleted."""
-        with self._exit:
+        with self._decoder:
             while True:
                 line = None
                 try:
@@ -130,13 +126,6 @@ class Chat:
         console = self.screen.console
         if not console.is_terminal or console.color_system not in ("256", "truecolor"):
             return
-        # These take a while to import, and not every chat needs them.
-        from mico_chat.errors import MicoError
-        from mico_chat.media import MediaDecoder, MediaFile
-        from mico_ui.terminal.blocks import preview
-
-        if self._decoder is None:
-            self._decoder = self._exit.enter_context(MediaDecoder())
         try:
             medium = self._decoder.decode(MediaFile(kind, path, path.name))
         except MicoError as error:  # the server has more room than this machine

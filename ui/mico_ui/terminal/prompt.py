@@ -19,9 +19,8 @@ from prompt_toolkit.output import Output
 
 from mico_chat.media.kinds import KINDS
 from mico_ui.terminal.chat import COMMANDS
-from mico_ui.terminal.paths import SUFFIXES
 from mico_ui.terminal.screen import printable
-from mico_ui.terminal.talk import SETTINGS
+from mico_ui.terminal.talk import SETTINGS, SUFFIXES
 
 
 def reader(

@@ -22,7 +22,7 @@ from mico_ui.client import ApiError, Client
 from mico_ui.local_server import local_server
 from mico_ui.routes import Question, Upload
 from mico_ui.terminal.screen import Screen, WordWrap, printable
-from mico_ui.terminal.talk import applied, setting
+from mico_ui.terminal.talk import Talk, applied, setting
 
 # By the code of a server's error: the message in place of the server's own.
 KEY_FAULTS = {
@@ -127,7 +127,6 @@ def _chat(client: Client, model: ModelInfo, command: ChatCommand) -> None:
     # One answer needs none of these.
     from mico_ui.terminal.chat import Chat
     from mico_ui.terminal.prompt import kept_history, reader
-    from mico_ui.terminal.talk import Talk
 
     talk = Talk(client)
     for name, text in command.settings.items():
