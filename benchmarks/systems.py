@@ -332,7 +332,7 @@ class InVllm:
 def main() -> None:
     """vLLM's process: answers the JSON lines of its standard input with a line for each token."""
     from mico_chat.checkpoints.load import load_encoder
-    from mico_chat.checkpoints.merge import plain_llm
+    from mico_chat.checkpoints.pretrained import plain_llm
     from mico_chat.engine.vllm import VllmEngine
     from mico_chat.engine.vllm_start import engine_arguments
 
