@@ -192,10 +192,11 @@ def load_llm(
     """
     folder = local_folder(model_folder(name_or_dir))
     config = chat_config(folder)
-    if config.base_llm is not None:
-        return load_base_llm(folder, llm_source(folder, config), dtype=dtype).eval()
-    model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    return cast(PreTrainedModel, model.llm)
+    if config.base_llm is None:
+        llm = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype).llm
+    else:
+        llm = load_base_llm(folder, llm_source(folder, config), dtype=dtype)
+    return cast(PreTrainedModel, llm.eval())
 
 
 def load_base_llm(folder: Path, source: str | Path, **kwargs: Any) -> PreTrainedModel:
