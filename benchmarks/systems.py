@@ -322,7 +322,7 @@ class InVllm(System):
 def main(model: str, arguments: str) -> None:
     """vLLM's process: races the questions of each line of its standard input."""
     from mico_chat.checkpoints.load import load_encoder
-    from mico_chat.checkpoints.merge import plain_llm
+    from mico_chat.checkpoints.pretrained import plain_llm
     from mico_chat.engine.vllm import VllmEngine
     from mico_chat.engine.vllm_start import engine_arguments
 

@@ -208,7 +208,7 @@ def _gpu(device: str | None) -> str | None:
 
 def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.load import load_encoder, read_token_table
-    from mico_chat.checkpoints.merge import plain_llm
+    from mico_chat.checkpoints.pretrained import plain_llm
     from mico_chat.engine.vllm import VllmEngine
     from mico_chat.engine.vllm_start import engine_arguments
 

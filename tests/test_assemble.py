@@ -66,7 +66,7 @@ def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path:
     assert model.concepts.name_ids[0, : len(names)].tolist() == names
     table = LlamaForCausalLM.from_pretrained(vicuna).model.embed_tokens.weight.detach()
     assert model.bridge.scale.item() == pytest.approx(table.float().std().item(), rel=1e-5)
-    assert processor.preprocessing["image_size"] == SIDE
+    assert processor.preprocessing.image_size == SIDE
     ids, _ = processor.tokenize([Message.user("Hi")], True)
     text = str(processor.tokenizer.decode(ids))
     assert text.startswith("<s> A chat between")
@@ -96,7 +96,7 @@ def test_the_encoder_of_a_chat_model(vicuna: Path, tmp_path: Path) -> None:
     model, processor = load_encoder(folder, dtype="float32")
     for name, value in chat.encoder.state_dict().items():
         assert torch.equal(model.encoder.state_dict()[name], value)
-    assert processor.preprocessing["image_size"] == SIDE
+    assert processor.preprocessing.image_size == SIDE
     assert not has_text_branch(folder)
 
 
@@ -230,7 +230,7 @@ def test_a_plain_vit_keeps_its_own_preprocessing(vicuna: Path, tmp_path: Path) -
     MicoForPretraining(config).save_pretrained(tmp_path / "stage1")
     folder = assemble(tmp_path / "stage1", str(vicuna), tmp_path / "chat")
     processor = MicoChatProcessor.from_pretrained(folder)
-    assert processor.preprocessing == Preprocessing(image_size=64).model_dump(mode="json")
+    assert processor.preprocessing == Preprocessing(image_size=64)
     assert not has_text_branch(folder), "stage 1 had no tokenizer"
 
 

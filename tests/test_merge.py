@@ -19,11 +19,9 @@ from mico_chat.checkpoints.load import (
     has_text_branch,
     load_chat,
     load_encoder,
-    load_llm,
     load_pretraining,
 )
-from mico_chat.checkpoints.merge import merge
-from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_llm, merge
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor

@@ -83,7 +83,7 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
         else:
             logger.warning("%s: without a tokenizer the text branch is not loaded", folder)
         return Encoder(model, preprocessing, text)
-    preprocessing = Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
+    preprocessing = MicoChatProcessor.from_pretrained(folder).preprocessing
     if (folder / PRETRAINING).is_dir():
         branch, tokenizer = load_pretraining(folder)
         return Encoder(branch, preprocessing, (branch, tokenizer))
@@ -166,7 +166,7 @@ def build(
         take_over(model, encoder)
         preprocessing = encoder.preprocessing
     if model.concepts is not None:
-        name_concepts(model.concepts, concept_names(config), tokenizer)
+        name_concepts(model.concepts, config.concept_names, tokenizer)
     return model, MicoChatProcessor.for_config(config, tokenizer, preprocessing, template)
 
 
@@ -184,14 +184,6 @@ def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None
         if isinstance(target, ConceptAttention):
             state["name_ids"] = target.name_ids  # tokens of the LLM, which stage 1 lacks
         load_strict(target, state, f"{name} has different shapes in the two models")
-
-
-def concept_names(config: MicoConfig | MicoChatConfig) -> tuple[list[str], list[str]]:
-    """Visual and sound names of a configuration's concepts; empty where it has none."""
-    concept = config.concept_config
-    if concept is None:
-        return [], []
-    return list(concept.visual_names or []), list(concept.sound_names or [])
 
 
 def name_concepts(

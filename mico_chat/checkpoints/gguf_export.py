@@ -11,7 +11,6 @@ depend on the length of the text.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
 import tempfile
@@ -28,21 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from mico_chat.checkpoints.folders import (
-    PACKAGED,
-    built_once,
-    llm_source,
-    local_folder,
-    model_folder,
-)
+from mico_chat.checkpoints.folders import built_once
 from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
-from mico_chat.checkpoints.load import chat_config, load_llm
+from mico_chat.checkpoints.load import digest_of, named_folder
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.model.config import MicoChatConfig
 from mico_chat.settings import cache_dir
 
 if TYPE_CHECKING:
-    # A file that was built before needs no import of transformers' models.
     from transformers import LlamaConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -55,13 +46,6 @@ QUANTIZATIONS = ("F32", "F16", "BF16", *QUANTIZED)
 
 DEFAULT_QUANTIZATION = "Q8_0"
 
-_FORMAT = 2
-"""Raise this number when the same checkpoint gives another file: the cache then builds it anew."""
-
-_WHOLE = 64 << 20
-"""Bytes. The digest takes the size and time of a larger file instead of its content, because
-reading 13 GB of weights takes as long as the rest of an engine's start."""
-
 _ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
 
 
@@ -72,6 +56,9 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
         ConfigError, MissingExtraError: for an unknown quantization; if llama.cpp is not installed.
         ModelError: for a model or tokenizer that llama.cpp's ``llama`` architecture cannot hold.
     """
+    # A file that was built before needs no import of transformers' models.
+    from mico_chat.checkpoints.pretrained import load_llm
+
     _check(quantization)
     if output.is_dir():
         raise ConfigError(f"{output} is a folder: name the file to write in it")
@@ -121,44 +108,6 @@ def _check(quantization: str) -> None:
             import llama_cpp  # noqa: F401
         except ModuleNotFoundError as error:
             raise MissingExtraError("quantizing a GGUF file", "llamacpp") from error
-
-
-# --- identity -----------------------------------------------------------------------------------
-
-
-def named_folder(model: str | Path) -> tuple[str, Path]:
-    """A model's short name, and its folder."""
-    found = model_folder(model)
-    return Path(found).resolve().name, local_folder(found)
-
-
-def digest_of(folder: Path) -> str:
-    """Twelve hexadecimal digits that change whenever the file's content would.
-
-    With ``base_llm`` the checkpoint's own weights do not count: they are encoder and bridge.
-    """
-    config = MicoChatConfig.without_llm(folder) or chat_config(folder)
-    parts = [f"format {_FORMAT}"]
-    about_media = ("processor_config.json", "generation_config.json")
-    files = [path for path in folder.glob("*.json") if path.name not in about_media]
-    files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
-    files += folder.glob("lora/*.*")
-    if config.base_llm is None:
-        files += [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    elif config.base_llm in PACKAGED:
-        parts.append(PACKAGED[config.base_llm].sha256)
-    elif isinstance(base := llm_source(folder, config), Path):
-        files += [*base.glob("*.safetensors"), *base.glob("*.bin")]
-    else:
-        parts.append(local_folder(base, "config.json").name)  # the hub's revision
-    for file in files:
-        stat = file.stat()
-        if stat.st_size > _WHOLE:
-            identity = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-        else:
-            identity = hashlib.sha256(file.read_bytes()).hexdigest()
-        parts.append(f"{file.name} {identity}")
-    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -60,8 +60,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
     model = spec["model"]
     if model["type"] != "BPE":
         raise _unsupported(f"its type is {model['type']}, and not BPE")
-    # Releases of tokenizers before 0.20 write "a b" for ["a", "b"].
-    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    merges = [tuple(pair) for pair in model["merges"]]
     # transformers' own Llama tokenizer does not tell its backend which token is the unknown one.
     unknown = model["unk_token"] or tokenizer.unk_token
     tokens, types = _tokens(spec, vocab_size, unknown)

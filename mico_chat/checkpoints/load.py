@@ -7,6 +7,7 @@ longer than loading the mini.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mico_chat.checkpoints.folders import (
+    PACKAGED,
     PRETRAINING,
     generation_of,
     llm_source,
@@ -37,8 +39,6 @@ from mico_chat.model.processing import MicoChatProcessor
 
 if TYPE_CHECKING:
     # Importing these brings transformers' models, which takes longer than to load the mini.
-    from transformers import PreTrainedModel
-
     from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
     from mico_chat.model.pretraining import MicoForPretraining
 
@@ -51,6 +51,13 @@ TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head."
 
 _IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 """For transformers' ``cached_file``: None where the file is missing."""
+
+_FORMAT = 2
+"""Raise this number when the same checkpoint gives another GGUF file: it is then built anew."""
+
+_WHOLE = 64 << 20
+"""Bytes. The digest takes the size and time of a larger file instead of its content, because
+reading 13 GB of weights takes as long as the rest of an engine's start."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """The EfficientNet-Lite stem was trained on (x - 127) / 128 of 8-bit values."""
@@ -176,24 +183,6 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **named)
 
 
-def load_llm(
-    name_or_dir: str | Path = "mini", dtype: torch.dtype | str = "auto"
-) -> PreTrainedModel:
-    """The language model of a chat model alone, its adapter merged, on the CPU.
-
-    The default ``dtype`` is the one that the weights are stored in.
-    """
-    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_base_llm
-
-    folder = local_folder(model_folder(name_or_dir))
-    config = chat_config(folder)
-    if config.base_llm is not None:
-        llm = load_base_llm(folder, llm_source(folder, config), dtype=dtype)
-    else:
-        llm = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype).llm
-    return cast("PreTrainedModel", llm.eval())
-
-
 def read_part(auto: Any, name_or_dir: str | Path, part: str) -> Any:
     """What an Auto class reads from a model's folder; its error becomes one line."""
     try:
@@ -209,6 +198,41 @@ def chat_config(folder: str | Path) -> MicoChatConfig:
     if not isinstance(config, MicoChatConfig):
         raise ModelError(f"{folder}: a model of type {config.model_type!r}, expected 'mico_chat'")
     return config
+
+
+def named_folder(model: str | Path) -> tuple[str, Path]:
+    """A model's short name, and its folder."""
+    found = model_folder(model)
+    return Path(found).resolve().name, local_folder(found)
+
+
+def digest_of(folder: Path) -> str:
+    """Twelve hexadecimal digits that change with a checkpoint's language model or tokenizer.
+
+    With ``base_llm`` the checkpoint's own weights do not count: they are encoder and bridge.
+    """
+    config = MicoChatConfig.without_llm(folder) or chat_config(folder)
+    parts = [f"format {_FORMAT}"]
+    about_media = ("processor_config.json", "generation_config.json")
+    files = [path for path in folder.glob("*.json") if path.name not in about_media]
+    files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
+    files += folder.glob("lora/*.*")
+    if config.base_llm is None:
+        files += [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    elif config.base_llm in PACKAGED:
+        parts.append(PACKAGED[config.base_llm].sha256)
+    elif isinstance(base := llm_source(folder, config), Path):
+        files += [*base.glob("*.safetensors"), *base.glob("*.bin")]
+    else:
+        parts.append(local_folder(base, "config.json").name)  # the hub's revision
+    for file in files:
+        stat = file.stat()
+        if stat.st_size > _WHOLE:
+            identity = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+        else:
+            identity = hashlib.sha256(file.read_bytes()).hexdigest()
+        parts.append(f"{file.name} {identity}")
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
 
 
 def has_text_branch(name_or_dir: str | Path) -> bool:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE, check_new, whole_folder
+from mico_chat.checkpoints.load import read_part
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.model.context import PROJECTIONS
@@ -41,9 +42,6 @@ WORDS = f"{BERT}embeddings.word_embeddings.weight"
 SOURCE_FILE = "released.json"
 """The file's name, its tensors' names in their order, and its settings."""
 UNUSED_FILE = "released.safetensors"
-
-Shape = tuple[int | None, ...]
-"""None is any size."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +163,7 @@ def write_released(folder: Path, output: Path) -> str:
     if (folder / SOURCE_FILE).is_file():
         record = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
     spelt = {todays_name(key): key for key in record["names"]}
-    order = [name for name in spelt if name in tensors]
-    order += [name for name in tensors if name not in spelt]
+    order = [name for name in spelt | tensors if name in tensors]
     content = {spelt.get(name, name): tensors[name] for name in order}
     if output.suffix in (".pt", ".pth", ".bin"):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +203,8 @@ def _added_dims(own: str) -> int:
     return 1 if own.endswith(".frame") else 2 if own.endswith(".modality") else 0
 
 
-def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, Shape]:
+def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the tensors that no part of this project uses; None is any size."""
     p, t = ours["text_projection.weight"].shape
     d = ours["media_projection.one.vision.weight"].shape[1]
     sizes = {"P": p, "T": t, "D": d, "D+T": d + t, "D+D+T": 2 * d + t, "1": 1, "*": None}
@@ -410,10 +408,7 @@ def _resample(state: dict[str, Tensor], released: Released, config: MicoConfig) 
 def _tokenizer(name: str | None, text: MicoTextConfig) -> PreTrainedTokenizerBase | None:
     if name is None:
         return None
-    try:
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {name}: {str(error).splitlines()[0]}") from error
+    tokenizer: PreTrainedTokenizerBase = read_part(AutoTokenizer, name, "tokenizer")
     if (n := len(tokenizer)) != text.vocab_size:
         raise ConfigError(
             f"tokenizer {name}: {n} tokens, but the text branch has {text.vocab_size}"

@@ -114,7 +114,7 @@ def merge(
 
     mico-chat merge runs/stage3 --output mico-chat-7b
     """
-    from mico_chat.checkpoints.merge import merge as write
+    from mico_chat.checkpoints.pretrained import merge as write
     from mico_chat.load import DTYPES
 
     log_to_stderr()

@@ -198,5 +198,5 @@ def _preprocessing(name: str, config: object) -> Preprocessing:
     assert isinstance(config, MicoConfig)
     folder = local_folder(model_folder(name))
     if (folder / PRETRAINING).is_dir():
-        return Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
+        return MicoChatProcessor.from_pretrained(folder).preprocessing
     return read_preprocessing(folder, config)

@@ -102,11 +102,9 @@ class ConceptAttention(nn.Module):
         mid = mid.unflatten(1, (-1, 4)).mean(2)  # (U, mid, G rows = time, G columns = frequency)
         mean = F.adaptive_avg_pool1d(mid.mean(2), FREQUENCY_BANDS)  # (U, mid, bands)
         peak = F.adaptive_avg_pool1d(mid.amax(2), FREQUENCY_BANDS)
-        sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
-        mean = mean.new_zeros(len(units), *mean.shape[1:]).index_add(0, sound, mean)
-        mean = mean / units.view(-1, 1, 1)
-        index = sound.view(-1, 1, 1).expand_as(peak)
-        peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
+        slices = units.tolist()
+        mean = torch.stack([sound.mean(0) for sound in mean.split(slices)])  # (M, mid, bands)
+        peak = torch.stack([sound.amax(0) for sound in peak.split(slices)])
         return torch.cat([mean, peak], 1).flatten(1)
 
     # --- values -----------------------------------------------------------------------------

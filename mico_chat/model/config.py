@@ -11,6 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
+import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from mico_chat.errors import ConfigError
@@ -122,17 +123,16 @@ class MicoTextConfig(PreTrainedConfig):
     def bert(self) -> BertConfig:
         from transformers import BertConfig
 
-        same: tuple[str, ...] = (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        )
-        same += ("intermediate_size", "max_position_embeddings", "pad_token_id")
         # Captions are short: plain attention trains faster than the fused kernel on a CPU.
         others: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
         return BertConfig(
-            **{name: vars(self)[name] for name in same},
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size,
+            max_position_embeddings=self.max_position_embeddings,
+            pad_token_id=self.pad_token_id,
             attention_probs_dropout_prob=0.0,
             hidden_dropout_prob=0.0,
             is_decoder=True,
@@ -161,6 +161,30 @@ class _ModelConfig(PreTrainedConfig):
         }
         return cast(Any, super()).from_dict({**config_dict, **parts}, **kwargs)
 
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """Such as ``"mini"``, whose concept names are added by training."""
+        file = Path(__file__).with_name("named_configs.yaml")
+        known = yaml.safe_load(file.read_text(encoding="utf-8"))[cls.model_type]
+        if name not in known:
+            names = ", ".join(known)
+            raise ConfigError(f"{name!r} is neither a folder nor a configuration's name: {names}")
+        return cast(Self, cls.from_dict(known[name]))
+
+    @classmethod
+    def tiny(cls, concepts: bool = True) -> Self:
+        """A random model of a few thousand weights for tests."""
+        config = cls.named("tiny")
+        if not concepts:
+            config.concept_config = None
+        return config
+
+    @property
+    def concept_names(self) -> tuple[list[str], list[str]]:
+        """Visual and sound names of the concepts; empty where the model has none."""
+        concept = self.concept_config or MicoConceptConfig()
+        return list(concept.visual_names or []), list(concept.sound_names or [])
+
 
 class MicoConfig(_ModelConfig):
     """Pretraining (stage 1): encoder, context and text branch."""
@@ -175,11 +199,6 @@ class MicoConfig(_ModelConfig):
     text_config: MicoTextConfig = field(default_factory=MicoTextConfig)
     mask_probability: float = 0.6
     temperature: float = 0.07
-
-    @classmethod
-    def tiny(cls, concepts: bool = True) -> MicoConfig:
-        """A random model of a few thousand weights for tests."""
-        return cast(Self, cls.from_dict(_named_values("tiny-pretraining", concepts)))
 
 
 class MicoChatConfig(_ModelConfig):
@@ -232,30 +251,6 @@ class MicoChatConfig(_ModelConfig):
             return cast(Self, cls.from_dict({**found, "llm_config": llm}))
         except (OSError, ValueError, TypeError, KeyError):
             return None
-
-    @classmethod
-    def named(cls, name: str) -> MicoChatConfig:
-        """``"mini"`` or ``"mico-g-vicuna-7b"``; the mini's concept names are added by training."""
-        names = ("mini", "mico-g-vicuna-7b", "tiny")
-        if name not in names:
-            known = ", ".join(names)
-            raise ConfigError(f"{name!r} is neither a folder nor a configuration's name: {known}")
-        return cast(Self, cls.from_dict(_named_values(name)))
-
-    @classmethod
-    def tiny(cls, concepts: bool = True) -> MicoChatConfig:
-        """A random model of a few thousand weights for tests."""
-        return cast(Self, cls.from_dict(_named_values("tiny", concepts)))
-
-
-def _named_values(name: str, concepts: bool = True) -> dict[str, Any]:
-    import yaml
-
-    file = Path(__file__).with_name("named_configs.yaml")
-    values: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))[name]
-    if not concepts:
-        del values["concept_config"]
-    return values
 
 
 MediaLayout = Literal["still", "frames", "slices"]

@@ -4,7 +4,10 @@ Every engine shares this part of a chat model. It needs none of transformers' mo
 takes as long as everything else that a first answer waits for.
 
 Legend: M media of a batch, B media of a group that are alike, U units (stills, frames, mel
-slices), T tokens a unit, D encoder width, L LLM width; a batch as in :mod:`mico_chat.model.chat`.
+slices), T tokens a unit, D encoder width, L LLM width. A batch's media lie flat, sample after
+sample: ``media_kind`` and ``media_units`` (M,) are the kind and the unit count of each;
+``pixel_values`` (U, 3, H, W) or the stem's ``stem_features`` (U, C, G, G) hold their units in the
+same order.
 """
 
 from __future__ import annotations
@@ -33,9 +36,6 @@ class MediaPath(nn.Module):
     or of the bridge. ``generation`` is the content of ``generation_config.json``: an assistant uses
     it, ``generate`` does not.
     """
-
-    device: torch.device
-    dtype: torch.dtype
 
     def build(self, config: MicoChatConfig) -> None:
         """Make the modules, with random weights, and no language model."""
@@ -85,6 +85,14 @@ class MediaPath(nn.Module):
             return context
         return torch.cat([named.to(context.dtype) * self.use_concepts, context], dim=1)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.encoder.parameters()).dtype
+
     def train(self, mode: bool = True) -> Self:
         """Encoder and concepts keep the statistics of pretraining (batch norm, dropout off)."""
         super().train(mode)
@@ -118,14 +126,6 @@ class MediaModel(MediaPath):
         self.config = config
         self.build(config)
         self.train(False)
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return next(self.encoder.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return next(self.encoder.parameters()).dtype
 
 
 class TokenTable(nn.Module):

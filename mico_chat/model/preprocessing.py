@@ -41,9 +41,9 @@ class Preprocessing(BaseModel):
         """A medium's units (n, 3, image_size, image_size); an empty medium is a MediaError."""
         match medium:
             case Image() | Normal():
-                return self._normalise(self._resize(medium.pixels[None]))
+                return self._normalise(self._pixels(medium.pixels[None]))
             case Video():
-                return self._normalise(self._resize(medium.frames))
+                return self._normalise(self._pixels(medium.frames))
             case Depth():
                 return self._normalise(self._depth(medium))
             case Audio():
@@ -54,11 +54,14 @@ class Preprocessing(BaseModel):
         mean = torch.tensor(self.image_mean).view(3, 1, 1)
         return (pixels - mean) / torch.tensor(self.image_std).view(3, 1, 1)
 
-    def _resize(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def _pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(n, H, W, 3) uint8 -> (n, 3, S, S) float in [0, 1]."""
         x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+        return self._resize(x.float() / 255)
+
+    def _resize(self, x: Tensor) -> Tensor:
         size = [self.image_size, self.image_size]
-        return F.interpolate(x.float() / 255, size, mode="bilinear", antialias=True)
+        return F.interpolate(x, size, mode="bilinear", antialias=True)
 
     def _depth(self, depth: Depth) -> Tensor:
         """Nearness, nearness on a log scale, and absolute distance; (1, 3, S, S) in [0, 1]."""
@@ -83,8 +86,7 @@ class Preprocessing(BaseModel):
             nearness = log = 1 - (values.nan_to_num(far).clamp(near, far) - near) / (far - near)
             absolute = torch.full_like(values, 0.5)
         x = torch.stack([nearness, log, absolute]) * valid
-        size = [self.image_size, self.image_size]
-        return F.interpolate(x[None].float(), size, mode="bilinear", antialias=True)
+        return self._resize(x[None].float())
 
     def _sound(self, audio: Audio) -> Tensor:
         """Log-mel slices (n, 3, S, S) of a sound; one shorter than a slice is repeated."""
@@ -118,17 +120,13 @@ def _mel_matrix(n_mels: int) -> Tensor:
     return torch.minimum(up, down).clamp(min=0)
 
 
-@lru_cache(maxsize=1)
-def _povey_window() -> Tensor:
-    return torch.hann_window(FRAME, periodic=False).pow(0.85)
-
-
 def fbank(samples: Tensor, n_mels: int) -> Tensor:
     """Kaldi-compatible log-mel energies (frames, n_mels) of mono 16 kHz samples in [-1, 1]."""
     frames = (samples * 32768).unfold(0, FRAME, SHIFT)
     frames = frames - frames.mean(1, keepdim=True)
     before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
-    frames = (frames - PREEMPHASIS * before) * _povey_window()
+    povey = torch.hann_window(FRAME, periodic=False).pow(0.85)
+    frames = (frames - PREEMPHASIS * before) * povey
     power = torch.fft.rfft(frames, N_FFT).abs().pow(2)
     energies: Tensor = power @ _mel_matrix(n_mels)
     return energies.clamp(min=torch.finfo(torch.float32).eps).log()

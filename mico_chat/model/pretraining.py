@@ -1,8 +1,8 @@
 """MicoForPretraining: stage 1, encoder and text branch aligned by three objectives (paper 3.4).
 
 Legend: B samples, M media, U units of all media (stills, frames, mel slices), T tokens a unit,
-D encoder width, S text length. A batch's media lie flat, as in :mod:`mico_chat.model.chat`;
-``media_row`` (M,) is the sample that each belongs to.
+D encoder width, S text length. A batch's media lie flat, as in
+:mod:`mico_chat.model.media_path`; ``media_row`` (M,) is the sample that each belongs to.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -79,6 +80,7 @@ class MicoForPretraining(PreTrainedModel):
     config: MicoConfig
     config_class = MicoConfig
     main_input_name = "pixel_values"
+    accepts_loss_kwargs = False  # the loss is a mean: the Trainer divides by accumulation
     _supports_sdpa = True
 
     def __init__(self, config: MicoConfig, chat: MediaPath | None = None) -> None:
@@ -125,8 +127,7 @@ class MicoForPretraining(PreTrainedModel):
         units = Units.of(media_kind, media_units)
         tokens = self.context(self.unit_tokens(features, units), media_kind, media_units)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
-        context, mask, pooled, tokens = self.join(tokens, units, row, corpus_pair)
-        return EncodedContexts(context, mask, pooled, tokens, features)
+        return EncodedContexts(*self.join(tokens, units, row, corpus_pair), features)
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Features of units to tokens (U, T, D): the encoder's, whatever kind they are of."""
@@ -152,10 +153,8 @@ class MicoForPretraining(PreTrainedModel):
         pooled = F.normalize(point.float(), dim=-1)
         tokens = self.text.project(tokens, units)  # (U, T, d)
         # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
-        place = torch.arange(len(row), device=row.device) - (torch.cumsum(counts, 0) - counts)[row]
-        most = int(counts.max())
-        context = tokens.new_zeros(b, most, *tokens.shape[1:]).index_put((row, place), tokens)
-        mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
+        context = pad_sequence(tokens.split(counts.tolist()), batch_first=True)  # (B, most, T, d)
+        mask = torch.arange(context.shape[1], device=row.device) < counts.unsqueeze(1)
         mask = mask.repeat_interleave(t, dim=1)
         return context.flatten(1, 2), mask, pooled, tokens
 
@@ -193,21 +192,16 @@ class MicoForPretraining(PreTrainedModel):
         stem_features: Tensor | None = None,
         corpus_pair: Tensor | None = None,
         concept_labels: Tensor | None = None,
-        region_medium: Tensor | None = None,
-        region_box: Tensor | None = None,
-        region_words: Tensor | None = None,
-        region_names: Tensor | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
-        return_loss: bool = True,
+        **regions: Tensor,
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
 
         An objective of weight 0 is not computed. With questions (B, P), which only the caption
-        objective uses, the captions are answers. The ``region_`` inputs are those of
-        :class:`RegionBatch`, of media with one unit each.
+        objective uses, the captions are answers. ``regions`` are the inputs of a
+        :class:`RegionBatch` of media with one unit each.
         """
-        del return_loss  # part of the Trainer's interface: this model always returns losses
         if corpus_pair is None:
             corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
         context, context_mask, pooled, tokens, features = self.encode(
@@ -230,10 +224,10 @@ class MicoForPretraining(PreTrainedModel):
             losses["caption"] = self._caption(asking, captions, context, context_mask)
         if "tagging" in asked:
             losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
-        regions = RegionBatch.given(region_medium, region_box, region_words, region_names)
-        if "region" in asked and regions is not None:
-            first = (torch.cumsum(media_units, 0) - media_units)[regions.medium]
-            losses["region"] = self._region(regions, tokens[first])
+        batch = RegionBatch.given(regions)
+        if "region" in asked and batch is not None:
+            first = (torch.cumsum(media_units, 0) - media_units)[batch.medium]
+            losses["region"] = self._region(batch, tokens[first])
         if "concept" in asked and self.concepts is not None and concept_labels is not None:
             media = (media_kind, media_units, concept_labels)
             losses["concept"] = self._concept(self.concepts, features, *media)
@@ -361,16 +355,12 @@ class MicoForPretraining(PreTrainedModel):
     ) -> Tensor:
         """Cross-entropy of the concept heads on media of one named thing each."""
 
-        def media_of_units(units: Tensor) -> Tensor:
-            return torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
-
         def visual_logits(features: Tensor, units: Tensor) -> Tensor:
             logits = concepts.cell_logits(features).mean(1)
-            total = logits.new_zeros(len(units), logits.shape[1])
-            return total.index_add(0, media_of_units(units), logits) / units.unsqueeze(1)
+            return torch.stack([medium.mean(0) for medium in logits.split(units.tolist())])
 
         sound = media_kind == KINDS.index("audio")
-        of_unit = media_of_units(media_units)
+        of_unit = torch.repeat_interleave(media_units)  # the medium of each unit
         total = features.new_zeros(())
         for is_sound, heads in ((False, visual_logits), (True, concepts.sound_logits)):
             chosen = (labels >= 0) & (sound == is_sound)

@@ -245,19 +245,18 @@ class MicoChatProcessor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        preprocessing: dict[str, Any] | None = None,
+        preprocessing: Preprocessing | dict[str, Any] | None = None,
         context_token_id: int = 0,
         still_tokens: int = 32,
         frame_tokens: int = 1,
         chat_template: str | None = None,
         system_prompt: str | None = None,
     ) -> None:
-        self.preprocessing = dict(preprocessing or {})
+        self.preprocessing = Preprocessing.model_validate(preprocessing or {})
         self.context_token_id = context_token_id
         self.still_tokens = still_tokens
         self.frame_tokens = frame_tokens
         self.system_prompt = system_prompt
-        self._preprocess = Preprocessing(**self.preprocessing)
         self._tokens = part_tokenizer(tokenizer)
         self.tokenizer: Any = tokenizer
         self.chat_template = chat_template or tokenizer.chat_template
@@ -288,7 +287,7 @@ class MicoChatProcessor:
     def to_dict(self) -> dict[str, Any]:
         return {
             "processor_class": type(self).__name__,
-            "preprocessing": self.preprocessing,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
             "context_token_id": self.context_token_id,
             "still_tokens": self.still_tokens,
             "frame_tokens": self.frame_tokens,
@@ -305,7 +304,7 @@ class MicoChatProcessor:
     ) -> MicoChatProcessor:
         return cls(
             tokenizer,
-            preprocessing=preprocessing.model_dump(mode="json"),
+            preprocessing=preprocessing,
             context_token_id=config.context_token_id,
             still_tokens=config.context_length("image", 1),
             frame_tokens=config.context_length("video", 1),
@@ -316,7 +315,7 @@ class MicoChatProcessor:
 
     def units(self, medium: Medium) -> Tensor:
         """Units (n, 3, H, W) of a medium; of a video its frames, not its sound track."""
-        return self._preprocess.units(medium)
+        return self.preprocessing.units(medium)
 
     def measured(self, medium: Medium) -> MeasuredMedium:
         """A decoded medium with the number of its units, and of its sound track's."""
@@ -445,7 +444,9 @@ class MicoChatProcessor:
         shown: list[tuple[int, MeasuredMedium]] = []
         for row, messages in enumerate(conversations):
             media = []
-            for medium in (_decoded(medium) for m in messages for medium in m.media):
+            for medium in (medium for message in messages for medium in message.media):
+                if isinstance(medium, MediaFile):
+                    raise RequestError(f"{medium.name}: decode the medium before the processor")
                 measured, units = self._measured(medium)
                 media.append(measured)
                 shown += [(row, part) for part in measured.with_track]
@@ -467,23 +468,18 @@ class MicoChatProcessor:
         longest = -(-longest // multiple) * multiple
         fill = self.tokenizer.pad_token_id
         fill = self.tokenizer.eos_token_id if fill is None else fill
-        shape = (len(rows), longest)
-        input_ids = torch.full(shape, fill)
-        labels = torch.full(shape, IGNORED)
-        mask = torch.zeros(shape, dtype=torch.long)
-        for i, (ids, spoken) in enumerate(rows):
-            at = slice(0, len(ids)) if train else slice(longest - len(ids), longest)
-            input_ids[i, at] = torch.tensor(ids)
-            labels[i, at] = torch.tensor(spoken)
-            mask[i, at] = 1
-        data = {"input_ids": input_ids, "attention_mask": mask}
-        return {**data, "labels": labels} if train else data
+
+        def padded(row: list[int], value: int) -> list[int]:
+            padding = [value] * (longest - len(row))
+            return row + padding if train else padding + row
+
+        data = {
+            "input_ids": [padded(ids, fill) for ids, _ in rows],
+            "attention_mask": [padded([1] * len(ids), 0) for ids, _ in rows],
+        }
+        if train:
+            data["labels"] = [padded(labels, IGNORED) for _, labels in rows]
+        return {name: torch.tensor(values) for name, values in data.items()}
 
     def decode_answer(self, ids: Tensor | Sequence[int]) -> str:
         return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def _decoded(medium: MediaFile | Medium) -> Medium:
-    if isinstance(medium, MediaFile):
-        raise RequestError(f"{medium.name}: decode the medium before the processor")
-    return medium

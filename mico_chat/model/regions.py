@@ -9,6 +9,7 @@ N tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +35,10 @@ class RegionBatch:
     names: Tensor
 
     @classmethod
-    def given(
-        cls, medium: Tensor | None, box: Tensor | None, words: Tensor | None, names: Tensor | None
-    ) -> RegionBatch | None:
-        """The reverse of :meth:`inputs`; None where a model's inputs hold no regions."""
-        if medium is None or box is None or words is None or names is None:
-            return None
-        return cls(medium, box, words, names)
+    def given(cls, inputs: Mapping[str, Tensor]) -> RegionBatch | None:
+        """The reverse of :meth:`inputs`; None where there are no inputs."""
+        named = {name.removeprefix("region_"): tensor for name, tensor in inputs.items()}
+        return cls(**named) if named else None
 
     def inputs(self) -> dict[str, Tensor]:
         """As inputs of a model, each name with ``region_`` before it."""

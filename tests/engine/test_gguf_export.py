@@ -32,7 +32,8 @@ from mico_chat.checkpoints import folders, gguf_export
 from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
 from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
-from mico_chat.checkpoints.load import load_llm
+from mico_chat.checkpoints.load import digest_of
+from mico_chat.checkpoints.pretrained import load_llm
 from mico_chat.cli import main as cli
 from mico_chat.cli import models as cli_models
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
@@ -467,11 +468,11 @@ def test_built_once_and_anew_for_another_adapter(
 
 def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a")
-    before = gguf_export.digest_of(folder)
+    before = digest_of(folder)
     (folder / "model.safetensors").write_bytes(b"encoder and bridge")
-    assert gguf_export.digest_of(folder) == before
+    assert digest_of(folder) == before
     shutil.copytree(folder, tmp_path / "0")  # its base LLM stays where it is
-    assert gguf_export.digest_of(tmp_path / "0") == before
+    assert digest_of(tmp_path / "0") == before
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
-from mico_chat.checkpoints.merge import plain_llm
+from mico_chat.checkpoints.pretrained import plain_llm
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import EngineOptions, choose_engine, load_assistant
@@ -312,13 +312,6 @@ def test_weights_of_another_config(tmp_path: Path) -> None:
         load_encoder(folder)
 
 
-def test_a_language_model_that_lies_elsewhere_is_taken_where_it_lies(
-    tmp_path: Path, cache: Path
-) -> None:
-    llm = llm_folder(tmp_path / "llm")
-    assert plain_llm(beside(tmp_path / "model", llm)) == llm
-
-
 def test_a_language_model_inside_is_written_once(inside: Path, cache: Path) -> None:
     folder = plain_llm(inside)
     assert isinstance(folder, Path)
@@ -338,6 +331,7 @@ def test_a_language_model_inside_is_written_once(inside: Path, cache: Path) -> N
 def test_an_adapter_is_merged_unless_the_model_is_quantized(tmp_path: Path, cache: Path) -> None:
     llm = llm_folder(tmp_path / "llm")
     folder = beside(tmp_path / "model", llm)
+    assert plain_llm(folder) == llm, "without an adapter it is taken where it lies"
     torch.manual_seed(2)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(llm), lora)

@@ -18,7 +18,7 @@ import pytest
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.folders import MODELS
-from mico_chat.checkpoints.merge import plain_llm
+from mico_chat.checkpoints.pretrained import plain_llm
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant

@@ -189,8 +189,12 @@ def test_a_folder_brings_the_model_back(
     assert isinstance(AutoConfig.from_pretrained(tmp_path), MicoChatConfig)
     batch = processor([TALK])
     torch.testing.assert_close(logits(again, batch), logits(model, batch))
-    loaded, _ = load_chat(tmp_path, dtype=torch.float32)
+    loaded, _ = load_chat(tmp_path, dtype="float32")
+    assert not loaded.training
     torch.testing.assert_close(logits(loaded, batch), logits(model, batch))
+    assert load_chat(tmp_path)[0].dtype == torch.bfloat16
+    prompts = processor([TALK, OTHER])
+    assert len(loaded.generate(**prompts, max_new_tokens=3, do_sample=False, pad_token_id=0)) == 2
 
 
 def test_a_plain_vit_comes_back_with_its_computed_buffers(tmp_path: Path) -> None:

@@ -11,19 +11,10 @@ from safetensors.torch import load_file, save_file
 from mico_chat.checkpoints import folders
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.folders import model_folder
-from mico_chat.checkpoints.load import has_text_branch, load_chat, load_pretraining
+from mico_chat.checkpoints.load import has_text_branch, load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
-from mico_chat.messages import Message
-from tests.tiny import (
-    captions,
-    chat_model,
-    letters,
-    picture,
-    pretraining_model,
-    saved,
-    shown,
-)
+from tests.tiny import captions, chat_model, letters, pretraining_model
 
 
 @pytest.fixture
@@ -50,33 +41,14 @@ def test_names_and_folders(models: Path, tmp_path: Path) -> None:
         model_folder(tmp_path / "empty")
 
 
-def test_load_chat_is_ready_to_answer(tmp_path: Path) -> None:
-    loaded, processor = load_chat(saved(tmp_path))
-    assert loaded.dtype == torch.bfloat16
-    assert not loaded.training
-    inputs = processor([[shown(picture(), "What?")], [Message.user("Hello")]])
-    answer = loaded.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0)
-    assert answer.shape[0] == 2
-    assert load_chat(tmp_path, dtype="float32", device="cpu")[0].dtype == torch.float32
-
-
-def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -> None:
-    chat, pretrained = chat_model(), pretraining_model()
-    chat.save_pretrained(tmp_path)
+def test_load_pretraining_shares_what_a_chat_model_has(tmp_path: Path) -> None:
+    whole, pretrained = chat_model(), pretraining_model()
+    whole.save_pretrained(tmp_path)
     assert not has_text_branch(tmp_path)
     with pytest.raises(ModelError, match="no text branch there"):
         load_pretraining(tmp_path)
     save_text_branch(pretrained, letters(), tmp_path)
     assert has_text_branch(tmp_path)
-    loaded, _ = load_pretraining(tmp_path)
-    torch.testing.assert_close(loaded.encode_text(*captions()), pretrained.encode_text(*captions()))
-    for name, tensor in chat.encoder.state_dict().items():
-        assert torch.equal(loaded.encoder.state_dict()[name], tensor)
-
-
-def test_load_pretraining_shares_what_a_chat_model_has(tmp_path: Path) -> None:
-    chat_model().save_pretrained(tmp_path)
-    save_text_branch(pretraining_model(), letters(), tmp_path)
     chat = MicoChatForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in chat.state_dict().items()}
     shared, _ = load_pretraining(tmp_path, chat)
@@ -88,8 +60,11 @@ def test_load_pretraining_shares_what_a_chat_model_has(tmp_path: Path) -> None:
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name])
     alone, _ = load_pretraining(tmp_path)
-    assert alone.encoder is not chat.encoder
-    assert torch.equal(shared.encode_text(*captions()), alone.encode_text(*captions()))
+    for name, tensor in whole.encoder.state_dict().items():
+        assert torch.equal(alone.encoder.state_dict()[name], tensor)
+    text = pretrained.train(False).encode_text(*captions())
+    for loaded in (shared, alone):
+        torch.testing.assert_close(loaded.encode_text(*captions()), text)
 
 
 def test_the_text_branch_of_another_model_says_so(tmp_path: Path) -> None:

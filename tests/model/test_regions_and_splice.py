@@ -101,13 +101,6 @@ def test_context_tokens_come_in_reading_order() -> None:
     assert torch.equal(splice(TABLE, plain, []), TABLE(plain))
 
 
-def test_a_gradient_reaches_the_context_tokens() -> None:
-    context = ONE.clone().requires_grad_()
-    splice(TABLE, torch.tensor([3, 9]), [context], 9).sum().backward()
-    assert context.grad is not None
-    assert context.grad.tolist() == [[1, 1]]
-
-
 def test_a_prompts_segments_are_its_ids_and_blocks() -> None:
     one, two = ContextBlock(ONE, b"1"), ContextBlock(TWO, b"2")
     assert segments([9, 9, 9, 4, 5], [one, two], 9) == (one, two, (4, 5))

@@ -25,7 +25,6 @@ from transformers import (
 
 from mico_chat.checkpoints.assemble import (
     build,
-    concept_names,
     encoder_config_of,
     keep_text_branch,
     llm_config,
@@ -38,8 +37,7 @@ from mico_chat.checkpoints.assemble import (
 )
 from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE, base_llm_path
 from mico_chat.checkpoints.load import text_tokenizer
-from mico_chat.checkpoints.merge import save_with_llm
-from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, save_with_llm
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoTextConfig
@@ -78,10 +76,6 @@ class Chat:
     model: MicoChatForConditionalGeneration
     processor: MicoChatProcessor
     encoder: Path | None = None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return Preprocessing(**self.processor.preprocessing)
 
     def is_saved(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether :meth:`save` needs a parameter: all but a base LLM's own."""
@@ -232,7 +226,7 @@ def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
 
 def concept_labels(config: MicoConfig | MicoChatConfig) -> dict[Kind, dict[str, int]]:
     """Per kind, the class of each concept name; sound names come after the visual ones."""
-    visual, sound = concept_names(config)
+    visual, sound = config.concept_names
     seen = {name: number for number, name in reversed(list(enumerate(visual)))}
     heard = {name: len(visual) + number for number, name in reversed(list(enumerate(sound)))}
     return {kind: heard if kind == "audio" else seen for kind in KINDS}

@@ -12,7 +12,6 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from mico_chat.checkpoints.assemble import concept_names
 from mico_chat.errors import ConfigError
 from mico_training.build_model import (
     Pretraining,
@@ -157,9 +156,10 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     freeze(chat.model, recipe.train.freeze)
     hold_encoder(chat.model, recipe.model)
     prepare_llm(chat.model, recipe.model)
-    loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
+    preprocessing = chat.processor.preprocessing
+    loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
     if simulate > 0:
-        examples = SimulatedNames(examples, mixture, concept_names(chat.model.config)[0], simulate)
+        examples = SimulatedNames(examples, mixture, chat.model.config.concept_names[0], simulate)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
     MediaNoise(chat.model, recipe.train.drop, model)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.checkpoints.pretrained import MEDIA, MicoChatForConditionalGeneration
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import layout_of
 from mico_chat.model.encoder import cell_centres
@@ -52,17 +52,16 @@ class WordAlignment(nn.Module):
         attention_mask: Tensor,
         labels: Tensor,
         media_row: Tensor,
-        region_medium: Tensor | None = None,
-        region_box: Tensor | None = None,
-        region_words: Tensor | None = None,
-        region_names: Tensor | None = None,
-        **media: Tensor,
+        **inputs: Tensor,
     ) -> WordOutput:
         """The loss of the words in ``labels`` (B, S) and of the words of regions.
 
-        A row without media has no loss. The ``region_`` inputs are :class:`RegionBatch`'s.
+        ``inputs`` are the media, and the regions as :class:`RegionBatch` names them. A row without
+        media has no loss.
         """
         del input_ids, attention_mask
+        media = {name: tensor for name, tensor in inputs.items() if name in MEDIA}
+        given = {name: tensor for name, tensor in inputs.items() if name not in MEDIA}
         context = self.chat.context_tokens(**media)
         row = torch.repeat_interleave(
             media_row, torch.tensor([len(c) for c in context]).to(media_row)
@@ -70,7 +69,7 @@ class WordAlignment(nn.Module):
         table = cast(nn.Embedding, self.chat.get_input_embeddings()).weight
         scale = self.log_scale.exp()
         loss = word_loss(torch.cat(context), row, labels, table, scale)
-        regions = RegionBatch.given(region_medium, region_box, region_words, region_names)
+        regions = RegionBatch.given(given)
         if regions is None:
             return WordOutput(loss=loss, word_loss=loss)
         bound = self._region_loss(regions, context, media["media_kind"], table, scale)
