@@ -67,8 +67,8 @@ def test_the_matching_head_has_the_last_word_among_the_top(tmp_path: Path) -> No
 def test_what_is_beyond_the_top_stays_below(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mico_chat.evaluation.metrics.recall.RERANKED", 2)
-    monkeypatch.setattr("mico_chat.evaluation.metrics.recall.QUERIES_AT_ONCE", 2)
+    monkeypatch.setattr("mico_chat.evaluation.retrieval.RERANKED", 2)
+    monkeypatch.setattr("mico_chat.evaluation.retrieval.QUERIES_AT_ONCE", 2)
     media = {str(n): (np.cos(n / 10), np.sin(n / 10)) for n in range(6)}
     # All texts are nearest to medium 0. Only media 0 and 1 are ranked again, by their logits.
     texts = [([str(n)], (1.0, 0.0)) for n in (2, 4, 1, 0, 3, 5)]

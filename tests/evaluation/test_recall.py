@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.metrics.recall import ranks, recall_at_k
+from mico_chat.evaluation.retrieval import ranks, recall_at_k
 
 
 def test_equals_sorting_on_a_thousand_queries() -> None:
