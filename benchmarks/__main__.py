@@ -3,9 +3,9 @@
     python -m benchmarks --output benchmarks/results
 
 Sections: decoding against llama.cpp's own loop, serving under load, a second question about the
-same picture, a long prompt beside running answers, growth of costs, requests that go away, and the
-cost of the service over HTTP. ``--only`` runs some of them, ``--repeats`` says how often each is
-measured (medians are shown).
+same picture, a long prompt beside running answers, growth of costs, and the cost of the service
+over HTTP. ``--only`` runs some of them. ``--repeats`` says how often each section measures; medians
+are shown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.raw_llama import matmul_flops, memory_bandwidth
+from benchmarks.raw_llama import memory_bandwidth
 from benchmarks.sections import AT_ONCE, SECTIONS, Bench, Measured
 from benchmarks.systems import InVllm, Ours, PlainTransformers, machine
 from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
@@ -43,6 +43,7 @@ from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.media import MediaDecoder
+from mico_training.estimate import measured_throughput
 
 
 def main() -> None:
@@ -108,14 +109,16 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
         threads,
         options.repeats,
         Path(stack.enter_context(tempfile.TemporaryDirectory())),
-        stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))),
+        stack.enter_context(
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+        ),
     )
 
 
 def _limits(bench: Bench) -> Measured:
     """How fast the machine is at best."""
     bandwidth = memory_bandwidth(bench.threads)
-    single, half = matmul_flops(torch.float32), matmul_flops(torch.bfloat16)
+    single, half = measured_throughput(half=False), measured_throughput(half=True)
     size, n = bench.file.stat().st_size, bench.repeats
     text = (
         f"# Engines, {datetime.date.today()}\n\n"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.http_client import address_of
 from benchmarks.overhead import Asked, OverHttp, noisy_picture
-from benchmarks.systems import machine, service, table
+from benchmarks.systems import machine, publish, service, table
 from mico_chat.engine.cpu import usable_cores
 
 N_TOKENS = 64
@@ -67,9 +67,7 @@ def main() -> None:
             for name, (count, nice) in NEIGHBOURS.items()
         }
     text = _report(found, options.repeats)
-    print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "busy.md").write_text(text, encoding="utf-8")
+    publish(text, "busy.md", options.output)
 
 
 @contextmanager
@@ -113,7 +111,7 @@ def _ask(
     message = f"{rng.getrandbits(32):x}: write the alphabet ten times."
     shown = noisy_picture(rng.getrandbits(31)) if picture else None
     start = time.perf_counter()
-    tokens = asyncio.run(client.tokens(Asked(message, shown, n_tokens)))
+    _, tokens = asyncio.run(client.ask(Asked(message, shown, n_tokens)))
     return tokens, time.perf_counter() - start
 
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import machine, table
+from benchmarks.systems import machine, publish, table
 
 IMAGE = Path(__file__).parents[1] / "ui/mico_ui/examples/sheep.jpg"
 QUESTION = "What is in the picture?"
@@ -52,9 +52,7 @@ def main() -> None:
     measured(command)
     runs = [measured(command) for _ in range(options.repeats)]
     text = report(runs, imports(), options.image.name)
-    print(text, end="")
-    if options.output is not None:
-        (options.output / "cold.md").write_text(text, encoding="utf-8")
+    publish(text, "cold.md", options.output)
 
 
 def measured(command: list[str]) -> dict[str, float]:

@@ -48,29 +48,24 @@ class Asked:
 
 class InProcess:
     name = BASE
+    stream = True
 
     def __init__(self, assistant: Assistant) -> None:
         self._assistant = assistant
 
-    async def first(self, asked: Asked) -> float:
-        """Seconds to the first text of the answer."""
-        start, found = time.perf_counter(), 0.0
-        async with aclosing(self._stream(asked)) as items:
-            async for item in items:
-                if not found and isinstance(item, Delta) and item.text:
-                    found = time.perf_counter() - start
-        return found
-
-    async def tokens(self, asked: Asked) -> int:
-        """Read the whole answer; how many tokens it has."""
-        async with aclosing(self._stream(asked)) as items:
-            used = [item.usage async for item in items if isinstance(item, Delta) and item.usage]
-        return int(used[-1].completion_tokens)
-
-    def _stream(self, asked: Asked) -> Any:
+    async def ask(self, asked: Asked) -> tuple[float, int]:
+        """Seconds to the first text of an answer, and its tokens; the answer is read to its end."""
         shown = () if asked.picture is None else (MediaFile("image", asked.picture),)
+        messages = [Message.user(*shown, asked.text)]
+        start, first, tokens = time.perf_counter(), 0.0, 0
         options = GenerationOptions(max_tokens=asked.n_tokens)
-        return self._assistant.stream([Message.user(*shown, asked.text)], options)
+        async with aclosing(self._assistant.stream(messages, options)) as items:
+            async for item in items:
+                if isinstance(item, Delta) and item.text and not first:
+                    first = time.perf_counter() - start
+                if isinstance(item, Delta) and item.usage is not None:
+                    tokens = item.usage.completion_tokens
+        return first, tokens
 
 
 @dataclass(frozen=True)
@@ -88,27 +83,26 @@ class OverHttp:
         path = "/v1/chat" if self.chat else "/v1/chat/completions"
         return f"{path}, {'SSE' if self.stream else 'JSON'}{', stored' if self.store else ''}"
 
-    async def first(self, asked: Asked) -> float:
+    async def ask(self, asked: Asked) -> tuple[float, int]:
+        """Seconds to the first text of an answer, and its tokens; the answer is read to its end."""
         sent = self._request(asked)
         with closing(await Connection.open(self.address)) as connection:
-            start = time.perf_counter()
-            found = 0.0
-            await connection.send(sent)
-            async for name, data in connection.events(await connection.head()):
-                # In OpenAI's format the first event has a role and no text.
-                says = b'"content":' in data and b'"content":""' not in data
-                if not found and (name == "delta" or says):
-                    found = time.perf_counter() - start
-            return found
-
-    async def tokens(self, asked: Asked) -> int:
-        sent = self._request(asked)
-        with closing(await Connection.open(self.address)) as connection:
+            start, first = time.perf_counter(), 0.0
             await connection.send(sent)
             head = await connection.head()
-            body = await (connection.rest() if self.stream else connection.body(head))
+            if self.stream:
+                async with aclosing(connection.pieces(head)) as pieces:
+                    async for piece in pieces:
+                        # In OpenAI's format the first event has a role and no text.
+                        says = b'"content":' in piece and b'"content":""' not in piece
+                        if b"event: delta" in piece or says:
+                            first = time.perf_counter() - start
+                            break
+                body = piece + await connection.rest()
+            else:
+                body = await connection.body(head)
         _, _, counted = body.rpartition(b'"completion_tokens":')
-        return int(counted.partition(b",")[0])
+        return first, int(counted.partition(b",")[0])
 
     def _request(self, asked: Asked) -> bytes:
         # A user of its own finds nothing computed that another way has asked.
@@ -139,8 +133,9 @@ def measure(assistant: Assistant, url: str, repeats: int) -> tuple[dict[str, Any
             ways.append(OverHttp(address_of(url), assistant.name, chat, stream, store))
     # A first token is soon there, and its time scatters: many for one round of the rest.
     n = 10 * repeats
-    texts = asyncio.run(first_tokens(ways, n, pictures=False))
-    pictures = asyncio.run(first_tokens(ways, n, pictures=True))
+    streaming = [way for way in ways if way.stream]
+    texts = asyncio.run(first_tokens(streaming, n, pictures=False))
+    pictures = asyncio.run(first_tokens(streaming, n, pictures=True))
     speeds = asyncio.run(rates(ways, repeats))
 
     def more(seconds: dict[str, list[float]], name: str) -> str:
@@ -170,17 +165,16 @@ async def first_tokens(
     ways: Sequence[Way], repeats: int, *, pictures: bool
 ) -> dict[str, list[float]]:
     """Seconds to the first text, one request at a time, each way in turn."""
-    streaming = [way for way in ways if "JSON" not in way.name]
     rng = random.Random(pictures)
     seconds: dict[str, list[float]] = defaultdict(list)
     for repeat in range(repeats + 2):  # the first ones warm up
-        for way in rng.sample(streaming, len(streaming)):
+        for way in rng.sample(list(ways), len(ways)):
             picture = noisy_picture(rng.randrange(2**31)) if pictures else None
-            value = await way.first(Asked(_question(rng), picture, n_tokens=4))
+            value, _ = await way.ask(Asked(_question(rng), picture, n_tokens=4))
             if repeat > 1:
                 seconds[way.name].append(value)
             await asyncio.sleep(0.02)  # so that work after an answer does not delay the next one
-    return {way.name: seconds[way.name] for way in streaming}
+    return {way.name: seconds[way.name] for way in ways}
 
 
 async def rates(ways: Sequence[Way], repeats: int) -> dict[str, list[float]]:
@@ -191,9 +185,10 @@ async def rates(ways: Sequence[Way], repeats: int) -> dict[str, list[float]]:
         questions = [_question(rng) for _ in range(AT_ONCE)]
         for way in rng.sample(list(ways), len(ways)):
             start = time.perf_counter()
-            counts = await asyncio.gather(*(way.tokens(Asked(text)) for text in questions))
+            answers = await asyncio.gather(*(way.ask(Asked(text)) for text in questions))
             if repeat:
-                rate[way.name].append(sum(counts) / (time.perf_counter() - start))
+                tokens = sum(n for _, n in answers)
+                rate[way.name].append(tokens / (time.perf_counter() - start))
             await asyncio.sleep(0.05)
     return {way.name: rate[way.name] for way in ways}
 

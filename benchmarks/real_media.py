@@ -11,13 +11,12 @@ names that the item accepts. The scores are those of the page's tab Compare.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from benchmarks.systems import table
+from mico_chat.evaluation.task import Item, read_items
 from mico_training.world.items import everyday_items
 from mico_ui import routes
 from mico_ui.client import DEFAULT_API, Client
@@ -28,45 +27,31 @@ AT_ONCE = 8
 """Media of a request."""
 
 
-@dataclass(frozen=True)
-class Named:
-    kind: Any
-    path: Path
-    names: tuple[str, ...]
+def names_of(items: Sequence[Item]) -> list[str]:
+    """The first name that each item accepts, each name once."""
+    return list(dict.fromkeys(item.answers[0] for item in items))
 
 
-def read_items(folder: Path) -> dict[str, list[Named]]:
-    """The everyday items by skill; they are written to ``folder`` first where it lacks them."""
-    if not (folder / "items.jsonl").exists():
-        everyday_items(folder)
-    found: dict[str, list[Named]] = {}
-    for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        (medium,) = row["media"]
-        named = Named(medium["kind"], folder / medium["path"], tuple(row["accept"]))
-        found.setdefault(row["skill"], []).append(named)
-    return found
-
-
-def n_right(client: Client, model: str, items: Sequence[Named]) -> dict[str, int]:
-    """Of how many media the best name is a right one, by score."""
-    names = list(dict.fromkeys(item.names[0] for item in items))
+def n_right(client: Client, model: str, items: Sequence[Item]) -> dict[str, int]:
+    """The number of media whose best name is a right one, by score."""
+    names = names_of(items)
     documents = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
     right = dict.fromkeys(SCORES, 0)
     for start in range(0, len(items), AT_ONCE):
         some = items[start : start + AT_ONCE]
-        stored = [client.send(routes.upload(Upload(item.kind, item.path))) for item in some]
-        queries = [
-            {"type": f"{one.kind}_url", f"{one.kind}_url": {"url": f"media:{one.id}"}}
-            for one in stored
-        ]
+        queries = []
+        for item in some:
+            (file,) = item.media
+            stored = client.send(routes.upload(Upload(file.kind, Path(file.name))))
+            kind = f"{stored.kind}_url"
+            queries.append({"type": kind, kind: {"url": f"media:{stored.id}"}})
         body = {"model": model, "queries": queries, "documents": documents}
         pairs = client.send(Call("POST", "/v1/score", lambda r: r.json()["data"], body=body))
         for number, item in enumerate(some):
             own = [pair for pair in pairs if pair["query"] == number]
             for score in SCORES:
                 best = max(own, key=lambda pair: pair[score])
-                right[score] += names[best["document"]] in item.names
+                right[score] += names[best["document"]] in item.answers
     return right
 
 
@@ -76,13 +61,16 @@ def main() -> None:
     parser.add_argument("--items", type=Path, default=Path("data/everyday"), help="their folder")
     options = parser.parse_args()
     rows = []
+    file = options.items / "items.jsonl"
+    if not file.exists():
+        everyday_items(options.items)
     with Client(options.api) as client:
         model = client.send(routes.models())[0].id
-        for skill, items in read_items(options.items).items():
+        for skill, alike in groupby(read_items(file), lambda item: item.skill):
+            items = list(alike)
             right = n_right(client, model, items)
             shares = [f"{right[score] / len(items):.0%}" for score in SCORES]
-            n_names = len({item.names[0] for item in items})
-            rows.append([skill, str(len(items)), str(n_names), *shares])
+            rows.append([skill, str(len(items)), str(len(names_of(items))), *shares])
     print(table(["media", "n", "names", *SCORES], rows))
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, aclosing, closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,31 +19,32 @@ import torch
 from benchmarks import overhead
 from benchmarks.raw_llama import run_raw
 from benchmarks.systems import (
-    InVllm,
     LlamaCppServer,
     Ours,
     PlainTransformers,
     Question,
+    Stamps,
     System,
     clip,
     draw,
     service,
     table,
-    timed,
 )
 from mico_chat.assistant import decode_media
-from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import Video
+from mico_chat.media.kinds import Kind
 
 PORT = 8077
-ABOUT = {
-    "text": "Tell me a long story about a fox, a river and an old bridge. Number {n}.",
+ABOUT: dict[Kind | None, str] = {
+    None: "Tell me a long story about a fox, a river and an old bridge. Number {n}.",
     "image": "What is in this picture?",
     "video": "What moves, and which way?",
     "audio": "What do you hear?",
 }
+"""The questions about each kind of medium, and those without one."""
+
 AT_ONCE = (1, 2, 4, 8, 16)
 
 Measured = tuple[Any, str]
@@ -59,7 +58,7 @@ class Bench:
     llamacpp: Ours
     transformers: Ours
     plain: PlainTransformers
-    vllm: InVllm | None
+    vllm: System | None
     model: str
     quantization: str
     file: Path
@@ -69,9 +68,8 @@ class Bench:
     own_process: Executor
 
     @property
-    def engines(self) -> list[Ours | InVllm]:
-        own: list[Ours | InVllm] = [self.llamacpp, self.transformers]
-        return own if self.vllm is None else [*own, self.vllm]
+    def engines(self) -> list[System]:
+        return [self.llamacpp, self.transformers, *([self.vllm] if self.vllm else [])]
 
     def raw(self, prompts: list[list[int]], n: int, *, unified: bool) -> tuple[float, float]:
         """Seconds of llama.cpp's own loop on the same file and threads; see :func:`run_raw`.
@@ -134,19 +132,10 @@ def _raw(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> floa
     return best
 
 
-def _stamps(system: Ours | InVllm, prompts: list[list[int]], n: int) -> list[list[float]]:
-    """When each token of each of the prompts' answers came, in seconds."""
+def _stamps(system: System, prompts: list[list[int]], n: int) -> list[Stamps]:
     if isinstance(system, Ours) and isinstance(system.engine, BatchingEngine):
         system.engine.forget()  # tokens kept from before take time in llama.cpp's attention
-
-    async def one(ids: list[int]) -> list[float]:
-        return [time.perf_counter() - start async for _ in system.tokens(ids, n)]
-
-    async def all_of_them() -> list[list[float]]:
-        return await asyncio.gather(*(one(ids) for ids in prompts))
-
-    start = time.perf_counter()
-    return asyncio.run(all_of_them())
+    return system.race([Question(ids=ids, n_tokens=n) for ids in prompts])
 
 
 def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> float:
@@ -170,7 +159,7 @@ def serving(bench: Bench) -> Measured:
     """First token and tokens/s of each system, input and number of requests at once."""
     with LlamaCppServer.started(bench.file, PORT, bench.threads) as server:
         systems: list[System] = [*bench.engines, bench.plain, server]
-        rows = asyncio.run(_serving(systems, bench.folder, bench.repeats))
+        rows = _serving(systems, bench.folder, bench.repeats)
     cells = [
         [r["input"], str(r["at_once"]), r["system"], f"{r['first']:.2f}", f"{r['rate']:.0f}"]
         for r in rows
@@ -183,58 +172,42 @@ def serving(bench: Bench) -> Measured:
     )
 
 
-async def _serving(systems: Sequence[System], folder: Path, repeats: int) -> list[dict[str, Any]]:
-    found: dict[tuple[str, int, str], list[tuple[float, float]]] = defaultdict(list)
+def _serving(systems: Sequence[System], folder: Path, repeats: int) -> list[dict[str, Any]]:
+    rows = []
     seed = 0
 
-    def question(kind: str, number: int) -> Question:
+    def questions(kind: Kind | None, first: int, n: int) -> list[Question]:
         nonlocal seed
-        seed += 1
-        media = () if kind == "text" else (draw(kind, folder, seed),)
-        return Question(ABOUT[kind].format(n=number), media)
+        seed += n
+        media = [[] if kind is None else [draw(kind, folder, seed + i)] for i in range(n)]
+        return [Question(ABOUT[kind].format(n=first + i), media[i]) for i in range(n)]
 
-    def kinds(system: System) -> list[str]:
-        return list(ABOUT) if system.takes_media else ["text"]
-
-    for system in systems:  # warm-up
-        for kind in kinds(system):
-            await timed(system, question(kind, 0))
     for kind in ABOUT:
+        racing = [system for system in systems if kind is None or system.takes_media]
+        for system in racing:  # warm-up
+            system.race(questions(kind, 0, 1))
         for n in AT_ONCE:
+            found = defaultdict(list)
             for repeat in range(repeats):
-                for system in [system for system in systems if kind in kinds(system)]:
-                    questions = [question(kind, 100 * repeat + i) for i in range(n)]
-                    start = time.perf_counter()
-                    answers = await asyncio.gather(*(timed(system, one) for one in questions))
-                    seconds = time.perf_counter() - start
-                    first = statistics.median(tokens[0] for tokens in answers)
-                    rate = sum(map(len, answers)) / seconds
-                    found[kind, n, system.name].append((first, rate))
-    return [
-        {
-            "input": kind,
-            "at_once": n,
-            "system": name,
-            "first": statistics.median(first for first, _ in values),
-            "rate": statistics.median(rate for _, rate in values),
-        }
-        for (kind, n, name), values in found.items()
-    ]
+                for system in racing:
+                    found[system.name].append(system.race(questions(kind, 100 * repeat, n)))
+            for name, races in found.items():
+                firsts = [statistics.median(stamps[0] for stamps in race) for race in races]
+                rates = [sum(map(len, race)) / max(map(max, race)) for race in races]
+                row: dict[str, Any] = {"input": kind or "text", "at_once": n, "system": name}
+                row |= {"first": statistics.median(firsts), "rate": statistics.median(rates)}
+                rows.append(row)
+    return rows
 
 
 def followup(bench: Bench) -> Measured:
     """Seconds to the first token of a question about a new picture, and of a second one."""
-
-    async def measure() -> tuple[list[float], list[float]]:
-        first: list[float] = []
-        second: list[float] = []
-        for repeat in range(max(5, bench.repeats) + 1):
-            media = (draw("image", bench.folder, 10_000 + repeat),)
-            for text, times in ((ABOUT["image"], first), ("Which colour is it?", second)):
-                times.append((await timed(bench.llamacpp, Question(text, media, 8)))[0])
-        return first, second
-
-    first, second = (statistics.median(times[1:]) for times in asyncio.run(measure()))
+    found: list[list[float]] = []
+    for repeat in range(max(5, bench.repeats) + 1):
+        media = [draw("image", bench.folder, 10_000 + repeat)]
+        asked = [Question(text, media, 8) for text in (ABOUT["image"], "Which colour is it?")]
+        found.append([bench.llamacpp.race([question])[0][0] for question in asked])
+    first, second = map(statistics.median, zip(*found[1:], strict=True))
     return {"first": first, "second": second}, (
         "## A second question about the same picture\n\n"
         f"First token after {first:.3f} s, of the second question after {second:.3f} s: "
@@ -244,8 +217,8 @@ def followup(bench: Bench) -> Measured:
 
 def stalls(bench: Bench) -> Measured:
     """The longest gap between tokens of 4 answers while a prompt of 1,500 tokens arrives."""
-    found = asyncio.run(_stalls(bench.llamacpp.engine, bench.repeats))
-    usual, longest, first, alone = (statistics.median(values) for values in found)
+    found = asyncio.run(_stalls(bench.llamacpp, bench.repeats))
+    usual, longest, first, alone = map(statistics.median, zip(*found, strict=True))
     figures = {"usual": usual, "longest": longest, "first": first, "alone": alone}
     return figures, (
         "## A prompt of 1,500 tokens beside 4 running answers\n\n"
@@ -255,127 +228,77 @@ def stalls(bench: Bench) -> Measured:
     )
 
 
-async def _stalls(engine: Any, repeats: int) -> tuple[list[float], ...]:
-    async def stamp(stream: int, stamps: list[float]) -> None:
-        start = Prompt((tuple(range(1000 + 50 * stream, 1050 + 50 * stream)),), "streams")
-        async for _ in engine.generate(start, GenerationOptions(max_tokens=2000)):
-            stamps.append(time.perf_counter())
+async def _stalls(system: System, repeats: int) -> list[tuple[float, ...]]:
+    """Seconds of each repeat: a usual gap, the longest one, the prompt's first token beside the
+    answers, and its first token alone.
+    """
+    prompt = Question(ids=range(2000, 3500), n_tokens=2)
 
-    usual, longest, first, alone = [], [], [], []
-    for repeat in range(repeats):
-        alone.append(await _first(engine, range(2000, 3500), f"alone {repeat}"))
-        stamps: list[list[float]] = [[] for _ in range(4)]
-        tasks = [asyncio.create_task(stamp(n, times)) for n, times in enumerate(stamps)]
-        while min(map(len, stamps)) < 80:
+    async def stamp(stream: int, stamps: Stamps) -> None:
+        ids = range(1000 + 50 * stream, 1050 + 50 * stream)
+        async with aclosing(system.answer(Question(ids=ids, n_tokens=2000))) as tokens:
+            async for _ in tokens:
+                stamps.append(time.perf_counter())
+
+    found: list[tuple[float, ...]] = []
+    for _ in range(repeats):
+        alone = (await system.stamps(prompt))[0]
+        running: list[Stamps] = [[] for _ in range(4)]
+        tasks = [asyncio.create_task(stamp(n, times)) for n, times in enumerate(running)]
+        while min(map(len, running)) < 80:
             await asyncio.sleep(0.01)
         arrived = time.perf_counter()
-        first.append(await _first(engine, range(2000, 3500), f"beside {repeat}"))
+        first = (await system.stamps(prompt))[0]
         done = time.perf_counter()
         for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
         gaps = [
-            (after, after - before) for times in stamps for before, after in pairwise(times[20:])
+            (after, after - before) for times in running for before, after in pairwise(times[20:])
         ]
-        usual.append(statistics.median(gap for at, gap in gaps if at < arrived))
-        longest.append(max(gap for at, gap in gaps if arrived <= at <= done))
-    return usual, longest, first, alone
-
-
-async def _first(engine: Any, ids: range, salt: str) -> float:
-    """Seconds to the first token after ids that no other prompt of the salt begins with."""
-    start = time.perf_counter()
-    first = 0.0
-    async for _ in engine.generate(Prompt((tuple(ids),), salt), GenerationOptions(max_tokens=2)):
-        first = first or time.perf_counter() - start
-    return first
+        usual = statistics.median(gap for at, gap in gaps if at < arrived)
+        longest = max(gap for at, gap in gaps if arrived <= at <= done)
+        found.append((usual, longest, first, alone))
+    return found
 
 
 def growth(bench: Bench) -> Measured:
-    found = asyncio.run(_growth(bench.llamacpp, bench.folder, bench.repeats))
-    rows = []
-    for name, curve in found.items():
-        slope, fixed = statistics.linear_regression(curve["x"], curve["seconds"])
-        r2 = statistics.correlation(curve["x"], curve["seconds"]) ** 2
-        rows.append([name, f"{1e3 * slope:.2f} ms", f"{1e3 * fixed:.0f} ms", f"{r2:.3f}"])
-    head = ["what", "a unit costs", "fixed", "R²"]
-    return found, f"## Growth of costs\n\n{table(head, rows)}"
+    """Seconds against prompt tokens, generated tokens and frames, and a line through them."""
+    system, decoder = bench.llamacpp, bench.llamacpp.decoder
 
+    def prefill(n: int) -> float:
+        return system.race([Question(ids=range(1000, 1000 + n), n_tokens=2)])[0][0]
 
-async def _growth(system: Ours, folder: Path, repeats: int) -> dict[str, dict[str, list[float]]]:
-    async def prefill(n: int) -> float:
-        return await _first(system.engine, range(1000, 1000 + n), str(time.time_ns()))
+    def decode(n: int) -> float:
+        return system.race([Question("Tell me a story.", n_tokens=n)])[0][-1]
 
-    async def decode(n: int) -> float:
-        return sum(await timed(system, Question("Tell me a story.", n_tokens=n)))
-
-    async def encode(n: int) -> float:
+    def encode(n: int) -> float:
         seed = time.time_ns() % 2**31  # a clip that was shown before costs nothing
-        path = clip(folder / f"growth-{seed}.mp4", seed)
-        question = Question("What moves?", (("video", path),))
-        (message,) = decode_media(question.messages, system.decoder)
+        path = clip(bench.folder / f"growth-{seed}.mp4", seed)
+        (message,) = decode_media(Question("What moves?", [("video", str(path))]).messages, decoder)
         video: Any = message.media[0]
         short = Video(video.frames[:n], video.times[:n])
         start = time.perf_counter()
-        await system.assistant.encoder.encode([short])
+        asyncio.run(system.assistant.encoder.encode([short]))
         return time.perf_counter() - start
 
-    sizes: dict[str, tuple[Callable[[int], Any], Sequence[int]]] = {
+    sizes: dict[str, tuple[Callable[[int], float], Sequence[int]]] = {
         "prompt token": (prefill, (64, 128, 256, 512, 1024, 1536)),
         "generated token": (decode, (16, 32, 64, 128, 256)),
         "video frame": (encode, (1, 2, 4, 6, 8)),
     }
-    found = {}
+    found, rows = {}, []
     for name, (measure, points) in sizes.items():
-        await measure(points[0])
-        seconds = [statistics.median([await measure(n) for _ in range(repeats)]) for n in points]
-        found[name] = {"x": [float(n) for n in points], "seconds": seconds}
-    return found
-
-
-def soak(bench: Bench) -> Measured:
-    """Requests of which most go away at a random point; what is held before and after."""
-    system, rng = bench.llamacpp, random.Random(0)
-    pictures = [draw("image", bench.folder, 20_000 + i) for i in range(8)]
-
-    async def one(number: int) -> bool:
-        media = (pictures[number % 8],) if number % 3 else ()
-        question = Question(f"Tell me about it, {number}.", media, rng.randint(1, 24))
-        task = asyncio.create_task(timed(system, question))
-        await asyncio.wait([task], timeout=rng.expovariate(2.0))
-        gone = task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        return gone
-
-    async def some(n: int) -> int:
-        batches = [await asyncio.gather(*map(one, range(i, i + 20))) for i in range(0, n, 20)]
-        return sum(map(sum, batches))
-
-    def held() -> tuple[dict[str, int], int]:
-        while (stats := system.engine.stats()).running or stats.waiting:
-            time.sleep(0.01)
-        cache = system.assistant.context_cache
-        counts = {
-            "running": stats.running,
-            "waiting": stats.waiting,
-            "cached media": cache.entries,
-            "cached bytes": cache.bytes,
-        }
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return counts, int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-    asyncio.run(some(100))  # warm-up: buffers grow to their size
-    before, rss_before = held()
-    cancelled = asyncio.run(some(500))
-    after, rss_after = held()
-    figures = {"requests": 500, "cancelled": cancelled, "before": before, "after": after}
-    return figures | {"rss_before": rss_before, "rss_after": rss_after}, (
-        f"## Requests that go away\n\n500 requests, {cancelled} of them given up at a random "
-        f"point. Before: {before}. After: {after}. Resident memory {rss_before / 1e6:.0f} MB "
-        f"before, {rss_after / 1e6:.0f} MB after ({100 * (rss_after / rss_before - 1):+.1f} %)."
-    )
+        measure(points[0])  # warm-up
+        x = [float(n) for n in points]
+        y = [statistics.median(measure(n) for _ in range(bench.repeats)) for n in points]
+        found[name] = {"x": x, "seconds": y}
+        slope, fixed = statistics.linear_regression(x, y)
+        r2 = statistics.correlation(x, y) ** 2
+        rows.append([name, f"{1e3 * slope:.2f} ms", f"{1e3 * fixed:.0f} ms", f"{r2:.3f}"])
+    head = ["what", "a unit costs", "fixed", "R²"]
+    return found, f"## Growth of costs\n\n{table(head, rows)}"
 
 
 def _overhead(bench: Bench) -> Measured:
@@ -392,7 +315,6 @@ SECTIONS: dict[str, Callable[[Bench], Measured]] = {
     "followup": followup,
     "stalls": stalls,
     "growth": growth,
-    "soak": soak,
     "serving": serving,
     "overhead": _overhead,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import platform
@@ -13,29 +12,36 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import httpx
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import wavfile
 
 from mico_chat.assistant import Assistant, decode_media
+from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.engine.cpu import processor, usable_cores
 from mico_chat.media import MediaDecoder, MediaFile
+from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
+from mico_ui.local_server import local_server
 
 END_S = 60.0
 """Seconds that vLLM's process may take to end before it is killed."""
+
+STAMPS = "stamps "
+"""The beginning of each line with which vLLM's process answers."""
 
 
 def machine(*packages: str) -> str:
@@ -49,28 +55,38 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def publish(text: str, name: str, folder: Path | None) -> None:
+    """Print a report, and write it into a folder if there is one."""
+    print(text, end="")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Question:
-    """Media (kind, file) and a text; exactly ``n_tokens`` are generated."""
+    """A text and media (kind, file), or token ids; ``n_tokens`` are generated, whatever they are.
 
-    text: str
-    media: tuple[tuple[str, Path], ...] = ()
+    A system that stands behind HTTP takes texts alone.
+    """
+
+    text: str = ""
+    media: Sequence[tuple[Kind, str]] = ()
     n_tokens: int = 32
+    ids: Sequence[int] = ()
 
     @property
     def messages(self) -> list[Message]:
-        parts = [MediaFile(kind, path) for kind, path in self.media]  # type: ignore[arg-type]
+        parts = [MediaFile(kind, Path(path)) for kind, path in self.media]
         return [Message.user(*parts, self.text)]
 
 
-def draw(kind: str, folder: Path, seed: int) -> tuple[str, Path]:
+def draw(kind: Kind, folder: Path, seed: int) -> tuple[Kind, str]:
     """A new medium for a question: media of two seeds have different bytes."""
     path = folder / f"{kind}-{seed}{SUFFIXES[kind]}"
     if kind == "video":
         clip(path, seed)
     elif kind == "audio":
-        from scipy.io import wavfile
-
         rng = np.random.default_rng(seed)
         at = np.arange(3 * 16_000) / 16_000
         wave = 0.4 * np.sin(2 * np.pi * rng.uniform(200, 2000) * at)
@@ -78,10 +94,10 @@ def draw(kind: str, folder: Path, seed: int) -> tuple[str, Path]:
         wavfile.write(path, 16_000, (wave * 32_767).astype(np.int16))
     else:
         Image.fromarray(_scene(seed, 0.0)).save(path, quality=90)
-    return kind, path
+    return kind, str(path.absolute())
 
 
-SUFFIXES = {"image": ".jpg", "video": ".mp4", "audio": ".wav"}
+SUFFIXES: dict[Kind, str] = {"image": ".jpg", "video": ".mp4", "audio": ".wav"}
 
 
 def clip(path: Path, seed: int, seconds: float = 4.0, rate: int = 10) -> Path:
@@ -109,65 +125,66 @@ def _scene(seed: int, shift: float) -> NDArray[np.uint8]:
     return pixels
 
 
-async def timed(system: System, question: Question) -> list[float]:
-    """Seconds to the first token, and from each token to the next."""
-    times = [time.perf_counter()]
-    async for _ in system.answer(question):
-        times.append(time.perf_counter())
-    return [after - before for before, after in pairwise(times)]
+Stamps = list[float]
+"""When each token of an answer came, in seconds since the question."""
 
 
-class System(Protocol):
-    """A system that answers questions; it yields once for each token."""
+class System:
+    """A system that answers questions."""
 
     name: str
-    takes_media: bool
-
-    def answer(self, question: Question) -> AsyncIterator[None]: ...
-
-
-class Ours:
-    """An assistant over one of this project's engines, which no end token stops."""
-
     takes_media = True
 
-    def __init__(self, engine: Engine, chat: Any, processor: Any, decoder: MediaDecoder) -> None:
-        from mico_chat.encode import MediaEncoder
+    def answer(self, question: Question) -> AsyncGenerator[None, None]:
+        """Yield once for each token."""
+        raise NotImplementedError
 
+    async def stamps(self, question: Question) -> Stamps:
+        start = time.perf_counter()
+        async with aclosing(self.answer(question)) as tokens:
+            return [time.perf_counter() - start async for _ in tokens]
+
+    def race(self, questions: Sequence[Question]) -> list[Stamps]:
+        """Ask all questions at once."""
+
+        async def all_of_them() -> list[Stamps]:
+            return await asyncio.gather(*map(self.stamps, questions))
+
+        return asyncio.run(all_of_them())
+
+
+class Ours(System):
+    """An assistant over one of this project's engines, which no end token stops."""
+
+    def __init__(self, engine: Engine, chat: Any, processor: Any, decoder: MediaDecoder) -> None:
         self.name, self.engine, self.decoder = engine.name, engine, decoder
         encoder = MediaEncoder(chat, processor, decoder)
         self.assistant = Assistant(engine, encoder, processor, name="mini")
 
-    async def tokens(self, ids: Sequence[int], n: int) -> AsyncGenerator[None, None]:
-        """Continue token ids, none of which are computed already, by ``n`` tokens."""
-        prompt = Prompt((tuple(ids),), str(time.time_ns()))
-        async with aclosing(self.engine.generate(prompt, GenerationOptions(max_tokens=n))) as items:
-            async for _ in items:
-                yield
-
     async def answer(self, question: Question) -> AsyncGenerator[None, None]:
         options = GenerationOptions(max_tokens=question.n_tokens)
-        async with aclosing(self.assistant.stream(question.messages, options)) as items:
+        if question.ids:  # a salt of its own: no part of the prompt is computed already
+            prompt = Prompt((tuple(question.ids),), str(time.time_ns()))
+            items: AsyncGenerator[Any, None] = self.engine.generate(prompt, options)
+        else:
+            items = self.assistant.stream(question.messages, options)
+        async with aclosing(items):
             async for item in items:
                 if isinstance(item, Delta):
                     yield
 
-    def close(self) -> None:
-        self.assistant.close()
 
-
-class PlainTransformers:
+class PlainTransformers(System):
     """Hugging Face's ``generate``, one request after the other, every medium encoded anew."""
 
     name = "transformers generate"
-    takes_media = True
 
     def __init__(self, chat: Any, processor: Any, decoder: MediaDecoder) -> None:
         self._chat, self._processor, self._decoder = chat, processor, decoder
         self.llm = chat.llm
         self._lock = threading.Lock()
 
-    async def answer(self, question: Question) -> AsyncIterator[None]:
+    async def answer(self, question: Question) -> AsyncGenerator[None, None]:
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[bool] = asyncio.Queue()
 
@@ -186,8 +203,6 @@ class PlainTransformers:
         await work
 
     def _generate(self, question: Question, streamer: Any) -> None:
-        import torch
-
         with self._lock, torch.inference_mode():
             inputs = self._processor([decode_media(question.messages, self._decoder)])
             if "pixel_values" in inputs:
@@ -198,20 +213,20 @@ class PlainTransformers:
             )
 
 
-class LlamaCppServer:
+class LlamaCppServer(System):
     """llama-cpp-python's own server on the same GGUF file, over HTTP; text alone."""
 
     name = "llama-cpp-python server"
     takes_media = False
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=600, trust_env=False)
+        self._url = url
 
     @classmethod
     @contextmanager
     def started(cls, file: Path, port: int, threads: int) -> Iterator[LlamaCppServer]:
         options = {"model": file, "n_ctx": 2048, "port": port, "n_threads": threads}
-        # Without the last of these a new request ends the one before it.
+        # Without interrupt_requests=false a new request ends the request before it.
         options |= {"flash_attn": "true", "interrupt_requests": "false"}
         command = [sys.executable, "-m", "llama_cpp.server"]
         command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
@@ -229,14 +244,17 @@ class LlamaCppServer:
             process.terminate()
             process.wait()
 
-    async def answer(self, question: Question) -> AsyncIterator[None]:
+    async def answer(self, question: Question) -> AsyncGenerator[None, None]:
         body = {
             "messages": [{"role": "user", "content": question.text}],
             "max_tokens": question.n_tokens,
             "temperature": 0,
             "stream": True,
         }
-        async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+        async with (
+            httpx.AsyncClient(base_url=self._url, timeout=600, trust_env=False) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
             response.raise_for_status()
             async for line in response.aiter_lines():
                 if '"content"' in line:
@@ -245,23 +263,21 @@ class LlamaCppServer:
 
 def service(stack: ExitStack, *flags: str) -> str:
     """The URL of a ``mico-chat serve`` in llama.cpp, with data of its own, until the stack ends."""
-    from mico_ui.local_server import local_server
-
     data = stack.enter_context(TemporaryDirectory())
     server = local_server(["--engine", "llamacpp", "--data-dir", data, *flags])
     address, _ = stack.enter_context(server)
     return address
 
 
-class InVllm:
+class InVllm(System):
     """vLLM in a process of another Python, where it is installed.
 
-    Between requests the process is stopped (SIGSTOP): vLLM's processes look for work all the time,
-    and would be measured beside the other systems.
+    The process takes a line of questions as JSON and writes a line with their stamps. Between races
+    it is stopped (SIGSTOP): vLLM's processes look for work all the time, which would slow the other
+    systems down.
     """
 
     name = "vllm"
-    takes_media = True
 
     def __init__(self, python: Path, model: str, arguments: str = "{}") -> None:
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
@@ -269,68 +285,42 @@ class InVllm:
             [str(python), "-m", __name__, "--model", model, "--arguments", arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # By itself vLLM leaves one core to its other processes; on two that is half of them.
+            # vLLM leaves one core to its other processes: half of a machine with two cores.
             env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": cores},
             text=True,
             start_new_session=True,
         )
-        if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("vLLM's process has no pipes")
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._numbers = itertools.count()
-        self._asking: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Queue[bool]]] = {}
-        if not any(line == "ready\n" for line in self._stdout):
-            raise RuntimeError(f"vLLM did not start; it ended with {self._process.wait()}")
-        threading.Thread(target=self._read, daemon=True).start()
+        self._next()  # a line without stamps, once the model is loaded
         self._signal(signal.SIGSTOP)
 
-    def answer(self, question: Question) -> AsyncIterator[None]:
-        media = [(kind, str(path.absolute())) for kind, path in question.media]
-        return self._ask({"text": question.text, "media": media, "n": question.n_tokens})
+    def race(self, questions: Sequence[Question]) -> list[Stamps]:
+        self._signal(signal.SIGCONT)
+        print(json.dumps([asdict(one) for one in questions]), file=self._process.stdin, flush=True)
+        found: list[Stamps] = self._next()
+        self._signal(signal.SIGSTOP)
+        return found
 
-    def tokens(self, ids: Sequence[int], n: int) -> AsyncIterator[None]:
-        return self._ask({"ids": list(ids), "n": n})
-
-    async def _ask(self, request: dict[str, Any]) -> AsyncGenerator[None, None]:
-        number = next(self._numbers)
-        steps: asyncio.Queue[bool] = asyncio.Queue()
-        if not self._asking:
-            self._signal(signal.SIGCONT)
-        self._asking[number] = (asyncio.get_running_loop(), steps)
-        try:
-            self._stdin.write(json.dumps({**request, "id": number}) + "\n")
-            self._stdin.flush()
-            while await steps.get():
-                yield
-        finally:
-            del self._asking[number]
-            if not self._asking:
-                self._signal(signal.SIGSTOP)
-
-    def _read(self) -> None:
-        for line in self._stdout:
-            if not line.startswith("{"):
-                continue
-            item = json.loads(line)
-            if (asking := self._asking.get(item["id"])) is not None:
-                loop, steps = asking
-                loop.call_soon_threadsafe(steps.put_nowait, item["more"])
+    def _next(self) -> Any:
+        """The stamps of the next line that has some: libraries print other lines."""
+        for line in self._process.stdout or ():
+            if line.startswith(STAMPS):
+                return json.loads(line.removeprefix(STAMPS))
+        raise RuntimeError(f"vLLM's process ended with status {self._process.wait()}")
 
     def _signal(self, number: int) -> None:
         os.killpg(self._process.pid, number)
 
     def close(self) -> None:
         self._signal(signal.SIGCONT)
-        self._stdin.close()
         try:
-            self._process.wait(END_S)
+            self._process.communicate(timeout=END_S)  # closes its standard input: it ends
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             self._process.wait()
 
 
 def main() -> None:
-    """vLLM's process: answers the JSON lines of its standard input with a line for each token."""
+    """vLLM's process: races the questions of each line of its standard input."""
     from mico_chat.checkpoints.load import load_encoder
     from mico_chat.checkpoints.merge import plain_llm
     from mico_chat.engine.vllm import VllmEngine
@@ -349,27 +339,12 @@ def main() -> None:
 
     with MediaDecoder(workers=2) as decoder:
         engine = VllmEngine(arguments, processor.tokenizer, (), table=no_table)
-        with closing(Ours(engine, encoder, processor, decoder)) as system:
-            print("ready", flush=True)
-            asyncio.run(_serve(system))
-
-
-async def _serve(system: Ours) -> None:
-    async def one(request: dict[str, Any]) -> None:
-        number, n = request["id"], request["n"]
-        if "ids" in request:
-            steps = system.tokens(request["ids"], n)
-        else:
-            media = tuple((kind, Path(path)) for kind, path in request["media"])
-            steps = system.answer(Question(request["text"], media, n))
-        async with aclosing(steps):
-            async for _ in steps:
-                print(json.dumps({"id": number, "more": True}), flush=True)
-        print(json.dumps({"id": number, "more": False}), flush=True)
-
-    async with asyncio.TaskGroup() as group:
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            group.create_task(one(json.loads(line)))
+        system = Ours(engine, encoder, processor, decoder)
+        with closing(system.assistant):
+            print(f"{STAMPS}[]", flush=True)
+            for line in sys.stdin:
+                questions = [Question(**one) for one in json.loads(line)]
+                print(f"{STAMPS}{json.dumps(system.race(questions))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Is the estimate of a training step's memory right? Replicas of the 7B path, measured.
 
 ``python -m benchmarks.training_memory --output benchmarks/results`` trains replicas with random
-weights for a few steps of stage 3, each in a process of its own, and writes how much its resident
-memory grew at most beside what :mod:`mico_training.estimate` said from configurations alone.
+weights for a few steps of stage 3, each in a process of its own. It writes how much the resident
+memory of each process grew at most, beside the estimate of :mod:`mico_training.estimate`, which
+knows the configurations alone.
 
-The growth is counted from a process that has trained a tiny model already (so that libraries are
-loaded and kernels compiled), up to the highest mark while the steps ran; reading the weights,
-which takes more for a moment, is left out. glibc is told to give freed blocks back.
+The process has trained a tiny model before, so that libraries are loaded and kernels compiled. The
+growth counts from there to the highest mark while the steps ran; reading the weights, which takes
+more for a moment, is left out. glibc is told to give freed blocks back.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import argparse
 import ctypes
 import gc
 import json
-import math
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,10 +29,27 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 
-from benchmarks.systems import machine, table
+from benchmarks.systems import machine, publish, table
+from mico_training.build_model import add_lora, build_chat, hold_encoder
+from mico_training.estimate import estimate
+from mico_training.recipe import Stage3Run
+from mico_training.trainer import MicoTrainer, train_only, training_arguments
 
+MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 TOKENS = 256
 """Vocabulary of the replicas' tokenizer; their language models' is larger."""
 
@@ -64,10 +81,8 @@ REPLICAS = (
 TINY = Replica("tiny", "eva02_tiny_patch14_224", 64, 2, 512, 2, 64, "nf4", again=True)
 
 
-def recipe(replica: Replica, folder: Path) -> Any:
+def recipe(replica: Replica, folder: Path) -> Stage3Run:
     """Stage 3's recipe for a replica whose language model lies in ``folder/llm``."""
-    from mico_training.recipe import Stage3Run
-
     content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     content["output"] = str(folder / "out")
     model, train = content["model"], content["train"]
@@ -83,10 +98,6 @@ def recipe(replica: Replica, folder: Path) -> Any:
 
 
 def write_llm(replica: Replica, folder: Path) -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
     names = ["<pad>", "<s>", "</s>", *(f"t{n}" for n in range(TOKENS - 3))]
     words = WordLevel({name: number for number, name in enumerate(names)}, unk_token="<pad>")
     PreTrainedTokenizerFast(
@@ -108,38 +119,28 @@ def write_llm(replica: Replica, folder: Path) -> None:
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "llm")
 
 
-class Batches(torch.utils.data.IterableDataset[dict[str, Tensor]]):
+def batches(replica: Replica, config: Any) -> Iterator[dict[str, Tensor]]:
     """Batches of the expected sizes: a clip of 8 frames and text in every sample."""
-
-    def __init__(self, replica: Replica, config: Any) -> None:
-        self.replica, self.config = replica, config
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        b, s = self.replica.batch, self.replica.length
-        while True:
-            ids = torch.randint(3, TOKENS, (b, s))
-            n = self.config.context_length("video", 8)
-            ids[:, 2 : 2 + n] = self.config.context_token_id
-            labels = ids.clone()
-            labels[:, : s // 2] = -100
-            yield {
-                "input_ids": ids,
-                "labels": labels,
-                "attention_mask": torch.ones_like(ids),
-                "pixel_values": torch.randn(8 * b, 3, 224, 224),
-                "media_kind": torch.full((b,), 2),
-                "media_units": torch.full((b,), 8),
-                "media_row": torch.arange(b),
-            }
+    b, s = replica.batch, replica.length
+    while True:
+        ids = torch.randint(3, TOKENS, (b, s))
+        n = config.context_length("video", 8)
+        ids[:, 2 : 2 + n] = config.context_token_id
+        labels = ids.clone()
+        labels[:, : s // 2] = -100
+        yield {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": torch.randn(8 * b, 3, 224, 224),
+            "media_kind": torch.full((b,), 2),
+            "media_units": torch.full((b,), 8),
+            "media_row": torch.arange(b),
+        }
 
 
 def train(replica: Replica, folder: Path) -> dict[str, Any]:
     """Some steps of stage 3; the highest resident memory while they ran, and seconds a step."""
-    from transformers import TrainerCallback
-
-    from mico_training.build_model import add_lora, build_chat, hold_encoder
-    from mico_training.trainer import MicoTrainer, train_only, training_arguments
-
     run = recipe(replica, folder)
     arguments = training_arguments(run)
     chat = build_chat(run.model)
@@ -147,36 +148,26 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     if run.stage3.lora is not None:
         add_lora(chat.model, run.stage3.lora)
     hold_encoder(chat.model, run.model)
-    n = sum(numbers_in(parameter) for parameter in nn.Module.parameters(chat.model))
     times: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             times.append(time.perf_counter())
 
-    batches = Batches(replica, chat.model.config)
     trainer = MicoTrainer(
         model=chat.model,
         args=arguments,
         train=run.train,
-        train_dataset=batches,
-        data_collator=lambda items: items[0],
+        train_dataset=torch.utils.data.Dataset(),
+        data_collator=dict,
         callbacks=[Clock()],
     )
-    # The batches come whole.
-    trainer.get_train_dataloader = lambda: torch.utils.data.DataLoader(  # type: ignore[method-assign]
-        batches, batch_size=None
-    )
+    made: Any = batches(replica, chat.model.config)
+    trainer.get_train_dataloader = lambda: made  # type: ignore[method-assign]
     give_back_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
     trainer.train()
-    return {"highest": memory("VmHWM"), "parameters": n, "seconds": times[-1] - times[-2]}
-
-
-def numbers_in(parameter: Tensor) -> int:
-    """Numbers in a parameter; of a quantized one, those it was made of."""
-    state: Any = parameter.__dict__.get("quant_state")
-    return parameter.numel() if state is None else int(math.prod(state.shape))
+    return {"highest": memory("VmHWM"), "seconds": times[-1] - times[-2]}
 
 
 def memory(field: str) -> int:
@@ -189,36 +180,27 @@ def give_back_memory() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def child(index: int, folder: Path) -> None:
-    """Measure one replica in this process and print its figures as JSON."""
+def measured(replica: Replica, folder: Path) -> dict[str, Any]:
+    """Train a replica in this process, after the tiny one."""
     write_llm(TINY, folder / "tiny")
     train(TINY, folder / "tiny")
     give_back_memory()
     before = memory("VmRSS")
-    found = train(REPLICAS[index], folder / "replica")
-    print(json.dumps(found | {"growth": found["highest"] - before}))
+    found = train(replica, folder / "replica")
+    return found | {"growth": found["highest"] - before}
 
 
-def measure(index: int) -> dict[str, Any]:
+def measure(replica: Replica) -> dict[str, Any]:
     """A replica's growth in a process of its own, and its estimate."""
-    from mico_training.estimate import estimate
-
-    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    with tempfile.TemporaryDirectory() as temporary:
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(1, spawn) as own_process:
         folder = Path(temporary)
-        write_llm(REPLICAS[index], folder / "replica")
-        command = [sys.executable, "-m", "benchmarks.training_memory", "--child", str(index)]
-        done = subprocess.run(
-            [*command, "--folder", temporary],
-            env=os.environ | {"MALLOC_ARENA_MAX": "1"} | malloc,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        estimated = estimate(recipe(REPLICAS[index], folder / "replica"))
+        write_llm(replica, folder / "replica")
+        found = own_process.submit(measured, replica, folder).result()
+        estimated = estimate(recipe(replica, folder / "replica"))
     lines = {name: size for name, (size, _) in estimated.memory.items()}
-    return found | {"estimate": estimated.peak, "lines": lines, "said_seconds": estimated.seconds}
+    found |= {"estimate": estimated.peak, "lines": lines, "said_seconds": estimated.seconds}
+    return found | {"parameters": sum(n for n, _, _ in estimated.step.weights.values())}
 
 
 def report(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
@@ -245,21 +227,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare estimated and measured training memory.")
     parser.add_argument("--output", type=Path, help="folder for training-memory.md")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of replicas, from 0")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child is not None:
-        child(given.child, given.folder)
-        return
+    os.environ.update(MALLOC)  # of the processes that are started
     rows = []
-    for index in given.only if given.only is not None else range(len(REPLICAS)):
-        row = measure(index)
-        rows.append((REPLICAS[index], row))
-        print(json.dumps({"replica": asdict(REPLICAS[index])} | row), flush=True)
-    text = report(rows)
-    print(text)
-    if given.output is not None:
-        (given.output / "training-memory.md").write_text(text, encoding="utf-8")
+    for replica in [REPLICAS[n] for n in given.only] if given.only else REPLICAS:
+        rows.append((replica, measure(replica)))
+        print(json.dumps({"replica": asdict(replica)} | rows[-1][1]), flush=True)
+    publish(report(rows), "training-memory.md", given.output)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,6 @@ def test_what_the_folder_says_is_what_pack_writes() -> None:
     assert options == GENERATION
 
 
-def test_it_still_chats(mini: tuple[Any, Any]) -> None:
-    assert "Paris" in _answer(mini, Message.user("What is the capital of France?"))
-
-
 def test_it_chats_as_an_assistant(mini: tuple[Any, Any]) -> None:
     model, processor = mini
     engine = transformers_engine(model, processor, EngineOptions())

@@ -64,12 +64,6 @@ def test_make_setup_builds_llama_cpp_as_the_user_says(root: Path, given: str | N
     assert re.search(r"^CMAKE_BUILD_PARALLEL_LEVEL = ", result.stdout, re.MULTILINE)
 
 
-def test_new_weights_need_a_new_gguf(root: Path) -> None:
-    makefile = (root / "Makefile").read_text()
-    assert "MINI := $(shell find mico_chat/models/mini -type f)" in makefile
-    assert "$(MINI)" in makefile.split("\n$(BASE_LLM):", 1)[1].split("\n", 1)[0]
-
-
 def test_version_and_licence(root: Path, pyproject: dict[str, Any]) -> None:
     assert pyproject["project"]["version"] == __version__
     assert pyproject["project"]["license"] == "Apache-2.0"

@@ -36,24 +36,20 @@ class Waiting:
     """
 
     def __init__(self, out: TextIO) -> None:
-        console = Console(file=out)
-        shown = out.isatty() and not console.is_dumb_terminal
-        self._line = Live(console=console, transient=True) if shown else None
+        console = Console(file=out, force_terminal=out.isatty())
+        self._line = Live(console=console, transient=True)
 
     def say(self, what: str) -> None:
         """Show the present step, without the control characters that a file's name may hold."""
-        if self._line is not None:
-            printable = "".join(c if c.isprintable() else "?" for c in what)
-            text = Text(printable, no_wrap=True, overflow="ellipsis")
-            self._line.update(Spinner("dots", text), refresh=True)
+        printable = "".join(c if c.isprintable() else "?" for c in what)
+        text = Text(printable, no_wrap=True, overflow="ellipsis")
+        self._line.update(Spinner("dots", text), refresh=True)
 
     def done(self) -> None:
-        if self._line is not None:
-            self._line.stop()
+        self._line.stop()
 
     def __enter__(self) -> Self:
-        if self._line is not None:
-            self._line.start()
+        self._line.start()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -9,22 +9,21 @@ import difflib
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib import metadata, util
+from importlib import util
 from typing import Any, TextIO
 
 import typer
-from packaging.requirements import Requirement
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from mico_chat import __version__
+from mico_chat.cli.options import API, API_KEY
 from mico_chat.cli.probes import (
     ROOM,
     Finding,
@@ -33,7 +32,7 @@ from mico_chat.cli.probes import (
     disk_free,
     gigabytes,
     memory,
-    run_probes,
+    run_probe,
 )
 from mico_chat.engine.cpu import processor, usable_cores
 from mico_chat.errors import ConfigError
@@ -45,8 +44,8 @@ from mico_server.settings import ServerSettings, read_settings
 Report = dict[str, list[Finding]]
 """Findings by the heading above them."""
 
-PROBE_S = 180.0
-"""Seconds that vLLM may take to be imported from a cold disk on a busy machine."""
+AT_ONCE = 3
+"""Probes that run at the same time: most of them import torch."""
 
 LITTLE_DISK = 1_000_000_000
 """Bytes: the mini's base LLM, its converted copy and its GGUF file take half of it."""
@@ -65,27 +64,14 @@ ENGINES = {
     "bitsandbytes": ("bitsandbytes", "pip install 'mico-chat[quantize]'", "for int8 and nf4"),
     "decoder": ("av", "pip install --force-reinstall av   # or see MICO_MEDIA_*", ""),
 }
-"""The module of each engine and of the decoder of media, the command that installs it, and a remark
-where it is missing and need not be there."""
-
-UNCHECKED_EXTRAS = {"bench", "dev", "llamacpp", "postgres", "quantize", "vllm"}
-"""Extras for work on the project, and those that the report names elsewhere."""
+"""For each engine, and for the decoder of media: its module, the command that installs the module,
+and a remark if the module is optional."""
 
 
-def run(
-    model: str | None,
-    options: EngineOptions,
-    options_variables: set[str],
-    *,
-    as_json: bool,
-    out: TextIO,
-) -> int:
-    """Examine this machine and print the report; returns the exit code.
-
-    ``options_variables``: the environment variables that options of the command line read.
-    """
+def run(model: str | None, options: EngineOptions, *, as_json: bool, out: TextIO) -> int:
+    """Examine this machine and print the report; returns the exit code."""
     model = model or Settings().model
-    report = examine(model, options, options_variables)
+    report = examine(model, options)
     found = {finding.name: finding for finding in report["Model"]}
     engine = found["engine"].facts.get("engine") if "engine" in found else None
     ok = all(finding.mark != "problem" for section in report.values() for finding in section)
@@ -98,37 +84,28 @@ def run(
     return int(not ok)
 
 
-def examine(model: str, options: EngineOptions, options_variables: set[str]) -> Report:
+def examine(model: str, options: EngineOptions) -> Report:
     """All findings about this machine and a model."""
-    installed = {name for name, (module, *_) in ENGINES.items() if util.find_spec(module)}
-    # The probes that need torch, whose import takes longest, share a process. Optional ones come
-    # last: one that dies leaves the rest of its group untried.
-    groups = [["torch", "transformers", "model", "bitsandbytes"], ["llamacpp"], ["decoder", "vllm"]]
-    groups = [[name for name in names if name in {*installed, "model"}] for names in groups]
-    with ThreadPoolExecutor(len(groups)) as pool:
-        started = [
-            pool.submit(run_probes, names, model, asdict(options), PROBE_S)
-            for names in groups
-            if names
-        ]
-        packages, service = [*package_findings()], [*service_findings(options_variables)]
-        outcomes = {name: one for group in started for name, one in group.result().items()}
+    names = ["model", *(name for name, (module, *_) in ENGINES.items() if util.find_spec(module))]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = {name: pool.submit(run_probe, name, model, asdict(options)) for name in names}
+        machine = [*machine_findings(), *variable_findings()]
+        outcomes = {name: future.result() for name, future in running.items()}
     wanted = {options.engine, "bitsandbytes" if options.quantization in BITSANDBYTES else ""}
     check, torch = outcomes["model"], outcomes.get("torch", Outcome())
     found = [Finding("model", "problem", f"{check.error}", "solve the problem above first")]
     if check.facts is not None:
         found = [Finding(**record) for record in check.facts["findings"]]
     return {
-        "Machine": [*machine_findings(), *(gpu_findings(torch.facts) if torch.facts else ())],
-        "Packages": packages,
+        "Machine": [*machine, *(gpu_findings(torch.facts) if torch.facts else ())],
         "Engines": [engine_finding(name, outcomes.get(name), name in wanted) for name in ENGINES],
-        "Service": service,
         "Model": found,
     }
 
 
 def machine_findings() -> Iterator[Finding]:
-    """Processor, memory and the cache's disk."""
+    """Python, processor, memory and the cache's disk."""
+    yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
     name, flags = processor()
     text = f"{name}: {usable_cores()} of {os.cpu_count()} cores may be used; {platform.platform()}"
     slow = platform.machine() == "x86_64" and "avx2" not in flags
@@ -182,40 +159,6 @@ def gpu_findings(torch: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("GPU", "note", "none: everything is computed on the processor")
 
 
-def package_findings() -> Iterator[Finding]:
-    """Python, and the installed versions against the ranges of our own metadata."""
-    yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
-    try:
-        own = metadata.distribution("mico-chat")
-    except metadata.PackageNotFoundError:
-        text = "mico-chat is not installed: versions of packages are not checked"
-        yield Finding("packages", "warning", text, "pip install -e .")
-        return
-    extras = {*(own.metadata.get_all("Provides-Extra") or [])} - UNCHECKED_EXTRAS
-    for extra in ("", *sorted(extras)):
-        yield requirement_finding(map(Requirement, own.requires or []), extra)
-
-
-def requirement_finding(requires: Iterable[Requirement], extra: str) -> Finding:
-    """The missing and untested packages of an extra; without one, of those that all uses need."""
-    missing, untested = [], []
-    for one in requires:
-        of_extra = "extra ==" in str(one.marker)
-        if of_extra != bool(extra) or (one.marker and not one.marker.evaluate({"extra": extra})):
-            continue
-        if not (found := [*metadata.distributions(name=one.name)]):
-            missing.append(f"{one.name} is not installed")
-        elif not one.specifier.contains(version := found[0].version, prereleases=True):
-            untested.append(f"{one.name} {version} is installed, tested are {one.specifier}")
-    name = f"[{extra}]" if extra else ""
-    text = "; ".join(missing + untested) or "all packages are as tested"
-    mark: Mark = "ok"
-    if missing or untested:
-        mark = "warning" if not missing else "note" if extra else "problem"
-    fix = None if mark == "ok" else f"pip install 'mico-chat{name}'"
-    return Finding(name or "packages", mark, text, fix)
-
-
 def engine_finding(name: str, outcome: Outcome | None, wanted: bool) -> Finding:
     """Whether an engine works. ``wanted``: the user asked for it by name."""
     _, fix, remark = ENGINES[name]
@@ -231,31 +174,14 @@ def engine_finding(name: str, outcome: Outcome | None, wanted: bool) -> Finding:
     return Finding(name, "problem" if essential else "warning", text, fix)
 
 
-def service_findings(options_variables: set[str]) -> Iterator[Finding]:
-    """The variables, and the ports of the commands."""
-    yield from variable_findings(options_variables)
-    try:
-        server = read_settings()
-    except (ConfigError, SettingsError, ValidationError):
-        server = ServerSettings.model_construct()  # the findings of the variables say why
-    for host, port, command in ((server.host, server.port, "serve"), ("127.0.0.1", 7860, "ui")):
-        name, family = f"{command} port", socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            socket.create_server((host, port), family=family).close()
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            fix = f"mico-chat {command} --port {port + 1}, or end the program that listens there"
-            yield Finding(name, "warning", f"{host}:{port} cannot be used: {why}", fix)
-        else:
-            yield Finding(name, "ok", f"{host}:{port} is free")
-
-
-def variable_findings(options_variables: set[str]) -> Iterator[Finding]:
-    """Variables that cannot be read, those that nothing reads, or else those that are set."""
-    given = sorted(name for name in os.environ if name.upper().startswith("MICO_"))
-    known, bad = set(options_variables), []
-    readers: dict[Any, Any] = {Settings: Settings, MediaLimits: MediaLimits}
-    for settings, read in (readers | {ServerSettings: read_settings}).items():
+def variable_findings() -> Iterator[Finding]:
+    """Variables that cannot be read or that nothing reads, or else the names of those set."""
+    known, bad = {API, API_KEY}, []
+    for settings, read in (
+        (Settings, Settings),
+        (MediaLimits, MediaLimits),
+        (ServerSettings, read_settings),
+    ):
         prefix = settings.model_config["env_prefix"]
         known |= {f"{prefix}{name}".upper() for name in settings.model_fields}
         try:
@@ -267,6 +193,7 @@ def variable_findings(options_variables: set[str]) -> Iterator[Finding]:
                 bad.append(Finding("variables", "problem", text, f"unset {name}"))
         except (ConfigError, SettingsError) as error:
             bad.append(Finding("variables", "problem", " ".join(str(error).split())))
+    given = sorted(name for name in os.environ if name.upper().startswith("MICO_"))
     for name in given:
         if name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), sorted(known), n=1)

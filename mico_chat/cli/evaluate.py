@@ -15,6 +15,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mico_chat.cli.options import in_columns
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import task as table
 from mico_chat.evaluation.datasets import DATASETS
@@ -125,11 +126,7 @@ def _listing() -> str:
         if task.paper is not None:
             figure, where = f"{task.paper.figure:.1f}", f"{task.metrics[0]}, {task.paper.place}"
         rows.append((name, figure, where, place))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return in_columns(rows)
 
 
 def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace) -> None:

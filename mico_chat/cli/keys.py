@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from mico_chat.cli.options import extra
+from mico_chat.cli.options import extra, in_columns
 
 if TYPE_CHECKING:  # the server is imported by the command that needs it
     from mico_server.store.keys import History, Key, KeyStore
@@ -124,10 +124,7 @@ def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> Non
         )
         scopes, limit = ",".join(sorted(key.scopes)), key.rate_limit or "-"
         rows.append((key.id, key.name, key.tenant, scopes, limit, created, revoked))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print(in_columns(rows))
 
 
 @keys.command("revoke")

@@ -24,6 +24,8 @@ from mico_chat.cli import models
 from mico_chat.cli.keys import keys
 from mico_chat.cli.options import (
     ALL_ARGUMENTS,
+    API,
+    API_KEY,
     NAMES,
     Depths,
     Device,
@@ -203,11 +205,11 @@ def chat(
     api: Annotated[
         str | None,
         typer.Option(
-            envvar="MICO_API", help="Address of a running server. Default: start one for this chat."
+            envvar=API, help="Address of a running server. Default: start one for this chat."
         ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(envvar="MICO_API_KEY", help="The key for that server.")
+        str | None, typer.Option(envvar=API_KEY, help="The key for that server.")
     ] = None,
     go_on: Annotated[
         bool, typer.Option("--continue", help="Continue the last conversation.")
@@ -312,7 +314,6 @@ def ui(
 
 @app.command()
 def doctor(
-    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(help=f"{NAMES} Default: MICO_MODEL, or else mini."),
@@ -338,22 +339,9 @@ def doctor(
         from mico_chat.cli.doctor import run
     from mico_chat.load import EngineOptions
 
-    code = run(
-        model,
-        EngineOptions(engine, quantization, dtype, device),
-        _variables(ctx.find_root().command),
-        as_json=as_json,
-        out=sys.stdout,
-    )
-    if code:
+    options = EngineOptions(engine, quantization, dtype, device)
+    if code := run(model, options, as_json=as_json, out=sys.stdout):
         raise typer.Exit(code)
-
-
-def _variables(command: Any) -> set[str]:
-    """The variables that the options of a command and of its commands read."""
-    names = [option.envvar for option in command.params if option.envvar]
-    found = {name for one in names for name in ([one] if isinstance(one, str) else one)}
-    return found.union(*map(_variables, getattr(command, "commands", {}).values()))
 
 
 for _command in (models.setup, models.assemble, models.merge, models.train_stage1):

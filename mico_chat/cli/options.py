@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,9 @@ from mico_chat.errors import MissingExtraError, RequestError
 from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 
 NAMES = "mini, a folder, or a hub name."
+
+API, API_KEY = "MICO_API", "MICO_API_KEY"
+"""The environment variables with the address and the key of a running server."""
 
 Model = Annotated[str | None, typer.Option(help=f"{NAMES} Default: MICO_MODEL, or else mini.")]
 Device = Annotated[
@@ -95,6 +98,13 @@ def pair(setting: str) -> tuple[str, str]:
     if not separator:
         raise RequestError(f"--set {setting}: expected NAME=VALUE")
     return name, value
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines of text whose columns begin below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [zip(row, widths, strict=True) for row in rows]
+    return "\n".join("  ".join(c.ljust(n) for c, n in line).rstrip() for line in lines)
 
 
 def log_to_stderr() -> None:

@@ -1,8 +1,7 @@
-"""The doctor's probes: checks that may crash, hang or take long run in a process of their own.
+"""The doctor's probes: checks that may crash or hang run in a process of their own.
 
 A library that was compiled for another processor ends its process, and vLLM takes seconds to
-import. The process writes a line of JSON after each probe, so its parent knows in which probe it
-died.
+import.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,16 @@ Mark = Literal["ok", "note", "warning", "problem"]
 """``note``: information. ``warning``: works, but not as well as it could. ``problem``: the default
 way to use mico-chat, or the way that the user asked for, fails."""
 
-
 ROOM = "MICO_CACHE_DIR=/a/larger/disk, or make room there"
+
+PROBE_S = 180.0
+"""Seconds that a probe may take. vLLM is slow to import from a cold disk on a busy machine."""
+
+_QUIET = {
+    **{"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},  # probes fetch nothing
+    **{"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"},
+}
+_COMMAND = ("-m", "mico_chat.cli.probes")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,14 @@ class Finding:
     text: str
     fix: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The facts that a probe found, or why the probe failed."""
+
+    facts: dict[str, Any] | None = None
+    error: str | None = None
 
 
 def gigabytes(n_bytes: float) -> str:
@@ -69,103 +85,59 @@ def disk_free(folder: Path) -> int:
     return shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The facts that a probe found, or why it failed."""
-
-    facts: Mapping[str, Any] | None = None
-    error: str | None = None
-
-
-_COMMAND = ("-m", "mico_chat.cli.probes")
-
-
-def run_probes(
-    names: Sequence[str], model: str, options: Mapping[str, Any], seconds: float
-) -> dict[str, Outcome]:
-    """The outcomes, by name, of probes that run one after another in one process.
-
-    A process that takes longer than ``seconds`` is killed, with the processes that it started.
-    """
-    quiet = {
-        **{"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},  # probes fetch nothing
-        **{"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"},
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
-    }
-    process = subprocess.Popen(
-        [sys.executable, *_COMMAND, json.dumps([names, model, options])],
+def run_probe(
+    name: str,
+    model: str = "",
+    options: Mapping[str, Any] | None = None,
+    *,
+    seconds: float = PROBE_S,
+) -> Outcome:
+    """The outcome of a probe, whose process ends after ``seconds`` with all that it started."""
+    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    with subprocess.Popen(
+        [sys.executable, *_COMMAND, json.dumps([name, model, options or {}])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | quiet,
+        env=os.environ | _QUIET | {"PYTHONPATH": path},
         start_new_session=True,
-    )
-    death = None
-    try:
-        answers, complaints = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        death = f"no answer within {seconds:.0f} s"
-        os.killpg(process.pid, signal.SIGKILL)
-        answers, complaints = process.communicate()
-    finally:
-        if process.poll() is None:  # the user interrupts
-            os.killpg(process.pid, signal.SIGKILL)
-    if death is None and process.returncode < 0:
-        death = f"killed by {signal.Signals(-process.returncode).name}"
-    last = complaints.strip().splitlines()[-1:] or ["it printed nothing"]
-    outcomes = [Outcome(**json.loads(line)) for line in answers.splitlines()]
-    found = dict(zip(names, outcomes, strict=False))
-    for name in names[len(outcomes) :]:
-        found[name] = Outcome(error=death or f"ended with status {process.returncode}: {last[0]}")
-        death = f"not tried: {name} ended the process"
-    return found
-
-
-def main(names: list[str], model: str, options: dict[str, Any]) -> None:
-    """Run probes and report each on the parent's pipe, where no library can print into it."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for name in names:
+    ) as process:
         try:
-            outcome = Outcome(probe(name, model, options))
-        except Exception as error:  # a library may raise anything: the parent reports it
-            lines = str(error).strip().splitlines() or [""]
-            outcome = Outcome(error=f"{type(error).__name__}: {lines[0]}".removesuffix(": "))
-        print(json.dumps(asdict(outcome)), file=answers, flush=True)
+            answer, complaints = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return Outcome(error=f"no answer within {seconds:.0f} s")
+        finally:
+            if process.poll() is None:  # out of time, or the user interrupts
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode < 0:
+        return Outcome(error=f"killed by {signal.Signals(-process.returncode).name}")
+    if process.returncode:
+        last = complaints.strip().splitlines()[-1:] or [f"ended with status {process.returncode}"]
+        return Outcome(error=last[0])
+    return Outcome(json.loads(answer))
 
 
-def probe(name: str, model: str = "", options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The facts of one probe; ``text`` is for people. A package without a probe is imported."""
-    if name == "torch":
-        return _probe_torch()
-    if name == "llamacpp":
-        import llama_cpp
+def main(name: str, model: str, options: dict[str, Any]) -> None:
+    """Run a probe and write its facts to the parent's pipe, where no library can print into it."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        probe = PROBES.get(name, partial(_imported, name))
+        facts = probe(model, options) if name == "model" else probe()
+    except Exception as error:  # a library may raise anything: the parent reports it
+        first = str(error).strip().partition("\n")[0]
+        sys.exit(f"{type(error).__name__}: {first}".removesuffix(": "))
+    json.dump(facts, answer)
+    answer.close()
 
-        llama_cpp.llama_backend_init()
-        return {"text": f"{llama_cpp.__version__} starts on this processor"}
-    if name == "decoder":
-        from PIL import Image
 
-        from mico_chat.media import MediaDecoder, MediaFile, MediaLimits
-
-        picture = io.BytesIO()
-        Image.new("RGB", (32, 32)).save(picture, "png")
-        with MediaDecoder(MediaLimits()) as decoder:
-            decoder.decode(MediaFile("image", picture.getvalue(), "made.png"))
-        return {"text": "its process starts and decodes a picture"}
-    if name == "model":
-        from mico_chat.cli.model_check import model_findings
-        from mico_chat.load import EngineOptions
-
-        findings = model_findings(model, EngineOptions(**(options or {})))
-        return {"findings": [asdict(finding) for finding in findings]}
+def _imported(name: str) -> dict[str, Any]:
     return {"text": f"{import_module(name).__version__} can be imported"}
 
 
-def _probe_torch() -> dict[str, Any]:
+def _torch() -> dict[str, Any]:
     """The devices that torch was built for and finds; each card computes once."""
     import torch
 
@@ -184,6 +156,41 @@ def _probe_torch() -> dict[str, Any]:
         "gpus": gpus,
     }
 
+
+def _llamacpp() -> dict[str, Any]:
+    import llama_cpp
+
+    llama_cpp.llama_backend_init()
+    return {"text": f"{llama_cpp.__version__} starts on this processor"}
+
+
+def _decoder() -> dict[str, Any]:
+    from PIL import Image
+
+    from mico_chat.media import MediaDecoder, MediaFile, MediaLimits
+
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "png")
+    with MediaDecoder(MediaLimits()) as decoder:
+        decoder.decode(MediaFile("image", picture.getvalue(), "made.png"))
+    return {"text": "its process starts and decodes a picture"}
+
+
+def _model(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    from mico_chat.cli.model_check import model_findings
+    from mico_chat.load import EngineOptions
+
+    findings = model_findings(model, EngineOptions(**options))
+    return {"findings": [asdict(finding) for finding in findings]}
+
+
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {
+    "torch": _torch,
+    "llamacpp": _llamacpp,
+    "decoder": _decoder,
+    "model": _model,
+}
+"""Each returns its facts; ``text`` is for people. Another name is that of a package to import."""
 
 if __name__ == "__main__":
     main(*json.loads(sys.argv[1]))

@@ -161,13 +161,8 @@ def test_the_cache_that_llamacpp_takes_at_least() -> None:
 def test_a_gguf_files_size(tmp_path: Path, quantization: str, width: int, tied: bool) -> None:
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
-    sizes: dict[str, Any] = {
-        "vocab_size": 300,
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-    }
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
-    llm_config = LlamaConfig(**sizes, num_hidden_layers=8, tie_word_embeddings=tied)
+    sizes = SIZES | {"hidden_size": width, "intermediate_size": 2 * width}
+    llm_config = LlamaConfig(**sizes, **HEADS, num_hidden_layers=8, tie_word_embeddings=tied)
     llm = AutoModelForCausalLM.from_config(llm_config)
     file = exported(llm, tmp_path, quantization)
     tensors = file.stat().st_size - int(gguf.GGUFReader(file).data_offset)

@@ -103,19 +103,19 @@ def test_an_answer_that_takes_too_long_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_question_that_the_end_overtakes_stays(tmp_path: Path) -> None:
-    async def asked(server: ServerProcess) -> list[Connection]:
+    async def asked(server: ServerProcess) -> int | None:
         connections = [await sent(server, r) for r in (CHAT, WHOLE)]
         for _ in range(3000):
             _, body = await fetch(server.address, request("GET", "/v1/conversations"))
             if len(json.loads(body)["data"]) == len(connections):
-                return connections
+                server.terminate()
+                code = await asyncio.to_thread(server.exit_code, 60)
+                for connection in connections:
+                    connection.close()
+                return code
             await asyncio.sleep(0.02)
         pytest.fail("the questions are not stored after 60 s")
 
     with ServerProcess(pause_s=2, data_dir=tmp_path, shutdown_timeout_s=1) as server:
-        connections = asyncio.run(asked(server))
-        server.terminate()
-        assert server.exit_code(60) == 0
-    for connection in connections:
-        connection.close()
+        assert asyncio.run(asked(server)) == 0
     assert [turn["finish_reason"] for turn in turns_kept(tmp_path)] == ["unanswered"] * 2

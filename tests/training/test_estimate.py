@@ -96,11 +96,15 @@ def test_a_gpu_that_nobody_listed(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("objective", ["caption", "words"])
-def test_other_stages(llama: Path, objective: str) -> None:
+def test_stage_2(llama: Path, objective: str) -> None:
     content = stage3({"name": "tiny", "llm": str(llama)}).model_dump(exclude={"stage3"})
     two = Stage2Run.model_validate(content | {"stage2": {"objective": objective}})
     assert estimate(two, gpu="l4").peak > 0
-    one = Stage1Run.model_validate(content | {"model": {"name": "tiny"}})
+
+
+def test_stage_1() -> None:
+    content = stage3({"name": "tiny"}).model_dump(exclude={"stage3"})
+    one = Stage1Run.model_validate(content)
     found = estimate(one, gpu="l4")
     assert {"encoder", "context", "text", "gradients"} <= set(sizes(found))
 
@@ -111,7 +115,7 @@ def test_the_7b_recipe_names_its_parts_without_a_weight() -> None:
         "train-stage3",
         RECIPES / "vicuna7b-stage3.yaml",
         ["model={name: mico-g-vicuna-7b, llm_dtype: bfloat16, llm_quantization: nf4,"
-         " encoder_dtype: bfloat16}", "stage3.lora.r=16"],
+         " encoder_dtype: bfloat16}", "stage3.lora.r=16", "train.accumulation=1"],
         1,
         "rtx-4090",
     )  # fmt: skip

@@ -95,7 +95,36 @@ class Estimate:
     @cached_property
     def memory(self) -> dict[str, tuple[float, str]]:
         """The bytes of one process by use, each use with a remark."""
-        return {use: (size, remark) for use, size, remark in _memory(self)}
+        train, model, step = self.recipe.train, self.recipe.model, self.step
+        parallel = train.parallel if self.processes > 1 else "ddp"
+        spread = self.processes if parallel == "fsdp" else 1
+        split = self.processes if parallel != "ddp" else 1
+        dtypes = {"encoder": model.encoder_dtype, "llm": model.llm_quantization or model.llm_dtype}
+        found: dict[str, tuple[float, str]] = {
+            name: (size / spread, f"{_count(n)} parameters, {dtypes.get(name, 'float32')}")
+            for name, (n, size, _) in step.weights.items()
+        }
+        whole = sum(size for _, size, _ in step.weights.values())
+        trained = sum(n for _, _, n in step.weights.values())
+        if spread > 1:
+            together = 2 * max(step.layers, default=0) + whole - sum(step.layers)
+            remark = "the current layer, the next one, and the weights outside of layers"
+            found["put together"] = together, remark
+        if parallel == "zero2" and train.bf16:
+            found["master weights"] = trained * 4 / split, "float32 copies of the trained weights"
+        there = f"of {_count(trained)} parameters, as many as exist at the peak"
+        found[GRADIENTS] = step.peak[GRADIENTS] / split, there
+        states = "AdamW: two numbers for each trained parameter"
+        found[OPTIMIZER] = step.peak[OPTIMIZER] / split, states
+        if parallel == "zero2":
+            found["buckets"] = 2 * min(BUCKET, trained) * 4, "being sent"
+        again = "the inputs of layers that are computed again" * train.gradient_checkpointing
+        found[ACTIVATIONS] = step.peak[ACTIVATIONS], again
+        unpacked = (
+            "includes the weights that are unpacked for use" if model.llm_quantization else ""
+        )
+        found[WORKING] = step.peak[WORKING], unpacked
+        return found
 
     @property
     def peak(self) -> float:
@@ -182,35 +211,6 @@ def measured_throughput(half: bool) -> float:
         (a @ a)[0, 0].item()  # which waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
-
-
-def _memory(run: Estimate) -> Iterator[tuple[str, float, str]]:
-    """Each use, the bytes that one process holds for it, and a remark."""
-    train, model, step, processes = run.recipe.train, run.recipe.model, run.step, run.processes
-    parallel = train.parallel if processes > 1 else "ddp"
-    spread = processes if parallel == "fsdp" else 1
-    split = processes if parallel != "ddp" else 1
-    held = {"encoder": model.encoder_dtype, "llm": model.llm_quantization or model.llm_dtype}
-    for name, (n, size, _) in step.weights.items():
-        yield name, size / spread, f"{_count(n)} parameters, {held.get(name, 'float32')}"
-    whole = sum(size for _, size, _ in step.weights.values())
-    trained = sum(n for _, _, n in step.weights.values())
-    if spread > 1:
-        together = 2 * max(step.layers, default=0) + whole - sum(step.layers)
-        remark = "the current layer, the next one, and the weights outside of layers"
-        yield "put together", together, remark
-    if parallel == "zero2" and train.bf16:
-        yield "master weights", trained * 4 / split, "float32 copies of the trained weights"
-    there = f"of {_count(trained)} parameters, as many as exist at the peak"
-    yield GRADIENTS, step.peak[GRADIENTS] / split, there
-    states = "AdamW: two numbers for each trained parameter"
-    yield OPTIMIZER, step.peak[OPTIMIZER] / split, states
-    if parallel == "zero2":
-        yield "buckets", 2 * min(BUCKET, trained) * 4, "being sent"
-    again = "the inputs of layers that are computed again" if train.gradient_checkpointing else ""
-    yield ACTIVATIONS, step.peak[ACTIVATIONS], again
-    unpacked = "includes the weights that are unpacked for use" if model.llm_quantization else ""
-    yield WORKING, step.peak[WORKING], unpacked
 
 
 def rehearse(recipe: Recipe) -> Step:
