@@ -33,7 +33,7 @@ from mico_chat.evaluation.store import Record, Store
 from mico_chat.evaluation.task import Contents, Task, chunks
 
 MATCH_TOKENS = 1 << 16
-"""A step of the matching head has so many context tokens: each text reads those of the medium."""
+"""The most context tokens in a step of the matching head, counted again for each text."""
 RERANKED = 50
 """The number of candidates of each query that the matching head ranks again (appendix B)."""
 QUERIES_AT_ONCE = 1024

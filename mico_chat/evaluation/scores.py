@@ -28,7 +28,7 @@ from mico_chat.evaluation.metrics.answers import (
 from mico_chat.evaluation.metrics.captions import cider, spider
 from mico_chat.evaluation.retrieval import recalls
 from mico_chat.evaluation.store import PREDICTIONS, Record, UnfinishedError, read_store
-from mico_chat.evaluation.task import CONTROLS, TASKS, Task, task_named
+from mico_chat.evaluation.task import CONTROLS, Task, task_named
 
 NAMED = 20
 """A row names at most so many broken, refused or unjudged items; the stored files name all."""
@@ -241,9 +241,9 @@ def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Ro
     unfinished = []
     for name in names:
         if (output / name / PREDICTIONS).is_file():
-            kind = "skills" if name not in TASKS or TASKS[name].family == "skills" else "tasks"
             try:
-                rows[kind][name] = score(output / name)
+                row = score(output / name)
+                rows["skills" if "skills" in row else "tasks"][name] = row
             except UnfinishedError as error:
                 unfinished.append(str(error))
     if not any(rows.values()):

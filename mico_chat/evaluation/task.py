@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
-"""The parts of an item and of the model that are used; the module :mod:`.run` explains each."""
+"""Ways to ask a model, which show where its figures come from; :mod:`.run` explains each."""
 
 Family = Literal["retrieval", "captioning", "qa", "skills"]
 Split = Literal["test", "train"]
