@@ -242,16 +242,10 @@ def recall_at_k(
     scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:
     """Recall at each k of scores (Q, D); ``relevant`` has the relevant columns of each query."""
-    found = ranks(scores, relevant)
-    return {k: sum(n < k for n in found) / len(found) for k in ks}
-
-
-def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
-    """The number of irrelevant candidates before the best relevant candidate of each query."""
     if bool(torch.isnan(scores).any()):
         row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
         raise DataError("recall", None, f"a score of query {row} is not a number")
-    found = []
+    before = []  # the irrelevant candidates before the best relevant candidate of each query
     for query, (row, right) in enumerate(zip(scores, relevant, strict=True)):
         columns = sorted(right)
         if not columns or columns[0] < 0 or columns[-1] >= len(row):
@@ -259,8 +253,8 @@ def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
             raise DataError("recall", None, why)
         of_right = row[columns]
         best = of_right.max()
-        found.append(int((row >= best).sum()) - int((of_right >= best).sum()))
-    return found
+        before.append(int((row >= best).sum()) - int((of_right >= best).sum()))
+    return {k: sum(n < k for n in before) / len(before) for k in ks}
 
 
 def _contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -52,8 +52,7 @@ def run(
     header = {"task": task.name, **model.header(), "limit": limit}
     with Store(folder, header | _settings(task, contents.items, max_tokens)) as store:
         if not skills and not store.records:
-            lost = [{"kind": "broken", "id": id, "reason": why} for id, why in contents.broken]
-            store.add(lost)
+            store.add([{"kind": "broken", "id": id, "reason": why} for id, why in contents.broken])
         # The untuned language model comes last, because it replaces the tuned one.
         for control in sorted(controls, key=CONTROLS.index):
             done = {"kind": "done", **({"control": control} if skills else {})}
