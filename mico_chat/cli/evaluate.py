@@ -20,8 +20,7 @@ from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import task as table
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.endpoint import DEFAULT_KEY, Endpoint, key_of
-from mico_chat.evaluation.model import CONTROLS, Model
-from mico_chat.evaluation.task import ITEMS, SUITES, TASKS, Contents, Task
+from mico_chat.evaluation.task import CONTROLS, ITEMS, SUITES, TASKS, Contents, Model, Task
 from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
 from mico_chat.settings import Parser, count, positive
 
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     _check(tasks, files, options)
     items = _items(tasks, files, options)
     if files:
-        tasks.append(table.skills_task(ITEMS))
+        tasks.append(ITEMS)
     output: Path | None = options.rescore or options.output
     if names and output is None:
         output = Path("runs/evaluation") / Path(options.model).name
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
             _run(sorted(alike, key=lambda task: task.family == "skills"), items, folder, options)
         _judge(folder, tasks, options)
         rows, unfinished = finished(
-            folder, [ITEMS, *SUITES, *(name for name in TASKS if name not in SUITES)]
+            folder, [ITEMS.name, *SUITES, *(name for name in TASKS if name not in SUITES)]
         )
         for reason in unfinished:
             print(f"not in the table: {reason}", file=sys.stderr)
@@ -204,7 +203,7 @@ def _items(
             whole = DATASETS[task.dataset].read(options.data).items
             found[task.name] = ([i for i in whole if i.skill in task.skills], options.data)
     if files:
-        found[ITEMS] = ([item for path in files for item in table.read_items(path)], files[0])
+        found[ITEMS.name] = ([item for path in files for item in table.read_items(path)], files[0])
     return {
         name: Contents(table.of_skills(items, options.skills or (), path)).first(options.limit)
         for name, (items, path) in found.items()

@@ -1,4 +1,7 @@
-"""A chat model in this process, run by any of the engines."""
+"""A chat model in this process, run by any of the engines, and likelihoods of continuations.
+
+Legend: B continuations, T tokens of the longest prompt and continuation, L LLM width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mico_chat.assistant import Answer, Assistant
-from mico_chat.checkpoints.folders import LLM, model_folder
+from mico_chat.checkpoints.folders import LLM, base_llm_path, model_folder
 from mico_chat.checkpoints.load import chat_config
-from mico_chat.engine.base import GenerationOptions
-from mico_chat.errors import ConfigError, MediaError, MicoError, RequestError
-from mico_chat.evaluation.model import CONTROLS, Reply, chunks, fingerprint
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.errors import (
+    ConfigError,
+    ContextLengthError,
+    MediaError,
+    MicoError,
+    RequestError,
+)
 from mico_chat.evaluation.store import Record
-from mico_chat.evaluation.task import Item, Task
+from mico_chat.evaluation.task import Item, Model, Reply, Task, chunks, fingerprint
 from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant, transformers_engine
 from mico_chat.media import MediaDecoder, MediaLimits
+from mico_chat.model.splice import splice
 
 
-class ChatModel:
+class ChatModel(Model):
     """The model of ``mico-chat ask``, but without the system prompt and options of its folder."""
-
-    controls: tuple[str, ...] = CONTROLS
 
     def __init__(
         self, name: str, options: EngineOptions, *, frames: int | None = None, workers: int = 1
@@ -31,15 +43,12 @@ class ChatModel:
         self.limits = MediaLimits() if frames is None else MediaLimits(max_frames=frames)
         self._together = options.max_running or MAX_RUNNING
         self._options = options
-        self._open = ExitStack()
-        decoder = self._open.enter_context(MediaDecoder(self.limits, workers=workers))
-        try:
+        with ExitStack() as opened:
+            decoder = opened.enter_context(MediaDecoder(self.limits, workers=workers))
             weights_alone = replace(options, chat_defaults=False)
             self.assistant = load_assistant(name, decoder, weights_alone, similarity=False)
-        except BaseException:
-            self._open.close()
-            raise
-        self._open.callback(self.assistant.close)
+            opened.callback(self.assistant.close)
+            self._open = opened.pop_all()
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -102,8 +111,6 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     """The assistant with its base LLM before tuning, in the transformers engine."""
     from transformers import AutoModelForCausalLM
 
-    from mico_chat.checkpoints.folders import base_llm_path
-
     model = assistant.encoder.model
     path = base_llm_path(model.config.base_llm)
     assistant.engine.close()
@@ -111,3 +118,42 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     model.attach_llm(llm.to(model.device).eval())
     engine = transformers_engine(model, assistant.processor, options)
     return Assistant(engine, assistant.encoder, assistant.processor, name=assistant.name)
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    llm: Any, pairs: Sequence[tuple[Prompt, Sequence[int]]], max_position: int
+) -> list[tuple[Tensor, bool]]:
+    """The log-probabilities (n,) of each continuation, and whether greedy decoding gives it.
+
+    ``llm`` is a language model of Hugging Face.
+
+    Raises:
+        ContextLengthError: a prompt and its continuation have more than ``max_position`` tokens.
+    """
+    for prompt, ids in pairs:
+        if len(prompt) + len(ids) > max_position:
+            raise ContextLengthError(
+                f"this model's maximum context length is {max_position} tokens, but the prompt "
+                f"has {len(prompt)} and the continuation {len(ids)}"
+            )
+    table = llm.get_input_embeddings()
+    prompts = [prompt.tokens(0, len(prompt)) for prompt, _ in pairs]
+    rows = [
+        torch.tensor([*asked, *ids]) for (asked, _), (_, ids) in zip(prompts, pairs, strict=True)
+    ]
+    # The padding is on the right: the attention is causal, so no token sees it.
+    tokens = pad_sequence(rows, batch_first=True).to(table.weight.device)  # (B, T)
+    embeds = splice(table, tokens, [block for _, context in prompts for block in context])
+    lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
+    mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
+    hidden = llm.get_decoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+    found = []
+    for row, (prompt, ids) in enumerate(pairs):
+        # The hidden state before a token predicts that token.
+        before = hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(ids)]
+        logits = llm.get_output_embeddings()(before).float()  # (n, V)
+        target = torch.tensor(list(ids), device=logits.device)
+        logprobs = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+        found.append((logprobs.cpu(), bool((logits.argmax(-1) == target).all())))
+    return found

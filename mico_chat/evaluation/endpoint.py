@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 import PIL.Image
 
 from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelError
-from mico_chat.evaluation.model import Reply
 from mico_chat.evaluation.store import Record
-from mico_chat.evaluation.task import Item, Task
+from mico_chat.evaluation.task import Item, Model, Reply, Task
 from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.file import mime_type
 from mico_chat.messages import Message, Part, to_openai
@@ -72,14 +71,15 @@ def at_once(
             yield from finished()
 
 
-class Endpoint:
+class Endpoint(Model):
     """A model ``name`` at the address ``base_url``, which ends in ``/v1``; None is OpenAI's.
 
     With ``video_as_frames``, that number of stills from the whole video replaces its file. With
     ``audio_as_wav``, sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
     """
 
-    controls: tuple[str, ...] = ("full", "withheld", "swapped")
+    controls = ("full", "withheld", "swapped")
+    """The controls that change only the media of the requests."""
 
     def __init__(
         self,
@@ -115,12 +115,6 @@ class Endpoint:
         if self._audio_as_wav:
             how.append("sounds as WAV")
         return {"model": self.name, "weights": None, "how": ", ".join(how)}
-
-    def use(self, control: str) -> None:
-        """Nothing: the controls of an endpoint change only the media of the requests."""
-
-    def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        return [[place] for place in range(len(items))]
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int

@@ -120,12 +120,9 @@ def read_verdicts(
         r["id"]: r["unjudged"] if "unjudged" in r else Verdict(r["right"], r["score"]) for r in kept
     }
     if missing := [r for r in answers if r["id"] not in found]:
-        raise DataError(
-            path,
-            None,
-            f"the judge has not finished: {len(missing)} of {len(answers)} answers are left; "
-            "run the same command again to continue",
-        )
+        left = f"{len(missing)} of {len(answers)} answers are left"
+        why = f"the judge has not finished: {left}; run the same command again to continue"
+        raise DataError(path, None, why)
     return header, found
 
 

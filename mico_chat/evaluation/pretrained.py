@@ -22,15 +22,12 @@ from mico_chat.checkpoints.assemble import read_preprocessing
 from mico_chat.checkpoints.folders import PRETRAINING, local_folder, model_folder
 from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.errors import MediaError
-from mico_chat.evaluation.model import Reply, chunks, fingerprint
 from mico_chat.evaluation.store import Record
-from mico_chat.evaluation.task import Item, Task
+from mico_chat.evaluation.task import Item, Model, Reply, Task, chunks, fingerprint
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
-from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.text_branch import answers, captions
 
@@ -46,10 +43,8 @@ class MediumUnits(NamedTuple):
     units: tuple[Tensor, ...]
 
 
-class PretrainedModel:
+class PretrainedModel(Model):
     """The model of a stage 1 folder, or the text branch of a chat model's folder."""
-
-    controls: tuple[str, ...] = ("full",)
 
     def __init__(
         self,
@@ -65,7 +60,12 @@ class PretrainedModel:
         self.model.encoder.to(getattr(torch, dtype))
         self.name = name
         self.space = ContrastiveSpace(self.model, self.tokenizer)
-        self.preprocessing = _preprocessing(name, self.model.config)
+        folder = local_folder(model_folder(name))
+        if (folder / PRETRAINING).is_dir():
+            processor = MicoChatProcessor.from_pretrained(folder)
+            self.preprocessing = processor.preprocessing
+        else:
+            self.preprocessing = read_preprocessing(folder, self.model.config)
         self.batch_size = batch_size
         self.workers = workers
         self._device = next(self.model.text.parameters()).device
@@ -79,12 +79,6 @@ class PretrainedModel:
             "dtype": str(self._dtype).removeprefix("torch."),
             "resolution": encoder.image_size,
         }
-
-    def use(self, control: str) -> None:
-        """Nothing: ``full`` is the only control."""
-
-    def close(self) -> None:
-        """Nothing: the model keeps nothing open."""
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Batches of ``batch_size`` media with all of their items: each medium is encoded once."""
@@ -192,11 +186,3 @@ def _padded(items: Sequence[MediaContext]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(item.context) for item in items], device=contexts.device)
     places = torch.arange(contexts.shape[1], device=contexts.device)
     return contexts, places < lengths.unsqueeze(1)
-
-
-def _preprocessing(name: str, config: object) -> Preprocessing:
-    assert isinstance(config, MicoConfig)
-    folder = local_folder(model_folder(name))
-    if (folder / PRETRAINING).is_dir():
-        return MicoChatProcessor.from_pretrained(folder).preprocessing
-    return read_preprocessing(folder, config)

@@ -1,8 +1,13 @@
-"""Retrieval with stage 1's model: vectors of media and texts, and matching logits of near pairs.
+"""Retrieval with stage 1's model: vectors, matching logits of near pairs, recall at k.
 
 The kinds of record in the store are ``medium`` and ``text`` (each has a vector of the contrastive
 space), ``matches`` (the logits of a medium with texts, by the numbers of the texts) and ``seconds``
 (the time of a batch). A resumed run makes the same batches, and so computes the same.
+
+Recall at k is the share of queries with a relevant candidate among the k best. Ties count against
+the model: a relevant candidate ranks behind all others of the same score.
+
+Legend: Q queries, q of them in a part, D candidates, P width of the contrastive space.
 """
 
 from __future__ import annotations
@@ -10,7 +15,8 @@ from __future__ import annotations
 import base64
 import shutil
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +27,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mico_chat.errors import ConfigError, MediaError
-from mico_chat.evaluation.metrics.recall import contrasted
-from mico_chat.evaluation.model import chunks
+from mico_chat.errors import ConfigError, DataError, MediaError
 from mico_chat.evaluation.pretrained import PretrainedModel
-from mico_chat.evaluation.store import Record, Store, broken
-from mico_chat.evaluation.task import Contents, Task
+from mico_chat.evaluation.store import Record, Store
+from mico_chat.evaluation.task import Contents, Task, chunks
 
 MATCH_TOKENS = 1 << 16
-"""A step of the matching head has so many context tokens: each text reads those of the medium."""
+"""The most context tokens in a step of the matching head, counted again for each text."""
+RERANKED = 50
+"""The number of candidates of each query that the matching head ranks again (appendix B)."""
+QUERIES_AT_ONCE = 1024
+ABOVE = 3.0
+"""A score above any cosine."""
 CONTEXTS = "contexts"
 
 
-def rank(
-    task: Task, contents: Contents, model: PretrainedModel, store: Store, folder: Path
-) -> None:
+def rank(task: Task, contents: Contents, model: PretrainedModel, store: Store) -> None:
     """Store the vectors and matches that are not in the store yet."""
-    contexts = folder / CONTEXTS
+    contexts = store.path.with_name(CONTEXTS)
     contexts.mkdir(exist_ok=True)
     files = {item.id: contexts / f"{n:07d}.npy" for n, item in enumerate(contents.items)}
     retrieval = _Retrieval(task, contents, model, store, files)
     retrieval.encode_media()
-    vectors = {r["id"]: vector_of(r) for r in store.records if r["kind"] == "medium"}
-    vectors = {id: vectors[id] for id in files if id in vectors}
-    if vectors:
-        retrieval.encode_texts(set(vectors))
-        retrieval.match(vectors)
+    if media := _sorted(store.records, "medium", "number"):
+        retrieval.encode_texts({record["id"] for record in media})
+        retrieval.match(media)
     shutil.rmtree(contexts)
 
 
@@ -88,7 +93,8 @@ class _Retrieval:
             with self.batch() as records:
                 for item, encoded in zip(batch, next(found), strict=True):
                     if isinstance(encoded, MediaError):
-                        records.append(broken(item.id, str(encoded)))
+                        lost = {"kind": "broken", "id": item.id, "reason": str(encoded)}
+                        records.append(lost)
                         continue
                     if left:
                         _check_room(files[item.id].parent, encoded.context.numel() * 2 * left)
@@ -118,26 +124,23 @@ class _Retrieval:
                         record: Record = {"kind": "text", "text": number, "words": text}
                         records.append({**record, "media": media, "vector": _packed(vector)})
 
-    def match(self, media: dict[str, NDArray[np.float32]]) -> None:
+    def match(self, media: Sequence[Record]) -> None:
         """Store the matching logits of each medium with its near texts."""
-        found = sorted(
-            (r for r in self.store.records if r["kind"] == "text"), key=lambda r: int(r["text"])
-        )
-        rows = self.model.space.truncated([r["words"] for r in found], self.task.text_length)
-        texts = torch.from_numpy(np.stack([vector_of(record) for record in found]))
-        near = nearest(texts, torch.from_numpy(np.stack(list(media.values()))))
+        texts = _sorted(self.store.records, "text", "text")
+        rows = self.model.space.truncated([r["words"] for r in texts], self.task.text_length)
+        near = _nearest(_vectors(texts), _vectors(media))
         done = self.ids("matches")
-        for number, id in enumerate(tqdm(media, desc=f"{self.task.name}: matches", unit="medium")):
+        shown = tqdm(media, desc=f"{self.task.name}: matches", unit="medium")
+        for id, numbers in zip((record["id"] for record in shown), near, strict=True):
             if id in done:
                 continue
             with self.batch() as records:
                 context = torch.from_numpy(np.load(self.files[id])).float()
                 logits: list[float] = []
-                for part in chunks(len(near[number]), max(1, MATCH_TOKENS // len(context))):
-                    read = [rows[near[number][place]] for place in part]
+                for part in chunks(len(numbers), max(1, MATCH_TOKENS // len(context))):
+                    read = [rows[numbers[place]] for place in part]
                     logits += self.model.space.match_logits(read, context).tolist()
-                record = {"kind": "matches", "id": id, "texts": near[number], "logits": logits}
-                records.append(record)
+                records.append({"kind": "matches", "id": id, "texts": numbers, "logits": logits})
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -162,17 +165,17 @@ def _texts_of(contents: Contents, there: set[str]) -> list[tuple[str, list[str]]
     return list(merged.items())
 
 
-def nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
+def _nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
     """The near texts of each medium, for vectors of media (M, P) and texts (Q, P).
 
     A text is near if it is among a medium's best texts, or if the medium is among its best media.
     """
     found: list[set[int]] = [set() for _ in media]
-    for start, _, top in contrasted(texts, media):
+    for start, _, top in _contrasted(texts, media):
         for text, row in enumerate(top.tolist(), start):
             for medium in row:
                 found[medium].add(text)
-    for start, _, top in contrasted(media, texts):
+    for start, _, top in _contrasted(media, texts):
         for medium, row in enumerate(top.tolist(), start):
             found[medium].update(row)
     return [sorted(numbers) for numbers in found]
@@ -186,3 +189,93 @@ def _packed(vector: Tensor) -> str:
 def vector_of(record: Record) -> NDArray[np.float32]:
     """The vector (P,) of a ``medium`` or ``text`` record."""
     return np.frombuffer(base64.b64decode(record["vector"]), "<f4").astype(np.float32)
+
+
+def _sorted(records: Sequence[Record], kind: str, key: str) -> list[Record]:
+    """The records of a kind, in the order of the numbers at a key."""
+    return sorted((r for r in records if r["kind"] == kind), key=lambda r: int(r[key]))
+
+
+def _vectors(records: Sequence[Record]) -> Tensor:
+    return torch.from_numpy(np.stack([vector_of(record) for record in records]))
+
+
+# --- recall ---------------------------------------------------------------------------------------
+
+
+def recalls(records: Sequence[Record]) -> dict[str, float]:
+    """R@k in per cent, from text to medium and back, with and without the matching head."""
+    media, texts = _sorted(records, "medium", "number"), _sorted(records, "text", "text")
+    number = {record["id"]: place for place, record in enumerate(media)}
+    m, t = _vectors(media), _vectors(texts)
+    media_of_text = [{number[id] for id in record["media"]} for record in texts]
+    texts_of_medium: list[set[int]] = [set() for _ in media]
+    for text, right in enumerate(media_of_text):
+        for medium in right:
+            texts_of_medium[medium].add(text)
+    by_medium: dict[int, dict[int, float]] = {
+        number[r["id"]]: dict(zip(r["texts"], r["logits"], strict=True))
+        for r in records
+        if r["kind"] == "matches"
+    }
+    by_text: dict[int, dict[int, float]] = defaultdict(dict)
+    for medium, logits in by_medium.items():
+        for text, logit in logits.items():
+            by_text[text][medium] = logit
+    found: dict[str, float] = defaultdict(float)
+    for direction, queries, candidates, relevant, of_query in (
+        ("", t, m, media_of_text, by_text),
+        (" to text", m, t, texts_of_medium, by_medium),
+    ):
+        for start, rows, top in _contrasted(queries, candidates):
+            for scores in (" contrastive", ""):
+                if not scores:
+                    rerank(rows, top, [of_query.get(start + row, {}) for row in range(len(rows))])
+                shares = recall_at_k(rows, relevant[start : start + len(rows)])
+                for k, share in shares.items():
+                    name = f"R@{k}{direction}{scores}"
+                    found[name] += 100 * share * len(rows) / len(queries)
+    return found
+
+
+def recall_at_k(
+    scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
+    """Recall at each k of scores (Q, D); ``relevant`` has the relevant columns of each query."""
+    if bool(torch.isnan(scores).any()):
+        row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
+        raise DataError("recall", None, f"a score of query {row} is not a number")
+    before = []  # the irrelevant candidates before the best relevant candidate of each query
+    for query, (row, right) in enumerate(zip(scores, relevant, strict=True)):
+        columns = sorted(right)
+        if not columns or columns[0] < 0 or columns[-1] >= len(row):
+            why = f"query {query}: relevant candidates {columns[:3]} of {len(row)} candidates"
+            raise DataError("recall", None, why)
+        of_right = row[columns]
+        best = of_right.max()
+        before.append(int((row >= best).sum()) - int((of_right >= best).sum()))
+    return {k: sum(n < k for n in before) / len(before) for k in ks}
+
+
+def _contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Cosines of queries (Q, P) and candidates (D, P), in parts that fit into memory.
+
+    Yields the number of a part's first query, the cosines (q, D), and the columns of each query's
+    best candidates (q, at most 50).
+    """
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part = queries[start : start + QUERIES_AT_ONCE].double()
+        cosines = part @ candidates.double().T
+        yield start, cosines, cosines.topk(min(RERANKED, len(candidates)), 1).indices
+
+
+def rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
+    """Order the top candidates (q, k) of scores (q, D) by their logits, above all others.
+
+    The scores are changed in place.
+    """
+    for row, best in enumerate(top.tolist()):
+        known = [candidate for candidate in best if candidate in logits[row]]
+        if known:
+            values = torch.tensor([logits[row][c] for c in known], dtype=rows.dtype)
+            rows[row, known] = ABOVE + values - values.min()

@@ -14,6 +14,8 @@ The kinds of record in the store are ``broken`` and ``refused`` (an item with th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,12 +24,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mico_chat.evaluation.metrics.recall import RERANKED
-from mico_chat.evaluation.model import CONTROLS, Model, Reply
+from mico_chat.errors import MediaError
 from mico_chat.evaluation.pretrained import PretrainedModel
-from mico_chat.evaluation.retrieval import rank
-from mico_chat.evaluation.store import Record, Store, broken
-from mico_chat.evaluation.task import Contents, Item, Task, bytes_digest, words_digest
+from mico_chat.evaluation.retrieval import RERANKED, rank
+from mico_chat.evaluation.store import Record, Store
+from mico_chat.evaluation.task import CONTROLS, Contents, Item, Model, Reply, Task
 
 MAX_TOKENS = 24
 MAX_TOKENS_OF_TEXT = 48
@@ -51,7 +52,7 @@ def run(
     header = {"task": task.name, **model.header(), "limit": limit}
     with Store(folder, header | _settings(task, contents.items, max_tokens)) as store:
         if not skills and not store.records:
-            store.add([broken(*lost) for lost in contents.broken])
+            store.add([{"kind": "broken", "id": id, "reason": why} for id, why in contents.broken])
         # The untuned language model comes last, because it replaces the tuned one.
         for control in sorted(controls, key=CONTROLS.index):
             done = {"kind": "done", **({"control": control} if skills else {})}
@@ -60,7 +61,7 @@ def run(
             model.use(control)
             if task.family == "retrieval":
                 assert isinstance(model, PretrainedModel)
-                rank(task, contents, model, store, folder)
+                rank(task, contents, model, store)
             else:
                 _ask(task, contents.items, model, store, control, max_tokens)
             store.add([done])
@@ -96,8 +97,11 @@ def _ask(
         for record in store.records
         if "id" in record and record.get("control", control) == control
     }
+    if task.prompt:
+        words = [task.prompt.replace("{question}", item.question) for item in items]
+        shown = [replace(item, question=text) for item, text in zip(shown, words, strict=True)]
     for places, most in _parts(task, items, control):
-        asked = [task.asked(shown[i]) if task.prompt else shown[i] for i in places]
+        asked = [shown[i] for i in places]
         done = {n for n, i in enumerate(places) if (i if skills else items[i].id) in known}
         # A batch with an open item is asked as a whole, so that a resumed run computes the same.
         open_ = [n for batch in model.batches(asked) if not done.issuperset(batch) for n in batch]
@@ -166,3 +170,27 @@ def media_shown(items: Sequence[Item], control: str) -> list[Item]:
             if pool:
                 shown[i] = replace(items[i], media=items[pool[(7 * place) % len(pool)]].media)
     return shown
+
+
+def words_digest(items: Sequence[Item]) -> str:
+    """A digest of the ids and words of a data set's items; their media make no difference."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr((item.id, item.captions, item.question, item.answers)).encode())
+    return digest.hexdigest()[:16]
+
+
+def bytes_digest(items: Sequence[Item]) -> str:
+    """A digest of the words and the media's bytes of items; the places of files do not matter."""
+    digest = hashlib.sha256()
+    for item in items:
+        words = {"id": item.id, "skill": item.skill, "message": item.question}
+        whole = {**words, "accept": item.answers, "choices": item.choices}
+        digest.update(json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode())
+        for file in item.media:
+            try:
+                data = file.read()
+            except MediaError:  # the run reports this medium as broken
+                data = b""
+            digest.update(f"{file.kind} {hashlib.sha256(data).hexdigest()}".encode())
+    return digest.hexdigest()[:16]

@@ -13,8 +13,6 @@ from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
-import torch
 from scipy.stats import binomtest
 
 from mico_chat.errors import DataError, MicoError
@@ -28,11 +26,9 @@ from mico_chat.evaluation.metrics.answers import (
     vqa_accuracy,
 )
 from mico_chat.evaluation.metrics.captions import cider, spider
-from mico_chat.evaluation.metrics.recall import contrasted, recall_at_k, rerank
-from mico_chat.evaluation.model import CONTROLS
-from mico_chat.evaluation.retrieval import vector_of
+from mico_chat.evaluation.retrieval import recalls
 from mico_chat.evaluation.store import PREDICTIONS, Record, UnfinishedError, read_store
-from mico_chat.evaluation.task import TASKS, Task, task_named
+from mico_chat.evaluation.task import CONTROLS, Task, task_named
 
 NAMED = 20
 """A row names at most so many broken, refused or unjudged items; the stored files name all."""
@@ -44,11 +40,15 @@ Row = dict[str, Any]
 
 def score(folder: Path) -> Row:
     header, records = read_store(folder)
-    if not any(record["kind"] == "done" for record in records):
+    if not _is_done(records):
         raise UnfinishedError(folder)
     if "skills" in header:
         return _skills_row(header, records)
     return _task_row(folder, task_named(str(header.get("task"))), header, records)
+
+
+def _is_done(records: Sequence[Record]) -> bool:
+    return any(record["kind"] == "done" for record in records)
 
 
 def _seconds(records: Sequence[Record]) -> float:
@@ -136,7 +136,7 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
     if not counted:
         found = _Figures({}, dict.fromkeys(task.metrics, "the model refused every item"))
     elif task.family == "retrieval":
-        found = _Figures(_recalls(counted, of["text"], of["matches"]), {})
+        found = _Figures(recalls(records), {})
     elif task.judged:
         found = _judged(folder, task, counted)
     else:
@@ -231,47 +231,8 @@ def _judged(folder: Path, task: Task, records: Sequence[Record]) -> _Figures:
     return _Figures({}, dict.fromkeys(task.metrics, why), unjudged, judge)
 
 
-def _recalls(
-    media: Sequence[Record], texts: Sequence[Record], matches: Sequence[Record]
-) -> dict[str, float]:
-    """R@k in per cent, from text to medium and back, with and without the matching head."""
-    media = sorted(media, key=lambda record: int(record["number"]))
-    number = {record["id"]: place for place, record in enumerate(media)}
-    texts = sorted(texts, key=lambda record: int(record["text"]))
-    m, t = (torch.from_numpy(np.stack([vector_of(r) for r in of])) for of in (media, texts))
-    media_of_text = [{number[id] for id in record["media"]} for record in texts]
-    texts_of_medium: list[set[int]] = [set() for _ in media]
-    for text, right in enumerate(media_of_text):
-        for medium in right:
-            texts_of_medium[medium].add(text)
-    by_medium: dict[int, dict[int, float]] = {
-        number[r["id"]]: dict(zip(r["texts"], r["logits"], strict=True)) for r in matches
-    }
-    by_text: dict[int, dict[int, float]] = defaultdict(dict)
-    for medium, logits in by_medium.items():
-        for text, logit in logits.items():
-            by_text[text][medium] = logit
-    found: dict[str, float] = {}
-    for direction, queries, candidates, relevant, of_query in (
-        ("", t, m, media_of_text, by_text),
-        (" to text", m, t, texts_of_medium, by_medium),
-    ):
-        for scores, reranking in (("", True), (" contrastive", False)):
-            names = {k: f"R@{k}{direction}{scores}" for k in (1, 5, 10)}
-            found |= dict.fromkeys(names.values(), 0.0)
-            for start, rows, top in contrasted(queries, candidates):
-                if reranking:
-                    rerank(rows, top, [of_query.get(start + row, {}) for row in range(len(rows))])
-                recalls = recall_at_k(rows, relevant[start : start + len(rows)], tuple(names))
-                for k, name in names.items():
-                    found[name] += 100 * recalls[k] * len(rows) / len(queries)
-    return found
-
-
 def is_finished(folder: Path) -> bool:
-    if not (folder / PREDICTIONS).is_file():
-        return False
-    return any(record["kind"] == "done" for record in read_store(folder)[1])
+    return (folder / PREDICTIONS).is_file() and _is_done(read_store(folder)[1])
 
 
 def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Row]], list[str]]:
@@ -280,9 +241,9 @@ def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Ro
     unfinished = []
     for name in names:
         if (output / name / PREDICTIONS).is_file():
-            kind = "skills" if name not in TASKS or TASKS[name].family == "skills" else "tasks"
             try:
-                rows[kind][name] = score(output / name)
+                row = score(output / name)
+                rows["skills" if "skills" in row else "tasks"][name] = row
             except UnfinishedError as error:
                 unfinished.append(str(error))
     if not any(rows.values()):

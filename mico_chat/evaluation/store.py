@@ -22,10 +22,6 @@ VERDICTS = "verdicts.jsonl"
 Record = dict[str, Any]
 
 
-def broken(id: str, reason: str) -> Record:
-    return {"kind": "broken", "id": id, "reason": reason}
-
-
 class UnfinishedError(DataError):
     def __init__(self, folder: Path) -> None:
         why = "the run has not finished; run the same command again to continue it"
@@ -46,22 +42,19 @@ class Store:
         try:
             whole = json.loads(json.dumps({"format": FORMAT, **header}))
             self.records = self._resume(whole)
-            self._file = self.path.open("ab", buffering=0)
         except BaseException:
             self._lock.release()
             raise
 
     def add(self, records: Sequence[Record]) -> None:
-        data = memoryview("".join(map(_line, records)).encode())
-        while data:
-            data = data[self._file.write(data) :]
+        with self.path.open("ab") as file:
+            file.write("".join(map(_line, records)).encode())
         self.records += records
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
         self._lock.release()
 
     def _resume(self, header: Record) -> list[Record]:

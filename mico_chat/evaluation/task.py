@@ -1,23 +1,32 @@
-"""Tasks, the table of all tasks (``tasks.yaml``), and the items that a task asks a model about."""
+"""Tasks, the table of all tasks (``tasks.yaml``), and the items that a task asks a model about.
+
+A :class:`Model` gives a :class:`Reply` for each item.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mico_chat.errors import ConfigError, DataError, MediaError
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.store import Record
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
+"""Ways to ask a model, which show where its figures come from; :mod:`.run` explains each."""
 
 Family = Literal["retrieval", "captioning", "qa", "skills"]
 Split = Literal["test", "train"]
@@ -57,25 +66,12 @@ class Task(BaseModel, extra="forbid", frozen=True):
     judged: bool = False
     skills: tuple[str, ...] = ()
 
-    def asked(self, item: Item) -> Item:
-        return replace(item, question=self.prompt.replace("{question}", item.question))
 
-
-def _read_tasks() -> dict[str, Task]:
-    text = Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8")
-    rows: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    del rows["families"]  # anchors, which the rows of the tasks include
-    return {name: Task(name=name, **row) for name, row in rows.items()}
-
-
-def skills_task(name: str, **more: Any) -> Task:
-    """A task of items with skills; a chat model gets their questions unchanged."""
-    return Task(name=name, family="skills", prompt="{question}", **more)
-
-
-ITEMS = "items"
-"""The name of the task of all files of items on a command line."""
-TASKS = _read_tasks()
+ITEMS = Task(name="items", family="skills", prompt="{question}")
+"""The task of all files of items on a command line."""
+_ROWS = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
+# "families" is no task: it holds anchors, which the rows of the tasks include.
+TASKS = {name: Task(name=name, **row) for name, row in _ROWS.items() if name != "families"}
 SUITES = [name for name, task in TASKS.items() if task.family == "skills"]
 
 
@@ -118,9 +114,6 @@ class Contents:
     same_words: bool = False
     _seen: set[str] = field(default_factory=set)
 
-    def lose(self, id: str, reason: str) -> None:
-        self.broken.append((id, reason))
-
     def caption(
         self, id: str, medium: MediaFile | str, given: Sequence[object], paragraph: bool = False
     ) -> None:
@@ -131,7 +124,7 @@ class Contents:
         texts = [_clean(text) for text in given]
         for number, text in enumerate(texts, 1):
             if not text:
-                self.lose(f"{id}, caption {number}", "it is empty")
+                self.broken.append((f"{id}, caption {number}", "it is empty"))
         texts = [text for text in texts if text]
         captions = (" ".join(texts),) if paragraph and texts else tuple(texts)
         self._add(id, medium, "" if texts else "it has no caption", captions=captions)
@@ -150,7 +143,7 @@ class Contents:
             fault = "the item occurs twice; only the first is used" if id in self._seen else ""
             self._seen.add(id)
         if fault or isinstance(medium, str):
-            self.lose(id, fault or str(medium))
+            self.broken.append((id, fault or str(medium)))
         else:
             self.items.append(Item(id, (medium,), **words))
 
@@ -222,25 +215,59 @@ def of_skills(items: Sequence[Item], skills: Sequence[str], path: Path) -> list[
     return [item for item in items if not skills or item.skill in skills]
 
 
-def words_digest(items: Sequence[Item]) -> str:
-    """A digest of the ids and words of a data set's items; their media make no difference."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(repr((item.id, item.captions, item.question, item.answers)).encode())
+def fingerprint(model: nn.Module, more: str = "") -> str:
+    """A digest of ``more`` and of each tensor's shape and sum: faster than one of all bytes."""
+    digest = hashlib.sha256(more.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        total = tensor.double().sum().item()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total!r}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def bytes_digest(items: Sequence[Item]) -> str:
-    """A digest of the words and the media's bytes of items; the places of files do not matter."""
-    digest = hashlib.sha256()
-    for item in items:
-        words = {"id": item.id, "skill": item.skill, "message": item.question}
-        whole = {**words, "accept": item.answers, "choices": item.choices}
-        digest.update(json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode())
-        for file in item.media:
-            try:
-                data = file.read()
-            except MediaError:  # the run reports this medium as broken
-                data = b""
-            digest.update(f"{file.kind} {hashlib.sha256(data).hexdigest()}".encode())
-    return digest.hexdigest()[:16]
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or the reason why the model refuses the item or its medium is broken.
+
+    Refused and broken items do not count as wrong answers.
+    """
+
+    kind: Literal["answer", "refused", "broken"]
+    text: str
+
+    @classmethod
+    def of(cls, text: str, finish_reason: str | None, max_tokens: int | None) -> Reply:
+        if text or finish_reason != "length":
+            return cls("answer", text)
+        return cls(
+            "refused",
+            f"the model wrote no answer within {max_tokens} tokens: a model that thinks "
+            "first needs a higher --max-tokens",
+        )
+
+
+class Model:
+    """A model under evaluation."""
+
+    def header(self) -> Record:
+        """Everything that the answers depend on; ``model`` is its name, ``weights`` a digest."""
+        raise NotImplementedError
+
+    def use(self, control: str) -> None:
+        """Switch off the parts that a control leaves out. ``base-llm`` cannot be undone."""
+
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """The batches, as places of items. The last bits of an answer depend on its batch."""
+        return chunks(len(items), 1)
+
+    def answers(
+        self, task: Task, items: Sequence[Item], max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yields the place of each item and its greedy or beam-searched answer, in any order."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what the model holds, such as processes and connections."""
+
+
+def chunks(count: int, size: int) -> list[list[int]]:
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]

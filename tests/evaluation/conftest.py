@@ -14,11 +14,10 @@ from PIL import Image
 
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE
 from mico_chat.evaluation.datasets import DATASETS
-from mico_chat.evaluation.model import Model
 from mico_chat.evaluation.pretrained import PretrainedModel
 from mico_chat.evaluation.run import run
 from mico_chat.evaluation.scores import Row, score
-from mico_chat.evaluation.task import TASKS
+from mico_chat.evaluation.task import TASKS, Model
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from mico_chat.evaluation.model import CONTROLS, Reply, chunks
 from mico_chat.evaluation.store import Record
-from mico_chat.evaluation.task import Item, Task
+from mico_chat.evaluation.task import Item, Model, Reply, Task, chunks
 from mico_chat.messages import Message
 
 
-class Parrot:
+class Parrot(Model):
     """Answers each message with the reply of ``says``, in batches of two."""
 
     name = "parrot"
-    controls: tuple[str, ...] = CONTROLS
 
     def __init__(self, says: Callable[[Message], Reply] | None = None) -> None:
         self.says = says or (lambda _: Reply("answer", "Four."))
@@ -38,6 +36,3 @@ class Parrot:
             self.asked.append(item.message())
             self.limits.append(max_tokens)
             yield place, self.says(self.asked[-1])
-
-    def close(self) -> None:
-        """Nothing: the parrot keeps nothing open."""

@@ -17,8 +17,8 @@ from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.evaluation.endpoint import Endpoint
 from mico_chat.evaluation.judge import Verdict, read, verdict
-from mico_chat.evaluation.model import Reply
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS, read_store
+from mico_chat.evaluation.task import Reply
 from mico_chat.messages import Message
 from tests.evaluation.conftest import ran
 from tests.evaluation.openai_endpoint import Answer, answering, text

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -98,14 +96,3 @@ def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_command_lines_are_refused(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         main(words)
-
-
-def test_a_model_without_a_text_branch_is_refused(
-    tmp_path: Path, msvd: Path, captions_scored: Callable[..., Any]
-) -> None:
-    from mico_chat.errors import ModelError
-    from tests.tiny import chat_model
-
-    chat_model().save_pretrained(tmp_path / "chat")
-    with pytest.raises(ModelError, match="no text branch"):
-        main(["msvd-qa", *arguments(tmp_path / "chat", msvd, tmp_path / "out")])

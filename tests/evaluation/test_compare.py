@@ -10,10 +10,9 @@ import pytest
 
 from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation.model import Reply
 from mico_chat.evaluation.run import run
 from mico_chat.evaluation.scores import score
-from mico_chat.evaluation.task import Contents, Item, skills_task
+from mico_chat.evaluation.task import ITEMS, Contents, Item, Reply
 from tests.evaluation.parrot import Parrot
 
 
@@ -22,7 +21,7 @@ def evaluated(folder: Path, says: str | None, *, n: int = 4, other: str = "Two?"
     items = [Item(str(i), (), f"{i}?", (), (("one", "two")[i % 2],), (), "sum") for i in range(n)]
     items.append(Item("x", (), other, (), ("two",), (), "more"))
     reply = Reply("refused", "no") if says is None else Reply("answer", says)
-    run(skills_task("items"), Contents(items), Parrot(lambda _: reply), folder / "items")
+    run(ITEMS, Contents(items), Parrot(lambda _: reply), folder / "items")
     report = {"skills": {"items": score(folder / "items")}}
     (folder / "results.json").write_text(json.dumps(report))
     return folder

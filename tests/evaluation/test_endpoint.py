@@ -19,8 +19,7 @@ from PIL import Image
 from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.evaluation.endpoint import Endpoint, at_once
-from mico_chat.evaluation.model import Reply
-from mico_chat.evaluation.task import TASKS, Item
+from mico_chat.evaluation.task import TASKS, Item, Reply
 from mico_chat.media import MediaFile, decode
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message, TextPart, from_openai

@@ -7,7 +7,7 @@ import torch
 
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import ContextLengthError
-from mico_chat.evaluation.likelihood import log_likelihoods
+from mico_chat.evaluation.chat import log_likelihoods
 from mico_chat.media.medium import ContextBlock
 from tests.tiny import chat_model
 

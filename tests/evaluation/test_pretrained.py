@@ -183,9 +183,6 @@ def test_a_finished_run_asks_the_model_nothing(
 ) -> None:
     name, data = task_and_data
     first = ran(name, data, model, tmp_path)
-    if "captioning" in name:
-        assert (first["items"], list(first["figures"])) == (3, ["CIDEr", "SPIDEr"])
-        assert [r["references"] for r in of_kind(tmp_path, "caption")] == [["a tone"] * 5] * 3
     before = (tmp_path / PREDICTIONS).read_bytes()
     monkeypatch.setattr(PretrainedModel, "encode", None)
     assert ran(name, data, model, tmp_path)["figures"] == first["figures"]

@@ -67,8 +67,8 @@ def test_the_matching_head_has_the_last_word_among_the_top(tmp_path: Path) -> No
 def test_what_is_beyond_the_top_stays_below(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mico_chat.evaluation.metrics.recall.RERANKED", 2)
-    monkeypatch.setattr("mico_chat.evaluation.metrics.recall.QUERIES_AT_ONCE", 2)
+    monkeypatch.setattr("mico_chat.evaluation.retrieval.RERANKED", 2)
+    monkeypatch.setattr("mico_chat.evaluation.retrieval.QUERIES_AT_ONCE", 2)
     media = {str(n): (np.cos(n / 10), np.sin(n / 10)) for n in range(6)}
     # All texts are nearest to medium 0. Only media 0 and 1 are ranked again, by their logits.
     texts = [([str(n)], (1.0, 0.0)) for n in (2, 4, 1, 0, 3, 5)]
@@ -98,9 +98,8 @@ def test_answers(tmp_path: Path) -> None:
     asked = [answer(1, "Two dogs.", "two dogs"), answer(2, "cat", "dog"), answer(3, "a", "a")]
     assert scored(tmp_path / "a", "msvd-qa", asked)["figures"]["accuracy"] == pytest.approx(200 / 3)
     people = ["red"] * 2 + ["blue"] * 8
-    assert scored(tmp_path / "b", "vqav2-qa", [answer(1, "red", *people)])["figures"][
-        "accuracy"
-    ] == pytest.approx(60.0)
+    row = scored(tmp_path / "b", "vqav2-qa", [answer(1, "red", *people)])
+    assert row["figures"]["accuracy"] == pytest.approx(60.0)
 
 
 def test_captions_and_a_metric_that_is_not_there(

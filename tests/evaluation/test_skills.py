@@ -14,11 +14,18 @@ from PIL import Image
 from mico_chat.cli import evaluate
 from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation.model import CONTROLS, Model, Reply
 from mico_chat.evaluation.report import plot_skills, skills_table
-from mico_chat.evaluation.run import media_shown, run
+from mico_chat.evaluation.run import bytes_digest, media_shown, run
 from mico_chat.evaluation.scores import answers, score
-from mico_chat.evaluation.task import Contents, Item, bytes_digest, read_items, skills_task
+from mico_chat.evaluation.task import (
+    CONTROLS,
+    ITEMS,
+    Contents,
+    Item,
+    Model,
+    Reply,
+    read_items,
+)
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from tests.evaluation.conftest import write_chat_model, write_items
@@ -51,7 +58,7 @@ def item(id: str, accept: str, media: int = 1, choices: tuple[str, ...] = ()) ->
 def asked(
     items: list[Item], model: Model, folder: Path, *controls: str, max_tokens: int | None = None
 ) -> None:
-    run(skills_task("items"), Contents(items), model, folder, controls, max_tokens=max_tokens)
+    run(ITEMS, Contents(items), model, folder, controls, max_tokens=max_tokens)
 
 
 def test_the_command_writes_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,24 +1,255 @@
-"""The data sets of the tasks (``datasets.yaml``): their files on disk and their items."""
+"""The data sets of the tasks (``datasets.yaml``): their files on disk and their items.
+
+Items are media with captions, or questions about media with answers. :class:`Annotations` reads
+them from the files of the publishers. The shards of the data engine have a reader of their own.
+"""
 
 from __future__ import annotations
 
+import ast
+import json
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from string import Formatter
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.datasets.readers import CHANGES, Annotations, read_annotations, world
+from mico_chat.evaluation.datasets.files import (
+    FAULT,
+    MediaFolders,
+    Row,
+    read_records,
+    read_table,
+    read_text,
+)
 from mico_chat.evaluation.task import Contents, Split, read_items
+from mico_chat.media import MediaFile
+from mico_chat.media.file import TarMember
+from mico_chat.media.kinds import KINDS, Kind
 
-TEXT = Path(__file__).parents[1] / "text.jsonl"
-"""Questions without media, which come with the package."""
+
+class Beside(BaseModel, extra="forbid", frozen=True):
+    """More files; their records belong to the main records with the same value at ``by``."""
+
+    files: tuple[str, ...]
+    key: str = ""
+    by: str
 
 
-def mini_skills(folder: Path, split: Split) -> Contents:
-    files = [folder / "mini/items/items.jsonl", folder / "everyday/items.jsonl", TEXT]
+class Annotations(BaseModel, extra="forbid", frozen=True):
+    """Where the files of a data set have its items; ``datasets.yaml`` explains the fields."""
+
+    file: str
+    key: str = ""
+    delimiter: str = ","
+    each: str = ""
+    where: dict[str, tuple[str, ...]] = {}
+    only: str = ""
+    beside: Beside | None = None
+    kind: Kind = "video"
+    folders: tuple[str, ...] = ("videos",)
+    names: tuple[str, ...]
+    id: str
+    merge: bool = False
+    captions: tuple[str, ...] = ()
+    paragraph: bool = False
+    question: str = ""
+    answers: tuple[str, ...] = ()
+
+    def read(self, folder: Path, change: Callable[[Row], Row]) -> Contents:
+        """The items; ``change`` completes each record before it is read."""
+        contents = Contents()
+        media = MediaFolders([folder / name for name in self.folders], self.kind)
+        only = folder / self.only
+        used = set(read_text(only).split()) if self.only and only.is_file() else None
+        beside: dict[str, list[Row]] = defaultdict(list)
+        if self.beside is not None:
+            for name in self.beside.files:
+                for row in read_records(folder / name, self.beside.key):
+                    beside[str(row.get(self.beside.by))].append(row)
+        # The id of an item, possible names of its medium, the question, captions or answers.
+        entries: dict[object, tuple[str, list[str], object, list[object]]] = {}
+        for row in map(change, self._records(folder / self.file)):
+            try:
+                id, *names = (_filled(template, row) for template in (self.id, *self.names))
+            except ValueError as error:
+                contents.broken.append((f"record {row['number']}", str(error)))
+                continue
+            if used is not None and id not in used:
+                continue
+            sources = [row] if self.beside is None else beside[str(row.get(self.beside.by))]
+            key = id if self.merge else len(entries)
+            *_, texts = entries.setdefault(key, (id, names, row.get(self.question), []))
+            paths = self.captions or self.answers
+            texts.extend(text for one in sources for path in paths for text in _values(one, path))
+        for id, names, question, texts in entries.values():
+            if self.captions:
+                contents.caption(id, media.find(names), texts, self.paragraph)
+            else:
+                contents.ask(id, media.find(names), question, texts)
+        return contents
+
+    def _records(self, path: Path) -> Iterator[Row]:
+        """The records with the values in ``where`` and all faulty records; each has its number."""
+        if is_table := path.suffix == ".csv":
+            rows = read_table(path, self._columns(), self.delimiter)
+        else:
+            rows = read_records(path, self.key)
+        # In a table, the first record is on line 2.
+        for number, whole in enumerate(rows, 2 if is_table else 1):
+            for row in _parts(whole, self.each):
+                if FAULT in row or all(row.get(k) in wanted for k, wanted in self.where.items()):
+                    yield {**row, "number": number}
+
+    def _columns(self) -> list[str]:
+        parsed = [part for text in (self.id, *self.names) for part in Formatter().parse(text)]
+        columns = [name for _, name, _, _ in parsed if name and name != "number"]
+        columns += [self.question] if self.question else []
+        columns += [] if self.beside else [*self.captions, *self.answers]
+        return list(dict.fromkeys(columns))
+
+
+def _parts(row: Row, each: str) -> list[Row]:
+    """The record, or a record for each object of the array at the key ``each``."""
+    parts = row.get(each, []) if each and FAULT not in row else [{}]
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return [{**row, FAULT: f"its {each} are not an array of objects"}]
+    return [{**row, **part} for part in parts]
+
+
+def _filled(template: str, row: Row) -> str:
+    """The template, filled with the values of a record.
+
+    Raises:
+        ValueError: the record cannot be used, or it lacks a value.
+    """
+    if FAULT in row:
+        raise ValueError(row[FAULT])
+    for _, name, _, _ in Formatter().parse(template):
+        if name and (row.get(name) == "" or not isinstance(row.get(name), str | int)):
+            raise ValueError(f"the record lacks {name}")
+    return template.format_map(row)
+
+
+def _values(row: Row, path: str) -> list[object]:
+    """The values at a key of a record; ``KEY.INNER`` is a key of the objects at a key."""
+    key, _, inner = path.partition(".")
+    found = row.get(key)
+    if not inner:
+        return found if isinstance(found, list) else [found]
+    parts = found if isinstance(found, list) else []
+    return [part.get(inner) if isinstance(part, dict) else None for part in parts]
+
+
+# --- records that need more than a template -------------------------------------------------------
+
+Change = Callable[[Row], Row]
+
+
+def _didemo(row: Row) -> Row:
+    """Adds the name without its ending: many people have re-encoded DiDeMo's .avi or .mov files."""
+    return {**row, "stem": str(row.get("video")).rsplit(".", 1)[0]}
+
+
+def _msvd_qa(folder: Path) -> Change:
+    """Adds the name of the clip, which ``youtube_mapping.txt`` has for a number such as vid1301."""
+    mapping = folder / "youtube_mapping.txt"
+    lines = read_text(mapping).splitlines() if mapping.is_file() else ()
+    pairs = [pair for line in lines if len(pair := line.split()) == 2]
+    clip_of = {number: clip for clip, number in pairs}
+
+    def change(row: Row) -> Row:
+        number = f"vid{row.get('video_id')}"
+        return {**row, "clip": clip_of.get(number, number)}
+
+    return change
+
+
+def _music_avqa(row: Row) -> Row:
+    """Fills a question such as "Is the <Object> loud?" with the values in its record."""
+    question, values = row.get("question_content"), row.get("templ_values")
+    if not isinstance(question, str):
+        return row
+    if isinstance(values, str):  # the text of a Python list
+        try:
+            values = ast.literal_eval(values)
+        except (SyntaxError, ValueError):
+            return {**row, FAULT: f"its templ_values are not a list: {values!r}"}
+    given = [str(value) for value in values] if isinstance(values, list | tuple) else []
+    parts = re.split(r"<[^<>]+>", question)
+    if len(parts) - 1 != len(given):
+        places = f"its question has {len(parts) - 1} places"
+        return {**row, FAULT: f"{places}, but there are {len(given)} templ_values"}
+    filled = [value + text for value, text in zip(given, parts[1:], strict=True)]
+    return {**row, "question_content": parts[0] + "".join(filled)}
+
+
+CHANGES: dict[str, Callable[[Path], Change]] = {
+    "didemo": lambda _: _didemo,
+    "msvd-qa": _msvd_qa,
+    "music-avqa": lambda _: _music_avqa,
+}
+"""For some data sets, a function of the folder; it returns the function that completes a record."""
+
+
+# --- items that this project makes ----------------------------------------------------------------
+
+
+def _mini_skills(folder: Path) -> Contents:
+    """The items of two files, and the questions without media that come with the package."""
+    text = Path(__file__).parents[1] / "text.jsonl"
+    files = [folder / "mini/items/items.jsonl", folder / "everyday/items.jsonl", text]
     return Contents([item for path in files for item in read_items(path)])
+
+
+def _world(folder: Path, split: Split) -> Contents:
+    """Every medium with captions in the shards; equal captions are right for all their media."""
+    names = {"test": "validation-*.tar", "train": "train-*.tar"}[split]
+    shards = sorted(folder.glob(names))
+    if not shards:
+        raise DataError(folder, None, f"no file in this folder is named like {names}")
+    contents = Contents(same_words=True)
+    for path in shards:
+        try:
+            with tarfile.open(path) as tar:
+                _read_shard(path, tar, contents)
+        except tarfile.TarError as error:
+            raise DataError(path, None, "this is not a tar file that can be read") from error
+    return contents
+
+
+def _read_shard(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
+    members: dict[str, TarMember] = {}
+    samples: list[Row] = []
+    for info in tar:
+        if not info.name.endswith(".json"):
+            members[info.name] = TarMember(path, info.offset_data, info.size)
+            continue
+        member = tar.extractfile(info)
+        assert member is not None, info.name
+        try:
+            samples.append(json.loads(member.read()))
+        except ValueError as error:
+            raise DataError(path, None, f"{info.name} is not JSON") from error
+    for sample in samples:
+        for name, captions in sample["captions"].items():
+            id = f"{sample['id']}.{name}"
+            kind = name.split(".", 1)[0].rstrip("0123456789")
+            media: MediaFile | str = "the shard lacks this file"
+            if id in members:
+                media = f"its kind is unknown; the kinds are {', '.join(KINDS)}"
+                if kind in KINDS:
+                    media = MediaFile(cast(Kind, kind), members[id], path.name)
+            contents.caption(id, media, captions)
+
+
+# --- the table ------------------------------------------------------------------------------------
 
 
 class DataSet(BaseModel, extra="forbid", frozen=True):
@@ -47,12 +278,12 @@ class DataSet(BaseModel, extra="forbid", frozen=True):
         """The items that a test measures, or those that fine-tuning reads."""
         folder = data / self.folder
         if self.items is None:
-            contents = (world if self.name == "world" else mini_skills)(folder, split)
+            contents = _world(folder, split) if self.name == "world" else _mini_skills(folder)
         else:
             changed = self.train if split == "train" else {}
             form = Annotations(**self.items.model_dump() | changed)
             change = CHANGES[self.name](folder) if self.name in CHANGES else dict
-            contents = read_annotations(folder, form, change)
+            contents = form.read(folder, change)
         if not contents.items:
             why = f"none of {len(contents.broken)} items can be used"
             if contents.broken:

@@ -16,7 +16,6 @@ import argparse
 import base64
 import io
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,6 @@ from mico_chat.media.file import mime_type
 _FUNCTIONS = '''"""The functions that the tasks of this folder call."""
 
 from mico_chat.evaluation.lmms.items import doc_to_messages, doc_to_visual, process_results
-
-__all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
 '''
 
 
@@ -44,28 +41,24 @@ def write_tasks(
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ConfigError(f"name {name!r}: use lower-case letters, digits, - and _")
     whole = Contents([item for file in files for item in read_items(file)])
-    skills: dict[str, list[Item]] = defaultdict(list)
+    tasks: dict[str, list[Item]] = defaultdict(list)
     for item in whole.first(limit).items:
-        skills[item.skill].append(item)
-    if not skills:
+        task = f"{name}_{re.sub(r'[^a-z0-9]+', '_', item.skill.lower()).strip('_')}"
+        tasks[task].append(item)
+        if item.skill != (first := tasks[task][0].skill):
+            both = f"{first!r} and {item.skill!r}"
+            raise ConfigError(f"the skills {both} would both become the task {task}")
+    if not tasks:
         raise DataError(files[0], None, "the files hold no items")
-    tasks: dict[str, str] = {}
-    for skill in skills:
-        task = f"{name}_{re.sub(r'[^a-z0-9]+', '_', skill.lower()).strip('_')}"
-        if task in tasks:
-            raise ConfigError(
-                f"the skills {tasks[task]!r} and {skill!r} would both become the task {task}"
-            )
-        tasks[task] = skill
     output.mkdir(parents=True, exist_ok=True)
     (output / "functions.py").write_text(_FUNCTIONS, encoding="utf-8")
     template = Path(__file__).with_name("task.yaml").read_text(encoding="utf-8")
     lines = [f"group: {name}", "task:"]
-    for task, skill in tasks.items():
-        _write_data(skills[skill], output / "data" / f"{task}.parquet")
+    for task, items in tasks.items():
+        _write_data(items, output / "data" / f"{task}.parquet")
         text = template.format(task=task, max_tokens=max_tokens)
         (output / f"{task}.yaml").write_text(text, encoding="utf-8")
-        if {m.kind for item in skills[skill] for m in item.media} <= {"image", "audio", "video"}:
+        if {m.kind for item in items for m in item.media} <= {"image", "audio", "video"}:
             lines.append(f"  - {task}")
     (output / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [name, *tasks]
@@ -124,7 +117,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     return {"accuracy": float(is_right(results[0], doc["accept"], doc["choices"]))}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mico_chat.evaluation.lmms.items", description=__doc__.split("\n")[0]
     )
@@ -138,11 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         names = write_tasks(**given)
     except MicoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"error: {error}\n")
     print(f"{given['output']}: {', '.join(names)}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

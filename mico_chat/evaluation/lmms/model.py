@@ -23,10 +23,9 @@ from tqdm import tqdm
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
-from mico_chat.evaluation.chat import ChatModel
-from mico_chat.evaluation.likelihood import log_likelihoods
+from mico_chat.evaluation.chat import ChatModel, log_likelihoods
 from mico_chat.evaluation.lmms.requests import conversation, options_of, question
-from mico_chat.evaluation.model import chunks
+from mico_chat.evaluation.task import chunks
 from mico_chat.load import MAX_RUNNING, EngineOptions
 from mico_chat.messages import Message
 

@@ -37,25 +37,15 @@ SPELLINGS = {"gray": "grey", "nearer": "closer", "further": "farther", "color": 
 
 
 def normal_words(text: str) -> list[str]:
-    """Lower-case words, digits as words, one spelling: ``"2 Gray cats!"`` -> two grey cats."""
+    """Lower-case words, digits as words, one spelling, singular: "2 Gray cats" -> two grey cat."""
     found = re.findall(r"[a-z]+|\d+", text.lower())
     spelled = [NUMBERS[int(w)] if w.isdigit() and int(w) <= 10 else w for w in found]
-    return [SPELLINGS.get(word, word) for word in spelled]
-
-
-def singular(word: str) -> str:
-    """A word without its plural ending: "dogs" equals "dog"."""
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
-        return word[:-1]
-    return word
+    return [re.sub(r"(?<=..[^s])s$", "", SPELLINGS.get(word, word)) for word in spelled]
 
 
 def position(answer: str, phrase: str) -> int | None:
-    """The number of words before ``phrase`` in ``answer``; None if the answer lacks the phrase.
-
-    Singular and plural are equal.
-    """
-    said, sought = ([singular(word) for word in normal_words(text)] for text in (answer, phrase))
+    """The number of words before ``phrase`` in ``answer``; None if the answer lacks the phrase."""
+    said, sought = normal_words(answer), normal_words(phrase)
     for start in range(len(said) - len(sought) + 1):
         if sought and said[start : start + len(sought)] == sought:
             return start

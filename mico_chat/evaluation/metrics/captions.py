@@ -153,12 +153,9 @@ def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> lis
     from java.lang import Integer
     from java.util import ArrayList, HashMap
 
-    references = parser.parseCaptions(
-        ArrayList([text for item in items for text in item["references"]]),
-        ArrayList(
-            [Integer(len(item["references"])) for item in items]
-        ),  # JPype would make Long of them
-    )
+    texts = ArrayList([text for item in items for text in item["references"]])
+    counts = [Integer(len(item["references"])) for item in items]  # JPype would make Long of them
+    references = parser.parseCaptions(texts, ArrayList(counts))
     candidates = parser.parseCaptions(ArrayList([item["candidate"] for item in items]))
     stats = spice.SpiceStats(HashMap(), False)  # no separate scores of colours, counts, ...
     for index, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):

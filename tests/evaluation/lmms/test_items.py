@@ -49,9 +49,10 @@ def test_a_task_for_each_skill(tmp_path: Path) -> None:
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = drawn_items(tmp_path, n=1)
-    assert main([str(file), "--output", str(tmp_path / "t"), "--name", "x"]) == 0
+    main([str(file), "--output", str(tmp_path / "t"), "--name", "x"])
     assert capsys.readouterr().out.startswith(f"{tmp_path / 't'}: x, x_colour, ")
-    assert main([str(file), "--output", str(tmp_path / "t"), "--name", "A B"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(file), "--output", str(tmp_path / "t"), "--name", "A B"])
     assert capsys.readouterr().err.startswith("error: name 'A B': use lower-case letters")
 
 

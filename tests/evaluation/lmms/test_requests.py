@@ -154,10 +154,7 @@ def test_a_missing_file_and_a_role_that_there_is_not() -> None:
         conversation([{"role": "robot", "content": []}], LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("given", "differs"),
-    table("options.yaml"),
-)
+@pytest.mark.parametrize(("given", "differs"), table("options.yaml"))
 def test_options(given: dict[str, Any], differs: dict[str, Any]) -> None:
     assert options_of(given) == GenerationOptions.of({"max_tokens": 1024, **differs})
 

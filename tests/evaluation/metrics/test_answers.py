@@ -28,7 +28,8 @@ def test_answers(answer: str, accept: list[str], choices: list[str], right: bool
 
 
 def test_words_and_positions() -> None:
-    assert normal_words("2 Gray cats, 11 colors!") == ["two", "grey", "cats", "11", "colors"]
+    assert normal_words("2 Gray cats, 11 colors!") == ["two", "grey", "cat", "11", "color"]
+    assert normal_words("gas glass bus dogs buses") == ["gas", "glass", "bus", "dog", "buse"]
     assert position("The red ball is left", "left") == 4
     assert position("The red ball", "ball") == 2
     assert position("The red ball", "") is None

@@ -16,14 +16,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from mico_chat.errors import ConfigError, MicoError, MissingExtraError
 from mico_chat.evaluation.metrics import captions as metric
-from mico_chat.evaluation.metrics.captions import (
-    CORENLP,
-    cider,
-    jars,
-    spice,
-    spider,
-    tokenize,
-)
+from mico_chat.evaluation.metrics.captions import CORENLP, cider, jars, spice, spider, tokenize
 
 WORDS = (
     "a dog's cat can't 1,000 3.5 $5 1/2 U.S. Mr. (red) [blue] {x} \"hi\" 'tis gonna café 日本 🙂 "

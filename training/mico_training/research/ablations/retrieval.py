@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mico_chat.evaluation.metrics.recall import recall_at_k, rerank
+from mico_chat.evaluation.retrieval import recall_at_k, rerank
 from mico_chat.media import KINDS, Kind, MediaFile
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
