@@ -23,7 +23,7 @@ from torch import Tensor
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.parallel import parallel_arguments
+from mico_training.modules import parallel_arguments
 from mico_training.recipe import TrainRecipe
 from mico_training.stages import train_stage1, train_stage3
 from mico_training.world.sample import write_shard

@@ -22,8 +22,8 @@ from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_training.build_model import learn_vocabulary
 from mico_training.stages import train_stage1, train_stage2, train_stage3
-from mico_training.vocabulary import learn_vocabulary
 
 
 def write_recipe(folder: Path, shards: Path, model: Path | dict[str, Any], **sections: Any) -> Path:

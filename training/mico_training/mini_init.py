@@ -28,12 +28,17 @@ from mico_chat.media.kinds import Kind
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import Pretraining, build_pretraining, concept_labels, text_config
+from mico_training.build_model import (
+    Pretraining,
+    build_pretraining,
+    concept_labels,
+    learn_vocabulary,
+    text_config,
+)
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
-from mico_training.vocabulary import learn_vocabulary
 from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import source
 

@@ -20,11 +20,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import Kind
 
-DataKind = Literal["shards", "jsonl", "llava"]
 Dtype = Literal["float32", "bfloat16"]
-Parallel = Literal["ddp", "fsdp", "zero2"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
 
 END_SCHEDULES = ("linear", "cosine")
 """Schedules that can end above zero."""
@@ -75,7 +72,7 @@ class DataRecipe(Section):
 
     path: str
     ratio: float = Field(default=1.0, ge=0.0)
-    kind: DataKind = "shards"
+    kind: Literal["shards", "jsonl", "llava"] = "shards"
     skills: tuple[str, ...] = ()
     root: Path | None = None
     modalities: tuple[Kind, ...] = ()
@@ -124,7 +121,7 @@ class TrainRecipe(Section):
     keep_checkpoints: int = Field(default=2, gt=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
-    parallel: Parallel = "ddp"
+    parallel: Literal["ddp", "fsdp", "zero2"] = "ddp"
     seed: int = 0
     workers: int = Field(default=0, ge=0)
     max_length: int = Field(default=512, gt=1)
@@ -236,7 +233,7 @@ class Stage2Recipe(Section):
     """Alignment.
 
     ``objective``: "caption" predicts the caption's next token; "words" predicts the caption's words
-    and its regions' in any order, without the language model (:mod:`.word_alignment`).
+    and its regions' in any order, without the language model (:class:`.WordAlignment`).
     ``trainable``: the parts that train. ``join``: probability of a description of several media.
     ``simulate``: probability of a question about simulated concepts (``SimulatedNames``).
     """

@@ -25,22 +25,24 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mico_chat.errors import ConfigError
-from mico_training.modes import Modes, checkpoint_activations, frozen_modules
-from mico_training.parallel import (
+from mico_training.modules import (
+    Modes,
     assign,
+    checkpoint_activations,
+    frozen_modules,
     give_a_dimension,
     keep_step,
     layer_classes,
     parallel_arguments,
     whole,
 )
-from mico_training.plots import plot_losses
 from mico_training.recipe import Run, TrainRecipe, changes
+from mico_training.records import plot_losses
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
-COMPONENTS = tuple(f"{part}_loss" for part in PARTS)
+OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
+COMPONENTS = tuple(f"{name}_loss" for name in OBJECTIVES)
 WEIGHTS = "model.safetensors"
 SCHEDULER = "scheduler.pt"
 

@@ -17,9 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from mico_chat.errors import ConfigError
-from mico_training.plots import panels
+from mico_training.records import markdown_table, panels, spread, write_json
 from mico_training.research.modalities.samples import Array, Sample, Task
-from mico_training.research.runs import markdown_table, spread, write_json
 
 NAME = "results"
 METRICS: dict[Task, tuple[str, ...]] = {
