@@ -51,15 +51,12 @@ LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 
 
-def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
+def main(shards: Sequence[str | Path], output: Path) -> None:
     """Write the folder that ``mini-stage1.yaml`` names as its model.
 
-    Args:
-        shards: training shards whose captions and concept names are taken.
-        output: a new folder.
-        seed: of what does start at random.
+    The captions and concept names are those of the training ``shards``.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)  # for the weights that start at random
     captions: list[str] = []
     seen: Counter[str] = Counter()
     heard: Counter[str] = Counter()

@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -132,7 +132,7 @@ class TrainRecipe(Section):
     arguments: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _fits_together(self) -> TrainRecipe:
+    def _fits_together(self) -> Self:
         if self.end_lr is not None and self.schedule not in END_SCHEDULES:
             known = " or ".join(END_SCHEDULES)
             raise ValueError(
@@ -191,7 +191,7 @@ class ObjectiveWeights(Section):
     concept: float = Field(default=1.0, ge=0.0)
 
     @model_validator(mode="after")
-    def _something(self) -> ObjectiveWeights:
+    def _something(self) -> Self:
         if not any(self.model_dump().values()):
             raise ValueError("every objective has weight 0, so the model would learn nothing")
         return self
@@ -219,7 +219,7 @@ class Stage1Recipe(Section):
     vocabulary: int = Field(default=8192, gt=100)
 
     @model_validator(mode="after")
-    def _answers_alone(self) -> Stage1Recipe:
+    def _answers_alone(self) -> Self:
         others = [k for k, v in self.weights.model_dump().items() if v and k != "caption"]
         if self.questions and others:
             raise ValueError(
@@ -266,7 +266,7 @@ class Stage3Recipe(Section):
     simulate: Probability = 0.0
 
     @model_validator(mode="after")
-    def _one_way(self) -> Stage3Recipe:
+    def _one_way(self) -> Self:
         if self.full and "lora" in self.model_fields_set and self.lora is not None:
             raise ValueError("full: true trains every weight; give lora or full, not both")
         return self

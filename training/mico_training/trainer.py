@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from mico_chat.errors import ConfigError
 from mico_training.modules import (
@@ -184,25 +184,10 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class MicoTrainer(Trainer):
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        args: TrainingArguments,
-        train: TrainRecipe,
-        train_dataset: Any,
-        data_collator: Any,
-        eval_dataset: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-        )
+    """The Trainer of a recipe's ``train`` section; ``options`` are the Trainer's own arguments."""
+
+    def __init__(self, *, model: nn.Module, train: TrainRecipe, **options: Any) -> None:
+        super().__init__(model, **options)
         # A loss is a mean over its batch; accumulation averages the batches.
         self.model_accepts_loss_kwargs = False
         self.recipe = train

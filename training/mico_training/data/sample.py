@@ -23,6 +23,26 @@ from mico_training.world.sample import NEARER_BY, Turn
 
 Need = Literal["caption", "conversation", "question"]
 
+APART = 0.12
+"""The least distance between things to call one left of the other; a fraction of the picture."""
+ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
+WAYS: dict[str, tuple[str, ...]] = {
+    way: (way,) for way in ("left", "right", "up", "down", "still")
+} | {"nearer": ("nearer", "closer"), "away": ("away", "farther")}
+SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
+
+Box = tuple[float, float, float, float]
+WHOLE_BOX: Box = (WHOLE, WHOLE, WHOLE, WHOLE)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A thing's box (left, top, right, bottom as fractions), its name, and true words about it."""
+
+    box: Box
+    name: str
+    words: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class TrainingSample:
@@ -45,27 +65,6 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TrainingSample: ...
-
-
-APART = 0.12
-"""The least distance between things to call one left of the other; a fraction of the picture."""
-ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
-WAYS: dict[str, tuple[str, ...]] = {
-    way: (way,) for way in ("left", "right", "up", "down", "still")
-} | {"nearer": ("nearer", "closer"), "away": ("away", "farther")}
-SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
-
-Box = tuple[float, float, float, float]
-WHOLE_BOX: Box = (WHOLE, WHOLE, WHOLE, WHOLE)
-
-
-@dataclass(frozen=True)
-class Region:
-    """A thing's box (left, top, right, bottom as fractions), its name, and true words about it."""
-
-    box: Box
-    name: str
-    words: tuple[str, ...]
 
 
 def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:

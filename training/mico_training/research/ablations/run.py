@@ -259,8 +259,8 @@ class Pool:
     relevant: tuple[frozenset[int], ...]
 
 
-def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
-    """A pool of at most ``most`` media for each kind in the source; the seed chooses the media.
+def pools(source: Source, most: int) -> list[Pool]:
+    """A pool of at most ``most`` media for each kind in the source, chosen by a fixed seed.
 
     The first caption of each medium is a query; media with the same caption share it.
     """
@@ -272,7 +272,7 @@ def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
                 media.setdefault(medium.kind, []).append((medium, sample.captions[key]))
     found = []
     for kind in (kind for kind in KINDS if kind in media):
-        order = np.random.default_rng(seed).permutation(len(media[kind]))[:most]
+        order = np.random.default_rng(0).permutation(len(media[kind]))[:most]
         kept = [media[kind][index] for index in sorted(order)]
         queries = tuple(dict.fromkeys(captions[0] for _, captions in kept))
         relevant = tuple(

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -73,7 +73,7 @@ class Report(BaseModel):
     machine: str
 
     @classmethod
-    def read(cls, folder: Path) -> Report:
+    def read(cls, folder: Path) -> Self:
         """The report in a folder; a ConfigError if there is none."""
         path = folder / f"{NAME}.json"
         if not path.is_file():

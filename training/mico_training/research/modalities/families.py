@@ -6,7 +6,7 @@ Legend: B samples, D encoder width; the other letters stand at their family.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class SequenceInput(InputSpec):
     std: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample], patch: int, by_step: bool = False) -> SequenceInput:
+    def fit(cls, samples: Sequence[Sample], patch: int, by_step: bool = False) -> Self:
         """Statistics of training samples, which must have the channels (bands) of the first."""
         arrays = [sample.array("a sequence", sample.values, 2) for sample in samples]
         for sample, array in zip(samples, arrays, strict=True):
@@ -50,9 +50,9 @@ class SequenceInput(InputSpec):
                     f"the shape is {array.shape}, but that of the first sample is {arrays[0].shape}"
                 )
         if by_step:
-            mean, std = spread(np.stack(arrays), 0)
+            mean, std = spread(np.stack(arrays))
         else:
-            mean, std = (x[None] for x in spread(np.concatenate(arrays), 0))
+            mean, std = (x[None] for x in spread(np.concatenate(arrays)))
         return cls(
             channels=arrays[0].shape[1],
             patch=patch,
@@ -130,16 +130,14 @@ class GraphInput(InputSpec):
     edge_std: tuple[float, ...]
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample]) -> GraphInput:
+    def fit(cls, samples: Sequence[Sample]) -> Self:
         """Statistics of training graphs, which must all have the features of the first."""
         graphs = [_graph(sample) for sample in samples]
         widths = (graphs[0].nodes.shape[1], graphs[0].edge_features.shape[1])
         for sample, graph in zip(samples, graphs, strict=True):
             _compare_widths(sample, graph, widths, "first graph")
-        node = spread(np.concatenate([graph.nodes for graph in graphs]), 0)
-        features = np.concatenate([graph.edge_features for graph in graphs])
-        width = features.shape[1]
-        edge = spread(features, 0) if len(features) else (np.zeros(width), np.ones(width))
+        node = spread(np.concatenate([graph.nodes for graph in graphs]))
+        edge = spread(np.concatenate([graph.edge_features for graph in graphs]))
         return cls(
             node_mean=tuple(node[0].tolist()),
             node_std=tuple(node[1].tolist()),
@@ -264,7 +262,7 @@ class PictureInput(InputSpec):
     high: float
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample], preprocessing: Preprocessing) -> PictureInput:
+    def fit(cls, samples: Sequence[Sample], preprocessing: Preprocessing) -> Self:
         arrays = [_picture(sample) for sample in samples]
         low, high = 0.0, 255.0
         if any(array.ndim == 2 for array in arrays):
