@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mico_chat.errors import ConfigError
@@ -92,8 +91,7 @@ def panels(
     """
     columns = max(1, min(columns, number))
     rows = max(1, -(-number // columns))
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=110)
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=110, layout="tight")
     drawn = [figure.add_subplot(rows, columns, place + 1) for place in range(number)]
     for axes in drawn:
         axes.grid(alpha=0.3)
@@ -101,7 +99,6 @@ def panels(
     for axes in drawn:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

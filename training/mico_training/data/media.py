@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from transformers import TrainingArguments
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media import MediaFile, MediaLimits, Medium, Video, decode
+from mico_chat.media import MediaFile, MediaLimits, Video, decode
 from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MeasuredMedium
@@ -197,13 +197,13 @@ def regions_by_part(
 class MediaLoader:
     """Loads media one by one.
 
-    ``to_units`` is ``Preprocessing.units``; ``limits`` decide what is decoded of a medium. With a
-    ``cache`` of the stem's features, every medium must be in it.
+    ``limits`` decide which part of a medium is decoded. With a ``cache`` of the stem's features,
+    every medium must be in it.
     """
 
-    to_units: Callable[[Medium], Tensor]
-    limits: MediaLimits
+    preprocessing: Preprocessing
     cache: FeatureCache | None = None
+    limits: MediaLimits = field(default_factory=MediaLimits)
 
     def pixels(self, medium: MediaFile) -> list[Tensor]:
         """Units of a medium and, for a video with sound, of its sound track; or a MediaError.
@@ -211,9 +211,9 @@ class MediaLoader:
         The medium is decoded in this process: training data are trusted.
         """
         found = decode(medium, self.limits)
-        units = [self.to_units(found)]
+        units = [self.preprocessing.units(found)]
         if isinstance(found, Video) and found.audio is not None:
-            units.append(self.to_units(found.audio))
+            units.append(self.preprocessing.units(found.audio))
         return units
 
     def load(self, medium: MediaFile) -> LoadedMedium:
@@ -255,8 +255,7 @@ def media_loader(
     The stem is then frozen, and the first rank fills the cache with the mixture's media while the
     others wait. Without a ``mixture``, an earlier call has filled the cache.
     """
-    limits = MediaLimits()
-    pixels = MediaLoader(preprocessing.units, limits)
+    pixels = MediaLoader(preprocessing)
     if recipe.features is None:
         return pixels
     if model.encoder.stem is None:
@@ -264,7 +263,7 @@ def media_loader(
     stem = model.encoder.stem.requires_grad_(False).eval()
     settings = (
         preprocessing.model_dump_json(),
-        limits.model_dump_json(include={"max_frames", "max_seconds", "max_side"}),
+        pixels.limits.model_dump_json(include={"max_frames", "max_seconds", "max_side"}),
     )
     cache = FeatureCache(recipe.features.cache, stem_fingerprint(stem, *settings))
     with arguments.main_process_first(local=False, desc="features"):
@@ -279,7 +278,7 @@ def media_loader(
                 workers=recipe.train.workers,
             )
             stem.to("cpu")
-    return MediaLoader(preprocessing.units, limits, cache)
+    return MediaLoader(preprocessing, cache)
 
 
 def _runner(stem: nn.Module, device: torch.device, recipe: FeatureRecipe) -> Stem:

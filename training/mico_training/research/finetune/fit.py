@@ -38,13 +38,7 @@ from mico_training.research.modalities.families import GraphInput, PictureInput,
 from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig
 from mico_training.research.modalities.samples import Array, Sample, Target
 from mico_training.research.modalities.table import TableInput
-from mico_training.trainer import (
-    MicoTrainer,
-    draws,
-    freeze,
-    train,
-    training_arguments,
-)
+from mico_training.trainer import MicoTrainer, draws, freeze, train, training_arguments
 
 logger = logging.getLogger(__name__)
 
