@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -124,12 +124,8 @@ def load_stem(model: MicoForPretraining) -> None:
 
 def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
     """Load the classifier and the 1 x 1 convolution before it, with its batch norm folded in."""
-    head, norm, classifier = (network.get_submodule(n) for n in ("conv_head", "bn2", "classifier"))
-    assert isinstance(head, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert isinstance(classifier, nn.Linear)
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
+    parts: Any = network
+    head, norm, classifier = parts.conv_head, parts.bn2, parts.classifier
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     with torch.no_grad():
         concepts.feature_map.weight.copy_(head.weight.flatten(1) * scale.unsqueeze(1))
