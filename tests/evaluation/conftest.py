@@ -29,7 +29,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mico_training.vocabulary import learn_vocabulary  # not installed beside lmms-eval
+    from mico_training.build_model import learn_vocabulary  # not installed beside lmms-eval
 
     folder = tmp_path_factory.mktemp("tasks") / "model"
     torch.manual_seed(0)

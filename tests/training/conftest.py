@@ -18,8 +18,7 @@ from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
-from mico_training.build_model import Chat, Pretraining
-from mico_training.vocabulary import learn_vocabulary
+from mico_training.build_model import Chat, Pretraining, learn_vocabulary
 from mico_training.world.sample import Sample, Turn, write_shard
 from tests.tiny import letters, llm_folder
 

@@ -11,12 +11,13 @@ import pytest
 from mico_chat.errors import ConfigError
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message
-from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset
-from mico_training.data.conversations import (
+from mico_training.data.examples import (
+    CORPUS_PAIRS,
     QUESTIONS,
     WINDOW,
     CaptionDataset,
     ChatExample,
+    ContextDataset,
     ConversationDataset,
     GroupedByLength,
     SimulatedNames,
@@ -24,8 +25,8 @@ from mico_training.data.conversations import (
     with_article,
 )
 from mico_training.data.mixture import BLOCK, Mixture
+from mico_training.data.readers import ShardSource
 from mico_training.data.sample import TrainingSample
-from mico_training.data.shards import ShardSource
 
 
 def numbers(name: str, length: int) -> list[TrainingSample]:

@@ -14,9 +14,9 @@ from mico_chat.evaluation.pretrained import MediumUnits, PretrainedModel
 from mico_chat.evaluation.task import TASKS
 from mico_chat.media import MediaFile, decode
 from mico_training.data.benchmarks import TRAINED, main, write_manifest
-from mico_training.data.contexts import QuestionDataset
-from mico_training.data.manifest import ManifestSource
+from mico_training.data.examples import QuestionDataset
 from mico_training.data.mixture import Mixture, open_source
+from mico_training.data.readers import ManifestSource
 from mico_training.recipe import DataRecipe, Stage1Run, load_recipe
 from mico_training.stages import train_stage1
 from tests.training.conftest import COLOURS, picture

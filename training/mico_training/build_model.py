@@ -8,19 +8,30 @@ language model).
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from mico_chat.checkpoints.assemble import (
@@ -44,7 +55,8 @@ from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoTextConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
-from mico_training.modes import trains
+from mico_training.data.mixture import Mixture
+from mico_training.parallel import trains
 from mico_training.recipe import LoraRecipe, ModelRecipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -255,18 +267,6 @@ def _set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"model.options: {error}") from error
 
 
-def stem_of(model: MicoForPretraining | MicoChatForConditionalGeneration) -> nn.Module:
-    """The frozen CNN whose features are cached; a ConfigError if the encoder has none."""
-    if model.encoder.stem is None:
-        raise ConfigError("features: this encoder lacks a frozen stem; leave 'features' out")
-    return model.encoder.stem
-
-
-def run_stem(stem: nn.Module, pixels: Tensor) -> Tensor:
-    """Features (n, C, G, G) of pixels (n, 3, H, W), on the stem's device."""
-    return cast(Tensor, stem(pixels.to(next(stem.parameters()).device)))
-
-
 def prepare_llm(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -> None:
     """Sets how the language model's layers run, see ``ModelRecipe``; after LoRA is put in."""
     llm = model.llm
@@ -276,3 +276,50 @@ def prepare_llm(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) ->
     if recipe.llm_compile:
         for layer in llm.get_decoder().layers:
             layer.compile(dynamic=True)  # one compilation serves all layers
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MOST_SAMPLES = 100_000
+
+
+def kept_vocabulary(folder: Path, mixture: Mixture, size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``; the first call learns it from the mixture's captions.
+
+    A resumed run reads the same tokens. Each source gives at most its first ``MOST_SAMPLES``
+    samples.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        captions = (
+            caption
+            for source in mixture.sources
+            for index in range(min(len(source), MOST_SAMPLES))
+            for captions in source[index].captions.values()
+            for caption in captions
+        )
+        learn_vocabulary(captions, size).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def learn_vocabulary(captions: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """A lower-case WordPiece tokenizer of at most ``size`` entries, BERT's special tokens first."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(
+        captions,
+        trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair=None,
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )

@@ -29,8 +29,7 @@ from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import QUESTION_LENGTH
 from mico_training import build_model
-from mico_training.modes import Modes, checkpoint_activations
-from mico_training.parallel import BUCKET, layer_classes
+from mico_training.parallel import BUCKET, Modes, checkpoint_activations, layer_classes
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.trainer import freeze, parameter_groups, train_only
 from mico_training.word_alignment import WordAlignment

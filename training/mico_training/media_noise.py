@@ -25,6 +25,8 @@ HIDDEN = -30.0
 class MediaNoise:
     """Dropped paths, hidden names and simulated names of a model's media, in training mode alone.
 
+    The changes hang on the model's modules as hooks: the model itself does not know them.
+
     ``drop.path`` is the probability that a medium's concept path is zeroed and, as large, that its
     grid path is, so that the model can do without either. ``drop.names`` is the probability that
     the learned names of a medium are hidden, which know the training pictures too well. Where a

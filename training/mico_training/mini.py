@@ -12,20 +12,90 @@ import argparse
 import json
 import logging
 import os
+import random
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mico_chat.checkpoints.folders import MODELS, PRETRAINING
+from mico_chat.checkpoints.folders import MODELS, PRETRAINING, base_llm_path
 from mico_chat.checkpoints.load import TEXT_PARTS
-from mico_training import mini_init, text_turns
+from mico_training import mini_init
 from mico_training.world import build
 from mico_training.world.items import everyday_items, shard_items
+
+WORDS = Path(__file__).with_name("text_turns.yaml")
+LLM = "smollm2-135m-instruct"
+GAPS = ("country", "person", "topic", "kind", "adjective")
+
+
+def requests(n: int, seed: int) -> list[str]:
+    """``n`` different requests at most, in random order, the plain ones among them."""
+    words: dict[str, list[str]] = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    found = dict.fromkeys(words["plain"])
+    for _ in range(20 * n):
+        if len(found) >= n:
+            break
+        thing, other = rng.sample(words["thing"], 2)
+        gaps = {name: rng.choice(words[name]) for name in GAPS}
+        numbers = {"a": rng.randint(1, 20), "b": rng.randint(1, 12)}
+        template = rng.choice(words["templates"])
+        found[template.format(thing=thing, other=other, **gaps, **numbers)] = None
+    texts = list(found)[:n]
+    rng.shuffle(texts)
+    return texts
+
+
+def answers(llm_name: str, texts: list[str], batch_size: int, tokens: int) -> Iterator[str]:
+    """The LLM's greedy answers, cut at their last whole sentence where they are too long."""
+    folder = base_llm_path(llm_name)
+    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    for start in tqdm(range(0, len(texts), batch_size), desc="text turns", unit="batch"):
+        prompts = [
+            cast(
+                str,
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                ),
+            )
+            for text in texts[start : start + batch_size]
+        ]
+        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.inference_mode():
+            ids = llm.generate(**batch, max_new_tokens=tokens, do_sample=False)
+        for row in ids[:, batch["input_ids"].shape[1] :]:
+            text = cast(str, tokenizer.decode(row, skip_special_tokens=True)).strip()
+            ended = bool((row == tokenizer.eos_token_id).any())
+            yield text if ended else text[: text.rfind(".") + 1]
+
+
+def write_text_turns(output: Path, n: int = 1500) -> None:
+    """Text-only conversations for stage 3: the base LLM's own answers to ``n`` plain requests.
+
+    Tuning on media alone makes a language model forget how to chat. So its own greedy answers from
+    before the tuning are targets too (self-distillation).
+    """
+    texts = requests(n, seed=0)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8") as file:
+        for text, answer in zip(texts, answers(LLM, texts, 64, 64), strict=True):
+            if answer:
+                turns = [
+                    {"role": "user", "content": text},
+                    {"role": "assistant", "content": answer},
+                ]
+                file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
+
 
 WEIGHTS = "model.safetensors"
 ADAPTER = Path("lora") / "adapter_model.safetensors"
@@ -49,7 +119,7 @@ logger = logging.getLogger(__name__)
 def prepare(data: Path, output: Path) -> None:
     """From the shards in ``data/shards`` to all else that the stages and evaluation read."""
     mini_init.main(sorted((data / "shards").glob("train-*.tar")), output)
-    text_turns.main(data / "text.jsonl")
+    write_text_turns(data / "text.jsonl")
     shard_items(sorted((data / "shards").glob("validation-*.tar")), data / "items")
     everyday_items(data.parent / "everyday")
 
@@ -72,15 +142,6 @@ def items(config: Path, data: Path, workers: int) -> None:
     )
 
 
-def _add_chat_defaults(folder: Path) -> None:
-    """Put in what holds for chats alone: no training and no evaluation reads it."""
-    processor = folder / "processor_config.json"
-    said = json.loads(processor.read_text(encoding="utf-8")) | {"system_prompt": SYSTEM_PROMPT}
-    processor.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    options = json.dumps(GENERATION, indent=2) + "\n"
-    (folder / "generation_config.json").write_text(options, encoding="utf-8")
-
-
 def pack(pretrained: Path, tuned: Path, output: Path) -> None:
     """One folder out of stage 1's and stage 3's; a ValueError if its weights exceed 60 MB."""
     shutil.rmtree(output, ignore_errors=True)
@@ -100,7 +161,12 @@ def pack(pretrained: Path, tuned: Path, output: Path) -> None:
     text = {k: v for k, v in load_file(pretrained / WEIGHTS).items() if k.startswith(TEXT_PARTS)}
     save_file(half(text), output / PRETRAINING / WEIGHTS, {"format": "pt"})
     _forget_paths(output)
-    _add_chat_defaults(output)
+    # Training and evaluation do not read the defaults of a chat.
+    processor = output / "processor_config.json"
+    defaults = json.loads(processor.read_text(encoding="utf-8")) | {"system_prompt": SYSTEM_PROMPT}
+    processor.write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
+    options = json.dumps(GENERATION, indent=2) + "\n"
+    (output / "generation_config.json").write_text(options, encoding="utf-8")
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     logger.info("%s: the weights have %.1f MB", output, size / 1e6)
     if size > MOST_BYTES:
@@ -125,35 +191,32 @@ def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mico_training.mini", description=__doc__)
-    steps = parser.add_subparsers(dest="step", required=True)
+    steps = parser.add_subparsers(required=True)
     first = steps.add_parser("prepare", help="make what stage 1 needs: run it before stage 1")
+    first.set_defaults(run=prepare)
     first.add_argument("--data", type=Path, default=Path("data/mini"))
     first.add_argument("--output", type=Path, default=Path("runs/mini-init"))
     alone = steps.add_parser(
         "items", help="write only the evaluation items, without the training shards"
     )
+    alone.set_defaults(run=items)
     alone.add_argument("--config", type=Path, default=Path("training/recipes/mini-world.yaml"))
     alone.add_argument("--data", type=Path, default=Path("data/mini"))
     alone.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     second = steps.add_parser(
         "heads", help="fit the heads: run it after prepare and before stage 1"
     )
+    second.set_defaults(run=mini_init.fit_heads)
     second.add_argument("--config", type=Path, default=Path("training/recipes/mini-stage1.yaml"))
     second.add_argument("--output", type=Path, help="default: the folder that the recipe names")
     last = steps.add_parser("pack", help="pack the finished model: run it after stage 3")
+    last.set_defaults(run=pack)
     last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1-matching"))
     last.add_argument("--tuned", type=Path, default=Path("runs/mini-stage3"))
     last.add_argument("--output", type=Path, default=MODELS / "mini")
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
     logging.basicConfig(level=logging.INFO)
-    if options.step == "prepare":
-        prepare(options.data, options.output)
-    elif options.step == "items":
-        items(options.config, options.data, options.workers)
-    elif options.step == "heads":
-        mini_init.fit_heads(options.config, options.output)
-    else:
-        pack(options.pretrained, options.tuned, options.output)
+    options.pop("run")(**options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -28,12 +28,17 @@ from mico_chat.media.kinds import Kind
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import Pretraining, build_pretraining, concept_labels, text_config
+from mico_training.build_model import (
+    Pretraining,
+    build_pretraining,
+    concept_labels,
+    learn_vocabulary,
+    text_config,
+)
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
-from mico_training.vocabulary import learn_vocabulary
 from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import source
 
@@ -46,15 +51,12 @@ LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 
 
-def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
+def main(shards: Sequence[str | Path], output: Path) -> None:
     """Write the folder that ``mini-stage1.yaml`` names as its model.
 
-    Args:
-        shards: training shards whose captions and concept names are taken.
-        output: a new folder.
-        seed: of what does start at random.
+    The captions and concept names are those of the training ``shards``.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)  # for the weights that start at random
     captions: list[str] = []
     seen: Counter[str] = Counter()
     heard: Counter[str] = Counter()
@@ -122,12 +124,8 @@ def load_stem(model: MicoForPretraining) -> None:
 
 def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
     """Load the classifier and the 1 x 1 convolution before it, with its batch norm folded in."""
-    head, norm, classifier = (network.get_submodule(n) for n in ("conv_head", "bn2", "classifier"))
-    assert isinstance(head, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert isinstance(classifier, nn.Linear)
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
+    parts: Any = network
+    head, norm, classifier = parts.conv_head, parts.bn2, parts.classifier
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     with torch.no_grad():
         concepts.feature_map.weight.copy_(head.weight.flatten(1) * scale.unsqueeze(1))

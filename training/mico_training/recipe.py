@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -20,11 +20,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import Kind
 
-DataKind = Literal["shards", "jsonl", "llava"]
 Dtype = Literal["float32", "bfloat16"]
-Parallel = Literal["ddp", "fsdp", "zero2"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
 
 END_SCHEDULES = ("linear", "cosine")
 """Schedules that can end above zero."""
@@ -75,7 +72,7 @@ class DataRecipe(Section):
 
     path: str
     ratio: float = Field(default=1.0, ge=0.0)
-    kind: DataKind = "shards"
+    kind: Literal["shards", "jsonl", "llava"] = "shards"
     skills: tuple[str, ...] = ()
     root: Path | None = None
     modalities: tuple[Kind, ...] = ()
@@ -124,7 +121,7 @@ class TrainRecipe(Section):
     keep_checkpoints: int = Field(default=2, gt=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
-    parallel: Parallel = "ddp"
+    parallel: Literal["ddp", "fsdp", "zero2"] = "ddp"
     seed: int = 0
     workers: int = Field(default=0, ge=0)
     max_length: int = Field(default=512, gt=1)
@@ -135,7 +132,7 @@ class TrainRecipe(Section):
     arguments: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _fits_together(self) -> TrainRecipe:
+    def _fits_together(self) -> Self:
         if self.end_lr is not None and self.schedule not in END_SCHEDULES:
             known = " or ".join(END_SCHEDULES)
             raise ValueError(
@@ -194,7 +191,7 @@ class ObjectiveWeights(Section):
     concept: float = Field(default=1.0, ge=0.0)
 
     @model_validator(mode="after")
-    def _something(self) -> ObjectiveWeights:
+    def _something(self) -> Self:
         if not any(self.model_dump().values()):
             raise ValueError("every objective has weight 0, so the model would learn nothing")
         return self
@@ -222,7 +219,7 @@ class Stage1Recipe(Section):
     vocabulary: int = Field(default=8192, gt=100)
 
     @model_validator(mode="after")
-    def _answers_alone(self) -> Stage1Recipe:
+    def _answers_alone(self) -> Self:
         others = [k for k, v in self.weights.model_dump().items() if v and k != "caption"]
         if self.questions and others:
             raise ValueError(
@@ -236,7 +233,7 @@ class Stage2Recipe(Section):
     """Alignment.
 
     ``objective``: "caption" predicts the caption's next token; "words" predicts the caption's words
-    and its regions' in any order, without the language model (:mod:`.word_alignment`).
+    and its regions' in any order, without the language model (:class:`.WordAlignment`).
     ``trainable``: the parts that train. ``join``: probability of a description of several media.
     ``simulate``: probability of a question about simulated concepts (``SimulatedNames``).
     """
@@ -269,7 +266,7 @@ class Stage3Recipe(Section):
     simulate: Probability = 0.0
 
     @model_validator(mode="after")
-    def _one_way(self) -> Stage3Recipe:
+    def _one_way(self) -> Self:
         if self.full and "lora" in self.model_fields_set and self.lora is not None:
             raise ValueError("full: true trains every weight; give lora or full, not both")
         return self

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from mico_chat.errors import ConfigError
 from mico_training.build_model import (
@@ -20,15 +20,18 @@ from mico_training.build_model import (
     build_pretraining,
     concept_labels,
     hold_encoder,
+    kept_vocabulary,
     prepare_llm,
 )
 from mico_training.data.batches import ChatCollator, ContextCollator
-from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset, QuestionDataset
-from mico_training.data.conversations import (
+from mico_training.data.examples import (
+    CORPUS_PAIRS,
     CaptionDataset,
     ChatDataset,
+    ContextDataset,
     ConversationDataset,
     GroupedByLength,
+    QuestionDataset,
     SimulatedNames,
 )
 from mico_training.data.media import MediaLoader, media_loader
@@ -46,7 +49,6 @@ from mico_training.trainer import (
     train_only,
     training_arguments,
 )
-from mico_training.vocabulary import kept_vocabulary
 from mico_training.word_alignment import WordAlignment
 
 
@@ -56,7 +58,14 @@ def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
     arguments = training_arguments(recipe)
     need: Need = "question" if recipe.stage1.questions else "caption"
     mixture = open_mixture(recipe.data, need, recipe.train.seed)
-    tokenizer = None if Path(recipe.model.name).is_dir() else text_tokenizer(recipe, mixture)
+    tokenizer = None  # a folder has its own
+    if not Path(recipe.model.name).is_dir():
+        given, learnt = recipe.stage1.tokenizer, recipe.output / "tokenizer"
+        tokenizer = (
+            kept_vocabulary(learnt, mixture, recipe.stage1.vocabulary)
+            if given is None
+            else AutoTokenizer.from_pretrained(given)
+        )
     set_seed(recipe.train.seed)
     parts = build_pretraining(recipe.model, tokenizer)
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
@@ -103,13 +112,6 @@ def pretrain(
     )
     train(trainer, recipe, "Stage 1: pretraining")
     return trainer
-
-
-def text_tokenizer(recipe: Stage1Run, mixture: Mixture) -> PreTrainedTokenizerBase:
-    """The text branch's tokenizer: the recipe's, or a vocabulary learnt from the captions."""
-    if recipe.stage1.tokenizer is not None:
-        return AutoTokenizer.from_pretrained(recipe.stage1.tokenizer)
-    return kept_vocabulary(recipe.output / "tokenizer", mixture, recipe.stage1.vocabulary)
 
 
 def train_stage2(config: Path, overrides: Sequence[str] = ()) -> None:

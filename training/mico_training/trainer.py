@@ -22,25 +22,27 @@ import safetensors.torch
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from mico_chat.errors import ConfigError
-from mico_training.modes import Modes, checkpoint_activations, frozen_modules
 from mico_training.parallel import (
+    Modes,
     assign,
+    checkpoint_activations,
+    frozen_modules,
     give_a_dimension,
     keep_step,
     layer_classes,
     parallel_arguments,
     whole,
 )
-from mico_training.plots import plot_losses
 from mico_training.recipe import Run, TrainRecipe, changes
+from mico_training.records import plot_losses
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
-COMPONENTS = tuple(f"{part}_loss" for part in PARTS)
+OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
+COMPONENTS = tuple(f"{name}_loss" for name in OBJECTIVES)
 WEIGHTS = "model.safetensors"
 SCHEDULER = "scheduler.pt"
 
@@ -182,25 +184,10 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class MicoTrainer(Trainer):
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        args: TrainingArguments,
-        train: TrainRecipe,
-        train_dataset: Any,
-        data_collator: Any,
-        eval_dataset: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-        )
+    """The Trainer of a recipe's ``train`` section; ``options`` are the Trainer's own arguments."""
+
+    def __init__(self, *, model: nn.Module, train: TrainRecipe, **options: Any) -> None:
+        super().__init__(model, **options)
         # A loss is a mean over its batch; accumulation averages the batches.
         self.model_accepts_loss_kwargs = False
         self.recipe = train

@@ -1,10 +1,5 @@
 """Stage 2 without the language model's layers: context tokens near the vectors of the right words.
 
-A language model understands vectors near its own word vectors best. So the bridge first learns to
-put a medium's tokens there: the loss asks which of the words in the batch's captions belong to this
-medium. That takes the encoder and a table instead of thirty layers: ten times as many captions are
-seen in a minute.
-
 Legend: B samples, N context tokens of the batch, W distinct words, S text length, L LLM width.
 """
 
@@ -39,6 +34,14 @@ class WordOutput(ModelOutput):
 
 
 class WordAlignment(nn.Module):
+    """Stage 2 without the language model's layers: context tokens near the right words' vectors.
+
+    A language model understands vectors near its own word vectors best. So the bridge first learns
+    to put a medium's tokens there: the loss asks which of the words in the batch's captions belong
+    to this medium. That takes the encoder and a table instead of thirty layers: ten times as many
+    captions are seen in a minute.
+    """
+
     accepts_loss_kwargs = False
 
     def __init__(self, chat: MicoChatForConditionalGeneration) -> None:

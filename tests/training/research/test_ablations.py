@@ -20,13 +20,19 @@ from mico_chat.model.contrastive import MediaContext
 from mico_training.build_model import pretraining_config
 from mico_training.data.mixture import open_source
 from mico_training.recipe import DataRecipe
+from mico_training.records import result_of
 from mico_training.research.ablations import run as runs
 from mico_training.research.ablations.__main__ import main
 from mico_training.research.ablations.grid import TABLE, TABLES, Cell, Row, Table, cells
 from mico_training.research.ablations.report import changes, markdown, over_seeds, report
-from mico_training.research.ablations.retrieval import pools, reranked
-from mico_training.research.ablations.run import Settings, all_results, prepare, run
-from mico_training.research.runs import result_of
+from mico_training.research.ablations.run import (
+    Settings,
+    all_results,
+    pools,
+    prepare,
+    reranked,
+    run,
+)
 from mico_training.world.sample import write_shard
 from tests.training.conftest import scene
 from tests.training.test_runs import write_recipe
@@ -229,7 +235,7 @@ def test_the_matching_head_moves_the_best_alone(monkeypatch: pytest.MonkeyPatch)
         def match_logits(self, rows: list[list[int]], context: int) -> torch.Tensor:
             return torch.tensor([{0: 20.0, 1: 22.0}.get(context, 40.0) for _ in rows])
 
-    monkeypatch.setattr("mico_training.research.ablations.retrieval.RERANKED", 2)
+    monkeypatch.setattr("mico_training.research.ablations.run.RERANKED", 2)
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
     media: Any = [MediaContext(n, None) for n in range(4)]  # type: ignore[arg-type]
     ranked: Any = reranked(scores, [[1]], media, Space())  # type: ignore[arg-type]

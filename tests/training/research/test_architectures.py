@@ -12,7 +12,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
-from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
+from mico_training.research.ablations.grid import ARCHITECTURES, Architecture
 from tests.tiny import captions
 
 ALL: list[Architecture] = ["shared", "per-modality", "text-encoder", "text-decoder"]

@@ -27,11 +27,10 @@ from mico_training.research.finetune.baselines import baselines
 from mico_training.research.finetune.fit import build, draws_of, fit, fit_specs, main, merge_lora
 from mico_training.research.finetune.recipe import FinetuneRun, Source, Splits
 from mico_training.research.finetune.report import Report, Row, markdown, score, summary
-from mico_training.research.modalities.graph import GraphInput
+from mico_training.research.modalities.families import GraphInput, SequenceInput
 from mico_training.research.modalities.model import load_modality
 from mico_training.research.modalities.readers import Series, read_samples
 from mico_training.research.modalities.samples import Graph, Sample, Target
-from mico_training.research.modalities.sequence import SequenceInput
 
 RNG = np.random.default_rng(1)
 

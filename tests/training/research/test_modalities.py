@@ -16,7 +16,13 @@ from mico_chat.errors import ConfigError, DataError, ModelError
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.preprocessing import Preprocessing
-from mico_training.research.modalities.graph import GraphInput, GraphTokenizer, walk_returns
+from mico_training.research.modalities.families import (
+    GraphInput,
+    GraphTokenizer,
+    PictureInput,
+    SequenceInput,
+    walk_returns,
+)
 from mico_training.research.modalities.model import (
     MicoForModality,
     MicoModalityConfig,
@@ -26,9 +32,7 @@ from mico_training.research.modalities.model import (
     prefix_tokens,
     run_blocks,
 )
-from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.samples import Graph, Sample, Target
-from mico_training.research.modalities.sequence import SequenceInput
 from mico_training.research.modalities.table import TableInput
 
 RNG = np.random.default_rng(0)

@@ -14,10 +14,9 @@ from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.text_branch import question_prefix
-from mico_training.data.contexts import ContextExample
-from mico_training.data.conversations import ChatExample
+from mico_training.data.examples import ChatExample, ContextExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
-from mico_training.data.regions import region_batch
+from mico_training.data.sample import region_batch
 from mico_training.recipe import Stage1Recipe
 
 PAD_TO = 16

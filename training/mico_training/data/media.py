@@ -1,29 +1,159 @@
-"""From a medium's file to the encoder's input: pixels, or the stem's cached features."""
+"""From a medium's file to the encoder's input: pixels, or the frozen stem's cached features.
+
+With cached features a training step reads rows instead of running a CNN. Each shard of media has
+one safetensors file, which maps a medium's name to its float16 features. The file is written as a
+whole: a killed run loses at most one shard's features. The folder's name is the stem's fingerprint
+and the file's name the shard's, so the features of a changed stem or shard are never mixed up with
+the old ones.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import TrainingArguments
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.media import MediaFile, MediaLimits, Medium, Video, decode
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.media import MediaFile, MediaLimits, Video, decode
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MeasuredMedium
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import run_stem, stem_of
-from mico_training.data.mixture import Mixture, all_media
-from mico_training.data.regions import Region
-from mico_training.features import FeatureCache, stem_fingerprint
+from mico_training.data.mixture import Mixture
+from mico_training.data.readers import fingerprint
+from mico_training.data.sample import Region
 from mico_training.recipe import FeatureRecipe, Recipe
+
+logger = logging.getLogger(__name__)
+
+Units = Callable[[MediaFile], list[Tensor]]
+"""Decodes a medium to units (n, 3, H, W); a video's sound track gives a second tensor."""
+
+Stem = Callable[[Tensor], Tensor]
+"""Takes units (n, 3, H, W) on any device and returns features (n, C, G, G) on the stem's."""
+
+TRACK = "#track"
+"""The end of the key of a video's sound track."""
+
+
+def stem_fingerprint(stem: nn.Module, *settings: str) -> str:
+    """A name for a stem: a hash of its weights, and of the settings that decide its input."""
+    digest = hashlib.sha256("\0".join(settings).encode())
+    for name, value in sorted(stem.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+class FeatureCache:
+    """Features of the media of shards, in a folder that runs share.
+
+    ``stem`` is the stem's :func:`stem_fingerprint`.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.folder = folder / stem
+        self._opened: dict[Path, dict[str, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder, "_opened": {}}  # memory maps do not cross processes
+
+    def __getitem__(self, medium: MediaFile) -> list[Tensor]:
+        """Features (n, C, G, G) float32 of a medium and of its sound track, if it has one."""
+        path = _member(medium).path
+        if path not in self._opened:
+            self._opened[path] = self._read(path)[1]
+        shard = self._opened[path]
+        own, track = _keys(medium)
+        if own not in shard:
+            raise DataError(medium.name, None, f"its features are not in {self.folder}")
+        return [shard[key].float() for key in (own, track) if key in shard]
+
+    def _read(self, path: Path) -> tuple[Path, dict[str, Tensor]]:
+        """The file of a shard's features, and the features; a step reads them from the disk."""
+        file = self.folder / f"{path.stem}-{fingerprint(path)}.safetensors"
+        return file, load_file(file) if file.is_file() else {}
+
+    def fill(
+        self,
+        media: Iterable[MediaFile],
+        units: Units,
+        stem: Stem,
+        *,
+        batch_size: int = 32,
+        workers: int = 0,
+    ) -> int:
+        """Add the features of all media that the cache lacks; returns the number of these media.
+
+        ``workers`` processes decode; the stem runs on at most ``batch_size`` units at once, without
+        gradients.
+        """
+        by_shard: dict[Path, list[MediaFile]] = {}
+        for medium in media:
+            by_shard.setdefault(_member(medium).path, []).append(medium)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        done = 0
+        for path, members in by_shard.items():
+            file, held = self._read(path)
+            todo = [medium for medium in members if _keys(medium)[0] not in held]
+            if todo:
+                logger.info("%s: computing features of %d media", path, len(todo))
+                partial = file.with_suffix(f".{os.getpid()}")
+                save_file(held | _features(todo, units, stem, batch_size, workers), partial)
+                partial.replace(file)
+                done += len(todo)
+        self._opened.clear()
+        return done
+
+
+def _member(medium: MediaFile) -> TarMember:
+    if not isinstance(medium.source, TarMember):
+        reason = "only media of shards can have cached features; leave 'features' out"
+        raise DataError(medium.name, None, reason)
+    return medium.source
+
+
+def _keys(medium: MediaFile) -> tuple[str, str]:
+    """The keys of a medium and of its sound track: the medium's name without its shard."""
+    own = medium.name.partition("/")[2]
+    return own, own + TRACK
+
+
+def _features(
+    media: Sequence[MediaFile], units: Units, stem: Stem, batch_size: int, workers: int
+) -> dict[str, Tensor]:
+    """The features (n, C, G, G) float16 of media and of their sound tracks, by key."""
+    decoded: DataLoader[list[Tensor]] = DataLoader(
+        cast(Any, media), batch_size=None, collate_fn=cast(Any, units), num_workers=workers
+    )
+    progress = tqdm(decoded, total=len(media), desc="features", unit="media")
+    found: dict[str, Tensor] = {}
+    waiting: dict[str, Tensor] = {}
+    for number, (medium, pixels) in enumerate(zip(media, progress, strict=True), 1):
+        waiting.update(zip(_keys(medium), pixels, strict=False))
+        counts = list(map(len, waiting.values()))
+        if sum(counts) >= batch_size or number == len(media):
+            with torch.inference_mode():
+                parts = torch.cat(list(waiting.values())).split(batch_size)
+                features = torch.cat([stem(part) for part in parts]).to(torch.float16).cpu()
+            found.update(zip(waiting, features.split(counts), strict=True))
+            waiting = {}
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,13 +197,13 @@ def regions_by_part(
 class MediaLoader:
     """Loads media one by one.
 
-    ``to_units`` is ``Preprocessing.units``; ``limits`` decide what is decoded of a medium. With a
-    ``cache`` of the stem's features, every medium must be in it.
+    ``limits`` decide which part of a medium is decoded. With a ``cache`` of the stem's features,
+    every medium must be in it.
     """
 
-    to_units: Callable[[Medium], Tensor]
-    limits: MediaLimits
+    preprocessing: Preprocessing
     cache: FeatureCache | None = None
+    limits: MediaLimits = field(default_factory=MediaLimits)
 
     def pixels(self, medium: MediaFile) -> list[Tensor]:
         """Units of a medium and, for a video with sound, of its sound track; or a MediaError.
@@ -81,9 +211,9 @@ class MediaLoader:
         The medium is decoded in this process: training data are trusted.
         """
         found = decode(medium, self.limits)
-        units = [self.to_units(found)]
+        units = [self.preprocessing.units(found)]
         if isinstance(found, Video) and found.audio is not None:
-            units.append(self.to_units(found.audio))
+            units.append(self.preprocessing.units(found.audio))
         return units
 
     def load(self, medium: MediaFile) -> LoadedMedium:
@@ -125,34 +255,36 @@ def media_loader(
     The stem is then frozen, and the first rank fills the cache with the mixture's media while the
     others wait. Without a ``mixture``, an earlier call has filled the cache.
     """
-    limits = MediaLimits()
-    pixels = MediaLoader(preprocessing.units, limits)
+    pixels = MediaLoader(preprocessing)
     if recipe.features is None:
         return pixels
-    stem = stem_of(model).requires_grad_(False).eval()
+    if model.encoder.stem is None:
+        raise ConfigError("features: this encoder lacks a frozen stem; leave 'features' out")
+    stem = model.encoder.stem.requires_grad_(False).eval()
     settings = (
         preprocessing.model_dump_json(),
-        limits.model_dump_json(include={"max_frames", "max_seconds", "max_side"}),
+        pixels.limits.model_dump_json(include={"max_frames", "max_seconds", "max_side"}),
     )
     cache = FeatureCache(recipe.features.cache, stem_fingerprint(stem, *settings))
     with arguments.main_process_first(local=False, desc="features"):
         if arguments.process_index == 0 and mixture is not None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            places = ((source, index) for source in mixture.sources for index in range(len(source)))
             cache.fill(
-                all_media(mixture),
+                (medium for source, index in places for medium in source[index].media.values()),
                 pixels.pixels,
-                _runner(stem.to(device), recipe.features),
+                _runner(stem.to(device), device, recipe.features),
                 batch_size=recipe.features.batch_size,
                 workers=recipe.train.workers,
             )
             stem.to("cpu")
-    return MediaLoader(preprocessing.units, limits, cache)
+    return MediaLoader(preprocessing, cache)
 
 
-def _runner(stem: nn.Module, recipe: FeatureRecipe) -> Callable[[Tensor], Tensor]:
-    """The stem as a function of pixels (n, 3, H, W), n at most ``recipe.batch_size``."""
+def _runner(stem: nn.Module, device: torch.device, recipe: FeatureRecipe) -> Stem:
+    """The stem on its device, for at most ``recipe.batch_size`` units at once."""
     if not recipe.compile:
-        return partial(run_stem, stem)
+        return lambda pixels: cast(Tensor, stem(pixels.to(device)))
     from torch._inductor import config as inductor
 
     half: Any = copy.deepcopy(stem).to(torch.bfloat16)
@@ -164,6 +296,6 @@ def _runner(stem: nn.Module, recipe: FeatureRecipe) -> Callable[[Tensor], Tensor
         n = len(pixels)  # one shape only, so that it is compiled once
         padded = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, recipe.batch_size - n))
         with inductor.patch(freezing=True):
-            return run_stem(compiled, padded.to(torch.bfloat16))[:n]
+            return cast(Tensor, compiled(padded.to(device, torch.bfloat16)))[:n]
 
     return run

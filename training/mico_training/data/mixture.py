@@ -7,18 +7,18 @@ earlier draws. To skip to draw ``i`` is to resume at the exact sample.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media import Kind, MediaFile
-from mico_training.data.manifest import ManifestSource, read_llava
+from mico_chat.media import Kind
+from mico_training.data.readers import ManifestSource, ShardSource, read_llava
 from mico_training.data.sample import Need, Source, TrainingSample
-from mico_training.data.shards import ShardSource
 from mico_training.recipe import DataRecipe
 
 Integers = npt.NDArray[np.int64]
@@ -42,12 +42,11 @@ class Mixture:
         self.seed = seed
         self.quotas = _quotas(ratios)
         self._orders: dict[tuple[int, int], Integers] = {}
-        self._blocks: dict[int, Integers] = {}
 
     def locate(self, draw: int) -> tuple[int, int, int]:
         """A draw's source, the epoch of that source, and the index in it."""
         block, place = divmod(draw, BLOCK)
-        source, rank = (int(number) for number in self._block(block)[place])
+        source, rank = (int(number) for number in _block(self.seed, self.quotas, block)[place])
         epoch, within = divmod(block * self.quotas[source] + rank, len(self.sources[source]))
         return source, epoch, int(self._order(source, epoch)[within])
 
@@ -74,19 +73,17 @@ class Mixture:
             self._orders[source, epoch] = generator.permutation(len(self.sources[source]))
         return self._orders[source, epoch]
 
-    def _block(self, block: int) -> Integers:
-        """(BLOCK, 2): each place's source, and how often that source came before in the block."""
-        if block not in self._blocks:
-            if len(self._blocks) > 4:
-                self._blocks.clear()
-            sources = np.repeat(np.arange(len(self.quotas)), self.quotas)
-            sources = np.random.default_rng((self.seed, 3, block)).permutation(sources)
-            ranks = np.zeros(BLOCK, dtype=np.int64)
-            for source in range(len(self.quotas)):
-                chosen = sources == source
-                ranks[chosen] = np.arange(int(chosen.sum()))
-            self._blocks[block] = np.stack([sources, ranks], axis=1)
-        return self._blocks[block]
+
+@lru_cache(maxsize=8)
+def _block(seed: int, quotas: tuple[int, ...], block: int) -> Integers:
+    """(BLOCK, 2): each place's source, and how often that source came before in the block."""
+    sources = np.repeat(np.arange(len(quotas)), quotas)
+    sources = np.random.default_rng((seed, 3, block)).permutation(sources)
+    ranks = np.zeros(BLOCK, dtype=np.int64)
+    for source in range(len(quotas)):
+        chosen = sources == source
+        ranks[chosen] = np.arange(int(chosen.sum()))
+    return np.stack([sources, ranks], axis=1)
 
 
 @dataclass(frozen=True)
@@ -136,10 +133,15 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
         skills = f" of the skills {', '.join(recipe.skills)}" if recipe.skills else ""
         raise DataError(recipe.path, None, f"no sample has a {need}{skills}")
     if recipe.fraction < 1.0:
-        source = part_of(source, recipe.fraction)
+        order = np.random.default_rng(ORDER).permutation(len(source))
+        kept = order[: max(1, round(recipe.fraction * len(source)))]
+        source = Chosen(source, np.sort(kept).tolist())
     if recipe.modalities:
-        source = of_kinds(source, recipe.modalities, need)
-        if not len(source):
+        wanted = frozenset(recipe.modalities)
+        texts = "captions" if need == "caption" else "turns"
+        found = [n for n in range(len(source)) if getattr(_of_kinds(source[n], wanted), texts)]
+        source = Chosen(source, found, wanted)
+        if not found:
             kinds = ", ".join(recipe.modalities)
             raise DataError(recipe.path, None, f"no sample has a {need} about a medium of: {kinds}")
     return source
@@ -148,13 +150,6 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
 def open_mixture(recipes: Sequence[DataRecipe], need: Need, seed: int) -> Mixture:
     sources = [open_source(recipe, need) for recipe in recipes]
     return Mixture(sources, [recipe.ratio for recipe in recipes], seed)
-
-
-def all_media(mixture: Mixture) -> Iterator[MediaFile]:
-    """Every medium of every sample of a mixture, source after source."""
-    for source in mixture.sources:
-        for index in range(len(source)):
-            yield from source[index].media.values()
 
 
 ORDER = 2406_09412
@@ -177,25 +172,8 @@ class Chosen:
         return sample if self.kinds is None else _of_kinds(sample, self.kinds)
 
 
-def part_of(source: Source, fraction: float) -> Chosen:
-    """A share of a source, at least one sample; a smaller share lies within a larger one."""
-    order = np.random.default_rng(ORDER).permutation(len(source))
-    kept = order[: max(1, round(fraction * len(source)))]
-    return Chosen(source, [int(index) for index in np.sort(kept)])
-
-
-def of_kinds(source: Source, kinds: Collection[Kind], need: Need) -> Chosen:
-    """A source's media of some kinds, with the texts about them alone.
-
-    Samples without a caption or question (``need``) are left out.
-    """
-    wanted = frozenset(kinds)
-    texts = "captions" if need == "caption" else "turns"
-    found = [n for n in range(len(source)) if getattr(_of_kinds(source[n], wanted), texts)]
-    return Chosen(source, found, wanted)
-
-
 def _of_kinds(sample: TrainingSample, kinds: frozenset[Kind]) -> TrainingSample:
+    """A sample's media of some kinds, and the texts about these media alone."""
     media = {name: medium for name, medium in sample.media.items() if medium.kind in kinds}
     captions = {name: texts for name, texts in sample.captions.items() if texts and name in media}
     turns = tuple(turn for turn in sample.turns if set(turn.media) <= set(media))

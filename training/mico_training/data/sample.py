@@ -1,17 +1,47 @@
-"""The sample that every reader returns; its media are still encoded and not yet read."""
+"""The sample that every reader returns, and its regions: words that are true of a place.
+
+The media of a sample are still encoded and not yet read. Legend: R regions of a batch, K words a
+region.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
 
 from mico_chat.media import MediaFile
+from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
-from mico_training.data.regions import Region
-from mico_training.world.sample import Turn
+from mico_chat.model.regions import WHOLE, RegionBatch
+from mico_training.world.language import number_word
+from mico_training.world.sample import NEARER_BY, Turn
 
 Need = Literal["caption", "conversation", "question"]
+
+APART = 0.12
+"""The least distance between things to call one left of the other; a fraction of the picture."""
+ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
+WAYS: dict[str, tuple[str, ...]] = {
+    way: (way,) for way in ("left", "right", "up", "down", "still")
+} | {"nearer": ("nearer", "closer"), "away": ("away", "farther")}
+SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
+
+Box = tuple[float, float, float, float]
+WHOLE_BOX: Box = (WHOLE, WHOLE, WHOLE, WHOLE)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A thing's box (left, top, right, bottom as fractions), its name, and true words about it."""
+
+    box: Box
+    name: str
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,3 +65,99 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TrainingSample: ...
+
+
+def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
+    """The regions of one medium by the sample's truth: colour, side, nearness, number, motion."""
+    things = [
+        thing for thing in truth.get("things", ()) if isinstance(thing, Mapping) and "name" in thing
+    ]
+    if kind == "video":
+        return _motion(things)
+    if kind == "audio" or not all("x" in thing and "y" in thing for thing in things):
+        return ()
+    names = Counter(thing["name"] for thing in things)
+    regions = []
+    for thing in things:
+        others = [other for other in things if other is not thing]
+        words = [*_sides(thing, others), *_nearness(thing, others)]
+        if kind == "image" and thing.get("colour"):
+            words.append(thing["colour"])
+        number = names[thing["name"]]
+        if number <= 4:
+            words.append(number_word(number))
+        regions.append(Region(_box(thing), thing["name"], tuple(words)))
+    if 1 <= len(things) <= 4:
+        regions.append(Region(WHOLE_BOX, "", (number_word(len(things)),)))
+    return tuple(regions)
+
+
+def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
+    """The direction of the moving things, if they share one."""
+    ways = {thing.get("way") for thing in things}
+    moving = ways - {"still"}
+    if len(moving) > 1 or not ways <= set(WAYS):
+        return ()
+    way = next(iter(moving or ways), None)
+    return (Region(WHOLE_BOX, "", WAYS[way]),) if way else ()
+
+
+def _box(thing: Mapping[str, Any]) -> Box:
+    x, y = thing["x"], thing["y"]
+    if "width" in thing:
+        # Four fifths of the box: its corners seldom belong to the thing.
+        half_width, half_height = 0.4 * thing["width"], 0.4 * thing["height"]
+    else:
+        half_width = half_height = 0.35 * thing.get("pixels", 0) ** 0.5 / ROOM_SIDE
+    return (x - half_width, y - half_height, x + half_width, y + half_height)
+
+
+def _sides(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """On which side of all others the thing is; a single thing: of the picture."""
+    words: list[str] = []
+    for axis, low, high in SIDES:
+        rest = [other[axis] for other in others] or [0.5]
+        if all(thing[axis] < place - APART for place in rest):
+            words += low
+        elif all(thing[axis] > place + APART for place in rest):
+            words += high
+        elif len(rest) == 2 and axis == "x" and min(rest) < thing[axis] < max(rest):
+            words.append("middle")
+    return words
+
+
+def _nearness(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    own, *depths = (float(t.get("near", t.get("depth", 0.0))) for t in (thing, *others))
+    if not depths or min(own, *depths) <= 0:
+        return []
+    if own * NEARER_BY <= min(depths):
+        return ["nearer", "closer"]
+    return ["farther", "far"] if own >= max(depths) * NEARER_BY else []
+
+
+def region_batch(
+    regions: Sequence[Sequence[Region]], tokens: Callable[[str], Sequence[int]]
+) -> RegionBatch | None:
+    """The regions of a batch's media in order, or None if none has words.
+
+    ``tokens`` returns a word's ids.
+    """
+    media, boxes, words, names = [], [], [], []
+    for number, found in enumerate(regions):
+        for region in found:
+            said = [token for word in region.words for token in tokens(word)]
+            named = list(tokens(region.name)) if region.name else []
+            if said or named:
+                media.append(number)
+                boxes.append(region.box)
+                words.append(said)
+                names.append(named)
+    if not media:
+        return None
+
+    def padded(rows: Sequence[list[int]]) -> Tensor:
+        longest = max(map(len, rows))
+        filled = [ids + [-1] * (longest - len(ids)) for ids in rows]
+        return torch.tensor(filled, dtype=torch.long).view(len(rows), longest)
+
+    return RegionBatch(torch.tensor(media), torch.tensor(boxes), padded(words), padded(names))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mico_chat.errors import MicoError
+from mico_training.records import result_of
 from mico_training.research.ablations.grid import TABLES, cells
 from mico_training.research.ablations.report import report
 from mico_training.research.ablations.run import (
@@ -24,7 +25,6 @@ from mico_training.research.ablations.run import (
     prepare,
     side_by_side,
 )
-from mico_training.research.runs import result_of
 
 logger = logging.getLogger(__name__)
 RECIPE = Path("training/recipes/ablations.yaml")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, then report. The exit code is 1 after an error, which is one line."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("mico_training.features").setLevel(logging.INFO)
+    logging.getLogger("mico_training.data.media").setLevel(logging.INFO)
     try:
         _main(options)
     except MicoError as error:

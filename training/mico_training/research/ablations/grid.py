@@ -1,4 +1,15 @@
-"""The settings that are trained, and the paper's figures beside them: ``grid.yaml``."""
+"""What the ablations vary: the cells of ``grid.yaml`` beside the paper's figures, and Table 1's
+architectures as variations of the pretraining model (paper 3.2).
+
+``shared`` is the paper's choice (iv) and the project's model: one ViT for all knowledge modalities,
+beside a language branch. The others differ only in where media become tokens and in how a sentence
+becomes one vector:
+
+* ``per-modality`` (i): each kind has its own ViT;
+* ``text-encoder`` (ii): no ViT. The stem's cells go through the language branch's layers, which
+  look both ways;
+* ``text-decoder`` (iii): the same, but each token sees only earlier tokens, as in a language model.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +17,108 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 import yaml
+from torch import Tensor, nn
 
-from mico_training.research.ablations.architectures import Architecture
+from mico_chat.errors import ConfigError
+from mico_chat.media.kinds import KINDS
+from mico_chat.model.config import MicoConfig
+from mico_chat.model.context import Units
+from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.text_branch import backwards
+
+Architecture = Literal["shared", "per-modality", "text-encoder", "text-decoder"]
+
+
+class PerModalityEncoders(MicoForPretraining):
+    """Table 1 (i): each kind has its own ViT; only the frozen stem is shared.
+
+    ``encoder`` is the ViT of pictures; ``others`` holds the ViTs of all other kinds.
+    """
+
+    def __init__(self, config: MicoConfig) -> None:
+        super().__init__(config)
+        self.others = nn.ModuleDict()
+        for kind in KINDS[1:]:
+            self.others[kind] = OmniEncoder(config.encoder_config).vit
+
+    def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
+        """Each unit through its kind's ViT, (U, T, D)."""
+        vits = [self.encoder.vit, *(self.others[kind] for kind in KINDS[1:])]
+        chosen = [(units.kind == number).nonzero().squeeze(1) for number in range(len(KINDS))]
+        made = [
+            cast(Tensor, cast(Any, vit).forward_features(features[mine]))
+            for vit, mine in zip(vits, chosen, strict=True)
+            if len(mine)
+        ]
+        return torch.cat(made)[torch.cat(chosen).argsort()]
+
+
+class TextTransformer(MicoForPretraining):
+    """Table 1 (ii) and (iii): media and words go through the transformer of the language branch.
+
+    The encoder has no layers: it brings the stem's cells to the text's width and adds positions.
+
+    Raises:
+        ConfigError: the encoder has layers, or another width.
+    """
+
+    causal = False
+
+    def __init__(self, config: MicoConfig) -> None:
+        encoder, text = config.encoder_config, config.text_config
+        if encoder.depth or encoder.embed_dim != text.hidden_size:
+            raise ConfigError(
+                "in one transformer for media and words, encoder_config.depth must be 0 and "
+                f"embed_dim must be {text.hidden_size}, as in the text branch; they are "
+                f"{encoder.depth} and {encoder.embed_dim}"
+            )
+        super().__init__(config)
+
+    def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
+        """Cells, and [CLS] before them, through the language branch, (U, T, D)."""
+        cells = cast(Tensor, self.encoder(features))
+        t = cells.shape[1]
+        seen = torch.zeros(len(cells), 1, t, t, dtype=cells.dtype, device=cells.device)
+        if self.causal:  # [CLS] has to come last, or it would see nothing
+            cells = cells.roll(-self.encoder.n_prefix, dims=1)
+            later = torch.ones(t, t, dtype=torch.bool, device=cells.device).triu(1)
+            seen = seen.masked_fill(later, torch.finfo(cells.dtype).min)
+        hidden = self.text.bert(inputs_embeds=cells, attention_mask=seen).last_hidden_state
+        return cast(Tensor, hidden.roll(self.encoder.n_prefix, dims=1) if self.causal else hidden)
+
+
+class TextDecoder(TextTransformer):
+    """Table 1 (iii): a token sees only earlier tokens, so the last word stands for a sentence."""
+
+    causal = True
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        corpus_pair: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Captions (B, S) in one vector each: the last word's (B, d)."""
+        seen = backwards(attention_mask[:, :0], input_ids.shape[1])
+        hidden = self.text(input_ids, seen, corpus_pair, context, context_mask)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return cast(Tensor, hidden[rows, attention_mask.sum(1) - 1])
+
+
+ARCHITECTURES: dict[Architecture, type[MicoForPretraining]] = {
+    "shared": MicoForPretraining,
+    "per-modality": PerModalityEncoders,
+    "text-encoder": TextTransformer,
+    "text-decoder": TextDecoder,
+}
+
 
 Figure = Literal["video", "audio", "image", "average"]
 FIGURES: tuple[Figure, ...] = ("video", "audio", "image", "average")

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mico_training.plots import panels, smoothed
+from mico_training.records import markdown_table, panels, smoothed, spread
 from mico_training.research.ablations.grid import FIGURES, TABLE, TABLES, Figure, Table
-from mico_training.research.runs import markdown_table, spread
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """The results of a cell's seeds, by the cell's name."""

@@ -25,10 +25,8 @@ from torch.nn import functional as F
 
 from mico_training.research.finetune.recipe import Splits
 from mico_training.research.finetune.report import METRICS, score, targets
-from mico_training.research.modalities.graph import GraphInput
-from mico_training.research.modalities.picture import PictureInput
+from mico_training.research.modalities.families import GraphInput, PictureInput, SequenceInput
 from mico_training.research.modalities.samples import Array, Graph, Sample, Target
-from mico_training.research.modalities.sequence import SequenceInput
 from mico_training.research.modalities.table import TableInput
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -222,21 +220,18 @@ def _forecasts(spec: SequenceInput, splits: Splits, season: int | None) -> dict[
             np.tile(cycle, (1, -(-horizon // season), 1))[:, :horizon]
         )
     fitted = [
-        Ridge(alpha=strength).fit(_changes(standard[0]), _ahead(known[0], standard[0]))
+        Ridge(alpha=strength).fit(
+            _changes(standard[0], standard[0]), _changes(known[0], standard[0])
+        )
         for strength in STRENGTHS
     ]
-    past, ahead = _changes(standard[1]), _ahead(known[1], standard[1])
+    past, ahead = (_changes(steps, standard[1]) for steps in (standard[1], known[1]))
     best = min(fitted, key=lambda model: float(np.mean((model.predict(past) - ahead) ** 2)))
-    steps = best.predict(_changes(test)).reshape(len(test), -1, horizon).transpose(0, 2, 1)
+    steps = best.predict(_changes(test, test)).reshape(len(test), -1, horizon).transpose(0, 2, 1)
     predicted["linear (ridge)"] = list(steps + test[:, -1:])
     return predicted
 
 
-def _changes(windows: Array) -> Array:
-    """Windows (n, L, C) less their last value, one row for each channel: (n * C, L)."""
-    return (windows - windows[:, -1:]).transpose(0, 2, 1).reshape(-1, windows.shape[1])
-
-
-def _ahead(known: Array, windows: Array) -> Array:
-    """Steps to forecast (n, H, C) less the windows' last value: (n * C, H)."""
-    return (known - windows[:, -1:]).transpose(0, 2, 1).reshape(-1, known.shape[1])
+def _changes(steps: Array, windows: Array) -> Array:
+    """Steps (n, H, C) less the last value of the windows (n, L, C), by channel: (n * C, H)."""
+    return (steps - windows[:, -1:]).transpose(0, 2, 1).reshape(-1, steps.shape[1])

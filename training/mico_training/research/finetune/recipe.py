@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -47,7 +47,7 @@ class FinetuneData(Section):
     test_share: float = Field(default=0.2, gt=0.0, lt=0.5)
 
     @model_validator(mode="after")
-    def _one_source(self) -> FinetuneData:
+    def _one_source(self) -> Self:
         if (self.package is None) == (self.train is None):
             raise ValueError("give either package or train, not both or neither")
         if self.package is not None and (self.validation or self.test):
@@ -92,7 +92,7 @@ class FinetuneRun(Run):
     finetune: FinetuneRecipe = FinetuneRecipe()
 
     @model_validator(mode="after")
-    def _fits(self) -> FinetuneRun:
+    def _fits(self) -> Self:
         if self.task == "forecasting":
             if self.modality not in ("time_series", "imu"):
                 works = "forecasting works for time_series and imu"

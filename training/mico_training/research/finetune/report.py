@@ -10,16 +10,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from mico_chat.errors import ConfigError
-from mico_training.plots import panels
+from mico_training.records import markdown_table, panels, spread, write_json
 from mico_training.research.modalities.samples import Array, Sample, Task
-from mico_training.research.runs import markdown_table, spread, write_json
 
 NAME = "results"
 METRICS: dict[Task, tuple[str, ...]] = {
@@ -74,7 +73,7 @@ class Report(BaseModel):
     machine: str
 
     @classmethod
-    def read(cls, folder: Path) -> Report:
+    def read(cls, folder: Path) -> Self:
         """The report in a folder; a ConfigError if there is none."""
         path = folder / f"{NAME}.json"
         if not path.is_file():

@@ -2,6 +2,6 @@
 
 Data-to-sequence, as in Meta-Transformer: a small tokenizer of a modality's own turns a sample into
 tokens of the encoder's width, a modality embedding E_M is added, and they enter the shared
-transformer blocks behind the encoder's own [CLS]. A head reads the result. A file a family:
-``sequence`` (time series, IMU, spectra), ``table``, ``graph``, ``picture`` (thermal, X-ray).
+transformer blocks behind the encoder's own [CLS]. A head reads the result. ``table`` reads tables;
+``families`` reads sequences (time series, IMU, spectra), graphs and pictures (thermal, X-ray).
 """

@@ -31,11 +31,15 @@ from mico_chat.errors import DataError, ModelError
 from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder, init_buffers
 from mico_chat.model.text_branch import additive_mask
-from mico_training.research.modalities.graph import GraphInput, GraphTokenizer
-from mico_training.research.modalities.picture import PictureInput
+from mico_training.research.modalities.families import (
+    GraphInput,
+    GraphTokenizer,
+    PictureInput,
+    SequenceInput,
+    SequenceTokenizer,
+)
 from mico_training.research.modalities.readers import read_samples, read_series
 from mico_training.research.modalities.samples import Array, Modality, Sample, Target, stacked
-from mico_training.research.modalities.sequence import SequenceInput, SequenceTokenizer
 from mico_training.research.modalities.table import TableInput, TableTokenizer
 
 Input = SequenceInput | TableInput | GraphInput | PictureInput

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -64,9 +64,14 @@ class Sample:
         return array
 
 
-def spread(values: Array, axis: int | tuple[int, ...]) -> tuple[Array, Array]:
-    """Mean and standard deviation; the deviation is 1 where all values are equal."""
-    mean, std = values.mean(axis), values.std(axis)
+def spread(values: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of values (n, ...) over n: 0 and 1 if n is 0.
+
+    The deviation is 1 too where all values are equal.
+    """
+    if not len(values):
+        return np.zeros(values.shape[1:]), np.ones(values.shape[1:])
+    mean, std = values.mean(0), values.std(0)
     return mean, np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
 
 
@@ -124,7 +129,7 @@ class Target(Statistics):
     channels: tuple[str, ...] = ()
 
     @classmethod
-    def fit(cls, task: Task, samples: Sequence[Sample], channels: Sequence[str] = ()) -> Target:
+    def fit(cls, task: Task, samples: Sequence[Sample], channels: Sequence[str] = ()) -> Self:
         """The targets of training samples; a DataError names one that is missing or wrong."""
         for sample in samples:
             if sample.target is None:
@@ -138,7 +143,7 @@ class Target(Statistics):
                 )
             return cls(task=task, classes=tuple(sorted(counts)))
         if task == "regression":
-            mean, std = spread(np.array([_number(sample) for sample in samples]), 0)
+            mean, std = spread(np.array([_number(sample) for sample in samples]))
             return cls(task=task, mean=float(mean), std=float(std))
         horizon = {np.asarray(sample.target).shape for sample in samples}
         if len(horizon) > 1:

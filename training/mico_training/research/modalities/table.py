@@ -8,7 +8,7 @@ too. The order of columns in a file does not matter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class TableInput(InputSpec):
     categories: tuple[CategoryColumn, ...]
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample], categorical: Iterable[str] = ()) -> TableInput:
+    def fit(cls, samples: Sequence[Sample], categorical: Iterable[str] = ()) -> Self:
         """Columns of training rows: numeric where every value is a number, or else categorical.
 
         ``categorical`` lists columns whose numbers are names (codes, postal codes).
@@ -77,8 +77,7 @@ class TableInput(InputSpec):
             values = tuple(sorted(set(known)))
             if name not in categorical and all(number(cell) is not None for cell in values):
                 array = np.array([float(cell) for cell in known])
-                finite = array[np.isfinite(array)]
-                mean, std = spread(finite, 0) if len(finite) else (np.zeros(()), np.ones(()))
+                mean, std = spread(array[np.isfinite(array)])
                 numbers.append(NumberColumn(name=name, mean=float(mean), std=float(std)))
                 continue
             if len(values) > max(_MOST_CATEGORIES, len(rows) // 2):

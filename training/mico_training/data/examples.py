@@ -1,25 +1,132 @@
-"""Examples of stages 2 and 3, by draw: messages, and the media that they show.
+"""The example of each draw: a context with a caption (stage 1), a conversation (stages 2 and 3).
 
-What draw ``i`` is depends on the seed and ``i`` alone, so that a run resumes at the exact sample.
+Draw ``i`` depends on the seed and ``i`` alone, so that a run resumes at the exact sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import yaml
 
-from mico_chat.media import MediaFile
+from mico_chat.errors import DataError
+from mico_chat.media import KINDS, MediaFile
 from mico_chat.messages import Message
-from mico_training.data.contexts import captions_of, joint_caption
 from mico_training.data.mixture import DrawnDataset, Integers, Mixture
-from mico_training.data.regions import Region
-from mico_training.data.sample import TrainingSample
+from mico_training.data.sample import Region, TrainingSample
 from mico_training.world.sample import Turn
+
+CORPUS_PAIRS = {
+    frozenset(pair): number for number, pair in enumerate(combinations(KINDS, 2), start=1)
+}
+"""The row of E_Sam for two corpora, named by their modalities; row 0 is for a single corpus. The
+numbers are fixed, so that a checkpoint means the same under every recipe."""
+
+PARTNER_TRIES = 8
+
+
+@dataclass(frozen=True)
+class ContextExample:
+    """The media of a row, the main thing in each ("" = unknown), and their caption.
+
+    ``corpus_pair`` is the row of E_Sam. With a ``question``, the caption is the answer.
+    """
+
+    media: tuple[MediaFile, ...]
+    concepts: tuple[str, ...]
+    caption: str
+    corpus_pair: int = 0
+    regions: tuple[tuple[Region, ...], ...] = ()
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class ContextDataset(DrawnDataset):
+    """Contexts by draw: a random subset of a sample's media, or media of two corpora.
+
+    ``drop`` is the probability to leave out each medium but one; ``cross_corpus`` the probability
+    to join a medium with another kind of medium of another sample.
+    """
+
+    drop: float
+    cross_corpus: float
+
+    def __getitem__(self, draw: int) -> ContextExample:
+        generator = self.mixture.generator(draw)
+        sample = self.mixture.sample(draw)
+        if generator.random() < self.cross_corpus:
+            joint = self._cross(sample, generator)
+            if joint is not None:
+                return joint
+        captioned = [key for key in sample.media if sample.captions.get(key)]
+        anchor = captioned[int(generator.integers(len(captioned)))]
+        kept = [key for key in sample.media if key == anchor or generator.random() >= self.drop]
+        return _context([(sample, key) for key in kept], generator)  # eq. (2)
+
+    def _cross(
+        self, sample: TrainingSample, generator: np.random.Generator
+    ) -> ContextExample | None:
+        """Two samples of different corpora in one context (eq. 3), or None without a partner."""
+        keys = [key for key in sample.media if sample.captions.get(key)]
+        key = keys[int(generator.integers(len(keys)))]
+        medium = sample.media[key]
+        for _ in range(PARTNER_TRIES):
+            other = self.mixture.any_sample(generator)
+            others = [
+                name
+                for name, partner in other.media.items()
+                if partner.kind != medium.kind and other.captions.get(name)
+            ]
+            if other.id != sample.id and others:
+                partner = other, others[int(generator.integers(len(others)))]
+                joint = _context([(sample, key), partner], generator)
+                pair = CORPUS_PAIRS[frozenset(one.kind for one in joint.media)]
+                return replace(joint, corpus_pair=pair)
+        return None
+
+
+class QuestionDataset(DrawnDataset):
+    """Questions about media with one of their answers, by draw (appendix B.2)."""
+
+    def __getitem__(self, draw: int) -> ContextExample:
+        sample = self.mixture.sample(draw)
+        turns = [turn for turn in sample.turns if turn.media]
+        if not turns:
+            raise DataError(sample.id, None, "none of its questions is about a medium")
+        turn = turns[int(self.mixture.generator(draw).integers(len(turns)))]
+        return ContextExample(
+            media=tuple(sample.media[key] for key in turn.media),
+            concepts=tuple(sample.concepts.get(key, "") for key in turn.media),
+            caption=turn.answer,
+            regions=((),) * len(turn.media),
+            question=turn.question,
+        )
+
+
+Place = tuple[TrainingSample, str]
+"""A sample, and the key of one of its media."""
+
+
+def _context(places: Sequence[Place], generator: np.random.Generator) -> ContextExample:
+    return ContextExample(
+        media=tuple(sample.media[key] for sample, key in places),
+        concepts=tuple(sample.concepts.get(key, "") for sample, key in places),
+        caption=_caption(places, generator),
+        regions=tuple(sample.regions.get(key, ()) for sample, key in places),
+    )
+
+
+def _caption(places: Sequence[Place], generator: np.random.Generator) -> str:
+    """One caption at random of each medium that has captions; equal captions stand once."""
+    known = [captions for sample, key in places if (captions := sample.captions.get(key))]
+    drawn = [captions[int(generator.integers(len(captions)))].strip() for captions in known]
+    return " ".join(dict.fromkeys(filter(None, drawn)))
+
 
 _PROMPTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
 INSTRUCTIONS: dict[str, list[str]] = _PROMPTS["describe"]
@@ -64,7 +171,7 @@ class CaptionDataset(DrawnDataset):
             keys = captioned
         choices = INSTRUCTIONS[sample.media[keys[0]].kind if len(keys) == 1 else "several"]
         instruction = choices[int(generator.integers(len(choices)))]
-        caption = joint_caption([captions_of(sample, key, generator) for key in keys])
+        caption = _caption([(sample, key) for key in keys], generator)
         return ChatExample(
             id=sample.id,
             messages=(
@@ -118,9 +225,6 @@ def _clear(turn: Turn, shown: list[str], media: Mapping[str, MediaFile]) -> bool
     return not old or (related == old and list(turn.media[: len(old)]) == old)
 
 
-PURPOSE = 3  # of the mixture's generators
-
-
 class ChatDataset(Protocol):
     def __len__(self) -> int: ...
 
@@ -147,7 +251,7 @@ class SimulatedNames:
     def __getitem__(self, draw: int) -> ChatExample:
         example = self.examples[draw]
         pictures = [medium for medium in example.media if medium.kind == "image"]
-        generator = self.mixture.generator(draw, PURPOSE)
+        generator = self.mixture.generator(draw, purpose=3)
         if not pictures or generator.random() >= self.probability:
             return example
         number = int(generator.integers(len(self.names)))
