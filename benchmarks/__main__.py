@@ -8,8 +8,6 @@ over HTTP. ``--only`` runs some of them. ``--repeats`` says how often each secti
 are shown.
 """
 
-from __future__ import annotations
-
 from mico_chat.engine.cpu import set_openmp
 
 if __name__ == "__main__":

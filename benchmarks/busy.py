@@ -6,8 +6,6 @@ Three services run side by side and are asked in turns, one question at a time, 
 them, beside a busy program of low priority (``nice``), and beside one and two of usual priority.
 """
 
-from __future__ import annotations
-
 import asyncio
 import datetime
 import random

@@ -5,8 +5,6 @@
 The same questions (``chat_defaults.yaml``) are asked without and with the defaults.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from contextlib import closing

@@ -6,8 +6,6 @@ terminal, which is its standard error here. Processor time is that of all its pr
 machine it says more than the clock.
 """
 
-from __future__ import annotations
-
 import os
 import pty
 import re

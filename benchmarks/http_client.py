@@ -4,8 +4,6 @@ The client may leave without a word, or by a reset. It reads the bodies that thi
 sends: with a length, or in chunks.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

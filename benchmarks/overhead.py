@@ -5,8 +5,6 @@ service is ``mico-chat serve`` in a process of its own, asked over loopback by a
 whose work counts as the service's.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

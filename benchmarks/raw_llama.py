@@ -1,7 +1,5 @@
 """llama.cpp alone: the shortest loops that its library allows, as the mark to reach."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ training sample is drawn from them. For each, the name with the best score is lo
 names that the item accepts. The scores are those of the page's tab Compare.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sections of the race: each measures one thing and describes it in Markdown."""
 
-from __future__ import annotations
-
 import asyncio
 import statistics
 import time

@@ -10,8 +10,6 @@ growth counts from there to the highest mark while the steps ran; reading the we
 more for a moment, is left out. glibc is told to give freed blocks back.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import json

@@ -6,8 +6,6 @@ By default the server's port and /health/ready, which is 200 once its model is l
 library alone and no proxy: it runs every few seconds, and asks its own container.
 """
 
-from __future__ import annotations
-
 import http.client
 import os
 import sys

@@ -8,8 +8,6 @@ the package changed.
 With names, those packages' requirements alone.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 import tomllib

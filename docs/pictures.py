@@ -5,8 +5,6 @@
 The items are evaluation items, which training never saw (``make mini`` writes them).
 """
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from contextlib import closing

@@ -16,8 +16,6 @@ and what the user can do.
     * ModelError (500): the model failed, through no fault of the request
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Self
 

@@ -1,7 +1,5 @@
 """The library's settings, and one-line errors for mistakes on command lines."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Iterable

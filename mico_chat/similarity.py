@@ -11,8 +11,6 @@ sound. The vector is the mean over all frames, slices and stills.
 Legend: U units of an item's media, T tokens a unit, D encoder width, P width of the vectors.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Stand-ins with the interfaces of the real decoder and assistant."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import re

@@ -1,7 +1,5 @@
 """An encoder and any language model make a chat model; what does not fit is said in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

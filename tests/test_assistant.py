@@ -1,7 +1,5 @@
 """Answers of a tiny model: caches, batches and sharing change no answer."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -1,7 +1,5 @@
 """The base LLM is fetched once, checked, whole or not there, and never without being asked."""
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor

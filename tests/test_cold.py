@@ -1,7 +1,5 @@
 """From cold: what a command imports, what it shows while it works, and what it says at once."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """The image and the services around it: what can be told without building or starting them."""
 
-from __future__ import annotations
-
 import http.server
 import json
 import os

@@ -1,7 +1,5 @@
 """The doctor: probes that die, machines of every kind, model folders that are broken."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Imports run one way, string imports too, in no circle; and importing does nothing heavy."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

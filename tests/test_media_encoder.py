@@ -1,7 +1,5 @@
 """Media to context tokens: in batches, each medium once, and errors reach only its requests."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import threading

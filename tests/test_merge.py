@@ -1,7 +1,5 @@
 """A merged folder is whole, can be moved, and answers as before; what is found on the hub."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Messages, and their two wire formats with errors that name the place."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 from typing import Any

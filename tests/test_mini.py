@@ -1,7 +1,5 @@
 """The shipped mini itself: its folder, its base LLM, one answer of each sort."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from contextlib import closing

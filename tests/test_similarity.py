@@ -1,7 +1,5 @@
 """Vectors and scores equal those of stage 1's model, alone and among other requests."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Seeded tiny models, a tokenizer of letters, and small media, for tests of the model."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path

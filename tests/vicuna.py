@@ -5,8 +5,6 @@ tokenizer that puts a beginning-of-text token, no chat template, and a generatio
 temperature but without sampling, which some releases of transformers refuse to write again.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whether vLLM can be tested here, and how it is started small: ``make test-vllm`` does both."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from typing import Any

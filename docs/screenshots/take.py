@@ -3,8 +3,6 @@
 python -m docs.screenshots.take               # needs Debian's chromium
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

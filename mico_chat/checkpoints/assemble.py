@@ -4,8 +4,6 @@ The encoder comes from a stage 1 folder (or a converted one) or from another cha
 language model is any causal LM of Hugging Face and stays where it is.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

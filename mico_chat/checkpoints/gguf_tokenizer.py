@@ -9,8 +9,6 @@ With a ``Metaspace`` step llama.cpp puts a space before every text and after eve
 that step puts one before the first text alone. An engine that gives token ids is not affected.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from itertools import groupby

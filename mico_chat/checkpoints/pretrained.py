@@ -7,8 +7,6 @@ Legend: B samples, S text length, L LLM width, V vocabulary; media as in
 :mod:`mico_chat.model.media_path`.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

@@ -6,8 +6,6 @@ project computes with are kept in the folder beside the model, so that the way b
 checkpoint, bit for bit.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

@@ -1,7 +1,5 @@
 """The numbers of a converted model beside those that the original code computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``mico-chat ask``: one question about some media, or a file of them."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib
 import json

@@ -3,8 +3,6 @@
 The probes (:mod:`mico_chat.cli.probes`) run while this process looks at the machine.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

@@ -5,8 +5,6 @@ ask a chat model, in this process or behind a URL. The table has every finished 
 folder, also those of earlier runs and of other models.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

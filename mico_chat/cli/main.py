@@ -6,8 +6,6 @@ not installed is named together with the command that installs it. An error a us
 something about is one line on standard error and exit code 2.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

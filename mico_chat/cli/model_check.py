@@ -3,8 +3,6 @@
 Fetches nothing. Only the headers of weight files are read.
 """
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The commands that make, train, measure and convert models."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

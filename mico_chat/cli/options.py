@@ -1,7 +1,5 @@
 """Options that several commands share; extras, logs and the order of media for every command."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Iterator, Sequence

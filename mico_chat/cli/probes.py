@@ -4,8 +4,6 @@ A library that was compiled for another processor ends its process, and vLLM tak
 import.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """An engine whose thread runs the scheduler and sends deltas to callers in any event loop."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import deque

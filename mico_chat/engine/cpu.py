@@ -5,8 +5,6 @@ cores instead may start 64 threads for two cores. Both versions of control group
 process's own group up to the root; the lowest limit counts.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

@@ -5,8 +5,6 @@ loads the plugin :func:`end_with_parent` (``vllm.general_plugins`` in pyproject.
 nothing in programs other than mico-chat.
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import os

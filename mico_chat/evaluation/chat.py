@@ -3,8 +3,6 @@
 Legend: B continuations, T tokens of the longest prompt and continuation, L LLM width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace

@@ -6,8 +6,6 @@ a request (status 400, 413, 415, 422, ..), its item is *refused*. After a tempor
 client tries again with growing waits. If the fault stays, the run ends, and can continue later.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -10,8 +10,6 @@ counts as 4. An answer without a readable verdict counts in neither figure. A fi
 another judge, or on other answers, is refused.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

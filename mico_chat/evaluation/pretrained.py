@@ -6,8 +6,6 @@ cannot tell similar candidates apart.
 Legend: B items, U units, T tokens of a unit, D encoder width, N context tokens, d text width.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What an evaluation writes: results.json, table.md, all answers with their marks, and charts."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence

@@ -10,8 +10,6 @@ the model: a relevant candidate ranks behind all others of the same score.
 Legend: Q queries, q of them in a part, D candidates, P width of the contrastive space.
 """
 
-from __future__ import annotations
-
 import base64
 import shutil
 import time

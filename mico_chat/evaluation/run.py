@@ -12,8 +12,6 @@ The kinds of record in the store are ``broken`` and ``refused`` (an item with th
 ``retrieval.py``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -5,8 +5,6 @@
 interval. The row of any other task has ``figures``: each metric times 100, as in the paper.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from math import fsum

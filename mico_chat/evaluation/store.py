@@ -4,8 +4,6 @@ The first line, the header, names the task, the model and the settings; a run wi
 refused. A killed run leaves at most one incomplete line, which the next run removes.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sounds: any container, codec, rate and channel layout to 16 kHz mono float32."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """MediaDecoder: decodes untrusted media in worker processes, which a hostile file may kill."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """A medium before it is decoded: its file or bytes, its format, and the limits it must keep."""
 
-from __future__ import annotations
-
 import io
 import stat
 from collections.abc import Iterator

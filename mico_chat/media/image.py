@@ -1,7 +1,5 @@
 """Still images: any mode and bit depth to upright 8-bit RGB, on a white background."""
 
-from __future__ import annotations
-
 import logging
 import re
 import struct

@@ -1,7 +1,5 @@
 """The five kinds of medium; a kind's index in KINDS is its modality id in the model."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 Kind = Literal["image", "audio", "video", "depth", "normal"]

@@ -1,7 +1,5 @@
 """Depth maps and maps of surface normals, from image files and numpy arrays."""
 
-from __future__ import annotations
-
 import math
 import zipfile
 from typing import IO, Any

@@ -6,8 +6,6 @@ even if a hostile file takes over the worker, the server reads only reports and 
 A frame is a length, 8 bytes little-endian, and as many bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import faulthandler
 import json

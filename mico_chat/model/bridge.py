@@ -9,8 +9,6 @@ Legend: B media of one shape, U units a medium, Q queries a medium, T tokens a u
 L LLM width, H heads.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

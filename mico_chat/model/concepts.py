@@ -7,8 +7,6 @@ classes that no training picture showed.
 Legend: U units, G grid side, N names, K tokens a name, L LLM width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import cast
 

@@ -6,8 +6,6 @@ Legend: B texts, S text length, U units of media, T tokens a unit, N context tok
 D encoder width, d text width, P width of the contrastive space.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 

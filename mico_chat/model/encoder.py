@@ -4,8 +4,6 @@ Legend: U units (stills, frames, mel slices), C stem channels, G grid side, T = 
 D encoder width. A unit is a (3, H, W) picture; the encoder does not know its modality.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable

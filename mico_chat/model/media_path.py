@@ -10,8 +10,6 @@ sample: ``media_kind`` and ``media_units`` (M,) are the kind and the unit count 
 same order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self, cast

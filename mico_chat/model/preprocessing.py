@@ -5,8 +5,6 @@ A sound becomes log-mel slices, rows time and columns frequency, three equal cha
 becomes three views of the same distances; holes are zero in all of them.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

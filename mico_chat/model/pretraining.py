@@ -5,8 +5,6 @@ D encoder width, S text length. A batch's media lie flat, as in
 :mod:`mico_chat.model.media_path`; ``media_row`` (M,) is the sample that each belongs to.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 

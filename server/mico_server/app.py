@@ -1,8 +1,6 @@
 """``mico-chat serve``: the FastAPI application, the order in which a request passes through its
 parts, and the process around it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

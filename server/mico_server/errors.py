@@ -17,8 +17,6 @@
         `-- FetchError            a URL gives no medium
 """
 
-from __future__ import annotations
-
 from mico_chat.errors import MediaError, MicoError
 
 

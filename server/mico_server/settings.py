@@ -3,8 +3,6 @@
 Limits on a single medium are the media layer's (``MICO_MEDIA_*``).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """A tiny language model, and its answers by Hugging Face's ``generate``."""
 
-from __future__ import annotations
-
 import pytest
 from transformers import LlamaForCausalLM
 

@@ -1,7 +1,5 @@
 """The engine's thread: each caller gets its answer or error, and no request is left behind."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import threading

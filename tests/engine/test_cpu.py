@@ -1,7 +1,5 @@
 """Cores and memory by control groups; cores that other programs leave; threads of a step."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

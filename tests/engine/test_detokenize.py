@@ -1,7 +1,5 @@
 """Text is given out once, when no later token can change it; the pieces join to the whole text."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

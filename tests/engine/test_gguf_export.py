@@ -1,7 +1,5 @@
 """In llama.cpp, an exported file gives the logits and tokens of its model."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """llama.cpp's model: its vectors, options and JSON schemas, broken files, steps given up."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

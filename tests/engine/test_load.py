@@ -1,7 +1,5 @@
 """Loading a model: the choice of the engine, the weights, and refused options."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """``--load-in-4bit`` and ``--load-in-8bit``: the flags' meaning, and the quantized layers."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import closing
 from pathlib import Path

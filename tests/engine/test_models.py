@@ -4,8 +4,6 @@ Greedy tokens are the same whether a prompt runs alone or among others, whole or
 or taken over from another slot.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The options of a request, and the parts of a prompt."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Sharing steps, slots and cells with other requests changes no answer."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Sequence as Many

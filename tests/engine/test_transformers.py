@@ -1,7 +1,5 @@
 """The transformers engine's model and sampler: memory, failures, other models, options."""
 
-from __future__ import annotations
-
 import copy
 import weakref
 from typing import Any

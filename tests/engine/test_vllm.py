@@ -1,7 +1,5 @@
 """The real vLLM with the mini: the answers of transformers, many at once, and how it ends."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import multiprocessing

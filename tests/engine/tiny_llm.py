@@ -1,7 +1,5 @@
 """A tiny random Llama, prompts, and the answers of Hugging Face's ``generate``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tiny models in folders, data sets and items of a few small files, and runs of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A fake model, which remembers the questions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 from mico_chat.evaluation.store import Record

@@ -1,7 +1,5 @@
 """Answers by the generation head: the layout of question and answer, and batches of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

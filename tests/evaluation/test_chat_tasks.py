@@ -1,7 +1,5 @@
 """The paper's chat benchmarks: what a chat model is asked, what is kept, and who judges."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing

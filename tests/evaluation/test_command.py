@@ -1,7 +1,5 @@
 """``mico-chat evaluate``: tasks and items in one report, missing data, wrong command lines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

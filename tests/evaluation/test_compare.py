@@ -1,7 +1,5 @@
 """Two evaluations side by side: equal items are compared, others are only named."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Small files in the published formats: every row is an item, or is counted with a reason."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

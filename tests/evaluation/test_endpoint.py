@@ -1,7 +1,5 @@
 """A model behind a URL: its requests, refusals, faults and limits, and a whole run."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Likelihoods of continuations in a batch equal those of a forward pass for each alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Tasks on small data sets with a tiny model of stage 1: runs are stored, killed and resumed."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

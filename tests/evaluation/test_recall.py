@@ -1,7 +1,5 @@
 """Recall at k equals sorting if all scores differ; several right candidates; ties; faults."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

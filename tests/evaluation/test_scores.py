@@ -1,7 +1,5 @@
 """Figures from stored records: retrieval with re-ranking, answers, captions, missing figures."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

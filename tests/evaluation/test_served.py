@@ -1,7 +1,5 @@
 """A tiny model gives the same answers in this process and behind our own server."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tasks of skills, asked of a tiny model and of fakes: controls, counts, intervals, answers."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The store: records are read again, a torn last line is removed, another run is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

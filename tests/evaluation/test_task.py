@@ -1,7 +1,5 @@
 """The table of tasks has the figures and settings of the paper; files of items are checked."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

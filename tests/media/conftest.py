@@ -1,7 +1,5 @@
 """Files of sounds and clips, limits and a decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

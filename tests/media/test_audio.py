@@ -1,7 +1,5 @@
 """Sounds: every container, rate and channel layout to 16 kHz mono."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable
 from pathlib import Path

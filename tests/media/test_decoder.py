@@ -1,7 +1,5 @@
 """The worker process: each hostile file gets one clear error, and the next file works."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

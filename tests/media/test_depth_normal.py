@@ -1,7 +1,5 @@
 """Depth maps and normal maps."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from pathlib import Path

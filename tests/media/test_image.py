@@ -1,7 +1,5 @@
 """Still images: every format, mode and rotation to upright 8-bit RGB, within the limits."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Clips: which frames are taken, how they are found, and the sound track."""
 
-from __future__ import annotations
-
 import io
 import struct
 from collections.abc import Callable, Iterator

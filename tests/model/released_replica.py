@@ -4,8 +4,6 @@ Written against timm's and Hugging Face's own modules, by the release's names al
 shares nothing with the converter or the model that it is compared with.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

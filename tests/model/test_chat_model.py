@@ -1,7 +1,5 @@
 """MicoChatForConditionalGeneration: media of any mix through context tokens into the LLM."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any

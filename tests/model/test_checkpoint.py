@@ -1,7 +1,5 @@
 """Folders: where a name leads, and what is said where it leads nowhere."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

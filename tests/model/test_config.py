@@ -1,7 +1,5 @@
 """Configurations: sizes of the named ones, context lengths, and the JSON that a folder holds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Counted bytes are those of the model that is really built, quantized and run."""
 
-from __future__ import annotations
-
 import gc
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The parts of the media path: encoder, context, bridge, concepts; each against its equation."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

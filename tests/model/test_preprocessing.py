@@ -1,7 +1,5 @@
 """Media to units: what is near, what is a hole, what a tone looks like, how a sound is cut."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

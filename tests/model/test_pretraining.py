@@ -1,7 +1,5 @@
 """Stage 1: the three objectives against what the paper's equations say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

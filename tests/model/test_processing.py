@@ -1,7 +1,5 @@
 """MicoChatProcessor: placeholders, labels, padding, and text that would like to be markup."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Regions ask tokens for the words of their place; text and context tokens keep their order."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

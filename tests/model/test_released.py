@@ -1,7 +1,5 @@
 """The released checkpoint converts to the same numbers, comes back bit for bit, or is refused."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

@@ -1,7 +1,5 @@
 """Vicuna's format, token by token, as FastChat writes it and SentencePiece tokenizes it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

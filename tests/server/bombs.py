@@ -1,7 +1,5 @@
 """Hand-made hostile files, one for each guard of the media layer."""
 
-from __future__ import annotations
-
 import struct
 import zipfile
 import zlib

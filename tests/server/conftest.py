@@ -1,7 +1,5 @@
 """Services, with a fake assistant and with the mini; both databases, and the stores on them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack

@@ -5,8 +5,6 @@ s+12,-7,+140,+3 ......``: the last question, how many there were and the checksu
 sums of the numbers of all context tokens, and dots, of which some answers have more than others.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import time

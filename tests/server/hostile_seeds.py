@@ -1,7 +1,5 @@
 """Small good files of every format that the service reads, made on the spot."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A PostgreSQL server of the tests' own, from Debian's packages, that ends with them."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil

@@ -1,7 +1,5 @@
 """Applications over real HTTP: a uvicorn server on a free port, in a thread of this process."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

@@ -1,7 +1,5 @@
 """Files that clients send: a medium of every kind, made on the spot."""
 
-from __future__ import annotations
-
 import base64
 import io
 import wave

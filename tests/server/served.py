@@ -1,7 +1,5 @@
 """``mico-chat serve`` with the shipped mini, in a process of its own, for clients of every sort."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

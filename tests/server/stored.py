@@ -1,7 +1,5 @@
 """What a service stores, and short ways for tests to store something."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Keys at the door, over real HTTP in front of an application that tells who came in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any

@@ -1,7 +1,5 @@
 """Bodies that are too long or never come, over real HTTP."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """POST /v1/chat and what the service does around it, over real HTTP; its assistant is a fake."""
 
-from __future__ import annotations
-
 import json
 import re
 import socket

@@ -1,7 +1,5 @@
 """/v1/chat as server-sent events: their order, errors, and clients that go away."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

@@ -1,7 +1,5 @@
 """Conversations over HTTP: several turns of /v1/chat, and what /v1/conversations does with them."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fetching URLs: what a hostile one could reach, and that a good one works, over real sockets."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import socket

@@ -3,8 +3,6 @@
 A third of the files are bombs (``bombs.py``); the others are good files that are damaged.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """The service is killed in the middle of its work: what it had acknowledged is there afterwards."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

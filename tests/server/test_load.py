@@ -3,8 +3,6 @@
 The model says what it was asked and shown (``echo.py``), so that any mix-up of requests shows.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """``file://`` URLs: one folder's files and nothing else, and nothing at all unless it is named."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """/v1/media over HTTP: upload once, list, fetch, delete, and nothing of it for other tenants."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Metrics as Prometheus reads them: its own parser, over real HTTP."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

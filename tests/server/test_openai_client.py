@@ -1,7 +1,5 @@
 """OpenAI's own client, and litellm, against ``mico-chat serve`` with the shipped mini."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -1,7 +1,5 @@
 """The API is as it is described: schemathesis tries every operation, with good data and bad."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

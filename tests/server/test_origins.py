@@ -1,7 +1,5 @@
 """Other sites' pages, as browsers send their requests, in front of a real socket."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

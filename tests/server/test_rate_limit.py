@@ -1,7 +1,5 @@
 """So many requests of each key, no more, and when to come back."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Two processes that share a PostgreSQL database and a media folder are one service."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator

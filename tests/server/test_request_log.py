@@ -1,7 +1,5 @@
 """What is logged of a request, and what never is."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

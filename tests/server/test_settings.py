@@ -1,7 +1,5 @@
 """What the service is told: the engine's arguments by flag, variable and file, and shown again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

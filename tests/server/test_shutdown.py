@@ -1,7 +1,5 @@
 """The service is asked to end: it takes nothing new, and ends what it has begun."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

@@ -1,7 +1,5 @@
 """Conversations: a turn is stored whole or not at all, in order, for its tenant alone."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The database starts from nothing, again, and at the same time; errors tell no password."""
 
-from __future__ import annotations
-
 import asyncio
 import stat
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What was made without a key goes to a key's tenant, and back: conversations, media, files."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

@@ -1,7 +1,5 @@
 """Keys: found by their secret alone, gone at once when revoked."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

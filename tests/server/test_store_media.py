@@ -1,7 +1,5 @@
 """Media: an id that was given out has its bytes, and what nobody needs is removed."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import random

@@ -3,8 +3,6 @@
 The tests of OpenAI's clients run on it too: ``MICO_TEST_ENGINE=vllm``, see ``make test-vllm``.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Shards of drawn squares and tones, small enough to be made for every test run."""
 
-from __future__ import annotations
-
 import io
 import wave
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Draws depend on seed and number alone: mixtures, contexts, conversations, simulated names."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

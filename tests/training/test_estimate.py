@@ -1,7 +1,5 @@
 """What a run is said to need: parts, peak, time; without weights, data or a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

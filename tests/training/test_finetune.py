@@ -1,7 +1,5 @@
 """The fine-tuning recipes: each parses, says what appendix B.2 says, and finds its data."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

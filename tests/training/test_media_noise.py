@@ -1,7 +1,5 @@
 """Around a chat model: what training changes of its media, and the loss of words alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the mini starts from: weights, names, word vectors, fitted heads, and text-only turns."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

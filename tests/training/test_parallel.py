@@ -1,7 +1,5 @@
 """Two processes train as one does, resume, leave the same folder, and share their contrasts."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json

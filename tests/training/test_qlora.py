@@ -1,7 +1,5 @@
 """A quantized language model trains its adapter and the bridge; layers may run again."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

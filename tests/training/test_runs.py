@@ -3,8 +3,6 @@
 The models are tiny and random.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Readers name what is wrong; truths give regions; cached features are what the stem gave."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ assemble -> train-stage2 -> train-stage3 in 4 bit (QLoRA) -> merge -> GGUF; the 
 the same.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The page as a user has it: what can be done on it, by the words and roles that users meet."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

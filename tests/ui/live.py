@@ -1,7 +1,5 @@
 """Real processes: a server, and the page in front of it."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import socket

@@ -1,7 +1,5 @@
 """Asking, stopping, changing and finding again: what a user does all day, in a real browser."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The client against a real server, whose assistant is a stand-in."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the page can call, against a real service whose assistant is a stand-in."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import threading

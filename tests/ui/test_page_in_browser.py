@@ -1,7 +1,5 @@
 """The page itself: media, settings, the keyboard, phones, keys, and everybody's access."""
 
-from __future__ import annotations
-
 import base64
 import re
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The kind of a file, and the pictures made of it for the browser and the terminal."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

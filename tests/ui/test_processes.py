@@ -1,7 +1,5 @@
 """``mico-chat ui`` and ``mico-chat chat`` as processes, and the server that they may start."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import os

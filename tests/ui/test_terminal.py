@@ -1,7 +1,5 @@
 """What a person types and what the screen shows for it, and a conversation with a real server."""
 
-from __future__ import annotations
-
 import io
 import re
 import signal

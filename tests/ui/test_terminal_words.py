@@ -1,7 +1,5 @@
 """Text and paths of the terminal, with what people and models may write in them."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

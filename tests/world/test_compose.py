@@ -1,7 +1,5 @@
 """The data engine's pictures say the truth, checked by their pixels; procedural shapes only."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 

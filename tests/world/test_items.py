@@ -1,7 +1,5 @@
 """Evaluation items: questions of shards, and media out of Qt resource files."""
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Rooms from solids and layers alone: the truth must be what the pixels say."""
 
-from __future__ import annotations
-
 import io
 from collections import Counter
 from functools import cache

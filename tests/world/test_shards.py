@@ -1,7 +1,5 @@
 """Shards: what is written is read back, the same for any number of workers, split by identity."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path

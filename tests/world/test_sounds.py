@@ -1,7 +1,5 @@
 """Sounds of the data engine, on synthesised tones only: no package is needed."""
 
-from __future__ import annotations
-
 import io
 import re
 import wave

@@ -5,8 +5,6 @@ weights then start at random (but for a pretrained encoder taken over from stage
 language model).
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

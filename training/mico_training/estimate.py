@@ -6,8 +6,6 @@ them. Time is the step's FLOPs over an assumed throughput, which the estimate na
 data sheet at the share that training reaches, or of a product measured here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import Counter

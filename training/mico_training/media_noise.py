@@ -5,8 +5,6 @@ They hang on the model's modules as hooks: the model itself does not know them.
 Legend: B alike media, U units each, C grid cells a unit.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

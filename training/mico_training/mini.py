@@ -6,8 +6,6 @@ heads of that starting point; ``pack`` writes the trained parts as one folder in
 the base LLM.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

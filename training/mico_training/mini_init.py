@@ -5,8 +5,6 @@ Python package carries it). The other concept names are what the data engine's s
 main things, and the word vectors of the text branch are the base LLM's, projected.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter

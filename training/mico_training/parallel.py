@@ -21,8 +21,6 @@ A process holds a piece of a split parameter. :func:`whole` and :func:`assign` r
 whole parameter; all processes must call them, in the same order.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Callable

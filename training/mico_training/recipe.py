@@ -6,8 +6,6 @@ error: a misspelt ``learning_rate`` must not train with the default. ``--set tra
 one value; the value is YAML. Relative paths start at the working directory.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ run that was killed goes on from its last checkpoint; the checkpoints go when th
 lock keeps a second process from the same run, and ends with the process that holds it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import shutil

@@ -4,8 +4,6 @@ A stage reads its recipe, trains, and leaves the trained model in the recipe's o
 same command goes on with an interrupted run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -9,8 +9,6 @@
   list of draws (:mod:`mico_training.data.mixture`), in which the Trainer skips forward.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence

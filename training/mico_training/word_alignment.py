@@ -3,8 +3,6 @@
 Legend: B samples, N context tokens of the batch, W distinct words, S text length, L LLM width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast

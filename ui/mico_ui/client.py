@@ -3,8 +3,6 @@
 Leaving the block of ``stream`` closes the connection, and the server stops answering.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import ssl

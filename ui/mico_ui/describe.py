@@ -3,8 +3,6 @@
 Legend: H height, W width, n samples, B mel bands.
 """
 
-from __future__ import annotations
-
 import re
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """``mico-chat serve`` as a child process of the terminal chat or of the page."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -3,8 +3,6 @@
 A :class:`Call` is sent by a client with or without an event loop, so each route is written once.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

@@ -4,8 +4,6 @@ Items are media with captions, or questions about media with answers. :class:`An
 them from the files of the publishers. The shards of the data engine have a reader of their own.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -3,8 +3,6 @@
 A fault of a whole file raises an error that names the file. A fault of a single record is counted.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

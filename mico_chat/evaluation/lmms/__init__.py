@@ -3,8 +3,6 @@
 lmms-eval finds it by an entry point in ``pyproject.toml``. ``docs/lmms-eval.md`` has the commands.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -10,8 +10,6 @@ of tasks: those without depth and normal maps, which lmms-eval's chat format lac
 are data URIs, which lmms-eval's clients send unchanged (a clip with ``pass_video_url=True``).
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import io

@@ -4,8 +4,6 @@
 for tasks that compare the likelihoods of given answers, which the chat interface cannot do.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging

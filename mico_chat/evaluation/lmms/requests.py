@@ -7,8 +7,6 @@ dictionary of these. lmms-eval guesses the kind by the name of the file: to it, 
 a video, and every WebM file a sound. So here the bytes decide between clip and sound.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Mapping, Sequence

@@ -20,8 +20,6 @@
   * ``any``: the answer of any person is right (Audio Flamingo, except for yes-no questions).
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

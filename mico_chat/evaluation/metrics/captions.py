@@ -19,8 +19,6 @@ library that does not exist for Apple's processors. So a Python process with a J
 This process may take 8 GB of memory until it ends.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

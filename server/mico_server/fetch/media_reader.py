@@ -1,7 +1,5 @@
 """Media of OpenAI's content parts: data URIs, ids of stored media, files, and fetched URLs."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -12,8 +12,6 @@ its own name resolve to 127.0.0.1 (DNS rebinding), so that the browser takes the
 page's own. So, where no key is needed, the ``Host`` of a request must be a name of this machine.
 """
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 import logging

@@ -1,7 +1,5 @@
 """Every error as one JSON object in OpenAI's shape, ``{"error": {message, type, param, code}}``."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

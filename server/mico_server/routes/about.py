@@ -1,7 +1,5 @@
 """The service itself: whether it answers, its model, its figures, its keys, its first page."""
 
-from __future__ import annotations
-
 import time
 from datetime import datetime
 from pathlib import Path

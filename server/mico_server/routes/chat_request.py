@@ -1,8 +1,6 @@
 """A question of /v1/chat, a multipart form or a JSON object: one message, generation options, and
 media in the order of the form or object."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """/v1/conversations and /v1/media: what the service keeps for a tenant."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Any
 

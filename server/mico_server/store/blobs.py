@@ -5,8 +5,6 @@ comes from a client. ``folder/tmp`` is on the same file system, so that a finish
 in one step. These functions block; a file is durable once :func:`move_in` returns.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import os

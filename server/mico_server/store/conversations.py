@@ -4,8 +4,6 @@ A turn is stored before it is answered, in one transaction: the message with its
 Its answer is added later. If the process is killed meanwhile, the turn stays unanswered.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ default. Several processes may share either. SQLite has one writer at a time, so
 transaction takes its lock at the start (BEGIN IMMEDIATE), instead of failing half-way.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import hashlib

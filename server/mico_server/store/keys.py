@@ -1,7 +1,5 @@
 """API keys, and moving conversations and media to another tenant when keys are made or revoked."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import re

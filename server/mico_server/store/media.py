@@ -5,8 +5,6 @@ Both happen under the lock of the content's row in ``blobs``, so that nobody rem
 another request, perhaps of another process, has just put there again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

@@ -3,8 +3,6 @@
 A new database gets them as they are here; the migrations bring an older one to the same state.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 import unicodedata

@@ -1,7 +1,5 @@
 """Items of drawn media: squares of four colours, tones, clips and depth maps."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Items as tasks of lmms-eval: the files that are written, and the marks of answers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The real lmms-eval asks our plugin, and through its own client our service."""
 
-from __future__ import annotations
-
 import gc
 import importlib.util
 import re

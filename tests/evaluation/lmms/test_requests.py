@@ -1,7 +1,5 @@
 """Requests of lmms-eval: media in all of their forms, and generation options."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Callable

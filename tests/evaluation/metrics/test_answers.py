@@ -1,7 +1,5 @@
 """Is an answer right? VQA accuracy equals the official program's; other figures are by hand."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """CIDEr equals the original scorer's; SPICE is tested without the models of its parser."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """The ablations on a tiny grid: what a run leaves, what is not run twice, what the tables say."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Table 1's architectures: each trains in all its parts, and shares what it should and no more."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

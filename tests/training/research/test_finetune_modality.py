@@ -1,7 +1,5 @@
 """``mico-chat finetune``: learns, resumes, reproduces, does not look at the test, compares."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Tokenizers and model: padding, order, missing values, folders; what does not fit is named."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Files of every format, and what a broken one is told."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Batches: conversations for stages 2 and 3, contexts for stage 1."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ writes ``data/coco/train.jsonl``: a line for each medium, with all its captions,
 question, with its answers. Items of the data set that cannot be used are counted and reported.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -3,8 +3,6 @@
 Draw ``i`` depends on the seed and ``i`` alone, so that a run resumes at the exact sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations

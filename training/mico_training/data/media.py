@@ -7,8 +7,6 @@ and the file's name the shard's, so the features of a changed stem or shard are 
 the old ones.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import logging

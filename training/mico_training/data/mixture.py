@@ -5,8 +5,6 @@ or not the run was interrupted before, and for any number of workers and ranks: 
 earlier draws. To skip to draw ``i`` is to resume at the exact sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache

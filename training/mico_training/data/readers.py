@@ -20,8 +20,6 @@ whole file is checked when it is opened, so that a wrong line 90,000 cannot end 
 Lines are read again when they are drawn, so that a large manifest takes 16 bytes for each line.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import logging

@@ -4,8 +4,6 @@ The media of a sample are still encoded and not yet read. Legend: R regions of a
 region.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Sample ``i`` of a generator depends on (seed, generator, i, split) alone: other 
 number of processes do not change it. Validation shards hold only identities that train shards lack.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

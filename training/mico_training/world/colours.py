@@ -5,8 +5,6 @@ answered without looking. Each colour is a range in HSV. A pixel has the name of
 nearest to it in CIELAB, so a colour drawn from a range gets the name of that range.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import matplotlib.colors

@@ -3,8 +3,6 @@
 Positions and sizes are fractions of the picture: x to the right, y down.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A contact sheet of a shard: ``python -m mico_training.world.contact_sheet SHARD SHEET.png``."""
 
-from __future__ import annotations
-
 import sys
 import textwrap
 from collections.abc import Sequence

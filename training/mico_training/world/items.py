@@ -4,8 +4,6 @@ The everyday set has photographs and recordings of the children's programme GCom
 training shard contains.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib

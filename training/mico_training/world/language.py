@@ -4,8 +4,6 @@
 names them in random order, so that their order does not give the answer away.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import TypeVar

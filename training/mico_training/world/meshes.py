@@ -7,8 +7,6 @@ Rays are in the camera's frame, as in OpenGL: x right, y up, the camera looks al
 direction is (x, y, -1), so the distance that Embree returns *is* the depth along the optical axis.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections import defaultdict

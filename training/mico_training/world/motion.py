@@ -4,8 +4,6 @@ Each way is equally likely. A single frame does not tell the way: the place of t
 depend on its direction.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from fractions import Fraction

@@ -4,8 +4,6 @@ The answers are balanced: a count, a colour, a side or yes and no is drawn evenl
 is composed to make it true.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -6,8 +6,6 @@ Layers are flat or curved shapes that float at exact depths: without a floor, on
 tells which layer is nearer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

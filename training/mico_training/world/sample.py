@@ -5,8 +5,6 @@ is the member ``KEY.json`` followed by its media, ``KEY.image.jpg`` and so on. M
 time, owner or mode, so equal samples give equal bytes.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

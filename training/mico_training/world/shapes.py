@@ -1,7 +1,5 @@
 """Procedural shapes in neutral grey, which ``colours.tint`` paints; they need no package."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from typing import Literal

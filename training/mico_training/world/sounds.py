@@ -5,8 +5,6 @@ not belong to a picture is one that nobody could say the thing makes, mostly of 
 is right for half of the yes/no questions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any

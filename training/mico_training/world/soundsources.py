@@ -4,8 +4,6 @@ Clips that were cut from the same recording, or spoken by the same person, share
 are in the same split. A spoken clip only teaches that somebody speaks, whatever the words are.
 """
 
-from __future__ import annotations
-
 import ctypes
 import re
 import struct

@@ -4,8 +4,6 @@
 package. The first call fetches the package with its package manager.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -3,8 +3,6 @@
 All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 from collections.abc import Sequence

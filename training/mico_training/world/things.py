@@ -5,8 +5,6 @@ and furniture icons. A file name, a caption or metadata gives each picture a sho
 picture without one is left out.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

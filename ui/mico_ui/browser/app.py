@@ -5,8 +5,6 @@ no place for a medium's report, a file's kind or the camera. Gradio does uploads
 calls to Python. Its queue is not used: an answer would end with the browser's connection.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path

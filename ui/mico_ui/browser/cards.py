@@ -4,8 +4,6 @@ Files come from users. The media layer's own worker process decodes them for a p
 limits, with as many frames as the server's report says it used.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

@@ -4,8 +4,6 @@ An answer is ``{"value": ...}``, an error ``{"problem": ...}`` with the server's
 brings its browser's user, because no function stores one.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import re

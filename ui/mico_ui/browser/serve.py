@@ -1,7 +1,5 @@
 """``mico-chat ui``: the page's process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

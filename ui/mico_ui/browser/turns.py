@@ -5,8 +5,6 @@ browser's connection: a page that is loaded anew follows it again by its name, a
 page is closed still comes to its end.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -1,7 +1,5 @@
 """The prompt: it reads one or several lines, with history and completion."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path

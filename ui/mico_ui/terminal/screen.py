@@ -4,8 +4,6 @@ Media are shown as coloured blocks: two pixels in each character cell.
 Legend: H height, W width in pixels, n samples.
 """
 
-from __future__ import annotations
-
 import sys
 import termios
 import time

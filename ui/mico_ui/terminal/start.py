@@ -1,7 +1,5 @@
 """``mico-chat chat``: with a person at a terminal, or one question in a pipe."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -3,8 +3,6 @@
 Settings and paths of media are read here as people write, paste and drop them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

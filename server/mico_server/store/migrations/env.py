@@ -1,7 +1,5 @@
 """Run the migrations on the connection of :func:`mico_server.store.database.migrate`."""
 
-from __future__ import annotations
-
 from alembic import context
 
 from mico_server.store.tables import metadata

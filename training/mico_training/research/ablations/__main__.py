@@ -5,8 +5,6 @@ held-out samples, and writes the tables beside the paper's, loss curves as figur
 What is done is not done again: after a break the same command goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -11,8 +11,6 @@ becomes one vector:
 * ``text-decoder`` (iii): the same, but each token sees only earlier tokens, as in a language model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

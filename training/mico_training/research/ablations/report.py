@@ -4,8 +4,6 @@ Our figures are means over seeds with their standard deviation. A difference bet
 *clear* where their seeds do not overlap: the worst seed of one is above the best of the other.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ score ranks all candidates; if the matching head was trained, it orders the best
 them, as in the paper's appendix B.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -4,8 +4,6 @@ A baseline is fitted to the training samples; the validation samples choose its 
 sees the test samples before it predicts them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence

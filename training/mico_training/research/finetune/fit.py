@@ -6,8 +6,6 @@ validation loss; test samples choose nothing. The output folder holds the best m
 loss. An interrupted command goes on: finished runs are read, an unfinished one resumes.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -4,8 +4,6 @@ Three of the packages are read as files and never imported, so that ``make modal
 them without their own dependencies. Where a data set has no official split, a seed makes one.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable

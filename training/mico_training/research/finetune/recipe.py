@@ -4,8 +4,6 @@ Training statistics (means, classes, columns) come from training samples alone. 
 time: no step to forecast lies in two parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

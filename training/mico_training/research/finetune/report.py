@@ -4,8 +4,6 @@
 table of several runs.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Legend: B samples, D encoder width; the other letters stand at their family.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, Self
 

@@ -7,8 +7,6 @@ of a forecast.
     y = head(blocks([CLS], z))
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterator, Sequence

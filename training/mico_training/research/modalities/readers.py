@@ -15,8 +15,6 @@
 ``y`` may be missing where the samples are to be predicted.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import zipfile

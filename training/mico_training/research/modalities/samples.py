@@ -1,7 +1,5 @@
 """Samples of any modality, and what a head predicts of them: a class, a number, or next steps."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ number scales its column's vector, and a category has its own vector. A missing 
 too. The order of columns in a file does not matter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 

@@ -1,7 +1,5 @@
 """Scopes of keys, and the counters of rate limits that replicas share."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 
