@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -151,8 +150,10 @@ class MicoForPretraining(PreTrainedModel):
         pooled = F.normalize(point.float(), dim=-1)
         tokens = self.text.project(tokens, units)  # (U, T, d)
         # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
-        context = pad_sequence(tokens.split(counts.tolist()), batch_first=True)  # (B, most, T, d)
-        mask = torch.arange(context.shape[1], device=row.device) < counts.unsqueeze(1)
+        place = torch.arange(len(row), device=row.device) - (torch.cumsum(counts, 0) - counts)[row]
+        most = int(counts.max())
+        context = tokens.new_zeros(b, most, *tokens.shape[1:]).index_put((row, place), tokens)
+        mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
         mask = mask.repeat_interleave(t, dim=1)
         return context.flatten(1, 2), mask, pooled, tokens
 

@@ -225,6 +225,8 @@
     keepUnkept(unkept().filter((one) => one.conversation_id !== mico.chat.id || !(one.refused && isKept(turn))).map((one) => (one.ask === view.ask ? { ...one, refused } : one)));
     mico.emit("answering", false);
     mico.emit("list", null);
+    // The server may store a question that was stopped on its way, and then take it back.
+    if (!isKept(turn)) setTimeout(() => mico.emit("list", null), 2000);
   }
 
   function dropFrom(index, asked = null) {
