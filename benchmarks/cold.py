@@ -61,7 +61,7 @@ def measured(command: list[str]) -> dict[str, float]:
 
     def follow() -> None:
         nonlocal shown
-        with suppress(OSError):  # the other end is closed
+        with suppress(OSError):  # the command has ended
             while True:
                 shown += os.read(ours, 4096)
                 for name in STAGES:

@@ -225,7 +225,7 @@ def main(
     output: Path | None = None,
     only: Annotated[list[int] | None, typer.Option(help="The number of a replica, from 0.")] = None,
 ) -> None:
-    os.environ.update(MALLOC)  # of the processes that are started
+    os.environ.update(MALLOC)  # the processes that are started inherit it
     rows = []
     for replica in [REPLICAS[n] for n in only] if only else REPLICAS:
         rows.append((replica, measure(replica)))

@@ -122,7 +122,7 @@ class _Batch:
 
 
 def _thinned(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Every n-th token of ours, as many as the file has."""
+    """Our tokens, thinned to every n-th one where the file holds fewer."""
     if ours.shape == theirs.shape or ours.ndim != theirs.ndim or ours.ndim < 3:
         return ours
     n, m = ours.shape[-2], theirs.shape[-2]

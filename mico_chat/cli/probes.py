@@ -181,7 +181,8 @@ PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "decoder": _decoder,
     "model": _model,
 }
-"""Each returns its facts; ``text`` is for people. Another name is that of a package to import."""
+"""Each probe returns its facts; ``text`` is for people. For another name, the package of that name
+is imported."""
 
 if __name__ == "__main__":
     main(*json.loads(sys.argv[1]))

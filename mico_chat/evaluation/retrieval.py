@@ -96,7 +96,7 @@ class _Retrieval:
                         continue
                     if left:
                         _check_room(files[item.id].parent, encoded.context.numel() * 2 * left)
-                        left = 0  # one look is enough
+                        left = 0  # the disk is checked once
                     partial = files[item.id].with_suffix(".partial")
                     with partial.open("wb") as file:
                         np.save(file, encoded.context.cpu().numpy().astype(np.float16))

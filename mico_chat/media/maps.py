@@ -44,7 +44,7 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     kept = limits.fitted(width, height)
     raw = _nearest(raw, kept)
 
-    with np.errstate(over="ignore"):  # too large a number becomes infinite: a hole
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes a hole
         grey = raw.astype(np.float32)
     holes = ~(np.isfinite(grey) & (grey > 0))
     if hidden is not None:

@@ -121,7 +121,7 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
             "contiguous_gradients": True,
             "reduce_bucket_size": BUCKET,
         },
-        "bf16": {"enabled": "auto"},  # from the training arguments, as the next ones
+        "bf16": {"enabled": "auto"},  # the Trainer fills in each "auto"
         "gradient_clipping": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

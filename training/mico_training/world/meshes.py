@@ -126,7 +126,9 @@ def _simplified(mesh: Mesh) -> Mesh:
         _, first, index = np.unique(keys, return_index=True, return_inverse=True)
         faces = index[mesh.faces].astype(np.int32)
         order = np.sort(faces, axis=1)
-        kept = np.flatnonzero((np.diff(order, axis=1) > 0).all(axis=1))  # three corners are left
+        kept = np.flatnonzero(
+            (np.diff(order, axis=1) > 0).all(axis=1)
+        )  # no two corners were merged
         rows = kept[np.unique(order[kept], axis=0, return_index=True)[1]]
         mesh = Mesh(mesh.vertices[first], faces[rows], mesh.colours[rows])
     return mesh

@@ -141,7 +141,7 @@ def shape_things() -> list[Thing]:
 def catalogue() -> Catalogue:
     """The shapes and the packages' cut-outs. The first call fetches and decodes the packages."""
     folder = cache_dir() / "world"
-    digest = hashlib.sha1(_WORDS_FILE.read_bytes()).hexdigest()[:8]  # the words decide the things
+    digest = hashlib.sha1(_WORDS_FILE.read_bytes()).hexdigest()[:8]  # other words make other things
     index, blob = (folder / f"things-{_CACHE_VERSION}-{digest}.{end}" for end in ("json", "bin"))
     if not index.exists():
         _write_cache(index, blob)

@@ -79,7 +79,7 @@ def _check_keys(api: str, host: str) -> None:
                     return
                 if error.status is not None:
                     break
-                if time.monotonic() > until:  # until then it may be starting beside the page
+                if time.monotonic() > until:  # the server had time to start
                     raise
             time.sleep(0.2)
     raise ConfigError(

@@ -178,7 +178,7 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
         "parameters": parameters(parts.model),
         "seconds": {
             "building": round(built - started, 1),
-            # Of a resumed run it would be the rest alone.
+            # A resumed run would count only the time since it was resumed.
             "training": None if resumed else round(trained - built, 1),
             "evaluation": round(time.perf_counter() - trained, 1),
         },
@@ -329,7 +329,7 @@ def reranked(
     space: ContrastiveSpace,
 ) -> Tensor:
     """Scores (Q, M) with each query's best candidates above all others, by the matching head."""
-    scores = scores.double()  # between two sure matches there are few numbers
+    scores = scores.double()  # float32 cannot tell two very sure matches apart
     top = scores.topk(min(RERANKED, len(media)), 1).indices
     matches: list[dict[int, float]] = [{} for _ in rows]
     for number, medium in enumerate(media):
