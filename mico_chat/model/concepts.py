@@ -117,7 +117,9 @@ class ConceptAttention(nn.Module):
         """Posterior (B, N) -> (B, K, L): token k is the mix over the names that have one."""
         values, mask = self._values(embedding, start, stop)
         mixed = torch.einsum("bn,nkl->bkl", posterior.to(values.dtype), values)
-        share = posterior @ mask.to(posterior.dtype)  # (B, K): the share of names with k tokens
+        share = posterior @ mask.to(
+            posterior.dtype
+        )  # (B, K): the posterior of the names that have a token k
         return mixed / share.clamp(min=0.5).unsqueeze(-1).to(mixed.dtype) * self.gain[0]
 
     def visual_tokens(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
