@@ -64,7 +64,7 @@ def _start(arguments: Sequence[str], secret: str, **streams: Any) -> subprocess.
 
 @dataclass
 class KeptRunning:
-    """A server's process, which ``start`` starts again when it dies, until it dies too often.
+    """A server's process; once it is watched, ``start`` starts it again until it dies too often.
 
     ``announce`` gets a line about each start. When the server is not started any more, another
     thread calls ``on_left``, and ``left`` says why.
@@ -78,7 +78,7 @@ class KeptRunning:
     _ending: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __post_init__(self) -> None:
+    def watch(self) -> None:
         threading.Thread(target=self._keep, daemon=True).start()
 
     def _keep(self) -> None:
@@ -134,6 +134,7 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
             raise
         kept = KeptRunning(process, partial(start, address.rpartition(":")[2]))
         try:
+            kept.watch()
             yield address, secret
         finally:
             kept.end()
@@ -165,6 +166,7 @@ def server_beside(arguments: Sequence[str], announce: Callable[[str], None]) -> 
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = KeptRunning(start(), start, announce, partial(os.kill, os.getpid(), signal.SIGINT))
     try:
+        kept.watch()  # from now on an interrupt may come
         yield secret
     except KeyboardInterrupt:
         if kept.left is None:
