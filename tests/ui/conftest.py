@@ -123,7 +123,7 @@ def chromium() -> Iterator[Browser]:
 
     media = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
     with sync_playwright() as playwright:
-        expect.set_options(timeout=60_000)  # a busy machine answers slowly
+        expect.set_options(timeout=300_000)  # a busy machine answers slowly
         browser = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", *media]
         )
@@ -151,7 +151,7 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ope
 
     def open_one(*, wait: bool = True, **context: Any) -> ChatPage:
         page = ChatPage(chromium.new_context(**{**DESK, **context}).new_page(), site.url)
-        page.page.set_default_timeout(60_000)
+        page.page.set_default_timeout(300_000)
         opened.append(page)
         page.page.goto(site.url)
         if wait:
