@@ -100,9 +100,11 @@ class ConceptAttention(nn.Module):
         mid = mid.unflatten(1, (-1, 4)).mean(2)  # (U, mid, G rows = time, G columns = frequency)
         mean = F.adaptive_avg_pool1d(mid.mean(2), FREQUENCY_BANDS)  # (U, mid, bands)
         peak = F.adaptive_avg_pool1d(mid.amax(2), FREQUENCY_BANDS)
-        slices = units.tolist()
-        mean = torch.stack([sound.mean(0) for sound in mean.split(slices)])  # (M, mid, bands)
-        peak = torch.stack([sound.amax(0) for sound in peak.split(slices)])
+        sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+        mean = mean.new_zeros(len(units), *mean.shape[1:]).index_add(0, sound, mean)
+        mean = mean / units.view(-1, 1, 1)  # (M, mid, bands)
+        index = sound.view(-1, 1, 1).expand(peak.shape)
+        peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
         return torch.cat([mean, peak], 1).flatten(1)
 
     # --- values -----------------------------------------------------------------------------
@@ -117,9 +119,8 @@ class ConceptAttention(nn.Module):
         """Posterior (B, N) -> (B, K, L): token k is the mix over the names that have one."""
         values, mask = self._values(embedding, start, stop)
         mixed = torch.einsum("bn,nkl->bkl", posterior.to(values.dtype), values)
-        share = posterior @ mask.to(
-            posterior.dtype
-        )  # (B, K): the posterior of the names that have a token k
+        # (B, K): how likely together the names are that have a token k
+        share = posterior @ mask.to(posterior.dtype)
         return mixed / share.clamp(min=0.5).unsqueeze(-1).to(mixed.dtype) * self.gain[0]
 
     def visual_tokens(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
