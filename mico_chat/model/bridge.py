@@ -32,14 +32,14 @@ class AnchoredAttention(nn.Module):
         self.out = nn.Linear(dim, dim) if value_dim is None else None
 
     def forward(self, query: Tensor, key: Tensor, distance: Tensor, value: Tensor) -> Tensor:
-        """(B, Q, D), (B, T, D), (Q, T), value (B, T, V) -> (B, Q, V)."""
+        """(B, Q, D), (B, T, D), (Q, T) or (B, Q, T), value (B, T, V) -> (B, Q, V)."""
         heads = self.n_heads
         q = self.q(query).unflatten(-1, (heads, -1)).transpose(1, 2)
         k = self.k(key).unflatten(-1, (heads, -1)).transpose(1, 2)
         v = value if self.v is None else self.v(value)
         v = v.unflatten(-1, (heads, -1)).transpose(1, 2)
-        bias = -F.softplus(self.sharpness).view(-1, 1, 1) * distance
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+        bias = -F.softplus(self.sharpness).view(-1, 1, 1) * distance.unsqueeze(-3)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         y = y.transpose(1, 2).flatten(2)
         return y if self.out is None else self.out(y)
 
@@ -56,11 +56,16 @@ class BridgeLayer(nn.Module):
         self.norm_mlp = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor, tokens: Tensor, distance: Tensor) -> Tensor:
-        """Queries (B, F·Q, D); tokens (B·F, T, D): each of the F groups of Q looks at its own."""
-        h = self.norm_self(x)
+    def forward(
+        self, x: Tensor, tokens: Tensor, distance: Tensor, place: Tensor | float = 0.0
+    ) -> Tensor:
+        """Queries (B, F·Q, D); tokens (B·F, T, D): each of the F groups of Q looks at its own.
+
+        ``place`` (B, F·Q, D) says where a query looks; attention sees it beside the query.
+        """
+        h = self.norm_self(x) + place
         x = x + self.self_attention(h, h, h, need_weights=False)[0]
-        h = self.norm_cross(x).view(tokens.shape[0], -1, x.shape[-1])
+        h = (self.norm_cross(x) + place).view(tokens.shape[0], -1, x.shape[-1])
         x = x + self.cross_attention(h, tokens, distance, tokens).view_as(x)
         changed: Tensor = self.mlp(self.norm_mlp(x))
         return x + changed

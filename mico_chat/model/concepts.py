@@ -20,6 +20,28 @@ from mico_chat.model.context import AlikeMedia
 from mico_chat.model.encoder import OmniEncoder, Stem
 
 FREQUENCY_BANDS = 7
+COLOURS = (
+    *("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"),
+    "grey",
+)
+
+
+class ColourHead(nn.Module):
+    """The colour of the thing in a picture: cells vote, and how much each counts is learned."""
+
+    def __init__(self, stem: Stem, hidden: int = 96) -> None:
+        super().__init__()
+        self.scale = nn.BatchNorm2d(stem.out_dim, affine=False)  # all channels to one scale
+        self.hidden = nn.Linear(stem.out_dim, hidden)
+        self.place = nn.Parameter(torch.zeros((stem.image_size // 32) ** 2, hidden))
+        self.counts = nn.Linear(hidden, 1)
+        self.colour = nn.Linear(hidden, len(COLOURS))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Stem features (U, C, G, G) -> logits (U, 11) of :data:`COLOURS`."""
+        cells = self.hidden(self.scale(features).flatten(2).transpose(1, 2)) + self.place
+        cells = F.gelu(cells)
+        return (self.counts(cells).softmax(1) * self.colour(cells)).sum(1)
 
 
 class ConceptAttention(nn.Module):
@@ -49,6 +71,8 @@ class ConceptAttention(nn.Module):
             nn.Dropout(0.3),
             nn.Linear(config.sound_hidden, self.n_sound),
         )
+        self.name_clips = config.colours
+        self.colour = ColourHead(stem) if config.colours else None
         self.log_scale = nn.Parameter(torch.zeros(3))  # inverse temperature: whole, cell, sound
         self.gain = nn.Parameter(torch.ones(2))  # of the concept tokens, of the cells' values
         self.register_buffer(
@@ -69,7 +93,11 @@ class ConceptAttention(nn.Module):
         cells = self.cell_logits(features)
         if self.change_cells is not None:
             cells = self.change_cells(cells, media)
-        named = self.visual_tokens(cells, embedding) if media.layout == "still" else None
+        named = None
+        if media.layout == "still" or self.name_clips:
+            named = self.visual_tokens(
+                cells.unflatten(0, (-1, media.units)).flatten(1, 2), embedding
+            )
         return named, self.cell_values(cells, embedding)
 
     # --- posteriors -------------------------------------------------------------------------

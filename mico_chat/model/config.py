@@ -73,10 +73,13 @@ class MicoBridgeConfig(PreTrainedConfig):
     language model binds words that stand after a name, and learns little from a sum of both."""
     frame_grid: int = 1
     """A video frame has frame_grid² queries."""
+    things: int = 0
+    """At most so many things are told apart in a picture or clip (:mod:`mico_chat.model.things`);
+    with 0 there are no queries for things. They need concepts, for the things' names."""
 
     @property
     def n_still(self) -> int:
-        """Context tokens of a still or of a whole sound, without concept tokens."""
+        """Context tokens of a still or of a whole sound, without concept and thing tokens."""
         return self.still_grid**2 * self.place_tokens + self.still_global
 
 
@@ -94,6 +97,8 @@ class MicoConceptConfig(PreTrainedConfig):
     n_pretrained: int = 1000
     tokens_per_name: int = 4
     sound_hidden: int = 512
+    colours: bool = False
+    """Whether there is a head for the colour of a picture's thing."""
 
 
 class MicoTextConfig(PreTrainedConfig):
@@ -231,10 +236,12 @@ class MicoChatConfig(_ModelConfig):
 
     def context_length(self, kind: Kind, units: int) -> int:
         """Context tokens of a medium of ``units`` frames or slices, known before encoding."""
-        if kind == "video":
-            return units * self.bridge_config.frame_grid**2
         named = 0 if self.concept_config is None else self.concept_config.tokens_per_name
-        return self.bridge_config.n_still + named
+        things = 0 if kind == "audio" else self.bridge_config.things * (named + THING_WORDS)
+        if kind == "video":
+            named = 0 if self.bridge_config.things == 0 else named
+            return units * self.bridge_config.frame_grid**2 + named + things
+        return self.bridge_config.n_still + named + things
 
     @classmethod
     def without_llm(cls, folder: Path) -> Self | None:
@@ -252,6 +259,10 @@ class MicoChatConfig(_ModelConfig):
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
+
+THING_WORDS = 5
+"""Context tokens of a thing behind its name: colour (or metres), side, height, distance (or way),
+end."""
 
 MediaLayout = Literal["still", "frames", "slices"]
 

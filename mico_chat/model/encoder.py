@@ -71,8 +71,9 @@ class Stem(nn.Module):
     last grid shows objects, the middle blocks keep texture and, for sound, frequency.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, image_size: int) -> None:
         super().__init__()
+        self.image_size = image_size
         self.cnn: nn.Module = timm.create_model(name, features_only=True, out_indices=(3, 4))
         mid, last = cast(Any, self.cnn).feature_info.channels()
         self.last_dim: int = last
@@ -80,7 +81,9 @@ class Stem(nn.Module):
         self.out_dim: int = last + mid * 4 + 3 * COLOUR_CELLS**2
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(U, 3, H, W) -> (U, C, H/32, W/32)."""
+        """(U, 3, S, S) -> (U, C, G, G), G = image_size / 32; finer pixels are averaged first."""
+        if (finer := pixel_values.shape[-1] // self.image_size) > 1:
+            pixel_values = F.avg_pool2d(pixel_values, finer)
         mid, last = self.cnn(pixel_values)
         grid = last.shape[-1]
         colours = F.adaptive_avg_pool2d(pixel_values, grid * COLOUR_CELLS)
@@ -102,7 +105,7 @@ class OmniEncoder(nn.Module):
                 config.architecture, num_classes=0, img_size=config.image_size, **options
             )
         else:
-            self.stem = Stem(config.stem)
+            self.stem = Stem(config.stem, config.image_size)
             # The batch norm, without weights, brings the stem's channels to one scale.
             embed = partial(
                 timm.layers.HybridEmbed,
@@ -123,6 +126,7 @@ class OmniEncoder(nn.Module):
                 # 50 tokens: on a CPU the fused kernel's backward pass is three times slower.
                 block.attn.fused_attn = False
         self.vit: nn.Module = vit
+        self.image_size = config.image_size
         self.embed_dim: int = vit.num_features
         self.n_prefix: int = vit.num_prefix_tokens
         self.grid: int = vit.patch_embed.grid_size[0]

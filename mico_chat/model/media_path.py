@@ -20,11 +20,15 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from mico_chat.errors import ModelError
+from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import PerceiverBridge
 from mico_chat.model.concepts import build_concepts
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.context import AlikeMedia, MultimodalContext
 from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.things import Thing, ThingQueries, ThingWords, look_at, padded
+
+DEPTH, NORMAL = KINDS.index("depth"), KINDS.index("normal")
 
 
 class MediaPath(nn.Module):
@@ -44,6 +48,14 @@ class MediaPath(nn.Module):
         self.bridge = PerceiverBridge(
             config.bridge_config, d, self.encoder.grid, self.encoder.n_prefix, config.llm_width
         )
+        self.things: ThingQueries | None = None
+        bridge = config.bridge_config
+        if bridge.things > 0:
+            if self.concepts is None or self.concepts.colour is None:
+                raise ModelError("bridge_config.things needs a concept_config with colours")
+            sizes = (bridge.hidden_size, bridge.num_heads, bridge.depth, bridge.things)
+            self.things = ThingQueries(d, self.encoder.grid, *sizes)
+            self.thing_words = ThingWords(self.concepts.name_ids.shape[1])
         self.llm: Any = None
         self.use_concepts = True
         self.use_grid = True
@@ -57,19 +69,35 @@ class MediaPath(nn.Module):
         stem_features: Tensor | None = None,
     ) -> list[Tensor]:
         """Context tokens of each medium, (n_i, L), in the media's order."""
-        features = self.encoder.unit_features(pixel_values, stem_features, media_units)
-        tokens = self.context(self.encoder(features), media_kind, media_units)  # eq. (1)
-        bridge_dtype = self.bridge.norm_in.weight.dtype  # that of a frozen encoder may differ
-        tokens, features = tokens.to(bridge_dtype), features.to(bridge_dtype)
+        tokens, features = self.encoded(media_kind, media_units, pixel_values, stem_features)
         found: list[Tensor] = [tokens] * len(media_kind)
         for media in AlikeMedia.groups(media_kind, media_units):
-            group = self.alike_tokens(tokens[media.rows], features[media.rows], media)
+            pixels = None if pixel_values is None else pixel_values[media.rows]
+            group = self.alike_tokens(tokens[media.rows], features[media.rows], media, pixels)
             for m, context in zip(media.media, group, strict=True):
                 found[m] = context
         return found
 
-    def alike_tokens(self, tokens: Tensor, features: Tensor, media: AlikeMedia) -> Tensor:
-        """Tokens (B·U, T, D) and stem features of alike media -> context tokens (B, N, L)."""
+    def encoded(
+        self,
+        media_kind: Tensor,
+        media_units: Tensor,
+        pixel_values: Tensor | None = None,
+        stem_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The encoder's tokens (U, T, D) with their context, eq. (1), and the stem's features."""
+        features = self.encoder.unit_features(pixel_values, stem_features, media_units)
+        tokens = self.context(self.encoder(features), media_kind, media_units)
+        bridge_dtype = self.bridge.norm_in.weight.dtype  # that of a frozen encoder may differ
+        return tokens.to(bridge_dtype), features.to(bridge_dtype)
+
+    def alike_tokens(
+        self, tokens: Tensor, features: Tensor, media: AlikeMedia, pixels: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (B·U, T, D) and stem features of alike media -> context tokens (B, N, L).
+
+        A model with queries for things needs the ``pixels`` (B·U, 3, H, W) of pictures and clips.
+        """
         named = values = None
         if self.concepts is not None:
             table = cast(nn.Embedding, self.get_input_embeddings())
@@ -79,9 +107,43 @@ class MediaPath(nn.Module):
             values = F.pad(values, (0, 0, self.encoder.n_prefix, 0)).unflatten(0, (-1, media.units))
         tokens = tokens.unflatten(0, (-1, media.units))  # (B, U, T, D)
         context: Tensor = self.bridge(tokens, media.kind, media.layout, values) * self.use_grid
-        if named is None:
-            return context
-        return torch.cat([named.to(context.dtype) * self.use_concepts, context], dim=1)
+        parts = [context] if named is None else [named * self.use_concepts, context]
+        if self.things is not None and media.layout != "slices":
+            parts.append(self._things(self.things, tokens, media, pixels) * self.use_grid)
+        return torch.cat([part.to(context.dtype) for part in parts], dim=1)
+
+    def _things(
+        self, queries: ThingQueries, tokens: Tensor, media: AlikeMedia, pixels: Tensor | None
+    ) -> Tensor:
+        """Tokens (B, U, T, D) of alike pictures or clips -> the runs (B, N, L) of their things.
+
+        Of a clip these are the things of its middle frame.
+        """
+        concepts = self.concepts
+        if pixels is None or concepts is None or concepts.colour is None:
+            raise ModelError("things are looked at closely: give pixel_values, not stem_features")
+        middle = media.units // 2
+        found = queries(tokens[:, middle, self.encoder.n_prefix :])[-1]
+        there = found.logits > 0
+        # The nearest first: a language model learns "the nearer of the two" from the order.
+        order = found.distance.masked_fill(~there, torch.inf).argsort(1)
+        picture, place = there.gather(1, order).nonzero(as_tuple=True)
+        query = order[picture, place]
+        boxes = found.boxes[picture, query]
+        pixels = pixels.unflatten(0, (-1, media.units))[:, middle]
+        looks = look_at(pixels, picture, boxes, self.encoder.image_size)
+        features = self.encoder.features(looks)
+        table = cast(nn.Embedding, self.get_input_embeddings())
+        thing = Thing(
+            boxes=boxes,
+            distance=found.distance[picture, query],
+            name=concepts.visual_tokens(concepts.cell_logits(features), table),
+            colour=concepts.colour(features),
+            way=None,
+            surface=(media.kind == DEPTH)[picture] | (media.kind == NORMAL)[picture],
+        )
+        runs = self.thing_words(thing, table)
+        return padded(runs, picture, len(tokens), queries.n)
 
     @property
     def device(self) -> torch.device:

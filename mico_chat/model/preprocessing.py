@@ -32,11 +32,14 @@ class Preprocessing(BaseModel):
     image_size: int = 224
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    detail: int = 1
+    """A unit has so many times ``image_size`` pixels a side: the encoder sees the mean of each
+    ``detail`` x ``detail`` of them, a closer look at a part of the picture sees them all."""
     max_slices: int = 4
     """At most so many mel slices of 2.24 s are taken, spread evenly over the sound."""
 
     def units(self, medium: Medium) -> Tensor:
-        """A medium's units (n, 3, image_size, image_size); an empty medium is a MediaError."""
+        """A medium's units (n, 3, S, S), S = image_size · detail; an empty one is a MediaError."""
         match medium:
             case Image() | Normal():
                 return self._normalise(self._pixels(medium.pixels[None]))
@@ -58,7 +61,7 @@ class Preprocessing(BaseModel):
         return self._resize(x.float() / 255)
 
     def _resize(self, x: Tensor) -> Tensor:
-        size = [self.image_size, self.image_size]
+        size = [self.image_size * self.detail] * 2
         return F.interpolate(x, size, mode="bilinear", antialias=True)
 
     def _depth(self, depth: Depth) -> Tensor:
@@ -100,6 +103,7 @@ class Preprocessing(BaseModel):
         starts = np.linspace(0, len(samples) - need, n).astype(int)
         slices = torch.stack([fbank(samples[s : s + need], size) for s in starts])
         slices = (slices - FBANK_MEAN) / FBANK_STD
+        slices = slices.repeat_interleave(self.detail, 1).repeat_interleave(self.detail, 2)
         return slices.unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
 
 

@@ -237,7 +237,8 @@ class MicoChatProcessor:
 
     It reads and writes the same files as Hugging Face's processors. It does without their base
     class, which imports transformers' code for all models. ``still_tokens`` is the number of
-    context tokens of a still or a sound, ``frame_tokens`` that of a video's frame. The
+    context tokens of a still, ``sound_tokens`` that of a sound (default: a still's). A video has
+    ``frame_tokens`` for each frame and ``clip_tokens`` for the whole. The
     ``chat_template`` is Jinja, by default the tokenizer's. The assistant
     (:mod:`mico_chat.assistant`) adds the ``system_prompt`` to a chat that lacks a system message.
     """
@@ -249,6 +250,8 @@ class MicoChatProcessor:
         context_token_id: int = 0,
         still_tokens: int = 32,
         frame_tokens: int = 1,
+        sound_tokens: int | None = None,
+        clip_tokens: int = 0,
         chat_template: str | None = None,
         system_prompt: str | None = None,
     ) -> None:
@@ -256,6 +259,8 @@ class MicoChatProcessor:
         self.context_token_id = context_token_id
         self.still_tokens = still_tokens
         self.frame_tokens = frame_tokens
+        self.sound_tokens = still_tokens if sound_tokens is None else sound_tokens
+        self.clip_tokens = clip_tokens
         self.system_prompt = system_prompt
         self._tokens = part_tokenizer(tokenizer)
         self.tokenizer: Any = tokenizer
@@ -291,6 +296,8 @@ class MicoChatProcessor:
             "context_token_id": self.context_token_id,
             "still_tokens": self.still_tokens,
             "frame_tokens": self.frame_tokens,
+            "sound_tokens": self.sound_tokens,
+            "clip_tokens": self.clip_tokens,
             **({} if self.system_prompt is None else {"system_prompt": self.system_prompt}),
         }
 
@@ -307,7 +314,9 @@ class MicoChatProcessor:
             preprocessing=preprocessing,
             context_token_id=config.context_token_id,
             still_tokens=config.context_length("image", 1),
-            frame_tokens=config.context_length("video", 1),
+            frame_tokens=config.bridge_config.frame_grid**2,
+            sound_tokens=config.context_length("audio", 1),
+            clip_tokens=config.context_length("video", 0),
             chat_template=chat_template,
         )
 
@@ -331,7 +340,9 @@ class MicoChatProcessor:
         return sum(self._own_length(part) for part in medium.with_track)
 
     def _own_length(self, medium: MeasuredMedium) -> int:
-        return medium.units * self.frame_tokens if medium.kind == "video" else self.still_tokens
+        if medium.kind == "video":
+            return medium.units * self.frame_tokens + self.clip_tokens
+        return self.sound_tokens if medium.kind == "audio" else self.still_tokens
 
     # --- text ---------------------------------------------------------------------------------
 
@@ -345,7 +356,7 @@ class MicoChatProcessor:
             yield Placeholders(self.context_token_id, self._own_length(medium))
             if medium.audio is not None:
                 yield PromptText(f"\n{SOUND_TRACK}")
-                yield Placeholders(self.context_token_id, self.still_tokens)
+                yield Placeholders(self.context_token_id, self.sound_tokens)
             yield PromptText("\n")
 
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:

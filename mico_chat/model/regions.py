@@ -20,19 +20,25 @@ WHOLE = -1.0
 """A box of four of these is a whole medium: its words hold at no place more than at another."""
 
 
+INNER = 0.8
+"""A region's box is this share of the thing's own, whose corners seldom belong to the thing."""
+
+
 @dataclass(frozen=True)
 class RegionBatch:
     """Regions of a batch.
 
     ``medium`` (R,) is the place of the medium in the batch; ``box`` (R, 4) is left, top, right,
     bottom as fractions, or :data:`WHOLE`. Token ids, filled up with -1: ``names`` (R, K') of the
-    things in the box, ``words`` (R, K) of their properties.
+    things in the box, ``words`` (R, K) of their properties. ``distance`` (R,) from the camera, in
+    metres, is NaN where it is unknown.
     """
 
     medium: Tensor
     box: Tensor
     words: Tensor
     names: Tensor
+    distance: Tensor
 
     @classmethod
     def given(cls, inputs: Mapping[str, Tensor]) -> RegionBatch | None:
@@ -51,6 +57,12 @@ class RegionBatch:
         wanted = torch.zeros(len(ids), len(words), dtype=torch.bool, device=ids.device)
         wanted[given.nonzero()[:, 0], index] = True
         return words, wanted
+
+    @property
+    def things(self) -> Tensor:
+        """The things' own boxes (R, 4): centre x, centre y, width, height as fractions."""
+        low, high = self.box[:, :2], self.box[:, 2:]
+        return torch.cat([(low + high) / 2, (high - low) / INNER], 1)
 
     @property
     def both(self) -> Tensor:

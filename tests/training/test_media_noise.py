@@ -96,7 +96,7 @@ def test_simulated_things_are_what_they_are_called() -> None:
         tokens_per_name=1,
         sound_hidden=4,
     )
-    concepts = ConceptAttention(config, Stem("test_efficientnet"))
+    concepts = ConceptAttention(config, Stem("test_efficientnet", 64))
     names = torch.arange(40).repeat(20)
     cells = simulate(concepts, names, n_cells=49)
     assert cells.shape == (800, 49, 40)

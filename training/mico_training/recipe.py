@@ -231,12 +231,13 @@ class Stage2Recipe(Section):
     """Alignment.
 
     ``objective``: "caption" predicts the caption's next token; "words" predicts the caption's words
-    and its regions' in any order, without the language model (:class:`.WordAlignment`).
+    and its regions' in any order, without the language model (:class:`.WordAlignment`); "things"
+    finds things by set prediction, without the language model (:class:`.SetPrediction`).
     ``trainable``: the parts that train. ``join``: probability of a description of several media.
     ``simulate``: probability of a question about simulated concepts (``SimulatedNames``).
     """
 
-    objective: Literal["caption", "words"] = "caption"
+    objective: Literal["caption", "words", "things"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)
     join: Probability = 0.1
     simulate: Probability = 0.0

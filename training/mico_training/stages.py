@@ -4,12 +4,13 @@ A stage reads its recipe, trains, and leaves the trained model in the recipe's o
 same command goes on with an interrupted run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_training.build_model import (
     Pretraining,
@@ -38,6 +39,7 @@ from mico_training.data.sample import Need
 from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.set_prediction import SetPrediction
 from mico_training.trainer import (
     MicoTrainer,
     draws,
@@ -48,6 +50,12 @@ from mico_training.trainer import (
     training_arguments,
 )
 from mico_training.word_alignment import WordAlignment
+
+ALIGNMENTS: dict[str, Callable[[MicoChatForConditionalGeneration], nn.Module]] = {
+    "words": WordAlignment,
+    "things": SetPrediction,
+}
+"""Objectives of stage 2 that leave the language model out."""
 
 
 def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
@@ -141,11 +149,12 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     model: nn.Module = chat.model
     examples: ChatDataset
     if isinstance(recipe, Stage2Run):
-        stage2, words = recipe.stage2, recipe.stage2.objective == "words"
+        stage2 = recipe.stage2
         simulate = stage2.simulate
         train_only(chat.model, stage2.trainable)
-        model = WordAlignment(chat.model) if words else model
-        examples = CaptionDataset(mixture, draws(arguments), stage2.join, regions=words)
+        model = ALIGNMENTS.get(stage2.objective, lambda chat: chat)(chat.model)
+        regions = stage2.objective in ALIGNMENTS
+        examples = CaptionDataset(mixture, draws(arguments), stage2.join, regions)
     else:
         stage3 = recipe.stage3
         simulate = stage3.simulate

@@ -39,7 +39,10 @@ from mico_training.records import plot_losses
 
 logger = logging.getLogger(__name__)
 
-OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
+OBJECTIVES = (
+    *("contrastive", "matching", "caption", "tagging", "region", "concept", "word"),
+    *("thing", "box", "distance"),
+)
 COMPONENTS = tuple(f"{name}_loss" for name in OBJECTIVES)
 WEIGHTS = "model.safetensors"
 SCHEDULER = "scheduler.pt"

@@ -7,6 +7,7 @@ region.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
-from mico_chat.model.regions import WHOLE, RegionBatch
+from mico_chat.model.regions import INNER, WHOLE, RegionBatch
 from mico_training.world.language import number_word
 from mico_training.world.sample import NEARER_BY, Turn
 
@@ -35,11 +36,15 @@ WHOLE_BOX: Box = (WHOLE, WHOLE, WHOLE, WHOLE)
 
 @dataclass(frozen=True)
 class Region:
-    """A thing's box (left, top, right, bottom as fractions), its name, and true words about it."""
+    """A thing's box (left, top, right, bottom as fractions), its name, and true words about it.
+
+    ``distance`` from the camera is in metres, NaN where it is unknown.
+    """
 
     box: Box
     name: str
     words: tuple[str, ...]
+    distance: float = nan
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
         number = names[thing["name"]]
         if number <= 4:
             words.append(number_word(number))
-        regions.append(Region(_box(thing), thing["name"], tuple(words)))
+        distance = float(thing.get("depth") or nan)
+        regions.append(Region(_box(thing), thing["name"], tuple(words), distance))
     if 1 <= len(things) <= 4:
         regions.append(Region(WHOLE_BOX, "", (number_word(len(things)),)))
     return tuple(regions)
@@ -103,8 +109,7 @@ def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
 def _box(thing: Mapping[str, Any]) -> Box:
     x, y = thing["x"], thing["y"]
     if "width" in thing:
-        # Four fifths of the box: its corners seldom belong to the thing.
-        half_width, half_height = 0.4 * thing["width"], 0.4 * thing["height"]
+        half_width, half_height = INNER / 2 * thing["width"], INNER / 2 * thing["height"]
     else:
         half_width = half_height = 0.35 * thing.get("pixels", 0) ** 0.5 / ROOM_SIDE
     return (x - half_width, y - half_height, x + half_width, y + half_height)
@@ -140,7 +145,7 @@ def region_batch(
 
     ``tokens`` returns a word's ids.
     """
-    media, boxes, words, names = [], [], [], []
+    media, boxes, words, names, metres = [], [], [], [], []
     for number, found in enumerate(regions):
         for region in found:
             said = [token for word in region.words for token in tokens(word)]
@@ -150,6 +155,7 @@ def region_batch(
                 boxes.append(region.box)
                 words.append(said)
                 names.append(named)
+                metres.append(region.distance)
     if not media:
         return None
 
@@ -158,4 +164,10 @@ def region_batch(
         filled = [ids + [-1] * (longest - len(ids)) for ids in rows]
         return torch.tensor(filled, dtype=torch.long).view(len(rows), longest)
 
-    return RegionBatch(torch.tensor(media), torch.tensor(boxes), padded(words), padded(names))
+    return RegionBatch(
+        torch.tensor(media),
+        torch.tensor(boxes),
+        padded(words),
+        padded(names),
+        torch.tensor(metres),
+    )

@@ -128,7 +128,9 @@ def build(
         assert model.encoder.stem is not None
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model.encoder.stem.load_state_dict(Stem(config.encoder_config.stem).state_dict())
+            model.encoder.stem.load_state_dict(
+                Stem(config.encoder_config.stem, config.encoder_config.image_size).state_dict()
+            )
     return Pretraining(model, tokenizer, usual_preprocessing(config))
 
 

@@ -1,0 +1,198 @@
+"""Things: learned queries find them in a picture, a closer look names them, words tell the LLM.
+
+The cells of a picture's grid propose boxes (two stages, as in Deformable DETR, arXiv 2010.04159).
+The best proposals become queries: layers of self- and cross-attention refine their boxes, and
+decide which of them are things, each thing once (set prediction, DETR, arXiv 2005.12872). A closer
+look, the box cut out of the picture, shows the name and the colour. Each thing becomes a run of
+context tokens near the words that are true of it, the nearest thing first: a language model binds
+words that stand together, and hardly binds places.
+
+Legend: B pictures, T grid cells, N queries, D width, L LLM width, C stem channels, G grid side,
+R looks. Boxes are centre x, centre y, width and height, as fractions of the picture.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mico_chat.model.bridge import BridgeLayer
+from mico_chat.model.concepts import COLOURS
+from mico_chat.model.config import THING_WORDS
+from mico_chat.model.encoder import cell_centres
+
+LEAST_SIDE = 0.07
+"""A narrower box attends as if it had this side, so that a query sees beyond one cell."""
+MARGIN = 1.12
+"""A look is this much larger than its box."""
+SLIMMEST = 0.5
+"""The shorter side of a look is at least this share of the longer one."""
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "colour": COLOURS,
+    "side": ("left", "middle", "right"),
+    "height": ("top", "center", "bottom"),
+    "distance": ("near", "close", "away", "far"),
+    "way": ("left", "right", "up", "down", "nearer", "away", "still"),
+    "metres": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+    "end": (";",),
+}
+"""The words of a thing's tokens; a mix of them stands where more than one may be true."""
+THIRDS = torch.tensor([0.2, 0.5, 0.8])
+DISTANCES = torch.tensor([0.7, 1.5, 3.0, 6.0]).log()
+METRES = torch.arange(10.0)
+
+
+class Found(NamedTuple):
+    """What a layer found: logits (B, N) that a query is a thing, boxes (B, N, 4), and log metres
+    (B, N) from the camera."""
+
+    logits: Tensor
+    boxes: Tensor
+    distance: Tensor
+
+
+class ThingQueries(nn.Module):
+    """Grid tokens of pictures -> boxes of things, each with a state that tells more of it."""
+
+    def __init__(
+        self, encoder_dim: int, grid: int, dim: int, heads: int, depth: int, n: int
+    ) -> None:
+        super().__init__()
+        self.n, self.grid = n, grid
+        self.norm_in = nn.LayerNorm(encoder_dim)
+        self.proj_in = nn.Linear(encoder_dim, dim)
+        self.propose = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 6))
+        self.queries = nn.Parameter(torch.randn(n, dim))
+        self.place = nn.Sequential(nn.Linear(4, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.layers = nn.ModuleList(BridgeLayer(dim, heads) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(dim)
+        self.decide = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 6))
+
+    def forward(self, tokens: Tensor) -> list[Found]:
+        """Tokens (B, T, D) of a grid's cells -> what was found: by the cells (N = T), then by each
+        layer of queries, the last of them the answer."""
+        keys = self.proj_in(self.norm_in(tokens))
+        centres = cell_centres(self.grid).flip(1).to(keys.device)
+        start = torch.cat([_inverse(centres), torch.full_like(centres, -1.0)], -1)
+        found = [_read(self.propose(keys), start)]
+        best = found[0].logits.topk(self.n).indices.unsqueeze(-1)
+        boxes = found[0].boxes.gather(1, best.expand(-1, -1, 4))
+        state = keys.gather(1, best.expand(-1, -1, keys.shape[-1])) + self.queries
+        for layer in self.layers:
+            boxes = boxes.detach()
+            reach = boxes[..., None, 2:].clamp(min=LEAST_SIDE) / 2
+            distance = ((boxes[..., None, :2] - centres) / reach).pow(2).sum(-1)
+            start = _inverse(boxes)
+            state = layer(state, keys, distance.to(keys.dtype), self.place(start.to(keys.dtype)))
+            found.append(_read(self.decide(self.norm_out(state)), start))
+            boxes = found[-1].boxes
+        return found
+
+
+def _read(head: Tensor, start: Tensor) -> Found:
+    """A head's output (.., 6): the logit, the change of the box's inverse sigmoid, log metres."""
+    head = head.float()
+    return Found(head[..., 0], (start + head[..., 1:5]).sigmoid(), head[..., 5])
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return torch.logit(x.float().clamp(1e-3, 1 - 1e-3))
+
+
+def look_at(pixels: Tensor, picture: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cut boxes (R, 4) out of pictures: pixels (B, 3, H, W), their numbers (R,) -> (R, 3, S, S).
+
+    A look shows a margin around the box, and a slim box with what is beside it.
+    """
+    height, width = pixels.shape[-2:]
+    sides = boxes[:, 2:] * MARGIN
+    sides = torch.maximum(sides, SLIMMEST * sides.flip(1))
+    scale = torch.tensor([width, height], device=boxes.device)
+    low = ((boxes[:, :2] - sides / 2).clamp(0, 1) * scale).floor().long()
+    high = ((boxes[:, :2] + sides / 2).clamp(0, 1) * scale).ceil().long()
+    low = torch.minimum(low, scale - 1)
+    high = torch.maximum(high, low + 1)
+    looks = [
+        F.interpolate(
+            pixels[n : n + 1, :, top:bottom, left:right],
+            (size, size),
+            mode="bilinear",
+            antialias=True,
+        )
+        for n, (left, top), (right, bottom) in zip(
+            picture.tolist(), low.tolist(), high.tolist(), strict=True
+        )
+    ]
+    return torch.cat(looks) if looks else pixels.new_zeros(0, 3, size, size)
+
+
+class Thing(NamedTuple):
+    """What is known of R things.
+
+    ``boxes`` (R, 4); ``distance`` (R,) in log metres; ``name`` (R, K, L), mixes of names' vectors;
+    ``colour`` (R, 11), logits; ``way`` (R, 7), logits for things of a clip; ``surface`` (R,), True
+    for things of a depth or normal map, which has distances and no colours.
+    """
+
+    boxes: Tensor
+    distance: Tensor
+    name: Tensor
+    colour: Tensor
+    way: Tensor | None
+    surface: Tensor
+
+
+class ThingWords(nn.Module):
+    """Things of pictures -> runs of context tokens near the words that are true of them."""
+
+    word_ids: Tensor
+
+    def __init__(self, tokens_per_name: int) -> None:
+        super().__init__()
+        self.length = tokens_per_name + THING_WORDS
+        n_words = sum(map(len, WORDS.values()))
+        self.register_buffer("word_ids", torch.zeros(n_words, dtype=torch.long))
+
+    def learn_words(self, first_token: Callable[[str], int]) -> None:
+        """Set the language model's first token of each word."""
+        ids = [first_token(word) for words in WORDS.values() for word in words]
+        self.word_ids.copy_(torch.tensor(ids))
+
+    def forward(self, thing: Thing, table: nn.Embedding) -> Tensor:
+        """Things -> their runs (R, ``length``, L), with the vectors of ``table``."""
+        vectors = table(self.word_ids).split([len(words) for words in WORDS.values()])
+        word = dict(zip(WORDS, vectors, strict=True))
+
+        def mix(what: str, share: Tensor) -> Tensor:
+            return share.to(word[what].dtype) @ word[what]
+
+        metres = mix("metres", _soft_bin(thing.distance.exp().clamp(max=9), METRES, 0.3))
+        colour = mix("colour", thing.colour.softmax(-1))
+        last = mix("distance", _soft_bin(thing.distance, DISTANCES, 0.3))
+        if thing.way is not None:
+            last = mix("way", thing.way.softmax(-1))
+        words = [
+            torch.where(thing.surface.unsqueeze(1), metres, colour),
+            mix("side", _soft_bin(thing.boxes[:, 0], THIRDS, 0.1)),
+            mix("height", _soft_bin(thing.boxes[:, 1], THIRDS, 0.1)),
+            last,
+            word["end"].expand_as(last),
+        ]
+        return torch.cat([thing.name, torch.stack(words, 1).to(thing.name.dtype)], 1)
+
+
+def _soft_bin(x: Tensor, centres: Tensor, width: float) -> Tensor:
+    """Values (R,) to shares (R, n) of the bins around ``centres``, soft at their borders."""
+    return ((x.unsqueeze(1) - centres.to(x)).pow(2) / (-2 * width**2)).softmax(-1)
+
+
+def padded(runs: Tensor, picture: Tensor, n_pictures: int, n: int) -> Tensor:
+    """Runs (R, S, L) of pictures (R,), in order -> (B, N·S, L), zero behind a picture's last."""
+    place = torch.arange(len(runs), device=runs.device)
+    counts = torch.bincount(picture, minlength=n_pictures)
+    place = place - (torch.cumsum(counts, 0) - counts)[picture]
+    out = runs.new_zeros(n_pictures, n, *runs.shape[1:])
+    return out.index_put((picture, place), runs).flatten(1, 2)
