@@ -41,7 +41,8 @@ class ColourHead(nn.Module):
         """Stem features (U, C, G, G) -> logits (U, 11) of :data:`COLOURS`."""
         cells = self.hidden(self.scale(features).flatten(2).transpose(1, 2)) + self.place
         cells = F.gelu(cells)
-        return (self.counts(cells).softmax(1) * self.colour(cells)).sum(1)
+        logits: Tensor = (self.counts(cells).softmax(1) * self.colour(cells)).sum(1)
+        return logits
 
 
 class ConceptAttention(nn.Module):

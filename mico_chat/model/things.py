@@ -167,7 +167,8 @@ class ThingWords(nn.Module):
         word = dict(zip(WORDS, vectors, strict=True))
 
         def mix(what: str, share: Tensor) -> Tensor:
-            return share.to(word[what].dtype) @ word[what]
+            mixed: Tensor = share.to(word[what].dtype) @ word[what]
+            return mixed
 
         metres = mix("metres", _soft_bin(thing.distance.exp().clamp(max=9), METRES, 0.3))
         colour = mix("colour", thing.colour.softmax(-1))

@@ -8,6 +8,7 @@ Legend: B pictures, N queries or cells, M things of a picture, R things of the b
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -102,7 +103,7 @@ def layer_losses(found: Found, truths: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def corners(boxes: Tensor) -> Tensor:
-    return box_convert(boxes, "cxcywh", "xyxy")
+    return cast(Tensor, box_convert(boxes, "cxcywh", "xyxy"))
 
 
 @torch.no_grad()

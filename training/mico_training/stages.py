@@ -152,9 +152,9 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
         stage2 = recipe.stage2
         simulate = stage2.simulate
         train_only(chat.model, stage2.trainable)
-        model = ALIGNMENTS.get(stage2.objective, lambda chat: chat)(chat.model)
-        regions = stage2.objective in ALIGNMENTS
-        examples = CaptionDataset(mixture, draws(arguments), stage2.join, regions)
+        align = ALIGNMENTS.get(stage2.objective)
+        model = model if align is None else align(chat.model)
+        examples = CaptionDataset(mixture, draws(arguments), stage2.join, align is not None)
     else:
         stage3 = recipe.stage3
         simulate = stage3.simulate
