@@ -301,9 +301,9 @@ class MicoForPretraining(PreTrainedModel):
         rows = torch.arange(n, device=context.device)
         text_rows = torch.cat([rows, wrong_text, rows])
         media_rows = torch.cat([rows, rows, wrong_media])
-        texts = (tensor[text_rows] for tensor in captions)
-        shown = (context[media_rows], context_mask[media_rows], corpora.of(text_rows, media_rows))
-        logits = self.match(*texts, *shown)
+        ids, mask = (tensor[text_rows] for tensor in captions)
+        named = Corpora(corpora.text[text_rows], corpora.context[media_rows])
+        logits = self.match(ids, mask, context[media_rows], context_mask[media_rows], named)
         labels = torch.zeros_like(logits)
         labels[:n] = 1.0
         known = torch.cat([torch.ones_like(has_text), has_text, has_media])

@@ -57,10 +57,6 @@ class Corpora(NamedTuple):
     text: Tensor
     context: Tensor
 
-    def of(self, text_rows: Tensor, context_rows: Tensor) -> Corpora:
-        """Those of some captions with some contexts."""
-        return Corpora(self.text[text_rows], self.context[context_rows])
-
 
 class TextBranch(nn.Module):
     """BERT with cross-attention: alone, over media, or causal over media (paper 3.4)."""

@@ -1,5 +1,7 @@
 """The parts of the media path: encoder, context, bridge, concepts; each against its equation."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import nn
@@ -96,7 +98,7 @@ def test_a_switch_leaves_a_term_out(context: MultimodalContext) -> None:
     released = KindProjections(context.config, frames, context_dim=4, dim=4, eps=1e-5)
     of = Units.of(kind, units)
     row = of.kind * 3 + of.place
-    own, place = released["vision"], torch.tensor([0, 0, 1])
+    own, place = cast(Any, released["vision"]), torch.tensor([0, 0, 1])
     for on in ((True, True), (True, False), (False, True), (False, False)):
         context.config.modality, context.config.context = on
         e_m, e_c = context.modality.weight[of.kind] * on[0], context.context.weight[row] * on[1]
