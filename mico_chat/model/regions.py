@@ -59,12 +59,6 @@ class RegionBatch:
         return words, wanted
 
     @property
-    def things(self) -> Tensor:
-        """The things' own boxes (R, 4): centre x, centre y, width, height as fractions."""
-        low, high = self.box[:, :2], self.box[:, 2:]
-        return torch.cat([(low + high) / 2, (high - low) / INNER], 1)
-
-    @property
     def both(self) -> Tensor:
         return torch.cat([self.words, self.names], 1)
 
@@ -90,6 +84,12 @@ class RegionBatch:
     @property
     def whole(self) -> Tensor:
         return (self.box == WHOLE).all(1)
+
+
+def thing_boxes(boxes: Tensor) -> Tensor:
+    """Boxes of regions (R, 4) -> the things' own: centre x, centre y, width, height."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return torch.cat([(low + high) / 2, (high - low) / INNER], 1)
 
 
 def region_loss(scores: Tensor, region: Tensor, wanted: Tensor) -> Tensor:

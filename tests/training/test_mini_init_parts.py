@@ -25,9 +25,12 @@ from mico_chat.model.config import (
 )
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import mini, mini_init
+from mico_training.build_model import build_pretraining, concept_labels
+from mico_training.data.mixture import open_mixture
 from mico_training.data.readers import ManifestSource
 from mico_training.mini import answers, requests
-from mico_training.mini_init import fit, fit_heads, imagenet_names, load_stem
+from mico_training.mini_init import fit, fit_heads, imagenet_names, load_stem, look_features
+from mico_training.recipe import ModelRecipe, Stage1Run, load_recipe
 from mico_training.world.sample import write_shard
 from tests.tiny import letters, pretraining_model
 from tests.training.conftest import scene
@@ -183,6 +186,35 @@ def test_both_heads_are_fitted_and_the_pretrained_rows_stay(
     changed = moved(MicoForPretraining, tiny_pretraining, tmp_path / "fitted")
     assert {"concepts.learned.weight", "concepts.sound.2.weight"} <= changed
     assert all(name.startswith(("concepts.learned", "concepts.sound")) for name in changed)
+
+
+def test_closer_looks_teach_names_and_colours(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PASSES": 40, "BATCH_SIZE": 12, "LR": 0.02}.items():
+        monkeypatch.setattr(mini_init, name, value)
+    parts = build_pretraining(ModelRecipe(name=str(tiny_pretraining)), None)
+    config = parts.model.config
+    assert config.concept_config is not None
+    config.concept_config.colours = True
+    config.concept_config.visual_names = ["cat", "dog", "square"]
+    torch.manual_seed(0)
+    started = tmp_path / "started"
+    replace(parts, model=MicoForPretraining(config)).save(started)
+    cache = {"cache": str(tmp_path / "features")}
+    recipe = write_recipe(tmp_path, shards, started, features=cache)
+    fit_heads(recipe, tmp_path / "fitted")
+    changed = moved(MicoForPretraining, started, tmp_path / "fitted")
+    assert {"concepts.learned.weight", "concepts.colour.colour.weight"} <= changed
+    fitted = build_pretraining(ModelRecipe(name=str(tmp_path / "fitted")), None)
+    mixture = open_mixture(load_recipe(Stage1Run, recipe, ()).data, "caption", 0)
+    labels = concept_labels(fitted.model.config)
+    seen, coloured = look_features(mixture, fitted, labels)
+    assert seen is not None
+    assert seen[1].tolist() == [2] * 12, "every thing is a square"
+    assert coloured is not None
+    head = fitted.model.concepts.colour.train(False)
+    assert (head(coloured[0].float()).argmax(1) == coloured[1]).float().mean() > 0.8
 
 
 def test_media_without_a_known_name_are_left_out(

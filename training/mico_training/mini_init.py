@@ -5,6 +5,7 @@ Python package carries it). The other concept names are what the data engine's s
 main things, and the word vectors of the text branch are the base LLM's, projected.
 """
 
+import copy
 import json
 import logging
 from collections import Counter
@@ -23,9 +24,11 @@ from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.checkpoints.load import STEM_PREPROCESSING
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import Kind
-from mico_chat.model.concepts import ConceptAttention
+from mico_chat.model.concepts import COLOURS, ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.regions import thing_boxes
+from mico_chat.model.things import look_at
 from mico_training.build_model import (
     Pretraining,
     build_pretraining,
@@ -35,6 +38,7 @@ from mico_training.build_model import (
 )
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
+from mico_training.data.sample import WHOLE_BOX
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
 from mico_training.world.sample import kind_of, read_shard
@@ -160,6 +164,7 @@ def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
 # --- the concept heads, fitted on the stem's cached features -------------------------------------
 
 PASSES, BATCH_SIZE, LR, WEIGHT_DECAY, SMOOTHING = 20, 256, 2e-3, 0.1, 0.05
+FOR_SPREAD = 2000  # features of so many tell their deviation well enough
 NOISE = 0.5
 """Noise that is added to each feature, in units of its deviation."""
 
@@ -167,7 +172,7 @@ NOISE = 0.5
 def fit_heads(config: Path, output: Path | None = None) -> None:
     """Fit the heads of a stage 1 recipe's model, and save it to ``output`` (default: its folder).
 
-    A head sees one pooled vector for each medium, so a hundred passes over all named media take a
+    A head sees one vector for each medium or thing, so a hundred passes over all of them take a
     minute or two; stage 1 could afford one pass. The pretrained rows of the classifier do not
     change.
 
@@ -187,20 +192,80 @@ def fit_heads(config: Path, output: Path | None = None) -> None:
         raise ConfigError(f"model {recipe.model.name}: it has no concepts to fit")
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
     torch.manual_seed(recipe.train.seed)
-    seen, heard = named_features(mixture, loader, concepts, concept_labels(parts.model.config))
+    labels = concept_labels(parts.model.config)
+    seen, heard = named_features(mixture, loader, concepts, labels)
+    coloured: Named | None = None
+    if concepts.colour is not None:
+        closer, coloured = look_features(mixture, parts, labels)
+        seen = closer if seen is None or closer is None else _joined(seen, closer)
     concepts.requires_grad_(False)
     for what, head, logits, named, dropout in (
         ("visual names", concepts.learned, concepts.visual, seen, 0.3),
         ("sound names", concepts.sound, concepts.sound, heard, 0.0),  # it has dropout of its own
+        ("colours", concepts.colour, concepts.colour, coloured, 0.0),
     ):
-        if named is not None:
+        if head is not None and logits is not None and named is not None:
             head.requires_grad_(True)
             fit(what, head, logits, *named, dropout)
     parts.save(Path(recipe.model.name) if output is None else output)
 
 
 Named = tuple[Tensor, Tensor]
-"""Float16 features (N, width) of named media, and their classes (N,)."""
+"""Float16 features (N, ..) of named media or things, and their classes (N,)."""
+
+
+def _joined(one: Named, other: Named) -> Named:
+    return torch.cat([one[0], other[0]]), torch.cat([one[1], other[1]])
+
+
+MOST_COLOURED = 12_000
+"""So many things teach the colours: their features, all cells, take a gigabyte."""
+JITTER = 0.1
+"""How far a look is beside its box, as a share of the box: the boxes that queries find are not
+exact."""
+
+
+@torch.inference_mode()
+def look_features(
+    mixture: Mixture, parts: Pretraining, labels: Mapping[Kind, Mapping[str, int]]
+) -> tuple[Named | None, Named | None]:
+    """What closer looks at the things of all stills show: the inputs of the heads for names and for
+    colours. The looks lie a little beside the things' boxes."""
+    encoder, concepts = parts.model.encoder, parts.model.concepts
+    assert encoder.stem is not None
+    assert concepts is not None
+    stem = copy.deepcopy(encoder.stem).to(torch.bfloat16, memory_format=torch.channels_last)
+    loader = MediaLoader(parts.preprocessing)
+    named: list[tuple[Tensor, int]] = []
+    coloured: list[tuple[Tensor, int]] = []
+    places = [(held, i) for held in mixture.sources for i in range(len(held))]
+    for held, i in tqdm(places, desc="closer looks", unit="sample"):
+        sample = held[i]
+        for key, regions in sample.regions.items():
+            things = [region for region in regions if region.box != WHOLE_BOX]
+            kind = sample.media[key].kind
+            if kind == "video" or not things:
+                continue
+            boxes = thing_boxes(torch.tensor([region.box for region in things]))
+            boxes = boxes + boxes[:, [2, 3, 2, 3]] * JITTER * torch.randn_like(boxes).clamp(-2, 2)
+            pixels = loader.pixels(sample.media[key])[0]
+            first = torch.zeros(len(things), dtype=torch.long)
+            looks = look_at(pixels, first, boxes.clamp(0.01, 1), encoder.image_size)
+            features = stem(looks.to(torch.bfloat16)).float()
+            pooled = concepts.cell_features(features).mean(1).half()
+            for thing, row, cells in zip(things, pooled, features.half(), strict=True):
+                if (number := labels[kind].get(thing.name)) is not None:
+                    named.append((row, number))
+                colour = next((c for c, name in enumerate(COLOURS) if name in thing.words), None)
+                if colour is not None and len(coloured) < MOST_COLOURED:
+                    coloured.append((cells, colour))
+    return _stacked(named), _stacked(coloured)
+
+
+def _stacked(rows: Sequence[tuple[Tensor, int]]) -> Named | None:
+    if not rows:
+        return None
+    return torch.stack([row for row, _ in rows]), torch.tensor([number for _, number in rows])
 
 
 @torch.inference_mode()
@@ -226,13 +291,7 @@ def named_features(
                 found[1].append((pooled.half(), number - concepts.n_visual))
             else:
                 found[0].append((concepts.cell_features(features).mean((0, 1)).half(), number))
-    seen, heard = (
-        (torch.stack([row for row, _ in named]), torch.tensor([number for _, number in named]))
-        if named
-        else None
-        for named in found
-    )
-    return seen, heard
+    return _stacked(found[0]), _stacked(found[1])
 
 
 def fit(
@@ -246,7 +305,7 @@ def fit(
     """Train ``head`` by the cross-entropy of ``logits`` on features (N, width)."""
     was_training = head.training
     head.train()
-    spread = features.float().std(0) * NOISE
+    spread = features[:FOR_SPREAD].float().std(0) * NOISE
     optimizer = torch.optim.AdamW(
         [p for p in head.parameters() if p.requires_grad],
         LR,

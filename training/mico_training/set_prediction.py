@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from mico_chat.checkpoints.pretrained import MEDIA, MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_chat.model.context import AlikeMedia
-from mico_chat.model.regions import RegionBatch
+from mico_chat.model.regions import RegionBatch, thing_boxes
 from mico_chat.model.things import Found
 
 BOX, OVERLAP, THING, DISTANCE = 5.0, 2.0, 2.0, 1.0
@@ -76,7 +76,7 @@ def truth_of(regions: RegionBatch | None, medium: int, device: torch.device) -> 
     if regions is None:
         return torch.zeros(0, 5, device=device)
     own = (regions.medium == medium) & ~regions.whole
-    return torch.cat([regions.things[own], regions.distance[own].log().unsqueeze(1)], 1)
+    return torch.cat([thing_boxes(regions.box[own]), regions.distance[own].log().unsqueeze(1)], 1)
 
 
 def layer_losses(found: Found, truths: Sequence[Tensor]) -> dict[str, Tensor]:
