@@ -71,7 +71,7 @@ def encoded(
             torch.tensor([KINDS.index(medium.kind) for medium in parts]),
             torch.tensor([len(unit) for unit in units]),
             torch.zeros(len(parts), dtype=torch.long),
-            torch.zeros(1, dtype=torch.long),
+            1,
             torch.cat(units),
         )
     return context, mask, pooled[0]
@@ -153,7 +153,7 @@ def test_scores_are_cosines_and_matches(
             context, mask, _ = encoded(model, processor, medium)
             ids, seen = ids_of(text)
             with torch.inference_mode():
-                logit = model.match(ids, seen, torch.zeros(1, dtype=torch.long), context, mask)
+                logit = model.match(ids, seen, context, mask)
             assert score.match == pytest.approx(float(logit.sigmoid()), abs=1e-5)
             matches.add(round(score.match or 0.0, 4))
     assert len(matches) == len(TEXTS) * len(media)

@@ -104,9 +104,11 @@ def chat_model(config: MicoChatConfig | None = None) -> MicoChatForConditionalGe
     return model.train(False)
 
 
-def pretraining_model(concepts: bool = True) -> MicoForPretraining:
+def pretraining_model(
+    concepts: bool = True, config: MicoConfig | None = None
+) -> MicoForPretraining:
     torch.manual_seed(0)
-    model = MicoForPretraining(MicoConfig.tiny(concepts))
+    model = MicoForPretraining(config or MicoConfig.tiny(concepts))
     model.train(False)
     return model
 

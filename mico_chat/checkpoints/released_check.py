@@ -105,20 +105,19 @@ class _Batch:
             torch.tensor([KINDS.index(_MEDIA[letter]) for letter in letters] * b),
             torch.tensor([units.shape[1] for units in shown] * b),
             torch.arange(b).repeat_interleave(len(letters)),
-            torch.zeros(b, dtype=torch.long),
+            b,
             torch.cat([units[row] for row in range(b) for units in shown]),
         )
 
-    def caption(self) -> tuple[Tensor, Tensor, Tensor]:
-        ids = self.inputs["input_ids"]
-        return ids, self.inputs["attention_mask"], torch.zeros(len(ids), dtype=torch.long)
+    def caption(self) -> tuple[Tensor, Tensor]:
+        return self.inputs["input_ids"], self.inputs["attention_mask"]
 
     def hidden(self, letters: str, causal: bool) -> Tensor:
         seen = self.encode(letters)
-        ids, mask, pair = self.caption()
+        ids, mask = self.caption()
         if causal:
             mask = mask.bool().unsqueeze(1) & backwards(mask[:, :0], mask.shape[1])
-        return cast(Tensor, self.model.text(ids, mask, pair, seen.context, seen.mask))
+        return cast(Tensor, self.model.text(ids, mask, seen.context, seen.mask))
 
 
 def _thinned(ours: Tensor, theirs: Tensor) -> Tensor:

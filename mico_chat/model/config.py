@@ -45,7 +45,7 @@ class MicoEncoderConfig(PreTrainedConfig):
 
 
 class MicoContextConfig(PreTrainedConfig):
-    """Table sizes of the multimodal context (paper 3.3)."""
+    """The multimodal context (paper 3.3): sizes of its tables, and switches of its terms."""
 
     model_type = "mico_context"
     base_config_key = "context_config"
@@ -53,7 +53,14 @@ class MicoContextConfig(PreTrainedConfig):
     max_units: int = 32
     """Rows of E_C: frames of a video or slices of a sound."""
     n_corpus_pairs: int = 16
-    """Rows of E_Sam; 0 means a sample of one corpus."""
+    """Rows of E_Sam. Row 0 is no corpus's; row 1 + a kind's number is that of the corpus with
+    texts and media of this kind."""
+    modality: bool = True
+    """Whether E_M is added."""
+    context: bool = True
+    """Whether E_C is added."""
+    sampling: bool = True
+    """Whether E_Sam is added."""
 
 
 class MicoBridgeConfig(PreTrainedConfig):

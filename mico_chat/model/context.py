@@ -5,7 +5,8 @@ table is the shared E_Pos:
 
     z_I = [z_1 .. z_L] + E_C^I            eq. (1), which frame or slice
     z   = [z_I + E_M^I, z_A + E_M^A, ..]  modality
-    z'  = z + E_Sam                       eq. (3), which corpora a joint sample was drawn from
+
+E_Sam (eq. 3) is in the text branch, where captions and media meet.
 
 :class:`KindProjections` and :class:`ContrastiveHeads` are the released checkpoint's (VAST's code):
 projections and heads for each kind, with E_C and E_M after the projection.
@@ -68,17 +69,21 @@ class AlikeMedia(NamedTuple):
 
 
 class MultimodalContext(nn.Module):
-    """E_M, E_C and E_Sam, learned absolute embeddings of the encoder's width D."""
+    """E_M and E_C, learned absolute embeddings of the encoder's width D.
+
+    ``sampling`` is zero. In checkpoints from before E_Sam named a medium's corpus, its row 0 is on
+    every token of a text branch's media.
+    """
 
     def __init__(self, config: MicoContextConfig, embed_dim: int) -> None:
         super().__init__()
-        self.max_units = config.max_units
+        self.config = config
         self.modality = nn.Embedding(len(KINDS), embed_dim)  # E_M
         self.context = nn.Embedding(len(KINDS) * config.max_units, embed_dim)  # E_C
-        self.sampling = nn.Embedding(config.n_corpus_pairs, embed_dim)  # E_Sam, 0: one corpus
-        for table in (self.modality, self.context, self.sampling):
+        self.sampling = nn.Embedding(config.n_corpus_pairs, embed_dim, padding_idx=0)
+        for table, std in ((self.modality, 0.02), (self.context, 0.02), (self.sampling, 0.0)):
             # As E_Pos: PyTorch's 1.0 would drown the tokens.
-            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table.weight, std=std)
 
     def forward(self, tokens: Tensor, media_kind: Tensor, media_units: Tensor) -> Tensor:
         """Tokens (U, T, D) of media with kinds (M,) and unit counts (M,), embeddings added.
@@ -86,8 +91,10 @@ class MultimodalContext(nn.Module):
         Units beyond ``max_units`` of one medium share the last row.
         """
         kind, place, _ = Units.of(media_kind, media_units)
-        row = kind * self.max_units + place.clamp(max=self.max_units - 1)
-        added: Tensor = self.context(row) + self.modality(kind)  # (U, D)
+        most = self.config.max_units
+        row = kind * most + place.clamp(max=most - 1)
+        context, modality = self.config.context, self.config.modality  # whether each is added
+        added: Tensor = self.context(row) * context + self.modality(kind) * modality  # (U, D)
         return tokens + added.unsqueeze(1).to(tokens.dtype)
 
 
@@ -112,8 +119,11 @@ def projection_of(kind: Tensor) -> Tensor:
 
 
 class KindProjection(nn.Module):
-    def __init__(self, context_dim: int, dim: int, frames: int, eps: float) -> None:
+    def __init__(
+        self, config: MicoContextConfig, context_dim: int, dim: int, frames: int, eps: float
+    ) -> None:
         super().__init__()
+        self.config = config
         self.proj = nn.Sequential(nn.Linear(context_dim, dim), nn.LayerNorm(dim, eps=eps))
         self.frame = nn.Parameter(0.02 * torch.randn(frames, dim))  # E_C
         self.modality = nn.Parameter(0.02 * torch.randn(dim))  # E_M
@@ -123,15 +133,21 @@ class KindProjection(nn.Module):
         medium."""
         rows = len(self.frame)  # in float32, as the release's nearest interpolation
         row = (place.float() * (rows / total.float())).long().clamp(max=rows - 1)
-        context: Tensor = self.proj(tokens)
-        return context + self.frame[row].unsqueeze(1) + self.modality
+        context: Tensor = self.proj(tokens) + self.frame[row].unsqueeze(1) * self.config.context
+        return context + self.modality * self.config.modality
 
 
 class KindProjections(nn.ModuleDict):
-    def __init__(self, frames: Mapping[str, int], context_dim: int, dim: int, eps: float) -> None:
-        super().__init__(
-            {name: KindProjection(context_dim, dim, frames[name], eps) for name in PROJECTIONS}
-        )
+    def __init__(
+        self,
+        config: MicoContextConfig,
+        frames: Mapping[str, int],
+        context_dim: int,
+        dim: int,
+        eps: float,
+    ) -> None:
+        sizes = {name: (context_dim, dim, frames[name], eps) for name in PROJECTIONS}
+        super().__init__({name: KindProjection(config, *size) for name, size in sizes.items()})
         self.dim = dim
 
     def forward(self, tokens: Tensor, units: Units) -> Tensor:

@@ -20,9 +20,6 @@ from mico_chat.media.medium import EncodedMedium
 from mico_chat.model.context import Units
 from mico_chat.model.pretraining import MicoForPretraining
 
-CORPUS_PAIR = 0
-"""Row of E_Sam for a sample of one corpus, as all of a request are (eq. 3)."""
-
 
 class MediaContext(NamedTuple):
     """An item's media: the context (N, d) that the text branch reads, and the vector (P,)."""
@@ -57,10 +54,9 @@ class ContrastiveSpace:
         ``tokens`` (U, T, D) are the encoder's with their context embeddings; ``row`` (U,) is the
         item that a unit belongs to.
         """
-        pair = torch.full((n_items,), CORPUS_PAIR, device=self._device)
         units = Units(*(values.to(self._device) for values in units))
         tokens, row = tokens.to(self._device), row.to(self._device)
-        context, mask, vectors, _ = self._model.join(tokens, units, row, pair)
+        context, mask, vectors, _ = self._model.join(tokens, units, row, n_items)
         lengths, vectors = mask.sum(1).tolist(), vectors.cpu()
         return [MediaContext(context[i, :n], vectors[i]) for i, n in enumerate(lengths)]
 
@@ -115,10 +111,9 @@ class ContrastiveSpace:
         seen = torch.ones(contexts.shape[:2], dtype=torch.bool, device=self._device)
         return self._model.match(*self._padded(rows), contexts, seen)
 
-    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (B, S), their mask and the corpus pairs (B,)."""
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids (B, S) and their mask."""
         ids = pad_sequence([torch.tensor(row) for row in rows], True, self._fill)
         lengths = torch.tensor([len(row) for row in rows]).unsqueeze(1)
         mask = (torch.arange(ids.shape[1]) < lengths).long()
-        pair = torch.full((len(rows),), CORPUS_PAIR)
-        return ids.to(self._device), mask.to(self._device), pair.to(self._device)
+        return ids.to(self._device), mask.to(self._device)

@@ -22,7 +22,7 @@ from mico_chat.model.context import ContrastiveHeads, MultimodalContext, Units
 from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.media_path import MediaPath
 from mico_chat.model.regions import RegionBatch, region_loss
-from mico_chat.model.text_branch import TextBranch, backwards
+from mico_chat.model.text_branch import Corpora, TextBranch, backwards
 
 OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept")
 
@@ -61,6 +61,14 @@ def gather_features(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x.contiguous()))
 
 
+def side_by_side(x: Tensor, row: Tensor, n: int) -> Tensor:
+    """What belongs to units, (U, ...) in ascending order of their samples ``row`` (U,), of ``n``
+    samples side by side: (n, most units, ...), padded with zeros."""
+    counts = torch.bincount(row, minlength=n)
+    place = torch.arange(len(row), device=row.device) - (torch.cumsum(counts, 0) - counts)[row]
+    return x.new_zeros(n, int(counts.max()), *x.shape[1:]).index_put((row, place), x)
+
+
 def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """A number per caption (B,), equal for equal captions whatever their padding."""
     position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
@@ -88,7 +96,7 @@ class MicoForPretraining(PreTrainedModel):
             self.context = MultimodalContext(config.context_config, self.encoder.embed_dim)
             self.concepts = build_concepts(config.concept_config, self.encoder)
         d = self.encoder.embed_dim if chat is None else chat.encoder.embed_dim
-        self.text = TextBranch(text, d, config.context_config.n_corpus_pairs)
+        self.text = TextBranch(text, d, config.context_config)
         self.media_projection: nn.Linear | ContrastiveHeads
         if text.frames is None:
             self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
@@ -116,67 +124,64 @@ class MicoForPretraining(PreTrainedModel):
         media_kind: Tensor,
         media_units: Tensor,
         media_row: Tensor,
-        corpus_pair: Tensor,
+        n: int,
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
     ) -> EncodedContexts:
+        """Media of ``n`` samples."""
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         units = Units.of(media_kind, media_units)
         tokens = self.context(self.unit_tokens(features, units), media_kind, media_units)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
-        return EncodedContexts(*self.join(tokens, units, row, corpus_pair), features)
+        return EncodedContexts(*self.join(tokens, units, row, n), features)
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Features of units to tokens (U, T, D): the encoder's, whatever kind they are of."""
         return cast(Tensor, self.encoder(features))
 
     def join(
-        self, tokens: Tensor, units: Units, row: Tensor, corpus_pair: Tensor
+        self, tokens: Tensor, units: Units, row: Tensor, n: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Units' tokens (U, T, D) to one context for each sample.
+        """Units' tokens (U, T, D) to one context for each of ``n`` samples.
 
         ``row`` (U,) is the sample of each unit, in ascending order. Returns ``context``,
         ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
         """
-        b, t = len(corpus_pair), tokens.shape[1]
-        tokens = tokens + self.context.sampling(corpus_pair)[row].unsqueeze(1)
-        counts = torch.bincount(row, minlength=b)
+        tokens = tokens + self.context.sampling(torch.zeros_like(row)).unsqueeze(1)
         if isinstance(self.media_projection, ContrastiveHeads):
-            point = self.media_projection(tokens[:, 0], units.kind, row, b)
+            point = self.media_projection(tokens[:, 0], units.kind, row, n)
         else:
-            cls = torch.zeros(b, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
+            counts = torch.bincount(row, minlength=n)
+            cls = torch.zeros(n, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
             cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
             point = self.media_projection(cls)
         pooled = F.normalize(point.float(), dim=-1)
         tokens = self.text.project(tokens, units)  # (U, T, d)
         # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
-        place = torch.arange(len(row), device=row.device) - (torch.cumsum(counts, 0) - counts)[row]
-        most = int(counts.max())
-        context = tokens.new_zeros(b, most, *tokens.shape[1:]).index_put((row, place), tokens)
-        mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
-        mask = mask.repeat_interleave(t, dim=1)
-        return context.flatten(1, 2), mask, pooled, tokens
+        context = side_by_side(tokens, row, n).flatten(1, 2)
+        mask = side_by_side(torch.ones_like(row, dtype=torch.bool), row, n)
+        return context, mask.repeat_interleave(tokens.shape[1], dim=1), pooled, tokens
 
-    def encode_text(
-        self, input_ids: Tensor, attention_mask: Tensor, corpus_pair: Tensor | None = None
-    ) -> Tensor:
+    def read(self, input_ids: Tensor, attention_mask: Tensor, *over: Tensor | Corpora) -> Tensor:
+        """Captions (B, S), alone or over media, in one vector each: [CLS]'s (B, d)."""
+        return cast(Tensor, self.text(input_ids, attention_mask, *over)[:, 0])
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
-        if corpus_pair is None:
-            corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        summary = self.text(input_ids, attention_mask, corpus_pair)[:, 0]  # [CLS] (B, d)
+        summary = self.read(input_ids, attention_mask)
         return F.normalize(self.text_projection(summary).float(), dim=-1)
 
     def match(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        corpus_pair: Tensor,
         context: Tensor,
         context_mask: Tensor,
+        *corpora: Corpora,
     ) -> Tensor:
         """Matching logits (B,) of captions and contexts, eq. (5)."""
-        hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
-        logits = cast(Tensor, self.matching_head(hidden[:, 0]).float())
+        summary = self.read(input_ids, attention_mask, context, context_mask, *corpora)
+        logits = cast(Tensor, self.matching_head(summary).float())
         # Of "no" and "yes" their difference: its sigmoid is the softmax's second value.
         return logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
@@ -189,7 +194,8 @@ class MicoForPretraining(PreTrainedModel):
         media_row: Tensor,
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
-        corpus_pair: Tensor | None = None,
+        caption_corpus: Tensor | None = None,
+        media_corpus: Tensor | None = None,
         concept_labels: Tensor | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
@@ -199,28 +205,34 @@ class MicoForPretraining(PreTrainedModel):
 
         An objective of weight 0 is not computed. With questions (B, P), which only the caption
         objective uses, the captions are answers. ``regions`` are the inputs of a
-        :class:`RegionBatch` of media with one unit each.
+        :class:`RegionBatch` of media with one unit each. ``caption_corpus`` (B, S) and
+        ``media_corpus`` (M,) are rows of E_Sam, see :class:`Corpora`. Contrast has no E_Sam: it
+        would tell joint samples by it, on both sides, and not by what they show.
         """
-        if corpus_pair is None:
-            corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        n = len(input_ids)
         context, context_mask, pooled, tokens, features = self.encode(
-            media_kind, media_units, media_row, corpus_pair, pixel_values, stem_features
+            media_kind, media_units, media_row, n, pixel_values, stem_features
         )
+        if caption_corpus is None or media_corpus is None:
+            caption_corpus, media_corpus = torch.zeros_like(input_ids), torch.zeros_like(media_kind)
+        of_unit, row = (torch.repeat_interleave(x, media_units) for x in (media_corpus, media_row))
+        context_corpus = side_by_side(of_unit, row, n).repeat_interleave(tokens.shape[1], dim=1)
         asked = {name for name, weight in self.objective_weights.items() if weight > 0}
-        captions = (input_ids, attention_mask, corpus_pair)
+        captions, corpora = (input_ids, attention_mask), Corpora(caption_corpus, context_corpus)
+        media = (context, context_mask, corpora)
         losses: dict[str, Tensor] = {}
         if {"contrastive", "matching"} & asked:  # contrast finds the hard negatives of matching
             text = self.encode_text(*captions)
             losses["contrastive"], to_text, to_media = self._contrastive(
-                pooled, text, caption_key(input_ids, attention_mask)
+                pooled, text, caption_key(*captions)
             )
         if "matching" in asked:
-            losses["matching"] = self._matching(captions, context, context_mask, to_text, to_media)
+            losses["matching"] = self._matching(captions, *media, to_text, to_media)
         if "caption" in asked:
             if question_ids is None or question_mask is None:
                 question_ids = question_mask = input_ids[:, :0]
             asking = (question_ids, question_mask)
-            losses["caption"] = self._caption(asking, captions, context, context_mask)
+            losses["caption"] = self._caption(asking, captions, *media)
         if "tagging" in asked:
             losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
         batch = RegionBatch.given(regions)
@@ -228,8 +240,8 @@ class MicoForPretraining(PreTrainedModel):
             first = (torch.cumsum(media_units, 0) - media_units)[batch.medium]
             losses["region"] = self._region(batch, tokens[first])
         if "concept" in asked and self.concepts is not None and concept_labels is not None:
-            media = (media_kind, media_units, concept_labels)
-            losses["concept"] = self._concept(self.concepts, features, *media)
+            named = (media_kind, media_units, concept_labels)
+            losses["concept"] = self._concept(self.concepts, features, *named)
         nothing = tokens.sum() * 0.0  # a batch without regions may have no other objective
         loss = sum((self.objective_weights[k] * v for k, v in losses.items()), start=nothing)
         return MicoPretrainingOutput(
@@ -258,16 +270,23 @@ class MicoForPretraining(PreTrainedModel):
 
     def _matching(
         self,
-        captions: tuple[Tensor, Tensor, Tensor],
+        captions: tuple[Tensor, Tensor],
         context: Tensor,
         context_mask: Tensor,
+        corpora: Corpora,
         to_text: Tensor,
         to_media: Tensor,
     ) -> Tensor:
-        """Eq. (5): pairs, and negatives drawn in proportion to their similarity."""
+        """Eq. (5): pairs, and negatives drawn in proportion to their similarity.
+
+        A negative is of the same corpora as its pair, so that E_Sam gives no answer away. A joint
+        sample that is alone with its corpora counts as one without E_Sam.
+        """
         n = len(context)
+        corpora, alike = self._alike(corpora)
+        to_text, to_media = (x.masked_fill(~alike, float("-inf")) for x in (to_text, to_media))
         if n == 1:  # no negative to draw
-            logits = self.match(*captions, context, context_mask)
+            logits = self.match(*captions, context, context_mask, corpora)
             return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
         def draw(similarity: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,26 +301,40 @@ class MicoForPretraining(PreTrainedModel):
         rows = torch.arange(n, device=context.device)
         text_rows = torch.cat([rows, wrong_text, rows])
         media_rows = torch.cat([rows, rows, wrong_media])
-        ids, mask, pair = (tensor[text_rows] for tensor in captions)
-        logits = self.match(ids, mask, pair, context[media_rows], context_mask[media_rows])
+        texts = (tensor[text_rows] for tensor in captions)
+        shown = (context[media_rows], context_mask[media_rows], corpora.of(text_rows, media_rows))
+        logits = self.match(*texts, *shown)
         labels = torch.zeros_like(logits)
         labels[:n] = 1.0
         known = torch.cat([torch.ones_like(has_text), has_text, has_media])
         return F.binary_cross_entropy_with_logits(logits[known], labels[known])
 
+    def _alike(self, corpora: Corpora) -> tuple[Corpora, Tensor]:
+        """The rows without those of samples alone with their corpora; who has the same (B, B)."""
+        rows = torch.arange(1, self.text.sampling.num_embeddings, device=corpora.text.device)
+
+        def alike(context: Tensor) -> Tensor:
+            there = (context.unsqueeze(-1) == rows).any(1)  # (B, rows)
+            return (there.unsqueeze(1) == there).all(-1)
+
+        shared = alike(corpora.context).sum(1, keepdim=True) > 1
+        corpora = Corpora(corpora.text * shared, corpora.context * shared)
+        return corpora, alike(corpora.context)
+
     def _caption(
         self,
         questions: tuple[Tensor, Tensor],
-        captions: tuple[Tensor, Tensor, Tensor],
+        captions: tuple[Tensor, Tensor],
         context: Tensor,
         context_mask: Tensor,
+        corpora: Corpora,
     ) -> Tensor:
         """Eq. (6): 60 % of the words masked, causal attention, media by cross-attention.
 
         Questions (B, P) are a prefix, P may be 0 (appendix B.2).
         """
         question_ids, question_mask = questions
-        input_ids, attention_mask, corpus_pair = captions
+        input_ids, attention_mask = captions
         can = attention_mask.bool().clone()
         can[:, 0] = False  # [CLS]
         masked = can & (
@@ -311,7 +344,8 @@ class MicoForPretraining(PreTrainedModel):
             masked = can
         given = torch.cat([question_ids, input_ids.masked_fill(masked, self.mask_token_id)], 1)
         seen = backwards(question_mask, given.shape[1])  # a caption's padding is at its end
-        hidden = self.text(given, seen, corpus_pair, context, context_mask)
+        named = Corpora(F.pad(corpora.text, (question_ids.shape[1], 0)), corpora.context)
+        hidden = self.text(given, seen, context, context_mask, named)
         hidden = hidden[:, question_ids.shape[1] :]
         return F.cross_entropy(self.text.logits(hidden[masked]).float(), input_ids[masked])
 

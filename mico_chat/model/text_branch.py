@@ -12,7 +12,7 @@ T tokens a unit, D encoder width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import BertModel, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
-from mico_chat.model.config import MicoTextConfig
+from mico_chat.model.config import MicoContextConfig, MicoTextConfig
 from mico_chat.model.context import KindProjections, Units
 
 if TYPE_CHECKING:
@@ -47,10 +47,27 @@ def backwards(prefix_mask: Tensor, length: int) -> Tensor:
     return seen
 
 
+class Corpora(NamedTuple):
+    """Rows of E_Sam (eq. 3): of each text token (B, S) and of each context token (B, N).
+
+    A medium and its caption have the row of the corpus that they were drawn from. Row 0 stands for
+    none: padding, [CLS], and samples that are of one corpus as a whole.
+    """
+
+    text: Tensor
+    context: Tensor
+
+    def of(self, text_rows: Tensor, context_rows: Tensor) -> Corpora:
+        """Those of some captions with some contexts."""
+        return Corpora(self.text[text_rows], self.context[context_rows])
+
+
 class TextBranch(nn.Module):
     """BERT with cross-attention: alone, over media, or causal over media (paper 3.4)."""
 
-    def __init__(self, config: MicoTextConfig, context_dim: int, n_corpus_pairs: int) -> None:
+    def __init__(
+        self, config: MicoTextConfig, context_dim: int, context: MicoContextConfig
+    ) -> None:
         super().__init__()
         d = config.hidden_size
         self.bert = BertModel(config.bert(), add_pooling_layer=False)
@@ -59,9 +76,10 @@ class TextBranch(nn.Module):
         if config.frames is None:
             self.context_proj = nn.Sequential(nn.Linear(context_dim, d), nn.LayerNorm(d, eps=eps))
         else:
-            self.context_proj = KindProjections(config.frames, context_dim, d, eps)
-        self.sampling = nn.Embedding(n_corpus_pairs, d)  # E_Sam of the caption's side, eq. (3)
-        nn.init.normal_(self.sampling.weight, std=0.02)
+            self.context_proj = KindProjections(context, config.frames, context_dim, d, eps)
+        self.use_sampling = context.sampling
+        self.sampling = nn.Embedding(context.n_corpus_pairs, d, padding_idx=0)  # E_Sam, eq. (3)
+        self.sampling.weight.data.mul_(0.02)
         self.head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d, eps=eps))
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -75,22 +93,27 @@ class TextBranch(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        corpus_pair: Tensor,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        corpora: Corpora | None = None,
     ) -> Tensor:
         """Captions (B, S), context (B, N, d) already projected -> hidden states (B, S, d).
 
         ``attention_mask`` is (B, S), true at the tokens that all look at, or (B, S, S), which
-        tokens look at which (:func:`backwards`).
+        tokens look at which (:func:`backwards`). ``corpora`` is for joint samples, eq. (3).
         """
         s = input_ids.shape[1]
         by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
         mask = by_all.unsqueeze(1).bool().expand(-1, 1, s, s)
         embeds = self.bert.get_input_embeddings()(input_ids)
-        embeds = embeds + self.sampling(corpus_pair).unsqueeze(1)
+        rows = torch.zeros_like(input_ids) if corpora is None else corpora.text
+        embeds = embeds + self.sampling(rows) * self.use_sampling
         cross = None
         if context is not None and context_mask is not None:
+            if corpora is not None and self.use_sampling:
+                # Row 0 is not zero in older checkpoints, and was on captions alone.
+                named = (corpora.context > 0).unsqueeze(-1)
+                context = context + self.sampling(corpora.context) * named
             cross = additive_mask(context_mask[:, None, None, :].expand(-1, 1, s, -1), embeds.dtype)
         output = self.bert(
             inputs_embeds=embeds,
@@ -143,9 +166,8 @@ class _NextWord(PreTrainedModel, GenerationMixin):
         The first tokens are a prefix where ``prefix_mask`` (B, P) is true, padding where not.
         """
         asked = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.mask_token_id)], 1)
-        pair = torch.zeros(len(asked), dtype=torch.long, device=asked.device)
         seen = backwards(prefix_mask, asked.shape[1])
-        hidden = self.branch(asked, seen, pair, context, context_mask)
+        hidden = self.branch(asked, seen, context, context_mask)
         return CausalLMOutput(logits=cast(Any, self.branch.logits(hidden[:, -1:])))
 
 

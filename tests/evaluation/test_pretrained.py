@@ -55,7 +55,7 @@ def test_vectors_and_matches_are_those_of_the_model(
     assert not isinstance(units, MediaError)
     one, zero = torch.tensor([1]), torch.tensor([0])
     with torch.inference_mode():
-        encoded = model.model.encode(zero, one, zero, zero, units.units[0])
+        encoded = model.model.encode(zero, one, zero, 1, units.units[0])
     stored = {record["id"]: record for record in of_kind(tmp_path, "medium")}
     assert vector_of(stored[item.id]) == pytest.approx(encoded.pooled[0].numpy(), abs=1e-5)
     matches = {record["id"]: record for record in of_kind(tmp_path, "matches")}[item.id]
@@ -63,7 +63,7 @@ def test_vectors_and_matches_are_those_of_the_model(
         ids = torch.tensor(model.space.truncated([of_kind(tmp_path, "text")[text]["words"]], 40))
         mask = torch.ones_like(ids)
         with torch.inference_mode():
-            wanted = model.model.match(ids, mask, zero, encoded.context, encoded.mask)
+            wanted = model.model.match(ids, mask, encoded.context, encoded.mask)
         assert logit == pytest.approx(float(wanted), abs=2e-2)  # contexts are kept in float16
 
 

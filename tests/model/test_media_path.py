@@ -16,7 +16,7 @@ from mico_chat.model.config import (
     MicoContextConfig,
     MicoEncoderConfig,
 )
-from mico_chat.model.context import MultimodalContext
+from mico_chat.model.context import KindProjections, MultimodalContext, Units
 from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder
 from tests.tiny import SIDE, chat_model
 
@@ -77,7 +77,7 @@ def test_a_plain_vit_has_no_stem() -> None:
 @pytest.fixture
 def context() -> MultimodalContext:
     torch.manual_seed(0)
-    return MultimodalContext(MicoContextConfig(max_units=3, n_corpus_pairs=2), embed_dim=4)
+    return MultimodalContext(MicoContextConfig(max_units=3), embed_dim=4)
 
 
 def test_modality_and_unit_are_added_to_every_token(context: MultimodalContext) -> None:
@@ -87,6 +87,23 @@ def test_modality_and_unit_are_added_to_every_token(context: MultimodalContext) 
     for unit, (kind, number) in enumerate([(image, 0), (video, 0), (video, 1)]):
         row = context.modality.weight[kind] + context.context.weight[kind * 3 + number]
         torch.testing.assert_close(out[unit], row.expand(5, 4))  # eq. (1) and E_M
+
+
+def test_a_switch_leaves_a_term_out(context: MultimodalContext) -> None:
+    """Of the paper's tables and of the release's."""
+    kind, units, tokens = torch.tensor([0, 2]), torch.tensor([1, 2]), torch.randn(3, 5, 4)
+    frames = {"vision": 2, "audio": 1, "depth": 1}
+    released = KindProjections(context.config, frames, context_dim=4, dim=4, eps=1e-5)
+    of = Units.of(kind, units)
+    row = of.kind * 3 + of.place
+    own, place = released["vision"], torch.tensor([0, 0, 1])
+    for on in ((True, True), (True, False), (False, True), (False, False)):
+        context.config.modality, context.config.context = on
+        e_m, e_c = context.modality.weight[of.kind] * on[0], context.context.weight[row] * on[1]
+        expected = tokens + (e_m + e_c).unsqueeze(1)
+        torch.testing.assert_close(context(tokens, kind, units), expected)
+        added = own.modality * on[0] + own.frame[place].unsqueeze(1) * on[1]
+        torch.testing.assert_close(released(tokens, of), own.proj(tokens) + added)
 
 
 def test_units_beyond_the_table_share_its_last_row(context: MultimodalContext) -> None:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mico_chat.checkpoints.assemble import set_options
 from mico_chat.media.kinds import KINDS
+from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining, caption_key
+from mico_chat.model.text_branch import Corpora
 from tests.tiny import SIDE, captions, pretraining_model
 
 MASK = 4
@@ -37,10 +40,9 @@ def batch(n: int = 3, length: int = 6) -> dict[str, Tensor]:
 
 def features(model: MicoForPretraining, b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Pooled media and text features of a batch."""
-    pair = b.get("corpus_pair", torch.zeros(len(b["input_ids"]), dtype=torch.long))
     media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
-    _, _, pooled, _, _ = model.encode(**media, corpus_pair=pair)
-    return pooled, model.encode_text(b["input_ids"], b["attention_mask"], pair)
+    pooled = model.encode(**media, n=len(b["input_ids"])).pooled
+    return pooled, model.encode_text(b["input_ids"], b["attention_mask"])
 
 
 def matches(model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
@@ -87,16 +89,6 @@ def test_contrastive_gradient_reaches_both_sides(model: MicoForPretraining) -> N
         assert parameter.grad.abs().sum() > 0
 
 
-def test_corpus_pair_changes_both_sides(model: MicoForPretraining) -> None:
-    b = batch(2)
-    pair = torch.tensor([0, 3])
-    media, text = features(model, b)
-    other_media, other_text = features(model, {**b, "corpus_pair": pair})
-    for one, other in ((media, other_media), (text, other_text)):
-        torch.testing.assert_close(one[0], other[0])
-        assert not torch.allclose(one[1], other[1])
-
-
 def test_padding_changes_no_feature(model: MicoForPretraining) -> None:
     b = batch(2)
     _, text = features(model, b)
@@ -120,7 +112,7 @@ def test_matching_draws_no_positives(
         model(**b)
     assert len(calls) == 20
     seen: set[tuple[int, int]] = set()
-    for ids, _, _, context, _ in calls:
+    for ids, _, context, _, _ in calls:
         pictures = context[:n]
         for row in range(n, 3 * n):
             shown = next(i for i in range(n) if torch.equal(context[row], pictures[i]))
@@ -134,9 +126,8 @@ def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretra
     b = batch(3)
     b["input_ids"][1:] = b["input_ids"][0]
     media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
-    pair = torch.zeros(3, dtype=torch.long)
-    context, mask, _, _, _ = model.encode(**media, corpus_pair=pair)
-    logits = model.match(b["input_ids"], b["attention_mask"], pair, context, mask)
+    shown = model.encode(**media, n=3)
+    logits = model.match(b["input_ids"], b["attention_mask"], shown.context, shown.mask)
     expected = F.binary_cross_entropy_with_logits(logits, torch.ones(3))
     torch.testing.assert_close(model(**b).matching_loss, expected)
 
@@ -184,6 +175,126 @@ def test_a_joint_context_equals_its_samples_alone(model: MicoForPretraining) -> 
     of_first |= {"media_row": 2, "pixel_values": 3}
     first = {name: tensor[: of_first[name]] for name, tensor in b.items()}
     torch.testing.assert_close(features(model, first)[0], media[:1])
+
+
+# --- eq. (3) -----------------------------------------------------------------------------------
+
+
+def across() -> dict[str, Tensor]:
+    """Six samples: two of pictures and sounds, one of pictures, sounds and clips, one of pictures
+    and clips, two of one corpus. A clip's second medium is its sound track."""
+    media = [
+        [IMAGE, AUDIO],
+        [AUDIO, IMAGE],
+        [IMAGE, AUDIO, VIDEO],
+        [VIDEO, IMAGE],
+        [IMAGE],
+        [AUDIO],
+    ]
+    kinds = [kind for row in media for kind in row]
+    joint = [len(row) > 1 for row in media for _ in row]
+    kind, units = torch.tensor(kinds), torch.tensor([1 + (kind == VIDEO) for kind in kinds])
+    generator = torch.Generator().manual_seed(2)
+    captions = [[0, *(kind + 1 for kind in row for _ in range(2)), 0] for row in media[:4]]
+    length = max(map(len, captions))
+    captions = [row + [0] * (length - len(row)) for row in [*captions, [], []]]
+    return {
+        **batch(len(media), length),
+        "media_kind": kind,
+        "media_units": units,
+        "media_row": torch.tensor([n for n, row in enumerate(media) for _ in row]),
+        "pixel_values": torch.randn(int(units.sum()), 3, SIDE, SIDE, generator=generator),
+        "caption_corpus": torch.tensor(captions),
+        "media_corpus": (kind + 1) * torch.tensor(joint),
+    }
+
+
+def test_a_caption_and_its_medium_have_one_row_of_e_sam(model: MicoForPretraining) -> None:
+    ids, mask = captions(1, 3)
+    context = torch.randn(1, 2, model.config.text_config.hidden_size)
+    seen, none = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.long)
+    plain = model.text(ids, mask, context, seen)
+    for corpora in (
+        Corpora(torch.tensor([[0, 0, 2]]), none[:, :2]),
+        Corpora(none, torch.tensor([[2, 0]])),
+    ):
+        model.zero_grad()
+        named = model.text(ids, mask, context, seen, corpora)
+        assert not torch.allclose(named, plain)
+        named[..., 0].sum().backward()
+        reached = model.text.sampling.weight.grad
+        assert reached is not None
+        assert reached.any(1).nonzero().flatten().tolist() == [2]
+    assert not model.text.sampling.weight[0].any(), "a sample of one corpus has none"
+
+
+def test_each_token_has_the_row_of_its_own_corpus(model: MicoForPretraining) -> None:
+    b = across()
+    model.objective_weights = {"caption": 1.0}
+    seen: list[Corpora] = []
+    with model.text.register_forward_pre_hook(lambda _, args: seen.extend(args[4:])):
+        model(**b)
+    tokens = model.encoder.n_prefix + model.encoder.grid**2
+    assert torch.equal(seen[0].text, b["caption_corpus"])
+    rows = [[1, 2], [2, 1], [1, 2, 3, 3], [3, 3, 1], [0], [0]]
+    for row, units in zip(seen[0].context, rows, strict=True):
+        given = row.unflatten(0, (-1, tokens))
+        assert given.tolist() == [[unit] * tokens for unit in units + [0] * (4 - len(units))]
+
+
+def test_contrast_cannot_tell_corpora_by_e_sam(model: MicoForPretraining) -> None:
+    b = across()
+    model.objective_weights = {"contrastive": 1.0}
+    unnamed = {k: v for k, v in b.items() if not k.endswith("corpus")}
+    with torch.no_grad():
+        model.text.sampling.weight[1:].mul_(1000)
+    named = model(**b)
+    torch.testing.assert_close(named.loss, model(**unnamed).loss, rtol=0, atol=0)
+    named.loss.backward()
+    assert model.text.sampling.weight.grad is not None
+    assert not model.text.sampling.weight.grad.any()
+
+
+def test_matching_cannot_tell_a_negative_by_e_sam(
+    model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = across()
+    calls = matches(model, monkeypatch)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model(**b)
+    n, negatives = 6, set()
+    for ids, _, _, _, corpora in calls:
+        there = [
+            [set(row.tolist()) - {0} for row in rows] for rows in (corpora.text, corpora.context)
+        ]
+        assert there[0] == there[1]
+        assert there[0][:n] == [{1, 2}, {1, 2}, set(), set(), set(), set()], "two are alone"
+        of = [next(i for i in range(n) if torch.equal(row, b["input_ids"][i])) for row in ids]
+        negatives |= {(row, of[n + row]) for row in range(n)}
+    one = {(0, 1), (1, 0)}
+    assert negatives - one <= {(i, j) for i in range(2, 6) for j in range(2, 6) if i != j}
+    assert one <= negatives
+
+
+@pytest.mark.parametrize("objective", ["matching", "caption"])
+def test_a_switch_leaves_e_sam_out(objective: str) -> None:
+    b = across()
+    unnamed = b | {"media_corpus": b["media_corpus"] * 0, "caption_corpus": b["caption_corpus"] * 0}
+    for on in (True, False):
+        config = MicoConfig.tiny()
+        set_options(config, {"context_config.sampling": on})  # as a recipe's model.options
+        model = pretraining_model(config=config)
+        model.objective_weights = {"contrastive": 0.0, objective: 1.0}
+        losses = []
+        for given in (b, unnamed):
+            if objective == "matching":  # of corpora alike, so that negatives are the same
+                given = {
+                    k: v[: 4 if k.startswith(("media", "pixel")) else 2] for k, v in given.items()
+                }
+            torch.manual_seed(0)
+            losses.append(model(**given).loss)
+        assert torch.equal(*losses) == (not on)
 
 
 def test_concepts_learn_from_named_media_alone(model: MicoForPretraining) -> None:

@@ -29,7 +29,6 @@ from tests.model import released_replica as replica
 from tests.tiny import command
 
 STEP = "model_step_300.pt"
-PAIR = torch.zeros(2, dtype=torch.long)
 
 
 def lay(folder: Path, state: Any, cfg: dict[str, Any] | None = None) -> Path:
@@ -92,7 +91,7 @@ def encode(model: MicoForPretraining, *media: tuple[Kind, Tensor]) -> EncodedCon
         torch.tensor([KINDS.index(kind) for kind, _ in media] * 2),
         torch.tensor([x.shape[1] for _, x in media] * 2),
         torch.arange(2).repeat_interleave(len(media)),
-        PAIR,
+        2,
         units,
     )
 
@@ -128,12 +127,12 @@ def test_text_matching_and_caption_logits_are_the_originals(
     both = torch.cat([seen, original.condition("audio", original.tokens(sound))], 1)
 
     alone, _ = original.bert(ids, mask)
-    close(model.text(ids, mask, PAIR), alone)
+    close(model.text(ids, mask), alone)
     close(model.encode_text(ids, mask), original.head("t", alone[:, 0]))
 
     joint = encode(model, ("video", video), ("audio", sound))
     hidden, _ = original.bert(ids, mask, both)
-    matching = model.match(ids, mask, PAIR, joint.context, joint.mask)
+    matching = model.match(ids, mask, joint.context, joint.mask)
     close(matching.sigmoid(), original.matching(hidden))
 
     shown = encode(model, ("video", video))
@@ -142,7 +141,7 @@ def test_text_matching_and_caption_logits_are_the_originals(
         by_whom = mask
         if causal:
             by_whom = mask.bool().unsqueeze(1) & backwards(mask[:, :0], mask.shape[1])
-        ours = model.text(ids, by_whom, PAIR, shown.context, shown.mask)
+        ours = model.text(ids, by_whom, shown.context, shown.mask)
         close(model.text.logits(ours), logits)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoContextConfig
+from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
@@ -90,9 +90,8 @@ def tiny_pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     captions = [caption for number in range(12) for caption in scene(number).captions["image.png"]]
     tokenizer = learn_vocabulary(captions, size=128)
-    context = MicoContextConfig(max_units=8, n_corpus_pairs=16)
     config = MicoConfig.tiny()
-    config.context_config = context
+    config.context_config.n_corpus_pairs = 16
     set_pretrained(config)
     folder = tmp_path_factory.mktemp("models") / "pretraining"
     preprocessing = Preprocessing(image_size=64)

@@ -1,30 +1,37 @@
 """Draws depend on seed and number alone: mixtures, contexts, conversations, simulated names."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from mico_chat.errors import ConfigError
-from mico_chat.media import MediaFile
+from mico_chat.media import Kind, MediaFile
 from mico_chat.messages import Message
+from mico_training.build_model import learn_vocabulary
+from mico_training.data.batches import ContextCollator
 from mico_training.data.examples import (
-    CORPUS_PAIRS,
     QUESTIONS,
     WINDOW,
     CaptionDataset,
     ChatExample,
     ContextDataset,
+    ContextExample,
     ConversationDataset,
     GroupedByLength,
     SimulatedNames,
     about_tokens,
     with_article,
 )
+from mico_training.data.media import LoadedMedium
 from mico_training.data.mixture import BLOCK, Mixture
 from mico_training.data.readers import ShardSource
 from mico_training.data.sample import TrainingSample
+from mico_training.recipe import Stage1Recipe
 
 
 def numbers(name: str, length: int) -> list[TrainingSample]:
@@ -73,19 +80,78 @@ def test_joint_contexts_concatenate_their_captions(mixture: Mixture) -> None:
     assert kinds == {("image",), ("audio",), ("image", "audio")}
     words = {"image": "square", "audio": "tone"}
     for example in examples:
-        assert all(words[medium.kind] in example.caption for medium in example.media)
-        assert example.corpus_pair == 0
+        said = " ".join(example.captions)
+        assert all(words[medium.kind] in said for medium in example.media)
+        assert not example.joint
 
 
-def test_cross_corpus_joins_two_samples_and_names_the_pair(mixture: Mixture) -> None:
-    examples = [ContextDataset(mixture, 32, 1.0, 1.0)[draw] for draw in range(32)]
-    pair = CORPUS_PAIRS[frozenset(("image", "audio"))]
-    assert {example.corpus_pair for example in examples} == {pair}
+def across(kinds: tuple[Kind, ...], most: int, draws: int = 48) -> list[ContextExample]:
+    """Joint examples of corpora of one kind each, whose media and captions say kind and number."""
+    sources = [
+        [
+            TrainingSample(
+                id=f"{kind}{n}",
+                media={"medium": MediaFile(kind, b"", f"{kind} {n}")},
+                captions={"medium": (f"{kind} {n}",)},
+            )
+            for n in range(6)
+        ]
+        for kind in kinds
+    ]
+    dataset = ContextDataset(Mixture(sources, [1.0] * len(kinds), 0), draws, 0.0, 1.0, most)
+    return [dataset[draw] for draw in range(draws)]
+
+
+@pytest.mark.parametrize(("most", "numbers"), [(2, {2}), (3, {2, 3}), (9, {2, 3, 4})])
+def test_a_joint_example_has_a_medium_with_its_caption_of_each_of_its_corpora(
+    most: int, numbers: set[int]
+) -> None:
+    examples = across(("image", "audio", "video", "depth"), most)
+    assert {len(example.media) for example in examples} == numbers
     for example in examples:
-        names = [medium.name.split("/")[1].split(".")[0] for medium in example.media]
-        assert len(set(names)) == 2
-        assert "square" in example.caption
-        assert "tone" in example.caption
+        assert example.joint
+        assert len({medium.kind for medium in example.media}) == len(example.media)
+        assert [medium.name for medium in example.media] == list(example.captions)
+    assert not any(example.joint for example in across(("image",), most))
+
+
+class Blank:
+    """A loader of media without content; every clip has a sound track."""
+
+    def load(self, medium: MediaFile) -> LoadedMedium:
+        track = torch.zeros(1, 3, 4, 4) if medium.kind == "video" else None
+        return LoadedMedium(medium.kind, torch.zeros(1, 3, 4, 4), track)
+
+    def batch(self, rows: object) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def test_every_token_of_a_caption_has_the_row_of_its_corpus() -> None:
+    words = learn_vocabulary(["image audio video 0 1 2 3 4 5"], size=64)
+    collate = ContextCollator(words, cast(Any, Blank()), {}, Stage1Recipe())
+    examples = across(("image", "audio", "video"), 3)
+    examples += [replace(example, joint=False) for example in examples]
+    batch = collate(examples)
+    whole = [" ".join(example.captions) for example in examples]
+    assert batch["input_ids"].tolist() == words(whole, padding=True)["input_ids"]  # eq. (2)
+    rows = {"image": 1, "audio": 2, "video": 3}
+    expected = []
+    for example, ids, found in zip(
+        examples, batch["input_ids"].tolist(), batch["caption_corpus"].tolist(), strict=True
+    ):
+        own = [
+            rows[word] * example.joint
+            for caption in example.captions
+            for word in caption.split()[:1]
+            for _ in words(caption, add_special_tokens=False)["input_ids"]
+        ]
+        assert found == [0, *own] + [0] * (len(ids) - len(own) - 1)
+        expected += [
+            rows[medium.kind] * example.joint
+            for medium in example.media
+            for _ in range(1 + (medium.kind == "video"))
+        ]
+    assert batch["media_corpus"].tolist() == expected
 
 
 def test_a_caption_is_the_answer_to_a_varied_instruction(mixture: Mixture) -> None:

@@ -147,7 +147,7 @@ def test_questions_are_drawn_with_their_answers(tmp_path: Path) -> None:
     vqa(tmp_path)
     path, _, _ = write_manifest("vqav2", tmp_path)
     drawn = QuestionDataset(Mixture([ManifestSource(path, "question")], [1.0], 0), 400)
-    found = Counter((drawn[n].question, drawn[n].caption) for n in range(len(drawn)))
+    found = Counter((drawn[n].question, *drawn[n].captions) for n in range(len(drawn)))
     assert set(found) == {
         ("what colour is it?", "red"),
         ("what colour is it?", "pink"),  # one in ten people said so

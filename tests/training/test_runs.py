@@ -264,7 +264,7 @@ def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path
     small += ["train.arguments={use_cpu: true, disable_tqdm: true}"]
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
 
-    options = "{context_config.n_corpus_pairs: 16, text_config.hidden_size: 32,"
+    options = "{text_config.hidden_size: 32,"
     options += " text_config.num_hidden_layers: 1,"
     options += " text_config.num_attention_heads: 2, text_config.intermediate_size: 64}"
     train_stage1(

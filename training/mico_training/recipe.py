@@ -198,8 +198,9 @@ class ObjectiveWeights(Section):
 class Stage1Recipe(Section):
     """Pretraining: equations 1 to 6.
 
-    ``cross_corpus``: probability of a context from two corpora (eq. 3). ``most_units``: the number
-    of frames of a video and slices of a sound to use, evenly spread. ``most_slices``: another
+    ``cross_corpus``: probability of a context from two corpora or more, at most ``most_corpora``
+    (eq. 3). ``caption_length``: tokens of all captions of a sample. ``most_units``: the number of
+    frames of a video and slices of a sound to use, evenly spread. ``most_slices``: another
     number for slices; 0 leaves a video's sound track out. ``questions``: the data are questions and
     answers, and the caption objective predicts an answer after its question (appendix B.2); the
     other objectives must have weight 0. ``tokenizer``: folder or hub name of a new model's text
@@ -209,6 +210,7 @@ class Stage1Recipe(Section):
     weights: ObjectiveWeights = ObjectiveWeights()
     mask_probability: Probability = 0.6
     cross_corpus: Probability = 0.0
+    most_corpora: int = Field(default=3, ge=2)
     caption_length: int = Field(default=40, gt=2)
     most_units: int = Field(default=8, gt=0)
     most_slices: int | None = Field(default=None, ge=0)

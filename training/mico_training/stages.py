@@ -23,7 +23,7 @@ from mico_training.build_model import (
 )
 from mico_training.data.batches import ChatCollator, ContextCollator
 from mico_training.data.examples import (
-    CORPUS_PAIRS,
+    CORPORA,
     CaptionDataset,
     ChatDataset,
     ContextDataset,
@@ -84,17 +84,18 @@ def pretrain(
     model, settings = parts.model, parts.model.config
     settings.mask_probability = recipe.stage1.mask_probability
     rows = settings.context_config.n_corpus_pairs
-    if recipe.stage1.cross_corpus > 0 and rows <= len(CORPUS_PAIRS):  # paper 3.3
+    if recipe.stage1.cross_corpus > 0 and rows <= len(CORPORA):  # paper 3.3
         raise ConfigError(
-            f"stage1.cross_corpus needs {len(CORPUS_PAIRS) + 1} rows of E_Sam, but "
+            f"stage1.cross_corpus needs {len(CORPORA) + 1} rows of E_Sam, but "
             f"context_config.n_corpus_pairs is {rows}"
         )
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
     dataset: QuestionDataset | ContextDataset = QuestionDataset(mixture, draws(arguments))
     if not recipe.stage1.questions:
-        drop, cross = recipe.train.drop.modality, recipe.stage1.cross_corpus
-        dataset = ContextDataset(mixture, draws(arguments), drop, cross)
+        drop, stage1 = recipe.train.drop.modality, recipe.stage1
+        joint = (stage1.cross_corpus, stage1.most_corpora)
+        dataset = ContextDataset(mixture, draws(arguments), drop, *joint)
     trainer = MicoTrainer(
         model=model,
         args=arguments,

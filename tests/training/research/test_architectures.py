@@ -10,6 +10,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
+from mico_chat.model.text_branch import backwards
 from mico_training.research.ablations.grid import ARCHITECTURES, Architecture
 from tests.tiny import captions
 
@@ -54,10 +55,14 @@ def reached(model: Any) -> set[str]:
 @pytest.mark.parametrize("architecture", ALL)
 def test_every_part_trains(architecture: Architecture) -> None:
     model = model_of(architecture)
-    model(**batch([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], units=2)).loss.backward()
+    b = batch([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], units=2)
+    rows = b["media_kind"] + 1
+    b |= {"media_corpus": rows, "caption_corpus": rows.unsqueeze(1).expand_as(b["input_ids"])}
+    model(**b).loss.backward()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     left = trained - reached(model)
-    assert left <= {"text.bert.embeddings.token_type_embeddings.weight"}, left
+    older = {"context.sampling.weight"}  # E_Sam of checkpoints from before
+    assert left - older <= {"text.bert.embeddings.token_type_embeddings.weight"}, left
 
 
 def test_encoders_of_each_kind_share_nothing() -> None:
@@ -115,6 +120,9 @@ def test_a_decoder_reads_to_the_last_word() -> None:
     other[0, 5] = ids[0, 5] % 100 + 6
     with torch.inference_mode():
         alone = model.encode_text(ids, mask)
+        last = model.text(ids, backwards(mask[:, :0], 6))[:, -1]
+        by_hand = torch.nn.functional.normalize(model.text_projection(last), dim=-1)
+        assert torch.allclose(alone, by_hand, atol=1e-5)
         assert torch.allclose(alone, model.encode_text(padded, seen), atol=1e-5)
         assert not torch.allclose(alone, model.encode_text(other, mask), atol=1e-3)
 

@@ -12,7 +12,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.text_branch import question_prefix
-from mico_training.data.examples import ChatExample, ContextExample
+from mico_training.data.examples import CORPORA, ChatExample, ContextExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
 from mico_training.data.sample import region_batch
 from mico_training.recipe import Stage1Recipe
@@ -96,9 +96,10 @@ class ContextCollator:
     positions: int = 128
 
     def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
-        """A batch of B rows with M media and captions of L tokens."""
+        """A batch of B rows with M media and captions of L tokens, side by side as in eq. (2)."""
         text = self.tokenizer(
-            [example.caption for example in examples],
+            [list(example.captions) for example in examples],
+            is_split_into_words=True,  # so that each token's word is the number of its caption
             padding=True,
             truncation=True,
             max_length=self.recipe.caption_length,
@@ -111,10 +112,16 @@ class ContextCollator:
             asked = {"question_ids": ids, "question_mask": mask}
         rows, found = [], []
         labels: list[int] = []
-        for example in examples:
+        media_corpus: list[int] = []
+        caption_corpus: list[list[int]] = []
+        for number, example in enumerate(examples):
+            corpora = [CORPORA[m.kind] * example.joint for m in example.media]
+            words = text.word_ids(number)
+            caption_corpus.append([0 if word is None else corpora[word] for word in words])
             media = [thinned(self.loader.load(m), self.recipe) for m in example.media]
             rows.append(media)
-            for medium, name in zip(media, example.concepts, strict=True):
+            for medium, name, corpus in zip(media, example.concepts, corpora, strict=True):
+                media_corpus += [corpus] * (1 + (medium.track is not None))
                 labels.append(self.concepts.get(medium.kind, {}).get(name, NO_CONCEPT))
                 # A video's sound track need not be of the thing that the frames show.
                 labels += [NO_CONCEPT] * (medium.track is not None)
@@ -128,7 +135,8 @@ class ContextCollator:
             **self.loader.batch(rows),
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
-            "corpus_pair": torch.tensor([example.corpus_pair for example in examples]),
+            "caption_corpus": torch.tensor(caption_corpus),
+            "media_corpus": torch.tensor(media_corpus),
             "concept_labels": torch.tensor(labels),
         }
 

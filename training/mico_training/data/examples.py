@@ -5,7 +5,6 @@ Draw ``i`` depends on the seed and ``i`` alone, so that a run resumes at the exa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
@@ -19,40 +18,40 @@ from mico_training.data.mixture import DrawnDataset, Integers, Mixture
 from mico_training.data.sample import Region, TrainingSample
 from mico_training.world.sample import Turn
 
-CORPUS_PAIRS = {
-    frozenset(pair): number for number, pair in enumerate(combinations(KINDS, 2), start=1)
-}
-"""The row of E_Sam for two corpora, named by their modalities; row 0 is for a single corpus. The
-numbers are fixed, so that a checkpoint means the same under every recipe."""
+CORPORA = {kind: row for row, kind in enumerate(KINDS, start=1)}
+"""The row of E_Sam for the corpus of texts and media of a kind, as in the paper: E_Sam^T-I is that
+of texts and images. So a checkpoint means the same under every recipe."""
 
 PARTNER_TRIES = 8
 
 
 @dataclass(frozen=True)
 class ContextExample:
-    """The media of a row, the main thing in each ("" = unknown), and their caption.
+    """The media of a row, the main thing in each ("" = unknown), and their captions.
 
-    ``corpus_pair`` is the row of E_Sam. With a ``question``, the caption is the answer.
+    ``joint``: each medium is of a corpus of its own, and has the caption of the same place. With a
+    ``question``, the caption is the answer.
     """
 
     media: tuple[MediaFile, ...]
     concepts: tuple[str, ...]
-    caption: str
-    corpus_pair: int = 0
+    captions: tuple[str, ...]
+    joint: bool = False
     regions: tuple[tuple[Region, ...], ...] = ()
     question: str = ""
 
 
 @dataclass(frozen=True)
 class ContextDataset(DrawnDataset):
-    """Contexts by draw: a random subset of a sample's media, or media of two corpora.
+    """Contexts by draw: a random subset of a sample's media, or media of several corpora.
 
     ``drop`` is the probability to leave out each medium but one; ``cross_corpus`` the probability
-    to join a medium with another kind of medium of another sample.
+    to join a medium with other kinds of media, each of another sample; at most ``most_corpora``.
     """
 
     drop: float
     cross_corpus: float
+    most_corpora: int = 3
 
     def __getitem__(self, draw: int) -> ContextExample:
         generator = self.mixture.generator(draw)
@@ -64,28 +63,32 @@ class ContextDataset(DrawnDataset):
         captioned = [key for key in sample.media if sample.captions.get(key)]
         anchor = captioned[int(generator.integers(len(captioned)))]
         kept = [key for key in sample.media if key == anchor or generator.random() >= self.drop]
-        return _context([(sample, key) for key in kept], generator)  # eq. (2)
+        places = [(sample, key) for key in kept]
+        return _context(places, _captions(places, generator))  # eq. (2)
 
     def _cross(
         self, sample: TrainingSample, generator: np.random.Generator
     ) -> ContextExample | None:
-        """Two samples of different corpora in one context (eq. 3), or None without a partner."""
-        keys = [key for key in sample.media if sample.captions.get(key)]
-        key = keys[int(generator.integers(len(keys)))]
-        medium = sample.media[key]
-        for _ in range(PARTNER_TRIES):
-            other = self.mixture.any_sample(generator)
-            others = [
-                name
-                for name, partner in other.media.items()
-                if partner.kind != medium.kind and other.captions.get(name)
+        """A medium of each of several corpora in one context (eq. 3), or None without a partner.
+
+        Their number is drawn from 2 to ``most_corpora``; it is less where partners lack.
+        """
+        wanted = int(generator.integers(2, self.most_corpora + 1))
+        places: list[Place] = []
+        for _ in range(1 + PARTNER_TRIES * (wanted - 1)):
+            kinds = {other.media[key].kind for other, key in places}
+            keys = [
+                key
+                for key, medium in sample.media.items()
+                if medium.kind not in kinds and sample.captions.get(key)
             ]
-            if other.id != sample.id and others:
-                partner = other, others[int(generator.integers(len(others)))]
-                joint = _context([(sample, key), partner], generator)
-                pair = CORPUS_PAIRS[frozenset(one.kind for one in joint.media)]
-                return replace(joint, corpus_pair=pair)
-        return None
+            if keys and sample.id not in {other.id for other, _ in places}:
+                places.append((sample, keys[int(generator.integers(len(keys)))]))
+            if len(places) == wanted:
+                break
+            sample = self.mixture.any_sample(generator)
+        captions = tuple(" ".join(_captions([place], generator)) for place in places)
+        return _context(places, captions, joint=True) if len(places) > 1 else None
 
 
 class QuestionDataset(DrawnDataset):
@@ -100,7 +103,7 @@ class QuestionDataset(DrawnDataset):
         return ContextExample(
             media=tuple(sample.media[key] for key in turn.media),
             concepts=tuple(sample.concepts.get(key, "") for key in turn.media),
-            caption=turn.answer,
+            captions=(turn.answer,),
             regions=((),) * len(turn.media),
             question=turn.question,
         )
@@ -110,20 +113,23 @@ Place = tuple[TrainingSample, str]
 """A sample, and the key of one of its media."""
 
 
-def _context(places: Sequence[Place], generator: np.random.Generator) -> ContextExample:
+def _context(
+    places: Sequence[Place], captions: tuple[str, ...], joint: bool = False
+) -> ContextExample:
     return ContextExample(
         media=tuple(sample.media[key] for sample, key in places),
         concepts=tuple(sample.concepts.get(key, "") for sample, key in places),
-        caption=_caption(places, generator),
+        captions=captions,
+        joint=joint,
         regions=tuple(sample.regions.get(key, ()) for sample, key in places),
     )
 
 
-def _caption(places: Sequence[Place], generator: np.random.Generator) -> str:
+def _captions(places: Sequence[Place], generator: np.random.Generator) -> tuple[str, ...]:
     """One caption at random of each medium that has captions; equal captions stand once."""
     known = [captions for sample, key in places if (captions := sample.captions.get(key))]
     drawn = [captions[int(generator.integers(len(captions)))].strip() for captions in known]
-    return " ".join(dict.fromkeys(filter(None, drawn)))
+    return tuple(dict.fromkeys(filter(None, drawn)))
 
 
 _PROMPTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
@@ -169,7 +175,7 @@ class CaptionDataset(DrawnDataset):
             keys = captioned
         choices = INSTRUCTIONS[sample.media[keys[0]].kind if len(keys) == 1 else "several"]
         instruction = choices[int(generator.integers(len(choices)))]
-        caption = _caption([(sample, key) for key in keys], generator)
+        caption = " ".join(_captions([(sample, key) for key in keys], generator))
         return ChatExample(
             id=sample.id,
             messages=(

@@ -27,7 +27,7 @@ from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_chat.model.text_branch import backwards
+from mico_chat.model.text_branch import Corpora, backwards
 
 Architecture = Literal["shared", "per-modality", "text-encoder", "text-decoder"]
 
@@ -95,17 +95,10 @@ class TextDecoder(TextTransformer):
 
     causal = True
 
-    def read(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        corpus_pair: Tensor,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
+    def read(self, input_ids: Tensor, attention_mask: Tensor, *over: Tensor | Corpora) -> Tensor:
         """Captions (B, S) in one vector each: the last word's (B, d)."""
         seen = backwards(attention_mask[:, :0], input_ids.shape[1])
-        hidden = self.text(input_ids, seen, corpus_pair, context, context_mask)
+        hidden = self.text(input_ids, seen, *over)
         rows = torch.arange(len(hidden), device=hidden.device)
         return cast(Tensor, hidden[rows, attention_mask.sum(1) - 1])
 
