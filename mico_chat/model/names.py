@@ -22,6 +22,7 @@ from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoTextConfig
+from mico_chat.model.context import AlikeMedia
 
 
 class ConceptNames(nn.Module):
@@ -85,22 +86,22 @@ class ConceptNames(nn.Module):
         of a sound have the sound's. The token's values after the first d are zero.
         """
         features = features.to(concepts.log_scale.dtype)  # that of the encoder may differ
-        kind = torch.repeat_interleave(media_kind, media_units)
-        audio = KINDS.index("audio")
-        seen, heard = kind != audio, kind == audio
-        scale = self.log_scale.exp()[kind].unsqueeze(1)
-        posterior = features.new_zeros(len(kind), len(self.name_ids), dtype=torch.float32)
-        if bool(seen.any()):
-            logits = concepts.cell_logits(features[seen]).float().mean(1) * scale[seen]
-            mine = F.pad(logits.softmax(-1), (0, concepts.n_sound))
-            posterior = posterior.index_put((seen,), mine)
-        if bool(heard.any()):
-            units = media_units[media_kind == audio]
-            logits = torch.repeat_interleave(
-                concepts.sound_logits(features[heard], units).float(), units, dim=0
-            )
-            mine = F.pad((logits * scale[heard]).softmax(-1), (concepts.n_visual, 0))
-            posterior = posterior.index_put((heard,), mine)
+        posterior = features.new_zeros(len(features), len(self.name_ids), dtype=torch.float32)
+        for media in AlikeMedia.groups(media_kind, media_units):
+            own = features[media.rows]
+            if media.layout == "slices":
+                units = media_units[media.media]
+                logits = torch.repeat_interleave(concepts.sound_logits(own, units), units, dim=0)
+                names = slice(concepts.n_visual, None)
+            else:
+                cells = concepts.cell_logits(own)
+                if concepts.change_cells is not None:
+                    cells = concepts.change_cells(cells, media)
+                logits, names = cells.mean(1), slice(concepts.n_visual)
+            scale = torch.repeat_interleave(self.log_scale.exp()[media.kind], media.units)
+            found = posterior.new_zeros(len(own), posterior.shape[1])
+            found[:, names] = (logits.float() * scale.unsqueeze(1)).softmax(-1)
+            posterior = posterior.index_put((media.rows,), found)
         mixed = posterior @ self.vectors(table)
         return F.pad(mixed, (0, self.embed_dim - mixed.shape[1])).unsqueeze(1)
 
