@@ -34,7 +34,7 @@ def model(
     model = MicoForPretraining(config, chat)
     if model.names is not None:
         names = ["cat", "dog", "red ball", "bell", "dog"]
-        model.names.start(names, letters(), model.text.bert.get_input_embeddings())
+        model.names.start(names, letters(), model.text.table)
     with torch.no_grad():  # matching must not be the same for all
         for weight in model.text.parameters():
             weight.add_(torch.randn_like(weight) * 0.3)

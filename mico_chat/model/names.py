@@ -53,7 +53,7 @@ class ConceptNames(nn.Module):
         self.register_buffer("name_ids", torch.full((n_names, config.name_tokens), -1))
 
     def start(
-        self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase, table: nn.Module
+        self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase, table: nn.Embedding
     ) -> None:
         """Set the tokens of the names, visual ones first, and their mean as the origin of P."""
         self.name_ids.fill_(-1)
@@ -62,13 +62,14 @@ class ConceptNames(nn.Module):
         with torch.no_grad():
             self.words.bias.copy_(-self.words.weight @ self.vectors(table).mean(0))
 
-    def pooled(self, ids: Tensor, mask: Tensor, table: nn.Module) -> Tensor:
+    def pooled(self, ids: Tensor, mask: Tensor, table: nn.Embedding) -> Tensor:
         """Texts (B, S), true in ``mask``, to their mixed words (B, d); ``table`` embeds ids."""
-        words = F.normalize(table(ids), dim=-1) * self.words.in_features**0.5
-        weights = self.score(ids).squeeze(-1).masked_fill(~mask.bool(), float("-inf"))
-        return (weights.softmax(-1).unsqueeze(-1) * words).sum(1)
+        words = F.normalize(table.weight, dim=-1) * self.words.in_features**0.5
+        weights = self.score(ids).squeeze(-1).masked_fill(~mask.bool(), float("-inf")).softmax(-1)
+        weights = weights.to(words.dtype)
+        return F.embedding_bag(ids, words, mode="sum", per_sample_weights=weights)
 
-    def vectors(self, table: nn.Module) -> Tensor:
+    def vectors(self, table: nn.Embedding) -> Tensor:
         """The mixed words (N, d) of each name."""
         return self.pooled(self.name_ids.clamp(min=0), self.name_ids >= 0, table)
 
@@ -78,7 +79,7 @@ class ConceptNames(nn.Module):
         features: Tensor,
         media_kind: Tensor,
         media_units: Tensor,
-        table: nn.Module,
+        table: nn.Embedding,
     ) -> Tensor:
         """The name token (U, 1, D) of each unit, from stem features (U, C, G, G).
 

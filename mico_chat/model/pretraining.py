@@ -163,8 +163,8 @@ class MicoForPretraining(PreTrainedModel):
             return tokens
         if self.concepts is None:
             raise ModelError("text_config.name_tokens needs a concept_config")
-        table = self.text.bert.get_input_embeddings()
-        named = self.names.tokens(self.concepts, features, media_kind, media_units, table)
+        media = (media_kind, media_units)
+        named = self.names.tokens(self.concepts, features, *media, self.text.table)
         return torch.cat([tokens, named.to(tokens.dtype)], 1)
 
     def join(
@@ -200,8 +200,8 @@ class MicoForPretraining(PreTrainedModel):
         """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
         point = self.text_projection(self.read(input_ids, attention_mask))
         if self.names is not None:
-            table = self.text.bert.get_input_embeddings()
-            point = point + self.names.words(self.names.pooled(input_ids, attention_mask, table))
+            mixed = self.names.pooled(input_ids, attention_mask, self.text.table)
+            point = point + self.names.words(mixed)
         return F.normalize(point.float(), dim=-1)
 
     def match(

@@ -24,7 +24,7 @@ def named_model() -> tuple[MicoForPretraining, ConceptNames]:
     config.text_config.name_tokens = len("red ball")
     model = MicoForPretraining(config)
     assert model.names is not None
-    model.names.start([*VISUAL, *SOUND], letters(), model.text.bert.get_input_embeddings())
+    model.names.start([*VISUAL, *SOUND], letters(), model.text.table)
     with torch.no_grad():
         model.media_projection.weight.zero_()
         model.text_projection.weight.zero_()
@@ -87,7 +87,7 @@ def test_a_clip_is_the_mean_of_its_frames_and_slices_share_a_sound() -> None:
     assert encoded.tokens.shape[1] == model.unit_length
     assert model.concepts is not None
     kind, units = torch.tensor([VIDEO, AUDIO]), torch.tensor([3, 2])
-    table = model.text.bert.get_input_embeddings()
+    table = model.text.table
     tokens = names.tokens(model.concepts, encoded.features, kind, units, table)[:, 0]
     torch.testing.assert_close(tokens[3], tokens[4])
     assert not torch.allclose(tokens[0], tokens[1])
@@ -114,7 +114,7 @@ def test_contrast_and_matching_train_the_names() -> None:
         pixels = torch.randn(3, 3, SIDE, SIDE)
         kind, units = torch.full((3,), IMAGE), torch.ones(3, dtype=torch.long)
         model(ids, mask, kind, units, torch.arange(3), pixel_values=pixels).loss.backward()
-        table = model.text.bert.get_input_embeddings()
+        table = model.text.table
         reached = [names.log_scale, names.score.weight, table.weight]
         if objective == "contrastive":
             reached += [names.gate, names.words.weight]

@@ -141,7 +141,7 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     assert read == ["red ball", "bell"]
     cls = found[0, 0]  # every caption has it
     assert model.names.score.weight[cls] == model.names.score.weight.min() < -2
-    vectors = model.names.words(model.names.vectors(model.text.bert.get_input_embeddings()))
+    vectors = model.names.words(model.names.vectors(model.text.table))
     torch.testing.assert_close(vectors.mean(0), torch.zeros(256), atol=1e-4, rtol=0)
     assert read_preprocessing(output, model.config) == STEM_PREPROCESSING
 

@@ -139,9 +139,8 @@ def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
 
 
 def set_word_vectors(model: MicoForPretraining, vectors: Tensor) -> None:
-    table = cast(nn.Embedding, model.text.bert.get_input_embeddings())
     with torch.no_grad():
-        table.weight.copy_(vectors)
+        model.text.table.weight.copy_(vectors)
 
 
 FREQUENT = 0.1
@@ -162,7 +161,7 @@ def set_names(
     share = torch.tensor([found[n] / len(captions) for n in range(len(tokenizer))])
     with torch.no_grad():
         model.names.score.weight.copy_(-(1 + share / FREQUENT).log().unsqueeze(1))
-    model.names.start(names, tokenizer, model.text.bert.get_input_embeddings())
+    model.names.start(names, tokenizer, model.text.table)
 
 
 def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
