@@ -37,6 +37,8 @@ class ConceptNames(nn.Module):
     def __init__(self, config: MicoTextConfig, n_names: int, embed_dim: int) -> None:
         super().__init__()
         d = config.hidden_size
+        if n_names == 0:
+            raise ModelError("text_config.name_tokens: concept_config has no names; set it to 0")
         if d > embed_dim:
             raise ModelError(
                 f"text_config.name_tokens: a name token is as wide as the text branch ({d}), which "
@@ -58,7 +60,7 @@ class ConceptNames(nn.Module):
         """Set the tokens of the names, visual ones first, and their mean as the origin of P."""
         self.name_ids.fill_(-1)
         for row, ids in zip(self.name_ids, tokenizer(list(names))["input_ids"], strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids[: len(row)])
         with torch.no_grad():
             self.words.bias.copy_(-self.words.weight @ self.vectors(table).mean(0))
 

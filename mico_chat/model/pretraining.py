@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.concepts import ConceptAttention, build_concepts
 from mico_chat.model.config import MicoConfig
@@ -159,10 +158,8 @@ class MicoForPretraining(PreTrainedModel):
         Returns (U, T, D); ``features`` (U, C, G, G) are the stem's.
         """
         tokens = self.context(tokens, media_kind, media_units)
-        if self.names is None:
+        if self.names is None or self.concepts is None:
             return tokens
-        if self.concepts is None:
-            raise ModelError("text_config.name_tokens needs a concept_config")
         media = (media_kind, media_units)
         named = self.names.tokens(self.concepts, features, *media, self.text.table)
         return torch.cat([tokens, named.to(tokens.dtype)], 1)

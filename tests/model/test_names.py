@@ -140,8 +140,11 @@ def test_without_names_a_model_is_as_it_was() -> None:
     assert torch.equal(texts(plain, ["dog"]), texts(model, ["dog"]))
 
 
-def test_a_text_branch_that_is_too_wide_is_refused() -> None:
+def test_a_model_that_has_no_place_for_names_is_refused() -> None:
     config = MicoConfig.tiny()
     config.text_config.name_tokens, config.text_config.hidden_size = 4, 64
     with pytest.raises(ModelError, match="set name_tokens to 0"):
+        MicoForPretraining(config)
+    config.concept_config = None
+    with pytest.raises(ModelError, match="concept_config has no names"):
         MicoForPretraining(config)
