@@ -105,7 +105,8 @@ class _EncoderTokens:
     ) -> list[Tensor]:
         """Tokens of each medium, unit by unit (U * T, D)."""
         features = self._model.encoder.unit_features(pixel_values, None, media_units)
-        tokens = self._model.context(self._model.encoder(features), media_kind, media_units)
+        tokens = self._model.encoder(features)
+        tokens = self._model.in_context(tokens, features, media_kind, media_units)
         return [of_one.flatten(0, 1) for of_one in tokens.split(media_units.tolist())]
 
 

@@ -23,10 +23,18 @@ from tests.tiny import clip, letters, one_of_each, picture, run, sound
 TEXTS = ["a cat", "a red ball", "x"]
 
 
-@pytest.fixture(scope="module")
-def model(chat: MicoChatForConditionalGeneration) -> MicoForPretraining:
+@pytest.fixture(scope="module", params=[0, 8])
+def model(
+    chat: MicoChatForConditionalGeneration, request: pytest.FixtureRequest
+) -> MicoForPretraining:
+    """Without the concepts' names, and with them."""
     torch.manual_seed(3)
-    model = MicoForPretraining(MicoConfig.tiny(), chat)
+    config = MicoConfig.tiny()
+    config.text_config.name_tokens = request.param
+    model = MicoForPretraining(config, chat)
+    if model.names is not None:
+        names = ["cat", "dog", "red ball", "bell", "dog"]
+        model.names.start(names, letters(), model.text.table)
     with torch.no_grad():  # matching must not be the same for all
         for weight in model.text.parameters():
             weight.add_(torch.randn_like(weight) * 0.3)

@@ -46,7 +46,10 @@ WEIGHTS = "model.safetensors"
 TABLE = "model.embed_tokens.weight"
 """The token vectors in a language model's weights."""
 
-TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
+TEXT_PARTS = (
+    *("text.", "media_projection.", "text_projection.", "names.", "matching_head."),
+    "temperature",
+)
 """Weights of a stage 1 model beside those that a chat model has too."""
 
 _IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}

@@ -165,17 +165,18 @@ class PretrainedModel(Model):
         counts = torch.tensor([len(units) for item in items for units in item.units])
         owner = torch.tensor([row for row, item in enumerate(items) for _ in item.units])
         pixels = torch.cat([units for item in items for units in item.units])
-        tokens = torch.cat([self._tokens(part) for part in pixels.split(UNITS_AT_ONCE)])
+        encoded = [self._encoded(part) for part in pixels.split(UNITS_AT_ONCE)]
+        tokens, features = (torch.cat(parts) for parts in zip(*encoded, strict=True))
         kinds, counts, owner = (x.to(self._device) for x in (kinds, counts, owner))
-        tokens = self.model.context(tokens, kinds, counts)
+        tokens = self.model.in_context(tokens, features, kinds, counts)
         row = torch.repeat_interleave(owner, counts)
         return self.space.of_tokens(tokens, Units.of(kinds, counts), row, len(items))
 
-    def _tokens(self, pixels: Tensor) -> Tensor:
-        """The encoder's tokens (U, T, D) of pixels (U, 3, H, W), in float32."""
+    def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's tokens (U, T, D) and features of pixels (U, 3, H, W), in float32."""
         encoder = self.model.encoder
-        tokens: Tensor = encoder(encoder.features(pixels.to(self._device, self._dtype)))
-        return tokens.float()
+        features = encoder.features(pixels.to(self._device, self._dtype))
+        return encoder(features).float(), features.float()
 
 
 def _padded(items: Sequence[MediaContext]) -> tuple[Tensor, Tensor]:

@@ -111,9 +111,11 @@ class MicoConceptConfig(PreTrainedConfig):
 class MicoTextConfig(PreTrainedConfig):
     """The text branch of pretraining: a BERT with cross-attention to the context.
 
-    ``frames``, for a model with a projection for each kind (``KindProjections``), has the rows of
-    their frame embeddings: ``{"vision": 8, "audio": 2, "depth": 1}``. ``matching_classes`` is 2
-    where the matching head scores "no" and "yes", 1 where it scores "yes" alone.
+    ``name_tokens`` is the most tokens of a concept's name, with [CLS] and [SEP]; 0: the concepts'
+    names have no part in the contrastive space. ``frames``, for a model with a projection for each
+    kind (``KindProjections``), has the rows of their frame embeddings: ``{"vision": 8, "audio": 2,
+    "depth": 1}``. ``matching_classes`` is 2 where the matching head scores "no" and "yes", 1 where
+    it scores "yes" alone.
     """
 
     model_type = "mico_text"
@@ -128,6 +130,7 @@ class MicoTextConfig(PreTrainedConfig):
     projection_dim: int = 512
     mask_token_id: int = 103
     pad_token_id: int = 0
+    name_tokens: int = 0
     frames: dict[str, int] | None = None
     head_norm_eps: float = 1e-5
     matching_classes: int = 1

@@ -51,7 +51,7 @@ class ContrastiveSpace:
     ) -> list[MediaContext]:
         """Each item's media, eq. (1) and (4).
 
-        ``tokens`` (U, T, D) are the encoder's with their context embeddings; ``row`` (U,) is the
+        ``tokens`` (U, T, D) are those of :meth:`MicoForPretraining.in_context`; ``row`` (U,) is the
         item that a unit belongs to.
         """
         units = Units(*(values.to(self._device) for values in units))
@@ -62,9 +62,8 @@ class ContrastiveSpace:
 
     def of_encoded(self, media: Sequence[EncodedMedium]) -> MediaContext:
         """One item's media, whose blocks hold the encoder's tokens; sound tracks are included."""
-        encoder = self._model.encoder
         rows = torch.cat([block.tokens for medium in media for block in medium.blocks])
-        tokens = rows.unflatten(0, (-1, encoder.n_prefix + encoder.grid**2))
+        tokens = rows.unflatten(0, (-1, self._model.unit_length))
         shown = [part for medium in media for part in medium.with_track]
         kinds = torch.tensor([KINDS.index(part.kind) for part in shown])
         units = Units.of(kinds, torch.tensor([part.units for part in shown]))

@@ -21,6 +21,7 @@ from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import ContrastiveHeads, MultimodalContext, Units
 from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.media_path import MediaPath
+from mico_chat.model.names import ConceptNames
 from mico_chat.model.regions import RegionBatch, region_loss
 from mico_chat.model.text_branch import Corpora, TextBranch, backwards
 
@@ -103,6 +104,10 @@ class MicoForPretraining(PreTrainedModel):
         else:
             self.media_projection = ContrastiveHeads(d, text.projection_dim)
         self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
+        self.names: ConceptNames | None = None
+        if text.name_tokens > 0:
+            n_names = sum(len(names) for names in config.concept_names)
+            self.names = ConceptNames(text, n_names, d)
         self.matching_head = nn.Sequential(
             nn.Linear(text.hidden_size, text.hidden_size),
             nn.GELU(),
@@ -131,13 +136,33 @@ class MicoForPretraining(PreTrainedModel):
         """Media of ``n`` samples."""
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         units = Units.of(media_kind, media_units)
-        tokens = self.context(self.unit_tokens(features, units), media_kind, media_units)
+        tokens = self.unit_tokens(features, units)
+        tokens = self.in_context(tokens, features, media_kind, media_units)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
         return EncodedContexts(*self.join(tokens, units, row, n), features)
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Features of units to tokens (U, T, D): the encoder's, whatever kind they are of."""
         return cast(Tensor, self.encoder(features))
+
+    @property
+    def unit_length(self) -> int:
+        """T, the tokens of a unit."""
+        return self.encoder.n_prefix + self.encoder.grid**2 + (self.names is not None)
+
+    def in_context(
+        self, tokens: Tensor, features: Tensor, media_kind: Tensor, media_units: Tensor
+    ) -> Tensor:
+        """Tokens of units with their context embeddings and, last in each, the name token, if any.
+
+        Returns (U, T, D); ``features`` (U, C, G, G) are the stem's.
+        """
+        tokens = self.context(tokens, media_kind, media_units)
+        if self.names is None or self.concepts is None:
+            return tokens
+        media = (media_kind, media_units)
+        named = self.names.tokens(self.concepts, features, *media, self.text.table)
+        return torch.cat([tokens, named.to(tokens.dtype)], 1)
 
     def join(
         self, tokens: Tensor, units: Units, row: Tensor, n: int
@@ -155,6 +180,8 @@ class MicoForPretraining(PreTrainedModel):
             cls = torch.zeros(n, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
             cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
             point = self.media_projection(cls)
+        if self.names is not None:
+            point = point + self.names.point(tokens[:, -1], units.kind, row, n)
         pooled = F.normalize(point.float(), dim=-1)
         tokens = self.text.project(tokens, units)  # (U, T, d)
         # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
@@ -168,8 +195,11 @@ class MicoForPretraining(PreTrainedModel):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
-        summary = self.read(input_ids, attention_mask)
-        return F.normalize(self.text_projection(summary).float(), dim=-1)
+        point = self.text_projection(self.read(input_ids, attention_mask))
+        if self.names is not None:
+            mixed = self.names.pooled(input_ids, attention_mask, self.text.table)
+            point = point + self.names.words(mixed)
+        return F.normalize(point.float(), dim=-1)
 
     def match(
         self,

@@ -79,6 +79,11 @@ class TextBranch(nn.Module):
         self.head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d, eps=eps))
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
+    @property
+    def table(self) -> nn.Embedding:
+        """The word vectors, of the input and of the output."""
+        return cast(nn.Embedding, self.bert.get_input_embeddings())
+
     def project(self, tokens: Tensor, units: Units) -> Tensor:
         """The encoder's tokens (U, T, D) in the text's width (U, T, d), for cross-attention."""
         if isinstance(self.context_proj, KindProjections):
@@ -101,7 +106,7 @@ class TextBranch(nn.Module):
         s = input_ids.shape[1]
         by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
         mask = by_all.unsqueeze(1).bool().expand(-1, 1, s, s)
-        embeds = self.bert.get_input_embeddings()(input_ids)
+        embeds = self.table(input_ids)
         rows = torch.zeros_like(input_ids) if corpora is None else corpora.text
         embeds = embeds + self.sampling(rows) * self.use_sampling
         cross = None
@@ -121,7 +126,7 @@ class TextBranch(nn.Module):
 
     def logits(self, hidden: Tensor, words: Tensor | None = None) -> Tensor:
         """Logits of all words or of ``words`` (W,). The output table is the input table."""
-        table = self.bert.get_input_embeddings().weight
+        table = self.table.weight
         if words is None:
             return F.linear(self.head(hidden), table, self.head_bias)
         return F.linear(self.head(hidden), table[words], self.head_bias[words])

@@ -23,6 +23,7 @@ from mico_training.data.examples import (
     ContextExample,
     ConversationDataset,
     GroupedByLength,
+    SimulatedCaptions,
     SimulatedNames,
     about_tokens,
     with_article,
@@ -253,6 +254,23 @@ def test_a_simulated_example_names_the_drawn_thing() -> None:
         assert with_article(NAMES[one.simulated]) in said[0].lower() + said[1:]
         assert said[0].isupper()
         assert said.endswith(".")
+
+
+def test_a_simulated_context_is_a_picture_with_the_drawn_name() -> None:
+    drawn = [MediaFile("image", Path("a.png"), "a"), MediaFile("audio", Path("b.wav"), "b")]
+    samples = [TrainingSample(m.name, {"m": m}, {"m": ("Much.",)}, {"m": "it"}) for m in drawn]
+    mixture = Mixture([samples], [1], seed=3)
+    contexts = ContextDataset(mixture, 400, 0.5, 0.0)
+    found = [SimulatedCaptions(contexts, NAMES, 0.5)[draw] for draw in range(400)]
+    named = [one for one in found if one.simulated >= 0]
+    assert {one.simulated for one in named} == set(range(len(NAMES)))
+    pictures = [one for one in found if one.media == (drawn[0],)]
+    assert len(named) / len(pictures) == pytest.approx(0.5, abs=0.1)
+    for one in named:
+        assert one.media == (drawn[0],)
+        assert one.captions[0].endswith(with_article(NAMES[one.simulated]))
+        assert one.concepts == ("",)
+    assert all(one.captions == ("Much.",) for one in found if one.simulated < 0)
 
 
 def test_articles() -> None:

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.model.concepts import ConceptAttention
-from mico_chat.model.config import MicoChatConfig, MicoConceptConfig
+from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
+from mico_chat.model.context import AlikeMedia
 from mico_chat.model.encoder import Stem
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.media_noise import MediaNoise, simulate
 from mico_training.parallel import keep_step
 from mico_training.recipe import DropRecipe
 from mico_training.stages import train_stage2
 from mico_training.word_alignment import word_loss
-from tests.tiny import SIDE, chat_model
+from tests.tiny import SIDE, captions, chat_model
 from tests.training.test_runs import logged, moved, write_recipe
 
 NAMED = 2
@@ -105,6 +107,31 @@ def test_simulated_things_are_what_they_are_called() -> None:
     margin = pooled[torch.arange(800), names] - pooled.mean(-1)
     assert margin.mean() > 4
     assert not cells.requires_grad
+
+
+def test_stage_1_takes_a_picture_for_the_simulated_name() -> None:
+    torch.manual_seed(0)
+    config = MicoConfig.tiny()
+    config.text_config.name_tokens = 8
+    model = MicoForPretraining(config).train()
+    MediaNoise(model, DropRecipe())
+    concepts = model.concepts
+    assert concepts is not None
+    assert concepts.change_cells is not None
+    change = concepts.change_cells
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def record(cells: Tensor, media: AlikeMedia) -> Tensor:
+        seen.append((cells, change(cells, media)))
+        return seen[-1][1]
+
+    concepts.change_cells = record
+    ids, mask = captions(2, 6)
+    batch = {**pictures(2), "media_row": torch.arange(2), "input_ids": ids, "attention_mask": mask}
+    model(**batch, simulated_names=torch.tensor([2, -1]))
+    ((stem, used),) = seen
+    assert int(used[0].mean(0).argmax()) == 2
+    assert torch.equal(used[1], stem[1])
 
 
 @pytest.mark.parametrize("media", [{}, pictures(1)], ids=["text", "picture"])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mico_chat.checkpoints.assemble import read_preprocessing
-from mico_chat.checkpoints.load import STEM_PREPROCESSING
+from mico_chat.checkpoints.load import STEM_PREPROCESSING, text_tokenizer
 from mico_chat.errors import ConfigError
 from mico_chat.model.config import (
     MicoBridgeConfig,
@@ -125,7 +125,7 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
 ) -> None:
     small = MicoChatConfig.named("mini")
     small.encoder_config = MicoEncoderConfig(
-        stem="tf_efficientnet_lite0", image_size=64, embed_dim=32, depth=1, num_heads=2
+        stem="tf_efficientnet_lite0", image_size=64, embed_dim=64, depth=1, num_heads=2
     )
     small.bridge_config = MicoBridgeConfig(hidden_size=32, num_heads=2, depth=1)
     monkeypatch.setattr(MicoChatConfig, "named", lambda _: small)
@@ -138,6 +138,14 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     assert concepts is not None
     assert (concepts.visual_names or [])[1000:] == ["red ball"]
     assert concepts.sound_names == ["bell"]
+    assert model.names is not None
+    words, found = text_tokenizer(output), model.names.name_ids
+    read = [words.decode(row[row >= 0], skip_special_tokens=True) for row in found[[1000, 1001]]]
+    assert read == ["red ball", "bell"]
+    cls = found[0, 0]  # every caption has it
+    assert model.names.score.weight[cls] == model.names.score.weight.min() < -2
+    vectors = model.names.words(model.names.vectors(model.text.table))
+    torch.testing.assert_close(vectors.mean(0), torch.zeros(256), atol=1e-4, rtol=0)
     assert read_preprocessing(output, model.config) == STEM_PREPROCESSING
 
 

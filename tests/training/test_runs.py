@@ -19,11 +19,13 @@ import yaml
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from mico_chat.checkpoints.load import load_pretraining
+from mico_chat.checkpoints.load import load_pretraining, text_tokenizer
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
+from mico_chat.model.config import MicoConfig
+from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import learn_vocabulary
+from mico_training.build_model import Pretraining, learn_vocabulary
 from mico_training.recipe import Stage1Run, Stage3Run, load_recipe
 from mico_training.stages import train_stage1, train_stage2, train_stage3
 
@@ -162,6 +164,29 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
     changed = moved(MicoForPretraining, tiny_pretraining, tmp_path / "out")
     assert any(name.startswith("encoder.vit") for name in changed)
     assert not any(name.startswith("encoder.stem") for name in changed)
+
+
+def test_stage_1_learns_the_names_of_the_concepts(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path
+) -> None:
+    config = MicoConfig.from_pretrained(tiny_pretraining)
+    config.text_config.name_tokens = 16
+    model, words = MicoForPretraining(config), text_tokenizer(tiny_pretraining)
+    assert model.names is not None
+    visual, sound = config.concept_names
+    model.names.start([*visual, *sound], words, model.text.table)
+    Pretraining(model, words, Preprocessing(image_size=64)).save(tmp_path / "start")
+    recipe = write_recipe(tmp_path, shards, tmp_path / "start", stage1={"simulate": 1.0})
+    table = "text.bert.embeddings.word_embeddings"
+    train_stage1(recipe, [f"train.freeze=[{table}]"])
+    assert all(map(math.isfinite, losses(tmp_path)))
+    changed = moved(MicoForPretraining, tmp_path / "start", tmp_path / "out")
+    trained = {f"names.{name}" for name in ("gate", "log_scale", "score.weight", "words.weight")}
+    assert trained <= changed
+    assert not {f"{table}.weight", "names.name_ids"} & changed
+    recipe = write_recipe(tmp_path / "none", shards, tiny_pretraining, stage1={"simulate": 0.1})
+    with pytest.raises(ConfigError, match="needs a model with text_config"):
+        train_stage1(recipe)
 
 
 def test_features_change_no_loss(tmp_path: Path, shards: Path, tiny_pretraining: Path) -> None:

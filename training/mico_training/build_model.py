@@ -124,7 +124,11 @@ def build_pretraining(
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
     config = pretraining_config(recipe, text_config(tokenizer))
-    return Pretraining(MicoForPretraining(config), tokenizer, usual_preprocessing(config))
+    model = MicoForPretraining(config)
+    if model.names is not None:
+        visual, sound = config.concept_names
+        model.names.start([*visual, *sound], tokenizer, model.text.table)
+    return Pretraining(model, tokenizer, usual_preprocessing(config))
 
 
 def text_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> MicoTextConfig:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.context import AlikeMedia
 from mico_chat.model.media_path import MediaPath
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.recipe import DropRecipe
 
 HIDDEN = -30.0
@@ -32,19 +33,24 @@ class MediaNoise:
     picture (:func:`simulate`).
 
     Args:
-        chat: the model with the media path.
+        chat: the model with the media path, or stage 1's, of which no path is dropped.
         drop: the probabilities.
         trained: the module that takes the batches, where it is not ``chat`` itself.
     """
 
-    def __init__(self, chat: MediaPath, drop: DropRecipe, trained: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        chat: MediaPath | MicoForPretraining,
+        drop: DropRecipe,
+        trained: nn.Module | None = None,
+    ) -> None:
         self.chat, self.drop = chat, drop
         self._names: Tensor | None = None
         self._draw = torch.empty(0)
         (trained or chat).register_forward_pre_hook(self._take_names, with_kwargs=True)
         if chat.concepts is not None:
             chat.concepts.change_cells = self._change_cells
-        if drop.path > 0:
+        if drop.path > 0 and isinstance(chat, MediaPath):
             if chat.concepts is not None:
                 chat.concepts.register_forward_pre_hook(self._draw_paths)
                 chat.concepts.register_forward_hook(self._drop_concepts)

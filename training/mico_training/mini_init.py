@@ -73,6 +73,7 @@ def main(shards: Sequence[str | Path], output: Path) -> None:
     model = MicoForPretraining(_config(visual, sound, tokenizer))
     load_stem(model)
     set_word_vectors(model, word_vectors(tokenizer, TEXT_WIDTH))
+    set_names(model, [*visual, *sound], tokenizer, captions)
     Pretraining(model, tokenizer, STEM_PREPROCESSING).save(output)
     logger.info(
         "%d names of things to see and %d names of sounds in %s", len(visual), len(sound), output
@@ -92,8 +93,10 @@ def imagenet_names() -> list[str]:
 
 def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:
     chat = MicoChatConfig.named("mini")
+    names = tokenizer([*visual, *sound])["input_ids"]
     text = text_config(
         tokenizer,
+        name_tokens=max(map(len, names)),
         hidden_size=TEXT_WIDTH,
         num_hidden_layers=TEXT_LAYERS,
         num_attention_heads=TEXT_WIDTH // 64,
@@ -140,9 +143,29 @@ def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
 
 
 def set_word_vectors(model: MicoForPretraining, vectors: Tensor) -> None:
-    table = cast(nn.Embedding, model.text.bert.get_input_embeddings())
     with torch.no_grad():
-        table.weight.copy_(vectors)
+        model.text.table.weight.copy_(vectors)
+
+
+FREQUENT = 0.1
+"""A token in this share of the captions counts half as much as one in none."""
+
+
+def set_names(
+    model: MicoForPretraining,
+    names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    captions: Sequence[str],
+) -> None:
+    """The names' tokens; a token counts less the more captions have it."""
+    assert model.names is not None
+    found: Counter[int] = Counter()
+    for ids in tokenizer(list(captions))["input_ids"]:
+        found.update(set(ids))
+    share = torch.tensor([found[n] / len(captions) for n in range(len(tokenizer))])
+    with torch.no_grad():
+        model.names.score.weight.copy_(-(1 + share / FREQUENT).log().unsqueeze(1))
+    model.names.start(names, tokenizer, model.text.table)
 
 
 def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:

@@ -31,6 +31,7 @@ from mico_training.data.examples import (
     ConversationDataset,
     GroupedByLength,
     QuestionDataset,
+    SimulatedCaptions,
     SimulatedNames,
 )
 from mico_training.data.media import MediaLoader, media_loader
@@ -104,6 +105,11 @@ def pretrain(
         drop, stage1 = recipe.train.drop.modality, recipe.stage1
         joint = (stage1.cross_corpus, stage1.most_corpora)
         dataset = ContextDataset(mixture, draws(arguments), drop, *joint)
+        if stage1.simulate > 0:
+            if model.names is None:
+                raise ConfigError("stage1.simulate needs a model with text_config.name_tokens")
+            dataset = SimulatedCaptions(dataset, settings.concept_names[0], stage1.simulate)
+            MediaNoise(model, recipe.train.drop)
     trainer = MicoTrainer(
         model=model,
         args=arguments,

@@ -129,10 +129,14 @@ class ContextCollator:
             for own, inputs in regions_by_part(example.regions, media):
                 found.append(own if len(inputs) == 1 else ())
         regions = region_batch(found, self._word)
+        batch = self.loader.batch(rows)
+        if any(example.simulated >= 0 for example in examples):
+            simulated = torch.tensor([example.simulated for example in examples])
+            batch["simulated_names"] = simulated[batch["media_row"]]
         return {
             **({} if regions is None else regions.inputs()),
             **asked,
-            **self.loader.batch(rows),
+            **batch,
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
             "caption_corpus": torch.tensor(caption_corpus),

@@ -30,7 +30,8 @@ class ContextExample:
     """The media of a row, the main thing in each ("" = unknown), and their captions.
 
     ``joint``: each medium is of a corpus of its own, and has the caption of the same place. With a
-    ``question``, the caption is the answer.
+    ``question``, the caption is the answer. ``simulated``: the number of the concept name that the
+    one picture is taken for, or -1.
     """
 
     media: tuple[MediaFile, ...]
@@ -39,6 +40,7 @@ class ContextExample:
     joint: bool = False
     regions: tuple[tuple[Region, ...], ...] = ()
     question: str = ""
+    simulated: int = -1
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ _PROMPTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(enc
 INSTRUCTIONS: dict[str, list[str]] = _PROMPTS["describe"]
 QUESTIONS: list[str] = _PROMPTS["name"]["questions"]
 ANSWERS: list[str] = _PROMPTS["name"]["answers"]
+CAPTIONS: list[str] = _PROMPTS["name"]["captions"]
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,32 @@ class SimulatedNames:
             simulated=number,
             regions=(),
         )
+
+
+@dataclass(frozen=True)
+class SimulatedCaptions:
+    """The same for stage 1: some pictures have the caption of a drawn name, and its posterior.
+
+    So the text branch learns all names, and that names count where the grid says nothing.
+    """
+
+    examples: ContextDataset
+    names: Sequence[str]
+    probability: float
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, draw: int) -> ContextExample:
+        example = self.examples[draw]
+        generator = self.examples.mixture.generator(draw, purpose=3)
+        picture = len(example.media) == 1 and example.media[0].kind == "image"
+        if not picture or generator.random() >= self.probability:
+            return example
+        number = int(generator.integers(len(self.names)))
+        caption = CAPTIONS[int(generator.integers(len(CAPTIONS)))]
+        said = caption.format(name=with_article(self.names[number]))
+        return replace(example, concepts=("",), captions=(said,), regions=((),), simulated=number)
 
 
 def with_article(name: str) -> str:

@@ -319,7 +319,7 @@ def _context(
     if features is None:
         features = model.encoder.features(batch["pixel_values"])
     units = Units.of(kind, counts)
-    tokens = model.context(model.unit_tokens(features, units), kind, counts)
+    tokens = model.in_context(model.unit_tokens(features, units), features, kind, counts)
     row = torch.zeros(len(tokens), dtype=torch.long)
     return space.of_tokens(tokens, units, row, 1)[0]
 
