@@ -110,6 +110,7 @@ class ConceptNames(nn.Module):
 
     def point(self, tokens: Tensor, kind: Tensor, row: Tensor, n: int) -> Tensor:
         """Name tokens (U, D) of units with kinds and samples (U,) -> (n, P), averaged by sample."""
-        words = self.words(tokens[:, : self.words.in_features]) * self.gate[kind].unsqueeze(1)
+        words: Tensor = self.words(tokens[:, : self.words.in_features])
+        words = words * self.gate[kind].unsqueeze(1)
         sums = words.new_zeros(n, words.shape[1]).index_add(0, row, words)
         return sums / torch.bincount(row, minlength=n).clamp(min=1).unsqueeze(1)

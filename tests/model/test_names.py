@@ -25,6 +25,7 @@ def named_model() -> tuple[MicoForPretraining, ConceptNames]:
     model = MicoForPretraining(config)
     assert model.names is not None
     model.names.start([*VISUAL, *SOUND], letters(), model.text.table)
+    assert isinstance(model.media_projection, torch.nn.Linear)
     with torch.no_grad():
         model.media_projection.weight.zero_()
         model.text_projection.weight.zero_()
@@ -35,7 +36,9 @@ def named_model() -> tuple[MicoForPretraining, ConceptNames]:
 def recognise(model: MicoForPretraining, name: str) -> None:
     """Make the stem see or hear a name in everything."""
     assert model.concepts is not None
-    heads = (model.concepts.classifier, model.concepts.learned, model.concepts.sound[-1])
+    sound = model.concepts.sound[-1]
+    assert isinstance(sound, torch.nn.Linear)
+    heads = (model.concepts.classifier, model.concepts.learned, sound)
     biases = torch.tensor([50.0 * (known == name) for known in [*VISUAL, *SOUND]]).split([2, 1, 2])
     with torch.no_grad():
         for head, bias in zip(heads, biases, strict=True):
@@ -109,6 +112,7 @@ def test_contrast_and_matching_train_the_names() -> None:
     ids, mask = captions(3, 6)
     for objective in ("contrastive", "matching"):
         model, names = named_model()
+        assert isinstance(model.media_projection, torch.nn.Linear)
         torch.nn.init.normal_(model.media_projection.weight)
         model.objective_weights = dict.fromkeys(OBJECTIVES, 0.0) | {objective: 1.0}
         pixels = torch.randn(3, 3, SIDE, SIDE)

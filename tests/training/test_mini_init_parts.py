@@ -221,7 +221,10 @@ def test_closer_looks_teach_names_and_colours(
     assert seen is not None
     assert seen[1].tolist() == [2] * 12, "every thing is a square"
     assert coloured is not None
-    head = fitted.model.concepts.colour.train(False)
+    assert fitted.model.concepts is not None
+    head = fitted.model.concepts.colour
+    assert head is not None
+    head.train(False)
     assert (head(coloured[0].float()).argmax(1) == coloured[1]).float().mean() > 0.8
 
 

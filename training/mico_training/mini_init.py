@@ -257,7 +257,8 @@ def look_features(
     encoder, concepts = parts.model.encoder, parts.model.concepts
     assert encoder.stem is not None
     assert concepts is not None
-    stem = copy.deepcopy(encoder.stem).to(torch.bfloat16, memory_format=torch.channels_last)
+    stem: Any = copy.deepcopy(encoder.stem)
+    stem.to(torch.bfloat16, memory_format=torch.channels_last)
     loader = MediaLoader(parts.preprocessing)
     named: list[tuple[Tensor, int]] = []
     coloured: list[tuple[Tensor, int]] = []

@@ -100,15 +100,17 @@ def pretrain(
         )
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
-    dataset: QuestionDataset | ContextDataset = QuestionDataset(mixture, draws(arguments))
+    dataset: QuestionDataset | ContextDataset | SimulatedCaptions = QuestionDataset(
+        mixture, draws(arguments)
+    )
     if not recipe.stage1.questions:
         drop, stage1 = recipe.train.drop.modality, recipe.stage1
         joint = (stage1.cross_corpus, stage1.most_corpora)
-        dataset = ContextDataset(mixture, draws(arguments), drop, *joint)
+        dataset = contexts = ContextDataset(mixture, draws(arguments), drop, *joint)
         if stage1.simulate > 0:
             if model.names is None:
                 raise ConfigError("stage1.simulate needs a model with text_config.name_tokens")
-            dataset = SimulatedCaptions(dataset, settings.concept_names[0], stage1.simulate)
+            dataset = SimulatedCaptions(contexts, settings.concept_names[0], stage1.simulate)
             MediaNoise(model, recipe.train.drop)
     trainer = MicoTrainer(
         model=model,
