@@ -26,7 +26,7 @@ from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 6
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 
