@@ -61,7 +61,7 @@ recordings = Recordings.reader("recordings.yaml")
 def clips() -> Iterator[Clip]:
     yield from chain(_files(), _opensfx(), _fonts(), _freepats(), _strums())
     yield from chain(_series(), _surroundings(), _samplers(), _speech())
-    for name in ("siren", "beep", "static", "alarm clock", "heartbeat", "clock"):
+    for name in ("siren", "beep", "alarm clock", "heartbeat", "clock"):
         for i in range(8):
             yield Clip(f"made:{name}:{i}", name, partial(_make, name, i))
 
@@ -288,8 +288,6 @@ def _make(name: str, number: int) -> Signal:
         return synth.siren(low, low * drawn(1.3, 2.2), rate, 6.0, stepped)
     if name == "beep":
         return synth.beep(drawn(500, 2600), drawn(0.08, 0.4))
-    if name == "static":
-        return synth.coloured(rng.standard_normal(6 * SAMPLE_RATE), drawn(-1.0, 3.0))
     if name == "alarm clock":
         length = drawn(0.05, 0.15)
         pip = synth.beep(drawn(1000, 3400), length, (1.0, 0.0, 0.5))
