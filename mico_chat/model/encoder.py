@@ -107,7 +107,7 @@ class Stem(nn.Module):
         if bool(slices.any()):
             hear = ear(self.ear_blocks, pixel_values.device)
             heard[slices, : self.heard_dim] = hear(pixel_values[slices, 0].float())
-        return heard.unflatten(1, (-1, grid, grid))
+        return heard.view(len(heard), -1, grid, grid)
 
 
 class OmniEncoder(nn.Module):

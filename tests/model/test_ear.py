@@ -42,7 +42,8 @@ def whisper() -> WhisperEncoder:
     config = WhisperConfig(
         d_model=WIDTH, encoder_layers=2, encoder_attention_heads=8, encoder_ffn_dim=4 * WIDTH
     )
-    encoder = WhisperEncoder(config).eval()
+    encoder = WhisperEncoder(config)
+    encoder.eval()
     for value in encoder.parameters():
         value.data = value.data.half().float()  # as in the file
     return encoder
