@@ -31,15 +31,16 @@ class ColourHead(nn.Module):
 
     def __init__(self, stem: Stem, hidden: int = 96) -> None:
         super().__init__()
-        self.scale = nn.BatchNorm2d(stem.out_dim, affine=False)  # all channels to one scale
-        self.hidden = nn.Linear(stem.out_dim, hidden)
+        self.scale = nn.BatchNorm2d(stem.seen_dim, affine=False)  # all channels to one scale
+        self.hidden = nn.Linear(stem.seen_dim, hidden)
         self.place = nn.Parameter(torch.zeros((stem.image_size // 32) ** 2, hidden))
         self.counts = nn.Linear(hidden, 1)
         self.colour = nn.Linear(hidden, len(COLOURS))
 
     def forward(self, features: Tensor) -> Tensor:
         """Stem features (U, C, G, G) -> logits (U, 11) of :data:`COLOURS`."""
-        cells = self.hidden(self.scale(features).flatten(2).transpose(1, 2)) + self.place
+        seen = self.scale(features[:, : self.scale.num_features])
+        cells = self.hidden(seen.flatten(2).transpose(1, 2)) + self.place
         cells = F.gelu(cells)
         logits: Tensor = (self.counts(cells).softmax(1) * self.colour(cells)).sum(1)
         return logits
@@ -63,7 +64,8 @@ class ConceptAttention(nn.Module):
         self.feature_map = nn.Linear(stem.last_dim, stem.last_dim * 4)
         self.classifier = nn.Linear(stem.last_dim * 4, self.n_pretrained)
         self.learned = nn.Linear(stem.last_dim * 4, self.n_visual - self.n_pretrained)
-        width = 2 * (stem.mid_dim // 4) * FREQUENCY_BANDS  # mean and max over time
+        self.seen_dim, self.heard_dim = stem.seen_dim, stem.heard_dim
+        width = stem.heard_dim or 2 * (stem.mid_dim // 4) * FREQUENCY_BANDS
         self.sound = nn.Sequential(
             nn.BatchNorm1d(width, affine=False),
             nn.Dropout(0.3),
@@ -123,15 +125,21 @@ class ConceptAttention(nn.Module):
     def sound_features(self, features: Tensor, units: Tensor) -> Tensor:
         """Features (U, C, G, G) and units (M,) -> features that the sound names read (M, width).
 
-        Frequency is kept; time is pooled (mean and max) over all slices of the sound.
+        What the ear heard, as the mean of the slices. Without an ear they are the CNN's middle
+        blocks: frequency is kept, time is pooled (mean and max) over all slices of the sound.
         """
+        sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+
+        def mean_of(x: Tensor) -> Tensor:  # of the slices of each sound
+            total = x.new_zeros(len(units), *x.shape[1:]).index_add(0, sound, x)
+            return total / units.view(-1, *[1] * (x.dim() - 1))
+
+        if self.heard_dim:
+            return mean_of(features[:, self.seen_dim :].flatten(1)[:, : self.heard_dim])
         mid = features[:, self.last_dim : self.last_dim + self.mid_dim]
         mid = mid.unflatten(1, (-1, 4)).mean(2)  # (U, mid, G rows = time, G columns = frequency)
-        mean = F.adaptive_avg_pool1d(mid.mean(2), FREQUENCY_BANDS)  # (U, mid, bands)
+        mean = mean_of(F.adaptive_avg_pool1d(mid.mean(2), FREQUENCY_BANDS))  # (M, mid, bands)
         peak = F.adaptive_avg_pool1d(mid.amax(2), FREQUENCY_BANDS)
-        sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
-        mean = mean.new_zeros(len(units), *mean.shape[1:]).index_add(0, sound, mean)
-        mean = mean / units.view(-1, 1, 1)  # (M, mid, bands)
         index = sound.view(-1, 1, 1).expand(peak.shape)
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
         return torch.cat([mean, peak], 1).flatten(1)

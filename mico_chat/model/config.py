@@ -27,7 +27,8 @@ class MicoEncoderConfig(PreTrainedConfig):
 
     With ``stem`` (a timm CNN) the ViT is a hybrid: transformer blocks on the CNN's 7 x 7 grid,
     sized by ``embed_dim``, ``depth``, ``num_heads``. Without it ``architecture`` names a timm
-    model that brings its own sizes; ``architecture_options`` replaces some of them.
+    model that brings its own sizes; ``architecture_options`` replaces some of them. With
+    ``ear_blocks``, beside a stem, the sounds' names are heard by so many blocks of Whisper base.
     """
 
     model_type = "mico_encoder"
@@ -36,6 +37,7 @@ class MicoEncoderConfig(PreTrainedConfig):
     architecture: str = "eva_giant_patch14_clip_224"
     architecture_options: dict[str, Any] | None = None
     stem: str | None = None
+    ear_blocks: int = 0
     image_size: int = 224
     patch_size: int = 14
     embed_dim: int = 1408

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mico_chat.errors import ModelError
 from mico_chat.model.config import MicoEncoderConfig
+from mico_chat.model.ear import WIDTH, ear
 
 
 def _import_timm() -> Any:
@@ -67,18 +68,23 @@ def cell_centres(n: int) -> Tensor:
 class Stem(nn.Module):
     """A CNN as patch embedding.
 
-    Returns (U, C, G, G) with C = [last grid | middle blocks, 2 x 2 folded | 4 x 4 colours]. The
-    last grid shows objects, the middle blocks keep texture and, for sound, frequency.
+    Returns (U, C, G, G) with C = [last grid | middle blocks, 2 x 2 folded | 4 x 4 colours | heard].
+    The last grid shows objects, the middle blocks keep texture and, for sound, frequency. With
+    ``ear_blocks`` the ear's features of a mel slice, folded to G x G, are at the end; the ViT does
+    not see them.
     """
 
-    def __init__(self, name: str, image_size: int) -> None:
+    def __init__(self, name: str, image_size: int, ear_blocks: int = 0) -> None:
         super().__init__()
         self.image_size = image_size
         self.cnn: nn.Module = timm.create_model(name, features_only=True, out_indices=(3, 4))
         mid, last = cast(Any, self.cnn).feature_info.channels()
         self.last_dim: int = last
         self.mid_dim: int = mid * 4
-        self.out_dim: int = last + mid * 4 + 3 * COLOUR_CELLS**2
+        self.seen_dim: int = last + mid * 4 + 3 * COLOUR_CELLS**2
+        self.ear_blocks = ear_blocks
+        self.heard_dim = 2 * WIDTH * ear_blocks
+        self.out_dim: int = self.seen_dim + -(-self.heard_dim // (image_size // 32) ** 2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(U, 3, S, S) -> (U, C, G, G), G = image_size / 32; finer pixels are averaged first."""
@@ -87,9 +93,24 @@ class Stem(nn.Module):
         mid, last = self.cnn(pixel_values)
         grid = last.shape[-1]
         colours = F.adaptive_avg_pool2d(pixel_values, grid * COLOUR_CELLS)
-        return torch.cat(
-            [last, F.pixel_unshuffle(mid, 2), F.pixel_unshuffle(colours, COLOUR_CELLS)], dim=1
-        )
+        parts = [last, F.pixel_unshuffle(mid, 2), F.pixel_unshuffle(colours, COLOUR_CELLS)]
+        if self.ear_blocks:
+            parts.append(self.heard(pixel_values, grid).to(last))
+        return torch.cat(parts, dim=1)
+
+    def heard(self, pixel_values: Tensor, grid: int) -> Tensor:
+        """(U, 3, H, W) -> the ear's features as channels (U, n, G, G), zero but for mel slices.
+
+        A mel slice has three equal channels. A grey picture may have them too: nothing reads what
+        is heard in it.
+        """
+        shape = (len(pixel_values), (self.out_dim - self.seen_dim) * grid**2)
+        heard = torch.zeros(shape, device=pixel_values.device)
+        slices = (pixel_values == pixel_values[:, :1]).flatten(1).all(1)
+        if bool(slices.any()):
+            hear = ear(self.ear_blocks, pixel_values.device)
+            heard[slices, : self.heard_dim] = hear(pixel_values[slices, 0].float())
+        return heard.view(len(heard), -1, grid, grid)
 
 
 class OmniEncoder(nn.Module):
@@ -105,11 +126,11 @@ class OmniEncoder(nn.Module):
                 config.architecture, num_classes=0, img_size=config.image_size, **options
             )
         else:
-            self.stem = Stem(config.stem, config.image_size)
+            self.stem = Stem(config.stem, config.image_size, config.ear_blocks)
             # The batch norm, without weights, brings the stem's channels to one scale.
             embed = partial(
                 timm.layers.HybridEmbed,
-                backbone=nn.BatchNorm2d(self.stem.out_dim, affine=False),
+                backbone=nn.BatchNorm2d(self.stem.seen_dim, affine=False),
                 feature_size=config.image_size // 32,
             )
             sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -152,6 +173,8 @@ class OmniEncoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (see :meth:`features`) to tokens (U, T, D)."""
+        if self.stem is not None:
+            features = features[:, : self.stem.seen_dim]
         return cast(Tensor, cast(Any, self.vit).forward_features(features))
 
 

@@ -108,7 +108,7 @@ class Preprocessing(BaseModel):
 
 
 @lru_cache(maxsize=4)
-def _mel_matrix(n_mels: int) -> Tensor:
+def mel_matrix(n_mels: int) -> Tensor:
     """(257, n_mels) triangular filters in the mel domain, 20 Hz to 8 kHz, as in Kaldi."""
 
     def mel(hertz: Tensor) -> Tensor:
@@ -130,5 +130,5 @@ def fbank(samples: Tensor, n_mels: int) -> Tensor:
     povey = torch.hann_window(FRAME, periodic=False).pow(0.85)
     frames = (frames - PREEMPHASIS * before) * povey
     power = torch.fft.rfft(frames, N_FFT).abs().pow(2)
-    energies: Tensor = power @ _mel_matrix(n_mels)
+    energies: Tensor = power @ mel_matrix(n_mels)
     return energies.clamp(min=torch.finfo(torch.float32).eps).log()

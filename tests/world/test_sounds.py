@@ -13,6 +13,7 @@ import pytest
 from mico_training.world import sounds, soundsources, synth
 from mico_training.world.sample import Split
 from mico_training.world.soundbank import SoundBank, confusable, sound_names, trim
+from mico_training.world.soundsources import Strikes
 from mico_training.world.sources import split_of
 from mico_training.world.synth import SAMPLE_RATE, Note, play_patches, read_patch
 from mico_training.world.things import Thing
@@ -234,10 +235,11 @@ def test_files_give_takes_of_one_recording_and_no_links(
 
 
 def test_footsteps_are_many_of_one_ground(only: Callable[..., None]) -> None:
-    only(("grass1", "grass2", "stone1"), steps={"steps": ("grass", "stone")})
-    clips = list(soundsources._footsteps())
+    steps = Strikes(gap=(0.42, 0.6), series={"steps": ("grass?", "stone?")})
+    only(("grass1", "grass2", "stone1"), strikes={"footsteps": steps})
+    clips = list(soundsources._series())
     found = {(clip.identity, clip.name) for clip in clips}
-    assert found == {("steps:grass", "footsteps"), ("steps:stone", "footsteps")}
+    assert found == {("steps:grass?", "footsteps"), ("steps:stone?", "footsteps")}
     assert 8 <= bursts(clips[0].load()) <= 14
 
 

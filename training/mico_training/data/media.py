@@ -262,6 +262,7 @@ def media_loader(
     settings = (
         preprocessing.model_dump_json(),
         pixels.limits.model_dump_json(include={"max_frames", "max_seconds", "max_side"}),
+        *([f"ear {stem.ear_blocks}"] if stem.ear_blocks else []),
     )
     cache = FeatureCache(recipe.features.cache, stem_fingerprint(stem, *settings))
     with arguments.main_process_first(local=False, desc="features"):
@@ -287,6 +288,7 @@ def _runner(stem: nn.Module, device: torch.device, recipe: FeatureRecipe) -> Ste
 
     half: Any = copy.deepcopy(stem).to(torch.bfloat16)
     half.to(memory_format=torch.channels_last)
+    half.heard = torch.compiler.disable(half.heard)  # which units are sounds depends on the values
     with inductor.patch(freezing=True):
         compiled = cast(nn.Module, torch.compile(half, dynamic=False))
 

@@ -26,7 +26,7 @@ from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 7
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 
@@ -94,11 +94,11 @@ class SoundBank:
         return sorted(self._clips[split])
 
     def draw_name(self, rng: Rng, split: Split, names: Sequence[str] | None = None) -> str:
-        """A random class; a class with four times the identities is drawn twice as often."""
+        """A random class; a class with 16 times the identities is drawn twice as often."""
         pool = self.names(split) if names is None else list(names)
         if not pool:
             raise ValueError(f"sound bank: the split {split!r} has no class to draw from")
-        weights = np.sqrt([min(16, len(self._clips[split][name])) for name in pool])
+        weights = np.array([min(16, len(self._clips[split][name])) for name in pool]) ** 0.25
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
     def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:

@@ -38,11 +38,18 @@ class Clip(NamedTuple):
     load: Callable[[], Signal]
 
 
+class Strikes(Table):
+    """Sounds of many strikes, ``gap`` seconds apart: package -> patterns, one for each series."""
+
+    gap: tuple[float, float]
+    series: dict[str, tuple[str, ...]]
+
+
 class Recordings(Table):
     files: dict[str, dict[str, tuple[str, ...]]]
     takes: dict[str, str]
     surroundings: dict[str, str]
-    steps: dict[str, tuple[str, ...]]
+    strikes: dict[str, Strikes]
     samplers: dict[str, tuple[str, int]]
     opensfx: dict[int, str]
     spoken: dict[str, str]
@@ -52,9 +59,9 @@ recordings = Recordings.reader("recordings.yaml")
 
 
 def clips() -> Iterator[Clip]:
-    yield from chain(_files(), _opensfx(), _fonts(), _freepats(), _strums_and_typing())
-    yield from chain(_footsteps(), _surroundings(), _samplers(), _speech())
-    for name in ("siren", "beep", "static", "alarm clock", "heartbeat", "clock"):
+    yield from chain(_files(), _opensfx(), _fonts(), _freepats(), _strums())
+    yield from chain(_series(), _surroundings(), _samplers(), _speech())
+    for name in ("siren", "beep", "alarm clock", "heartbeat", "clock"):
         for i in range(8):
             yield Clip(f"made:{name}:{i}", name, partial(_make, name, i))
 
@@ -99,6 +106,7 @@ def _fonts() -> Iterator[Clip]:
         ("fluid-soundfont-gm", "fluid", "*GM.sf2"),
         ("musescore-general-soundfont-small", "fluid", "*.sf3"),
         ("timgm6mb-soundfont", "tim", "*.sf2"),
+        ("csound-soundfont", "csound", "*.sf2"),
     ):
         font = synth.Font(next(source(package).rglob(pattern)))
         yield from _takes(family, font)
@@ -147,26 +155,23 @@ def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
     return synth.play_patches(patches, notes)[: round(MAX_SECONDS * SAMPLE_RATE)]
 
 
-def _strums_and_typing() -> Iterator[Clip]:
+def _strums() -> Iterator[Clip]:
     package = "hydrogen-drumkits-effects"
     paths = sorted(source(package).rglob("*.flac"))
     for path in paths[:: max(1, len(paths) // 24)]:
         chord = path.stem.split("_")[0]
         yield Clip(f"{package}:{chord}", "guitar", partial(decode_file, path))
-    package = "bucklespring-data"
-    paths = sorted(p for p in source(package).rglob("*-1.wav"))
-    for group in range(5):
-        load = partial(_strikes, paths[group::5], group, (0.08, 0.3))
-        yield Clip(f"{package}:{group}", "typing", load)
 
 
-def _footsteps() -> Iterator[Clip]:
-    for package, grounds in recordings().steps.items():
-        for ground in grounds:
-            paths = [p for p in _sound_files(package) if p.stem.startswith(ground)]
-            for take in range(3):
-                load = partial(_strikes, paths, take, (0.42, 0.6))
-                yield Clip(f"{package}:{ground}", "footsteps", load)
+def _series() -> Iterator[Clip]:
+    """Footsteps and typing, put together from the recordings of single steps and keys."""
+    for name, strikes in recordings().strikes.items():
+        for package, patterns in strikes.series.items():
+            for pattern in patterns:
+                paths = [p for p in _sound_files(package) if fnmatchcase(p.stem, pattern)]
+                for take in range(3):
+                    load = partial(_strikes, paths, take, strikes.gap)
+                    yield Clip(f"{package}:{pattern}", name, load)
 
 
 def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
@@ -283,8 +288,6 @@ def _make(name: str, number: int) -> Signal:
         return synth.siren(low, low * drawn(1.3, 2.2), rate, 6.0, stepped)
     if name == "beep":
         return synth.beep(drawn(500, 2600), drawn(0.08, 0.4))
-    if name == "static":
-        return synth.coloured(rng.standard_normal(6 * SAMPLE_RATE), drawn(-1.0, 3.0))
     if name == "alarm clock":
         length = drawn(0.05, 0.15)
         pip = synth.beep(drawn(1000, 3400), length, (1.0, 0.0, 0.5))

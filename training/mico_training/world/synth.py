@@ -41,14 +41,6 @@ def peak(signal: Signal, level: float = 0.9) -> Signal:
     return signal * np.float32(level / top) if top > 0 else signal
 
 
-def coloured(noise: NDArray[np.float64], slope: float) -> Signal:
-    """White ``noise`` with a spectrum falling by ``slope`` dB an octave; peak 1."""
-    spectrum = np.fft.rfft(noise)
-    octaves = np.maximum(np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE), 20.0) / 1000.0
-    spectrum *= octaves ** (-slope / 6.02)
-    return peak(np.fft.irfft(spectrum, len(noise)).astype(np.float32), 1.0)
-
-
 def beep(frequency: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
     return sweep(frequency, frequency, seconds, harmonics)
 
