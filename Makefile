@@ -169,9 +169,8 @@ mini: setup-dev
 	$(BIN)/python -m mico_training.mini prepare --data $(DATA)
 	$(BIN)/python -m mico_training.mini heads
 	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
-	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1-places.yaml
-	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1-matching.yaml
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
+	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1-matching.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
 	$(BIN)/python -m mico_training.mini pack
 	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/everyday/items.jsonl --output runs/evaluation --limit 100

@@ -168,7 +168,9 @@ def build(
     return model, MicoChatProcessor.for_config(config, tokenizer, preprocessing, template)
 
 
-def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None:
+def take_over(
+    model: MicoChatForConditionalGeneration | MicoForPretraining, encoder: Encoder
+) -> None:
     """Copy an encoder, its context and its concept heads into a model, strictly."""
     source = encoder.source
     for name in ("encoder", "context", "concepts"):

