@@ -103,24 +103,15 @@ def turned(rng: Rng, rgba: Pixels, size_px: int) -> Image.Image:
     return image
 
 
-def layout(
-    rng: Rng, sizes: Sequence[float], reach: float = 0.46
-) -> list[tuple[float, float]]:
+def layout(rng: Rng, sizes: Sequence[float], reach: float = 0.46) -> list[tuple[float, float]]:
     """Centres at which things of these sizes (fractions of a square) hardly overlap. With a smaller
     ``reach`` they may overlap more."""
-    best: list[NDArray[np.float64]] = []
-    best_overlap = np.inf
-    pairs = [(i, j) for i in range(len(sizes)) for j in range(i)]
-    for _ in range(200 // max(1, len(sizes))):
-        centres = [rng.uniform(s / 2, 1 - s / 2, 2) for s in sizes]
-        gaps = [np.abs(centres[i] - centres[j]).max() for i, j in pairs]
-        reaches = [reach * (sizes[i] + sizes[j]) for i, j in pairs]
-        overlap = sum(max(0.0, r - float(g)) for r, g in zip(reaches, gaps, strict=True))
-        if overlap < best_overlap:
-            best, best_overlap = centres, overlap
-        if overlap == 0.0:
-            break
-    return [(float(x), float(y)) for x, y in best]
+    half = np.array(sizes) / 2
+    drawn = rng.uniform(half, 1 - half, (100, 2, len(sizes)))  # of so many, the one that fits best
+    gaps = np.abs(drawn[..., :, None] - drawn[..., None, :]).max(axis=1)
+    overlaps = np.maximum(0, 2 * reach * (half[:, None] + half) - gaps)
+    best = drawn[np.triu(overlaps, 1).sum(axis=(1, 2)).argmin()]
+    return [(float(x), float(y)) for x, y in best.T]
 
 
 def background_for(
@@ -192,9 +183,7 @@ def render(
 ) -> Scene:
     """Paint ``items``, the farthest first, and measure where they are."""
     for attempt in range(4):
-        background = background_for(
-            rng, shape, things, items, plain=attempt == 3, split=split
-        )
+        background = background_for(rng, shape, things, items, plain=attempt == 3, split=split)
         picture, owner, whole = _paint(rng, items, background)
         small, behind = picture[::2, ::2].astype(np.int16), background[::2, ::2]
         change = np.abs(small - behind).max(axis=-1)
@@ -217,7 +206,9 @@ def camera(rng: Rng, pixels: Pixels) -> Pixels:
     if rng.random() >= 0.3:
         return np.asarray(image)
     height, width = pixels.shape[:2]
-    grain = rng.integers(-128, 128, (height, width, 1), np.int8) * np.float32(rng.uniform(0.01, 0.1))
+    grain = rng.integers(-128, 128, (height, width, 1), np.int8) * np.float32(
+        rng.uniform(0.01, 0.1)
+    )
     return np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
 
 
@@ -250,7 +241,7 @@ def _paint(
         solid = alpha.point(lambda v: 255 if v > 96 else 0)
         whole[index] = solid.histogram()[255]
         if soft_edges:
-            alpha = alpha.filter(ImageFilter.GaussianBlur(soft_edges))
+            alpha = alpha.filter(ImageFilter.BoxBlur(soft_edges))
         lit = image.convert("RGB").point(_levels(float(rng.uniform(0.9, 1.08))))
         canvas.paste(lit, (left, top), alpha)
         owner.paste(index, (left, top), solid)

@@ -336,8 +336,10 @@ def _colours(rng: Rng, asked: Sequence[Placed]) -> list[Turn]:
     facts |= {"is_a": en.agreement(a.name)["is"], "is_b": en.agreement(b.name)["is"]}
     same = a.colour == b.colour
     if same or alike or rng.random() < 0.3:
-        because = f"both are {a.colour}" if same else en.fill(
-            "the {a} {is_a} {colour_a} and the {b} {is_b} {colour_b}", **facts
+        because = (
+            f"both are {a.colour}"
+            if same
+            else en.fill("the {a} {is_a} {colour_a} and the {b} {is_b} {colour_b}", **facts)
         )
         yes = "yes" if same else "no"
         question, reply = en.say(rng, "same colour", yes=yes, because=because, **facts)
