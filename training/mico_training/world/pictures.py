@@ -271,7 +271,8 @@ def _scatter(
     """A scene of the ``chosen`` things, perhaps among smaller ones, and the chosen ones in it."""
     n = len(chosen)
     height, width = shape = canvas(rng)
-    more = int(rng.integers(1, 4)) if rng.random() < _CLUTTERED else 0
+    cluttered = (size is None or size > 0.4) and rng.random() < _CLUTTERED
+    more = int(rng.integers(1, 4)) if cluttered else 0
     around = things.distinct(rng, split, more, unlike=chosen)
     largest = {1: 0.95, 2: 0.62, 3: 0.52, 4: 0.44, 5: 0.38}.get(n, 0.3)
     base = size or float(rng.uniform(max(LEAST_SIZE, 0.5 * largest), largest))
