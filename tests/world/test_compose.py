@@ -159,6 +159,14 @@ def test_no_question_is_about_clutter_and_a_place_has_no_things(things: Catalogu
         assert all({"no", "none"} & set(turn.accept) for turn in sample.turns)
 
 
+def test_what_a_background_may_show_is_never_said_to_be_absent() -> None:
+    rng = np.random.default_rng(8)
+    tree, palm = (replace(shape("star"), name=name, names=()) for name in ("tree", "palm tree"))
+    split = split_of(tree.identity)
+    found = Catalogue([tree, palm, replace(shape("star"), name="dog", names=())])
+    assert {pictures._absent(rng, split, found, ()) for _ in range(20)} == {"dog"}
+
+
 def test_a_photograph_is_cropped_and_a_room_has_a_floor_below_its_wall(tmp_path: Path) -> None:
     wall, floor = Image.new("RGB", (300, 240), "red"), Image.new("RGB", (260, 300), "blue")
     stored = []

@@ -41,7 +41,11 @@ class Group(Table):
 
 
 class Groups(Table):
+    shows: frozenset[str] = frozenset()
     groups: tuple[Group, ...]
+
+
+groups = Groups.reader(_TABLE.name)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def photographs() -> Photographs:
 def _write_cache(index: Path, blob: Path) -> None:
     rows = []
     with in_one_step(blob) as scratch, scratch.open("wb") as out:
-        for group in Groups.read(_TABLE.name).groups:
+        for group in groups().groups:
             for name, image in _images(group):
                 for cut in _crops(image, name, group.crops):
                     packed = io.BytesIO()
