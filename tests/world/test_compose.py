@@ -221,7 +221,7 @@ def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
         assert all(t["width"] > 0.02 for t in sample.truth["things"])
         counts[turn.accept[0]] += 1
     assert set(counts) == {"one", "two", "three", "four", "five"}
-    assert min(counts.values()) > 10
+    assert min(counts.values()) > 5  # of 20 on average
 
 
 def test_yes_and_no_are_even(things: Catalogue) -> None:
