@@ -167,10 +167,11 @@ def _crops(image: Image.Image, name: str, count: int) -> Iterator[Image.Image]:
     boxes = [(0.0, 0.0, 1.0)]
     for _ in range(count):
         share = float(rng.uniform(0.33, 0.66))
-        boxes.append((*(float(v) for v in rng.uniform(0, 1 - share, 2)), share))
+        left, top = (float(v) for v in rng.uniform(0, 1 - share, 2))
+        boxes.append((left, top, share))
     for x, y, share in boxes:
-        left, top = round(x * image.width), round(y * image.height)
+        corner = round(x * image.width), round(y * image.height)
         w, h = round(share * image.width), round(share * image.height)
-        cut = image.crop((left, top, left + w, top + h))
+        cut = image.crop((*corner, corner[0] + w, corner[1] + h))
         cut.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         yield cut

@@ -200,8 +200,8 @@ def room_scene(
         seen = hits.owner == index
         albedo[seen] = _covered(rng, points[seen][:, across] / max(height, 0.3), photographs, split)
     ambient = float(rng.uniform(0.3, 0.6))
-    facts = {"asked": count, "floor": not floats}
-    return _seen(kept, placed, hits, albedo, tan_half, light, ambient, **facts)
+    view = (albedo, tan_half, light, ambient)
+    return _seen(kept, placed, hits, *view, asked=count, floor=not floats)
 
 
 def _seen(
@@ -313,8 +313,8 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene | None:
     hits = meshes.cast([*placed, background], SIZE, tan_half)
     albedo = np.tile(_muted(rng).astype(np.uint8), (SIZE, SIZE, 1))
     ambient = float(rng.uniform(0.4, 0.9))
-    facts = {"asked": count, "curved": curved}
-    return _seen(labels, placed, hits, albedo, tan_half, light, ambient, **facts)
+    view = (albedo, tan_half, light, ambient)
+    return _seen(labels, placed, hits, *view, asked=count, curved=curved)
 
 
 def outline_of(outline: str, rng: Rng) -> NDArray[np.float64]:
