@@ -71,7 +71,7 @@ def test_a_shard_gives_back_its_samples_and_names_one_without_a_medium(tmp_path:
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (build.load_config, {"train": {"castles": 3}}, "castles; the generators are colour"),
+        (build.load_config, {"train": {"castles": 3}}, "castles; the generators are beside"),
         (build.load_config, {"training": {}}, "training: Extra inputs"),
         (build.load_config, {"shard_size": 0}, "shard_size"),
         (

@@ -24,7 +24,6 @@ Need = Literal["caption", "conversation", "question"]
 
 APART = 0.12
 """The least distance between things to call one left of the other; a fraction of the picture."""
-ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
 WAYS: dict[str, tuple[str, ...]] = {
     way: (way,) for way in ("left", "right", "up", "down", "still")
 } | {"nearer": ("nearer", "closer"), "away": ("away", "farther")}
@@ -108,10 +107,7 @@ def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
 
 def _box(thing: Mapping[str, Any]) -> Box:
     x, y = thing["x"], thing["y"]
-    if "width" in thing:
-        half_width, half_height = INNER / 2 * thing["width"], INNER / 2 * thing["height"]
-    else:
-        half_width = half_height = 0.35 * thing.get("pixels", 0) ** 0.5 / ROOM_SIDE
+    half_width, half_height = INNER / 2 * thing["width"], INNER / 2 * thing["height"]
     return (x - half_width, y - half_height, x + half_width, y + half_height)
 
 
@@ -130,7 +126,7 @@ def _sides(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _nearness(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    own, *depths = (float(t.get("near", t.get("depth", 0.0))) for t in (thing, *others))
+    own, *depths = (float(t.get("near") or t.get("depth") or 0.0) for t in (thing, *others))
     if not depths or min(own, *depths) <= 0:
         return []
     if own * NEARER_BY <= min(depths):
