@@ -125,7 +125,7 @@ def _sides(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _nearness(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    own, *depths = (float(t.get("near", t.get("depth", 0.0))) for t in (thing, *others))
+    own, *depths = (float(t.get("near") or t.get("depth") or 0.0) for t in (thing, *others))
     if not depths or min(own, *depths) <= 0:
         return []
     if own * NEARER_BY <= min(depths):

@@ -39,6 +39,8 @@ GENERATORS: dict[str, tuple[str, str, bool]] = {
     "count": ("pictures", "make_count", True),
     "pair": ("pictures", "make_pair", True),
     "scene": ("pictures", "make_scene", True),
+    "beside": ("pictures", "make_beside", True),
+    "place": ("pictures", "make_place", True),
     "layers": ("rooms", "make_layers", True),
     "motion": ("motion", "make_motion", True),
     "rooms": ("rooms", "make", False),

@@ -10,6 +10,7 @@ from functools import cache
 import matplotlib.colors
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Pixels = NDArray[np.uint8]
 
@@ -96,18 +97,19 @@ def dominant(rgba: Pixels) -> str | None:
 def tint(rgba: Pixels, rgb: NDArray[np.uint8]) -> Pixels:
     """The cut-out (h, w, 4) painted in ``rgb``, with its shading. Pixels of the median luminance
     become ``rgb`` itself, darker pixels its shades and lighter pixels its tints."""
-    light = (rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)) / 255.0
-    solid = light[rgba[..., 3] > 128]
+    grey = np.asarray(Image.fromarray(rgba).convert("RGB").convert("L"))
+    solid = grey[rgba[..., 3] > 128]
     if solid.size == 0:
         return rgba
-    low, middle, high = np.percentile(solid[:: max(1, solid.size // 4000)], [4, 50, 96])
+    low, middle, high = np.percentile(solid[:: max(1, solid.size // 4000)], [4, 50, 96]) / 255
+    light = np.arange(256) / 255
     # A low contrast is not stretched to the whole range: that would bleach the thing.
     darker = -np.clip((middle - light) / max(middle - low, 0.35), 0, 1)
     lighter = np.clip((light - middle) / max(high - middle, 0.35), 0, 1)
-    t = np.where(light < middle, darker, lighter).astype(np.float32)[..., None]
-    base = rgb.astype(np.float32)
+    t = np.where(light < middle, darker, lighter)[:, None]
+    base = rgb.astype(np.float64)
     brightness = float(base.max()) / 255.0
     dark = base * (0.8 if min(base) > 235 else 0.45)
     pale = base + (255.0 - base) * (0.12 if brightness < 0.2 else 0.35)
     painted = np.where(t < 0, base + t * (base - dark), base + t * (pale - base))
-    return np.concatenate([np.round(painted).astype(np.uint8), rgba[..., 3:]], axis=-1)
+    return np.dstack([np.round(painted).astype(np.uint8)[grey], rgba[..., 3]])

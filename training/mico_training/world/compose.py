@@ -6,7 +6,7 @@ Positions and sizes are fractions of the picture: x to the right, y down.
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,19 @@ from PIL import Image, ImageFilter
 
 from mico_training.world import colours
 from mico_training.world.language import Rng
+from mico_training.world.photographs import Photographs
+from mico_training.world.sample import Split
 from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int]  # height and width in pixels
-SIDE = 256
+SIDE = 448  # longest side of a picture, pixels
+VISIBLE = 0.6  # least share of a thing that nothing hides
 _CONTRAST = 42.0  # least difference, of 255, between a thing and its background
+_CONTRAST_IN_PHOTOGRAPHS = 26.0
+_PHOTOGRAPHS = 0.75  # share of backgrounds that are photographs
+_PHOTOGRAPHIC = ("scene", "surface", "room")
+_PHOTOGRAPHIC_SHARES = (0.5, 0.15, 0.35)
 _BACKGROUNDS = ("white", "plain", "gradient", "noise", "stripes", "checks", "horizon", "collage")
 _SHARES = np.array([0.27, 0.18, 0.13, 0.12, 0.05, 0.04, 0.11, 0.10])
 
@@ -38,9 +45,10 @@ class Item:
     depth: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placed:
-    """A painted thing: ``mask`` (H, W) of its visible pixels; centre and extent as fractions."""
+    """A painted thing: ``mask`` (H, W) of its visible pixels, the box around them (centre and
+    extent as fractions), and the share ``visible`` of its pixels."""
 
     thing: Thing
     colour: str | None
@@ -50,6 +58,7 @@ class Placed:
     height: float
     depth: float
     mask: NDArray[np.bool_] = field(repr=False)
+    visible: float = 1.0
 
     @property
     def name(self) -> str:
@@ -70,10 +79,12 @@ class Scene:
 def dress(
     rng: Rng, thing: Thing, colour: str | None, tint_share: float
 ) -> tuple[str | None, Pixels]:
-    """The colour of a thing and its cut-out in that colour. If ``colour`` is None, every shape and
-    ``tint_share`` of the other things get a random colour; the rest keep their own."""
+    """The colour of a thing and its cut-out in that colour. If ``colour`` is None, every shape,
+    ``tint_share`` of the pictures and a third as many of the photographs get a random colour; the
+    rest keep their own."""
     rgba = thing.load()
-    if colour is None and (thing.shape or rng.random() < tint_share):
+    share = {"shape": 1.0, "photograph": tint_share / 3}.get(thing.kind, tint_share)
+    if colour is None and rng.random() < share:
         colour = str(rng.choice(colours.COLOURS))
     if colour is not None:
         return colour, colours.tint(rgba, colours.sample(rng, colour))
@@ -92,27 +103,29 @@ def turned(rng: Rng, rgba: Pixels, size_px: int) -> Image.Image:
     return image
 
 
-def layout(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
-    """Centres at which things of these sizes (fractions of a square) hardly overlap."""
-    best: list[NDArray[np.float64]] = []
-    best_overlap = np.inf
-    pairs = [(i, j) for i in range(len(sizes)) for j in range(i)]
-    for _ in range(200 // max(1, len(sizes))):
-        centres = [rng.uniform(s / 2, 1 - s / 2, 2) for s in sizes]
-        gaps = [np.abs(centres[i] - centres[j]).max() for i, j in pairs]
-        reaches = [0.46 * (sizes[i] + sizes[j]) for i, j in pairs]
-        overlap = sum(max(0.0, r - float(g)) for r, g in zip(reaches, gaps, strict=True))
-        if overlap < best_overlap:
-            best, best_overlap = centres, overlap
-        if overlap == 0.0:
-            break
-    return [(float(x), float(y)) for x, y in best]
+def layout(rng: Rng, sizes: Sequence[float], reach: float = 0.46) -> list[tuple[float, float]]:
+    """Centres at which things of these sizes (fractions of a square) hardly overlap. With a smaller
+    ``reach`` they may overlap more."""
+    half = np.array(sizes) / 2
+    drawn = rng.uniform(half, 1 - half, (100, 2, len(sizes)))  # of so many, the one that fits best
+    gaps = np.abs(drawn[..., :, None] - drawn[..., None, :]).max(axis=1)
+    overlaps = np.maximum(0, 2 * reach * (half[:, None] + half) - gaps)
+    best = drawn[np.triu(overlaps, 1).sum(axis=(1, 2)).argmin()]
+    return [(float(x), float(y)) for x, y in best.T]
 
 
 def background_for(
-    rng: Rng, shape: Shape, things: Catalogue | None, items: Sequence[Item], *, plain: bool = False
+    rng: Rng,
+    shape: Shape,
+    things: Catalogue | None,
+    items: Sequence[Item],
+    *,
+    plain: bool = False,
+    split: Split = "train",
 ) -> Pixels:
     """A background from which every item stands out; with ``plain`` it is a single grey."""
+    if not plain and things is not None and things.photographs and rng.random() < _PHOTOGRAPHS:
+        return photographic(rng, shape, things.photographs, split)
     medians = [np.median(i.rgba[i.rgba[..., 3] > 128][::17, :3], axis=0) for i in items]
     cut_outs: list[Pixels] = []
     for attempt in range(0 if plain else 6):
@@ -125,8 +138,39 @@ def background_for(
         clash = named is not None and any(i.colour == named for i in items)
         if not clash and all(np.abs(middle - m).max() > _CONTRAST for m in medians):
             return picture
-    lightness = float(np.mean([m.mean() for m in medians]))
+    lightness = float(np.mean([m.mean() for m in medians])) if medians else 0.0
     return np.full((*shape, 3), 245 if lightness < 140 else 25, np.uint8)
+
+
+def photographic(rng: Rng, shape: Shape, photographs: Photographs, split: Split) -> Pixels:
+    """A photograph of a place or a surface, or a room: a wall above a floor, each a photograph."""
+    kind = str(rng.choice(_PHOTOGRAPHIC, p=_PHOTOGRAPHIC_SHARES))
+    if kind != "room":
+        image = photographs.view(rng, split, "scene" if kind == "scene" else "surface", shape)
+    else:
+        height, width = shape
+        row = int(height * rng.uniform(0.35, 0.75))
+        image = photographs.view(rng, split, "surface", (height, width))
+        ground = np.asarray(photographs.view(rng, split, "surface", (256, 256)))
+        # A row d below the horizon, which is above the wall's foot, shows the floor at 1 / d.
+        horizon = row - height * float(rng.uniform(0.05, 0.4))
+        away = 1 / (np.arange(row, height) - horizon)[:, None]
+        across = np.arange(width) - width * float(rng.uniform(0.2, 0.8))
+        zoom = float(rng.uniform(0.6, 2.0)) * (height - horizon)
+        u = (across * away * zoom).astype(np.int32) % 256
+        v = (away * zoom * height * 0.5).astype(np.int32) % 256
+        floor = Image.fromarray(ground[v, u]).point(_levels(float(rng.uniform(0.7, 1.2))))
+        image.paste(floor, (0, row))
+        if rng.random() < 0.5:  # a skirting board
+            high = max(2, int(height * rng.uniform(0.01, 0.04)))
+            image.paste(tuple(int(v) for v in _any_colour(rng)), (0, row - high, width, row))
+    if rng.random() < 0.35:  # out of focus
+        image = image.filter(ImageFilter.BoxBlur(float(rng.uniform(0.7, 4))))
+    return np.asarray(image.point(_levels(float(rng.uniform(0.75, 1.25)))))
+
+
+def _levels(gain: float) -> list[int]:
+    return [min(255, int(level * gain)) for level in range(256)] * 3
 
 
 def render(
@@ -135,27 +179,52 @@ def render(
     *,
     things: Catalogue | None = None,
     shape: Shape = (SIDE, SIDE),
+    split: Split = "train",
 ) -> Scene:
     """Paint ``items``, the farthest first, and measure where they are."""
     for attempt in range(4):
-        background = background_for(rng, shape, things, items, plain=attempt == 3)
-        picture, owner = _paint(rng, items, background)
-        change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
+        background = background_for(rng, shape, things, items, plain=attempt == 3, split=split)
+        picture, owner, whole = _paint(rng, items, background)
+        small, behind = picture[::2, ::2].astype(np.int16), background[::2, ::2]
+        change = np.abs(small - behind).max(axis=-1)
         masks = [owner == index for index in range(len(items))]
-        if all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks):
+        least = _CONTRAST_IN_PHOTOGRAPHS if things and things.photographs else _CONTRAST
+        seen = [change[mask[::2, ::2]] for mask in masks]
+        if all(len(one) and one.mean() >= least for one in seen):
             break
-    placed = tuple(map(_measure, items, masks))
-    gain = float(rng.uniform(0.9, 1.06))
-    return Scene(np.clip(picture * gain, 0, 255).astype(np.uint8), placed)
+    placed = tuple(map(_measure, items, masks, whole))
+    return Scene(camera(rng, picture), placed)
 
 
-def _paint(rng: Rng, items: Sequence[Item], background: Pixels) -> tuple[Pixels, NDArray[np.uint8]]:
-    """The picture, and for each pixel the index of the item on it (255 is the background)."""
+def camera(rng: Rng, pixels: Pixels) -> Pixels:
+    """The picture as a camera might show it: its light and tint a little off, soft, with noise."""
+    gains = rng.uniform(0.9, 1.06) * rng.uniform(0.97, 1.03, 3)
+    levels = [min(255, int(level * gain)) for gain in gains for level in range(256)]
+    image = Image.fromarray(pixels).point(levels)
+    if rng.random() < 0.3:
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 1.2))))
+    if rng.random() >= 0.3:
+        return np.asarray(image)
+    height, width = pixels.shape[:2]
+    grain = rng.integers(-128, 128, (height, width, 1), np.int8) * np.float32(
+        rng.uniform(0.01, 0.1)
+    )
+    return np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
+
+
+def _paint(
+    rng: Rng, items: Sequence[Item], background: Pixels
+) -> tuple[Pixels, NDArray[np.uint8], list[int]]:
+    """The picture; for each pixel the index of the item on it (255 is the background); and for each
+    item how many pixels it has, the hidden ones included."""
     height, width = background.shape[:2]
     canvas = Image.fromarray(background)
     short = min(height, width)
-    shadow = rng.random() < 0.25
+    shadow = rng.random() < 0.35
+    offset = (short * rng.uniform(-0.03, 0.03, 2)).astype(int)
+    soft_edges = float(rng.uniform(0.4, 1.3)) if rng.random() < 0.7 else 0.0
     owner = Image.new("L", (width, height), 255)
+    whole = [0] * len(items)
     for index in sorted(range(len(items)), key=lambda i: -items[i].depth):
         item = items[index]
         image = turned(rng, item.rgba, max(8, round(item.size * short)))
@@ -167,24 +236,50 @@ def _paint(rng: Rng, items: Sequence[Item], background: Pixels) -> tuple[Pixels,
             top = min(max(top, 0), height - image.height)
         alpha = image.getchannel("A")
         if shadow:
-            soft = alpha.point(lambda v: v * 0.35).filter(ImageFilter.GaussianBlur(3))
-            canvas.paste((0, 0, 0), (left + short // 40, top + short // 40), soft)
-        canvas.paste(image, (left, top), alpha)
-        owner.paste(index, (left, top), alpha.point(lambda v: 255 if v > 96 else 0))
-    return np.asarray(canvas), np.asarray(owner)
+            dark = alpha.point(lambda v: v * 0.4).filter(ImageFilter.BoxBlur(short // 80))
+            canvas.paste((0, 0, 0), (left + int(offset[0]), top + int(offset[1])), dark)
+        solid = alpha.point(lambda v: 255 if v > 96 else 0)
+        whole[index] = solid.histogram()[255]
+        if soft_edges:
+            alpha = alpha.filter(ImageFilter.BoxBlur(soft_edges))
+        lit = image.convert("RGB").point(_levels(float(rng.uniform(0.9, 1.08))))
+        canvas.paste(lit, (left, top), alpha)
+        owner.paste(index, (left, top), solid)
+    return np.asarray(canvas), np.asarray(owner), whole
 
 
-def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
+def _measure(item: Item, mask: NDArray[np.bool_], whole: int) -> Placed:
     height, width = mask.shape
     x, y, w, h = item.x, item.y, 0.0, 0.0
     if box := Image.fromarray(mask).getbbox():
         x, w = (box[0] + box[2]) / 2 / width, (box[2] - box[0]) / width
         y, h = (box[1] + box[3]) / 2 / height, (box[3] - box[1]) / height
-    return Placed(item.thing, item.colour, x, y, w, h, item.depth, mask)
+    visible = float(mask.sum()) / max(1, whole)
+    return Placed(item.thing, item.colour, x, y, w, h, item.depth, mask, visible)
+
+
+def beside(scenes: Sequence[Scene], rows: int, gap: int, line: int) -> Scene:
+    """Pictures of one size beside each other in ``rows``, ``gap`` pixels of grey ``line`` apart."""
+    columns = len(scenes) // rows
+    height, width = scenes[0].pixels.shape[:2]
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap)
+    pixels = np.full((*shape, 3), line, np.uint8)
+    placed = []
+    for number, scene in enumerate(scenes):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        here = slice(top, top + height), slice(left, left + width)
+        pixels[here] = scene.pixels
+        for one in scene.placed:
+            mask = np.zeros(shape, np.bool_)
+            mask[here] = one.mask
+            x, y = (left + one.x * width) / shape[1], (top + one.y * height) / shape[0]
+            w, h = one.width * width / shape[1], one.height * height / shape[0]
+            placed.append(replace(one, x=x, y=y, width=w, height=h, mask=mask))
+    return Scene(pixels, tuple(placed))
 
 
 def jpeg(rng: Rng, pixels: Pixels) -> bytes:
-    return encoded(pixels, "JPEG", quality=int(rng.integers(80, 96)))
+    return encoded(pixels, "JPEG", quality=int(rng.integers(60, 96)))
 
 
 def depth_png(depth: NDArray[np.float32]) -> bytes:

@@ -46,9 +46,9 @@ def number_word(n: int) -> str:
     return nouns().numbers[n]
 
 
-def one_to_four() -> tuple[str, ...]:
-    """The choices of a question that asks how many."""
-    return nouns().numbers[1:5]
+def counts(most: int) -> tuple[str, ...]:
+    """The choices of a question that asks how many: "one" to ``most``."""
+    return nouns().numbers[1 : most + 1]
 
 
 def _head(name: str) -> str:

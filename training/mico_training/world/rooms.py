@@ -324,7 +324,7 @@ class Asker:
             if not self._coin(0.4):
                 facts |= {"medium": KIND_WORDS[kind_of(member)], "plural": "" if n == 1 else "s"}
                 texts = en.say(self.rng, "room count", form=form, **facts)
-                yield Turn(*texts, "count", (member,), en.one_to_four(), (word_of_n, str(n)))
+                yield Turn(*texts, "count", (member,), en.counts(4), (word_of_n, str(n)))
 
     def _name(self) -> Iterator[Turn]:
         if len(self.things) > 2:

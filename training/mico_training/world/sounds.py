@@ -156,7 +156,7 @@ def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     said = f"{word} {noun}{'' if n == 1 else 's'}"
     answer = en.sentence(word if rng.random() < 0.3 else said)
     question = en.ask(rng, "sound count", sound=noun)
-    turns = [Turn(question, answer, "sound_count", MEDIA, en.one_to_four(), (word, str(n)))]
+    turns = [Turn(question, answer, "sound_count", MEDIA, en.counts(4), (word, str(n)))]
     concept = "beep" if noun == "beep" else None
     texts = (en.sentence(said), f"One can hear {said}.")
     return _sample(split, signal, texts, turns, concept, count=n, event=noun)

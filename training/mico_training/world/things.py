@@ -26,13 +26,15 @@ from PIL import Image
 from mico_chat.settings import cache_dir
 from mico_training.world import colours, shapes
 from mico_training.world.language import Rng, nouns, pick
+from mico_training.world.photographs import Photographs, photographs
 from mico_training.world.sample import Split
 from mico_training.world.sources import Table, in_one_step, source, split_of
 
 Pixels = NDArray[np.uint8]
-CUT_OUT_SIDE = 192  # longest side of a stored cut-out, pixels
-_CACHE_VERSION = 2
-_SHAPES = 0.15  # how often a drawn thing is a shape
+CUT_OUT_SIDE = 384  # longest side of a stored cut-out, pixels
+_CACHE_VERSION = 3
+_SHARES = {"photograph": 0.42, "picture": 0.48, "shape": 0.1}  # how often a thing is one of these
+_FLAT = 0.12  # a photograph's pixel seldom equals its neighbour, and its colours are many
 _MAX_PIXELS = 40_000_000  # larger drawings take seconds to decode; there are enough others
 _WORDS_FILE = Path(__file__).with_name("catalogue_words.yaml")
 
@@ -74,34 +76,42 @@ class Thing:
     names: tuple[str, ...]
     colour: str | None
     load: Callable[[], Pixels]
-    shape: bool = False
+    kind: str = "picture"  # or "photograph" or "shape"
 
     @property
     def accept(self) -> tuple[str, ...]:
         return (self.name, *self.names)
 
+    @property
+    def shape(self) -> bool:
+        return self.kind == "shape"
+
 
 class Catalogue:
-    """Things by split and name. Each name is drawn equally often, however many things have it."""
+    """Things by split, kind and name, and the photographs before which they are shown.
 
-    def __init__(self, things: Iterable[Thing]) -> None:
+    Each name of a kind is drawn equally often, however many things have it."""
+
+    def __init__(self, things: Iterable[Thing], photographs: Photographs | None = None) -> None:
+        self.photographs = photographs
         self._by_name: dict[Split, dict[str, list[Thing]]]
         self._by_name = {"train": defaultdict(list), "validation": defaultdict(list)}
+        self._by_kind: dict[tuple[Split, str], dict[str, list[Thing]]] = {}
         for thing in things:
-            self._by_name[split_of(thing.identity)][thing.name].append(thing)
-        self._names: dict[tuple[Split, bool], list[str]] = defaultdict(list)
-        for split, by_name in self._by_name.items():
-            for name, of_name in by_name.items():
-                self._names[split, of_name[0].shape].append(name)
+            split = split_of(thing.identity)
+            self._by_name[split][thing.name].append(thing)
+            of_kind = self._by_kind.setdefault((split, thing.kind), defaultdict(list))
+            of_kind[thing.name].append(thing)
 
     def of_name(self, split: Split, name: str) -> list[Thing]:
         return self._by_name[split][name]
 
     def sample(self, rng: Rng, split: Split) -> Thing:
-        """A shape or another thing; every name is as likely."""
-        wanted = rng.random() < _SHAPES
-        pool = self._names[split, wanted] or self._names[split, not wanted]
-        return pick(rng, self._by_name[split][pick(rng, pool)])
+        """A photographed thing, another picture of one, or a shape."""
+        kinds = {kind: share for kind, share in _SHARES.items() if (split, kind) in self._by_kind}
+        shares = np.array(list(kinds.values()))
+        by_name = self._by_kind[split, str(rng.choice(list(kinds), p=shares / shares.sum()))]
+        return pick(rng, by_name[pick(rng, list(by_name))])
 
     def distinct(self, rng: Rng, split: Split, n: int, unlike: Sequence[Thing] = ()) -> list[Thing]:
         """``n`` things such that no right name of one fits another, or any of ``unlike``."""
@@ -133,13 +143,14 @@ def shape_things() -> list[Thing]:
             for seed in range(3):
                 identity = f"shape/{name}/{style}/{seed}"
                 load = partial(shapes.draw, name, style, seed)
-                things.append(Thing(identity, name, names, None, load, shape=True))
+                things.append(Thing(identity, name, names, None, load, "shape"))
     return things
 
 
 @cache
 def catalogue() -> Catalogue:
-    """The shapes and the packages' cut-outs. The first call fetches and decodes the packages."""
+    """The shapes and the packages' cut-outs and photographs. The first call fetches and decodes the
+    packages."""
     folder = cache_dir() / "world"
     digest = hashlib.sha1(_WORDS_FILE.read_bytes()).hexdigest()[:8]  # other words make other things
     index, blob = (folder / f"things-{_CACHE_VERSION}-{digest}.{end}" for end in ("json", "bin"))
@@ -150,10 +161,10 @@ def catalogue() -> Catalogue:
         offset, size = row.pop("offset"), row.pop("size")
         load = partial(_decode, str(blob), offset, size)
         things.append(Thing(**row | {"names": tuple(row["names"]), "load": load}))
-    return Catalogue(things)
+    return Catalogue(things, photographs())
 
 
-@lru_cache(maxsize=768)
+@lru_cache(maxsize=256)
 def _decode(blob: str, offset: int, size: int) -> Pixels:
     with open(blob, "rb") as file:
         file.seek(offset)
@@ -165,15 +176,17 @@ def _write_cache(index: Path, blob: Path) -> None:
     with in_one_step(blob) as scratch, scratch.open("wb") as out:
         for entry in chain(_stamps(), _emoji(), _clip_art(), _furniture()):
             name, names = plain_name(entry.phrase)
-            if name in words().drop or (rgba := trim(entry.open())) is None:
+            original = entry.open()
+            if name in words().drop or (rgba := trim(original)) is None:
                 continue
             packed = io.BytesIO()
-            Image.fromarray(rgba).save(packed, "PNG", compress_level=6)
+            Image.fromarray(rgba).save(packed, "WEBP", quality=92, method=4)
             row = {
                 "identity": entry.identity,
                 "name": name,
                 "names": names,
                 "colour": colours.dominant(rgba),
+                "kind": "photograph" if entry.photograph(original) else "picture",
                 "offset": out.tell(),
                 "size": packed.tell(),
             }
@@ -218,6 +231,18 @@ class Entry(NamedTuple):
                 return Image.open(self.path)
         with zipfile.ZipFile(self.path) as archive:
             return Image.open(io.BytesIO(archive.read(self.member)))
+
+    def photograph(self, image: Image.Image) -> bool:
+        """Whether this stamp is a photograph: hardly any pixel has the colour of its right
+        neighbour, and the colours are many."""
+        if not self.identity.startswith("stamp/"):
+            return False
+        rgba = np.asarray(image.convert("RGBA")).astype(np.int32)
+        solid = rgba[..., 3] > 250
+        number = (rgba[..., 0] << 16) + (rgba[..., 1] << 8) + rgba[..., 2]
+        equal = (np.diff(number, axis=1) == 0)[solid[:, 1:] & solid[:, :-1]]
+        different = len(np.unique(number[solid])) / max(1, int(solid.sum()))
+        return len(equal) > 0 and float(equal.mean()) < _FLAT < different
 
 
 def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
