@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mico_training.world import motion
-from mico_training.world.motion import REVERSED, VIDEO, WAYS, make_motion
+from mico_training.world.motion import make_motion
+from mico_training.world.motion_turns import VIDEO
+from mico_training.world.paths import REVERSED, WAYS
 from mico_training.world.sample import Sample
 from mico_training.world.things import Catalogue, shape_things
 
