@@ -47,7 +47,7 @@ def _track(rng: Rng, thing: Thing, way: str, camera: Path, follows: bool, rivals
     if way in ("nearer", "away"):
         size = min(size, 0.4)
     reach = 1.35 if rng.random() < 0.2 else 1.0  # a reach above 1 may leave the picture
-    travel = float(rng.uniform(0.18, 0.95)) * max(0.3, reach - size)
+    travel = float(rng.uniform(0.25, 0.95)) * max(0.4, reach - size)
     path = path_of(rng, way, len(camera.x), size, travel, float(rng.uniform(1.5, 3.0)))
     if follows:
         share = float(rng.uniform(0.75, 1.05))
