@@ -64,7 +64,7 @@ def _pace(rng: Rng, n: int) -> Line:
         return t * t * (3 - 2 * t)
     knots = rng.uniform(0, 1, (2, int(rng.integers(1, 4))))
     when, where = np.sort(np.pad(knots, ((0, 0), (1, 1)), constant_values=((0, 1),)))
-    return np.interp(t, when, where)
+    return np.asarray(np.interp(t, when, where))
 
 
 def path_of(rng: Rng, way: str, n: int, size: float, travel: float, ratio: float) -> Path:
