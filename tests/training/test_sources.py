@@ -14,8 +14,7 @@ from mico_chat.media import MediaFile
 from mico_chat.model.regions import WHOLE
 from mico_training.data.media import FeatureCache, stem_fingerprint
 from mico_training.data.readers import ManifestSource, ShardSource, index_shard, read_llava
-from mico_training.data.sample import ROOM_SIDE, Region, region_batch, regions_of
-from mico_training.world import room_scenes
+from mico_training.data.sample import Region, region_batch, regions_of
 from mico_training.world.sample import Turn, write_shard
 from tests.training.conftest import scene
 
@@ -246,13 +245,6 @@ def test_depth_has_nearness_but_no_colour() -> None:
     # Nearly equal depths are not told apart.
     alike, other, _ = words("depth", thing("a", 0.2, depth=1.0), thing("b", 0.8, depth=1.05))
     assert not {"nearer", "far"} & (alike | other)
-
-
-def test_a_room_counts_pixels_where_others_have_boxes() -> None:
-    room = {"name": "cup", "x": 0.5, "y": 0.5, "near": 1.0, "depth": 1.2, "pixels": 3600}
-    left, _, right, _ = regions_of("image", {"things": [room]})[0].box
-    assert 0.15 < right - left < 0.31
-    assert room_scenes.SIZE == ROOM_SIDE
 
 
 def test_a_clip_has_the_way_of_what_moves_if_it_is_one() -> None:

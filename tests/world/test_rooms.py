@@ -82,18 +82,49 @@ def test_a_dome_is_nearest_in_its_middle_and_a_flat_layer_is_flat() -> None:
 def test_truth_agrees_with_the_depth_map() -> None:
     checked = 0
     for sample in samples():
-        if "depth.png" not in sample.files or sample.truth["spoilt"]:
+        metric = sample.truth["depth_map"] == "metric"
+        if "depth.png" not in sample.files or sample.truth["spoilt"] or not metric:
             continue
         depth = np.asarray(Image.open(io.BytesIO(sample.files["depth.png"]))) / 1000
         assert depth.shape == (room_scenes.SIZE, room_scenes.SIZE)
         for thing in sample.truth["things"]:
-            # somewhere within the thing's reach there are pixels of its depths
-            close = np.abs(depth - thing["depth"]) < 0.02 * thing["depth"]
-            assert close.sum() > 5
+            # within the thing's box there are pixels of its depth, at each of its sides
+            half = thing["width"] / 2, thing["height"] / 2
+            left, right = ((thing["x"] + s * half[0]) * len(depth) for s in (-1, 1))
+            top, bottom = ((thing["y"] + s * half[1]) * len(depth) for s in (-1, 1))
+            box = depth[round(top) : round(bottom), round(left) : round(right)]
+            close = np.abs(box - thing["depth"]) < 0.1 * thing["depth"]
+            assert close.mean() > 0.1
             assert thing["near"] <= thing["depth"]
-            assert thing["pixels"] >= 0.012 * depth.size
+            assert box.size >= 0.012 * depth.size
             checked += 1
     assert checked > 20
+
+
+@pytest.mark.parametrize("form", rooms.DEPTH_FORMS)
+def test_a_relative_depth_map_keeps_the_order(form: str) -> None:
+    rng = np.random.default_rng(1)
+    depth = np.repeat(np.linspace(1, 5, 64, dtype=np.float32)[:, None], 64, axis=1)
+    depth[0] = 0
+    for _ in range(4):
+        if form == "metric":
+            break
+        grey = np.asarray(Image.open(io.BytesIO(rooms._relative(rng, depth, form))), np.int32)
+        nearest, farthest = grey[3:9].mean(), grey[-9:-3].mean()
+        assert (nearest < farthest) == (form == "distance")
+        assert grey.max() <= (65535 if form == "inverse 16" else 255)
+        assert (grey[0] == 0).all() or (grey > 0).all()
+
+
+def test_a_distance_is_asked_of_a_metric_map_alone() -> None:
+    forms = Counter(
+        sample.truth["depth_map"] == "metric"
+        for sample in samples()
+        for turn in sample.turns
+        if turn.skill == "distance"
+    )
+    assert forms[True] > 5
+    assert not forms[False]
 
 
 def test_answers_follow_from_the_truth() -> None:

@@ -23,7 +23,6 @@ Need = Literal["caption", "conversation", "question"]
 
 APART = 0.12
 """The least distance between things to call one left of the other; a fraction of the picture."""
-ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
 WAYS: dict[str, tuple[str, ...]] = {
     way: (way,) for way in ("left", "right", "up", "down", "still")
 } | {"nearer": ("nearer", "closer"), "away": ("away", "farther")}
@@ -102,11 +101,8 @@ def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
 
 def _box(thing: Mapping[str, Any]) -> Box:
     x, y = thing["x"], thing["y"]
-    if "width" in thing:
-        # Four fifths of the box: its corners seldom belong to the thing.
-        half_width, half_height = 0.4 * thing["width"], 0.4 * thing["height"]
-    else:
-        half_width = half_height = 0.35 * thing.get("pixels", 0) ** 0.5 / ROOM_SIDE
+    # Four fifths of the box: its corners seldom belong to the thing.
+    half_width, half_height = 0.4 * thing["width"], 0.4 * thing["height"]
     return (x - half_width, y - half_height, x + half_width, y + half_height)
 
 

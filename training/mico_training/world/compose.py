@@ -142,31 +142,48 @@ def background_for(
     return np.full((*shape, 3), 245 if lightness < 140 else 25, np.uint8)
 
 
-def photographic(rng: Rng, shape: Shape, photographs: Photographs, split: Split) -> Pixels:
+def photographic(
+    rng: Rng, shape: Shape, photographs: Photographs, split: Split, kind: str | None = None
+) -> Pixels:
     """A photograph of a place or a surface, or a room: a wall above a floor, each a photograph."""
-    kind = str(rng.choice(_PHOTOGRAPHIC, p=_PHOTOGRAPHIC_SHARES))
-    if kind != "room":
-        image = photographs.view(rng, split, "scene" if kind == "scene" else "surface", shape)
+    kind = kind or str(rng.choice(_PHOTOGRAPHIC, p=_PHOTOGRAPHIC_SHARES))
+    if kind == "room":
+        foot = float(rng.uniform(0.35, 0.75))
+        image = room(rng, shape, photographs, split, foot - float(rng.uniform(0.05, 0.4)), foot)
     else:
-        height, width = shape
-        row = int(height * rng.uniform(0.35, 0.75))
-        image = photographs.view(rng, split, "surface", (height, width))
-        ground = np.asarray(photographs.view(rng, split, "surface", (256, 256)))
-        # A row d below the horizon, which is above the wall's foot, shows the floor at 1 / d.
-        horizon = row - height * float(rng.uniform(0.05, 0.4))
-        away = 1 / (np.arange(row, height) - horizon)[:, None]
-        across = np.arange(width) - width * float(rng.uniform(0.2, 0.8))
-        zoom = float(rng.uniform(0.6, 2.0)) * (height - horizon)
-        u = (across * away * zoom).astype(np.int32) % 256
-        v = (away * zoom * height * 0.5).astype(np.int32) % 256
-        floor = Image.fromarray(ground[v, u]).point(_levels(float(rng.uniform(0.7, 1.2))))
-        image.paste(floor, (0, row))
-        if rng.random() < 0.5:  # a skirting board
-            high = max(2, int(height * rng.uniform(0.01, 0.04)))
-            image.paste(tuple(int(v) for v in _any_colour(rng)), (0, row - high, width, row))
+        image = photographs.view(rng, split, "scene" if kind == "scene" else "surface", shape)
     if rng.random() < 0.35:  # out of focus
         image = image.filter(ImageFilter.BoxBlur(float(rng.uniform(0.7, 4))))
     return np.asarray(image.point(_levels(float(rng.uniform(0.75, 1.25)))))
+
+
+def room(
+    rng: Rng,
+    shape: Shape,
+    photographs: Photographs,
+    split: Split,
+    horizon: float,
+    foot: float,
+) -> Image.Image:
+    """A wall whose foot is at the row ``foot`` (a fraction of the height), and a floor before it
+    that would reach the ``horizon``."""
+    height, width = shape
+    row, line = max(0, round(foot * height)), horizon * height
+    image = photographs.view(rng, split, "surface", shape)
+    if row >= height:
+        return image
+    tile = np.asarray(photographs.view(rng, split, "surface", (256, 256)))
+    away = 1 / (np.arange(row, height) + 0.5 - line)[:, None]  # the floor at a row is so far away
+    across = np.arange(width) - width * float(rng.uniform(0.2, 0.8))
+    zoom = float(rng.uniform(0.6, 2.0)) * (height - line)
+    u = (across * away * zoom).astype(np.int32) % 256
+    v = (away * zoom * height * 0.5).astype(np.int32) % 256
+    floor = Image.fromarray(tile[v, u]).point(_levels(float(rng.uniform(0.7, 1.2))))
+    image.paste(floor, (0, row))
+    if rng.random() < 0.5:  # a skirting board
+        high = max(2, int(height * rng.uniform(0.01, 0.04)))
+        image.paste(tuple(int(v) for v in _any_colour(rng)), (0, row - high, width, row))
+    return image
 
 
 def _levels(gain: float) -> list[int]:
@@ -180,10 +197,15 @@ def render(
     things: Catalogue | None = None,
     shape: Shape = (SIDE, SIDE),
     split: Split = "train",
+    backdrop: Pixels | None = None,
 ) -> Scene:
-    """Paint ``items``, the farthest first, and measure where they are."""
+    """Paint ``items``, the farthest first, before ``backdrop`` or a random background, and measure
+    where they are. If one would hardly stand out, the background is drawn again."""
     for attempt in range(4):
-        background = background_for(rng, shape, things, items, plain=attempt == 3, split=split)
+        if attempt or backdrop is None:
+            plain = attempt == 3
+            backdrop = background_for(rng, shape, things, items, plain=plain, split=split)
+        background = backdrop
         picture, owner, whole = _paint(rng, items, background)
         small, behind = picture[::2, ::2].astype(np.int16), background[::2, ::2]
         change = np.abs(small - behind).max(axis=-1)

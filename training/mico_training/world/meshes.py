@@ -28,7 +28,7 @@ from mico_training.world.things import furniture
 
 Floats = NDArray[np.float32]
 _NOTHING = -1  # Embree's index where a ray hits nothing
-MAX_FACES = 16_000  # a view is about 200 px wide: finer triangles are smaller than a pixel
+MAX_FACES = 8_000  # a view is about 200 px wide: finer triangles are smaller than a pixel
 TEXTURE_SIDE = 32  # pixels; a texture is reduced to this size and sampled once for each face
 
 SOLIDS = ("ball", "box", "cylinder", "cone", "ring")

@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,7 +41,11 @@ class Group(Table):
 
 
 class Groups(Table):
+    shows: frozenset[str] = frozenset()
     groups: tuple[Group, ...]
+
+
+groups = Groups.reader(_TABLE.name)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def photographs() -> Photographs:
 def _write_cache(index: Path, blob: Path) -> None:
     rows = []
     with in_one_step(blob) as scratch, scratch.open("wb") as out:
-        for group in Groups.read(_TABLE.name).groups:
+        for group in groups().groups:
             for name, image in _images(group):
                 for cut in _crops(image, name, group.crops):
                     packed = io.BytesIO()
@@ -125,7 +130,11 @@ def _images(group: Group) -> Iterator[tuple[str, Image.Image]]:
         if not group.archive:
             paths = {path for pattern in group.files for path in root.glob(pattern)}
             for path in sorted(path for path in paths if wanted(path.name)):
-                yield path.relative_to(root).as_posix(), Image.open(path)
+                name = path.relative_to(root).as_posix()
+                if path.suffix == ".exr":
+                    yield from ((name, view) for view in _views(path))
+                else:
+                    yield name, Image.open(path)
             return
         with zipfile.ZipFile(root / group.archive) as archive:
             for name in sorted(archive.namelist()):
@@ -137,6 +146,19 @@ def _images(group: Group) -> Iterator[tuple[str, Image.Image]]:
         clear = image.has_transparency_data
         if min(image.size) >= _LEAST_SIDE and max(image.size) <= 3 * min(image.size) and not clear:
             yield f"{group.source}/{name}", image.convert("RGB")
+
+
+def _views(path: Path) -> Iterator[Image.Image]:
+    """Six views in as many directions out of a panorama of all directions (OpenEXR)."""
+    with av.open(str(path)) as container:
+        light = np.maximum(next(container.decode(video=0)).to_ndarray(), 0)
+    height, width = light.shape[:2]
+    levels = (255 * (light / (light + 1.2 * np.median(light))) ** (1 / 2.2)).astype(np.uint8)
+    x, y = np.meshgrid(np.linspace(-0.9, 0.9, 256), np.linspace(-0.68, 0.68, 192))
+    rows = ((np.arctan2(y, np.hypot(1, x)) / np.pi + 0.5) * height).astype(int)
+    for yaw in range(6):
+        columns = ((np.arctan(x) + yaw) / (2 * np.pi) * width).astype(int) % width
+        yield Image.fromarray(levels[rows, columns]).resize((512, 384), Image.Resampling.BICUBIC)
 
 
 def _crops(image: Image.Image, name: str, count: int) -> Iterator[Image.Image]:

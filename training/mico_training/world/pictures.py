@@ -29,6 +29,7 @@ from mico_training.world.compose import (
     render,
 )
 from mico_training.world.language import Rng
+from mico_training.world.photographs import groups
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue, Thing
 
@@ -71,7 +72,7 @@ def _sample(
     concept: str | None = None,
 ) -> Sample:
     files = {IMAGE: jpeg(rng, scene.pixels)}
-    said = {IMAGE: captions(rng, asked)}
+    said = {IMAGE: captions(rng, asked)} if asked else {}
     concepts = {IMAGE: concept} if concept else {}
     truth = {"things": truth_of(scene.placed, len(asked))}
     return Sample("", split, files, said, tuple(turns), concepts, truth)
@@ -194,10 +195,10 @@ def make_place(rng: Rng, split: Split, things: Catalogue) -> Sample:
     shape = canvas(rng)
     pixels = camera(rng, background_for(rng, shape, things, (), split=split))
     scene = Scene(pixels, ())
-    absent = things.distinct(rng, split, 3)
-    turns = [present_turn(rng, thing.name, present=False) for thing in absent[:2]]
-    if en.countable(absent[2].name):
-        turns.append(none_turn(rng, absent[2].name))
+    absent = [_absent(rng, split, things, ()) for _ in range(3)]
+    turns = [present_turn(rng, name, present=False) for name in absent[:2]]
+    if en.countable(absent[2]):
+        turns.append(none_turn(rng, absent[2]))
     return _sample(rng, split, scene, (), turns)
 
 
@@ -220,9 +221,9 @@ def _mixed(
     """The sample of things of different names."""
     asked = asked or scene.placed
     found = [*turns, *_presence(rng, split, things, scene, asked)]
-    if len(scene.placed) == len(asked):
+    if len(scene.placed) == len(asked) and rng.random() < (0.35 if len(asked) == 2 else 1.0):
         found.append(count_turn(rng, None, len(asked)))
-    elif rng.random() < 0.5:
+    elif rng.random() < 0.2:
         found.append(count_turn(rng, en.pick(rng, asked).name, 1))
     coloured = [p for p in asked if p.colour]
     found += [colour_turn(rng, p, alone=len(scene.placed) == 1) for p in coloured[:2]]
@@ -271,7 +272,8 @@ def _scatter(
     """A scene of the ``chosen`` things, perhaps among smaller ones, and the chosen ones in it."""
     n = len(chosen)
     height, width = shape = canvas(rng)
-    more = int(rng.integers(1, 4)) if rng.random() < _CLUTTERED else 0
+    cluttered = (size is None or size > 0.4) and rng.random() < _CLUTTERED
+    more = int(rng.integers(1, 4)) if cluttered else 0
     around = things.distinct(rng, split, more, unlike=chosen)
     largest = {1: 0.95, 2: 0.62, 3: 0.52, 4: 0.44, 5: 0.38}.get(n, 0.3)
     base = size or float(rng.uniform(max(LEAST_SIZE, 0.5 * largest), largest))
@@ -308,10 +310,18 @@ def _presence(
     """Is there a dog? One thing that is there or is not, half the time each."""
     if rng.random() < 0.5:
         return [present_turn(rng, en.pick(rng, asked).name, present=True)]
-    absent = things.distinct(rng, split, 1, unlike=[p.thing for p in scene.placed])[0]
-    if en.countable(absent.name) and rng.random() < 0.15:
-        return [none_turn(rng, absent.name)]
-    return [present_turn(rng, absent.name, present=False)]
+    absent = _absent(rng, split, things, scene.placed)
+    if en.countable(absent) and rng.random() < 0.15:
+        return [none_turn(rng, absent)]
+    return [present_turn(rng, absent, present=False)]
+
+
+def _absent(rng: Rng, split: Split, things: Catalogue, placed: Sequence[Placed]) -> str:
+    """The name of a thing that is neither placed nor likely in a photographed background."""
+    while True:
+        (thing,) = things.distinct(rng, split, 1, unlike=[p.thing for p in placed])
+        if not groups().shows & {word for name in thing.accept for word in name.split()}:
+            return thing.name
 
 
 def _describe(rng: Rng, asked: Sequence[Placed]) -> Turn:
@@ -473,8 +483,6 @@ def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
 
 def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
     """True sentences about the scene, for pretraining: they name counts, colours and places."""
-    if not placed:
-        return ()
     groups = []
     for name in dict.fromkeys(p.name for p in placed):
         same = [p for p in placed if p.name == name]

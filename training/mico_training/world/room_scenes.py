@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mico_training.world import colours, meshes
-from mico_training.world.compose import Item, Placed, dress, render
+from mico_training.world.compose import Item, Placed, dress, photographic, render, room
 from mico_training.world.language import Rng, pick
 from mico_training.world.meshes import Floats, Mesh, directions
+from mico_training.world.photographs import Photographs
 from mico_training.world.sample import Split
 from mico_training.world.sources import split_of
 from mico_training.world.things import Catalogue
 
 OUTLINES = ("rectangle", "square", "circle", "oval", "triangle", "polygon")
-SIZE = 192  # width and height in pixels of every picture and map
+SIZE = 224  # width and height in pixels of every picture and map
 MAX_DEPTH = 20.0  # metres; a depth sensor measures nothing beyond, so the depth map has a hole
-MIN_VISIBLE = 0.55  # least share of a thing's pixels that no other thing hides
+MIN_VISIBLE = 0.6  # least share of a thing's pixels that no other thing hides
 N_VARIANTS = 4000  # proportions of each solid or outline; each variant is in one split
 
 
@@ -48,6 +49,7 @@ class Scene:
     normal: Floats
     owner: NDArray[np.int32]  # index into ``labels``; other numbers are no thing
     tan_half: float
+    asked: int = 0  # so many of the things are asked about, the first ones; the rest is clutter
     floor: bool = False  # whether the things stand on a floor
     curved: bool = True  # whether the normals tell the things from the background
 
@@ -64,7 +66,7 @@ def _variant(rng: Rng, split: Split, kind: str) -> tuple[Label, Rng]:
 
 def _depths(rng: Rng, count: int, first: float) -> NDArray[np.float64]:
     """Depths from ``first`` on, each 1.2 to 2 times the one before, in random order."""
-    steps = rng.uniform(1.22, {1: 2.2, 2: 2.4, 3: 1.7, 4: 1.5}[count], count)
+    steps = rng.uniform(1.22, {1: 2.2, 2: 2.4, 3: 1.7}.get(count, 1.5), count)
     steps[0] = 1.0
     depths = np.asarray(first * np.cumprod(steps), np.float64)
     rng.shuffle(depths)
@@ -107,15 +109,32 @@ def _chosen_meshes(rng: Rng, split: Split, count: int, modelled: bool) -> list[t
     return list(zip(labels, map(meshes.load, chosen), strict=True))
 
 
-def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | None:
-    """Ray-cast things on a floor; None if a thing leaves the view or touches another."""
-    labels, chosen = zip(*_chosen_meshes(rng, split, count, modelled), strict=True)
+def room_scene(
+    rng: Rng,
+    split: Split,
+    count: int,
+    modelled: bool,
+    photographs: Photographs | None = None,
+) -> Scene | None:
+    """Ray-cast things on a floor; None if a thing leaves the view or touches another. Half of the
+    rooms with models hold up to four further ones as clutter."""
+    more = int(rng.integers(1, 5)) if modelled and rng.random() < 0.5 else 0
+    things = _chosen_meshes(rng, split, count, modelled)
+    if more:
+        around = _chosen_meshes(rng, split, more, modelled)
+        named = {word for label, _ in things for word in label.name.split()}
+        around = [one for one in around if named.isdisjoint(one[0].name.split())]
+        things += around
+    labels, chosen = zip(*things, strict=True)
     tan_half = float(np.tan(np.radians(rng.uniform(38, 72)) / 2))
     real = float(np.mean([np.ptp(mesh.vertices, axis=0).max() for mesh in chosen]))
     share = rng.uniform(0.4, 1.0) * {1: 1.1, 2: 0.8, 3: 0.6, 4: 0.48}[count]
     first = float(rng.uniform(0.5, 6.0)) if not modelled else real / (share * 2 * tan_half)
     first = float(np.clip(first * rng.uniform(0.7, 1.2), 0.4, 9.0))
     depths = _depths(rng, count, first)
+    beside = len(chosen) - count
+    columns = np.append(_columns(rng, count), rng.uniform(-1.0, 1.0, beside))
+    depths = np.append(depths, depths.max() * rng.uniform(0.7, 1.6, beside))
     pitch = float(np.radians(rng.choice([rng.uniform(3, 20), rng.uniform(15, 40)])))
     middle = float(np.exp(np.log(depths).mean()))
     height = middle * np.tan(pitch + np.arctan(rng.uniform(0.1, 0.5) * tan_half))
@@ -129,8 +148,10 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
     # In 3 of 10 views the things float: on a floor the lower thing is always the nearer one.
     floats = bool(rng.random() < 0.3)
     placed: list[Mesh] = []
+    kept: list[Label] = []
     feet: list[tuple[float, float, float]] = []
-    for mesh, column, depth in zip(chosen, _columns(rng, count), depths, strict=True):
+    for index, (mesh, column, depth) in enumerate(zip(chosen, columns, depths, strict=True)):
+        needed = index < count
         extent = float(np.ptp(mesh.vertices, axis=0).max())
         wanted = share * rng.uniform(0.6, 1.25) * tan_half * depth * 1.2
         scale = wanted / extent if not modelled else np.clip(wanted / extent, 0.55, 1.7)
@@ -141,29 +162,46 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
         lift = rng.uniform(0, 0.9) * tan_half * depth if floats else 0.0
         foot = np.array([column * tan_half * depth, lift, -ground])
         vertices = to_camera(mesh.vertices * scale @ spin.T + foot)
-        if vertices[:, 2].max() > -0.12:
-            return None
-        image = vertices[:, :2] / -vertices[:, 2:] / tan_half
-        if np.abs(image).max() > 1.12 or np.abs(image.mean(axis=0)).max() > 0.95:
-            return None
+        image = vertices[:, :2] / np.minimum(vertices[:, 2:], -0.12) / -tan_half
         flat = float(np.ptp((mesh.vertices * scale)[:, [0, 2]], axis=0).max()) / 2
-        if any(np.hypot(x - foot[0], z - foot[2]) < 0.75 * (flat + r) for x, z, r in feet):
-            return None
+        near = vertices[:, 2].max() > -0.12
+        outside = np.abs(image).max() > (1.12 if needed else 1.5)
+        outside |= np.abs(image.mean(axis=0)).max() > 0.95
+        gaps = [np.hypot(x - foot[0], z - foot[2]) - 0.75 * (flat + r) for x, z, r in feet]
+        if near or outside or min(gaps, default=0.0) < 0:
+            if needed:
+                return None
+            continue
         feet.append((float(foot[0]), float(foot[2]), flat))
+        kept.append(labels[index])
         placed.append(Mesh(vertices, mesh.faces, mesh.colours))
     wall = max(-z + r for _, z, r in feet) * rng.uniform(1.05, 2.0)
-    walled = rng.random() < 0.8
-    plane = np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]])
-    upright = np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]])
+    sides = (max(abs(x) + r for x, _, r in feet) * rng.uniform(1.05, 2.5, 2)) * (-1, 1)
+    planes = {
+        "floor": np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]]),
+        "wall": np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]]),
+    }
+    planes |= {
+        f"side {x}": np.array([[x, 0, 5], [x, 0, -90], [x, 60, -90], [x, 60, 5]]) for x in sides
+    }
+    chances = {"floor": 1.0, "wall": 0.85}
+    planes = {k: v for k, v in planes.items() if rng.random() < chances.get(k, 0.4)}
     quad = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
-    backdrop = [(to_camera(corners), quad) for corners in (plane, upright)[: 1 + walled]]
+    backdrop = [(to_camera(corners), quad) for corners in planes.values()]
     light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
     light = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
     shadows = bool(rng.random() < 0.6)
     hits = meshes.cast([*placed, *backdrop], SIZE, tan_half, light if shadows else None)
-    albedo = _ground_albedo(rng, hits, turn, height, tan_half, count)
+    points = directions(SIZE, tan_half) * hits.depth[..., None] @ turn + np.array([0, height, 0])
+    albedo = np.empty((SIZE, SIZE, 3), np.uint8)
+    albedo[:] = rng.integers(150, 240, 3)
+    for index, plane in enumerate(planes, start=len(placed)):
+        across = {"floor": (0, 2), "wall": (0, 1)}.get(plane, (2, 1))
+        seen = hits.owner == index
+        albedo[seen] = _covered(rng, points[seen][:, across] / max(height, 0.3), photographs, split)
     ambient = float(rng.uniform(0.3, 0.6))
-    return _seen(labels, placed, hits, albedo, tan_half, light, ambient, floor=not floats)
+    facts = {"asked": count, "floor": not floats}
+    return _seen(kept, placed, hits, albedo, tan_half, light, ambient, **facts)
 
 
 def _seen(
@@ -174,15 +212,16 @@ def _seen(
     tan_half: float,
     light: Floats,
     ambient: float,
+    *,
+    asked: int,
     **facts: bool,
 ) -> Scene | None:
-    """The scene that ``hits`` shows, or None if another thing hides much of a thing. ``albedo`` has
-    the colours of the backdrop."""
+    """The scene that ``hits`` shows, or None if another thing hides much of one that is asked
+    about. ``albedo`` has the colours of the backdrop."""
     coloured = []
     for index, (label, mesh) in enumerate(zip(labels, placed, strict=True)):
         seen = hits.owner == index
-        alone = meshes.cast([mesh], SIZE, tan_half).owner == 0
-        if seen.sum() < max(1, MIN_VISIBLE * alone.sum()):
+        if index < asked and _mostly_hidden(index, placed, int(seen.sum()), tan_half):
             return None
         albedo[seen] = mesh.colours[hits.face[seen]]
         share = colours.shares(albedo[seen])
@@ -192,29 +231,45 @@ def _seen(
     nothing = hits.owner < 0
     rgb[nothing] = albedo[nothing]
     depth = np.where(hits.depth > MAX_DEPTH, 0, hits.depth).astype(np.float32)
-    return Scene(tuple(coloured), rgb, depth, hits.normal, hits.owner, tan_half, **facts)
+    return Scene(tuple(coloured), rgb, depth, hits.normal, hits.owner, tan_half, asked, **facts)
 
 
-def _ground_albedo(
-    rng: Rng, hits: meshes.Hits, turn: Floats, height: float, tan_half: float, count: int
+def _mostly_hidden(index: int, placed: Sequence[Mesh], pixels: int, tan_half: float) -> bool:
+    """Whether other things hide much of a thing of which ``pixels`` are visible."""
+    if pixels == 0:
+        return True
+    boxes = []
+    for mesh in placed:
+        points = mesh.vertices[:, :2] / -mesh.vertices[:, 2:]
+        boxes.append((points.min(axis=0), points.max(axis=0), -mesh.vertices[:, 2].max()))
+    low, high, _ = boxes[index]
+    far = -float(placed[index].vertices[:, 2].min())
+    if not any(
+        near < far and (low < other_high).all() and (other_low < high).all()
+        for number, (other_low, other_high, near) in enumerate(boxes)
+        if number != index
+    ):
+        return False
+    alone = 4 * int((meshes.cast([placed[index]], SIZE // 2, tan_half).owner == 0).sum())
+    return pixels < MIN_VISIBLE * alone
+
+
+def _covered(
+    rng: Rng, places: NDArray[np.float64], photographs: Photographs | None, split: Split
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) colours of the sky, the floor (plain, tiles or planks) and the wall."""
-    albedo = np.empty((*hits.depth.shape, 3), np.uint8)
-    albedo[:] = rng.integers(150, 240, 3)
-    floor, wall = hits.owner == count, hits.owner == count + 1
-    colour = _muted(rng)
-    albedo[floor], albedo[wall] = colour, _muted(rng)
-    pattern = rng.choice(["plain", "tiles", "planks"])
-    if pattern != "plain":
-        points = directions(len(hits.depth), tan_half) * hits.depth[..., None]
-        world = points[floor] @ turn + np.array([0, height, 0])
-        cell = float(np.exp(rng.uniform(np.log(0.15), np.log(1.0)))) * max(height, 0.3)
-        odd = np.floor(world[:, 0] / cell).astype(int)
-        if pattern == "tiles":
-            odd = odd + np.floor(world[:, 2] / cell).astype(int)
-        shade = np.where(odd % 2 == 0, 1.0, rng.uniform(0.75, 0.95))
-        albedo[floor] = (np.array(colour) * shade[:, None]).astype(np.uint8)
-    return albedo
+    """(N, 3) colours of a floor or a wall at ``places`` (N, 2): a photographed surface, one colour,
+    tiles or planks."""
+    pattern = rng.choice(["photograph", "plain", "tiles", "planks"], p=[0.6, 0.2, 0.1, 0.1])
+    if pattern == "photograph" and photographs is not None:
+        tile = np.asarray(photographs.view(rng, split, "surface", (256, 256)))
+        u, v = (places * 256 / float(np.exp(rng.uniform(-1.0, 0.7)))).astype(np.int64).T % 256
+        return tile[v, u]
+    colour, shade = _muted(rng), np.ones(len(places))
+    if pattern in ("tiles", "planks"):
+        odd = np.floor(places / float(np.exp(rng.uniform(np.log(0.15), 0.0)))).astype(int)
+        even = (odd[:, 0] + odd[:, 1] * (pattern == "tiles")) % 2 == 0
+        shade = np.where(even, 1.0, rng.uniform(0.75, 0.95))
+    return (np.array(colour) * shade[:, None]).astype(np.uint8)
 
 
 def _muted(rng: Rng) -> NDArray[np.uint8]:
@@ -258,7 +313,8 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene | None:
     hits = meshes.cast([*placed, background], SIZE, tan_half)
     albedo = np.tile(_muted(rng).astype(np.uint8), (SIZE, SIZE, 1))
     ambient = float(rng.uniform(0.4, 0.9))
-    return _seen(labels, placed, hits, albedo, tan_half, light, ambient, curved=curved)
+    facts = {"asked": count, "curved": curved}
+    return _seen(labels, placed, hits, albedo, tan_half, light, ambient, **facts)
 
 
 def outline_of(outline: str, rng: Rng) -> NDArray[np.float64]:
@@ -300,10 +356,10 @@ def sheet(
     return (rays * away[..., None]).reshape(-1, 3).astype(np.float32), faces
 
 
-def cut_out_scene(rng: Rng, split: Split, things: Catalogue) -> Scene:
-    """Two or three cut-outs before a wall or on a ground plane. In half of these views a nearer
-    thing is larger and lower, as perspective makes it."""
-    n = 2 if rng.random() < 0.8 else 3
+def cut_out_scene(rng: Rng, split: Split, things: Catalogue) -> Scene | None:
+    """Two to four cut-outs before a wall or on a ground plane; None if one hides much of another.
+    In half of these views a nearer thing is larger and lower, as perspective makes it."""
+    n = int(rng.choice(3, p=(0.6, 0.25, 0.15))) + 2
     near = float(rng.uniform(0.6, 3.0))
     depths = _depths(rng, n, near)
     wall = float(depths.max() * rng.uniform(1.15, 2.0))
@@ -312,23 +368,33 @@ def cut_out_scene(rng: Rng, split: Split, things: Catalogue) -> Scene:
     zipped = zip(things.distinct(rng, split, n), depths, _columns(rng, n), strict=True)
     for thing, depth, column in zipped:
         colour, rgba = dress(rng, thing, None, tint_share=0.3)
-        size = float(rng.uniform(0.26, 0.46) if n == 2 else rng.uniform(0.22, 0.32))
+        size = float(rng.uniform(0.26, {2: 0.5, 3: 0.42}.get(n, 0.34)))
         y = float(rng.uniform(size / 2, 1 - size / 2))
         if perspective:
             size = float(np.clip(0.5 * near / depth * rng.uniform(0.9, 1.1), 0.16, 0.5))
             y = float(0.5 + 0.42 * near / depth - size / 2 + 0.05)
         items.append(Item(thing, colour, rgba, float(column + 1) / 2, y, size, float(depth)))
-    scene = render(rng, items, things=things, shape=(SIZE, SIZE))
     horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
     height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
-    depth_map = depth_of(scene.placed, wall, (horizon, height) if rng.random() < 0.6 else None)
+    ground = (horizon, height) if rng.random() < 0.6 else None
+    backdrop, shape = None, (SIZE, SIZE)
+    if things.photographs and rng.random() < 0.75:
+        if ground:
+            view = room(rng, shape, things.photographs, split, horizon, horizon + height / wall)
+            backdrop = np.asarray(view)
+        else:
+            backdrop = photographic(rng, shape, things.photographs, split, "surface")
+    scene = render(rng, items, things=things, shape=shape, split=split, backdrop=backdrop)
+    if any(one.visible < MIN_VISIBLE for one in scene.placed):
+        return None
+    depth_map = depth_of(scene.placed, wall, ground)
     owner = np.full((SIZE, SIZE), -1, np.int32)
     for index, one in enumerate(scene.placed):
         owner[one.mask] = index
     labels = [Label(p.thing.identity, p.name, p.thing.accept, p.colour) for p in scene.placed]
     tan_half = float(np.tan(np.radians(30.0)))
     normal = normals_of(depth_map, tan_half)
-    return Scene(tuple(labels), scene.pixels, depth_map, normal, owner, tan_half)
+    return Scene(tuple(labels), scene.pixels, depth_map, normal, owner, tan_half, n)
 
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> Floats:

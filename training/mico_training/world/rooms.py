@@ -1,9 +1,12 @@
 """Rooms: 1 to 4 things before a camera, with exact depth, normals and questions about them.
 
-Two in three rooms are ray-cast: furniture models or plain solids on a floor before a wall. The
-others are layered: floating shapes before a background. ``make_layers`` composes cut-outs instead.
-The truth is measured in the pixels before noise is added. A view with a hidden or tiny thing, or
-with two equally near ones, is drawn again.
+Three in four rooms are ray-cast: furniture models or plain solids on a floor between walls, perhaps
+among further furniture that no question asks about. The others are layered: floating shapes before
+a background. ``make_layers`` composes cut-outs instead. The truth is measured in the pixels before
+noise is added. A view with a hidden or tiny thing, or with two equally near ones, is drawn again.
+
+Half of the depth maps are metric. The others are relative, as estimators of depth give them: grey
+with any scale and shift, mostly brighter where nearer.
 """
 
 from __future__ import annotations
@@ -13,19 +16,28 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise, permutations
 
 import numpy as np
+from PIL import Image
 
 from mico_training.world import language as en
 from mico_training.world import meshes
-from mico_training.world.compose import depth_png, encoded, jpeg
+from mico_training.world.compose import camera, depth_png, encoded, jpeg
 from mico_training.world.language import Rng, article, pick, word
 from mico_training.world.meshes import Floats
+from mico_training.world.photographs import photographs
 from mico_training.world.room_scenes import Scene, cut_out_scene, layered_scene, room_scene
 from mico_training.world.sample import NEARER_BY, Sample, Split, Turn, kind_of
 from mico_training.world.things import Catalogue
 
 KIND_WORDS = {"depth": "depth map", "normal": "normal map", "image": "picture"}
 SIDES = {2: ("left", "right"), 3: ("left", "middle", "right")}
-LAYERED_SHARE = 0.35
+LAYERED_SHARE = 0.25
+DEPTH_FORMS = {
+    "metric": 0.5,
+    "inverse": 0.25,
+    "nearness": 0.13,
+    "distance": 0.08,
+    "inverse 16": 0.04,
+}  # what the depth maps hold, and how often
 MODEL_SHARE = 0.75  # of the ray-cast views; the others hold solids
 _COUNTS = (0.24, 0.42, 0.21, 0.13)  # shares of views with 1, 2, 3, 4 things
 
@@ -34,12 +46,13 @@ def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
     """One sample of ``split``; without ``use_models`` its things are solids or layers."""
     layered = rng.random() < LAYERED_SHARE
     modelled = use_models and rng.random() < MODEL_SHARE
+    behind = photographs() if use_models else None
     count = int(rng.choice(4, p=_COUNTS)) + 1
 
     def draw() -> Scene | None:
         if layered:
             return layered_scene(rng, split, count)
-        return room_scene(rng, split, count, modelled)
+        return room_scene(rng, split, count, modelled, behind)
 
     return _sample(rng, split, draw, named=not layered)
 
@@ -49,47 +62,65 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     return _sample(rng, split, lambda: cut_out_scene(rng, split, things), named=True)
 
 
-def visible_things(scene: Scene) -> list[Thing] | None:
-    """The scene's things from left to right; None when one is hidden or tiny, or when two are
-    equally near."""
-    things: list[Thing] = []
+def visible_things(scene: Scene) -> tuple[list[Thing], list[Thing]] | None:
+    """The things that are asked about, from left to right, and the clutter. None when a thing that
+    is asked about is hidden or tiny, or when two are equally near."""
+    asked: list[Thing] = []
+    clutter: list[Thing] = []
     for index, label in enumerate(scene.labels):
         seen = scene.owner == index
         pixels = int(seen.sum())
         depths = scene.depth[seen]
         # too small, too large, or beyond the sensor's reach
-        if not 0.012 * seen.size <= pixels <= 0.6 * seen.size or depths.min() <= 0:
+        fit = 0.012 * seen.size <= pixels <= 0.6 * seen.size and depths.min() > 0
+        if index < scene.asked and not fit:
             return None
-        y, x = (float(places.mean() + 0.5) / len(seen) for places in np.nonzero(seen))
-        near, middle = float(np.quantile(depths, 0.03)), float(np.median(depths))
-        things.append(Thing(*label, x, y, near, middle, pixels))
-    things.sort(key=lambda thing: thing.x)
-    if any(b.x - a.x < 0.1 for a, b in pairwise(things)):
+        if not fit and pixels < 0.003 * seen.size:
+            continue
+        columns, rows = (np.flatnonzero(seen.any(axis)) / len(seen) for axis in (0, 1))
+        width, height = (float(np.ptp(at)) + 1 / len(seen) for at in (columns, rows))
+        x, y = float(columns[0]) + width / 2, float(rows[0]) + height / 2
+        known = depths[depths > 0]
+        near, middle = np.quantile(known, (0.03, 0.5)) if len(known) else (np.inf, np.inf)
+        thing = Thing(*label, x, y, width, height, float(near), float(middle))
+        (asked if index < scene.asked else clutter).append(thing)
+    asked.sort(key=lambda thing: thing.x)
+    if any(b.x - a.x < 0.1 for a, b in pairwise(asked)):
         return None
-    return things if len(things) == 1 or depth_ends(things) is not None else None
+    clear = len(asked) == 1 or depth_ends(asked) is not None
+    return (asked, clutter) if asked and clear else None
 
 
 def _sample(rng: Rng, split: Split, draw: Callable[[], Scene | None], *, named: bool) -> Sample:
     for _ in range(200):
         scene = draw()
-        if scene is not None and (things := visible_things(scene)):
+        if scene is not None and (found := visible_things(scene)):
             break
     else:
         raise RuntimeError("no fit view in 200 draws")
+    things, clutter = found
     files: dict[str, bytes] = {}
     keep = rng.random(3)
     if keep[0] < 0.75:
-        files["image.jpg"] = jpeg(rng, scene.rgb)
+        files["image.jpg"] = jpeg(rng, camera(rng, scene.rgb))
     depth, spoilt = _spoilt(rng, scene.depth)
+    form = str(rng.choice(list(DEPTH_FORMS), p=list(DEPTH_FORMS.values())))
     if keep[1] < 0.93 or not files:
-        files["depth.png"] = depth_png(depth)
+        files["depth.png"] = depth_png(depth) if form == "metric" else _relative(rng, depth, form)
     if scene.curved and keep[2] < 0.5:
         picture = meshes.normal_picture(scene.normal)
         files["normal.png"] = encoded(picture, "PNG", compress_level=4)
-    turns = Asker(rng, things, list(files), scene.floor, named=named).ask()
+    metric = form == "metric"
+    asker = Asker(rng, things, list(files), scene.floor, named, bool(clutter), metric)
+    turns = asker.ask()
     said = captions(rng, things, list(files))
     truth = {
-        "things": [asdict(thing) for thing in things],
+        "things": [
+            {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(thing).items()}
+            | {"clutter": thing in clutter, "depth": _rounded(thing.depth)}
+            for thing in (*things, *clutter)
+        ],
+        "depth_map": form,
         "field_of_view": round(float(np.degrees(2 * np.arctan(scene.tan_half))), 1),
         "spoilt": spoilt,
     }
@@ -98,29 +129,61 @@ def _sample(rng: Rng, split: Split, draw: Callable[[], Scene | None], *, named: 
     return Sample("", split, files, said, turns, concepts, truth)
 
 
+def _rounded(metres: float) -> float | None:
+    return round(metres, 3) if np.isfinite(metres) else None
+
+
 def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
+    """The depth map as a sensor sees it, and what is wrong with it; 0 is a hole."""
     done: list[str] = []
     depth = depth.copy()
     seen = depth > 0
-    if rng.random() < 0.2:
-        noise = rng.normal(size=depth.shape) * rng.uniform(0.002, 0.012)
+    if rng.random() < 0.25:
+        noise = rng.normal(size=depth.shape) * rng.uniform(0.002, 0.015)
         depth[seen] *= (1 + noise[seen]).astype(np.float32)
         done.append("noise")
     if rng.random() < 0.2 and seen.any():
         low, high = float(depth[seen].min()) * 0.9, float(depth[seen].max())
         depth[seen] = low + np.rint((depth[seen] - low) / (high - low) * 255) / 255 * (high - low)
         done.append("256 levels")
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         edges = np.abs(np.gradient(depth)).max(axis=0) > 0.04 * depth
         depth[(rng.random(depth.shape) < 0.02) | (edges & (rng.random(depth.shape) < 0.6))] = 0
+        for _ in range(int(rng.integers(0, 5))):  # surfaces that shine, and the sensor's border
+            size = rng.integers(4, 28, 2)
+            top, left = rng.integers(0, len(depth) - size)
+            depth[top : top + size[0], left : left + size[1]] = 0
+        depth[:, : int(rng.integers(0, 16))] = 0
         done.append("holes")
     return depth, done
 
 
+def _relative(rng: Rng, depth: Floats, form: str) -> bytes:
+    """The depth map as grey of any scale and shift. ``form`` says what grows with the grey:
+    "inverse" (8 bits) and "inverse 16" nearness as 1 / depth, "nearness" 1 - depth, "distance" the
+    depth itself. 0 is a hole."""
+    known = depth > 0
+    if rng.random() < 0.5:  # an estimator has no holes, and its edges are soft
+        filled = np.where(known, depth, depth.max(initial=0.1))
+        coarse = (round(len(depth) / float(rng.uniform(1.3, 3.5))),) * 2
+        soft = Image.fromarray(filled).resize(coarse, Image.Resampling.BOX)
+        soft = soft.resize(depth.shape, Image.Resampling.BILINEAR)
+        depth, known = np.asarray(soft), np.ones_like(known)
+    metres = np.maximum(depth, 1e-3)
+    value = 1 / metres if form.startswith("inverse") else metres
+    low, high = np.quantile(value[known], (0.002, 0.998)) if known.any() else (0.0, 1.0)
+    share = np.clip((value - low) / max(high - low, 1e-6), 0, 1)
+    share = 1 - share if form == "nearness" else share
+    bottom, top = rng.uniform(0.01, 0.15), rng.uniform(0.75, 1.0)
+    levels = 65535 if form == "inverse 16" else 255
+    grey = np.maximum(1, np.rint((bottom + share * (top - bottom)) * levels)) * known
+    return encoded(grey.astype(np.uint16 if levels > 255 else np.uint8), "PNG", compress_level=4)
+
+
 @dataclass(frozen=True)
 class Thing:
-    """A visible thing: the centre of its visible pixels (fractions from the top left), the depths
-    of its nearest point and of its median pixel in metres, and its number of visible pixels."""
+    """A visible thing: the box of its visible pixels (the centre and the sides as fractions), and
+    the depths of its nearest point and of its median pixel in metres."""
 
     identity: str
     name: str
@@ -128,9 +191,10 @@ class Thing:
     colour: str | None
     x: float
     y: float
+    width: float
+    height: float
     near: float
     depth: float
-    pixels: int
 
     def clearly_nearer(self, other: Thing) -> bool:
         """Whether the nearest and the median depth are both smaller by the factor NEARER_BY."""
@@ -182,34 +246,38 @@ def captions(
 @dataclass
 class Asker:
     """Draws the turns of one view. ``things`` are sorted from left to right. If they are not
-    ``named``, they are outlines, and the questions call them shapes."""
+    ``named``, they are outlines, and the questions call them shapes. Among clutter only questions
+    that name a thing are clear; only a ``metric`` depth map tells a distance."""
 
     rng: Rng
     things: Sequence[Thing]
     members: Sequence[str]
     floor: bool
     named: bool
+    cluttered: bool
+    metric: bool
 
     def __post_init__(self) -> None:
         self.unique = len({thing.name for thing in self.things}) == len(self.things)
-        self.ends = depth_ends(self.things)
+        self.ends = None if self.cluttered else depth_ends(self.things)
 
     def ask(self) -> tuple[Turn, ...]:
         turns: list[Turn] = []
         if "depth.png" in self.members:
             turns += [*self._nearer_side(), *self._nearer_name(), *self._nearer_or_farther()]
-            turns += [*self._nearer_colour(), *self._distance()]
+            turns += [*self._nearer_colour(), *self._distance(), *self._nearest()]
+        clear = not self.cluttered
         for ask, chance in (
-            (self._count, (0.5, 0.35, 0.6, 0.9)[len(self.things) - 1]),
-            (self._name, 0.6),
+            (self._count, (0.5, 0.35, 0.6, 0.9)[len(self.things) - 1] * clear),
+            (self._name, 0.6 * clear),
             (self._position, 0.5),
-            (self._colour, 0.4),
+            (self._colour, 0.6),
             (self._kind, 0.12),
         ):
             if self._coin(chance):
                 turns += ask()
         while not turns:
-            turns += self._count()
+            turns += self._kind() if self.cluttered else self._count()
         self.rng.shuffle(turns)
         return tuple(turns)
 
@@ -302,18 +370,37 @@ class Asker:
         yield Turn(*texts, "nearer", media, names, en.accepted(colour))
 
     def _distance(self) -> Iterator[Turn]:
-        if not self._coin(0.3):
+        if not self.metric:
             return
-        near = min(thing.near for thing in self.things)
+        thing = pick(self.rng, self.things)
+        named = self.unique and self._coin(0.6)
+        if not named and (self.cluttered or self._coin()):
+            return
+        near = thing.depth if named else min(thing.near for thing in self.things)
         step = 0.5 if near < 5 else 1.0
         metres = max(round(near / step) * step, 0.5)
         unit = "metre" if metres == 1 else "metres"
         words = "half a metre" if metres == 0.5 else f"{metres:g} {unit}"
         units = (f" {unit}", f" {unit.replace('re', 'er')}", " m", "m")
         accept = (words, *(f"{metres:g}{unit}" for unit in units))
-        form = "one" if len(self.things) == 1 else "several"
-        texts = en.say(self.rng, "room distance", form=form, distance=words)
+        if named:
+            facts = {"name": thing.name, "distance": words, **en.agreement(thing.name)}
+            texts = en.say(self.rng, "room distance of", **facts)
+        else:
+            form = "one" if len(self.things) == 1 else "several"
+            texts = en.say(self.rng, "room distance", form=form, distance=words)
         yield Turn(*texts, "distance", self._depth_media(), (), accept)
+
+    def _nearest(self) -> Iterator[Turn]:
+        """What is the nearest thing? The answer names it freely."""
+        if self.ends is None or not self.named or not self.unique or self._coin():
+            return
+        farther = self._coin(0.35)
+        right = self.ends[farther]
+        most = "farthest" if farther else word(self.rng, "room nearest")
+        facts = {"most": most, "name": right.name, "one": article(right.name)}
+        texts = en.say(self.rng, "room nearest", **facts, **en.agreement(right.name))
+        yield Turn(*texts, "nearest_name", self._depth_media(), (), right.accept)
 
     def _count(self) -> Iterator[Turn]:
         n = len(self.things)
