@@ -1,20 +1,15 @@
 """Shards: what is written is read back, the same for any number of workers, split by identity."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 
 from mico_chat.errors import ConfigError, DataError
 from mico_training.world import build, language
-from mico_training.world.motion import VIDEO, make_motion
 from mico_training.world.sample import read_shard, write_shard
 from mico_training.world.sources import SourceError, source, split_of
-from mico_training.world.things import Catalogue, shape_things
 
 CONFIG = {
     "things": "shapes",
@@ -39,7 +34,7 @@ def test_shards_are_whole_and_each_split_holds_its_own_identities(built: Path) -
         sizes[shard.stem] = len(samples)
         for sample in samples:
             assert sample.split == wanted
-            assert {split_of(thing["identity"]) for thing in sample.truth["things"]} == {wanted}
+            assert {split_of(thing["identity"]) for thing in sample.truth["things"]} <= {wanted}
             assert sample.turns
             assert set(sample.captions) <= set(sample.files)
             for turn in sample.turns:
@@ -98,23 +93,3 @@ def test_an_unknown_source_is_explained_and_one_in_ten_identities_is_held_out() 
         source("nothing")
     held = sum(split_of(f"thing/{i}") == "validation" for i in range(5000))
     assert 400 < held < 600
-
-
-def test_a_clip_moves_the_way_it_is_said_to() -> None:
-    things = Catalogue(shape_things())
-    checked = 0
-    for seed in range(40):
-        sample = make_motion(np.random.default_rng(seed), "train", things)
-        moving = sample.truth["things"]
-        if len(moving) != 1 or moving[0]["way"] not in ("left", "right", "up", "down"):
-            continue
-        with av.open(io.BytesIO(sample.files[VIDEO]), "r") as container:
-            shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        frames = np.stack(shown).astype(float)
-        assert len(frames) == sample.truth["frames"]
-        changed = np.abs(frames - np.median(frames, axis=0)).sum(-1) > 90
-        axis = 1 if moving[0]["way"] in ("left", "right") else 0
-        start, end = (np.nonzero(changed[i])[axis].mean() for i in (0, -1))
-        assert (end > start) == (moving[0]["way"] in ("right", "down"))
-        checked += 1
-    assert checked > 5

@@ -1,207 +1,230 @@
-"""Video samples: one or two things that move across a background or stand still.
+"""Video samples: things that move over a photograph or stand still, before a camera that may move.
 
-Each way is equally likely. A single frame does not tell the way: the place of the path does not
-depend on its direction.
+Each way is equally likely. A single frame does not tell the way: the place of a path does not
+depend on its direction. Legend: T frames.
 """
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mico_training.world import language as en
-from mico_training.world.compose import SIDE, Item, background_for, dress, turned
+from mico_training.world.compose import (
+    SIDE,
+    Item,
+    background,
+    background_for,
+    dress,
+    photographic,
+    turned,
+)
 from mico_training.world.language import Rng
-from mico_training.world.pictures import name_turn
-from mico_training.world.sample import Sample, Split, Turn
+from mico_training.world.motion_turns import VIDEO, captions, turns_of
+from mico_training.world.paths import MOVES, STEP, WAYS, Path, Track, camera_path, path_of, shaken
+from mico_training.world.photographs import Photographs
+from mico_training.world.sample import Sample, Split
 from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
-VIDEO = "video.mp4"
-WAYS = ("left", "right", "up", "down", "nearer", "away", "still")
-# The direction in x and y.
-_STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-_REVERSED = dict(zip(WAYS, ("right", "left", "down", "up", "away", "nearer", "still"), strict=True))
+_SIDES = (320, 352, 384, 448)
+_MOST_FRAMES = 40
+_CROP, _CROP_SHARE = "picture", 0.08  # the name of a piece of a photograph
+_CROPS: dict[Split, str] = {"train": "crop/1", "validation": "crop/25"}  # as split_of has it
+_HIDDEN, _OVERLAP = 0.45, 0.12
+"""At most so much of a thing is outside of the picture, or before another thing, on average."""
 
 
-@dataclass(frozen=True)
-class Track:
-    """A moving cut-out: its centre and size (fractions) in each frame, three arrays (T,)."""
-
-    thing: Thing
-    colour: str | None
-    image: Image.Image
-    way: str
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    size: NDArray[np.float64]
-
-
-def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, float]) -> Track:
-    colour, rgba = dress(rng, thing, None, tint_share=0.35)
-    room = lane[1] - lane[0]
-    size = float(rng.uniform(0.18, 0.44)) * min(1.0, 1.6 * room)
-    t = np.linspace(0, 1, n_frames)
-    if rng.random() < 0.3:  # slow start, slow end
-        t = t * t * (3 - 2 * t)
-    reach = 1.15 if rng.random() < 0.2 else 1.0  # a reach above 1 may leave the picture
-    travel = float(rng.uniform(0.35, 0.95)) * (reach - size)
-    sizes = np.full(n_frames, size)
+def _track(rng: Rng, thing: Thing, way: str, camera: Path, follows: bool, rivals: int) -> Track:
+    colour, rgba = dress(rng, thing, None, tint_share=0.0 if thing.name == _CROP else 0.25)
+    size = float(rng.uniform(0.14, 0.5 if rivals else 0.6))
     if way in ("nearer", "away"):
-        ratio = float(rng.uniform(1.7, 3.0))
-        large = float(rng.uniform(0.35, 0.62)) * min(1.0, 1.3 * room)
-        sizes = large * ratio ** (t - 1 if way == "nearer" else -t)
-        size = large
-    dx, dy = _STEP.get(way, (0.0, 0.0))
-
-    def along(step: float) -> NDArray[np.float64]:
-        middle = 0.5 + float(rng.uniform(-1, 1)) * max(0.0, (1.0 - travel - size) / 2)
-        return middle + step * travel * (t - 0.5)
-
-    def across() -> NDArray[np.float64]:
-        low, high = lane[0] + size / 2 * room, lane[1] - size / 2 * room
-        drift = float(rng.uniform(-0.05, 0.05)) * (way != "still")
-        return float(rng.uniform(low, high)) + drift * (t - 0.5)
-
-    x, y = (along(step) if step else across() for step in (dx, dy))
-    return Track(thing, colour, turned(rng, rgba, SIDE), way, x, y, sizes)
+        size = min(size, 0.4)
+    reach = 1.35 if rng.random() < 0.2 else 1.0  # a reach above 1 may leave the picture
+    travel = float(rng.uniform(0.25, 0.95)) * max(0.4, reach - size)
+    path = path_of(rng, way, len(camera.x), size, travel, float(rng.uniform(1.5, 3.0)))
+    if follows:
+        share = float(rng.uniform(0.75, 1.05))
+        x, y = (share * (line - 0.5) + rng.uniform(0.35, 0.65) for line in (camera.x, camera.y))
+        path = replace(path, x=x, y=y)
+    return Track(thing, colour, turned(rng, rgba, SIDE), way, path.seen_by(camera))
 
 
-def frames_of(tracks: list[Track], background: Pixels) -> Pixels:
-    height, width = background.shape[:2]
-    short = min(height, width)
-    frames = np.empty((len(tracks[0].x), height, width, 3), np.uint8)
-    base = Image.fromarray(background)
+def _fault(tracks: Sequence[Track], shape: tuple[int, int]) -> float:
+    """How far the tracks are from a clip in which each thing can be seen; 0 is good."""
+    boxes = np.stack([track.boxes(shape) for track in tracks])
+    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
+    area = boxes[..., 2:].prod(-1)
+    inside = (np.minimum(high, 1) - np.maximum(low, 0)).clip(0).prod(-1) / area
+    fault = float((1 - inside.mean(1) - _HIDDEN).clip(0).sum())
+    fault += float((0.7 - inside[:, inside.shape[1] // 2]).clip(0).sum())
+    for i in range(len(boxes)):
+        for j in range(i):
+            shared = np.minimum(high[i], high[j]) - np.maximum(low[i], low[j])
+            hidden = shared.clip(0).prod(-1) / np.minimum(area[i], area[j])
+            fault += max(0.0, float(hidden.mean()) - _OVERLAP)
+    return fault
+
+
+def _crop(rng: Rng, split: Split, photographs: Photographs) -> Thing:
+    """A rectangle or an ellipse of a photograph, as a thing of its own."""
+    height, width = (int(n) for n in rng.integers(SIDE // 3, SIDE, 2))
+    image = photographs.view(rng, split, "scene", (height, width))
+    if rng.random() < 0.5:
+        alpha = Image.new("L", image.size)
+        ImageDraw.Draw(alpha).ellipse((0, 0, width - 1, height - 1), fill=255)
+        image.putalpha(alpha)
+    rgba = np.asarray(image.convert("RGBA"))
+    return Thing(_CROPS[split], _CROP, ("photograph", "photo", "image"), None, lambda: rgba)
+
+
+def frames_of(
+    tracks: Sequence[Track], camera: Path, canvas: Pixels, shape: tuple[int, int]
+) -> Pixels:
+    """The frames (T, H, W, 3). ``canvas`` is all that the camera sees in the whole clip."""
+    height, width = shape
+    world = Image.fromarray(canvas)
+    left, top = (camera.x - camera.size / 2).min(), (camera.y - camera.size / 2).min()
+    right, low = (camera.x + camera.size / 2).max(), (camera.y + camera.size / 2).max()
+    scale_x, scale_y = canvas.shape[1] / (right - left), canvas.shape[0] / (low - top)
+    placed = [track.boxes(shape) * (width, height, width, height) for track in tracks]
+    frames = np.empty((len(camera.x), height, width, 3), np.uint8)
+    view: tuple[float, ...] = ()
     for t in range(len(frames)):
-        canvas = base.copy()
-        for track in tracks:
-            scale = max(8, round(track.size[t] * short)) / max(track.image.size)
-            w, h = (max(2, round(length * scale)) for length in track.image.size)
-            image = track.image.resize((w, h), Image.Resampling.BILINEAR)
-            left = round(track.x[t] * width - image.width / 2)
-            top = round(track.y[t] * height - image.height / 2)
-            canvas.paste(image, (left, top), image)
-        frames[t] = np.asarray(canvas)
+        half, x, y = camera.size[t] / 2, camera.x[t] - left, camera.y[t] - top
+        box = (x - half) * scale_x, (y - half) * scale_y, (x + half) * scale_x, (y + half) * scale_y
+        if box != view:
+            view, limits = box, (*world.size, *world.size)
+            inside = tuple(min(max(v, 0.0), n) for v, n in zip(box, limits, strict=True))
+            seen = world.resize((width, height), Image.Resampling.BILINEAR, inside, 2.0)
+        frame = seen.copy()
+        for track, boxes in zip(tracks, placed, strict=True):
+            cx, cy, w, h = boxes[t]
+            size = max(2, round(w)), max(2, round(h))
+            image = track.image.resize(size, Image.Resampling.BILINEAR)
+            frame.paste(image, (round(cx - size[0] / 2), round(cy - size[1] / 2)), image)
+        frames[t] = np.asarray(frame)
     return frames
 
 
-def encode_video(frames: Pixels, fps: int) -> bytes:
-    """(T, H, W, 3) uint8 -> MP4 (H.264, one thread: equal input gives equal bytes)."""
+def _worn(rng: Rng, frames: Pixels) -> Pixels:
+    """Some clips have noise or a brightness that flickers or changes."""
+    n = len(frames)
+    if rng.random() < 0.25:
+        gains = (
+            1 + np.cumsum(rng.normal(0, 0.012, n)) + rng.normal(0, float(rng.uniform(0, 0.04)), n)
+        )
+        steps = np.arange(256)
+        for frame, gain in zip(frames, gains, strict=True):
+            frame[:] = np.clip(steps * gain, 0, 255).astype(np.uint8)[frame]
+    if rng.random() < 0.25:
+        height, width = frames.shape[1:3]
+        strength = float(rng.uniform(2, 9))
+        grain = rng.normal(0, strength, (height + 64, width + 64, 1)).astype(np.int16)
+        for frame, (y, x) in zip(frames, rng.integers(64, size=(n, 2)), strict=True):
+            frame[:] = np.clip(frame + grain[y : y + height, x : x + width], 0, 255)
+    return frames
+
+
+def encode_video(frames: Pixels, fps: int, crf: int = 23) -> bytes:
+    """(T, H, W, 3) uint8 -> MP4 (H.264, one thread: equal input gives equal bytes).
+
+    ``crf`` is x264's constant rate factor: 23 is good, 40 has visible blocks.
+    """
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        stream.options = {"preset": "ultrafast", "crf": "23", "threads": "1"}
+        stream.options = {"preset": "ultrafast", "crf": str(crf), "threads": "1"}
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return out.getvalue()
 
 
+def _length(rng: Rng) -> tuple[int, int]:
+    """Frames, and frames a second: 0.5 to 8 s at 2 to 30 a second."""
+    while True:
+        fps = round(2 * 15 ** float(rng.random()))
+        n = round(fps * 0.5 * 16 ** float(rng.random()))
+        if 4 <= n <= _MOST_FRAMES:
+            return n, fps
+
+
+def _cast(rng: Rng) -> tuple[str, tuple[str, ...], bool]:
+    """The camera's way, the things' ways, and whether the camera follows the first thing."""
+    if rng.random() < 0.6:
+        n = int(rng.choice([1, 2, 3], p=[0.5, 0.33, 0.17]))
+        others = (en.pick(rng, MOVES) if rng.random() < 0.5 else "still" for _ in range(n - 1))
+        return "still", (en.pick(rng, WAYS), *others), False
+    camera = en.pick(rng, MOVES)
+    if rng.random() < 0.25 and camera in STEP:
+        return camera, (camera,), True
+    n = int(rng.choice([0, 1, 2], p=[0.3, 0.45, 0.25]))
+    ways = (en.pick(rng, MOVES) if rng.random() < 0.35 else "still" for _ in range(n))
+    return camera, tuple(ways), False
+
+
 def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """A clip of a thing that goes one of seven ways; 40 % have a second thing, still or moving."""
-    n_frames, fps = int(rng.integers(8, 25)), int(rng.integers(8, 13))
-    way = en.pick(rng, WAYS)
-    two = rng.random() < 0.4
-    chosen = things.distinct(rng, split, 2 if two else 1)
-    lanes = [(0.0, 0.5), (0.5, 1.0)]
-    first, second = lanes if rng.random() < 0.5 else lanes[::-1]
-    tracks = [plan(rng, chosen[0], way, n_frames, first if two else (0.0, 1.0))]
-    if two:
-        other = "still" if way != "still" and rng.random() < 0.6 else en.pick(rng, WAYS[:4])
-        if other != "still" and (other in ("up", "down")) != (way in ("up", "down")):
-            other = "still" if way != "still" else other
-        tracks.append(plan(rng, chosen[1], other, n_frames, second))
-    side = int(rng.choice([224, 240, 256]))
-    shape = (side, side) if rng.random() < 0.75 else (192, 256)
-    items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
-    frames = frames_of(tracks, background_for(rng, shape, things, items))
-    truth = [
-        {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
-        for t in tracks
+    """A clip of up to three things that go different ways, before a camera that stands or moves."""
+    n, fps = _length(rng)
+    way, ways, follows = _cast(rng)
+    side = int(rng.choice(_SIDES))
+    shape = [(side, side), (side * 3 // 8 * 2, side), (side, side * 3 // 8 * 2)][
+        int(rng.choice(3, p=[0.5, 0.4, 0.1]))
     ]
-    files, said = {VIDEO: encode_video(frames, fps)}, {VIDEO: captions(rng, tracks)}
-    facts = {"fps": fps, "frames": n_frames, "things": truth}
-    concepts = {} if two else {VIDEO: chosen[0].name}
-    return Sample("", split, files, said, tuple(_turns(rng, tracks)), concepts, facts)
-
-
-def _clause(rng: Rng, track: Track, subject: str) -> str:
-    s = en.agreement(track.thing.name)["s"]
-    if track.way == "still":
-        return f"{subject} stand{s} still"
-    if track.way == "nearer":
-        return f"{subject} come{s} nearer"
-    return f"{subject} move{s} {en.pick(rng, _ways_to_say(track.way)[:2])}"
-
-
-def _ways_to_say(way: str) -> tuple[str, ...]:
-    return en.phrases().words[f"moves {way}"]
-
-
-def captions(rng: Rng, tracks: list[Track]) -> tuple[str, ...]:
-    named = [f"{t.colour} {t.thing.name}" if t.colour else t.thing.name for t in tracks]
-    clauses = [_clause(rng, t, en.article(n)) for t, n in zip(tracks, named, strict=True)]
-    if len(tracks) == 1:
-        plain = _clause(rng, tracks[0], en.article(tracks[0].thing.name))
-        return en.sentence(clauses[0]), en.sentence(plain)
-    return tuple(en.sentence(f"{one} and {two}") for one, two in (clauses, clauses[::-1]))
-
-
-def _way_turn(rng: Rng, track: Track, *, alone: bool) -> Turn:
-    way, name = track.way, track.thing.name
-    facts = {"a": name, **en.agreement(name)}
-    question = en.ask(rng, "way", **facts)
-    if alone and rng.random() < 0.35:
-        question = en.ask(rng, "way of the only thing")
+    # A slow shutter sees two of every three moments.
+    blurred = n <= 20 and rng.random() < 0.15
+    moments = 3 * n if blurred else n
+    steady = camera_path(rng, way, moments)
+    camera = shaken(rng, steady) if rng.random() < 0.3 and not blurred else steady
+    chosen = things.distinct(rng, split, len(ways))
+    photographs = things.photographs
+    if chosen and photographs and rng.random() < _CROP_SHARE:
+        chosen[0] = _crop(rng, split, photographs)
+    tracks: list[Track] = []
+    fault = np.inf
+    for _ in range(25 if chosen else 0):
+        pairs = zip(chosen, ways, strict=True)
+        drawn = [_track(rng, t, w, camera, follows, len(ways) - 1) for t, w in pairs]
+        if (found := _fault(drawn, shape)) < fault:
+            tracks, fault = drawn, found
+        if fault == 0:
+            break
+    span = [np.ptp([p - camera.size / 2, p + camera.size / 2]) for p in (camera.y, camera.x)]
+    whole = round(shape[0] * span[0]), round(shape[1] * span[1])
+    items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
     if way == "still":
-        reply = en.answer(rng, "no way", **facts)
-    else:
-        clause = _clause(rng, track, f"the {name}")
-        reply = en.answer(rng, "way", way=_ways_to_say(way)[0], clause=clause)
-    return Turn(question, reply, "motion", (VIDEO,), WAYS, en.accepted(f"moves {way}"))
+        canvas = background_for(rng, whole, things, items, split=split)
+    elif photographs:
+        canvas = photographic(rng, whole, photographs, split)
+    else:  # a plain background would not show that the camera moves
+        canvas = background(rng, whole, [], "noise")
+    frames = frames_of(tracks, camera, canvas, shape)
+    if blurred:
+        frames = (frames[::3] // 2 + frames[1::3] // 2).astype(np.uint8)
+    crf = int(rng.integers(18, 30) if rng.random() < 0.7 else rng.integers(30, 43))
+    files = {VIDEO: encode_video(_worn(rng, frames), fps, crf)}
+    said = {VIDEO: captions(rng, tracks, way)}
+    truth = [_truth(track, shape) for track in tracks]
+    facts = {"fps": fps, "frames": n, "camera": way, "things": truth}
+    concepts = {VIDEO: chosen[0].name} if len(chosen) == 1 else {}
+    turns = turns_of(rng, split, things, tracks, way)
+    return Sample("", split, files, said, tuple(turns), concepts, facts)
 
 
-def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
-    asked, name = tracks[0], tracks[0].thing.name
-    turns = [_way_turn(rng, asked, alone=len(tracks) == 1)]
-    if asked.way != "still":
-        ways = en.shuffled(rng, asked.way, _REVERSED[asked.way])
-        variant = int(rng.integers(2))
-        one, two = (_ways_to_say(w)[variant] for w in ways)
-        move = "come" if one.startswith(("nearer", "towards")) else "move"
-        facts = {"a": name, "one": one, "two": two, "move": move, **en.agreement(name)}
-        question = en.ask(rng, "one way or the other", **facts)
-        clause = _clause(rng, asked, f"the {name}")
-        said = one if ways[0] == asked.way else two
-        reply = en.answer(rng, "one way or the other", way=said, clause=clause)
-        accept = en.accepted(f"moves {asked.way}")
-        turns.append(Turn(question, reply, "motion", (VIDEO,), ways, accept))
-    # One thing in seven stands still. A question about one moving thing in six makes "yes" and "no"
-    # equally likely.
-    if asked.way == "still" or rng.random() < 1 / 6:
-        yes = "no" if asked.way == "still" else "yes"
-        question = en.ask(rng, "moves", a=name, **en.agreement(name))
-        reply = en.answer(rng, "moves", yes=yes, clause=_clause(rng, asked, f"the {name}"))
-        turns.append(Turn(question, reply, "moves", (VIDEO,), ("yes", "no"), (yes,)))
-    moving = [t for t in tracks if t.way != "still"]
-    if len(tracks) == 2 and len(moving) == 1:
-        names = en.shuffled(rng, *(t.thing.name for t in tracks))
-        (mover,) = moving
-        name = mover.thing.name
-        reply = en.answer(rng, "which moves", name=name, clause=_clause(rng, mover, f"the {name}"))
-        question = en.ask(rng, "which moves", a=names[0], b=names[1])
-        accept = mover.thing.accept
-        turns.append(Turn(question, reply, "motion_name", (VIDEO,), names, accept))
-    if len(tracks) == 1:
-        turns.append(name_turn(rng, asked.thing, VIDEO, "name in a clip"))
-    accept = tuple(dict.fromkeys(w for t in tracks for w in t.thing.accept))
-    question = en.ask(rng, "describe a clip")
-    turns.append(Turn(question, captions(rng, tracks)[0], "describe", (VIDEO,), accept=accept))
-    return turns
+def _truth(track: Track, shape: tuple[int, int]) -> dict[str, Any]:
+    """A thing's facts: where it is in the middle of the clip, at its start and at its end."""
+    boxes = track.boxes(shape).round(3).tolist()
+    middle = boxes[len(boxes) // 2]
+    named = {"identity": track.thing.identity, "name": track.thing.name, "colour": track.colour}
+    placed = dict(zip(("x", "y", "width", "height"), middle, strict=True))
+    return {**named, "way": track.way, **placed, "start": boxes[0], "end": boxes[-1]}
