@@ -20,7 +20,7 @@ def test_real_items_are_written_with_their_media(
     left = Item("a", "real left-right", "image", "a.jpg", b"photo", ("dog",), (), ("cat",))
     heard = Item("b", "real sounds", "audio", "b.flac", b"sound", ("dog", "bark"))
     asked = [(left, "What is on the left?"), (heard, "What do you hear?")]
-    monkeypatch.setattr(items, "real_items", lambda: iter(asked))
+    monkeypatch.setattr(items, "real_items", lambda: asked)
     assert write_real_items(tmp_path) == 2
     photo, sound = read_items(tmp_path / "items.jsonl")
     assert (photo.question, photo.answers, photo.reject) == (asked[0][1], ("dog",), ("cat",))

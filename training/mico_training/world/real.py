@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 from random import Random
@@ -24,6 +25,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import binary_fill_holes, median_filter, uniform_filter
 
 from mico_chat.errors import DataError
+from mico_chat.media.kinds import Kind
 from mico_training.world import meshes
 from mico_training.world.colours import COLOURS
 from mico_training.world.compose import depth_png, encoded
@@ -74,7 +76,7 @@ class Item(NamedTuple):
 
     id: str
     skill: str
-    kind: str
+    kind: Kind
     name: str
     data: bytes
     accept: tuple[str, ...]
@@ -83,13 +85,16 @@ class Item(NamedTuple):
     asked: str = ""  # what the question names
 
 
-def real_items(table: Real | None = None) -> Iterator[tuple[Item, str]]:
-    """Each item with its question, which is the next one of the skill's questions."""
+def real_items(table: Real | None = None) -> list[tuple[Item, str]]:
+    """Each item with its question, which is the next one of the skill's questions. The order is
+    random: the first items of a skill are of all packages."""
     table = table or Real.read("real.yaml")
-    asked = {skill: cycle(texts) for skill, texts in table.questions.items()}
+    texts = {skill: cycle(questions) for skill, questions in table.questions.items()}
+    asked = []
     for item in _items(table):
         be = "are" if item.asked.endswith("s") else "is"
-        yield item, next(asked[item.skill]).format(item.asked, be)
+        asked.append((item, next(texts[item.skill]).format(item.asked, be)))
+    return Random(3).sample(asked, len(asked))
 
 
 def _items(table: Real) -> Iterator[Item]:
@@ -147,12 +152,12 @@ def media_at(place: str, suffixes: Sequence[str]) -> dict[str, tuple[str, Read]]
             inner = "".join(f"{name}/" for name in parts[number:])
             break
     if path.suffix == ".rcc":
-        return _by_stem(((name, lambda data=data: data) for name, data in read_rcc(path)), suffixes)
+        return _by_stem(((name, partial(bytes, data)) for name, data in read_rcc(path)), suffixes)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.rpartition("/")[0] + "/" == (inner or "/")]
         return _by_stem(
-            ((Path(name).name, lambda name=name: _unzipped(path, name)) for name in names), suffixes
+            ((Path(name).name, partial(_unzipped, path, name)) for name in names), suffixes
         )
     if not path.is_dir():
         raise DataError(path, None, "the package has no such folder or archive")
@@ -210,7 +215,7 @@ def read_rcc(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _picture(data: bytes, side: int = 640) -> Image.Image:
     """A picture as RGB on white, its longer side at most ``side`` pixels."""
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     image.thumbnail((side, side))
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
@@ -221,13 +226,13 @@ def _picture(data: bytes, side: int = 640) -> Image.Image:
 def frames_between(data: bytes, start: float, end: float) -> NDArray[np.uint8]:
     """Frames (T, H, W, 3) of a video between two seconds, ``VIDEO_FPS`` of them a second."""
     found: list[NDArray[np.uint8]] = []
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         for frame in container.decode(video=0):
             if frame.time is None or frame.time < start + len(found) / VIDEO_FPS:
                 continue
             if frame.time >= end:
                 break
-            image = frame.to_image()
+            image = Image.fromarray(frame.to_ndarray(format="rgb24"))
             image.thumbnail((VIDEO_SIDE, VIDEO_SIDE))
             width, height = (length - length % 2 for length in image.size)
             found.append(np.asarray(image.crop((0, 0, width, height))))
@@ -274,9 +279,8 @@ def _composites(
     table: Real, shown: Mapping[str, Image.Image], words: Mapping[str, tuple[str, ...]]
 ) -> Iterator[Item]:
     for number, pair in enumerate(pairs(table, words, Random(0))):
-        image = beside(
-            *(shown[id] for id in pair), wide=number % 2 == 0, gap=24 * (number // 2 % 2)
-        )
+        left, right = (shown[id] for id in pair)
+        image = beside(left, right, wide=number % 2 == 0, gap=24 * (number // 2 % 2))
         name, data = f"pair-{number:02}.jpg", encoded(np.asarray(image), "JPEG", quality=92)
         for id, other, side in zip(pair, reversed(pair), SIDES, strict=True):
             item = Item(
@@ -365,7 +369,8 @@ def _nearer(table: Real) -> Iterator[Item]:
         for name, view in listed.items():
             eyes = [there[f"{name.partition('@')[0]}_{eye}"][1]() for eye in SIDES]
             views = (_picture(eye, STEREO_WIDTH).convert("L") for eye in eyes)
-            shift = disparity(*(np.asarray(view, np.float32) for view in views), most=56)
+            left, right = (np.asarray(view, np.float32) for view in views)
+            shift = disparity(left, right, most=56)
             depth = np.where(shift > 0, STEREO / np.maximum(shift, 1), 0).astype(np.float32)
             start, end = (round(share * depth.shape[1]) for share in view.between)
             maps.append((name, depth[:, start:end], view.side))
