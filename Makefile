@@ -173,7 +173,7 @@ mini: setup-dev
 	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1-matching.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
 	$(BIN)/python -m mico_training.mini pack
-	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/everyday/items.jsonl --output runs/evaluation --limit 100
+	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/real/items.jsonl --output runs/evaluation --limit 100
 	$(BIN)/mico-chat evaluate mico_chat/evaluation/text.jsonl --controls full base-llm --max-tokens 48
 
 # What is done is not done again: an interrupted run goes on.

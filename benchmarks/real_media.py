@@ -3,9 +3,9 @@
     mico-chat serve                                # in one terminal
     python -m benchmarks.real_media                # in another
 
-The media are those of the model card's everyday items: photographs and recordings of GCompris. No
-training sample is drawn from them. For each, the name with the best score is looked for among the
-names that the item accepts. The scores are those of the page's tab Compare.
+The media are the photographs and recordings of the real items: no training sample is drawn from
+them. For each, the name with the best score is looked for among the names that the item accepts.
+The scores are those of the page's tab Compare.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.systems import table
-from mico_chat.evaluation.task import Item, read_items
-from mico_training.world.items import everyday_items
+from mico_chat.evaluation.task import Item, of_skills, read_items
+from mico_training.world.items import write_real_items
 from mico_ui import routes
 from mico_ui.client import DEFAULT_API, Client
 from mico_ui.routes import Call, Upload
@@ -53,14 +53,15 @@ def row_of(client: Client, model: str, skill: str, items: Sequence[Item]) -> lis
 
 def main(
     api: Annotated[str, typer.Option(help="The server to ask.")] = DEFAULT_API,
-    items: Annotated[Path, typer.Option(help="The folder of the items.")] = Path("data/everyday"),
+    items: Annotated[Path, typer.Option(help="The folder of the items.")] = Path("data/real"),
 ) -> None:
     file = items / "items.jsonl"
     if not file.exists():
-        everyday_items(items)
+        write_real_items(items)
     with Client(api) as client:
         model = client.send(routes.models())[0].id
-        skills = groupby(read_items(file), lambda item: item.skill)
+        shown = of_skills(read_items(file), ("real photographs", "real sounds"), file)
+        skills = groupby(shown, lambda item: item.skill)
         rows = [row_of(client, model, skill, list(alike)) for skill, alike in skills]
     print(table(["media", "n", "names", *SCORES], rows))
 

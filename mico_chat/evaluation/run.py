@@ -145,7 +145,7 @@ def _record(task: Task, item: Item, reply: Reply) -> Record:
     if task.family == "qa":
         return {**record, "question": item.question, "references": item.answers}
     texts = {"message": item.question, "accept": item.answers, "choices": item.choices}
-    return {**record, **texts}
+    return {**record, **texts, **({"reject": item.reject} if item.reject else {})}
 
 
 def media_shown(items: Sequence[Item], control: str) -> list[Item]:
@@ -161,10 +161,11 @@ def media_shown(items: Sequence[Item], control: str) -> list[Item]:
     for members in groups.values():
         for place, i in enumerate(members):
             pool = members[place + 1 :] + members[:place]
+            pool = [j for j in pool if items[j].media != items[i].media]
             # With choices, the other medium may have the same answer: if a swap always changed the
             # true answer, the new medium would rule one choice out.
             if not items[i].choices:
-                pool = [j for j in pool if items[j].answers != items[i].answers]
+                pool = [j for j in pool if set(items[i].answers).isdisjoint(items[j].answers)]
             if pool:
                 shown[i] = replace(items[i], media=items[pool[(7 * place) % len(pool)]].media)
     return shown
@@ -184,6 +185,8 @@ def bytes_digest(items: Sequence[Item]) -> str:
     for item in items:
         words = {"id": item.id, "skill": item.skill, "message": item.question}
         whole = {**words, "accept": item.answers, "choices": item.choices}
+        if item.reject:
+            whole["reject"] = item.reject
         digest.update(json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode())
         for file in item.media:
             try:

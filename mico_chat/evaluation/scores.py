@@ -88,7 +88,8 @@ def answers(folder: Path) -> list[Record]:
 
 
 def _right(record: Record) -> bool:
-    return is_right(record["answer"], record["accept"], record["choices"])
+    rejected = record.get("reject", ())
+    return is_right(record["answer"], record["accept"], record["choices"], rejected)
 
 
 def _accuracies(records: Sequence[Record]) -> Row:

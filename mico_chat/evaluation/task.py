@@ -87,7 +87,8 @@ def task_named(name: str) -> Task:
 class Item:
     """Media with the captions that people gave them, or with a question and its answers.
 
-    An answer is right if it has one of ``answers`` before any other of the ``choices``.
+    An answer is right if it has one of ``answers`` before any other of the ``choices``, and none of
+    ``reject``.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Item:
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     skill: str = ""
+    reject: tuple[str, ...] = ()
 
     def message(self) -> Message:
         return Message.user(*self.media, self.question)
@@ -176,6 +178,7 @@ class _Line(BaseModel, extra="forbid"):
     media: tuple[_Medium, ...] = ()
     accept: tuple[str, ...]
     choices: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
 
 
 def read_items(path: Path) -> list[Item]:
@@ -199,8 +202,8 @@ def read_items(path: Path) -> list[Item]:
         except ValidationError as error:
             raise DataError(path, number, error.errors()[0]["msg"]) from error
         media = tuple(MediaFile(m.kind, path.parent / m.path) for m in line.media)
-        answers, choices = line.accept, line.choices
-        items.append(Item(line.id, media, line.message, (), answers, choices, line.skill))
+        words = (line.accept, line.choices, line.skill, line.reject)
+        items.append(Item(line.id, media, line.message, (), *words))
     return items
 
 

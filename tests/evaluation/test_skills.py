@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,28 @@ def test_the_media_of_each_control() -> None:
         assert one.answers != answer[other.media]
         assert (one.question, one.answers) == (other.question, other.answers)
     assert shown[3] is items[3], "the only one with two pictures has nothing to swap with"
+
+
+def test_a_swap_shows_another_thing_and_another_picture() -> None:
+    pictures = {
+        name: (MediaFile("image", Path(f"{name}.png")),) for name in ("cat", "kitten", "dog")
+    }
+    asked = [("cat", "cat"), ("kitten", "kitten cat"), ("dog", "dog"), ("dog", "ball")]
+    items = [
+        Item(str(n), pictures[name], "Which?", answers=tuple(words.split()), skill="name")
+        for n, (name, words) in enumerate(asked)
+    ]
+    shown = [item.media[0].name for item in media_shown(items, "swapped")]
+    assert shown[:2] == ["dog.png", "dog.png"]
+    assert {*shown[2:]} <= {"cat.png", "kitten.png"}
+
+
+def test_a_rejected_word_makes_an_answer_wrong(tmp_path: Path) -> None:
+    items = [replace(item("a", "four"), reject=words) for words in ((), ("five",), ("four",))]
+    items = [replace(one, id=str(number)) for number, one in enumerate(items)]
+    asked(items, Parrot(), tmp_path / "some", "full")
+    assert [row["right"] for row in answers(tmp_path / "some")] == [True, True, False]
+    assert bytes_digest(items[:1]) != bytes_digest([replace(items[1], id="0")])
 
 
 def test_a_swap_tells_nothing_where_answers_are_closed() -> None:

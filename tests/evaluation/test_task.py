@@ -58,12 +58,13 @@ def write(folder: Path, *lines: str) -> Path:
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     absolute = {**ITEM, "media": [{"kind": "audio", "path": "/x/y.wav"}]}
-    short = {k: v for k, v in ITEM.items() if k not in ("media", "choices")}
+    short = {k: v for k, v in ITEM.items() if k not in ("media", "choices")} | {"reject": ["cat"]}
     items = read_items(write(tmp_path, *map(json.dumps, (ITEM, absolute, short))))
     assert items[0].media == (MediaFile("image", tmp_path / "media" / "x.jpg"),)
     assert items[1].media[0].source == Path("/x/y.wav")
     assert items[0].answers == ("two",)
     assert (items[2].media, items[2].choices) == ((), ())
+    assert (items[0].reject, items[2].reject) == ((), ("cat",))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from mico_chat.checkpoints.folders import MODELS, PRETRAINING, base_llm_path
 from mico_chat.checkpoints.load import TEXT_PARTS
 from mico_training import mini_init
 from mico_training.world import build
-from mico_training.world.items import everyday_items, shard_items
+from mico_training.world.items import shard_items, write_real_items
 
 WORDS = Path(__file__).with_name("text_turns.yaml")
 LLM = "smollm2-135m-instruct"
@@ -119,7 +119,7 @@ def prepare(data: Path, output: Path) -> None:
     mini_init.main(sorted((data / "shards").glob("train-*.tar")), output)
     write_text_turns(data / "text.jsonl")
     shard_items(sorted((data / "shards").glob("validation-*.tar")), data / "items")
-    everyday_items(data.parent / "everyday")
+    write_real_items(data.parent / "real")
 
 
 def items(config: Path, data: Path, workers: int) -> None:
@@ -134,10 +134,8 @@ def items(config: Path, data: Path, workers: int) -> None:
     with tempfile.TemporaryDirectory(dir=data) as shards:
         build.main(alone.model_dump(), shards, workers, build.SEED)
         count = shard_items(sorted(Path(shards).glob("validation-*.tar")), data / "items")
-    everyday = everyday_items(data.parent / "everyday")
-    logger.info(
-        "%d items in %s, and %d in the folder everyday beside it", count, data / "items", everyday
-    )
+    real = write_real_items(data.parent / "real")
+    logger.info("%d items in %s, and %d in the folder real beside it", count, data / "items", real)
 
 
 def pack(pretrained: Path, tuned: Path, output: Path) -> None:

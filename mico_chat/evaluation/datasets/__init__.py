@@ -202,7 +202,7 @@ CHANGES: dict[str, Callable[[Path], Change]] = {
 def _mini_skills(folder: Path) -> Contents:
     """The items of two files, and the questions without media that come with the package."""
     text = Path(__file__).parents[1] / "text.jsonl"
-    files = [folder / "mini/items/items.jsonl", folder / "everyday/items.jsonl", text]
+    files = [folder / "mini/items/items.jsonl", folder / "real/items.jsonl", text]
     return Contents([item for path in files for item in read_items(path)])
 
 

@@ -72,7 +72,7 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
     text, texts = arrow.string(), arrow.list_(arrow.string())
     media = arrow.list_(arrow.struct([("kind", text), ("bytes", arrow.binary())]))
     columns = [(name, text) for name in ("id", "skill", "message", "target")]
-    columns += [("accept", texts), ("choices", texts), ("media", media)]
+    columns += [(name, texts) for name in ("accept", "choices", "reject")] + [("media", media)]
     rows = [
         {
             "id": item.id,
@@ -81,6 +81,7 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
             "target": item.answers[0],
             "accept": item.answers,
             "choices": item.choices,
+            "reject": item.reject,
             "media": [{"kind": file.kind, "bytes": file.read()} for file in item.media],
         }
         for item in items
@@ -112,7 +113,7 @@ def _url(medium: Mapping[str, Any]) -> Any:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    return {"accuracy": float(is_right(results[0], doc["accept"], doc["choices"]))}
+    return {"accuracy": float(is_right(results[0], doc["accept"], doc["choices"], doc["reject"]))}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -50,8 +50,12 @@ def position(answer: str, phrase: str) -> int | None:
     return None
 
 
-def is_right(answer: str, accept: Sequence[str], choices: Sequence[str] = ()) -> bool:
-    """Whether an answer has an accepted text, before any choice that is not accepted."""
+def is_right(
+    answer: str, accept: Sequence[str], choices: Sequence[str] = (), reject: Sequence[str] = ()
+) -> bool:
+    """Whether an answer has an accepted text before any other choice, and no text of ``reject``."""
+    if any(position(answer, text) is not None for text in reject):
+        return False
     places = [place for text in accept if (place := position(answer, text)) is not None]
     wrong = (position(answer, text) for text in choices if text not in accept)
     return bool(places) and not any(place is not None and place < min(places) for place in wrong)

@@ -25,6 +25,11 @@ def test_answers(answer: str, accept: list[str], choices: list[str], right: bool
     assert is_right(answer, accept, choices) is right
 
 
+def test_an_answer_with_a_rejected_word_is_wrong() -> None:
+    assert is_right("A brown dog.", ["dog", "hound"], reject=["cat", "kitten"])
+    assert not is_right("A dog beside two cats.", ["dog", "hound"], reject=["cat", "kitten"])
+
+
 def test_words_and_positions() -> None:
     assert normal_words("2 Gray cats, 11 colors!") == ["two", "grey", "cat", "11", "color"]
     assert normal_words("gas glass bus dogs buses") == ["gas", "glass", "bus", "dog", "buse"]
