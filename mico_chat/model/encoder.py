@@ -98,6 +98,10 @@ class Stem(nn.Module):
             parts.append(self.heard(pixel_values, grid).to(last))
         return torch.cat(parts, dim=1)
 
+    def middle(self, features: Tensor) -> Tensor:
+        """Features (U, C, G, G) -> the middle blocks as the CNN gives them, (U, C', 2 G, 2 G)."""
+        return F.pixel_shuffle(features[:, self.last_dim : self.last_dim + self.mid_dim], 2)
+
     def heard(self, pixel_values: Tensor, grid: int) -> Tensor:
         """(U, 3, H, W) -> the ear's features as channels (U, n, G, G), zero but for mel slices.
 

@@ -26,7 +26,8 @@ from mico_chat.model.concepts import build_concepts
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.context import AlikeMedia, MultimodalContext
 from mico_chat.model.encoder import OmniEncoder
-from mico_chat.model.things import Thing, ThingQueries, ThingWords, look_at, padded
+from mico_chat.model.motion import Ways
+from mico_chat.model.things import WORDS, Thing, ThingQueries, ThingWords, look_at, padded
 
 DEPTH, NORMAL = KINDS.index("depth"), KINDS.index("normal")
 
@@ -56,6 +57,7 @@ class MediaPath(nn.Module):
             sizes = (bridge.hidden_size, bridge.num_heads, bridge.depth, bridge.things)
             self.things = ThingQueries(d, self.encoder.grid, *sizes)
             self.thing_words = ThingWords(self.concepts.name_ids.shape[1])
+            self.ways = Ways(len(WORDS["way"]))
         self.llm: Any = None
         self.use_concepts = True
         self.use_grid = True
@@ -109,19 +111,28 @@ class MediaPath(nn.Module):
         context: Tensor = self.bridge(tokens, media.kind, media.layout, values) * self.use_grid
         parts = [context] if named is None else [named * self.use_concepts, context]
         if self.things is not None and media.layout != "slices":
-            parts.append(self._things(self.things, tokens, media, pixels) * self.use_grid)
+            found = self._things(self.things, tokens, features, media, pixels)
+            parts.append(found * self.use_grid)
         return torch.cat([part.to(context.dtype) for part in parts], dim=1)
 
     def _things(
-        self, queries: ThingQueries, tokens: Tensor, media: AlikeMedia, pixels: Tensor | None
+        self,
+        queries: ThingQueries,
+        tokens: Tensor,
+        features: Tensor,
+        media: AlikeMedia,
+        pixels: Tensor | None,
     ) -> Tensor:
         """Tokens (B, U, T, D) of alike pictures or clips -> the runs (B, N, L) of their things.
 
         Of a clip these are the things of its middle frame.
         """
-        concepts = self.concepts
-        if pixels is None or concepts is None or concepts.colour is None:
+        concepts, stem = self.concepts, self.encoder.stem
+        if pixels is None:
             raise ModelError("things are looked at closely: give pixel_values, not stem_features")
+        assert concepts is not None
+        assert concepts.colour is not None
+        assert stem is not None
         middle = media.units // 2
         found = queries(tokens[:, middle, self.encoder.n_prefix :])[-1]
         there = found.logits > 0
@@ -131,15 +142,18 @@ class MediaPath(nn.Module):
         query = order[picture, place]
         boxes = found.boxes[picture, query]
         pixels = pixels.unflatten(0, (-1, media.units))[:, middle]
-        looks = look_at(pixels, picture, boxes, self.encoder.image_size)
-        features = self.encoder.features(looks)
+        way = None
+        if media.layout == "frames":
+            frames = stem.middle(features).unflatten(0, (-1, media.units))
+            way = self.ways(frames, boxes, picture)
+        looks = stem(look_at(pixels, picture, boxes, self.encoder.image_size))
         table = cast(nn.Embedding, self.get_input_embeddings())
         thing = Thing(
             boxes=boxes,
             distance=found.distance[picture, query],
-            name=concepts.visual_tokens(concepts.cell_logits(features), table),
-            colour=concepts.colour(features),
-            way=None,
+            name=concepts.visual_tokens(concepts.cell_logits(looks), table),
+            colour=concepts.colour(looks),
+            way=way,
             surface=(media.kind == DEPTH)[picture] | (media.kind == NORMAL)[picture],
         )
         runs = self.thing_words(thing, table)
@@ -154,11 +168,11 @@ class MediaPath(nn.Module):
         return next(self.encoder.parameters()).dtype
 
     def train(self, mode: bool = True) -> Self:
-        """Encoder and concepts keep the statistics of pretraining (batch norm, dropout off)."""
+        """Batch norms keep the statistics that their own training left, and dropout stays off."""
         super().train(mode)
-        self.encoder.eval()
-        if self.concepts is not None:
-            self.concepts.eval()
+        for part in (self.encoder, self.concepts, getattr(self, "ways", None)):
+            if part is not None:
+                part.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:

@@ -31,7 +31,8 @@ class RegionBatch:
     ``medium`` (R,) is the place of the medium in the batch; ``box`` (R, 4) is left, top, right,
     bottom as fractions, or :data:`WHOLE`. Token ids, filled up with -1: ``names`` (R, K') of the
     things in the box, ``words`` (R, K) of their properties. ``distance`` (R,) from the camera, in
-    metres, is NaN where it is unknown.
+    metres, is NaN where it is unknown. ``way`` (R,) is where a clip's thing goes, a place in
+    ``WORDS["way"]`` of :mod:`mico_chat.model.things`, or -1.
     """
 
     medium: Tensor
@@ -39,6 +40,7 @@ class RegionBatch:
     words: Tensor
     names: Tensor
     distance: Tensor
+    way: Tensor
 
     @classmethod
     def given(cls, inputs: Mapping[str, Tensor]) -> RegionBatch | None:

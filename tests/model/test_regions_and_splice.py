@@ -27,6 +27,7 @@ def batch(
         torch.tensor(words or [[7]] * len(boxes)),
         torch.full((len(boxes), 1), -1),
         torch.full((len(boxes),), torch.nan),
+        torch.full((len(boxes),), -1),
     )
 
 

@@ -1,6 +1,5 @@
-"""Around a chat model: what training changes of its media, and the loss of words alone."""
+"""What training changes of a chat model's media."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +15,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.media_noise import MediaNoise, simulate
 from mico_training.parallel import keep_step
 from mico_training.recipe import DropRecipe
-from mico_training.stages import train_stage2
-from mico_training.word_alignment import word_loss
 from tests.tiny import SIDE, captions, chat_model
-from tests.training.test_runs import logged, moved, write_recipe
 
 NAMED = 2
 """Concept tokens of a still."""
@@ -151,55 +147,3 @@ def test_every_batch_gives_all_of_the_bridge_a_gradient(media: dict[str, Any]) -
     for name in ("bridge.change.weight", "bridge.frame_queries", "context.context.weight"):
         assert chat.get_parameter(name).grad is not None, name
     assert all(p.grad is not None for p in chat.bridge.parameters())
-
-
-TABLE = torch.randn(20, 16, generator=torch.Generator().manual_seed(0)) * 0.1
-LABELS = torch.tensor([[-100, 3, 4, -100], [-100, 5, 5, 6]])
-ROWS = torch.tensor([0, 0, 1, 1, 1])
-ONE = torch.tensor(1.0)
-
-
-def loss(words: list[int], rows: torch.Tensor = ROWS, labels: torch.Tensor = LABELS) -> float:
-    return float(word_loss(TABLE[words], rows, labels, TABLE, ONE))
-
-
-def test_tokens_that_are_the_right_words_cost_least() -> None:
-    right, swapped = loss([3, 4, 5, 6, 6]), loss([5, 6, 3, 4, 4])
-    assert right < loss([9, 9, 9, 9, 9]) < swapped
-    assert right < 1.0
-
-
-def test_the_order_of_tokens_and_rows_does_not_count() -> None:
-    turn = torch.tensor([4, 1, 0, 3, 2])
-    words = torch.tensor([3, 4, 5, 6, 6])[turn].tolist()
-    assert abs(loss(words, ROWS[turn]) - loss([3, 4, 5, 6, 6])) < 1e-5
-
-
-def test_a_row_without_media_has_no_loss() -> None:
-    more = torch.cat([LABELS, torch.tensor([[-100, 3, 6, -100]])])
-    context = TABLE[[3, 4, 5, 6, 6]].clone().requires_grad_(True)
-    value = word_loss(context, ROWS, more, TABLE, ONE)
-    value.backward()
-    assert torch.isfinite(value)
-    assert context.grad is not None
-    assert torch.isfinite(context.grad).all()
-
-
-def test_a_word_that_all_captions_have_counts_less() -> None:
-    labels = torch.tensor([[3, 4], [3, 5]])
-    rows = torch.tensor([0, 1])
-    common, own = loss([3, 3], rows, labels), loss([4, 5], rows, labels)
-    assert own < common
-
-
-def test_the_stage_trains_the_bridge_alone(tmp_path: Path, shards: Path, tiny_chat: Path) -> None:
-    recipe = write_recipe(tmp_path, shards, tiny_chat, stage2={"objective": "words"})
-    train_stage2(recipe)
-    history = logged(tmp_path)
-    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
-    for entry in history:
-        assert entry["region_loss"] > 0
-        assert abs(entry["loss"] - entry["word_loss"] - entry["region_loss"]) < 1e-4
-    changed = moved(MicoChatForConditionalGeneration, tiny_chat, tmp_path / "out")
-    assert changed
-    assert all(name.startswith("bridge.") for name in changed)

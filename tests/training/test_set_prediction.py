@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import THING_WORDS, MicoChatConfig
+from mico_chat.model.motion import Ways, split_motion
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.regions import INNER, RegionBatch
-from mico_chat.model.things import Found, Thing, ThingWords, look_at, padded
+from mico_chat.model.things import WORDS, Found, Thing, ThingWords, look_at, padded
 from mico_training.build_model import Chat
 from mico_training.set_prediction import SetPrediction, layer_losses, matched
 from mico_training.stages import train_stage2
@@ -73,7 +75,9 @@ def test_queries_learn_where_bright_squares_are() -> None:
         picture[:, int(y * SIDE) : int((y + 0.4) * SIDE), int(x * SIDE) : int((x + 0.4) * SIDE)] = 3
     inner = torch.cat([boxes + 0.2 - 0.2 * INNER, boxes + 0.2 + 0.2 * INNER], 1)
     none = torch.full((8, 1), -1)
-    regions = RegionBatch(torch.arange(8), inner, none, none, torch.full((8,), 2.0))
+    regions = RegionBatch(
+        torch.arange(8), inner, none, none, torch.full((8,), 2.0), torch.full((8,), -1)
+    )
     inputs = media(["image"] * 8, [1] * 8) | {"pixel_values": pictures} | regions.inputs()
     inputs["media_row"] = torch.arange(8)
     optimizer = torch.optim.AdamW(trained.parameters(), 3e-3)
@@ -149,8 +153,6 @@ def test_a_thing_becomes_words_near_what_is_true_of_it() -> None:
 
 
 def all_words() -> list[str]:
-    from mico_chat.model.things import WORDS
-
     return list(dict.fromkeys(word for words in WORDS.values() for word in words))
 
 
@@ -161,6 +163,44 @@ def test_runs_stand_first_and_zeros_behind() -> None:
         [0, 0, 0],
         [2, 3, 0],
     ]
+
+
+def test_ways_are_learnt_from_where_a_texture_goes() -> None:
+    torch.manual_seed(0)
+    ways = Ways(3)
+    background, patch = torch.randn(16, 14, 14), torch.randn(16, 3, 3)
+
+    def clip(step: int, row: int) -> Tensor:
+        frames = background.repeat(4, 1, 1, 1) + 0.1 * torch.randn(4, 16, 14, 14)
+        for t, frame in enumerate(frames):
+            left = 6 + step * (t - 2)
+            frame[:, row : row + 3, left : left + 3] = patch
+        return frames
+
+    steps = torch.arange(24) % 3 - 1  # to the left, none, to the right
+    rows = (1 + torch.arange(24) // 3).tolist()
+    frames = torch.stack([clip(int(s), row) for s, row in zip(steps, rows, strict=True)])
+    boxes = torch.tensor([[7.5 / 14, (row + 1.5) / 14, 3 / 14, 3 / 14] for row in rows])
+    optimizer = torch.optim.AdamW(ways.parameters(), 1e-2)
+    for _ in range(60):
+        loss = F.cross_entropy(ways(frames[:12], boxes[:12], torch.arange(12)), steps[:12] + 1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ways.train(False)
+    held_out = ways(frames[12:], boxes[12:], torch.arange(12)).argmax(1) - 1
+    assert held_out.tolist() == steps[12:].tolist()
+    assert ways(frames[:1, :1], boxes[:1], torch.zeros(1, dtype=torch.long)).shape == (1, 3)
+
+
+def test_a_pan_is_the_cameras_motion_and_no_things() -> None:
+    torch.manual_seed(0)
+    wide = torch.randn(16, 14, 20)
+    panned = torch.stack([wide[:, :, t : t + 14] for t in range(5)])
+    camera, own = split_motion(Ways(3).matched(panned[None]))
+    assert (camera[0, :, 0] < -0.8).all(), "all cells go to the left"
+    assert camera[0, :, 1].abs().max() < 0.2
+    assert own[..., 2:-2, 2:-2].abs().mean() < 0.2
 
 
 def test_stage_2_trains_queries_and_encoder(tmp_path: Path, shards: Path) -> None:

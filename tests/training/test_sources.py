@@ -14,7 +14,7 @@ from mico_chat.media import MediaFile
 from mico_chat.model.regions import WHOLE
 from mico_training.data.media import FeatureCache, stem_fingerprint
 from mico_training.data.readers import ManifestSource, ShardSource, index_shard, read_llava
-from mico_training.data.sample import Region, region_batch, regions_of
+from mico_training.data.sample import WAYS, Region, region_batch, regions_of
 from mico_training.world.sample import Turn, write_shard
 from tests.training.conftest import scene
 
@@ -247,13 +247,14 @@ def test_depth_has_nearness_but_no_colour() -> None:
     assert not {"nearer", "far"} & (alike | other)
 
 
-def test_a_clip_has_the_way_of_what_moves_if_it_is_one() -> None:
-    def way(*ways: str) -> list[set[str]]:
-        return words("video", *({"name": "ball", "way": way} for way in ways))
-
-    assert way("left") == way("left", "still") == way("left", "left") == [{"left"}]
-    assert way("still") == [{"still"}]
-    assert way("left", "up") == []
+def test_a_clips_things_have_their_ways() -> None:
+    things = [thing("ball", 0.2, way="left", colour="red"), thing("cup", 0.8, way="still")]
+    ball, cup, whole = regions_of("video", {"things": things})
+    assert (ball.way, cup.way, whole.way) == ("left", "still", "")
+    assert "red" in ball.words
+    batch = region_batch([[ball, cup, whole]], lambda word: [1])
+    assert batch is not None
+    assert [WAYS[int(way)] if way >= 0 else "" for way in batch.way] == ["left", "still", ""]
 
 
 def test_sounds_and_foreign_truths_have_no_regions() -> None:

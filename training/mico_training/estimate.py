@@ -30,7 +30,6 @@ from mico_training import build_model
 from mico_training.parallel import BUCKET, Modes, checkpoint_activations, layer_classes
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.trainer import freeze, parameter_groups, train_only
-from mico_training.word_alignment import WordAlignment
 
 GPUS = {
     "rtx-3090": (71e12, 24),
@@ -212,7 +211,6 @@ def rehearse(recipe: Recipe) -> Step:
     """Run a step of a recipe on fake tensors."""
     train = recipe.train
     model = _pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
-    whole: Any = model.chat if isinstance(model, WordAlignment) else model
     if train.gradient_checkpointing:
         checkpoint_activations(model)
     model.train()
@@ -222,7 +220,7 @@ def rehearse(recipe: Recipe) -> Step:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights, live = {}, LiveMemory()
     with live:
-        for name, n, tensors in _parts(whole):
+        for name, n, tensors in _parts(model):
             live.name(name, tensors)
             of_part = sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
             weights[name] = n, held_bytes(tensors), of_part
@@ -235,7 +233,7 @@ def rehearse(recipe: Recipe) -> Step:
         live.forget_the_past()
         flops = kept = 0
         for batch in range(min(train.accumulation, 2)):
-            inputs, length, units = _batch(recipe, whole, mode)
+            inputs, length, units = _batch(recipe, model, mode)
             live.name(WORKING, inputs.values())
             with torch.autocast("cpu", torch.bfloat16) if train.bf16 else contextlib.nullcontext():
                 loss = model(**inputs)["loss"]
@@ -284,8 +282,7 @@ def _chat(recipe: Recipe) -> nn.Module:
                 build_model.add_lora(model, stage.lora)
         freeze(model, recipe.train.freeze)
         build_model.hold_encoder(model, asked)
-        words = isinstance(recipe, Stage2Run) and recipe.stage2.objective == "words"
-        return WordAlignment(model) if words else model
+        return model
 
 
 def _pretraining(recipe: Stage1Run) -> nn.Module:

@@ -236,14 +236,13 @@ class Stage1Recipe(Section):
 class Stage2Recipe(Section):
     """Alignment.
 
-    ``objective``: "caption" predicts the caption's next token; "words" predicts the caption's words
-    and its regions' in any order, without the language model (:class:`.WordAlignment`); "things"
-    finds things by set prediction, without the language model (:class:`.SetPrediction`).
+    ``objective``: "caption" predicts the caption's next token; "things" finds
+    the things of a picture by set prediction, without the language model (:class:`.SetPrediction`).
     ``trainable``: the parts that train. ``join``: probability of a description of several media.
     ``simulate``: probability of a question about simulated concepts (``SimulatedNames``).
     """
 
-    objective: Literal["caption", "words", "things"] = "caption"
+    objective: Literal["caption", "things"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)
     join: Probability = 0.1
     simulate: Probability = 0.0

@@ -8,7 +8,7 @@ Legend: B pictures, N queries or cells, M things of a picture, R things of the b
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -23,7 +23,7 @@ from mico_chat.model.context import AlikeMedia
 from mico_chat.model.regions import RegionBatch, thing_boxes
 from mico_chat.model.things import Found
 
-BOX, OVERLAP, THING, DISTANCE = 5.0, 2.0, 2.0, 1.0
+BOX, OVERLAP, THING = 5.0, 2.0, 2.0
 """The weights of the losses, those of a match among them (DETR's: 5, 2, 1)."""
 FOCUS = 2.0
 """The exponent of the focal loss (arXiv 1708.02002): most queries are no things."""
@@ -37,6 +37,7 @@ class ThingsOutput(ModelOutput):
     thing_loss: Tensor | None = None
     box_loss: Tensor | None = None
     distance_loss: Tensor | None = None
+    way_loss: Tensor | None = None
 
 
 class SetPrediction(nn.Module):
@@ -50,14 +51,19 @@ class SetPrediction(nn.Module):
             raise ConfigError("stage2.objective things: set bridge_config.things above 0")
         self.chat, self.things = chat, chat.things
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.chat.ways.train(mode)  # its batch norm learns its statistics here
+        return self
+
     def forward(self, **inputs: Tensor) -> ThingsOutput:
         """The losses of a batch with media and ``region_*`` inputs (:class:`RegionBatch`)."""
         media = {name: tensor for name, tensor in inputs.items() if name in MEDIA}
         del media["media_row"]
         regions = RegionBatch.given({k: v for k, v in inputs.items() if k.startswith("region_")})
-        tokens, _ = self.chat.encoded(**media)
+        tokens, features = self.chat.encoded(**media)
         total = tokens.sum() * 0.0  # a batch of sounds has no other loss
-        losses = {"thing": total, "box": total, "distance": total}
+        losses = {"thing": total, "box": total, "distance": total, "way": total}
         prefix = self.chat.encoder.n_prefix
         for group in AlikeMedia.groups(media["media_kind"], media["media_units"]):
             if group.layout == "slices":
@@ -67,8 +73,27 @@ class SetPrediction(nn.Module):
             for found in self.things(own[:, group.units // 2, prefix:]):
                 for name, loss in layer_losses(found, truths).items():
                     losses[name] = losses[name] + loss
-        weighted = THING * losses["thing"] + losses["box"] + DISTANCE * losses["distance"]
+            if group.layout == "frames" and regions is not None:
+                losses["way"] = losses["way"] + self._ways(features[group.rows], group, regions)
+        weighted = THING * losses["thing"] + losses["box"] + losses["distance"] + losses["way"]
         return ThingsOutput(weighted, *losses.values())
+
+    def _ways(self, features: Tensor, clips: AlikeMedia, regions: RegionBatch) -> Tensor:
+        """The loss of the ways that the things of alike clips go, by their true boxes."""
+        clip_of = {medium: number for number, medium in enumerate(clips.media)}
+        own = [
+            number
+            for number, medium in enumerate(regions.medium.tolist())
+            if medium in clip_of and int(regions.way[number]) >= 0
+        ]
+        if len(own) < 2:  # a batch norm over one row has no variance
+            return features.sum() * 0.0
+        stem = self.chat.encoder.stem
+        assert stem is not None
+        frames = stem.middle(features).unflatten(0, (-1, clips.units))
+        clip = torch.tensor([clip_of[int(regions.medium[n])] for n in own], device=frames.device)
+        logits = self.chat.ways(frames, thing_boxes(regions.box[own]), clip)
+        return F.cross_entropy(logits.float(), regions.way[own], label_smoothing=0.05)
 
 
 def truth_of(regions: RegionBatch | None, medium: int, device: torch.device) -> Tensor:

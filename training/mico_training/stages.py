@@ -4,13 +4,12 @@ A stage reads its recipe, trains, and leaves the trained model in the recipe's o
 same command goes on with an interrupted run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_training.build_model import (
     Pretraining,
@@ -50,13 +49,6 @@ from mico_training.trainer import (
     train_only,
     training_arguments,
 )
-from mico_training.word_alignment import WordAlignment
-
-ALIGNMENTS: dict[str, Callable[[MicoChatForConditionalGeneration], nn.Module]] = {
-    "words": WordAlignment,
-    "things": SetPrediction,
-}
-"""Objectives of stage 2 that leave the language model out."""
 
 
 def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
@@ -161,9 +153,9 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
         stage2 = recipe.stage2
         simulate = stage2.simulate
         train_only(chat.model, stage2.trainable)
-        align = ALIGNMENTS.get(stage2.objective)
-        model = model if align is None else align(chat.model)
-        examples = CaptionDataset(mixture, draws(arguments), stage2.join, align is not None)
+        things = stage2.objective == "things"
+        model = SetPrediction(chat.model) if things else model
+        examples = CaptionDataset(mixture, draws(arguments), stage2.join, regions=things)
     else:
         stage3 = recipe.stage3
         simulate = stage3.simulate

@@ -40,8 +40,8 @@ from mico_training.records import plot_losses
 logger = logging.getLogger(__name__)
 
 OBJECTIVES = (
-    *("contrastive", "matching", "caption", "tagging", "region", "concept", "word"),
-    *("thing", "box", "distance"),
+    *("contrastive", "matching", "caption", "tagging", "region", "concept"),
+    *("thing", "box", "distance", "way"),
 )
 COMPONENTS = tuple(f"{name}_loss" for name in OBJECTIVES)
 WEIGHTS = "model.safetensors"

@@ -17,6 +17,7 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
 from mico_chat.model.regions import INNER, WHOLE, RegionBatch
+from mico_chat.model.things import WORDS
 from mico_training.world.language import number_word
 from mico_training.world.sample import NEARER_BY, Turn
 
@@ -24,9 +25,7 @@ Need = Literal["caption", "conversation", "question"]
 
 APART = 0.12
 """The least distance between things to call one left of the other; a fraction of the picture."""
-WAYS: dict[str, tuple[str, ...]] = {
-    way: (way,) for way in ("left", "right", "up", "down", "still")
-} | {"nearer": ("nearer", "closer"), "away": ("away", "farther")}
+WAYS = WORDS["way"]
 SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
 
 Box = tuple[float, float, float, float]
@@ -37,13 +36,15 @@ WHOLE_BOX: Box = (WHOLE, WHOLE, WHOLE, WHOLE)
 class Region:
     """A thing's box (left, top, right, bottom as fractions), its name, and true words about it.
 
-    ``distance`` from the camera is in metres, NaN where it is unknown.
+    ``distance`` from the camera is in metres, NaN where it is unknown. ``way`` is where a clip's
+    thing goes, one of :data:`mico_chat.model.things.WORDS`' ways.
     """
 
     box: Box
     name: str
     words: tuple[str, ...]
     distance: float = nan
+    way: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,6 @@ def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
     things = [
         thing for thing in truth.get("things", ()) if isinstance(thing, Mapping) and "name" in thing
     ]
-    if kind == "video":
-        return _motion(things)
     if kind == "audio" or not all("x" in thing and "y" in thing for thing in things):
         return ()
     names = Counter(thing["name"] for thing in things)
@@ -83,26 +82,18 @@ def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
     for thing in things:
         others = [other for other in things if other is not thing]
         words = [*_sides(thing, others), *_nearness(thing, others)]
-        if kind == "image" and thing.get("colour"):
+        if kind in ("image", "video") and thing.get("colour"):
             words.append(thing["colour"])
         number = names[thing["name"]]
         if number <= 4:
             words.append(number_word(number))
         distance = float(thing.get("depth") or nan)
-        regions.append(Region(_box(thing), thing["name"], tuple(words), distance))
+        regions.append(
+            Region(_box(thing), thing["name"], tuple(words), distance, thing.get("way", ""))
+        )
     if 1 <= len(things) <= 4:
         regions.append(Region(WHOLE_BOX, "", (number_word(len(things)),)))
     return tuple(regions)
-
-
-def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
-    """The direction of the moving things, if they share one."""
-    ways = {thing.get("way") for thing in things}
-    moving = ways - {"still"}
-    if len(moving) > 1 or not ways <= set(WAYS):
-        return ()
-    way = next(iter(moving or ways), None)
-    return (Region(WHOLE_BOX, "", WAYS[way]),) if way else ()
 
 
 def _box(thing: Mapping[str, Any]) -> Box:
@@ -141,7 +132,7 @@ def region_batch(
 
     ``tokens`` returns a word's ids.
     """
-    media, boxes, words, names, metres = [], [], [], [], []
+    media, boxes, words, names, metres, ways = [], [], [], [], [], []
     for number, found in enumerate(regions):
         for region in found:
             said = [token for word in region.words for token in tokens(word)]
@@ -152,6 +143,7 @@ def region_batch(
                 words.append(said)
                 names.append(named)
                 metres.append(region.distance)
+                ways.append(WAYS.index(region.way) if region.way in WAYS else -1)
     if not media:
         return None
 
@@ -166,4 +158,5 @@ def region_batch(
         padded(words),
         padded(names),
         torch.tensor(metres),
+        torch.tensor(ways),
     )
