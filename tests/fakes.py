@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ class FakeAssistant(Assistant):
         self.defaults = GenerationOptions()
         self.system_prompt = None
         self.engine = FakeEngine()
+        self.encoder: Any = SimpleNamespace(reader=None)
         self.decoder: Any = decoder or FakeDecoder()
         self.batches: list[int] = []
         self.options: list[GenerationOptions] = []
