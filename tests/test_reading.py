@@ -1,8 +1,10 @@
 """Text in pictures and speech in recordings: recognised, in the prompt, in the report."""
 
 import asyncio
+import re
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -18,13 +20,14 @@ from PIL import ImageDraw
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.errors import MissingExtraError, ModelError
-from mico_chat.media import Audio, MediaFile, Medium
+from mico_chat.media import Audio, MediaFile, Medium, decode
 from mico_chat.media.medium import SpokenText, Words, WrittenText
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.reading import MAX_CHARACTERS, MediaReader, installed_reader, speech
 from mico_chat.reading import pictures as pictures_module
 from mico_chat.reading.pictures import PictureReader, reading_order
 from mico_chat.reading.speech import Listening
+from tests.conftest import TALK
 from tests.fakes import FakeDecoder
 from tests.tiny import clip, depth, normals, picture, run, shown, sound
 
@@ -362,3 +365,22 @@ def test_sounds_without_speech_say_nothing(listener: speech.Listener) -> None:
     for samples in (np.zeros(48_000), noise, tone, np.zeros(1), np.zeros(0)):
         assert list(listener.listen(samples.astype(np.float32))) == []
         assert list(listener.segments(samples.astype(np.float32), Listening())[0]) == []
+
+
+def test_a_sentence_is_heard(listener: speech.Listener, talk: Path) -> None:
+    sound = decode(MediaFile("audio", talk))
+    assert isinstance(sound, Audio)
+    quiet = np.zeros(32_000, np.float32)
+    samples = np.concatenate([quiet, sound.samples, quiet])
+    (said,) = MediaReader(listener=listener).read(Audio(samples), NEVER).spoken or ()
+    assert wrong_words(said.text, TALK) <= 1, said.text
+    assert 1.0 < said.start < 2.6 < said.end < 6
+    assert 0.4 < said.confidence <= 1
+    (segment,), language = listener.segments(samples, Listening(words=True))
+    assert (language, listener.in_words(language)) == ("en", "english")
+    assert wrong_words(" ".join(word.word for word in segment.words), TALK) <= 1
+
+
+def wrong_words(heard: str, said: str) -> int:
+    words = re.findall(r"\w+", heard.lower()), re.findall(r"\w+", said.lower())
+    return sum((Counter(words[0]) - Counter(words[1])).values())

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 EXTRA = "reads"
 FRAMES = 3  # of a video are read: its first, its last and the one between them
-MAX_CHARACTERS = 1500
-"""Characters of a medium's text, and of its speech: about 350 tokens each, of the mini's 2,048."""
+MAX_CHARACTERS = 2000
+"""Characters of a medium's text, and as many of its speech: about 500 tokens each."""
 
 
 class Reader(Protocol):
