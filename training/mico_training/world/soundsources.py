@@ -251,7 +251,7 @@ def _speak(voice: str, sentence: str) -> Signal:
     library, rate = _espeak()
     parts: list[Signal] = []
 
-    def collect(wave: ctypes._Pointer[ctypes.c_short], n: int, _events: object) -> int:
+    def collect(wave: "ctypes._Pointer[ctypes.c_short]", n: int, _events: object) -> int:
         if wave and n > 0:
             parts.append(np.ctypeslib.as_array(wave, (n,)).astype(np.float32) / np.float32(32768))
         return 0
