@@ -102,7 +102,8 @@ class Words:
     @property
     def nbytes(self) -> int:
         """About the memory that the words take: the texts, and half a kilobyte for each."""
-        texts = [one.text for one in (*(self.written or ()), *(self.spoken or ()))]
+        texts = [line.text for line in self.written or ()]
+        texts += [sentence.text for sentence in self.spoken or ()]
         return sum(512 + 4 * len(text) for text in texts)
 
 

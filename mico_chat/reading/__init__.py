@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mico_chat.errors import MissingExtraError, ModelError
 from mico_chat.media.medium import Audio, Image, Medium, SpokenText, Video, Words, WrittenText
@@ -64,7 +66,7 @@ class MediaReader:
                 return Words(written.written, track.spoken, (*written.cut, *track.cut))
         return Words()
 
-    def _written(self, pictures: list[tuple[np.ndarray, float | None]]) -> Words:
+    def _written(self, pictures: Sequence[tuple[NDArray[np.uint8], float | None]]) -> Words:
         if self.pictures is None:
             return Words()
         lines: dict[str, WrittenText] = {}  # a text of several frames counts once

@@ -26,7 +26,7 @@ def client(start: Start, listener: FakeListener) -> httpx.Client:
     return start(FakeAssistant(listener=listener))
 
 
-def post(client: httpx.Client, data: bytes = b"x", **fields: Any) -> httpx.Response:
+def post(client: httpx.Client, data: Any = b"x", **fields: Any) -> httpx.Response:
     asked = {"model": "whisper-1", **fields}
     return client.post(PATH, data=asked, files={"file": ("talk.wav", data)})
 
