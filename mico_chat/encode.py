@@ -1,8 +1,9 @@
-"""Media to context tokens, for many requests at once.
+"""Media to context tokens and words, for many requests at once.
 
 Media are decoded in the decoder's process and preprocessed in threads. The units of all waiting
-requests are encoded in one batch. A medium of several requests, at once or one after the other, is
-encoded once: a digest of its bytes identifies it.
+requests are encoded in one batch; text and speech are recognised beside it. A medium of several
+requests, at once or one after the other, is encoded and read once: a digest of its bytes identifies
+it.
 
 Requests may come from several event loops. The first request with a medium decodes and encodes it;
 if that request is cancelled, one that waits for the medium takes over. Requests of different salts
@@ -17,32 +18,36 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mico_chat.engine.cpu import free_cores
+from mico_chat.engine.cpu import free_cores, usable_cores
 from mico_chat.errors import MediaError, ModelError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import (
+    Audio,
     ContextBlock,
     EncodedMedium,
     MeasuredMedium,
     MediaReport,
     Medium,
     Video,
+    Words,
 )
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.reading import Reader
 
 DEFAULT_CACHE_BYTES = 256 << 20
+WORDS_CACHE_BYTES = 8 << 20
 MAX_UNITS = 64  # a batch with this many units (stills, frames, slices) takes no more media
 DECODING_THREADS = 8  # at most this many media wait for the decoder's few processes
 
@@ -57,16 +62,25 @@ class CacheStats(BaseModel):
     max_bytes: int
 
 
-class ContextCache:
-    """Encoded media by digest, with at most ``max_bytes`` of tokens. Threads may share it."""
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+E = TypeVar("E", bound=_Sized)
+T = TypeVar("T")
+
+
+class ContextCache(Generic[E]):
+    """Encoded media, or their words, by digest: at most ``max_bytes``. Threads may share it."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, EncodedMedium] = OrderedDict()
+        self._entries: OrderedDict[bytes, E] = OrderedDict()
         self._bytes = self._hits = self._misses = 0
         self._lock = threading.Lock()
 
-    def get(self, key: bytes) -> EncodedMedium | None:
+    def get(self, key: bytes) -> E | None:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -76,7 +90,7 @@ class ContextCache:
             self._entries.move_to_end(key)
             return entry
 
-    def put(self, key: bytes, medium: EncodedMedium) -> None:
+    def put(self, key: bytes, medium: E) -> None:
         if medium.nbytes > self.max_bytes:
             return
         with self._lock:
@@ -123,6 +137,50 @@ class _GivenUpError(Exception):
     """The request that encoded a medium was cancelled: a request that waits for it takes over."""
 
 
+class _Shared(Generic[E]):
+    """Work on media that requests share: it is done once for each key, and its result is cached."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        self.cache: ContextCache[E] = ContextCache(cache_bytes)
+        self._coming: dict[bytes, Future[E]] = {}
+        self._lock = threading.Lock()
+
+    async def get(self, key: bytes, name: str, work: Callable[[], Awaitable[E]]) -> tuple[E, bool]:
+        """The result, and whether it was cached or another request did the work.
+
+        ``name`` is this request's name for the medium.
+        """
+        while True:
+            with self._lock:
+                found = self.cache.get(key)
+                if found is not None:
+                    return found, True
+                coming = self._coming.get(key)
+                if coming is None:
+                    mine: Future[E] = Future()
+                    mine.set_running_or_notify_cancel()  # a waiting request cannot cancel it
+                    self._coming[key] = mine
+                    break
+            try:
+                return await asyncio.wrap_future(coming), True
+            except _GivenUpError:
+                continue
+            except MediaError as error:  # it has the other request's name for the medium
+                raise error.named(name) from error
+        try:
+            result = await work()
+        except BaseException as error:
+            with self._lock:
+                del self._coming[key]
+            mine.set_exception(error if isinstance(error, Exception) else _GivenUpError())
+            raise
+        with self._lock:
+            self.cache.put(key, result)
+            del self._coming[key]
+        mine.set_result(result)
+        return result, False
+
+
 @dataclass(eq=False)
 class _Job:
     kind: int
@@ -133,8 +191,8 @@ class _Job:
 class MediaEncoder:
     """A chat model's encoder, context and bridge behind a cache of context tokens.
 
-    The caller closes ``decoder``. If you change the model so that it gives other tokens, change
-    ``variant`` too.
+    ``reader`` recognises text and speech; without one, media have no words. The caller closes
+    ``decoder``. If you change the model so that it gives other tokens, change ``variant`` too.
     """
 
     def __init__(
@@ -144,14 +202,18 @@ class MediaEncoder:
         decoder: Decoder,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        reader: Reader | None = None,
     ) -> None:
-        self.cache = ContextCache(cache_bytes)
+        self._encodings: _Shared[EncodedMedium] = _Shared(cache_bytes)
+        self._words: _Shared[Words] = _Shared(WORDS_CACHE_BYTES)
+        self.cache = self._encodings.cache
+        self.reader = reader
         self.model: Any = model  # evaluations switch parts of it off
         self.variant = ""
         self._processor = processor
         self._decoder = decoder
-        self._coming: dict[bytes, Future[EncodedMedium]] = {}
         self._lock = threading.Lock()
+        self._reading = ThreadPoolExecutor(usable_cores(), "mico-read")  # of one thread each
         # Not asyncio's threads, in which a slow file would delay other requests.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
         self._closed = False
@@ -178,10 +240,19 @@ class MediaEncoder:
             self._jobs.put(None)
         self._thread.join()
         self._decoding.shutdown(wait=False, cancel_futures=True)
+        self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def _encode(self, medium: MediaFile | Medium, salt: str) -> EncodedMedium:
         key = await asyncio.to_thread(self._key, medium, salt)
-        encoded, cached = await self._shared(key, medium)
+
+        async def encode() -> EncodedMedium:
+            decoded = await self._decoded(medium)
+            encoded, words = await asyncio.gather(
+                self._encoded(key, decoded), self._words_of(key, decoded)
+            )
+            return replace(encoded, words=words)
+
+        encoded, cached = await self._encodings.get(key, medium.name, encode)
         return replace(encoded, report=_report(medium, encoded, encoded.n_tokens, cached=cached))
 
     async def _measure(self, medium: MediaFile | Medium, salt: str) -> MeasuredMedium:
@@ -189,41 +260,39 @@ class MediaEncoder:
         found = self.cache.get(key)
         if found is not None:
             return replace(found, report=_report(medium, found, found.n_tokens, cached=True))
-        measured = await asyncio.to_thread(self._processor.measured, await self._decoded(medium))
+        decoded = await self._decoded(medium)
+        measured, words = await asyncio.gather(
+            asyncio.to_thread(self._processor.measured, decoded), self._words_of(key, decoded)
+        )
+        measured = replace(measured, words=words)
         tokens = self._processor.context_length(measured)
         return replace(measured, report=_report(medium, measured, tokens, cached=False))
 
-    async def _shared(self, key: bytes, medium: MediaFile | Medium) -> tuple[EncodedMedium, bool]:
-        """An encoded medium, and whether it was cached or another request encoded it."""
-        while True:
-            with self._lock:
-                found = self.cache.get(key)
-                if found is not None:
-                    return found, True
-                coming = self._coming.get(key)
-                if coming is None:
-                    mine: Future[EncodedMedium] = Future()
-                    mine.set_running_or_notify_cancel()  # a waiting request cannot cancel it
-                    self._coming[key] = mine
-                    break
-            try:
-                return await asyncio.wrap_future(coming), True
-            except _GivenUpError:
-                continue
-            except MediaError as error:  # it has the other request's name for the medium
-                raise error.named(medium.name) from error
+    async def listened(
+        self, recording: MediaFile, listen: Callable[[Audio, threading.Event], T]
+    ) -> T:
+        """What ``listen`` makes of a recording, in a thread; its event is set if nobody waits."""
+        sound = await self._decoded(recording)
+        assert isinstance(sound, Audio)
+        return await self._in_reading(lambda stop: listen(sound, stop))
+
+    async def _words_of(self, key: bytes, medium: Medium) -> Words:
+        reader = self.reader
+        if reader is None:
+            return Words()
+
+        async def read() -> Words:
+            return await self._in_reading(lambda stop: reader.read(medium, stop))
+
+        return (await self._words.get(key, medium.name, read))[0]
+
+    async def _in_reading(self, work: Callable[[threading.Event], T]) -> T:
+        self._check_open()
+        stop = threading.Event()
         try:
-            encoded = await self._encoded(key, await self._decoded(medium))
-        except BaseException as error:
-            with self._lock:
-                del self._coming[key]
-            mine.set_exception(error if isinstance(error, Exception) else _GivenUpError())
-            raise
-        with self._lock:
-            self.cache.put(key, encoded)
-            del self._coming[key]
-        mine.set_result(encoded)
-        return encoded, False
+            return await asyncio.get_running_loop().run_in_executor(self._reading, work, stop)
+        finally:
+            stop.set()
 
     async def _decoded(self, medium: MediaFile | Medium) -> Medium:
         if not isinstance(medium, MediaFile):
@@ -329,8 +398,12 @@ def _report(
     """A medium's report in this request, of which another request may have been the first."""
     # The same arrays may come from different files.
     report = known.report if isinstance(medium, MediaFile) else medium.report
+    words = known.words
     return report.model_copy(
         update={
+            "written": words.written,
+            "spoken": words.spoken,
+            "cut": [*report.cut, *words.cut],
             "name": medium.name,
             "tokens": tokens,
             "cached": cached,

@@ -18,6 +18,8 @@ from mico_chat.checkpoints.folders import local_folder, model_folder
 from mico_chat.engine.base import Engine, GenerationOptions, check_sizes
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
+from mico_chat.reading import installed_reader
+from mico_chat.settings import Settings
 
 if TYPE_CHECKING:
     from mico_chat.model.processing import MicoChatProcessor
@@ -59,7 +61,8 @@ class EngineOptions:
     tokens in a step. Context tokens of media are cached, up to ``context_cache_bytes``.
     ``arguments`` are those of the engine: vLLM's ``AsyncEngineArgs``, or
     :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults``, the checkpoint's system prompt
-    and generation options are not used: an evaluation measures the weights alone.
+    and generation options are not used, and text and speech are recognised only if ``MICO_READS``
+    says so: an evaluation measures the weights alone.
     """
 
     engine: str = "auto"
@@ -97,7 +100,16 @@ def load_assistant(
         from mico_chat.checkpoints.load import has_text_branch, load_pretraining
         from mico_chat.encode import MediaEncoder
 
-        encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
+        reads = Settings().reads
+        if reads is None and not options.chat_defaults:
+            reads = False
+        encoder = MediaEncoder(
+            chat,
+            processor,
+            decoder,
+            cache_bytes=options.context_cache_bytes,
+            reader=installed_reader(reads),
+        )
         folder = Path(model)
         name = folder.resolve().name if folder.is_dir() else str(model)
         assistant = Assistant(engine, encoder, processor, name=name)

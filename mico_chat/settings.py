@@ -18,6 +18,9 @@ class Settings(BaseSettings):
 
     cache_dir: Path = Path("~/.cache/mico-chat")
     model: str = "mini"
+    reads: bool | None = None
+    """Whether text in pictures and speech in recordings are recognised and put into the prompt.
+    None: where the parts for it are installed, and not in evaluations."""
 
 
 def cache_dir() -> Path:

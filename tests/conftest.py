@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -54,6 +55,30 @@ def base_llm_folder() -> Path:
         return Path(base_llm_path(DEFAULT))
     except ModelError as error:
         pytest.skip(str(error))
+
+
+TALK = "Please close the window before you go to sleep."
+
+
+@pytest.fixture(scope="session")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of :data:`TALK`, for tests that listen to it with Whisper."""
+    from mico_chat.reading import speech
+    from mico_chat.settings import cache_dir
+
+    if not (speech.installed() and speech.folder().is_dir()):
+        pytest.skip("Whisper is not there: pip install 'mico-chat[reads]' && mico-chat setup")
+    if not (cache_dir() / "sources" / "espeakng-loader").is_dir():
+        pytest.skip("espeak-ng is not in the cache folder (mico_training.world.sources)")
+    import numpy as np
+
+    from mico_training.world.soundsources import _speak
+
+    path = tmp_path_factory.mktemp("talk") / "talk.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes((_speak("en-us", TALK) * 32_000).astype(np.int16).tobytes())
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

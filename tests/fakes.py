@@ -4,9 +4,10 @@ import asyncio
 import math
 import re
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
+from mico_chat.reading.speech import Listening
 from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
 
 HELD_S = 300
@@ -52,6 +54,45 @@ def medium(kind: Kind, name: str = "x", size: int = 1) -> Medium:
     if kind == "depth":
         return Depth(np.ones((2, 3), np.float32), report=report)
     return (Image if kind == "image" else Normal)(pixels, report=report)
+
+
+class FakeListener:
+    """Hears the sentence ``said`` in every recording, and notes how it was asked to listen."""
+
+    languages = frozenset({"en", "de"})
+
+    def __init__(self, *said: str) -> None:
+        self.said = said
+        self.asked: list[Listening] = []
+
+    def in_words(self, language: str) -> str:
+        return {"en": "english", "de": "german"}[language]
+
+    def segments(self, samples: Any, how: Listening) -> tuple[Iterator[Any], str]:
+        self.asked.append(how)
+        return map(self._segment, range(len(self.said))), how.language or "en"
+
+    def _segment(self, number: int) -> Any:
+        text, start = f" {self.said[number]}", 61.5 * number
+        words = [
+            SimpleNamespace(word=f" {word}", start=start, end=start + 1) for word in text.split()
+        ]
+        return SimpleNamespace(
+            **{"id": number + 1, "seek": 0, "start": start, "end": start + 1.25, "text": text},
+            **{"tokens": [1, 2], "temperature": 0.0, "avg_logprob": -0.25},
+            **{"compression_ratio": 1.1, "no_speech_prob": 0.01, "words": words},
+        )
+
+
+class FakeEar:
+    """The part of a media encoder that listens. Without a listener it cannot."""
+
+    def __init__(self, decoder: Decoder, listener: FakeListener | None) -> None:
+        self._decoder = decoder
+        self.reader = None if listener is None else SimpleNamespace(listener=listener)
+
+    async def listened(self, file: MediaFile, listen: Callable[..., Any]) -> Any:
+        return listen(self._decoder.decode(file), threading.Event())
 
 
 class FakeEngine:
@@ -90,6 +131,7 @@ class FakeAssistant(Assistant):
         halfway: threading.Event | None = None,
         allowed: Callable[[], float] = lambda: math.inf,
         decoder: Decoder | None = None,
+        listener: FakeListener | None = None,
     ) -> None:
         self.name = "fake"
         self.similarity = None
@@ -97,6 +139,7 @@ class FakeAssistant(Assistant):
         self.system_prompt = None
         self.engine = FakeEngine()
         self.decoder: Any = decoder or FakeDecoder()
+        self.encoder: Any = FakeEar(self.decoder, listener)
         self.batches: list[int] = []
         self.options: list[GenerationOptions] = []
         self.asked: list[list[Message]] = []

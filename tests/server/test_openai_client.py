@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -333,3 +334,36 @@ def test_litellm_answers_streams_and_knows_the_errors(service: Served) -> None:
     assert "red" in found["whole"].lower()
     assert found["streamed"] == found["whole"]
     assert found["errors"] == {name: name for name in wrong}
+
+
+def test_transcriptions(client: OpenAI, talk: Path) -> None:
+    with talk.open("rb") as file:
+        found = client.audio.transcriptions.create(model="whisper-1", file=file)
+    assert "close the window" in found.text
+    with talk.open("rb") as file:
+        verbose = client.audio.transcriptions.create(
+            model="mini",
+            file=file,
+            language="en",
+            response_format="verbose_json",
+            timestamp_granularities=["word", "segment"],
+        )
+    assert (verbose.text, verbose.language) == (found.text, "english")
+    assert verbose.segments is not None
+    assert verbose.words is not None
+    assert [word.word for word in verbose.words] == found.text.split()
+    with talk.open("rb") as file:
+        lines = client.audio.transcriptions.create(model="mini", file=file, response_format="srt")
+    assert str(lines).startswith("1\n00:00:0")
+    with pytest.raises(openai.UnprocessableEntityError, match="not a sound"):
+        client.audio.transcriptions.create(model="mini", file=("a.wav", b"no sound at all"))
+
+
+def test_what_is_said_and_written_stands_in_the_report(client: OpenAI, talk: Path) -> None:
+    data = sent.data_uri("audio/wav", talk.read_bytes())
+    found = ask(client, asked("What is said?", {"type": "audio_url", "audio_url": {"url": data}}))
+    (report,) = found.media
+    assert "close the window" in report["spoken"][0]["text"]
+    bare = ask(client, asked("What is said?", part("audio")))
+    assert bare.media[0]["spoken"] == [], "a tone says nothing"
+    assert found.usage.prompt_tokens > bare.usage.prompt_tokens

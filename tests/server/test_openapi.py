@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import cast
 
 import jsonschema_rs
 import pytest
@@ -17,10 +18,12 @@ from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.media.decoder import Decoder
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.reading import MediaReader
+from mico_chat.reading.speech import Listener
 from mico_chat.similarity import Similarity
 from mico_server.settings import ServerSettings
 from mico_server.store.keys import SCOPES
-from tests.fakes import FakeAssistant
+from tests.fakes import FakeAssistant, FakeListener
 from tests.server.conftest import Start
 from tests.server.echo import decoding_assistant
 from tests.server.running import events_of, new_key, running
@@ -40,6 +43,7 @@ def embedding_assistant(decoder: Decoder) -> Assistant:
     torch.manual_seed(0)
     branch = MicoForPretraining(MicoConfig.tiny(), assistant.encoder.model)
     branch.train(False)
+    assistant.encoder.reader = MediaReader(listener=cast(Listener, FakeListener("Hello there.")))
     assistant.similarity = Similarity(branch, letters(), assistant.processor, decoder)
     return assistant
 

@@ -84,6 +84,14 @@ def test_a_sound_a_picture_and_a_video_are_recorded(chat: ChatPage) -> None:
     assert chat.text(1).startswith("[audio ")
 
 
+def test_a_recording_becomes_the_words_in_it(chat: ChatPage, talk: Path) -> None:
+    chat.message.fill("Listen:")
+    chat.attach(talk)
+    chat.page.get_by_label("Show talk.wav as").select_option("as text")
+    expect(chat.message).to_have_value(re.compile("^Listen:\\n.*close the window"))
+    expect(chat.chips).to_have_count(0)
+
+
 def test_files_are_pasted_dropped_looked_at_and_played(chat: ChatPage) -> None:
     send = """([selector, kind]) => {
         const bytes = Uint8Array.from(atob(window.sheep), (letter) => letter.charCodeAt(0));

@@ -26,7 +26,7 @@ from mico_ui.terminal.chat import Chat
 from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
 from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.talk import Talk
-from tests.fakes import FakeAssistant
+from tests.fakes import FakeAssistant, FakeListener
 from tests.ui.conftest import served, stored_media
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
@@ -78,6 +78,23 @@ def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
     shown = type_in(f"'{picture}'", "/drop 1", f"'{picture}'", colours=True)
     assert "\x1b[38;2;255;255;255;48;2;255;255;255m▀" in shown
     assert stored_media(client) == asked_about  # the others are deleted
+
+
+def test_a_recording_is_asked_as_text(tmp_path: Path, picture: Path, keyboard: PipeInput) -> None:
+    assistant = FakeAssistant(listener=FakeListener("Where is", "the cat?"))
+    with served(tmp_path, assistant) as client:
+        out = io.StringIO()
+        (model,) = client.send(routes.models())
+        chat = Chat(Talk(client), Screen(Console(file=out, width=100)), model, lambda _: "")
+        chat.take(f"/dictate '{picture}'")
+        assert out.getvalue().startswith("> Where is the cat?\n[] Where is the cat?\n")
+        assert stored_media(client) == []
+        for wrong, said in (("", "needs the path"), (f"'{picture}' '{picture}'", "one recording")):
+            with pytest.raises(ApiError, match=said):
+                chat.take(f"/dictate {wrong}")
+        assistant.encoder = FakeAssistant(listener=FakeListener()).encoder
+        with pytest.raises(ApiError, match=r"red circle\.png: no speech was heard in it"):
+            chat.take(f"/dictate '{picture}'")
 
 
 WRONG = (

@@ -4,7 +4,9 @@ Legend: H height, W width, n samples, B mel bands.
 """
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from PIL import Image
 from rich.filesize import decimal
 
 from mico_chat.media import Depth, MediaReport
+from mico_chat.media.medium import SpokenText, WrittenText
 from mico_chat.wire import ConversationObject, Estimate, Usage
 
 # viridis at equal steps, from Matplotlib (CC0): even in lightness, and safe for colour-blind eyes.
@@ -46,9 +49,17 @@ def facts(report: MediaReport) -> tuple[str, ...]:
     elif report.sample_rate:
         channels = {1: "mono", 2: "stereo"}.get(report.channels or 0, f"{report.channels} channels")
         found.append(f"{report.sample_rate / 1000:g} kHz, {channels}")
+    for name, texts in (("text", report.written), ("speech", report.spoken)):
+        if texts:
+            found.append(f"{name}: \u201c{shorten(joined(texts), 80, placeholder=' …')}\u201d")
     if report.format and report.bytes:
         found.append(f"{report.format}, {decimal(report.bytes)}")
     return tuple(found)
+
+
+def joined(texts: Iterable[WrittenText | SpokenText]) -> str:
+    """Recognised texts in one line."""
+    return " ".join(" ".join(one.text for one in texts).split())
 
 
 def in_short(report: MediaReport) -> str:

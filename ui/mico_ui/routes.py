@@ -175,6 +175,13 @@ def delete_medium(id_: str) -> Call[wire.Deleted]:
     return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(wire.Deleted))
 
 
+def transcription(recording: Upload) -> Call[str]:
+    """What is said in a recording."""
+    form: list[Field] = [("file", recording), ("model", "whisper-1")]
+    path = "/v1/audio/transcriptions"
+    return Call("POST", path, lambda response: str(response.json()["text"]), form=form)
+
+
 def models() -> Call[list[wire.ModelInfo]]:
     read = read_as(wire.ModelList)
     return Call("GET", "/v1/models", lambda response: read(response).data)

@@ -263,7 +263,7 @@ def _covered(
     if pattern == "photograph" and photographs is not None:
         tile = np.asarray(photographs.view(rng, split, "surface", (256, 256)))
         u, v = (places * 256 / float(np.exp(rng.uniform(-1.0, 0.7)))).astype(np.int64).T % 256
-        return tile[v, u]
+        return np.asarray(tile[v, u])
     colour, shade = _muted(rng), np.ones(len(places))
     if pattern in ("tiles", "planks"):
         odd = np.floor(places / float(np.exp(rng.uniform(np.log(0.15), 0.0)))).astype(int)

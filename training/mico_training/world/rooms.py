@@ -177,7 +177,8 @@ def _relative(rng: Rng, depth: Floats, form: str) -> bytes:
     bottom, top = rng.uniform(0.01, 0.15), rng.uniform(0.75, 1.0)
     levels = 65535 if form == "inverse 16" else 255
     grey = np.maximum(1, np.rint((bottom + share * (top - bottom)) * levels)) * known
-    return encoded(grey.astype(np.uint16 if levels > 255 else np.uint8), "PNG", compress_level=4)
+    pixels = grey.astype(np.uint16) if levels > 255 else grey.astype(np.uint8)
+    return encoded(pixels, "PNG", compress_level=4)
 
 
 @dataclass(frozen=True)

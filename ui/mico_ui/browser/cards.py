@@ -47,7 +47,8 @@ class Card(Frozen):
     """A medium as the page shows it. ``kinds`` are the kinds that its file could be.
 
     A card without ``pictures`` makes the page ask for them. ``facts`` describe the part of the
-    medium that the model gets, ``cut`` the part that it does not get.
+    medium that the model gets, ``cut`` the part that it does not get. ``spoken`` is what is said in
+    it.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Card(Frozen):
     pictures: tuple[Picture, ...] = ()
     facts: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
+    spoken: str = ""
 
 
 class Attached(Frozen):
@@ -235,6 +237,7 @@ class MediaDesk:
             pictures=preview.pictures,
             facts=(*describe.facts(report), *preview.facts),
             cut=describe.cuts(report),
+            spoken=describe.joined(report.spoken or ()),
             **report.model_dump(include={"kind", "name", "tokens"}),
         )
 

@@ -154,6 +154,20 @@ class Chat:
         for medium in self.talk.detach(_number(text) if text else None):
             self.screen.note(f"removed {medium.name}")
 
+    @_command("FILE", "ask what is said in a recording, as if you had typed it")
+    def dictate(self, text: str) -> None:
+        if not text:
+            raise ApiError("/dictate needs the path of a recording")
+        (path, *others) = paths_of(text)
+        if others:
+            raise ApiError("/dictate takes one recording at a time")
+        with self.screen.waiting(f"listening to {path.name}"):
+            said = self.talk.client.send(routes.transcription(Upload("audio", path)))
+        if not said:
+            raise ApiError(f"{path.name}: no speech was heard in it")
+        self.screen.note(f"> {said}")
+        self.screen.answer(self.talk.ask(said))
+
     @_command("[QUESTION]", "count the tokens that a question would take")
     def estimate(self, text: str) -> None:
         self.screen.note(describe.cost(self.talk.estimate(text)))

@@ -165,7 +165,7 @@ class Screen:
             self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
 
     def medium(self, number: int, stored: wire.MediaObject) -> None:
-        found = "" if stored.report is None else describe.in_short(stored.report)
+        found = "" if stored.report is None else printable(describe.in_short(stored.report))
         self.console.print(
             Text.assemble(
                 (f"{number} ", "dim"),

@@ -64,8 +64,14 @@
       this.draw();
     }
 
-    // Show the same file as another kind: the server decodes it anew.
+    // Show the same file as another kind: the server decodes it anew. As text: what is said in it.
     async change(item, kind) {
+      if (kind === "text") {
+        this.remove(item);
+        mico.draft(item.card.spoken, []);
+        mico.focusMessage();
+        return;
+      }
       this.forget(item);
       item.kind = kind;
       await this.send(item);
@@ -120,12 +126,14 @@
         item.state = el("span", { role: "status" }, "sending ...");
         return el("li", { class: "chip busy" }, el("span", { class: "name" }, name), item.state, remove);
       }
+      const asText = Boolean(card.spoken) && this === mico.attachments;
       const choice =
-        card.kinds.length > 1 && item.file
+        (card.kinds.length > 1 || asText) && item.file
           ? el(
               "select",
               { "aria-label": `Show ${name} as`, onchange: (event) => this.change(item, event.target.value) },
               card.kinds.map((kind) => el("option", { value: kind, selected: kind === card.kind }, `as ${mico.KIND_NAMES[kind]}`)),
+              asText && el("option", { value: "text", title: card.spoken }, "as text"),
             )
           : el("span", { class: "kind" }, mico.KIND_NAMES[card.kind]);
       const facts = [...card.facts.filter((f) => f.startsWith("nearest") || /^[\d.]+ s$/.test(f)), card.tokens ? `${card.tokens} tokens` : ""];

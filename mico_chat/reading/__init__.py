@@ -1,0 +1,128 @@
+"""Reads the text in pictures and listens to the speech in recordings.
+
+Both stand beside the context tokens: they are for every model and engine, and no model was trained
+to do them. The recognisers are packages of the extra ``reads``; they load when they are first
+needed. Each computes on one thread, so that the encoder and the language model go on beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_chat.errors import MissingExtraError, ModelError
+from mico_chat.media.medium import Audio, Image, Medium, SpokenText, Video, Words, WrittenText
+from mico_chat.reading import speech
+from mico_chat.reading.pictures import PictureReader
+from mico_chat.reading.pictures import installed as can_read
+from mico_chat.reading.speech import Listener
+from mico_chat.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EXTRA = "reads"
+FRAMES = 3  # of a video are read: its first, its last and the one between them
+MAX_CHARACTERS = 2000
+"""Characters of a medium's text, and as many of its speech: about 500 tokens each."""
+
+
+class Reader(Protocol):
+    """Recognises words in decoded media. Threads may share it."""
+
+    @property
+    def listener(self) -> Listener | None: ...
+
+    def read(self, medium: Medium, stop: threading.Event) -> Words:
+        """The words in a medium. If ``stop`` is set, the words so far are enough."""
+        ...
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """Reads with ``pictures`` and listens with ``listener``, so far as they are there."""
+
+    pictures: PictureReader | None = None
+    listener: Listener | None = None
+
+    def read(self, medium: Medium, stop: threading.Event) -> Words:
+        match medium:
+            case Image():
+                return self._written([(medium.pixels, None)])
+            case Audio():
+                return self._spoken(medium, stop)
+            case Video():
+                places = np.linspace(0, len(medium.frames) - 1, FRAMES).round().astype(int)
+                frames = [
+                    (medium.frames[at], float(medium.times[at])) for at in dict.fromkeys(places)
+                ]
+                written = self._written(frames)
+                track = Words() if medium.audio is None else self._spoken(medium.audio, stop)
+                return Words(written.written, track.spoken, (*written.cut, *track.cut))
+        return Words()
+
+    def _written(self, pictures: Sequence[tuple[NDArray[np.uint8], float | None]]) -> Words:
+        if self.pictures is None:
+            return Words()
+        lines: dict[str, WrittenText] = {}  # a text of several frames counts once
+        for pixels, time in pictures:
+            for line in self.pictures.read(pixels):
+                lines.setdefault(line.text, line.model_copy(update={"time": time}))
+        kept = _within_budget([one.text for one in lines.values()])
+        cut = f"only the first {kept} of {len(lines)} lines of text are used"
+        return Words(tuple(lines.values())[:kept], cut=() if kept == len(lines) else (cut,))
+
+    def _spoken(self, sound: Audio, stop: threading.Event) -> Words:
+        if self.listener is None:
+            return Words()
+        said: list[SpokenText] = []
+        end = min(sound.seconds, speech.LISTENED_S)
+        for one in self.listener.listen(sound.samples[: int(end * sound.sample_rate)]):
+            if stop.is_set():
+                break
+            said.append(one)
+            if _within_budget([spoken.text for spoken in said]) < len(said):
+                end = said.pop().start
+                break
+        cut = f"only the first {end:.0f} s were listened to for speech"
+        return Words(spoken=tuple(said), cut=() if end == sound.seconds else (cut,))
+
+
+def _within_budget(texts: list[str]) -> int:
+    """How many of the texts, from the first, have at most ``MAX_CHARACTERS`` together."""
+    lengths = np.cumsum([len(text) + 1 for text in texts])
+    return int((lengths <= MAX_CHARACTERS).sum())
+
+
+def installed_reader(wanted: bool | None = None) -> MediaReader | None:
+    """What can be recognised on this machine; None where nothing can be, or nothing is wanted.
+
+    ``wanted`` is the setting ``MICO_READS``, where it is not given.
+
+    Raises:
+        MissingExtraError: it is wanted, but a package is missing.
+        ModelError: it is wanted, but ``mico-chat setup`` has not fetched the weights.
+    """
+    wanted = Settings().reads if wanted is None else wanted
+    reads, listens = can_read(), speech.installed() and speech.folder().is_dir()
+    if wanted and not (reads and speech.installed()):
+        raise MissingExtraError("recognising text and speech (MICO_READS)", EXTRA)
+    if wanted and not listens:
+        raise ModelError(why_not_listening())
+    if wanted is False or not (reads or listens):
+        return None
+    logger.info("reads pictures: %s; listens to recordings: %s", reads, listens)
+    return MediaReader(PictureReader() if reads else None, Listener() if listens else None)
+
+
+def why_not_listening() -> str:
+    if Settings().reads is False:
+        return "speech is not recognised here: MICO_READS turns it off"
+    if not speech.installed():
+        return str(MissingExtraError("recognising speech", EXTRA))
+    return f"no weights for speech in {speech.folder()}: run `mico-chat setup`"

