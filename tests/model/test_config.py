@@ -28,7 +28,9 @@ def test_vicuna_7b_has_the_papers_sizes() -> None:
 def test_mini_fits_a_laptop() -> None:
     config = MicoChatConfig.named("mini")
     config.concept_config = MicoConceptConfig(
-        visual_names=[str(n) for n in range(1200)], sound_names=[str(n) for n in range(150)]
+        visual_names=[str(n) for n in range(1200)],
+        sound_names=[str(n) for n in range(150)],
+        colours=True,
     )
     model = meta_chat(config)
     assert parameters(meta_llm(config.llm_config)) == 134_515_008
@@ -45,11 +47,11 @@ def test_an_unknown_name_says_the_known_ones() -> None:
 
 def test_context_length_follows_the_bridge() -> None:
     config = MicoChatConfig.named("mini")
-    assert config.concept_config is not None
-    still = 4 * 4 * 2 + 3 + config.concept_config.tokens_per_name
-    units: dict[Kind, int] = {"image": 1, "audio": 3, "depth": 1, "normal": 1}
-    assert {config.context_length(kind, n) for kind, n in units.items()} == {still} == {39}
-    assert config.context_length("video", 8) == 8 * 4
+    name, soft, things = 4, 3, 6 * (4 + 5)  # the tokens of the picture's name, and of six things
+    stills: tuple[Kind, ...] = ("image", "depth", "normal")
+    assert {config.context_length(kind, 1) for kind in stills} == {name + soft + things}
+    assert config.context_length("audio", 3) == name + soft
+    assert config.context_length("video", 8) == 8 + name + things
     assert MicoChatConfig.named("mico-g-vicuna-7b").context_length("video", 8) == 8
     assert MicoChatConfig.tiny(concepts=False).context_length("image", 1) == 5
 
