@@ -223,7 +223,7 @@ SHOWN_AS: dict[Kind, str] = {
 }
 SOUND_TRACK = "Sound track: "
 WRITTEN = 'Text in the {}: "{}"'
-SPOKEN = 'Speech: "{}"'
+SPOKEN = 'A voice says: "{}"'
 """How recognised words stand in a prompt, behind the context tokens of their medium."""
 
 _FILE = "processor_config.json"

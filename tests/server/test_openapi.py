@@ -24,6 +24,7 @@ from mico_chat.similarity import Similarity
 from mico_server.settings import ServerSettings
 from mico_server.store.keys import SCOPES
 from tests.fakes import FakeAssistant, FakeListener
+from tests.server import sent
 from tests.server.conftest import Start
 from tests.server.echo import decoding_assistant
 from tests.server.running import events_of, new_key, running
@@ -81,6 +82,9 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         done = subprocess.run(
             command, cwd=tmp_path, env=environment(), capture_output=True, text=True
         )
+        # No random file is a sound.
+        path, recording = "/v1/audio/transcriptions", {"file": ("a.wav", sent.wav())}
+        assert client.post(path, data={"model": "tiny"}, files=recording).status_code == 200
         counts = client.get("/metrics").text
     assert done.returncode == 0, done.stdout + done.stderr
     (cases,) = re.findall(r"(\d+) generated", done.stdout)

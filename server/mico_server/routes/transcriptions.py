@@ -40,7 +40,9 @@ class TranscriptionFields(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    model: str = Field(description=f"the served model's name, or {' or '.join(ALIASES)}")
+    model: str = Field(
+        description=f"the served model's name, or {' or '.join(ALIASES)}", examples=["mini"]
+    )
     language: str | None = Field(
         None, description="the language's code (ISO 639-1), such as en; found out by default"
     )
