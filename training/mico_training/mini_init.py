@@ -37,6 +37,7 @@ from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
+from mico_training.world.plain import plain_names
 from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import source
 
@@ -88,6 +89,7 @@ def imagenet_names() -> list[str]:
 
 def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:
     chat = MicoChatConfig.named("mini")
+    plain = plain_names([*visual, *sound], len(imagenet_names()))
     text = text_config(
         tokenizer,
         hidden_size=TEXT_WIDTH,
@@ -100,7 +102,7 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
     return MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
-        concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound),
+        concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound, plain_names=plain),
         text_config=text,
     )
 
