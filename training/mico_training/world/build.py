@@ -40,6 +40,7 @@ GENERATORS: dict[str, tuple[str, str, bool]] = {
     "pair": ("pictures", "make_pair", True),
     "scene": ("pictures", "make_scene", True),
     "layers": ("rooms", "make_layers", True),
+    "real": ("labelled", "make", False),
     "motion": ("motion", "make_motion", True),
     "rooms": ("rooms", "make", False),
     "sounds": ("sounds", "make", False),
