@@ -135,6 +135,8 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     assert concepts is not None
     assert (concepts.visual_names or [])[1000:] == ["red ball"]
     assert concepts.sound_names == ["bell"]
+    plain = concepts.plain_names or []
+    assert [plain[285], *plain[1000:]] == ["cat", "red ball", "bell"]
     assert read_preprocessing(output, model.config) == STEM_PREPROCESSING
 
 
