@@ -96,6 +96,8 @@ class MicoConceptConfig(PreTrainedConfig):
     """Named classes whose posterior is carried into the LLM's vocabulary space.
 
     The first ``n_pretrained`` of the ``visual_names`` are the stem's own classifier.
+    ``plain_names`` has the everyday name of each visual name, then of each sound name: "cat" for
+    "Egyptian Mau".
     """
 
     model_type = "mico_concept"
@@ -103,6 +105,7 @@ class MicoConceptConfig(PreTrainedConfig):
 
     visual_names: list[str] | None = None
     sound_names: list[str] | None = None
+    plain_names: list[str] | None = None
     n_pretrained: int = 1000
     tokens_per_name: int = 4
     sound_hidden: int = 512

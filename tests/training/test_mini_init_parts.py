@@ -146,7 +146,10 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     assert model.names.score.weight[cls] == model.names.score.weight.min() < -2
     vectors = model.names.words(model.names.vectors(model.text.table))
     torch.testing.assert_close(vectors.mean(0), torch.zeros(256), atol=1e-4, rtol=0)
-    assert read_preprocessing(output, model.config) == STEM_PREPROCESSING
+    plain = concepts.plain_names or []
+    assert [plain[285], *plain[1000:]] == ["cat", "red ball", "bell"]
+    finer = STEM_PREPROCESSING.model_copy(update={"detail": 2})
+    assert read_preprocessing(output, model.config) == finer
 
 
 # --- text-only turns ----------------------------------------------------------------------------

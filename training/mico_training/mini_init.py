@@ -41,6 +41,7 @@ from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.data.sample import WHOLE_BOX
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
+from mico_training.world.plain import plain_names
 from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import source
 
@@ -110,7 +111,12 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
     return MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
-        concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound, colours=True),
+        concept_config=MicoConceptConfig(
+            visual_names=visual,
+            sound_names=sound,
+            plain_names=plain_names([*visual, *sound], len(imagenet_names())),
+            colours=True,
+        ),
         text_config=text,
     )
 

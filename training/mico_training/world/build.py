@@ -42,6 +42,7 @@ GENERATORS: dict[str, tuple[str, str, bool]] = {
     "beside": ("pictures", "make_beside", True),
     "place": ("pictures", "make_place", True),
     "layers": ("rooms", "make_layers", True),
+    "real": ("labelled", "make", False),
     "motion": ("motion", "make_motion", True),
     "rooms": ("rooms", "make", False),
     "sounds": ("sounds", "make", False),
