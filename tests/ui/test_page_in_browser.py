@@ -84,6 +84,7 @@ def test_a_sound_a_picture_and_a_video_are_recorded(chat: ChatPage) -> None:
     assert chat.text(1).startswith("[audio ")
 
 
+@pytest.mark.base_llm
 def test_a_recording_becomes_the_words_in_it(chat: ChatPage, talk: Path) -> None:
     chat.message.fill("Listen:")
     chat.attach(talk)

@@ -226,7 +226,7 @@ def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
 
 def test_yes_and_no_are_even(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
-    for sample in drawn(pictures.make_scene, things, 100):
+    for sample in drawn(pictures.make_scene, things, 250):
         names = {t["name"] for t in sample.truth["things"]}
         for turn in sample.turns:
             if turn.skill == "present":
