@@ -17,6 +17,7 @@ from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.regions import INNER, RegionBatch
 from mico_chat.model.things import WORDS, Found, Thing, ThingWords, look_at, padded
 from mico_training.build_model import Chat
+from mico_training.data.sample import region_batch, regions_of
 from mico_training.set_prediction import SetPrediction, layer_losses, matched
 from mico_training.stages import train_stage2
 from tests.tiny import SIDE, chat_model, letters
@@ -108,6 +109,20 @@ def test_a_medium_has_as_many_tokens_as_its_kind_says(kind: Kind, units: int) ->
     assert len(tokens) == config.context_length(kind, units)
     processor = MicoChatProcessor.for_config(config, letters(), Preprocessing(image_size=SIDE))
     assert processor._own_length(type("M", (), {"kind": kind, "units": units})()) == len(tokens)
+
+
+def test_only_pictures_whose_things_are_known_teach() -> None:
+    chat = chat_model(with_things())
+    inputs = media(["image", "image"], [1, 1]) | {"media_row": torch.arange(2)}
+    assert float(SetPrediction(chat)(**inputs).loss.detach()) == 0
+    nothing = regions_of("image", {"things": []})
+    batch = region_batch([nothing, regions_of("image", {})], lambda word: [1])
+    assert batch is not None
+    assert batch.medium.tolist() == [0]
+    told = SetPrediction(chat)(**inputs, **batch.inputs()).loss.detach()
+    assert float(told) > 0
+    inputs["pixel_values"][1] = 9.0
+    torch.testing.assert_close(SetPrediction(chat)(**inputs, **batch.inputs()).loss.detach(), told)
 
 
 def test_cached_features_cannot_be_looked_at_closely() -> None:

@@ -68,8 +68,14 @@ class SetPrediction(nn.Module):
         for group in AlikeMedia.groups(media["media_kind"], media["media_units"]):
             if group.layout == "slices":
                 continue
-            own = tokens[group.rows].unflatten(0, (-1, group.units))
-            truths = [truth_of(regions, medium, tokens.device) for medium in group.media]
+            # Where nobody says what there is, nothing is learnt.
+            told = [
+                n for n, m in enumerate(group.media) if regions is not None and m in regions.medium
+            ]
+            if not told:
+                continue
+            own = tokens[group.rows].unflatten(0, (-1, group.units))[told]
+            truths = [truth_of(regions, group.media[n], tokens.device) for n in told]
             for found in self.things(own[:, group.units // 2, prefix:]):
                 for name, loss in layer_losses(found, truths).items():
                     losses[name] = losses[name] + loss

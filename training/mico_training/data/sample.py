@@ -71,7 +71,12 @@ class Source(Protocol):
 
 
 def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
-    """The regions of one medium by the sample's truth: colour, side, nearness, number, motion."""
+    """The regions of one medium by the sample's truth: colour, side, nearness, number, motion.
+
+    A medium whose truth lists no thing has a region of the whole; one without a truth has none.
+    """
+    if truth.get("things") == [] and kind != "audio":
+        return (Region(WHOLE_BOX, "", ("nothing",)),)
     things = [
         thing for thing in truth.get("things", ()) if isinstance(thing, Mapping) and "name" in thing
     ]

@@ -66,7 +66,7 @@ def labelled(split: Split) -> dict[str, list[Labelled]]:
 def make(rng: en.Rng, split: Split) -> Sample:
     """A crop of a photograph, as often mirrored as not, and the question what it shows.
 
-    Each name is as likely as another. The things have no boxes, so the truth lists none.
+    Each name is as likely as another. Nobody drew boxes around the things, so there is no truth.
     """
     names = labelled(split)
     one = en.pick(rng, names[en.pick(rng, sorted(names))])
@@ -86,4 +86,4 @@ def make(rng: en.Rng, split: Split) -> Sample:
     turn = Turn(question, answer, "name", (IMAGE,), accept=one.names)
     said = (en.article(main), f"a photo of {en.listed([en.article(n) for n in one.names])}")
     files = {IMAGE: packed.getvalue()}
-    return Sample("", split, files, {IMAGE: said}, (turn,), {IMAGE: main}, {"things": []})
+    return Sample("", split, files, {IMAGE: said}, (turn,), {IMAGE: main})
