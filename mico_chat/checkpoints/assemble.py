@@ -47,7 +47,12 @@ from mico_chat.checkpoints.load import (
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.concepts import ConceptAttention
-from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConfig
+from mico_chat.model.config import (
+    MicoBridgeConfig,
+    MicoChatConfig,
+    MicoConceptConfig,
+    MicoConfig,
+)
 from mico_chat.model.media_path import MediaModel, TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
@@ -163,8 +168,8 @@ def build(
     else:
         take_over(model, encoder)
         preprocessing = encoder.preprocessing
-    if model.concepts is not None:
-        name_concepts(model.concepts, config.concept_names, tokenizer)
+    if model.concepts is not None and config.concept_config is not None:
+        name_concepts(model.concepts, config.concept_config, tokenizer)
     return model, MicoChatProcessor.for_config(config, tokenizer, preprocessing, template)
 
 
@@ -182,22 +187,25 @@ def take_over(
             continue
         state = dict(pretrained.state_dict())
         if isinstance(target, ConceptAttention):
-            state["name_ids"] = target.name_ids  # tokens of the LLM, which stage 1 lacks
+            for ids in ("name_ids", "exact_ids"):  # tokens of the LLM, which stage 1 lacks
+                if ids in state:
+                    state[ids] = getattr(target, ids)
         load_strict(target, state, f"{name} has different shapes in the two models")
 
 
 def name_concepts(
-    concepts: ConceptAttention,
-    names: tuple[list[str], list[str]],
-    tokenizer: PreTrainedTokenizerBase,
+    concepts: ConceptAttention, config: MicoConceptConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Set the LLM's tokens of each name (" cat" as in the middle of a sentence), then -1."""
-    length = concepts.name_ids.shape[1]
-    ids = torch.full_like(concepts.name_ids, -1)
-    for row, name in enumerate([*names[0], *names[1]]):
-        tokens = tokenizer(" " + name, add_special_tokens=False).input_ids[:length]
-        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
-    concepts.name_ids.copy_(ids)
+    visual, sound = config.visual_names or [], config.sound_names or []
+    tables = [(concepts.name_ids, config.plain_names or [*visual, *sound])]
+    if concepts.exact_ids is not None:
+        tables.append((concepts.exact_ids, visual))
+    for ids, names in tables:
+        ids.fill_(-1)
+        for row, name in zip(ids, names, strict=True):
+            tokens = tokenizer(" " + name, add_special_tokens=False).input_ids[: len(row)]
+            row[: len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
 
 
 def set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:

@@ -49,10 +49,13 @@ class ColourHead(nn.Module):
 class ConceptAttention(nn.Module):
     """Keys for visual names (per grid cell) and for sound names (per sound).
 
-    Training may set ``change_cells``, which replaces the cells' logits (B·U, G², n_visual).
+    The values are the plain names, and of a whole picture or clip also the exact ones: finer names
+    of one thing then add up ("duck"), and the finest is there to be asked for. Training may set
+    ``change_cells``, which replaces the cells' logits (B·U, C, n_visual).
     """
 
     name_ids: Tensor
+    exact_ids: Tensor | None
     change_cells: Callable[[Tensor, AlikeMedia], Tensor] | None = None
 
     def __init__(self, config: MicoConceptConfig, stem: Stem) -> None:
@@ -78,30 +81,41 @@ class ConceptAttention(nn.Module):
         self.colour = ColourHead(stem) if config.colours else None
         self.log_scale = nn.Parameter(torch.zeros(3))  # inverse temperature: whole, cell, sound
         self.gain = nn.Parameter(torch.ones(2))  # of the concept tokens, of the cells' values
-        self.register_buffer(
-            "name_ids", torch.full((self.n_visual + self.n_sound, config.tokens_per_name), -1)
-        )
+        ids = torch.full((self.n_visual + self.n_sound, config.tokens_per_name), -1)
+        self.register_buffer("name_ids", ids)
+        exact = None if config.plain_names is None else ids[: self.n_visual].clone()
+        self.register_buffer("exact_ids", exact)
 
     def forward(
-        self, features: Tensor, media: AlikeMedia, embedding: nn.Embedding
+        self,
+        features: Tensor,
+        media: AlikeMedia,
+        embedding: nn.Embedding,
+        looks: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """The posteriors of B alike media in the LLM's space, from stem features (B·U, C, G, G).
 
-        Returns the concept tokens of each medium (B, K, L), which a video lacks, and the value of
-        each cell (B·U, G², L), which a sound lacks.
+        ``looks`` (B·U·V, C, G, G) are those of V closer looks at each unit, which count for the
+        medium's name as the unit itself does. Returns the concept tokens of each medium (B, K, L),
+        which a video lacks, and the value of each cell (B·U, G², L), which a sound lacks.
         """
         if media.layout == "slices":
             units = torch.full((len(media.media),), media.units, device=features.device)
             return self.sound_tokens(self.sound_logits(features, units), embedding), None
         cells = self.cell_logits(features)
+        own = cells.shape[1]
+        if looks is not None:
+            closer = self.cell_logits(looks).unflatten(0, (len(cells), -1))
+            cells = torch.cat([cells, closer.flatten(1, 2)], 1)
         if self.change_cells is not None:
             cells = self.change_cells(cells, media)
         named = None
         if media.layout == "still" or self.name_clips:
-            named = self.visual_tokens(
-                cells.unflatten(0, (-1, media.units)).flatten(1, 2), embedding
-            )
-        return named, self.cell_values(cells, embedding)
+            whole = cells.unflatten(0, (-1, media.units)).flatten(1, 2)
+            named = self.visual_tokens(whole, embedding)
+            if self.exact_ids is not None:
+                named = torch.cat([named, self.visual_tokens(whole, embedding, exact=True)], 1)
+        return named, self.cell_values(cells[:, :own], embedding)
 
     # --- posteriors -------------------------------------------------------------------------
 
@@ -146,34 +160,37 @@ class ConceptAttention(nn.Module):
 
     # --- values -----------------------------------------------------------------------------
 
-    def _values(self, embedding: nn.Embedding, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The names' embeddings (N, K, L), zero where a name is shorter, and the mask (N, K)."""
-        ids = self.name_ids[start:stop]
+    def _mix(self, posterior: Tensor, ids: Tensor, embedding: nn.Embedding) -> Tensor:
+        """Posterior (B, N) over names with tokens (N, K) -> (B, K, L): token k is the mix over the
+        names that have one."""
         mask = ids >= 0
-        return embedding(ids.clamp(min=0)) * mask.unsqueeze(-1), mask
-
-    def _mix(self, posterior: Tensor, embedding: nn.Embedding, start: int, stop: int) -> Tensor:
-        """Posterior (B, N) -> (B, K, L): token k is the mix over the names that have one."""
-        values, mask = self._values(embedding, start, stop)
+        values = embedding(ids.clamp(min=0)) * mask.unsqueeze(-1)
         mixed = torch.einsum("bn,nkl->bkl", posterior.to(values.dtype), values)
         # (B, K): how likely together the names are that have a token k
         share = posterior @ mask.to(posterior.dtype)
         return mixed / share.clamp(min=0.5).unsqueeze(-1).to(mixed.dtype) * self.gain[0]
 
-    def visual_tokens(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
-        """(U, G², n_visual) -> concept tokens (U, K, L)."""
+    def visual_tokens(
+        self, cell_logits: Tensor, embedding: nn.Embedding, exact: bool = False
+    ) -> Tensor:
+        """(U, C, n_visual) -> tokens (U, K, L) of the plain or the exact name."""
+        ids = self.name_ids[: self.n_visual]
+        if exact and self.exact_ids is not None:
+            ids = self.exact_ids
         posterior = (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
-        return self._mix(posterior, embedding, 0, self.n_visual)
+        return self._mix(posterior, ids, embedding)
 
     def sound_tokens(self, sound_logits: Tensor, embedding: nn.Embedding) -> Tensor:
         """(M, n_sound) -> concept tokens (M, K, L)."""
         posterior = (sound_logits * self.log_scale[2].exp()).softmax(-1)
-        return self._mix(posterior, embedding, self.n_visual, self.n_visual + self.n_sound)
+        return self._mix(posterior, self.name_ids[self.n_visual :], embedding)
 
     def cell_values(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
         """(U, G², n_visual) -> what stands in each cell, one vector (U, G², L)."""
-        values, mask = self._values(embedding, 0, self.n_visual)
-        mean = values.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        ids = self.name_ids[: self.n_visual]
+        mask = (ids >= 0).unsqueeze(-1)
+        values: Tensor = embedding(ids.clamp(min=0)) * mask
+        mean = values.sum(1) / mask.sum(1).clamp(min=1)
         posterior = (cell_logits * self.log_scale[1].exp()).softmax(-1)
         return (posterior.to(mean.dtype) @ mean) * self.gain[1]
 

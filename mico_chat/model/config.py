@@ -97,7 +97,7 @@ class MicoConceptConfig(PreTrainedConfig):
 
     The first ``n_pretrained`` of the ``visual_names`` are the stem's own classifier.
     ``plain_names`` has the everyday name of each visual name, then of each sound name: "cat" for
-    "Egyptian Mau".
+    "Egyptian Mau". With them a picture has tokens of its plain name and as many of its exact one.
     """
 
     model_type = "mico_concept"
@@ -251,8 +251,11 @@ class MicoChatConfig(_ModelConfig):
 
     def context_length(self, kind: Kind, units: int) -> int:
         """Context tokens of a medium of ``units`` frames or slices, known before encoding."""
-        named = 0 if self.concept_config is None else self.concept_config.tokens_per_name
+        concept = self.concept_config
+        named = 0 if concept is None else concept.tokens_per_name
         things = 0 if kind == "audio" else self.bridge_config.things * (named + THING_WORDS)
+        if concept is not None and concept.plain_names is not None and kind != "audio":
+            named *= 2
         if kind == "video":
             named = 0 if self.bridge_config.things == 0 else named
             return units * self.bridge_config.frame_grid**2 + named + things

@@ -27,7 +27,15 @@ from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.context import AlikeMedia, MultimodalContext
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.motion import Ways
-from mico_chat.model.things import WORDS, Thing, ThingQueries, ThingWords, look_at, padded
+from mico_chat.model.things import (
+    MIDDLE,
+    WORDS,
+    Thing,
+    ThingQueries,
+    ThingWords,
+    look_at,
+    padded,
+)
 
 DEPTH, NORMAL = KINDS.index("depth"), KINDS.index("normal")
 
@@ -103,7 +111,8 @@ class MediaPath(nn.Module):
         named = values = None
         if self.concepts is not None:
             table = cast(nn.Embedding, self.get_input_embeddings())
-            named, values = self.concepts(features, media, table)
+            looks = self._whole_looks(media, pixels)
+            named, values = self.concepts(features, media, table, looks)
         if values is not None:  # a value at each grid token, zero at the prefix tokens
             values = values.to(tokens.dtype) * self.use_concepts
             values = F.pad(values, (0, 0, self.encoder.n_prefix, 0)).unflatten(0, (-1, media.units))
@@ -114,6 +123,16 @@ class MediaPath(nn.Module):
             found = self._things(self.things, tokens, features, media, pixels)
             parts.append(found * self.use_grid)
         return torch.cat([part.to(context.dtype) for part in parts], dim=1)
+
+    def _whole_looks(self, media: AlikeMedia, pixels: Tensor | None) -> Tensor | None:
+        """Stem features of closer looks at the middle of stills, whose main thing is there."""
+        if self.things is None or media.layout != "still" or pixels is None:
+            return None
+        assert self.encoder.stem is not None
+        picture = torch.arange(len(pixels)).repeat_interleave(len(MIDDLE))
+        boxes = MIDDLE.to(pixels.device).repeat(len(pixels), 1)
+        looks = look_at(pixels, picture, boxes, self.encoder.image_size)
+        return cast(Tensor, self.encoder.stem(looks))
 
     def _things(
         self,

@@ -29,6 +29,8 @@ MARGIN = 1.12
 """A look is this much larger than its box."""
 SLIMMEST = 0.5
 """The shorter side of a look is at least this share of the longer one."""
+MIDDLE = torch.tensor([[0.5, 0.5, side / MARGIN, side / MARGIN] for side in (0.88, 0.64)])
+"""Boxes of two looks at the middle of a picture, with so much of its sides."""
 
 WORDS: dict[str, tuple[str, ...]] = {
     "colour": COLOURS,

@@ -14,11 +14,12 @@ from mico_chat.model.concepts import ConceptAttention, build_concepts
 from mico_chat.model.config import (
     MicoBridgeConfig,
     MicoChatConfig,
+    MicoConceptConfig,
     MicoConfig,
     MicoContextConfig,
     MicoEncoderConfig,
 )
-from mico_chat.model.context import KindProjections, MultimodalContext, Units
+from mico_chat.model.context import AlikeMedia, KindProjections, MultimodalContext, Units
 from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder
 from tests.tiny import SIDE, chat_model
 
@@ -244,6 +245,39 @@ def test_cell_values_say_what_stands_in_each_cell(
     p = (cells * torch.tensor(-0.2).exp()).softmax(-1)[0]
     names = torch.stack([table.weight[10], table.weight[11], table.weight[[12, 13]].mean(0)])
     torch.testing.assert_close(concepts.cell_values(cells, table)[0], p @ names * 0.7)
+
+
+def test_finer_names_add_up_to_a_plain_one_and_looks_count_as_much_as_the_whole(
+    encoder: OmniEncoder, pixels: torch.Tensor, table: nn.Embedding
+) -> None:
+    torch.manual_seed(0)
+    config = MicoConceptConfig(
+        visual_names=["duck", "drake", "dog"],
+        sound_names=["bell"],
+        plain_names=["duck", "duck", "dog", "bell"],
+        n_pretrained=2,
+        tokens_per_name=1,
+        sound_hidden=4,
+    )
+    concepts = build_concepts(config, encoder)
+    assert concepts is not None
+    assert concepts.exact_ids is not None
+    concepts.name_ids.copy_(torch.tensor([[10], [10], [11], [12]]))
+    concepts.exact_ids.copy_(torch.tensor([[10], [13], [11]]))
+    features = encoder.features(pixels)
+    (media,) = AlikeMedia.groups(torch.zeros(len(pixels)).long(), torch.ones(len(pixels)).long())
+    named, _ = concepts(features, media, table)
+    p = concepts.cell_logits(features).mean(1).softmax(-1)
+    w = table.weight
+    plain = (p[:, :2].sum(1, keepdim=True) * w[10] + p[:, 2:] * w[11]).unsqueeze(1)
+    torch.testing.assert_close(named[:, :1], plain)
+    exact = p @ w[[10, 13, 11]]
+    torch.testing.assert_close(named[:, 1:], exact.unsqueeze(1))
+    looks = encoder.features(pixels.flip(3))
+    seen, values = concepts(features, media, table, looks)
+    both = (concepts.cell_logits(features).mean(1) + concepts.cell_logits(looks).mean(1)) / 2
+    torch.testing.assert_close(seen[:, 1], both.softmax(-1) @ w[[10, 13, 11]])
+    assert values.shape[1] == features.shape[2] * features.shape[3], "no value for a look's cell"
 
 
 def test_each_sound_of_a_batch_equals_itself_alone(concepts: ConceptAttention) -> None:

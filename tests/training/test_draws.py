@@ -1,6 +1,7 @@
 """Draws depend on seed and number alone: mixtures, contexts, conversations, simulated names."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -227,9 +228,11 @@ def example(pictures: int) -> ChatExample:
     return ChatExample("x", (Message.user(*media, "What is here?"), Message.assistant("Much.")))
 
 
-def simulated(probability: float, pictures: int = 2) -> list[ChatExample]:
+def simulated(
+    probability: float, pictures: int = 2, plain: Sequence[str] = NAMES
+) -> list[ChatExample]:
     mixture = Mixture([numbers("x", 1)], [1], seed=3)
-    data = SimulatedNames([example(pictures)] * 400, mixture, NAMES, probability)
+    data = SimulatedNames([example(pictures)] * 400, mixture, NAMES, plain, probability)
     found = [data[draw] for draw in range(len(data))]
     assert [data[draw] for draw in reversed(range(20))] == found[19::-1]
     return found
@@ -254,6 +257,21 @@ def test_a_simulated_example_names_the_drawn_thing() -> None:
         assert with_article(NAMES[one.simulated]) in said[0].lower() + said[1:]
         assert said[0].isupper()
         assert said.endswith(".")
+
+
+def test_the_plain_name_is_said_first_and_the_exact_one_when_asked() -> None:
+    plain = ["animal", "toy", "scissors", "glass"]
+    asked = 0
+    for one in simulated(1.0, plain=plain):
+        name, said = NAMES[one.simulated], [message.text.lower() for message in one.messages]
+        assert with_article(plain[one.simulated]) in said[1]
+        assert len(said) in (2, 4)
+        if len(said) == 4:
+            asked += 1
+            assert name not in said[2]
+            assert with_article(name) in said[3]
+            assert name != plain[one.simulated]
+    assert 60 < asked < 140, "half of those whose exact name is another one"
 
 
 def test_a_simulated_context_is_a_picture_with_the_drawn_name() -> None:

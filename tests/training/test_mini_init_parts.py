@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -29,7 +29,7 @@ from mico_training.build_model import build_pretraining, concept_labels
 from mico_training.data.mixture import open_mixture
 from mico_training.data.readers import ManifestSource
 from mico_training.mini import answers, requests
-from mico_training.mini_init import fit, fit_heads, imagenet_names, load_stem, look_features
+from mico_training.mini_init import Named, fit, fit_heads, imagenet_names, load_stem, look_features
 from mico_training.recipe import ModelRecipe, Stage1Run, load_recipe
 from mico_training.world.sample import write_shard
 from tests.tiny import letters, pretraining_model
@@ -196,7 +196,8 @@ def test_both_heads_are_fitted_and_the_pretrained_rows_stay(
     mini.main(["heads", "--config", str(recipe), "--output", str(tmp_path / "fitted")])
     changed = moved(MicoForPretraining, tiny_pretraining, tmp_path / "fitted")
     assert {"concepts.learned.weight", "concepts.sound.2.weight"} <= changed
-    assert all(name.startswith(("concepts.learned", "concepts.sound")) for name in changed)
+    heads = ("concepts.classifier", "concepts.learned", "concepts.sound")
+    assert all(name.startswith(heads) for name in changed)
 
 
 def test_closer_looks_teach_names_and_colours(
@@ -220,9 +221,10 @@ def test_closer_looks_teach_names_and_colours(
     fitted = build_pretraining(ModelRecipe(name=str(tmp_path / "fitted")), None)
     mixture = open_mixture(load_recipe(Stage1Run, recipe, ()).data, "caption", 0)
     labels = concept_labels(fitted.model.config)
-    seen, coloured = look_features(mixture, fitted, labels)
+    seen, coloured = look_features(mixture, fitted, labels["image"])
     assert seen is not None
-    assert seen[1].tolist() == [2] * 12, "every thing is a square"
+    assert seen.classes.tolist() == [2] * 12, "every thing is a square"
+    assert seen.weights is None, "none is a labelled photograph"
     assert coloured is not None
     assert fitted.model.concepts is not None
     head = fitted.model.concepts.colour
@@ -236,8 +238,8 @@ def test_media_without_a_known_name_are_left_out(
 ) -> None:
     sizes: dict[str, int] = {}
 
-    def count(what: str, head: nn.Module, logits: object, features: Tensor, *_: object) -> None:
-        sizes[what] = len(features)
+    def count(what: str, head: nn.Module, logits: object, named: Named, **_: object) -> None:
+        sizes[what] = len(named.features)
 
     monkeypatch.setattr(mini_init, "fit", count)
     unknown = replace(scene(1), concepts={"image.png": "no such thing"})
@@ -245,7 +247,8 @@ def test_media_without_a_known_name_are_left_out(
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, tmp_path, tiny_pretraining, features=cache)
     fit_heads(recipe, tmp_path / "fitted")
-    assert sizes == {"visual names": 2, "sound names": 2}
+    # A picture is seen whole and twice closer.
+    assert sizes == {"visual names": 6, "sound names": 2}
 
 
 def test_a_head_tells_apart_what_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +259,7 @@ def test_a_head_tells_apart_what_can_be_told_apart(monkeypatch: pytest.MonkeyPat
     features = torch.randn(40, 8)
     features[:, 0] += classes * 8.0
     head = nn.Linear(8, 2)
-    fit("two names", head, head, features.half(), classes, 0.0)
+    fit("two names", head, head, Named(features.half(), classes))
     assert (head(features).argmax(1) == classes).float().mean() > 0.9
 
 

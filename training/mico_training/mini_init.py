@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -23,12 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.checkpoints.load import STEM_PREPROCESSING
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import Kind
 from mico_chat.model.concepts import COLOURS, ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.regions import thing_boxes
-from mico_chat.model.things import look_at
+from mico_chat.model.things import MIDDLE, look_at
 from mico_training.build_model import (
     Pretraining,
     build_pretraining,
@@ -199,14 +198,17 @@ PASSES, BATCH_SIZE, LR, WEIGHT_DECAY, SMOOTHING = 20, 256, 2e-3, 0.1, 0.05
 FOR_SPREAD = 2000  # features of so many tell their deviation well enough
 NOISE = 0.5
 """Noise that is added to each feature, in units of its deviation."""
+NAME_STEPS, NAME_LR, ANCHOR = 600, 1e-3, 5e-4
+"""The stem's classifier is tuned with all names together, but held near its pretrained weights."""
+PHOTOGRAPHS = 0.5
+"""The share of labelled photographs among the pictures that teach the visual names."""
 
 
 def fit_heads(config: Path, output: Path | None = None) -> None:
     """Fit the heads of a stage 1 recipe's model, and save it to ``output`` (default: its folder).
 
-    A head sees one vector for each medium or thing, so a hundred passes over all of them take a
-    minute or two; stage 1 could afford one pass. The pretrained rows of the classifier do not
-    change.
+    A head sees one vector for each medium, look or thing, so many passes over all of them take a
+    minute or two; stage 1 could afford one pass.
 
     Raises:
         ConfigError: the model has no concepts, or the recipe no cached features.
@@ -219,35 +221,33 @@ def fit_heads(config: Path, output: Path | None = None) -> None:
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
     parts = build_pretraining(recipe.model, None)
-    concepts = parts.model.concepts
-    if concepts is None:
+    concepts, settings = parts.model.concepts, parts.model.config.concept_config
+    if concepts is None or settings is None:
         raise ConfigError(f"model {recipe.model.name}: it has no concepts to fit")
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
     torch.manual_seed(recipe.train.seed)
     labels = concept_labels(parts.model.config)
-    seen, heard = named_features(mixture, loader, concepts, labels)
-    coloured: Named | None = None
-    if concepts.colour is not None:
-        closer, coloured = look_features(mixture, parts, labels)
-        seen = closer if seen is None or closer is None else _joined(seen, closer)
     concepts.requires_grad_(False)
-    for what, head, logits, named, dropout in (
-        ("visual names", concepts.learned, concepts.visual, seen, 0.3),
-        ("sound names", concepts.sound, concepts.sound, heard, 0.0),  # it has dropout of its own
-        ("colours", concepts.colour, concepts.colour, coloured, 0.0),
-    ):
-        if head is not None and logits is not None and named is not None:
-            head.requires_grad_(True)
-            fit(what, head, logits, *named, dropout)
+    heard = heard_features(mixture, loader, concepts, labels["audio"])
+    if heard is not None:
+        concepts.sound.requires_grad_(True)  # it has dropout of its own
+        fit("sound names", concepts.sound, concepts.sound, heard)
+    shown, coloured = look_features(mixture, parts, labels["image"])
+    if shown is not None:
+        fit_names(concepts, settings, shown)
+    if concepts.colour is not None and coloured is not None:
+        concepts.colour.requires_grad_(True)
+        fit("colours", concepts.colour, concepts.colour, coloured)
     parts.save(Path(recipe.model.name) if output is None else output)
 
 
-Named = tuple[Tensor, Tensor]
-"""Float16 features (N, ..) of named media or things, and their classes (N,)."""
+class Named(NamedTuple):
+    """Float16 features (N, ..) of named media or things, their classes (N,), and how often each is
+    drawn (N,); None: all as often."""
 
-
-def _joined(one: Named, other: Named) -> Named:
-    return torch.cat([one[0], other[0]]), torch.cat([one[1], other[1]])
+    features: Tensor
+    classes: Tensor
+    weights: Tensor | None = None
 
 
 MOST_COLOURED = 12_000
@@ -259,101 +259,153 @@ exact."""
 
 @torch.inference_mode()
 def look_features(
-    mixture: Mixture, parts: Pretraining, labels: Mapping[Kind, Mapping[str, int]]
+    mixture: Mixture, parts: Pretraining, labels: Mapping[str, int]
 ) -> tuple[Named | None, Named | None]:
-    """What closer looks at the things of all stills show: the inputs of the heads for names and for
-    colours. The looks lie a little beside the things' boxes."""
+    """What closer looks show, at the things of all stills and at the named stills themselves: the
+    inputs of the heads for names and for colours.
+
+    The looks at things lie a little beside the things' boxes. A still with a name and no region is
+    a labelled photograph.
+    """
     encoder, concepts = parts.model.encoder, parts.model.concepts
     assert encoder.stem is not None
     assert concepts is not None
     stem: Any = copy.deepcopy(encoder.stem)
     stem.to(torch.bfloat16, memory_format=torch.channels_last)
     loader = MediaLoader(parts.preprocessing)
+    whole = torch.cat([torch.tensor([[0.5, 0.5, 1.0, 1.0]]), MIDDLE])
     named: list[tuple[Tensor, int]] = []
+    photographed: list[bool] = []
     coloured: list[tuple[Tensor, int]] = []
     places = [(held, i) for held in mixture.sources for i in range(len(held))]
     for held, i in tqdm(places, desc="closer looks", unit="sample"):
         sample = held[i]
-        for key, regions in sample.regions.items():
-            things = [region for region in regions if region.box != WHOLE_BOX]
-            kind = sample.media[key].kind
-            if kind == "video" or not things:
+        for key, medium in sample.media.items():
+            if medium.kind in ("audio", "video"):
                 continue
-            boxes = thing_boxes(torch.tensor([region.box for region in things]))
+            regions = sample.regions.get(key, ())
+            things = [region for region in regions if region.box != WHOLE_BOX]
+            boxes = thing_boxes(torch.tensor([region.box for region in things]).view(-1, 4))
             boxes = boxes + boxes[:, [2, 3, 2, 3]] * JITTER * torch.randn_like(boxes).clamp(-2, 2)
-            pixels = loader.pixels(sample.media[key])[0]
-            first = torch.zeros(len(things), dtype=torch.long)
+            names = [region.name for region in things]
+            if main := sample.concepts.get(key):
+                boxes, names = torch.cat([boxes, whole]), [*names, *[main] * len(whole)]
+            if not names:
+                continue
+            pixels = loader.pixels(medium)[0]
+            first = torch.zeros(len(boxes), dtype=torch.long)
             looks = look_at(pixels, first, boxes.clamp(0.01, 1), encoder.image_size)
             features = stem(looks.to(torch.bfloat16)).float()
             pooled = concepts.cell_features(features).mean(1).half()
-            for thing, row, cells in zip(things, pooled, features.half(), strict=True):
-                if (number := labels[kind].get(thing.name)) is not None:
+            for name, row in zip(names, pooled, strict=True):
+                if (number := labels.get(name)) is not None:
                     named.append((row, number))
+                    photographed.append(not regions)
+            for thing, cells in zip(things, features.half(), strict=False):
                 colour = next((c for c, name in enumerate(COLOURS) if name in thing.words), None)
                 if colour is not None and len(coloured) < MOST_COLOURED:
                     coloured.append((cells, colour))
-    return _stacked(named), _stacked(coloured)
+    shown, photographs = _stacked(named), torch.tensor(photographed)
+    if shown is not None and bool(photographs.any()) and not bool(photographs.all()):
+        n = photographs.sum()
+        each = torch.where(photographs, PHOTOGRAPHS / n, (1 - PHOTOGRAPHS) / (len(photographs) - n))
+        shown = shown._replace(weights=each)
+    return shown, _stacked(coloured)
 
 
 def _stacked(rows: Sequence[tuple[Tensor, int]]) -> Named | None:
     if not rows:
         return None
-    return torch.stack([row for row, _ in rows]), torch.tensor([number for _, number in rows])
+    return Named(
+        torch.stack([row for row, _ in rows]), torch.tensor([number for _, number in rows])
+    )
 
 
 @torch.inference_mode()
-def named_features(
-    mixture: Mixture,
-    loader: MediaLoader,
-    concepts: ConceptAttention,
-    labels: Mapping[Kind, Mapping[str, int]],
-) -> tuple[Named | None, Named | None]:
-    """The heads' inputs for every named medium: first those of pictures, then those of sounds."""
-    found: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, int]]] = ([], [])
+def heard_features(
+    mixture: Mixture, loader: MediaLoader, concepts: ConceptAttention, labels: Mapping[str, int]
+) -> Named | None:
+    """The inputs of the head for sound names, for every named sound.
+
+    A sound is drawn the less often the more sounds have its name: by the fourth root of their
+    number.
+    """
+    found: list[tuple[Tensor, int]] = []
     places = [(held, i) for held in mixture.sources for i in range(len(held))]
-    for held, i in tqdm(places, desc="named media", unit="sample"):
+    for held, i in tqdm(places, desc="named sounds", unit="sample"):
         sample = held[i]
         for key, name in sample.concepts.items():
-            medium = sample.media[key]
-            number = labels[medium.kind].get(name)
-            if number is None or medium.kind == "video":
+            number = labels.get(name)
+            if number is None or sample.media[key].kind != "audio":
                 continue
-            features = loader.load(medium).inputs
-            if medium.kind == "audio":
-                pooled = concepts.sound_features(features, torch.tensor([len(features)]))[0]
-                found[1].append((pooled.half(), number - concepts.n_visual))
-            else:
-                found[0].append((concepts.cell_features(features).mean((0, 1)).half(), number))
-    return _stacked(found[0]), _stacked(found[1])
+            features = loader.load(sample.media[key]).inputs
+            pooled = concepts.sound_features(features, torch.tensor([len(features)]))[0]
+            found.append((pooled.half(), number - concepts.n_visual))
+    heard = _stacked(found)
+    if heard is None:
+        return None
+    alike = torch.bincount(heard.classes)[heard.classes]
+    return heard._replace(weights=alike.float().pow(-0.75))
+
+
+def fit_names(concepts: ConceptAttention, config: MicoConceptConfig, shown: Named) -> None:
+    """Fit the rows of all visual names so that those of one plain name together are right."""
+    names = (config.plain_names or config.visual_names or [])[: concepts.n_visual]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    plain = torch.tensor([places[name] for name in names])
+
+    def logits(x: Tensor) -> Tensor:
+        found = concepts.visual(x)
+        most = found.detach().amax(1, keepdim=True)
+        sums = found.new_full((len(x), len(places)), 1e-12)
+        return sums.index_add(1, plain, (found - most).exp()).log() + most
+
+    head = nn.ModuleList([concepts.classifier, concepts.learned]).requires_grad_(True)
+    fit("visual names", head, logits, shown._replace(classes=plain[shown.classes]), anchored=True)
+    head.requires_grad_(False)
 
 
 def fit(
     what: str,
     head: nn.Module,
     logits: Callable[[Tensor], Tensor],
-    features: Tensor,
-    classes: Tensor,
-    dropout: float,
+    named: Named,
+    *,
+    anchored: bool = False,
 ) -> None:
-    """Train ``head`` by the cross-entropy of ``logits`` on features (N, width)."""
+    """Train ``head`` by the cross-entropy of ``logits`` on named features (N, width).
+
+    ``anchored``: for a few steps, with dropout, and with a loss of how far the weights go.
+    """
     was_training = head.training
     head.train()
+    features, classes, weights = named
     spread = features[:FOR_SPREAD].float().std(0) * NOISE
-    optimizer = torch.optim.AdamW(
-        [p for p in head.parameters() if p.requires_grad],
-        LR,
-        weight_decay=WEIGHT_DECAY,
+    parameters = [p for p in head.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in parameters]
+    steps = NAME_STEPS if anchored else max(1, PASSES * len(features) // BATCH_SIZE)
+    rate = NAME_LR if anchored else LR
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0 if anchored else WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.1
     )
-    steps = max(1, PASSES * len(features) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
     loss = torch.zeros(())
     for _ in tqdm(range(steps), desc=what, unit="step"):
-        chosen = torch.randint(len(features), (BATCH_SIZE,))
+        if weights is None:
+            chosen = torch.randint(len(features), (BATCH_SIZE,))
+        else:
+            chosen = torch.multinomial(weights, BATCH_SIZE, replacement=True)
         x = features[chosen].float()
-        x = F.dropout(x + torch.randn_like(x) * spread, dropout)
+        x = x + torch.randn_like(x) * spread
+        if anchored:
+            x = F.dropout(x, 0.3)
         loss = F.cross_entropy(logits(x), classes[chosen], label_smoothing=SMOOTHING)
+        far = loss.new_zeros(())
+        if anchored:
+            for parameter, own in zip(parameters, start, strict=True):
+                far = far + (parameter - own).pow(2).sum()
         optimizer.zero_grad()
-        loss.backward()
+        (loss + ANCHOR * far).backward()
         optimizer.step()
         schedule.step()
     head.train(was_training)

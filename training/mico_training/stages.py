@@ -169,7 +169,10 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     preprocessing = chat.processor.preprocessing
     loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
     if simulate > 0:
-        examples = SimulatedNames(examples, mixture, chat.model.config.concept_names[0], simulate)
+        concept = chat.model.config.concept_config
+        names = chat.model.config.concept_names[0]
+        plain = (None if concept is None else concept.plain_names) or names
+        examples = SimulatedNames(examples, mixture, names, plain, simulate)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
     MediaNoise(chat.model, recipe.train.drop, model)

@@ -139,6 +139,8 @@ INSTRUCTIONS: dict[str, list[str]] = _PROMPTS["describe"]
 QUESTIONS: list[str] = _PROMPTS["name"]["questions"]
 ANSWERS: list[str] = _PROMPTS["name"]["answers"]
 CAPTIONS: list[str] = _PROMPTS["name"]["captions"]
+EXACT_QUESTIONS: list[str] = _PROMPTS["name"]["exact"]
+ASKED_EXACTLY = 0.5
 
 
 @dataclass(frozen=True)
@@ -245,11 +247,13 @@ class SimulatedNames:
     The stem knows 1,000 classes, more than the data engine has pictures of. The language model
     learns to put the concept attention's mix of word vectors into words, for which a posterior is
     enough: the example shows the picture, but its concept tokens get the posterior of a drawn name.
+    The answer is the name's ``plain`` one; a second question may ask for the exact ``name``.
     """
 
     examples: ChatDataset
     mixture: Mixture
     names: Sequence[str]
+    plain: Sequence[str]
     probability: float
 
     def __len__(self) -> int:
@@ -262,19 +266,19 @@ class SimulatedNames:
         if not pictures or generator.random() >= self.probability:
             return example
         number = int(generator.integers(len(self.names)))
-        question = QUESTIONS[int(generator.integers(len(QUESTIONS)))]
-        answer = ANSWERS[int(generator.integers(len(ANSWERS)))].format(
-            name=with_article(self.names[number])
-        )
-        return replace(
-            example,
-            messages=(
-                Message.user(pictures[0], question),
-                Message.assistant(answer[0].upper() + answer[1:]),
-            ),
-            simulated=number,
-            regions=(),
-        )
+        name, plain = self.names[number], self.plain[number]
+
+        def drawn(texts: Sequence[str], **gaps: str) -> str:
+            text = texts[int(generator.integers(len(texts)))].format(**gaps)
+            return text[0].upper() + text[1:]
+
+        answer = drawn(ANSWERS, name=with_article(plain))
+        messages = [Message.user(pictures[0], drawn(QUESTIONS)), Message.assistant(answer)]
+        if plain != name and generator.random() < ASKED_EXACTLY:
+            question = drawn(EXACT_QUESTIONS, plain=plain)
+            answer = drawn(ANSWERS[:-1], name=with_article(name))
+            messages += [Message.user(question), Message.assistant(answer)]
+        return replace(example, messages=tuple(messages), simulated=number, regions=())
 
 
 @dataclass(frozen=True)
