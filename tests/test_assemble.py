@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, ViTConfig
 
-from mico_chat.checkpoints.assemble import _bridge, assemble, read_encoder, set_options
+from mico_chat.checkpoints.assemble import _bridge, assemble, build, read_encoder, set_options
 from mico_chat.checkpoints.load import (
     chat_config,
     has_text_branch,
@@ -23,6 +23,7 @@ from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.things import WORDS
 from tests.tiny import (
     SIDE,
     captions,
@@ -48,6 +49,21 @@ def vicuna(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = vicuna_folder(tmp_path_factory.mktemp("llm") / "vicuna-7b-v1.5")
     pickle_weights(folder)
     return folder
+
+
+def test_things_speak_in_the_language_models_words(vicuna: Path) -> None:
+    config = MicoChatConfig.tiny()
+    config.bridge_config.things = 2
+    assert config.concept_config is not None
+    config.concept_config.colours = True
+    config.base_llm = str(vicuna)
+    llm = LlamaForCausalLM.from_pretrained(vicuna)
+    config.llm_config = llm.config
+    model, _ = build(config, llm)
+    tokenizer = AutoTokenizer.from_pretrained(vicuna)
+    words = [word for words in WORDS.values() for word in words]
+    first = [tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words]
+    assert model.thing_words.word_ids.tolist() == first
 
 
 def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path: Path) -> None:

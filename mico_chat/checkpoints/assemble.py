@@ -170,6 +170,10 @@ def build(
         preprocessing = encoder.preprocessing
     if model.concepts is not None and config.concept_config is not None:
         name_concepts(model.concepts, config.concept_config, tokenizer)
+    if model.things is not None:
+        model.thing_words.learn_words(
+            lambda word: tokenizer(" " + word, add_special_tokens=False).input_ids[0]
+        )
     return model, MicoChatProcessor.for_config(config, tokenizer, preprocessing, template)
 
 

@@ -128,11 +128,14 @@ class MediaPath(nn.Module):
         """Stem features of closer looks at the middle of stills, whose main thing is there."""
         if self.things is None or media.layout != "still" or pixels is None:
             return None
-        assert self.encoder.stem is not None
         picture = torch.arange(len(pixels)).repeat_interleave(len(MIDDLE))
-        boxes = MIDDLE.to(pixels.device).repeat(len(pixels), 1)
+        return self._looked(pixels, picture, MIDDLE.to(pixels.device).repeat(len(pixels), 1))
+
+    def _looked(self, pixels: Tensor, picture: Tensor, boxes: Tensor) -> Tensor:
+        """Stem features of looks at boxes (R, 4) of the pictures (R,)."""
         looks = look_at(pixels, picture, boxes, self.encoder.image_size)
-        return cast(Tensor, self.encoder.stem(looks))
+        features = self.encoder.features(looks.to(self.dtype))
+        return features.to(self.bridge.norm_in.weight.dtype)
 
     def _things(
         self,
@@ -165,7 +168,7 @@ class MediaPath(nn.Module):
         if media.layout == "frames":
             frames = stem.middle(features).unflatten(0, (-1, media.units))
             way = self.ways(frames, boxes, picture)
-        looks = stem(look_at(pixels, picture, boxes, self.encoder.image_size))
+        looks = self._looked(pixels, picture, boxes)
         table = cast(nn.Embedding, self.get_input_embeddings())
         thing = Thing(
             boxes=boxes,
@@ -176,6 +179,13 @@ class MediaPath(nn.Module):
             surface=(media.kind == DEPTH)[picture] | (media.kind == NORMAL)[picture],
         )
         runs = self.thing_words(thing, table)
+        maps = (media.kind == DEPTH).nonzero().squeeze(1)
+        if media.layout == "still" and len(maps):
+            halves = self.thing_words.halves(pixels[maps], table)
+            runs = torch.cat([halves.flatten(0, 1).to(runs.dtype), runs])
+            picture = torch.cat([maps.repeat_interleave(2), picture])
+            order = picture.argsort(stable=True)
+            runs, picture = runs[order], picture[order]
         return padded(runs, picture, len(tokens), queries.n)
 
     @property

@@ -42,6 +42,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     "end": (";",),
 }
 """The words of a thing's tokens; a mix of them stands where more than one may be true."""
+NEAR_SHARE, NEAR_SCALE = 0.8, 8.0
+"""A half of a depth map is as near as this share of its pixels is at most; how sharply two halves
+are told apart."""
 THIRDS = torch.tensor([0.2, 0.5, 0.8])
 DISTANCES = torch.tensor([0.7, 1.5, 3.0, 6.0]).log()
 METRES = torch.arange(10.0)
@@ -165,8 +168,7 @@ class ThingWords(nn.Module):
 
     def forward(self, thing: Thing, table: nn.Embedding) -> Tensor:
         """Things -> their runs (R, ``length``, L), with the vectors of ``table``."""
-        vectors = table(self.word_ids).split([len(words) for words in WORDS.values()])
-        word = dict(zip(WORDS, vectors, strict=True))
+        word = self._words(table)
 
         def mix(what: str, share: Tensor) -> Tensor:
             mixed: Tensor = share.to(word[what].dtype) @ word[what]
@@ -186,6 +188,32 @@ class ThingWords(nn.Module):
         ]
         return torch.cat([thing.name, torch.stack(words, 1).to(thing.name.dtype)], 1)
 
+    def halves(self, pixels: Tensor, table: nn.Embedding) -> Tensor:
+        """Depth maps (B, 3, H, W) -> runs (B, 2, ``length``, L) of their nearer and farther half.
+
+        They say "left near" and "right far". Where things are hard to find in a depth map, how near
+        its sides are is still plain from its pixels.
+        """
+        word = self._words(table)
+        side, distance = word["side"], word["distance"]
+        # The second channel is nearness on a log scale; a hole is as far as can be.
+        near = torch.stack(
+            [half.flatten(1).quantile(NEAR_SHARE, 1) for half in pixels[:, 1].float().chunk(2, -1)],
+            1,
+        )
+        first = near.argmax(1)
+        sure = (NEAR_SCALE * (near.amax(1) - near.amin(1))).sigmoid().to(side).unsqueeze(1)
+        runs = pixels.new_zeros(len(pixels), 2, self.length, side.shape[1], dtype=side.dtype)
+        for place, (half, share) in enumerate(((first, sure), (1 - first, 1 - sure))):
+            runs[:, place, -4] = side[[0, 2]][half]
+            runs[:, place, -2] = share * distance[0] + (1 - share) * distance[-1]
+            runs[:, place, -1] = word["end"]
+        return runs
+
+    def _words(self, table: nn.Embedding) -> dict[str, Tensor]:
+        vectors = table(self.word_ids).split([len(words) for words in WORDS.values()])
+        return dict(zip(WORDS, vectors, strict=True))
+
 
 def _soft_bin(x: Tensor, centres: Tensor, width: float) -> Tensor:
     """Values (R,) to shares (R, n) of the bins around ``centres``, soft at their borders."""
@@ -193,9 +221,13 @@ def _soft_bin(x: Tensor, centres: Tensor, width: float) -> Tensor:
 
 
 def padded(runs: Tensor, picture: Tensor, n_pictures: int, n: int) -> Tensor:
-    """Runs (R, S, L) of pictures (R,), in order -> (B, N·S, L), zero behind a picture's last."""
+    """Runs (R, S, L) of pictures (R,), in order -> (B, N·S, L), zero behind a picture's last.
+
+    Of a picture with more than N runs the last ones are left out.
+    """
     place = torch.arange(len(runs), device=runs.device)
     counts = torch.bincount(picture, minlength=n_pictures)
     place = place - (torch.cumsum(counts, 0) - counts)[picture]
+    kept = place < n
     out = runs.new_zeros(n_pictures, n, *runs.shape[1:])
-    return out.index_put((picture, place), runs).flatten(1, 2)
+    return out.index_put((picture[kept], place[kept]), runs[kept]).flatten(1, 2)

@@ -167,6 +167,22 @@ def test_a_thing_becomes_words_near_what_is_true_of_it() -> None:
     ]
 
 
+def test_of_a_depth_map_the_nearer_half_is_said_first() -> None:
+    table = torch.nn.Embedding.from_pretrained(torch.eye(64))
+    words = ThingWords(2)
+    words.learn_words({word: number for number, word in enumerate(all_words())}.__getitem__)
+    maps = torch.zeros(3, 3, 8, 8)
+    maps[0, 1, :, 5:] = 2.0  # something near on the right
+    maps[1, 1, 2:7, :3] = 1.0
+    runs = words.halves(maps, table)
+    assert runs.shape == (3, 2, 2 + THING_WORDS, 64)
+    said = [[all_words()[int(token)] for token in run.argmax(-1)] for run in runs[0, :, [-4, -2]]]
+    assert said == [["right", "near"], ["left", "far"]]
+    assert runs[1, :, -4].argmax(-1).tolist() == runs[0, :, -4].argmax(-1).flip(0).tolist()
+    assert runs[2, 0, -2].max() == 0.5, "where both are as near, neither is near or far"
+    assert not runs[..., :2, :].any(), "a half has no name"
+
+
 def all_words() -> list[str]:
     return list(dict.fromkeys(word for words in WORDS.values() for word in words))
 
@@ -178,6 +194,12 @@ def test_runs_stand_first_and_zeros_behind() -> None:
         [0, 0, 0],
         [2, 3, 0],
     ]
+
+
+def test_more_runs_than_places_lose_the_last() -> None:
+    runs = torch.arange(1.0, 5.0).view(4, 1, 1)
+    kept = padded(runs, torch.tensor([0, 0, 0, 1]), 2, 2).squeeze(-1)
+    assert kept.tolist() == [[1, 2], [4, 0]]
 
 
 def test_ways_are_learnt_from_where_a_texture_goes() -> None:
