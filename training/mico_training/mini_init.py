@@ -250,8 +250,9 @@ class Named(NamedTuple):
     weights: Tensor | None = None
 
 
-MOST_COLOURED = 12_000
-"""So many things teach the colours: their features, all cells, take a gigabyte."""
+MOST_LOOKS, MOST_COLOURED = 12_000, 12_000
+"""So many looks at composed pictures teach the names, beside all those at photographs, and so many
+things teach the colours: their features, all cells, take a gigabyte."""
 JITTER = 0.1
 """How far a look is beside its box, as a share of the box: the boxes that queries find are not
 exact."""
@@ -276,6 +277,7 @@ def look_features(
     whole = torch.cat([torch.tensor([[0.5, 0.5, 1.0, 1.0]]), MIDDLE])
     named: list[tuple[Tensor, int]] = []
     photographed: list[bool] = []
+    composed = 0
     coloured: list[tuple[Tensor, int]] = []
     places = [(held, i) for held in mixture.sources for i in range(len(held))]
     for held, i in tqdm(places, desc="closer looks", unit="sample"):
@@ -290,8 +292,9 @@ def look_features(
             names = [region.name for region in things]
             if main := sample.concepts.get(key):
                 boxes, names = torch.cat([boxes, whole]), [*names, *[main] * len(whole)]
-            if not names:
+            if not names or (regions and composed >= MOST_LOOKS):
                 continue
+            composed += len(names) if regions else 0
             pixels = loader.pixels(medium)[0]
             first = torch.zeros(len(boxes), dtype=torch.long)
             looks = look_at(pixels, first, boxes.clamp(0.01, 1), encoder.image_size)
