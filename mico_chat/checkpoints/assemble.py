@@ -297,7 +297,7 @@ def _check_bridge(config: MicoChatConfig) -> None:
             f"bridge.hidden_size {bridge.hidden_size} is not a multiple of bridge.num_heads "
             f"{bridge.num_heads}"
         )
-    for name in ("hidden_size", "depth", "still_grid", "place_tokens", "frame_grid"):
+    for name in ("hidden_size", "depth", "still_grid", "frame_grid"):
         if vars(bridge)[name] < 1:
             raise ConfigError(f"bridge.{name} {vars(bridge)[name]} is less than 1")
 
