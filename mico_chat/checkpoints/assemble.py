@@ -309,9 +309,10 @@ def _check_bridge(config: MicoChatConfig) -> None:
             f"bridge.hidden_size {bridge.hidden_size} is not a multiple of bridge.num_heads "
             f"{bridge.num_heads}"
         )
-    for name in ("hidden_size", "depth", "still_grid", "place_tokens", "frame_grid"):
-        if vars(bridge)[name] < 1:
-            raise ConfigError(f"bridge.{name} {vars(bridge)[name]} is less than 1")
+    least = {"hidden_size": 1, "depth": 1, "still_grid": 0, "frame_grid": 1, "n_still": 1}
+    for name, number in least.items():
+        if (given := getattr(bridge, name)) < number:
+            raise ConfigError(f"bridge.{name} {given} is less than {number}")
 
 
 # --- chat templates -------------------------------------------------------------------------------

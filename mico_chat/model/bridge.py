@@ -88,14 +88,12 @@ class PerceiverBridge(nn.Module):
         # As large as the output of attention that is added to them. At the usual 0.02 the first
         # layer drowns them, all queries become one, and a probe for colours stays at chance (7 %
         # against 33 %).
-        n_still = config.still_grid**2 + config.still_global
-        self.queries = nn.Parameter(torch.randn(len(KINDS), n_still, dim))
+        self.queries = nn.Parameter(torch.randn(len(KINDS), config.n_still, dim))
         self.frame_queries = nn.Parameter(torch.randn(config.frame_grid**2, dim))
         self.time = nn.Linear(16, dim)  # when a frame is seen, as Fourier features
         self.layers = nn.ModuleList(BridgeLayer(dim, config.num_heads) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(dim)
         self.proj_out = nn.Linear(dim, llm_dim)
-        self.proj_name = nn.Linear(dim, llm_dim) if config.place_tokens == 2 else None
         self.scale = nn.Parameter(torch.tensor(0.1))  # set to the size of the LLM's embeddings
         self.look = AnchoredAttention(dim, 1, value_dim=llm_dim)
 
@@ -139,14 +137,8 @@ class PerceiverBridge(nn.Module):
             q = layer(q, x, distance)
         q = self.norm_out(q)
         out: Tensor = self.proj_out(q) * self.scale
-        looked = torch.zeros_like(out)
         if values is not None:
             values = values.flatten(0, 1) if frames else values.flatten(1, 2)
             looked = self.look(q.reshape(x.shape[0], -1, q.shape[-1]), x, distance, values)
-            looked = looked.view_as(out)
-        if frames or self.proj_name is None:
-            return out + looked
-        anchored = self.config.still_grid**2
-        name = (self.proj_name(q) * self.scale + looked)[:, :anchored]
-        places = torch.stack([name, out[:, :anchored]], dim=2).flatten(1, 2)
-        return torch.cat([places, (out + looked)[:, anchored:]], dim=1)
+            out = out + looked.view_as(out)
+        return out

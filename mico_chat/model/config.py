@@ -77,9 +77,6 @@ class MicoBridgeConfig(PreTrainedConfig):
     still_grid: int = 5
     """A still or a sound has still_grid² queries anchored to places, and the global ones."""
     still_global: int = 7
-    place_tokens: int = 1
-    """2: an anchored query gives two tokens, the name of a thing and then its properties. A
-    language model binds words that stand after a name, and learns little from a sum of both."""
     frame_grid: int = 1
     """A video frame has frame_grid² queries."""
     things: int = 0
@@ -89,7 +86,7 @@ class MicoBridgeConfig(PreTrainedConfig):
     @property
     def n_still(self) -> int:
         """Context tokens of a still or of a whole sound, without concept and thing tokens."""
-        return self.still_grid**2 * self.place_tokens + self.still_global
+        return self.still_grid**2 + self.still_global
 
 
 class MicoConceptConfig(PreTrainedConfig):

@@ -69,21 +69,16 @@ class AlikeMedia(NamedTuple):
 
 
 class MultimodalContext(nn.Module):
-    """E_M and E_C, learned absolute embeddings of the encoder's width D.
-
-    ``sampling`` is zero. In checkpoints from before E_Sam named a medium's corpus, its row 0 is on
-    every token of a text branch's media.
-    """
+    """E_M and E_C, learned absolute embeddings of the encoder's width D."""
 
     def __init__(self, config: MicoContextConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
         self.modality = nn.Embedding(len(KINDS), embed_dim)  # E_M
         self.context = nn.Embedding(len(KINDS) * config.max_units, embed_dim)  # E_C
-        self.sampling = nn.Embedding(config.n_corpus_pairs, embed_dim, padding_idx=0)
-        for table, std in ((self.modality, 0.02), (self.context, 0.02), (self.sampling, 0.0)):
+        for table in (self.modality, self.context):
             # As E_Pos: PyTorch's 1.0 would drown the tokens.
-            nn.init.normal_(table.weight, std=std)
+            nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, tokens: Tensor, media_kind: Tensor, media_units: Tensor) -> Tensor:
         """Tokens (U, T, D) of media with kinds (M,) and unit counts (M,), embeddings added.

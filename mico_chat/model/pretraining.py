@@ -172,7 +172,6 @@ class MicoForPretraining(PreTrainedModel):
         ``row`` (U,) is the sample of each unit, in ascending order. Returns ``context``,
         ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
         """
-        tokens = tokens + self.context.sampling(torch.zeros_like(row)).unsqueeze(1)
         if isinstance(self.media_projection, ContrastiveHeads):
             point = self.media_projection(tokens[:, 0], units.kind, row, n)
         else:

@@ -245,10 +245,10 @@ class MicoChatProcessor:
 
     It reads and writes the same files as Hugging Face's processors. It does without their base
     class, which imports transformers' code for all models. ``still_tokens`` is the number of
-    context tokens of a still, ``sound_tokens`` that of a sound (default: a still's). A video has
-    ``frame_tokens`` for each frame and ``clip_tokens`` for the whole. The
-    ``chat_template`` is Jinja, by default the tokenizer's. The assistant
-    (:mod:`mico_chat.assistant`) adds the ``system_prompt`` to a chat that lacks a system message.
+    context tokens of a still, ``sound_tokens`` that of a sound. A video has ``frame_tokens`` for
+    each frame and ``clip_tokens`` for the whole. The ``chat_template`` is Jinja, by default the
+    tokenizer's. The assistant (:mod:`mico_chat.assistant`) adds the ``system_prompt`` to a chat
+    that lacks a system message.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class MicoChatProcessor:
         context_token_id: int = 0,
         still_tokens: int = 32,
         frame_tokens: int = 1,
-        sound_tokens: int | None = None,
+        sound_tokens: int = 32,
         clip_tokens: int = 0,
         chat_template: str | None = None,
         system_prompt: str | None = None,
@@ -267,7 +267,7 @@ class MicoChatProcessor:
         self.context_token_id = context_token_id
         self.still_tokens = still_tokens
         self.frame_tokens = frame_tokens
-        self.sound_tokens = still_tokens if sound_tokens is None else sound_tokens
+        self.sound_tokens = sound_tokens
         self.clip_tokens = clip_tokens
         self.system_prompt = system_prompt
         self._tokens = part_tokenizer(tokenizer)

@@ -107,14 +107,11 @@ class TextBranch(nn.Module):
         by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
         mask = by_all.unsqueeze(1).bool().expand(-1, 1, s, s)
         embeds = self.table(input_ids)
-        rows = torch.zeros_like(input_ids) if corpora is None else corpora.text
-        embeds = embeds + self.sampling(rows) * self.use_sampling
         cross = None
         if context is not None and context_mask is not None:
-            if corpora is not None and self.use_sampling:
-                # Row 0 is not zero in older checkpoints, and was on captions alone.
-                named = (corpora.context > 0).unsqueeze(-1)
-                context = context + self.sampling(corpora.context) * named
+            if corpora is not None and self.use_sampling:  # eq. (3)
+                embeds = embeds + self.sampling(corpora.text)
+                context = context + self.sampling(corpora.context)
             cross = additive_mask(context_mask[:, None, None, :].expand(-1, 1, s, -1), embeds.dtype)
         output = self.bert(
             inputs_embeds=embeds,

@@ -181,21 +181,6 @@ def test_queries_start_apart() -> None:
     assert float(apart.detach()) > 0.5  # 0.05 where all queries have become one
 
 
-def test_a_place_may_have_a_token_for_its_name_and_one_for_the_rest() -> None:
-    """What is looked up stands before what is true of it; the global queries keep one token."""
-    torch.manual_seed(0)
-    config = MicoBridgeConfig(
-        hidden_size=16, num_heads=2, depth=1, still_grid=3, still_global=2, place_tokens=2
-    )
-    bridge = PerceiverBridge(config, WIDTH, GRID, PREFIX, LLM).eval()
-    tokens, kind = torch.randn(1, 1, TOKENS, WIDTH), torch.tensor([0])
-    values = torch.randn(1, 1, TOKENS, LLM)
-    plain, looked = bridge(tokens, kind, "still"), bridge(tokens, kind, "still", values)
-    assert plain.shape == (1, config.n_still, LLM)
-    moved = (plain != looked).any(-1)[0].tolist()
-    assert moved == [True, False] * 9 + [True, True]
-
-
 # --- concepts -------------------------------------------------------------------------------------
 
 VISUAL = 3

@@ -251,8 +251,7 @@ def test_contrast_cannot_tell_corpora_by_e_sam(model: MicoForPretraining) -> Non
     named = model(**b)
     torch.testing.assert_close(named.loss, model(**unnamed).loss, rtol=0, atol=0)
     named.loss.backward()
-    assert model.text.sampling.weight.grad is not None
-    assert not model.text.sampling.weight.grad.any()
+    assert model.text.sampling.weight.grad is None
 
 
 def test_matching_cannot_tell_a_negative_by_e_sam(

@@ -91,7 +91,7 @@ def tiny_pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = [caption for number in range(12) for caption in scene(number).captions["image.png"]]
     tokenizer = learn_vocabulary(captions, size=128)
     config = MicoConfig.tiny()
-    config.context_config.n_corpus_pairs = 16
+    config.context_config.max_units = 16
     set_pretrained(config)
     folder = tmp_path_factory.mktemp("models") / "pretraining"
     preprocessing = Preprocessing(image_size=64)

@@ -239,13 +239,11 @@ class Stage2Recipe(Section):
     ``objective``: "caption" predicts the caption's next token; "things" finds
     the things of a picture by set prediction, without the language model (:class:`.SetPrediction`).
     ``trainable``: the parts that train. ``join``: probability of a description of several media.
-    ``simulate``: probability of a question about simulated concepts (``SimulatedNames``).
     """
 
     objective: Literal["caption", "things"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)
     join: Probability = 0.1
-    simulate: Probability = 0.0
 
 
 class LoraRecipe(Section):
@@ -260,7 +258,8 @@ class LoraRecipe(Section):
 class Stage3Recipe(Section):
     """Instruction tuning of the ``trainable`` parts, and of the language model.
 
-    The language model trains through ``lora``, or as a whole (``full: true``).
+    The language model trains through ``lora``, or as a whole (``full: true``). ``simulate``:
+    probability of a question about simulated concepts (``SimulatedNames``).
     """
 
     trainable: tuple[str, ...] = ("bridge",)

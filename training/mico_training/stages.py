@@ -151,28 +151,26 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     examples: ChatDataset
     if isinstance(recipe, Stage2Run):
         stage2 = recipe.stage2
-        simulate = stage2.simulate
         train_only(chat.model, stage2.trainable)
         things = stage2.objective == "things"
         model = SetPrediction(chat.model) if things else model
         examples = CaptionDataset(mixture, draws(arguments), stage2.join, regions=things)
     else:
         stage3 = recipe.stage3
-        simulate = stage3.simulate
         train_only(chat.model, [*stage3.trainable, "llm"] if stage3.full else stage3.trainable)
         if not stage3.full and stage3.lora is not None:
             add_lora(chat.model, stage3.lora)
         examples = ConversationDataset(mixture, draws(arguments), stage3.max_turns)
+        if stage3.simulate > 0:
+            concept = chat.model.config.concept_config
+            names = chat.model.config.concept_names[0]
+            plain = (None if concept is None else concept.plain_names) or names
+            examples = SimulatedNames(examples, mixture, names, plain, stage3.simulate)
     freeze(chat.model, recipe.train.freeze)
     hold_encoder(chat.model, recipe.model)
     prepare_llm(chat.model, recipe.model)
     preprocessing = chat.processor.preprocessing
     loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
-    if simulate > 0:
-        concept = chat.model.config.concept_config
-        names = chat.model.config.concept_names[0]
-        plain = (None if concept is None else concept.plain_names) or names
-        examples = SimulatedNames(examples, mixture, names, plain, simulate)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
     MediaNoise(chat.model, recipe.train.drop, model)
