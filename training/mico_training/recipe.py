@@ -260,7 +260,9 @@ class LoraRecipe(Section):
 class Stage3Recipe(Section):
     """Instruction tuning of the ``trainable`` parts, and of the language model.
 
-    The language model trains through ``lora``, or as a whole (``full: true``).
+    The language model trains through ``lora``, or as a whole (``full: true``). ``simulate``: as in
+    stage 2. ``words``: probability of drawn words in an example's first medium, which the answer
+    repeats, or does not need (``RecognisedWords``).
     """
 
     trainable: tuple[str, ...] = ("bridge",)
@@ -268,6 +270,7 @@ class Stage3Recipe(Section):
     full: bool = False
     max_turns: int = Field(default=3, gt=0)
     simulate: Probability = 0.0
+    words: Probability = 0.0
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -36,6 +36,7 @@ from mico_training.data.examples import (
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.data.sample import Need
+from mico_training.data.words import RecognisedWords
 from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
@@ -170,6 +171,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
     if simulate > 0:
         examples = SimulatedNames(examples, mixture, chat.model.config.concept_names[0], simulate)
+    if isinstance(recipe, Stage3Run) and recipe.stage3.words > 0:
+        examples = RecognisedWords(examples, mixture, recipe.stage3.words)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
     MediaNoise(chat.model, recipe.train.drop, model)
