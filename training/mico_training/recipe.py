@@ -259,7 +259,8 @@ class Stage3Recipe(Section):
     """Instruction tuning of the ``trainable`` parts, and of the language model.
 
     The language model trains through ``lora``, or as a whole (``full: true``). ``simulate``:
-    probability of a question about simulated concepts (``SimulatedNames``).
+    probability of a question about simulated concepts (``SimulatedNames``). ``words``: probability
+    of drawn words in an example's first medium (``RecognisedWords``).
     """
 
     trainable: tuple[str, ...] = ("bridge",)
@@ -267,6 +268,7 @@ class Stage3Recipe(Section):
     full: bool = False
     max_turns: int = Field(default=3, gt=0)
     simulate: Probability = 0.0
+    words: Probability = 0.0
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -36,6 +36,7 @@ from mico_training.data.examples import (
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.data.sample import Need
+from mico_training.data.words import RecognisedWords
 from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
@@ -166,6 +167,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
             names = chat.model.config.concept_names[0]
             plain = (None if concept is None else concept.plain_names) or names
             examples = SimulatedNames(examples, mixture, names, plain, stage3.simulate)
+        if stage3.words > 0:
+            examples = RecognisedWords(examples, mixture, stage3.words)
     freeze(chat.model, recipe.train.freeze)
     hold_encoder(chat.model, recipe.model)
     prepare_llm(chat.model, recipe.model)

@@ -1,7 +1,7 @@
 """Batches: conversations for stages 2 and 3, contexts for stage 1."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MeasuredMedium, Words
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.text_branch import question_prefix
@@ -37,7 +38,13 @@ class ChatCollator:
         tokens, rows, found = [], [], []
         for example in examples:
             media = [self.loader.load(medium) for medium in example.media]
-            ids, labels, n_media = self._fit(example.id, example.messages, media)
+            measured = [
+                replace(medium.measured, words=words)
+                for medium, words in zip(
+                    media, [*example.words, *[Words()] * len(media)], strict=False
+                )
+            ]
+            ids, labels, n_media = self._fit(example.id, example.messages, measured)
             tokens.append((ids, labels))
             rows.append(media[:n_media])
             found += [part for part, _ in regions_by_part(example.regions, rows[-1])]
@@ -56,15 +63,14 @@ class ChatCollator:
         return ids
 
     def _fit(
-        self, name: str, messages: Sequence[Message], media: Sequence[LoadedMedium]
+        self, name: str, messages: Sequence[Message], media: Sequence[MeasuredMedium]
     ) -> tuple[list[int], list[int], int]:
         """Ids, labels and number of media of the turns that fit; a DataError if none fits."""
         ids: list[int] = []
         for kept in range(len(messages), 1, -1):
             if messages[kept - 1].role == "assistant":
                 n_media = sum(len(message.media) for message in messages[:kept])
-                measured = [medium.measured for medium in media[:n_media]]
-                ids, labels = self.processor.tokenize(messages[:kept], False, measured)
+                ids, labels = self.processor.tokenize(messages[:kept], False, media[:n_media])
                 if len(ids) <= self.max_length:
                     return ids, labels, n_media
         raise DataError(

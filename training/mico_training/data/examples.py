@@ -13,6 +13,7 @@ import yaml
 
 from mico_chat.errors import DataError
 from mico_chat.media import KINDS, MediaFile
+from mico_chat.media.medium import Words
 from mico_chat.messages import Message
 from mico_training.data.mixture import DrawnDataset, Integers, Mixture
 from mico_training.data.sample import Region, TrainingSample
@@ -148,13 +149,15 @@ class ChatExample:
     """A conversation whose media are files.
 
     ``simulated``: the number of the concept name that its one picture is taken for, or -1.
-    ``regions``: those of each medium, where the stage asks for them.
+    ``regions``: those of each medium, where the stage asks for them. ``words``: what is recognised
+    in each medium; the media behind the end have no words.
     """
 
     id: str
     messages: tuple[Message, ...]
     simulated: int = -1
     regions: tuple[tuple[Region, ...], ...] = ()
+    words: tuple[Words, ...] = ()
 
     @property
     def media(self) -> tuple[MediaFile, ...]:
@@ -363,4 +366,9 @@ class GroupedByLength:
 def about_tokens(example: ChatExample) -> int:
     """A conversation's length, estimated to sort by."""
     text = sum(len(message.text) for message in example.messages)
+    text += sum(
+        len(one.text)
+        for words in example.words
+        for one in (words.written or ()) + (words.spoken or ())
+    )
     return text // CHARACTERS + MEDIUM_TOKENS * len(example.media)

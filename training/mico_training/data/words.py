@@ -1,0 +1,169 @@
+"""Drawn words in pictures, clips and sounds, and conversations about them.
+
+Real texts and speech are recognised, and stand in the prompt behind their medium. The language
+model has to learn to repeat them exactly, for which drawn words are enough: the medium itself
+need not hold them. ``words.yaml`` has the words and the conversations.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import capwords
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from mico_chat.media import Kind
+from mico_chat.media.medium import SpokenText, Words, WrittenText
+from mico_chat.messages import Message
+from mico_training.data.examples import ChatDataset, ChatExample
+from mico_training.data.mixture import Mixture
+from mico_training.world.language import Rng, article, countable, is_plural, pick, plural
+
+Way = Literal["written", "spoken"]
+
+WAYS: dict[Kind, Way] = {"image": "written", "audio": "spoken", "video": "written"}
+"""How a medium holds words. The data engine's clips have no sound track."""
+
+CASES, SHARES = ("asked", "nothing", "heard", "own"), (0.55, 0.15, 0.1, 0.2)
+"""The user asks for the words; asks, but there are none; asks what there is to hear, if the words
+are spoken (otherwise for the words); the example's own turns, which the words do not change."""
+
+MOST_SPOKEN = 25  # words
+CASINGS: tuple[Callable[[str], str], ...] = (str.upper, str.upper, capwords, str.lower, str)
+NOTE_SHARE = 0.2  # of what is written; the rest are signs
+MISREAD = 0.15  # of the lines
+
+_PATH = Path(__file__)
+PROMPTS: dict[str, Any] = yaml.safe_load(_PATH.with_name("words.yaml").read_text(encoding="utf-8"))
+
+
+def _text_words() -> dict[str, list[str]]:
+    """The texts of each gap, with nouns and other words that the data engine has already."""
+    package = _PATH.parents[1]
+    turns = yaml.safe_load((package / "text_turns.yaml").read_text(encoding="utf-8"))
+    named = yaml.safe_load((package / "world/plain_names.yaml").read_text(encoding="utf-8"))
+    nouns = [noun for noun in dict.fromkeys([*turns["thing"], *named]) if not is_plural(noun)]
+    text: dict[str, list[str]] = PROMPTS["text"]
+    return {
+        **turns,
+        "other": turns["thing"],
+        "one": [article(thing) for thing in turns["thing"]],
+        "noun": nouns,
+        "nouns": [plural(noun) for noun in nouns if countable(noun)],
+        "request": [*turns["templates"], *turns["plain"]],
+        "a": text["count"],
+        "b": text["count"],
+        **text,
+    }
+
+
+TEXT = _text_words()
+
+
+def drawn_text(gap: str, generator: Rng) -> str:
+    """A text for a gap of the templates, with its own gaps filled; a capital asks for one."""
+    name = gap[0].lower() + gap[1:]
+    template = pick(generator, TEXT[name])
+    text = re.sub(r"\{(\w+)\}", lambda found: drawn_text(found[1], generator), template)
+    return text if gap == name else text[0].upper() + text[1:]
+
+
+def written_lines(generator: Rng, time: float | None) -> tuple[WrittenText, ...]:
+    """One to three lines of a sign, or the lines of a note, one below the other."""
+    if generator.random() < NOTE_SHARE:
+        words = f"{drawn_text('sentence', generator)} {drawn_text('sentence', generator)}".split()
+        width = int(generator.integers(3, 7))
+        lines = [" ".join(words[at : at + width]) for at in range(0, min(len(words), 20), width)]
+    else:
+        shaped = pick(generator, CASINGS)
+        n_lines = pick(generator, (1, 1, 1, 1, 2, 2, 3))
+        lines = [shaped(drawn_text("sign", generator)) for _ in range(n_lines)]
+    edges = np.linspace(0.2, 0.8, len(lines) + 1).round(4).tolist()
+    return tuple(
+        WrittenText(
+            text=_misread(line, generator) if generator.random() < MISREAD else line,
+            box=(0.2, top, 0.8, bottom),
+            confidence=0.98,
+            time=time,
+        )
+        for line, top, bottom in zip(lines, edges[:-1], edges[1:], strict=True)
+    )
+
+
+LOOK_ALIKE = {
+    **{"o": "0", "O": "0", "0": "O", "l": "I", "I": "l", "1": "l", "S": "5", "5": "S", "s": "5"},
+    **{"B": "8", "8": "B", "Z": "2", "2": "Z", "G": "6", "D": "0", "e": "c", "c": "e", "u": "v"},
+    **{"v": "u", "n": "h", "h": "n", "i": "j", "t": "f"},
+}
+
+
+def _misread(line: str, generator: Rng) -> str:
+    """The line as a recogniser reads it wrongly: a space or a letter is lost or is another."""
+    at = int(generator.integers(len(line)))
+    other = LOOK_ALIKE.get(line[at], "")
+    return " ".join(f"{line[:at]}{other}{line[at + 1 :]}".split()) or line
+
+
+def spoken_sentences(generator: Rng) -> tuple[SpokenText, ...]:
+    """One to three sentences, of at most 25 words together if there are several."""
+    said: list[SpokenText] = []
+    start = 0.5
+    n_words = 0
+    for _ in range(pick(generator, (1, 1, 1, 2, 3))):
+        text = drawn_text("sentence", generator)
+        n_words += len(text.split())
+        if said and n_words > MOST_SPOKEN:
+            break
+        end = round(start + 0.4 * len(text.split()), 2)
+        said.append(SpokenText(text=text, start=start, end=end, confidence=0.8))
+        start = end
+    return tuple(said)
+
+
+@dataclass(frozen=True)
+class RecognisedWords:
+    """A data set where some examples have drawn words in their first medium.
+
+    Most of these become one question about the words, which the answer repeats exactly, or a
+    question about words that are not there. The others keep their own turns.
+    """
+
+    examples: ChatDataset
+    mixture: Mixture
+    probability: float
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, draw: int) -> ChatExample:
+        example = self.examples[draw]
+        generator = self.mixture.generator(draw, purpose=5)
+        way = WAYS.get(example.media[0].kind) if example.media else None
+        if way is None or generator.random() >= self.probability:
+            return example
+        medium = example.media[0]
+        case = str(generator.choice(CASES, p=SHARES))
+        words = Words()
+        if case != "nothing" and way == "written":
+            words = Words(written=written_lines(generator, 0.0 if medium.kind == "video" else None))
+        elif case != "nothing":
+            words = Words(spoken=spoken_sentences(generator))
+        if case == "own":
+            return replace(example, words=(words,))
+        said = " ".join(one.text for one in (words.written or ()) + (words.spoken or ()))
+        prompts = PROMPTS["heard" if case == "heard" and way == "spoken" else way]
+        gaps = {"medium": pick(generator, PROMPTS["media"][medium.kind]), "said": f'"{said}"'}
+        question = pick(generator, prompts["questions"]).format(**gaps)
+        answers = prompts["nothing" if case == "nothing" else "answers"]
+        answer = pick(generator, answers).format(**gaps)
+        if said.endswith((".", "!", "?")):
+            answer = answer.removesuffix(".")  # one full stop is enough
+        return replace(
+            example,
+            messages=(Message.user(medium, question), Message.assistant(answer)),
+            words=(words,),
+            regions=(),
+        )
