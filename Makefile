@@ -166,11 +166,10 @@ modalities: setup-dev
 # Each stage resumes from its last checkpoint when it was interrupted.
 mini: setup-dev
 	$(BIN)/mico-chat world --config training/recipes/mini-world.yaml --output $(DATA)/shards
-	$(BIN)/python -m mico_training.mini prepare --data $(DATA)
+	$(BIN)/python -m mico_training.mini prepare --data $(DATA) --encoder mico_chat/models/mini
 	$(BIN)/python -m mico_training.mini heads
-	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
-	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1-matching.yaml
+	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
 	$(BIN)/python -m mico_training.mini pack
 	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/real/items.jsonl --output runs/evaluation --limit 100

@@ -77,7 +77,7 @@ def answers(llm_name: str, texts: list[str], batch_size: int, tokens: int) -> It
             yield text if ended else text[: text.rfind(".") + 1]
 
 
-def write_text_turns(output: Path, n: int = 1500) -> None:
+def write_text_turns(output: Path, n: int = 800) -> None:
     """Text-only conversations for stage 3: the base LLM's own answers to ``n`` plain requests.
 
     Tuning on media alone makes a language model forget how to chat. So its own greedy answers from
@@ -114,9 +114,9 @@ and 1, with 1.05 1 and 3, with 1.2 none and 3."""
 logger = logging.getLogger(__name__)
 
 
-def prepare(data: Path, output: Path) -> None:
+def prepare(data: Path, output: Path, encoder: Path | None = None) -> None:
     """From the shards in ``data/shards`` to all else that the stages and evaluation read."""
-    mini_init.main(sorted((data / "shards").glob("train-*.tar")), output)
+    mini_init.main(sorted((data / "shards").glob("train-*.tar")), output, encoder)
     write_text_turns(data / "text.jsonl")
     shard_items(sorted((data / "shards").glob("validation-*.tar")), data / "items")
     write_real_items(data.parent / "real")
@@ -192,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first.set_defaults(run=prepare)
     first.add_argument("--data", type=Path, default=Path("data/mini"))
     first.add_argument("--output", type=Path, default=Path("runs/mini-init"))
+    first.add_argument("--encoder", type=Path, help="a model whose transformer blocks go on")
     alone = steps.add_parser(
         "items", help="write only the evaluation items, without the training shards"
     )
@@ -207,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     second.add_argument("--output", type=Path, help="default: the folder that the recipe names")
     last = steps.add_parser("pack", help="pack the finished model: run it after stage 3")
     last.set_defaults(run=pack)
-    last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1-matching"))
+    last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1"))
     last.add_argument("--tuned", type=Path, default=Path("runs/mini-stage3"))
     last.add_argument("--output", type=Path, default=MODELS / "mini")
     options = vars(parser.parse_args(arguments))

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, cast
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.checkpoints.folders import base_llm_path
-from mico_chat.checkpoints.load import STEM_PREPROCESSING
+from mico_chat.checkpoints.load import STEM_PREPROCESSING, load_strict
 from mico_chat.errors import ConfigError
 from mico_chat.model.concepts import COLOURS, ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
@@ -55,10 +56,11 @@ LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 
 
-def main(shards: Sequence[str | Path], output: Path) -> None:
+def main(shards: Sequence[str | Path], output: Path, encoder: Path | None = None) -> None:
     """Write the folder that ``mini-stage1.yaml`` names as its model.
 
-    The captions and concept names are those of the training ``shards``.
+    The captions and concept names are those of the training ``shards``. The transformer blocks and
+    the context go on from those of the folder ``encoder``, or start at random.
     """
     torch.manual_seed(0)  # for the weights that start at random
     captions: list[str] = []
@@ -74,6 +76,8 @@ def main(shards: Sequence[str | Path], output: Path) -> None:
     tokenizer = learn_vocabulary([*captions, *imagenet], VOCABULARY)
     model = MicoForPretraining(_config(visual, sound, tokenizer))
     load_stem(model)
+    if encoder is not None:
+        go_on_from(model, encoder)
     set_word_vectors(model, word_vectors(tokenizer, TEXT_WIDTH))
     set_names(model, [*visual, *sound], tokenizer, captions)
     preprocessing = STEM_PREPROCESSING.model_copy(update={"detail": DETAIL})
@@ -133,6 +137,16 @@ def load_stem(model: MicoForPretraining) -> None:
     cnn.load_state_dict({name: network.state_dict()[name] for name in cnn.state_dict()})
     if model.concepts is not None:
         _load_head(model.concepts, network)
+
+
+def go_on_from(model: MicoForPretraining, folder: Path) -> None:
+    """Load the transformer blocks and the context of a folder's model; a ModelError if they are of
+    another shape."""
+    theirs = load_file(folder / "model.safetensors")
+    for name in ("encoder.vit", "context"):
+        part = model.get_submodule(name)
+        state = {key: theirs[f"{name}.{key}"].float() for key in part.state_dict()}
+        load_strict(part, state, f"{folder}: {name} has another shape")
 
 
 def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
@@ -220,7 +234,8 @@ def fit_heads(config: Path, output: Path | None = None) -> None:
         )
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
-    parts = build_pretraining(recipe.model, None)
+    # The encoder that the recipe takes over is trained later; its stem is the same.
+    parts = build_pretraining(recipe.model.model_copy(update={"encoder": None}), None)
     concepts, settings = parts.model.concepts, parts.model.config.concept_config
     if concepts is None or settings is None:
         raise ConfigError(f"model {recipe.model.name}: it has no concepts to fit")

@@ -134,8 +134,9 @@ def _set_trained(model: nn.Module, prefixes: Iterable[str], key: str, trains: bo
 
 
 def _below(name: str, prefix: str) -> bool:
-    """Whether a parameter's name is a prefix or lies below it; DDP's wrapper is ignored."""
-    name = name.removeprefix("module.")
+    """Whether a parameter's name is a prefix or lies below it; the wrappers of DDP and of set
+    prediction are ignored."""
+    name = name.removeprefix("module.").removeprefix("chat.")
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
