@@ -34,6 +34,12 @@ def drawn(make: Make, things: Catalogue, n: int) -> list[Sample]:
     return [make(np.random.default_rng(seed), "train", things) for seed in range(n)]
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pictures, for tests that count what is said of many: their pixels say nothing of it."""
+    monkeypatch.setattr(pictures, "SIDE", 160)
+
+
 @pytest.mark.parametrize("colour", colours.COLOURS)
 def test_a_sampled_colour_is_named_so(colour: str) -> None:
     rng = np.random.default_rng(0)
@@ -185,6 +191,7 @@ def test_a_photograph_is_cropped_and_a_room_has_a_floor_below_its_wall(tmp_path:
         assert all(colour[1] < 60 for colour in colours_of)
 
 
+@pytest.mark.usefixtures("small")
 def test_neither_side_nor_order_tells_the_answer(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
     first = []
@@ -210,6 +217,7 @@ def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
         assert which.accept == (a if asked_left else b).thing.accept
 
 
+@pytest.mark.usefixtures("small")
 def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
     counts: Counter[str] = Counter()
     for sample in drawn(pictures.make_count, things, 100):
@@ -224,6 +232,7 @@ def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
     assert min(counts.values()) > 5  # of 20 on average
 
 
+@pytest.mark.usefixtures("small")
 def test_yes_and_no_are_even(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
     for sample in drawn(pictures.make_scene, things, 250):
@@ -236,6 +245,7 @@ def test_yes_and_no_are_even(things: Catalogue) -> None:
     assert 0.4 < answers["yes"] / sum(answers.values()) < 0.6
 
 
+@pytest.mark.usefixtures("small")
 def test_colour_does_not_depend_on_the_thing(things: Catalogue) -> None:
     seen: Counter[str] = Counter()
     for sample in drawn(pictures.make_colour, things, 220):

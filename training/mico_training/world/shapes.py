@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw
+from scipy.ndimage import minimum_filter
 
 from mico_training.world.language import Rng
 from mico_training.world.sources import Table
@@ -125,7 +126,8 @@ def draw(name: str, style: str, seed: int) -> NDArray[np.uint8]:
         grey = Image.fromarray(np.clip(surface, 0, 255).astype(np.uint8))
         if style == "outlined":
             width = int(rng.integers(3, 7)) * 2 + 1
-            inside = mask.filter(ImageFilter.MinFilter(width))
+            # As Pillow's MinFilter, which sorts the whole window of each pixel.
+            inside = Image.fromarray(minimum_filter(np.asarray(mask), width, mode="nearest"))
             grey.paste(15, mask=ImageChops.subtract(mask, inside))
         image = Image.merge("LA", (grey, mask))
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("RGBA"))
