@@ -113,8 +113,8 @@ class Stem(nn.Module):
         slices = (pixel_values == pixel_values[:, :1]).flatten(1).all(1)
         if bool(slices.any()):
             hear = ear(self.ear_blocks, pixel_values.device)
-            heard[slices, : self.heard_dim] = hear(pixel_values[slices, 0].float())
-        return heard.view(len(heard), -1, grid, grid)
+            heard[slices, : self.heard_dim] = hear(pixel_values[slices, 0].float()).to(heard)
+        return heard.view(len(heard), self.out_dim - self.seen_dim, grid, grid)
 
 
 class OmniEncoder(nn.Module):

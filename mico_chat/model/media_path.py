@@ -133,9 +133,12 @@ class MediaPath(nn.Module):
 
     def _looked(self, pixels: Tensor, picture: Tensor, boxes: Tensor) -> Tensor:
         """Stem features of looks at boxes (R, 4) of the pictures (R,)."""
+        bridge, stem = self.bridge.norm_in.weight, self.encoder.stem
+        assert stem is not None
+        if len(boxes) == 0:  # which some operations of a CNN cannot take
+            return bridge.new_zeros(0, stem.out_dim, self.encoder.grid, self.encoder.grid)
         looks = look_at(pixels, picture, boxes, self.encoder.image_size)
-        features = self.encoder.features(looks.to(self.dtype))
-        return features.to(self.bridge.norm_in.weight.dtype)
+        return cast(Tensor, stem(looks.to(self.dtype))).to(bridge.dtype)
 
     def _things(
         self,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 import torch
 
 from mico_chat.errors import ConfigError
@@ -104,6 +105,14 @@ def test_stage_1() -> None:
     one = Stage1Run.model_validate(content)
     found = estimate(one, gpu="l4")
     assert {"encoder", "context", "text", "gradients"} <= set(sizes(found))
+
+
+def test_what_looks_closely_at_things_has_no_estimate(llama: Path) -> None:
+    content = stage3({"name": "tiny", "llm": str(llama)}).model_dump(exclude={"stage3"})
+    content["model"]["options"] = {"bridge.things": 2, "concept.colours": True}
+    two = Stage2Run.model_validate(content | {"features": {"cache": "features"}})
+    with pytest.raises(DynamicOutputShapeException):
+        estimate(two, gpu="l4")
 
 
 @pytest.mark.slow

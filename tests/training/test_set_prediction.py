@@ -111,6 +111,21 @@ def test_a_medium_has_as_many_tokens_as_its_kind_says(kind: Kind, units: int) ->
     assert processor._own_length(type("M", (), {"kind": kind, "units": units})()) == len(tokens)
 
 
+def test_where_nothing_is_found_nothing_is_said_and_half_precision_looks_too() -> None:
+    config = with_things()
+    chat = chat_model(config)
+    chat.encoder.to(torch.bfloat16)
+    assert chat.things is not None
+    last = chat.things.decide[-1]
+    length = QUERIES * (2 + THING_WORDS)
+    for bias, some in ((-99.0, False), (99.0, True)):
+        with torch.no_grad():
+            last.bias[0] = bias
+        for kind, units in (("image", 1), ("video", 3)):
+            (tokens,) = chat.context_tokens(**media([kind], [units]))
+            assert bool(tokens[-length:].any()) == some
+
+
 def test_only_pictures_whose_things_are_known_teach() -> None:
     chat = chat_model(with_things())
     inputs = media(["image", "image"], [1, 1]) | {"media_row": torch.arange(2)}

@@ -319,6 +319,8 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], in
         units, length = expect.units or 8, expect.length or recipe.train.max_length
     kind = "image" if units == 1 else "video"
     cached = recipe.features is not None and encoder.stem is not None
+    # What looks closely needs pixels, and then says itself that its shapes depend on them.
+    cached = cached and getattr(model, "things", None) is None
     side = encoder.grid if cached else model.config.encoder_config.image_size
     with mode:
         pixels = torch.empty(b * units, encoder.stem.out_dim if cached else 3, side, side)

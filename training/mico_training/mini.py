@@ -77,7 +77,7 @@ def answers(llm_name: str, texts: list[str], batch_size: int, tokens: int) -> It
             yield text if ended else text[: text.rfind(".") + 1]
 
 
-def write_text_turns(output: Path, n: int = 800) -> None:
+def write_text_turns(output: Path, n: int = 480) -> None:
     """Text-only conversations for stage 3: the base LLM's own answers to ``n`` plain requests.
 
     Tuning on media alone makes a language model forget how to chat. So its own greedy answers from
