@@ -17,7 +17,7 @@ from mico_chat.media.file import MediaFile
 from mico_chat.media.medium import MeasuredMedium, MediaReport, Medium
 from mico_chat.messages import Message
 from mico_chat.model.splice import segments
-from mico_chat.wire import Choice, Estimate, FinishReason, TokenLogprob, Usage
+from mico_chat.wire import Choice, Estimate, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from mico_chat.encode import CacheStats, MediaEncoder
@@ -52,7 +52,7 @@ class GatheredAnswer:
         self.texts = [""] * n
         self.reports: tuple[MediaReport, ...] = ()
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in self.texts]
-        self._reasons: list[FinishReason] = ["length"] * n
+        self._ends = [Delta()] * n
         self._usage: Usage | None = None
 
     def add(self, item: Delta | tuple[MediaReport, ...]) -> None:
@@ -61,15 +61,22 @@ class GatheredAnswer:
             return
         self.texts[item.index] += item.text
         self._logprobs[item.index] += item.logprobs
-        self._reasons[item.index] = item.finish_reason or self._reasons[item.index]
+        if item.finish_reason is not None:
+            self._ends[item.index] = item
         self._usage = item.usage or self._usage
 
     def answer(self) -> Answer:
         if self._usage is None:
             raise ModelError("the answer has not ended")
         choices = tuple(
-            Choice(text=text, finish_reason=reason, logprobs=tuple(values))
-            for text, reason, values in zip(self.texts, self._reasons, self._logprobs, strict=True)
+            Choice(
+                text=text,
+                finish_reason=end.finish_reason or "length",
+                logprobs=tuple(values),
+                confidence=end.confidence,
+                unsure=end.unsure,
+            )
+            for text, end, values in zip(self.texts, self._ends, self._logprobs, strict=True)
         )
         return Answer(choices=choices, usage=self._usage, media=self.reports)
 
@@ -79,7 +86,8 @@ class Assistant:
 
     ``defaults`` are used for options that a request does not set, ``system_prompt`` for
     conversations without a system message. ``similarity`` is None if the checkpoint lacks the text
-    branch of stage 1.
+    branch of stage 1. An answer about media is marked unsure if its confidence is below
+    ``unsure_below``; if that is None, no answer is marked.
     """
 
     def __init__(
@@ -92,10 +100,12 @@ class Assistant:
         similarity: Similarity | None = None,
         defaults: GenerationOptions | None = None,
         system_prompt: str | None = None,
+        unsure_below: float | None = None,
     ) -> None:
         self.name = name
         self.defaults = defaults or GenerationOptions()
         self.system_prompt = system_prompt
+        self.unsure_below = unsure_below
         self.similarity = similarity
         self.engine = engine
         self.encoder = encoder
@@ -153,7 +163,12 @@ class Assistant:
         options = options.over(self.defaults)
         async with aclosing(self.engine.generate(prompt, options)) as deltas:
             async for delta in deltas:
-                yield delta
+                yield self._marked(delta)
+
+    def _marked(self, delta: Delta) -> Delta:
+        if self.unsure_below is None or delta.confidence is None:
+            return delta
+        return delta.model_copy(update={"unsure": delta.confidence < self.unsure_below})
 
     async def answer(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""

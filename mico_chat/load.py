@@ -60,9 +60,9 @@ class EngineOptions:
     only the media encoder's. At most ``max_running`` requests run at once, with ``max_batch``
     tokens in a step. Context tokens of media are cached, up to ``context_cache_bytes``.
     ``arguments`` are those of the engine: vLLM's ``AsyncEngineArgs``, or
-    :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults``, the checkpoint's system prompt
-    and generation options are not used, and text and speech are recognised only if ``MICO_READS``
-    says so: an evaluation measures the weights alone.
+    :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults``, the checkpoint's system prompt,
+    generation options and mark of unsure answers are not used, and text and speech are recognised
+    only if ``MICO_READS`` says so: an evaluation measures the weights alone.
     """
 
     engine: str = "auto"
@@ -115,8 +115,10 @@ def load_assistant(
         assistant = Assistant(engine, encoder, processor, name=name)
         if options.chat_defaults:
             assistant.system_prompt = processor.system_prompt
+            generation = chat.generation or {}
             try:
-                assistant.defaults = GenerationOptions.of_checkpoint(chat.generation or {})
+                assistant.defaults = GenerationOptions.of_checkpoint(generation)
+                assistant.unsure_below = _unsure_below(generation)
             except RequestError as error:
                 raise ModelError(f"{model}: generation_config.json: {error}") from error
         if similarity and has_text_branch(model):
@@ -128,6 +130,15 @@ def load_assistant(
                 branch, tokenizer, processor, decoder, cache_bytes=kept
             )
         return assistant
+
+
+def _unsure_below(generation: Mapping[str, Any]) -> float | None:
+    value = generation.get("unsure_below")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RequestError.at("unsure_below", f"expected a confidence of 0 to 1, got {value!r}")
+    return float(value)
 
 
 @contextmanager

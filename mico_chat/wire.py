@@ -60,20 +60,29 @@ class TokenLogprob(_Answer):
 
 
 class Choice(_Answer):
-    """One of the ``n`` answers to a question."""
+    """One of the ``n`` answers to a question.
+
+    An answer about media has a ``confidence`` from 0 to 1: the geometric mean of the probabilities
+    that the model gave to its tokens, without temperature and penalties. It is ``unsure`` if the
+    confidence is below the mark that the model's folder sets. Both are null for a conversation
+    without media, and ``unsure`` is null for a model without a mark.
+    """
 
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    confidence: float | None = None
+    unsure: bool | None = None
 
 
 class ChatResponse(_Answer):
     """An answer, its cost, and a report of each medium of the conversation.
 
     ``choices`` has all ``n`` answers if more than one was requested, the first one too.
-    ``logprobs`` has those of the first answer's tokens if they were requested. ``conversation_id``
-    continues the conversation, and ``turn`` (from 1) is the number of this message in it. Both are
-    null if the answer is not stored.
+    ``logprobs`` has those of the first answer's tokens if they were requested. ``confidence`` and
+    ``unsure`` are those of the first answer, as in ``Choice``. ``conversation_id`` continues the
+    conversation, and ``turn`` (from 1) is the number of this message in it. Both are null if the
+    answer is not stored.
     """
 
     answer: str
@@ -85,6 +94,8 @@ class ChatResponse(_Answer):
     media: tuple[MediaReport, ...]
     choices: tuple[Choice, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    confidence: float | None = None
+    unsure: bool | None = None
 
 
 class MediaEvent(_Answer):
@@ -167,6 +178,7 @@ class TurnObject(_Answer):
     ``unanswered`` while the message is being answered, and if the server ended before it was
     answered. The next question includes an unanswered message; deleting the turn removes it.
     ``reports`` has one report for each of ``media``, and is empty for an unanswered message.
+    ``confidence`` and ``unsure`` are as in ``Choice``, and null if the answer was cancelled.
     """
 
     turn: int
@@ -176,6 +188,8 @@ class TurnObject(_Answer):
     finish_reason: TurnEnd
     usage: Usage | None
     reports: tuple[MediaReport, ...]
+    confidence: float | None = None
+    unsure: bool | None = None
     created_at: Seconds
 
 

@@ -116,7 +116,8 @@ class FakeEngine:
 class FakeAssistant(Assistant):
     """Answers with the names of the media and the question; refuses a question with ``refuse``.
 
-    Each answer counts as 2 tokens, so that ``max_tokens`` of 2 is its limit.
+    Each answer counts as 2 tokens, so that ``max_tokens`` of 2 is its limit. The confidence of an
+    answer about media is 0.25 if the question has a ``perhaps``, or else 0.75.
 
     ``asked`` has the messages of every request, their media decoded. ``started`` is released once
     for each request. With a ``gate`` no request is answered before the gate is set. With
@@ -137,6 +138,7 @@ class FakeAssistant(Assistant):
         self.similarity = None
         self.defaults = GenerationOptions()
         self.system_prompt = None
+        self.unsure_below = None
         self.engine = FakeEngine()
         self.decoder: Any = decoder or FakeDecoder()
         self.encoder: Any = FakeEar(self.decoder, listener)
@@ -185,7 +187,15 @@ class FakeAssistant(Assistant):
             last = index == options.n - 1
             usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
             end: FinishReason = "length" if options.max_tokens == 2 else "stop"
-            yield Delta(index=index, finish_reason=end, usage=usage if last else None)
+            mean = math.log(0.25 if "perhaps" in question else 0.75) if reports else None
+            yield self._marked(
+                Delta(
+                    index=index,
+                    avg_logprob=mean,
+                    finish_reason=end,
+                    usage=usage if last else None,
+                )
+            )
 
     async def estimate(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""

@@ -1,6 +1,7 @@
 """Answers of a tiny model: caches, batches and sharing change no answer."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -32,6 +33,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.splice import splice
 from mico_chat.similarity import Similarity
+from mico_chat.wire import Usage
 from tests.fakes import FakeDecoder, FakeEngine, medium
 from tests.tiny import chat_model, clip, letters, one_of_each, picture, run, shown
 
@@ -146,6 +148,39 @@ def test_options_that_a_request_lacks_come_from_the_checkpoint(assistant: Assist
         answer(assistant, TEXT, asked).choices
         == answer(with_engine(assistant, assistant.engine), TEXT, OPTIONS).choices
     )
+
+
+def test_answers_about_media_have_a_confidence_and_a_folder_without_a_mark_marks_none(
+    assistant: Assistant,
+) -> None:
+    asked = OPTIONS.model_copy(update={"logprobs": 0, "n": 2, "temperature": 1.0, "seed": 1})
+    for choice in answer(assistant, SHOWN, asked).choices:
+        mean = sum(token.logprob for token in choice.logprobs) / len(choice.logprobs)
+        assert choice.confidence == pytest.approx(math.exp(mean))
+        assert choice.unsure is None
+    assistant.unsure_below = 1.0
+    (text,) = answer(assistant, TEXT).choices
+    assert (text.confidence, text.unsure) == (None, None), "a chat without media is never marked"
+    assert answer(assistant, SHOWN).choices[0].unsure is True
+
+
+@pytest.mark.parametrize(("mark", "unsure"), [(0.3, False), (0.5, False), (0.51, True)])
+def test_an_answer_below_the_mark_is_unsure(
+    assistant: Assistant, mark: float, unsure: bool
+) -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=1)
+    end = Delta(text="A cat.", avg_logprob=math.log(0.5), finish_reason="stop", usage=usage)
+    stub = with_engine(assistant, StubEngine(end))
+    stub.unsure_below = mark
+
+    async def last() -> Delta:
+        async with aclosing(stub.stream(SHOWN, OPTIONS)) as items:
+            await anext(items)  # the reports
+            delta = await anext(items)
+        assert isinstance(delta, Delta)
+        return delta
+
+    assert run(last()).unsure is unsure
 
 
 def test_requests_take_turns_at_the_tokenizer(
@@ -263,18 +298,25 @@ def test_an_estimate_is_refused_as_the_request_is(assistant: Assistant) -> None:
         assert str(caught.value) == str(refused.value)
 
 
+def check_equal(one: Answer, other: Answer) -> None:
+    """The same choices; the last bits of probabilities depend on what is computed together."""
+    for ours, theirs in zip(one.choices, other.choices, strict=True):
+        assert ours.confidence == pytest.approx(theirs.confidence)
+        assert ours.model_copy(update={"confidence": theirs.confidence}) == theirs
+
+
 def test_together_equals_alone(assistant: Assistant) -> None:
     batch = [TEXT, SHOWN, TURNS]
     together = assistant.answer_all(batch, OPTIONS)
     for messages, found in zip(batch, together, strict=True):
         alone = answer(assistant, messages)
-        assert found.choices == alone.choices
+        check_equal(found, alone)
         assert seen(found.media) == seen(alone.media)
 
 
 def test_kept_equals_computed(assistant: Assistant) -> None:
     first, second = (answer(assistant, TURNS) for _ in range(2))
-    assert first.choices == second.choices
+    check_equal(first, second)
     assert first.usage.cached_tokens == 0
     assert second.usage.cached_tokens == second.usage.prompt_tokens - 1
     assert assistant.context_cache.hits >= len(first.media)

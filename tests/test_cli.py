@@ -105,11 +105,20 @@ def test_json_is_one_object(terminal: Terminal) -> None:
     code, out, _ = terminal("ask", "--json", "--depth", "e.png", "--depth-scale", "0.01", "Far?")
     answer = json.loads(out)
     assert code == 0
-    assert set(answer) == {"answer", "finish_reason", "usage", "media"}
+    rated = {"confidence", "unsure"}
+    assert set(answer) == {"answer", "finish_reason", *rated, "usage", "media"}
+    assert (answer["confidence"], answer["unsure"]) == (pytest.approx(0.75), None)
     tokens = {"prompt_tokens", "completion_tokens", "media_tokens", "cached_tokens"}
     assert set(answer["usage"]) == tokens
     assert (answer["media"][0]["kind"], answer["media"][0]["name"]) == ("depth", "e.png")
     assert terminal.decoder.depth_scales == [0.01]
+
+
+def test_an_answer_that_is_not_sure(terminal: Terminal) -> None:
+    terminal.assistant.unsure_below = 0.5
+    for text, shown in (("perhaps", "perhaps (not sure)"), ("A cat?", "A cat?")):
+        assert terminal("ask", "--image", "a.png", text)[1] == f"[image a.png] {shown}\n"
+    assert terminal("ask", "perhaps")[1] == "[] perhaps\n"
 
 
 def test_options_reach_the_assistant(terminal: Terminal) -> None:

@@ -80,9 +80,9 @@ class Asking:
     async def _print(self, assistant: Assistant, messages: list[Message], waiting: Waiting) -> None:
         async with aclosing(assistant.stream(messages, self.options)) as deltas:
             async for delta in deltas:
-                if isinstance(delta, Delta) and delta.text:
+                if isinstance(delta, Delta) and (delta.text or delta.unsure):
                     waiting.stop()
-                    self.out.write(delta.text)
+                    self.out.write(delta.text + " (not sure)" * bool(delta.unsure))
                     self.out.flush()
         waiting.stop()
         self.out.write("\n")
@@ -92,9 +92,9 @@ class Asking:
 
         A line is ``{"id": ..., "message": ..., "image": [paths], "audio": [...], ...}``; media are
         shown in the order of the line. The answer is ``{"id", "answer"}`` (with ``as_json`` also
-        ``finish_reason``, ``usage`` and ``media``), or ``{"id", "error"}``. A relative path starts
-        at the working directory, or else at the file's own folder. Other keys are ignored, unless
-        one looks like a misspelt key.
+        ``finish_reason``, ``confidence``, ``unsure``, ``usage`` and ``media``), or ``{"id",
+        "error"}``. A relative path starts at the working directory, or else at the file's own
+        folder. Other keys are ignored, unless one looks like a misspelt key.
 
         Returns:
             the number of lines that could not be answered.
@@ -152,7 +152,7 @@ def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:
 def _details(answer: Answer) -> dict[str, Any]:
     return {
         "answer": answer.text,
-        "finish_reason": answer.choices[0].finish_reason,
+        **answer.choices[0].model_dump(include={"finish_reason", "confidence", "unsure"}),
         "usage": answer.usage.model_dump(),
         "media": [report.model_dump(mode="json") for report in answer.media],
     }

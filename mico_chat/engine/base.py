@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import AsyncGenerator, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import exp
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -139,6 +140,10 @@ class Delta(BaseModel):
 
     The last delta of an answer has a ``finish_reason``: "stop" if the model or a stop text ended
     the answer, "length" if ``max_tokens`` did. The last delta of a request has its ``usage``.
+
+    If the prompt has media, the last delta of an answer has ``avg_logprob``: the mean
+    log-probability of the answer's tokens, which are those that have ``logprobs``. It is None for
+    an answer without tokens. The assistant adds ``unsure``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -147,8 +152,15 @@ class Delta(BaseModel):
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    avg_logprob: float | None = None
+    unsure: bool | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """The geometric mean of the tokens' probabilities, 0 to 1."""
+        return None if self.avg_logprob is None else exp(self.avg_logprob)
 
 
 class EngineStats(BaseModel):

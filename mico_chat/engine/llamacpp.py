@@ -184,7 +184,7 @@ class LlamaCppSampler:
     ) -> None:
         self._context = context
         self._n_vocab = n_vocab
-        self._logprobs = options.logprobs
+        self._n_likeliest = options.logprobs or 0
         schema = options.json_schema
         self._grammar = None if schema is None else _grammar(vocab, schema)
         stages = []
@@ -212,17 +212,13 @@ class LlamaCppSampler:
             llama_cpp.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, logits: int) -> Sampled:
-        if self._grammar is None and self._logprobs is None:
-            return Sampled(llama_cpp.llama_sampler_sample(self._chain, self._context, logits))
         pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
         values = np.ctypeslib.as_array(pointer, (self._n_vocab,))
         if self._grammar is None:
             token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
         else:
             token = self._constrained(values)
-        if self._logprobs is None:
-            return Sampled(token)
-        return _logprobs(values, token, self._logprobs)
+        return _sampled(values, token, self._n_likeliest)
 
     def _constrained(self, logits: NDArray[np.float32]) -> int:
         """Sample a token that the grammar allows.
@@ -256,10 +252,11 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 """``llama_token_data`` of ``llama.h``."""
 
 
-def _logprobs(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
-    values = logits.astype(np.float64)
-    values -= np.logaddexp.reduce(values)
-    likeliest = np.argsort(-values, kind="stable")[:n]
+def _sampled(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
+    # 0.05 ms for 49,152 tokens; np.logaddexp.reduce takes 50 times as long.
+    values = logits - logits.max()
+    values -= np.log(np.exp(values).sum())
+    likeliest = np.argsort(-values, kind="stable")[:n] if n else ()
     top = tuple((int(i), float(values[i])) for i in likeliest)
     return Sampled(token, float(values[token]), top)
 

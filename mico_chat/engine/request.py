@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from statistics import fmean
 
 from transformers import PreTrainedTokenizerFast
 
@@ -50,6 +51,7 @@ class Request:
         self.cached_tokens = 0
         self._texts = [Detokenizer(tokenizer, options.stop) for _ in range(options.n)]
         self._unfinished = set(range(options.n))
+        self._logprobs: list[list[float]] = [[] for _ in range(options.n)]
         self._completion_tokens = 0
         self.items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
 
@@ -67,7 +69,13 @@ class Request:
         detokenizer = self._texts[index]
         self._completion_tokens += 1
         # The token that ends an answer adds no text and no log-probability.
-        logprobs = () if reason == "stop" else _logprobs(detokenizer, sampled)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if reason != "stop" and sampled.logprob is not None:
+            self._logprobs[index].append(sampled.logprob)
+            if self.options.logprobs is not None:
+                logprobs = (
+                    _token_logprob(detokenizer, sampled.token, sampled.logprob, sampled.top),
+                )
         text = detokenizer.add(sampled.token)
         if reason is not None:
             text += detokenizer.finish()
@@ -88,20 +96,25 @@ class Request:
             text=text,
             token_ids=(sampled.token,),
             logprobs=logprobs,
+            avg_logprob=None if reason is None else self._avg_logprob(index),
             finish_reason=reason,
             usage=usage,
         )
 
+    def _avg_logprob(self, index: int) -> float | None:
+        known = self._logprobs[index]
+        return fmean(known) if known and self.prompt.media_tokens else None
 
-def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-    def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        text = texts.of_token(token)
-        return TokenLogprob(token=text, token_id=token, logprob=value, top=top)
 
-    if sampled.logprob is None:
-        return ()
-    top = tuple(of(token, value) for token, value in sampled.top)
-    return (of(sampled.token, sampled.logprob, top),)
+def _token_logprob(
+    texts: Detokenizer, token: int, logprob: float, top: tuple[tuple[int, float], ...] = ()
+) -> TokenLogprob:
+    return TokenLogprob(
+        token=texts.of_token(token),
+        token_id=token,
+        logprob=logprob,
+        top=tuple(_token_logprob(texts, *other) for other in top),
+    )
 
 
 class Outbox:

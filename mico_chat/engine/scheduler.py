@@ -47,7 +47,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token; if asked for, its log-probability, and id and log-probability of the likeliest."""
+    """A token and its log-probability, which is None if the engine did not compute it.
+
+    ``top`` has the ids and log-probabilities of the likeliest tokens, as many as were asked for.
+    """
 
     token: int
     logprob: float | None = None

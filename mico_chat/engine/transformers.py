@@ -290,7 +290,7 @@ class TorchSampler:
             raise RequestError(
                 "json_schema: the transformers engine cannot follow a schema; use --engine llamacpp"
             )
-        self._logprobs = options.logprobs
+        self._n_likeliest = options.logprobs or 0
         self._greedy = options.temperature < LEAST_TEMPERATURE
         self._processors = hf.LogitsProcessorList(_processors(options, greedy=self._greedy))
         self._generator = torch.Generator(device)
@@ -314,10 +314,8 @@ class TorchSampler:
     def close(self) -> None: ...
 
     def _sampled(self, token: int, logits: Tensor) -> Sampled:
-        if self._logprobs is None:
-            return Sampled(token)
         logprobs = logits.log_softmax(-1)
-        values, ids = logprobs.topk(min(self._logprobs, len(logprobs)))
+        values, ids = logprobs.topk(min(self._n_likeliest, len(logprobs)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         return Sampled(token, float(logprobs[token]), top)
 

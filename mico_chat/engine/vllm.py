@@ -175,7 +175,10 @@ class VllmEngine:
 
     async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
         """Send the deltas of one answer; the delta that ends the whole request is returned."""
-        params = sampling_params(request.options, index, self._ends)
+        options = request.options
+        if options.logprobs is None and request.prompt.media_tokens:  # for the mean of the answer
+            options = options.model_copy(update={"logprobs": 0})
+        params = sampling_params(options, index, self._ends)
         outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
         self._sequences += 1
         try:
@@ -208,7 +211,7 @@ class VllmEngine:
         last = len(output.token_ids) - 1
         for place, token in enumerate(output.token_ids):
             values = None if output.logprobs is None else output.logprobs[place]
-            sampled = _sampled(token, values, request.options.logprobs)
+            sampled = _sampled(token, values, request.options.logprobs or 0)
             self._completion_tokens += 1
             yield request.advance(index, sampled, reason if place == last else None)
 
@@ -318,8 +321,8 @@ def sampling_params(options: GenerationOptions, index: int, ends: Collection[int
     )
 
 
-def _sampled(token: int, values: Any, n: int | None) -> Sampled:
-    if values is None or n is None:
+def _sampled(token: int, values: Any, n: int) -> Sampled:
+    if values is None:
         return Sampled(token)
     likeliest = sorted(values.items(), key=lambda item: item[1].rank)[:n]
     top = tuple((int(other), float(value.logprob)) for other, value in likeliest)

@@ -100,7 +100,8 @@ def check_base_llm(name: str) -> None:
 
 def _reply(found: Answer | MicoError, max_tokens: int) -> Reply:
     if isinstance(found, Answer):
-        return Reply.of(found.text, found.choices[0].finish_reason, max_tokens)
+        first = found.choices[0]
+        return Reply.of(first.text, first.finish_reason, max_tokens, first.confidence)
     if isinstance(found, MediaError | RequestError):
         return Reply("broken" if isinstance(found, MediaError) else "refused", str(found))
     raise found

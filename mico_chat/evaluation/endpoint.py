@@ -154,7 +154,11 @@ class Endpoint(Model):
         if not isinstance(done, ChatCompletion) or not done.choices:
             raise self._failed(f"its answer has no choices: {str(done)[:80]!r}")
         choice = done.choices[0]
-        return Reply.of(choice.message.content or "", choice.finish_reason, max_tokens)
+        confidence = (choice.model_extra or {}).get("confidence")  # a server of mico-chat has it
+        if not isinstance(confidence, float):
+            confidence = None
+        text = choice.message.content or ""
+        return Reply.of(text, choice.finish_reason, max_tokens, confidence)
 
     def _failed(self, reason: str) -> ModelError:
         return ModelError(

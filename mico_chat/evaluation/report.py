@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation.scores import CONFIDENCE, Row, answers
+from mico_chat.evaluation.scores import CONFIDENCE, RIGHT, Row, answers
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS
 
 LEFT_OUT = {
@@ -47,6 +47,8 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
         lines = [json.dumps(a, ensure_ascii=False) + "\n" for a in answers(folder / name)]
         (folder / name / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
         plot_skills(folder / f"{name}.png", name, row)
+        if row["confidence"] is not None:
+            plot_confidence(folder / f"{name}-confidence.png", name, row)
     if any(row["figure"] is not None for row in report.get("tasks", {}).values()):
         plot_tasks(folder / "radar.png", report["tasks"])
 
@@ -84,7 +86,36 @@ def skills_table(name: str, row: Row) -> str:
         if count := row[kind]["count"]:
             named = _first(row[kind]["first"], count, PREDICTIONS)
             lines += ["", f"{count} {kind} and not counted: {named}"]
+    if row["confidence"] is not None:
+        lines += ["", *_confidence_table(row["confidence"])]
     return "\n".join(lines)
+
+
+def _confidence_table(row: Row) -> list[str]:
+    """How many answers about media are at or above the mark, and how many of them are right."""
+    mark, title = row["mark"], "at or above the mark"
+    if mark is None:
+        first = f"no mark: of the surest answers about media, fewer than {RIGHT} % are right"
+    else:
+        title = f"at or above {mark}"
+        first = (
+            f'`"unsure_below": {mark}` in generation_config.json marks answers about media as '
+            f"unsure; of those without the mark, at least {RIGHT} % are right here"
+        )
+    rows = []
+    for name, of_skill in {**row["skills"], "all": row}.items():
+        n, kept = of_skill["n"], of_skill["kept"]
+        cells = [
+            _share(of_skill["right"], n),
+            _share(kept, n),
+            _share(of_skill["kept_right"], kept),
+        ]
+        rows.append([name, n, *cells])
+    return [first, "", *_table(["skill", "n", "right", title, "of these right"], rows)]
+
+
+def _share(count: int, n: int) -> str:
+    return f"{100 * count / n:.0f} % ({count} of {n})" if n else ""
 
 
 def cell(skill: Mapping[str, Any], control: str) -> str:
@@ -165,6 +196,33 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
     axes.legend(
         ncols=len(controls) + 1, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.12)
     )
+    figure.savefig(path, dpi=120)
+
+
+def plot_confidence(path: Path, name: str, row: Row) -> None:
+    """How many answers of each confidence are right, and the mark."""
+    from matplotlib.figure import Figure
+
+    found: Row = row["confidence"]
+    n, right = (np.array([one[key] for one in found["bins"]]) for key in ("n", "right"))
+    edges = np.linspace(0, 1, len(n) + 1)
+    figure = Figure((6.0, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    shown = n > 0
+    share = 100 * right[shown] / n[shown]
+    bars = axes.bar(edges[:-1][shown], share, 1 / len(n), align="edge", edgecolor="white")
+    axes.bar_label(bars, [str(count) for count in n[shown]], fontsize="small")
+    axes.plot([0, 1], [0, 100], "0.5", linestyle="dotted", label="as many as the confidence")
+    if found["mark"] is not None:
+        axes.axvline(
+            found["mark"], color="black", linestyle="dashed", label=f"mark {found['mark']}"
+        )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 108)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("right answers, %; above each bar the number of answers")
+    axes.legend(fontsize="small", loc="upper left")
+    figure.suptitle(f"{name} ({row['digest']}): {row['model']}", fontsize="medium")
     figure.savefig(path, dpi=120)
 
 

@@ -139,6 +139,8 @@ def _record(task: Task, item: Item, reply: Reply) -> Record:
         record["skill"] = item.skill
     if reply.kind != "answer":
         return {**record, "reason": reply.text}
+    if reply.confidence is not None:
+        record["confidence"] = reply.confidence
     if task.family == "captioning":
         return {**record, "kind": "caption", "caption": reply.text, "references": item.captions}
     record["answer"] = reply.text

@@ -2,12 +2,14 @@
 
 ``results.json`` has a row for each task. The row of a task of skills has for each skill its
 ``chance`` (the accuracy of a random choice) and, for each control, the ``accuracy`` with its Wilson
-interval. The row of any other task has ``figures``: each metric times 100, as in the paper.
+interval. If the answers have a confidence, ``confidence`` has the mark below which an answer is
+unsure. The row of any other task has ``figures``: each metric times 100, as in the paper.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import fsum
+from itertools import groupby
+from math import floor, fsum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,6 +33,9 @@ from mico_chat.evaluation.task import CONTROLS, Task, task_named
 NAMED = 20
 """A row names at most so many broken, refused or unjudged items; the stored files name all."""
 CONFIDENCE = 0.95
+RIGHT = 85
+"""The per cent of the answers at or above the mark that are right."""
+N_BINS = 10
 CAPTION_METRICS = {"CIDEr": cider, "SPIDEr": spider}
 
 Row = dict[str, Any]
@@ -75,6 +80,7 @@ def _skills_row(header: Record, records: Sequence[Record]) -> Row:
         "digest": header["digest"],
         "controls": controls,
         "skills": rows,
+        "confidence": _confidence([r for r in records if r.get("control") == "full"]),
         **lost,
         "seconds": _seconds(records),
         "run": header,
@@ -102,6 +108,50 @@ def _accuracies(records: Sequence[Record]) -> Row:
     interval = binomtest(right, len(said)).proportion_ci(CONFIDENCE, "wilson")
     low, high = float(interval.low), float(interval.high)
     return {"accuracy": right / len(said), "low": low, "high": high, **row}
+
+
+def _confidence(records: Sequence[Record]) -> Row | None:
+    """The mark, and how many answers are at or above it and right; None without confidences."""
+    rated = [record for record in records if "confidence" in record]
+    if not rated:
+        return None
+    mark = mark_of([(record["confidence"], _right(record)) for record in rated])
+
+    def counts(some: Sequence[Record]) -> Row:
+        kept = [r for r in some if mark is not None and r["confidence"] >= mark]
+        figures = {"n": len(some), "right": sum(map(_right, some))}
+        return {**figures, "kept": len(kept), "kept_right": sum(map(_right, kept))}
+
+    of_skill: dict[str, list[Record]] = defaultdict(list)
+    bins: list[list[Record]] = [[] for _ in range(N_BINS)]
+    for record in rated:
+        of_skill[record["skill"]].append(record)
+        bins[min(int(N_BINS * record["confidence"]), N_BINS - 1)].append(record)
+    return {
+        "mark": mark,
+        **counts(rated),
+        "skills": {skill: counts(some) for skill, some in of_skill.items()},
+        "bins": [{"n": len(some), "right": sum(map(_right, some))} for some in bins],
+    }
+
+
+def mark_of(rated: Sequence[tuple[float, bool]]) -> float | None:
+    """The lowest mark at which RIGHT per cent of the answers at or above it are right.
+
+    ``rated`` has each answer's confidence, and whether it is right. The mark has four decimals.
+    It is None if there is no such mark.
+    """
+
+    def rounded_down(answer: tuple[float, bool]) -> float:
+        return floor(10_000 * answer[0]) / 10_000
+
+    mark, n, n_right = None, 0, 0
+    for value, tied in groupby(sorted(rated, reverse=True), rounded_down):
+        rights = [right for _, right in tied]
+        n, n_right = n + len(rights), n_right + sum(rights)
+        if 100 * n_right >= RIGHT * n:
+            mark = value
+    return mark
 
 
 def _chance(records: Sequence[Record]) -> float | None:

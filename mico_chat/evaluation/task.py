@@ -231,16 +231,24 @@ def fingerprint(model: nn.Module, more: str = "") -> str:
 class Reply:
     """An answer, or the reason why the model refuses the item or its medium is broken.
 
-    Refused and broken items do not count as wrong answers.
+    Refused and broken items do not count as wrong answers. ``confidence`` is that of an answer
+    about media, if the model gives it.
     """
 
     kind: Literal["answer", "refused", "broken"]
     text: str
+    confidence: float | None = None
 
     @classmethod
-    def of(cls, text: str, finish_reason: str | None, max_tokens: int | None) -> Reply:
+    def of(
+        cls,
+        text: str,
+        finish_reason: str | None,
+        max_tokens: int | None,
+        confidence: float | None = None,
+    ) -> Reply:
         if text or finish_reason != "length":
-            return cls("answer", text)
+            return cls("answer", text, confidence)
         return cls(
             "refused",
             f"the model wrote no answer within {max_tokens} tokens: a model that thinks "

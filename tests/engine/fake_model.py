@@ -66,10 +66,8 @@ class FakeSampler:
         if self._options.temperature:
             held = [*held, f"{self._options.seed} {self._index}"]
         token = self._model.rule(held)
-        if self._options.logprobs is None:
-            return Sampled(token)
-        top = tuple((token + n, -0.5 - n) for n in range(self._options.logprobs))
-        return Sampled(token, -0.5, top)
+        top = tuple((token + n, -0.5 - n) for n in range(self._options.logprobs or 0))
+        return Sampled(token, -9.0 if token == END else -0.5, top)
 
     def close(self) -> None:
         self._model.samplers.remove(self)  # KeyError when it was closed before

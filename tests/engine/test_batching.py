@@ -150,6 +150,23 @@ def test_logprobs_and_the_end_token_which_has_none() -> None:
     assert [logprob.top for logprob in deltas[0].logprobs] == [()]
 
 
+@pytest.mark.parametrize(
+    ("text", "media", "mean"),
+    [("you", True, -0.5), ("you", False, None), ("", True, None)],
+)
+def test_the_mean_log_probability_of_an_answer_about_media(
+    text: str, media: bool, mean: float | None
+) -> None:
+    """The mean leaves out the end, as the log-probabilities do."""
+    prompt = Prompt((ids("look "), block(6), ids("?"))) if media else HELLO
+    with engine_of(letters_of(prompt, text)) as engine:
+        *before, last = run(deltas_of(engine, prompt))
+    assert last.finish_reason == "stop"
+    assert last.avg_logprob == mean
+    assert last.confidence == (None if mean is None else pytest.approx(0.60653, abs=1e-5))
+    assert all(delta.avg_logprob is None for delta in before)
+
+
 def test_many_at_once_from_several_event_loops() -> None:
     prompts = [Prompt((ids(f"number {n}" * (n % 4 + 1)),)) for n in range(24)]
 

@@ -207,18 +207,26 @@ def test_a_checkpoints_chat_defaults(tmp_path: Path, cache: Path, engine: str) -
     processor = MicoChatProcessor.from_pretrained(folder)
     processor.system_prompt = "You see."
     processor.save_pretrained(folder)
-    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
+    options = {"repetition_penalty": 1.5, "unsure_below": 0.4}
+    (folder / "generation_config.json").write_text(json.dumps(options))
     chats = EngineOptions(engine, dtype="float32", device="cpu")
     with closing(load_assistant(folder, FakeDecoder(), chats)) as assistant:
         assert assistant.system_prompt == "You see."
         assert assistant.defaults == GenerationOptions(repetition_penalty=1.5)
+        assert assistant.unsure_below == 0.4
     weights_alone = replace(chats, chat_defaults=False)
     with closing(load_assistant(folder, FakeDecoder(), weights_alone)) as assistant:
         assert assistant.system_prompt is None
         assert assistant.defaults == GenerationOptions()
-    (folder / "generation_config.json").write_text('{"repetition_penalty": "x"}')
-    with pytest.raises(ModelError, match=r"generation_config\.json: repetition_penalty: .*'x'"):
-        load_assistant(folder, FakeDecoder(), chats)
+        assert assistant.unsure_below is None
+    for name, wrong in (
+        ("repetition_penalty", "x"),
+        ("unsure_below", -0.5),
+        ("unsure_below", True),
+    ):
+        (folder / "generation_config.json").write_text(json.dumps({name: wrong}))
+        with pytest.raises(ModelError, match=rf"generation_config\.json: {name}: .*{wrong!r}"):
+            load_assistant(folder, FakeDecoder(), chats)
 
 
 @pytest.mark.parametrize("engine", ["llamacpp", "transformers"])

@@ -5,6 +5,7 @@ or taken over from another slot.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt
+from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
-from tests.engine.tiny_llm import answer, block, exported, feed, generated, prompts, text
+from tests.engine.tiny_llm import answer, block, embed, exported, feed, generated, prompts, text
+from tests.tiny import byte_level, run
 
 SAMPLED = GenerationOptions(max_tokens=12, temperature=1.5, seed=3)
 
@@ -108,6 +111,26 @@ def test_n_answers_differ(model: Model) -> None:
     while not scheduler.idle:
         scheduler.step()
     assert len({tuple(sequence.tokens) for sequence in sequences}) == 4
+
+
+def test_the_mean_log_probability_is_the_models_own(opened: Open, llm: LlamaForCausalLM) -> None:
+    """Penalties and temperature change which tokens are sampled, and not their probabilities."""
+    prompt = prompts()[5]
+    options = GenerationOptions(max_tokens=9, repetition_penalty=1.5, temperature=1.5, seed=3)
+
+    async def deltas() -> list[Delta]:
+        return [delta async for delta in engine.generate(prompt, options)]
+
+    with closing(BatchingEngine(opened(), byte_level(), (), name="tiny")) as engine:
+        found = run(deltas())
+    tokens = [token for delta in found for token in delta.token_ids]
+    assert len(tokens) == 9
+    answered = Prompt((*prompt.segments, tuple(tokens)))
+    with torch.inference_mode():
+        logits = llm(inputs_embeds=embed(llm, answered)).logits[0, len(prompt) - 1 : -1]
+    each = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])
+    assert found[-1].avg_logprob == pytest.approx(float(each.mean()), abs=1e-3)
+    assert all(delta.logprobs == () for delta in found)
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])

@@ -169,6 +169,12 @@ def test_logprobs(assistant: Assistant) -> None:
     assert {len(token.top) for token in sampled} == {2}
 
 
+def test_confidence_is_that_of_transformers(assistant: Assistant, reference: Assistant) -> None:
+    for messages in MIXED[:2]:
+        ours, theirs = (ask(a, messages).choices[0].confidence for a in (assistant, reference))
+        assert ours == (None if messages is PARIS else pytest.approx(theirs, rel=NEAR_TIE))
+
+
 def test_n_answers_by_seed(assistant: Assistant) -> None:
     options = {"temperature": 1.0, "max_tokens": 12}
     texts = [choice.text for choice in ask(assistant, STORY, n=3, seed=5, **options).choices]

@@ -110,6 +110,14 @@ def test_an_empty_answer_is_an_answer_unless_it_was_cut() -> None:
     )
 
 
+@pytest.mark.parametrize(("said", "known"), [(0.25, 0.25), ("high", None), (None, None)])
+def test_the_confidence_that_a_server_gives(said: object, known: float | None) -> None:
+    whole = body(200, "yes")
+    whole["choices"][0]["confidence"] = said
+    found, _ = ask(lambda _: (200, json.dumps(whole).encode()), ["?"])
+    assert found == {0: Reply("answer", "yes", known)}
+
+
 def test_a_broken_medium_is_not_sent(tmp_path: Path) -> None:
     (tmp_path / "torn.mp4").write_bytes(b"torn")
     gone = Item("", (MediaFile("image", tmp_path / "gone.png"),), "?")

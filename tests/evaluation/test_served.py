@@ -66,6 +66,8 @@ def test_the_same_words_and_figures_in_process_and_over_the_server(
     assert len(said_here) == 3 * 12 - 3, "an item whose medium is gone can still be withheld"
     assert len(set(said_here.values())) > 3, "a model that always says the same proves nothing"
     assert there["skills"] == here["skills"]
+    assert here["confidence"]["n"] == 12 - 1
+    assert there["confidence"] == here["confidence"]
     assert there["digest"] == here["digest"]
     # Swapped, two other items are shown the medium that is gone.
     assert here["broken"]["count"] == there["broken"]["count"] == 1 + 2

@@ -69,6 +69,38 @@ def test_every_option_of_the_form(start: Start) -> None:
     assert assistant.options == [GenerationOptions(**given)]
 
 
+@pytest.mark.parametrize("mark", [None, 0.5])
+def test_confidence_and_the_mark_of_unsure_answers(start: Start, mark: float | None) -> None:
+    assistant = FakeAssistant()
+    assistant.unsure_below = mark
+    client = start(assistant)
+
+    def rated(found: dict[str, Any]) -> tuple[float | None, bool | None]:
+        return found["confidence"] and round(found["confidence"], 6), found["unsure"]
+
+    picture = {"type": "image_url", "image_url": {"url": data_uri("image/png", b"x")}}
+    for text, confidence in (("a cat", 0.75), ("perhaps", 0.25)):
+        expected = (confidence, None if mark is None else confidence < mark)
+        form = {"message": text, "n": "2"}
+        files = {"image": ("a.png", b"x")}
+        body = client.post("/v1/chat", data=form, files=files).json()
+        assert [rated(found) for found in (body, *body["choices"])] == [expected] * 3
+        (turn,) = client.get(f"/v1/conversations/{body['conversation_id']}").json()["turns"]
+        assert rated(turn) == expected
+        stream = client.post("/v1/chat", data={**form, "stream": "true"}, files=files)
+        assert rated(events_of(stream.text)[-1][1]) == expected
+        asked = [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
+        request = {"model": "fake", "messages": asked}
+        body = client.post("/v1/chat/completions", json=request).json()
+        assert rated(body["choices"][0]) == expected
+        stream = client.post("/v1/chat/completions", json={**request, "stream": True})
+        *_, end, done = stream.text.removesuffix("\n\n").split("\n\n")
+        assert done == "data: [DONE]"
+        assert rated(json.loads(end.removeprefix("data: "))["choices"][0]) == expected
+    body = client.post("/v1/chat", data={"message": "perhaps"}).json()
+    assert rated(body) == (None, None), "a chat without media"
+
+
 def wait_for(assistant: FakeAssistant, n: int) -> None:
     for _ in range(n):
         assert assistant.started.acquire(timeout=30)

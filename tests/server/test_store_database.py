@@ -42,6 +42,8 @@ async def test_a_database_of_the_first_version_is_upgraded(
     async with database.writing() as connection:
         for change in (
             "ALTER TABLE keys DROP COLUMN scopes",
+            "ALTER TABLE turns DROP COLUMN confidence",
+            "ALTER TABLE turns DROP COLUMN unsure",
             "DROP TABLE rate_limit_hits",
             "UPDATE alembic_version SET version_num = '0001'",
         ):

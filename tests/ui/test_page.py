@@ -99,6 +99,18 @@ def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) 
     assert [turn["message"] for turn in shown["turns"]] == ["two"]
 
 
+def test_an_unsure_answer_is_marked_also_when_it_is_opened_again(
+    page: Page, assistant: FakeAssistant
+) -> None:
+    assistant.unsure_below = 0.5
+    media = [{"id": attach(page)["id"], "kind": "image"}]
+    for message, unsure in (("perhaps", True), ("What is it?", False)):
+        done = ask(page, message, media=media)[-1]
+        assert done["unsure"] is unsure
+        (turn,) = call(page, "open", id=done["conversation_id"])["turns"]
+        assert turn["unsure"] is unsure
+
+
 def test_options_reach_the_model_where_they_are_set(page: Page, assistant: FakeAssistant) -> None:
     given = {"top_p": 0.5, "repetition_penalty": 1.5, "seed": 3, "max_tokens": 9}
     ask(page, "hello", {**ME, **given})

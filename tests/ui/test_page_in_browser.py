@@ -191,6 +191,23 @@ def test_code_is_coloured_and_copied(open_page: OpenPage) -> None:
     assert chat.page.evaluate("navigator.clipboard.readText()") == code
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_unsure_answer_says_so(open_page: OpenPage, scheme: str) -> None:
+    chat = open_page(color_scheme=scheme)
+    said = "A cat."
+    turn: dict[str, Any] = {"state": "done", "message": "x", "media": []}
+    turn |= {"answer": said, "html": said, "usage": None, "finish_reason": "stop", "problem": None}
+    turns = [{**turn, "turn": 1 + n, "unsure": unsure} for n, unsure in enumerate((True, False))]
+    shown = {"id": None, "title": "x", "turns": [*turns, {**turn, "turn": 3}]}
+    chat.page.evaluate("shown => mico.showConversation(shown)", shown)
+    mark = chat.page.locator(".unsure")
+    expect(mark).to_have_count(1)
+    expect(chat.answer(1).locator(".unsure")).to_have_text("(not sure)")
+    expect(mark).to_have_attribute("title", re.compile("low probability"))
+    found = Axe().run(chat.page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+
+
 def test_conversations_are_grouped_by_date(chat: ChatPage) -> None:
     chat.ask("Hello!")
     chat.answer(1)

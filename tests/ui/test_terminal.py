@@ -192,6 +192,19 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     )
 
 
+def test_an_answer_that_is_not_sure(
+    type_in: Type, assistant: FakeAssistant, tmp_path: Path, picture: Path
+) -> None:
+    assistant.unsure_below = 0.5
+    page = tmp_path / "page.md"
+    asked = type_in(f"/image {picture}", "perhaps", "And now?", f"/save {page}")
+    opened = type_in("/history", "/open 1")
+    for shown in (asked, opened, page.read_text()):
+        assert "[image red circle.png] perhaps (not sure)\n" in shown
+        assert "And now?\n" in shown
+        assert shown.count("(not sure)") == 1
+
+
 def test_estimate_help_and_an_answer_at_its_limit(type_in: Type, picture: Path) -> None:
     shown = type_in(
         *(f"/image {picture}", "/estimate What is it?", "/help", "/?", "/set max_tokens 2", "Hi")

@@ -27,6 +27,9 @@ _VIRIDIS = np.array(
 )
 _HOLE = (128, 128, 128)
 
+UNSURE = " (not sure)"
+"""Stands behind an answer that the server marks as unsure."""
+
 WAVE_SIZE = (480, 72)
 MEL_SIZE = (480, 96)
 _WAVE_COLOUR = (42, 120, 214)
@@ -124,6 +127,7 @@ def markdown(conversation: ConversationObject) -> str:
             found = in_short(turn.reports[number]) if number < len(turn.reports) else ""
             lines.append(f"- {medium.kind}: {medium.name}" + (f" ({found})" if found else ""))
         answer = "(not answered)" if turn.finish_reason == "unanswered" else turn.answer
+        answer += UNSURE * bool(turn.unsure)
         lines += ["", turn.message, "", f"## Answer ({conversation.model})", "", answer, ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 

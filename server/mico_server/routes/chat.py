@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import APIRouter, Request
 
@@ -16,7 +17,7 @@ from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, with_depth_scale
-from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent, TurnEnd, Usage
+from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
 from mico_server.errors import NotFoundError
 from mico_server.http.errors import error_responses
 from mico_server.routes.chat_request import (
@@ -245,7 +246,14 @@ class ChatTurn:
     async def keep(self, answer: Answer) -> ChatResponse:
         """Add the answer to the question; when this returns, it outlives the process."""
         first = answer.choices[0]
-        await self._keep(first.text, first.finish_reason, answer.usage, answer.media)
+        await self._keep(
+            answer.media,
+            answer=first.text,
+            finish_reason=first.finish_reason,
+            usage=answer.usage,
+            confidence=first.confidence,
+            unsure=first.unsure,
+        )
         return ChatResponse(
             answer=first.text,
             finish_reason=first.finish_reason,
@@ -256,24 +264,25 @@ class ChatTurn:
             media=answer.media,
             choices=answer.choices if len(answer.choices) > 1 else (),
             logprobs=first.logprobs,
+            confidence=first.confidence,
+            unsure=first.unsure,
         )
 
     async def keep_part(self, gathered: GatheredAnswer) -> None:
         """Add the text of a cancelled answer, if possible: nobody is left to get an error."""
         try:
-            await self._keep(gathered.texts[0], "cancelled", None, gathered.reports)
+            await self._keep(gathered.reports, answer=gathered.texts[0], finish_reason="cancelled")
         except MicoError as error:
             logger.warning("a cancelled answer is not kept: %s", error)
 
-    async def _keep(
-        self, text: str, end: TurnEnd, usage: Usage | None, reports: Sequence[MediaReport]
-    ) -> None:
+    async def _keep(self, reports: Sequence[MediaReport], **said: Any) -> None:
+        """Store the fields ``said`` of the turn; ``reports`` has all media of the conversation."""
         if self._waiting is None:
             return
         id_, number, turn = self._waiting
         self._waiting = None  # if storing fails, the question stays as it is
         own = reports[len(reports) - len(self._form.media) :]  # the last ones are this message's
-        turn = replace(turn, answer=text, finish_reason=end, usage=usage, reports=own)
+        turn = replace(turn, reports=own, **said)
         await self._service.conversations.answer_turn(
             self._tenant, id_, number, turn, system=self._form.fields.system
         )

@@ -180,10 +180,14 @@ class CompletionMessage(BaseModel):
 
 
 class CompletionChoice(BaseModel):
+    """OpenAI's choice, with ``confidence`` and ``unsure`` as in ``Choice``."""
+
     index: int
     message: CompletionMessage
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    confidence: float | None
+    unsure: bool | None
 
 
 class PromptTokensDetails(BaseModel):
@@ -256,6 +260,8 @@ async def chat_completions(
             message=CompletionMessage(content=choice.text),
             logprobs=_logprobs(choice.logprobs),
             finish_reason=choice.finish_reason,
+            confidence=choice.confidence,
+            unsure=choice.unsure,
         )
         for index, choice in enumerate(answer.choices)
     ]
@@ -289,7 +295,7 @@ async def _chunks(
     service: Service, question: Question, body: ChatCompletionRequest, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
     """The answer as OpenAI's chunks. The first chunk of each choice has its role; the very first
-    one has the reports of the media."""
+    one has the reports of the media. The last chunk of each choice has its confidence."""
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -319,7 +325,8 @@ async def _chunks(
                 dumped = None if logprobs is None else logprobs.model_dump()
                 yield event(chunk(item.index, {"content": item.text}, logprobs=dumped))
             if item.finish_reason is not None:
-                yield event(chunk(item.index, {}, finish_reason=item.finish_reason))
+                rated = {"confidence": item.confidence, "unsure": item.unsure}
+                yield event(chunk(item.index, {}, finish_reason=item.finish_reason, **rated))
             if item.usage is not None and wants_usage:
                 usage = CompletionUsage.of(item.usage).model_dump()
                 yield event({**head, "choices": [], "usage": usage})

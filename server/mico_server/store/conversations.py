@@ -69,6 +69,8 @@ class NewTurn:
     finish_reason: TurnEnd = "unanswered"
     usage: Usage | None = None
     reports: Sequence[MediaReport] = ()
+    confidence: float | None = None
+    unsure: bool | None = None
     new_media: Sequence[NewMedium] = ()
     created_at: datetime = field(default_factory=now)
 
@@ -80,6 +82,8 @@ class Turn(BaseModel):
     finish_reason: TurnEnd
     usage: Usage | None
     reports: tuple[MediaReport, ...]
+    confidence: float | None
+    unsure: bool | None
     created_at: datetime
 
 
@@ -373,6 +377,8 @@ def _answer(turn: NewTurn) -> dict[str, Any]:
         "finish_reason": turn.finish_reason,
         "usage": None if turn.usage is None else turn.usage.model_dump(),
         "reports": [report_json(report) for report in turn.reports],
+        "confidence": turn.confidence,
+        "unsure": turn.unsure,
     }
 
 

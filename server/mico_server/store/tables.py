@@ -162,6 +162,8 @@ turns = sa.Table(
     sa.Column("finish_reason", sa.String(16), nullable=False),
     sa.Column("usage", sa.JSON(none_as_null=True)),
     sa.Column("reports", sa.JSON, nullable=False),
+    sa.Column("confidence", sa.Double),
+    sa.Column("unsure", sa.Boolean),
     sa.Column("created_at", UtcDateTime, nullable=False),
 )
 

@@ -106,6 +106,7 @@ class TurnView(Frozen):
     answer: str = ""
     html: str = ""
     finish_reason: str = ""
+    unsure: bool | None = None
     usage: Usage | None = None
     tokens_per_second: float | None = None
     problem: Problem | None = None
@@ -127,7 +128,9 @@ def view_of(desk: MediaDesk, visitor: Visitor, turn: TurnObject, conversation_id
         conversation_id=conversation_id,
         media=desk.cards(visitor, turn.media, turn.reports),
         html=html_of(turn.answer),
-        **turn.model_dump(include={"turn", "message", "answer", "finish_reason", "usage"}),
+        **turn.model_dump(
+            include={"turn", "message", "answer", "finish_reason", "unsure", "usage"}
+        ),
     )
 
 
@@ -305,7 +308,7 @@ class Answers:
                         speed = (rest - 1) / seconds if rest > 1 and seconds > 0 else None
                         changes |= {"state": "done", "tokens_per_second": speed}
                         changes |= {"answer": event.answer, "usage": event.usage}
-                        changes |= {"finish_reason": event.finish_reason}
+                        changes |= {"finish_reason": event.finish_reason, "unsure": event.unsure}
                     answer.show(**changes)
 
     async def _show_stopped(self, visitor: Visitor, answer: _Answer) -> None:

@@ -155,6 +155,7 @@ class Screen:
                         text.feed(event.text)
                     elif isinstance(event, wire.ChatResponse):
                         whole = event
+                        text.feed(describe.UNSURE * bool(event.unsure))
             finally:
                 text.end()
         if whole is None:
@@ -198,7 +199,8 @@ class Screen:
                 self.note(f"[{medium.kind} {medium.name}]")
             self.line(f"> {turn.message}", "cyan")
             ends = {"cancelled": " (stopped)", "unanswered": "(not answered)"}
-            self.line(turn.answer + ends.get(turn.finish_reason, ""))
+            unsure = describe.UNSURE * bool(turn.unsure)
+            self.line(turn.answer + ends.get(turn.finish_reason, "") + unsure)
 
 
 def preview(medium: Medium, columns: int) -> list[Segments | Text]:

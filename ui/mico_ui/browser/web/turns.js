@@ -122,6 +122,7 @@
   // --- asking ---
 
   const UPDATE_MS = 60;
+  const UNSURE = "The model gave the words of this answer a low probability. Such answers are wrong more often than others.";
   const BLANK = { ask: "", version: -1, state: "waiting", message: "", media: [], answer: "", html: "", turn: null, usage: null, problem: null, finish_reason: "" };
   const name = (bytes = 12) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   let running = null;
@@ -291,6 +292,7 @@
     if (problem) mico.tell(problem, new mico.Problem(view.problem));
     turn.after.replaceChildren(
       ...[
+        view.unsure && el("small", { class: "unsure", title: UNSURE }, "(not sure)"),
         note && el("p", { class: "note" }, note),
         view.finish_reason === "length" && el("button", { type: "button", class: "continue", onclick: () => mico.ask(view.message, view.media, view.turn, view.message, view) }, "Continue"),
         problem,
