@@ -57,11 +57,10 @@ def setup() -> None:
 
     log_to_stderr()
     print(f"base LLM: {fetch_base_llm()}")
-    if speech.installed():
-        try:
-            print(f"speech: {speech.fetch()}")
-        except ModelError as error:  # everything else works without it
-            print(f"note: {error}; speech in recordings is not recognised", file=sys.stderr)
+    try:  # the ear of the mini needs Whisper too
+        print(f"speech: {speech.fetch()}")
+    except ModelError as error:  # everything else works without it
+        print(f"note: {error}; neither sounds nor speech are recognised", file=sys.stderr)
     if importlib.util.find_spec("llama_cpp") is not None:
         from mico_chat.checkpoints.gguf_export import gguf_of
 

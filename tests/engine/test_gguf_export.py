@@ -36,6 +36,7 @@ from mico_chat.cli import main as cli
 from mico_chat.cli import models as cli_models
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import MicoChatConfig
+from mico_chat.reading import speech
 from tests.engine.tiny_llm import save_llm
 from tests.tiny import TEMPLATE, chat_model, command, letters
 from tests.vicuna import write_tokenizer
@@ -499,9 +500,12 @@ def test_setup_makes_the_file_where_llama_cpp_is(
 ) -> None:
     monkeypatch.setattr(folders, "fetch_base_llm", lambda: "folder")
     monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")
+    monkeypatch.setattr(speech, "fetch", lambda: "weights")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
     command("setup")
-    assert ("GGUF: file" in capsys.readouterr().out) == installed
+    said = capsys.readouterr().out
+    assert ("GGUF: file" in said) == installed
+    assert "speech: weights" in said, "the mini's ear needs them, whatever recognises speech"
 
 
 # --- the mini -----------------------------------------------------------------------------------

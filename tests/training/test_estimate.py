@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from mico_chat.errors import ConfigError
 from mico_training.estimate import Estimate, estimate, of_file, rehearse

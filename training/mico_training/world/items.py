@@ -10,7 +10,7 @@ from typing import Any
 from mico_training.world.real import real_items
 from mico_training.world.sample import kind_of, read_shard
 
-MOST_OF_A_SKILL = 200
+MOST_OF_A_SKILL = 300
 
 
 def shard_items(shards: Sequence[Path], output: Path) -> int:
@@ -20,8 +20,11 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
     rows = []
     for sample in chain.from_iterable(map(read_shard, shards)):
         for number, turn in enumerate(sample.turns):
-            alone = turn.skill == "nearer" and turn.media == ("depth.png",)
-            skill = "nearer (depth alone)" if alone else turn.skill
+            skill = turn.skill
+            if skill == "nearer" and turn.media == ("depth.png",):
+                skill = "nearer (depth alone)"
+            elif skill == "present" and turn.answer.startswith("No"):
+                skill = "absent"
             counts[skill] += 1
             if counts[skill] > MOST_OF_A_SKILL:
                 continue
