@@ -48,8 +48,8 @@ class Ways(nn.Module):
         A box is centre x, centre y, width, height as fractions.
         """
         numbers = [self._numbers(frames.float(), boxes.float(), clip, gap) for gap in GAPS]
-        x = self.norm(torch.cat(numbers, 1)).clamp(-5, 5)
-        logits: Tensor = self.head(x.to(self.head[0].weight.dtype))
+        x = torch.cat(numbers, 1).to(self.head[0].weight.dtype)
+        logits: Tensor = self.head(self.norm(x).clamp(-5, 5))
         return logits
 
     def _numbers(self, frames: Tensor, boxes: Tensor, clip: Tensor, gap: int) -> Tensor:

@@ -122,7 +122,7 @@ def look_at(pixels: Tensor, picture: Tensor, boxes: Tensor, size: int) -> Tensor
     high = torch.maximum(high, low + 1)
     looks = [
         F.interpolate(
-            pixels[n : n + 1, :, top:bottom, left:right],
+            pixels[n : n + 1, :, top:bottom, left:right].float(),  # half has no such operation
             (size, size),
             mode="bilinear",
             antialias=True,
