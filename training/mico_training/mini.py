@@ -155,7 +155,8 @@ def pack(pretrained: Path, tuned: Path, output: Path) -> None:
         if wanted and path.is_file():
             shutil.copy(path, output / PRETRAINING)
     text = {k: v for k, v in load_file(pretrained / WEIGHTS).items() if k.startswith(TEXT_PARTS)}
-    save_file(half(text), output / PRETRAINING / WEIGHTS, {"format": "pt"})
+    # The text branch has fewer tokens than the language model.
+    save_file(half(text, torch.int16), output / PRETRAINING / WEIGHTS, {"format": "pt"})
     _forget_paths(output)
     # Training and evaluation do not read the defaults of a chat.
     processor = output / "processor_config.json"
@@ -181,8 +182,9 @@ def _forget_paths(folder: Path) -> None:
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()}
+def half(state: Mapping[str, Tensor], ids: torch.dtype = torch.int32) -> dict[str, Tensor]:
+    """Half of the bytes: numbers as bfloat16, token ids as ``ids``."""
+    return {k: v.to(torch.bfloat16 if v.is_floating_point() else ids) for k, v in state.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
