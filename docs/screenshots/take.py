@@ -38,7 +38,7 @@ def main() -> None:
         everything(browser, url, "")
         everything(browser, url, "phone-", viewport=PHONE, has_touch=True)
         with page(browser, url, color_scheme="dark") as shown:
-            example(shown, "What do you see and what do you hear?")
+            example(shown, "Do the picture and the sound belong together?")
             take(shown, "dark")
         with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
             example(shown, "Which way is the dragon going?")
