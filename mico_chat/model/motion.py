@@ -48,7 +48,7 @@ class Ways(nn.Module):
         A box is centre x, centre y, width, height as fractions.
         """
         numbers = [self._numbers(frames.float(), boxes.float(), clip, gap) for gap in GAPS]
-        x = torch.cat(numbers, 1).to(self.head[0].weight.dtype)
+        x = torch.cat(numbers, 1).to(self.log_scale.dtype)
         logits: Tensor = self.head(self.norm(x).clamp(-5, 5))
         return logits
 

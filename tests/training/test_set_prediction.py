@@ -116,13 +116,14 @@ def test_where_nothing_is_found_nothing_is_said_and_half_precision_looks_too() -
     chat = chat_model(config)
     chat.encoder.to(torch.bfloat16)
     assert chat.things is not None
-    last = chat.things.decide[-1]
+    last = chat.things.decide.get_submodule("2")
+    assert isinstance(last, torch.nn.Linear)
     length = QUERIES * (2 + THING_WORDS)
     for bias, some in ((-99.0, False), (99.0, True)):
         with torch.no_grad():
             last.bias[0] = bias
-        for kind, units in (("image", 1), ("video", 3)):
-            (tokens,) = chat.context_tokens(**media([kind], [units]))
+        for inputs in (media(["image"], [1]), media(["video"], [3])):
+            (tokens,) = chat.context_tokens(**inputs)
             assert bool(tokens[-length:].any()) == some
 
 

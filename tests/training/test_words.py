@@ -53,7 +53,7 @@ def drawn(kind: Kind | None, probability: float = 1.0, n: int = 600) -> list[Cha
 
 
 def texts(words: Words) -> list[str]:
-    return [one.text for one in (*(words.written or ()), *(words.spoken or ()))]
+    return [one.text for one in words.written or ()] + [one.text for one in words.spoken or ()]
 
 
 def case(one: ChatExample) -> str:
