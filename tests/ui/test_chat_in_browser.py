@@ -53,14 +53,14 @@ def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     first = chat.page.locator(".example").first  # a photograph, and its author is named
     expect(first).to_contain_text("CC0")
     first.click()
-    assert "espresso" in chat.text(1).lower()
+    assert "cup" in chat.text(1).lower()
     chat.press("New chat")
     chat.press("Which way is the dragon going?")
     assert "right" in chat.text(1).lower()
     chat.ask("What moves in this clip?")
     assert chat.text(2)
     assert chat.turns.nth(1).locator(".card").count() == 0
-    assert "32 of media" in chat.answer(2).locator(".usage").inner_text()
+    assert "70 of media" in chat.answer(2).locator(".usage").inner_text()
     expect(chat.conversations.first).to_have_text("Which way is the dragon going?")
 
 
