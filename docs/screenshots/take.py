@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from mico_ui.browser.app import create_app
+from mico_ui.browser.visitor import Access
 from mico_ui.local_server import local_server
 from tests.server.running import live
 
@@ -27,8 +28,8 @@ WAIT_MS = 60_000
 def main() -> None:
     with (
         TemporaryDirectory() as data,
-        local_server(["--model", "mini", "--data-dir", data]) as api,
-        live(create_app(api), lifespan="on") as client,
+        local_server(["--model", "mini", "--data-dir", data]) as (api, secret),
+        live(create_app(api, Access(secret=secret)), lifespan="on") as client,
         sync_playwright() as playwright,
     ):
         url = str(client.base_url)
