@@ -183,6 +183,27 @@ def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) 
     assert without  # text-only conversations occur
 
 
+def test_things_are_given_ever_less_often_and_only_where_all_are_known(mixture: Mixture) -> None:
+    n = 400
+    dataset = ConversationDataset(mixture, n, max_turns=2, given=1.0)
+    examples = [dataset[draw] for draw in range(n)]
+    plain = ConversationDataset(mixture, n, max_turns=2)
+    known = [
+        all(medium.kind != "audio" for medium in one.media) and bool(one.media) for one in examples
+    ]
+    halves = [sum(one.given for one in half) for half in (examples[: n // 2], examples[n // 2 :])]
+    possible = [sum(known[: n // 2]), sum(known[n // 2 :])]
+    assert halves[0] > 0.6 * possible[0]
+    assert 0 < halves[1] < 0.4 * possible[1]
+    for draw, one in enumerate(examples):
+        assert one.messages == plain[draw].messages
+        assert not plain[draw].given
+        assert known[draw] or not one.given
+        if one.given:
+            assert len(one.regions) == len(one.media)
+            assert all(one.regions)
+
+
 # --- batches of conversations of like length ----------------------------------------------------
 
 BATCH = 4

@@ -12,9 +12,10 @@ from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.context import AlikeMedia
 from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.media_noise import MediaNoise, simulate
+from mico_training.media_noise import MediaNoise
 from mico_training.parallel import keep_step
 from mico_training.recipe import DropRecipe
+from mico_training.simulated import simulate
 from tests.tiny import SIDE, captions, chat_model
 
 NAMED = 2

@@ -9,20 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mico_chat.model.concepts import ConceptAttention
+from mico_chat.media.kinds import KINDS
 from mico_chat.model.context import AlikeMedia
 from mico_chat.model.media_path import MediaPath
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.regions import RegionBatch
 from mico_training.recipe import DropRecipe
+from mico_training.simulated import GivenThings, simulate
 
+AUDIO = KINDS.index("audio")
 HIDDEN = -30.0
 """The logit of a name that is hidden."""
 
 
 class MediaNoise:
-    """Dropped paths, hidden names and simulated names of a model's media, in training mode alone.
+    """Dropped paths, hidden names, simulated names and given things, in training mode alone.
 
     The changes hang on the model's modules as hooks: the model itself does not know them.
 
@@ -30,7 +32,8 @@ class MediaNoise:
     grid path is, so that the model can do without either. ``drop.names`` is the probability that
     the learned names of a medium are hidden, which know the training pictures too well. Where a
     batch's ``simulated_names`` (M,) are not -1, the concept path sees this name instead of the
-    picture (:func:`simulate`).
+    picture (:func:`simulate`). Where its ``given`` (M,) are True, a medium's context tokens come
+    from its regions (:class:`GivenThings`), and the encoder does not see it.
 
     Args:
         chat: the model with the media path, or stage 1's, of which no path is dropped.
@@ -46,8 +49,14 @@ class MediaNoise:
     ) -> None:
         self.chat, self.drop = chat, drop
         self._names: Tensor | None = None
+        self._given: Tensor | None = None
+        self._regions: RegionBatch | None = None
         self._draw = torch.empty(0)
-        (trained or chat).register_forward_pre_hook(self._take_names, with_kwargs=True)
+        (trained or chat).register_forward_pre_hook(self._take_inputs, with_kwargs=True)
+        if isinstance(chat, MediaPath) and chat.things is not None:
+            self._things = GivenThings(chat)
+            self._seen_tokens = chat.context_tokens
+            chat.context_tokens = self._context_tokens  # type: ignore[method-assign]
         if chat.concepts is not None:
             chat.concepts.change_cells = self._change_cells
         if drop.path > 0 and isinstance(chat, MediaPath):
@@ -58,9 +67,37 @@ class MediaNoise:
                 chat.bridge.register_forward_pre_hook(self._draw_paths)
             chat.bridge.register_forward_hook(self._drop_grid)
 
-    def _take_names(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def _take_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         self._names = kwargs.pop("simulated_names", None)
+        self._given = kwargs.pop("given", None)
+        if self._given is not None:
+            keys = [key for key in kwargs if key.startswith("region_")]
+            self._regions = RegionBatch.given({key: kwargs.pop(key) for key in keys})
         return args, kwargs
+
+    def _context_tokens(
+        self,
+        media_kind: Tensor,
+        media_units: Tensor,
+        pixel_values: Tensor | None = None,
+        stem_features: Tensor | None = None,
+    ) -> list[Tensor]:
+        """As the model's own, but of the given media from their regions."""
+        given, regions = self._given, self._regions
+        if given is None or regions is None or pixel_values is None:
+            return self._seen_tokens(media_kind, media_units, pixel_values, stem_features)
+        given = given & (media_kind != AUDIO)  # a clip's sound track
+        if self._names is not None:
+            self._names = self._names[~given]
+        own = (~given).repeat_interleave(media_units)
+        seen: list[Tensor] = []
+        if not bool(given.all()):
+            seen = self._seen_tokens(media_kind[~given], media_units[~given], pixel_values[own])
+        pixels = pixel_values.split(media_units.tolist())
+        return [
+            self._things.tokens(regions, m, int(kind), pixels[m]) if given[m] else seen.pop(0)
+            for m, kind in enumerate(media_kind)
+        ]
 
     def _change_cells(self, cells: Tensor, media: AlikeMedia) -> Tensor:
         """Cell logits (B·U, C, names), names hidden or simulated."""
@@ -108,27 +145,3 @@ class MediaNoise:
         p = self.drop.path
         keep = (self._draw < p) | (self._draw >= 2 * p)
         return context * keep.view(-1, 1, 1)
-
-
-def simulate(concepts: ConceptAttention, names: Tensor, n_cells: int) -> Tensor:
-    """Cell logits (B, n_cells, n_visual) as the stem might give them for named things (B,).
-
-    Classes are confused where their classifier rows are alike, the confidence varies, and the
-    thing fills some of the cells. So the LLM learns to put a posterior into words for every name,
-    pictured in the training data or not.
-    """
-    rows = torch.cat([concepts.classifier.weight, concepts.learned.weight]).detach()
-    rows = F.normalize(rows - rows.mean(0), dim=-1)
-    b, n = len(names), len(rows)
-    alike = rows[names] @ rows.T  # (B, n_visual)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(b, 1, 1, device=rows.device).uniform_(low, high)
-
-    inside = torch.rand(b, n_cells, 1, device=rows.device) < uniform(0.3, 1.0)
-    # The pooled logits are the cells' mean: a thing in few cells is surer in each.
-    share = inside.float().mean(1, keepdim=True).clamp(min=0.1)
-    strength = uniform(6.5, 13.0) / share
-    noise = torch.randn(b, n_cells, n, device=rows.device) * uniform(0.3, 2.0)
-    shared = torch.randn(b, 1, n, device=rows.device) * uniform(0.0, 0.7)
-    return inside * strength * alike.unsqueeze(1) + noise + shared

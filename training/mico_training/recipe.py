@@ -260,7 +260,9 @@ class Stage3Recipe(Section):
 
     The language model trains through ``lora``, or as a whole (``full: true``). ``simulate``:
     probability of a question about simulated concepts (``SimulatedNames``). ``words``: probability
-    of drawn words in an example's first medium (``RecognisedWords``).
+    of drawn words in an example's first medium (``RecognisedWords``). ``given``: probability, at
+    the first step, that a conversation's things are true ones instead of those that the encoder
+    finds (``GivenThings``); it falls to 0 until the last step.
     """
 
     trainable: tuple[str, ...] = ("bridge",)
@@ -269,6 +271,7 @@ class Stage3Recipe(Section):
     max_turns: int = Field(default=3, gt=0)
     simulate: Probability = 0.0
     words: Probability = 0.0
+    given: Probability = 0.0
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

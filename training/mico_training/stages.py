@@ -161,7 +161,10 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
         train_only(chat.model, [*stage3.trainable, "llm"] if stage3.full else stage3.trainable)
         if not stage3.full and stage3.lora is not None:
             add_lora(chat.model, stage3.lora)
-        examples = ConversationDataset(mixture, draws(arguments), stage3.max_turns)
+        if stage3.given > 0 and chat.model.things is None:
+            raise ConfigError("stage3.given: set bridge_config.things above 0")
+        turns = (stage3.max_turns, stage3.given)
+        examples = ConversationDataset(mixture, draws(arguments), *turns)
         if stage3.simulate > 0:
             concept = chat.model.config.concept_config
             names = chat.model.config.concept_names[0]

@@ -55,6 +55,10 @@ class ChatCollator:
         if any(example.simulated >= 0 for example in examples):
             simulated = torch.tensor([example.simulated for example in examples])
             batch["simulated_names"] = simulated[batch["media_row"]]
+        if any(example.given for example in examples):
+            batch["given"] = torch.tensor([example.given for example in examples])[
+                batch["media_row"]
+            ]
         return batch
 
     def _word(self, word: str) -> list[int]:

@@ -149,14 +149,16 @@ class ChatExample:
     """A conversation whose media are files.
 
     ``simulated``: the number of the concept name that its one picture is taken for, or -1.
-    ``regions``: those of each medium, where the stage asks for them. ``words``: what is recognised
-    in each medium; the media behind the end have no words.
+    ``regions``: those of each medium, where the stage asks for them; ``given``: they are said to
+    the language model instead of what the encoder sees. ``words``: what is recognised in each
+    medium; the media behind the end have no words.
     """
 
     id: str
     messages: tuple[Message, ...]
     simulated: int = -1
     regions: tuple[tuple[Region, ...], ...] = ()
+    given: bool = False
     words: tuple[Words, ...] = ()
 
     @property
@@ -196,15 +198,27 @@ class CaptionDataset(DrawnDataset):
 
 @dataclass(frozen=True)
 class ConversationDataset(DrawnDataset):
-    """Stage 3: a finished conversation, or one drawn from a sample's questions."""
+    """Stage 3: a finished conversation, or one drawn from a sample's questions.
+
+    ``given``: the probability, at the first draw, that things are given; it falls to 0 until the
+    last one.
+    """
 
     max_turns: int
+    given: float = 0.0
 
     def __getitem__(self, draw: int) -> ChatExample:
         sample = self.mixture.sample(draw)
-        if not sample.conversation:
-            return ask(sample, self.mixture.generator(draw), self.max_turns)
-        return ChatExample(sample.id, sample.conversation)
+        if sample.conversation:
+            return ChatExample(sample.id, sample.conversation)
+        example = ask(sample, self.mixture.generator(draw), self.max_turns)
+        share = self.given * (1 - draw / self.draws)
+        if self.mixture.generator(draw, purpose=6).random() >= share:
+            return example
+        keys = {medium.name: key for key, medium in sample.media.items()}
+        regions = tuple(sample.regions.get(keys[medium.name], ()) for medium in example.media)
+        known = bool(regions) and all(regions)
+        return replace(example, regions=regions, given=True) if known else example
 
 
 def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) -> ChatExample:
@@ -281,7 +295,7 @@ class SimulatedNames:
             question = drawn(EXACT_QUESTIONS, plain=plain)
             answer = drawn(ANSWERS[:-1], name=with_article(name))
             messages += [Message.user(question), Message.assistant(answer)]
-        return replace(example, messages=tuple(messages), simulated=number, regions=())
+        return replace(example, messages=tuple(messages), simulated=number, regions=(), given=False)
 
 
 @dataclass(frozen=True)

@@ -166,4 +166,5 @@ class RecognisedWords:
             messages=(Message.user(medium, question), Message.assistant(answer)),
             words=(words,),
             regions=(),
+            given=False,
         )

@@ -1,0 +1,155 @@
+"""Given things: runs of context tokens from the truth, which the encoder does not see."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.model.config import THING_WORDS
+from mico_chat.model.things import WORDS
+from mico_training import simulated
+from mico_training.data.sample import region_batch, regions_of
+from mico_training.media_noise import MediaNoise
+from mico_training.recipe import DropRecipe
+from tests.tiny import SIDE, chat_model
+from tests.training.test_set_prediction import QUERIES, with_things
+
+SAID = {
+    word: 20 + n for n, word in enumerate(dict.fromkeys(w for ws in WORDS.values() for w in ws))
+}
+"""The token of each word of a run; 10 to 14 are those of names (``chat_model``)."""
+NAMES = {"one": [10], "two": [11], "three": [12, 13], "strange": [60, 61]}
+RUN = 2 + THING_WORDS
+
+
+@pytest.fixture
+def chat(monkeypatch: pytest.MonkeyPatch) -> MicoChatForConditionalGeneration:
+    """A model that says each word by its own token, and things that are as sure as can be."""
+    for name, value in (("MISSED", 0.0), ("BESIDE", 0.0), ("METRES", 0.0), ("SURE", (50.0, 51.0))):
+        monkeypatch.setattr(simulated, name, value)
+    model = chat_model(with_things())
+    model.thing_words.learn_words(SAID.__getitem__)
+    assert model.concepts is not None
+    with torch.no_grad():  # each name is like no other
+        torch.nn.init.orthogonal_(model.concepts.classifier.weight)
+        model.concepts.learned.weight.copy_(-model.concepts.classifier.weight.sum(0, keepdim=True))
+    return model.train()
+
+
+def thing(name: str, x: float, **more: Any) -> dict[str, Any]:
+    return {"name": name, "x": x, "y": 0.5, "width": 0.2, "height": 0.2, **more}
+
+
+def given(
+    model: MicoChatForConditionalGeneration,
+    kinds: list[Kind],
+    truths: Sequence[list[dict[str, Any]] | None],
+    units: int = 1,
+) -> list[Tensor]:
+    """The context tokens of media whose things are given; a truth of None: the medium is seen."""
+    noise = MediaNoise(model, DropRecipe())
+    counts = [units if kind == "video" else 1 for kind in kinds]
+    media = {
+        "media_kind": torch.tensor([KINDS.index(kind) for kind in kinds]),
+        "media_units": torch.tensor(counts),
+        "pixel_values": torch.rand(
+            sum(counts), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
+        ),
+    }
+    regions = region_batch(
+        [
+            () if truth is None else regions_of(kind, {"things": truth})
+            for kind, truth in zip(kinds, truths, strict=True)
+        ],
+        lambda word: NAMES.get(word, [SAID.get(word, 1)]),
+    )
+    assert regions is not None
+    inputs = {**regions.inputs(), "given": torch.tensor([truth is not None for truth in truths])}
+    noise._take_inputs(model, (), inputs)
+    assert not inputs, "the model itself knows none of them"
+    torch.manual_seed(0)
+    return model.context_tokens(**media)
+
+
+def said(model: MicoChatForConditionalGeneration, tokens: Tensor) -> list[list[int]]:
+    """The words of each run in a medium's tokens: the ids of the nearest vectors, 0 for zeros."""
+    table = cast(nn.Embedding, model.get_input_embeddings()).weight
+    runs = tokens[-QUERIES * RUN :].view(QUERIES, RUN, -1)
+    near = torch.cdist(runs, table).argmin(-1)
+    near[~runs.any(-1)] = 0
+    return [run for run in near.tolist() if any(run)]
+
+
+def words(*names: str) -> list[int]:
+    return [SAID[name] for name in names]
+
+
+def test_a_given_picture_says_its_true_things_the_nearest_first(
+    chat: MicoChatForConditionalGeneration,
+) -> None:
+    far = thing("two", 0.8, colour="red", depth=6.0)
+    near = thing("three", 0.2, colour="blue", depth=0.7)
+    (tokens,) = given(chat, ["image"], [[far, near]])
+    assert len(tokens) == chat.config.context_length("image", 1)
+    assert [run[:1] + run[2:] for run in said(chat, tokens)] == [
+        [12, *words("blue", "left", "center", "near", ";")],
+        [11, *words("red", "right", "center", "far", ";")],
+    ]
+
+
+def test_a_name_that_the_classifier_lacks_says_its_own_words(
+    chat: MicoChatForConditionalGeneration,
+) -> None:
+    (tokens,) = given(chat, ["image"], [[thing("strange", 0.5, colour="red")]])
+    assert said(chat, tokens)[0][:2] == [60, 61]
+
+
+def test_a_given_depth_map_says_its_halves_and_metres_and_a_clip_its_ways(
+    chat: MicoChatForConditionalGeneration,
+) -> None:
+    moving = thing("one", 0.2, colour="red", way="up")
+    depth, clip = given(chat, ["depth", "video"], [[thing("two", 0.8, depth=3.0)], [moving]], 3)
+    assert len(clip) == chat.config.context_length("video", 3)
+    halves, run = said(chat, depth)[:2], said(chat, depth)[2]
+    assert {half[3] for half in halves} == {SAID["left"], SAID["right"]}
+    assert (run[0], run[2:4]) == (11, words("3", "right"))
+    assert said(chat, clip)[0][-2:] == words("up", ";")
+
+
+def test_the_encoder_sees_only_what_is_not_given(
+    chat: MicoChatForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = chat.encoded
+    units: list[int] = []
+
+    def counted(*args: Any) -> tuple[Tensor, Tensor]:
+        units.append(int(args[1].sum()))
+        return encode(*args)
+
+    monkeypatch.setattr(chat, "encoded", counted)
+    kinds: list[Kind] = ["image", "audio", "image"]
+    truths = [[thing("one", 0.5)], None, None]
+    mixed = given(chat, kinds, truths)
+    lengths = [chat.config.context_length(kind, 1) for kind in kinds]
+    assert [len(tokens) for tokens in mixed] == lengths
+    assert units == [2]
+    given(chat, ["image"], [[]])
+    assert units == [2], "nothing was there to be seen"
+
+
+def test_some_things_are_missed_and_colours_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chat_model(with_things())
+    model.thing_words.learn_words(SAID.__getitem__)
+    monkeypatch.setattr(simulated, "MISSED", 0.4)
+    monkeypatch.setattr(simulated, "SURE", (0.0, 1.0))
+    model.train()
+    pictures = [[thing("one", 0.5, colour="red")]] * 60
+    found = [said(model, tokens) for tokens in given(model, ["image"] * 60, pictures)]
+    numbers = Counter(map(len, found))
+    assert 12 <= numbers[0] <= 36
+    assert len({run[0][2] for run in found if run}) > 1

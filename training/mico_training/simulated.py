@@ -1,0 +1,142 @@
+"""Simulated names and things: what media would say, without a look at their pixels.
+
+A language model learns to put every name into words, also those that no training picture shows. And
+it learns to read the runs of things before it can count or compare them. While it
+learns that, found things would be wrong in every third picture, and the encoder would take most of
+a step. So a conversation may have the runs of the true things, as unsure as those of found ones.
+
+Legend: R things of a medium, B named things, U units, N context tokens, L LLM width.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mico_chat.media.kinds import KINDS
+from mico_chat.model.concepts import COLOURS, ConceptAttention
+from mico_chat.model.media_path import DEPTH, NORMAL, MediaPath
+from mico_chat.model.regions import RegionBatch, thing_boxes
+from mico_chat.model.things import WORDS, Thing, padded
+
+CELLS = 16
+"""So many cells of a thing vote for its name."""
+MISSED = 0.03
+"""The share of things that are not found."""
+BESIDE, METRES = 0.02, 0.15
+"""The deviations of found boxes, and of log metres, from the true ones."""
+FARTHEST = 2.0
+"""Unknown log metres are between 0 and this."""
+SURE = (3.0, 7.0)
+"""The logit of a true colour or way is between these; all logits have noise of deviation 1."""
+
+
+class GivenThings:
+    """Makes the context tokens of pictures and clips from their regions."""
+
+    def __init__(self, chat: MediaPath) -> None:
+        concepts = chat.concepts
+        assert concepts is not None
+        self.chat, self.concepts = chat, concepts
+        self.number: dict[tuple[int, ...], int] = {}
+        tables = [concepts.name_ids[: concepts.n_visual], concepts.exact_ids]
+        for table in (table for table in reversed(tables) if table is not None):
+            for number, ids in enumerate(table.tolist()):
+                self.number.setdefault(tuple(n for n in ids if n >= 0), number)
+        self.colours = chat.thing_words.word_ids[: len(COLOURS)].tolist()
+
+    def tokens(self, regions: RegionBatch, medium: int, kind: int, pixels: Tensor) -> Tensor:
+        """The context tokens (N, L) of medium number ``medium`` of a batch.
+
+        ``pixels`` (U, 3, H, W) tell the halves of a depth map and the length of a clip.
+        """
+        table = cast(nn.Embedding, self.chat.get_input_embeddings())
+        device = pixels.device
+        own = ((regions.medium == medium) & ~regions.whole).nonzero().squeeze(1)
+        own = own[torch.rand(len(own), device=own.device) >= MISSED]
+        metres = regions.distance[own].log()
+        metres = torch.where(metres.isnan(), FARTHEST * torch.rand_like(metres), metres)
+        metres = metres + METRES * torch.randn_like(metres)
+        own, metres = own[metres.argsort()], metres.sort().values
+        boxes = thing_boxes(regions.box[own])
+        numbers = [self._number(regions.names[r]) for r in own.tolist()]
+        unknown = torch.tensor([number is None for number in numbers], dtype=torch.bool)
+        names = torch.tensor([number or 0 for number in numbers], dtype=torch.long, device=device)
+        cells = simulate(self.concepts, names, CELLS)
+        name = self.concepts.visual_tokens(cells, table)
+        name[unknown] = self._own_words(regions.names[own[unknown]], table)
+        clip = KINDS[kind] == "video"
+        thing = Thing(
+            boxes=boxes + BESIDE * torch.randn_like(boxes),
+            distance=metres,
+            name=name,
+            colour=_unsure([self._colour(regions.words[r]) for r in own.tolist()], len(COLOURS)),
+            way=_unsure(regions.way[own].tolist(), len(WORDS["way"])) if clip else None,
+            surface=torch.full((len(own),), kind in (DEPTH, NORMAL), device=device),
+        )
+        runs = self.chat.thing_words(thing, table)
+        if kind == DEPTH:
+            runs = torch.cat([self.chat.thing_words.halves(pixels, table)[0].to(runs), runs])
+        assert self.chat.things is not None
+        runs = padded(runs, torch.zeros(len(runs), dtype=torch.long), 1, self.chat.things.n)[0]
+        config = self.chat.bridge.config
+        queries = len(pixels) * config.frame_grid**2 if clip else config.n_still
+        nothing = runs.new_zeros(queries, runs.shape[1])
+        return torch.cat([self._whole(cells, table), nothing, runs])
+
+    def _whole(self, cells: Tensor, table: nn.Embedding) -> Tensor:
+        """The names (2 K, L) of the whole medium, in which things of R x C cells vote."""
+        votes = cells.flatten(0, 1).unsqueeze(0)
+        if not votes.shape[1]:
+            votes = votes.new_zeros(1, 1, self.concepts.n_visual)
+        named = [self.concepts.visual_tokens(votes, table)]
+        if self.concepts.exact_ids is not None:
+            named.append(self.concepts.visual_tokens(votes, table, exact=True))
+        return torch.cat(named, 1)[0]
+
+    def _number(self, ids: Tensor) -> int | None:
+        """The number of a visual name with these tokens, if there is one."""
+        given = tuple(n for n in ids.tolist() if n >= 0)[: self.concepts.name_ids.shape[1]]
+        return self.number.get(given)
+
+    def _own_words(self, ids: Tensor, table: nn.Embedding) -> Tensor:
+        """The tokens (R, K, L) of names (R, ..), which the classifier need not know."""
+        width = self.concepts.name_ids.shape[1]
+        ids = F.pad(ids[:, :width], (0, max(0, width - ids.shape[1])), value=-1)
+        words: Tensor = table(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
+        return words.detach()
+
+    def _colour(self, ids: Tensor) -> int:
+        return next((self.colours.index(n) for n in ids.tolist() if n in self.colours), -1)
+
+
+def _unsure(true: list[int], n: int) -> Tensor:
+    """Logits (R, n) of what is ``true`` of each thing, -1 for nothing, with noise."""
+    known = F.one_hot(torch.tensor(true, dtype=torch.long).clamp(min=0), n)
+    known = known * (torch.tensor(true) >= 0).unsqueeze(1)
+    return known * torch.empty(len(true), 1).uniform_(*SURE) + torch.randn(len(true), n)
+
+
+def simulate(concepts: ConceptAttention, names: Tensor, n_cells: int) -> Tensor:
+    """Cell logits (B, n_cells, n_visual) as the stem might give them for named things (B,).
+
+    Classes are confused where their classifier rows are alike, the confidence varies, and the
+    thing fills some of the cells. So the LLM learns to put a posterior into words for every name,
+    pictured in the training data or not.
+    """
+    rows = torch.cat([concepts.classifier.weight, concepts.learned.weight]).detach()
+    rows = F.normalize(rows - rows.mean(0), dim=-1)
+    b, n = len(names), len(rows)
+    alike = rows[names] @ rows.T  # (B, n_visual)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(b, 1, 1, device=rows.device).uniform_(low, high)
+
+    inside = torch.rand(b, n_cells, 1, device=rows.device) < uniform(0.3, 1.0)
+    # The pooled logits are the cells' mean: a thing in few cells is surer in each.
+    share = inside.float().mean(1, keepdim=True).clamp(min=0.1)
+    strength = uniform(6.5, 13.0) / share
+    noise = torch.randn(b, n_cells, n, device=rows.device) * uniform(0.3, 2.0)
+    shared = torch.randn(b, 1, n, device=rows.device) * uniform(0.0, 0.7)
+    return inside * strength * alike.unsqueeze(1) + noise + shared
