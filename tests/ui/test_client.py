@@ -1,6 +1,7 @@
 """The client against a real server, whose assistant is a stand-in."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from starlette.responses import Response
 
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
 from mico_ui import routes
-from mico_ui.client import ApiError, Client, read_events
+from mico_ui.client import ApiError, AsyncClient, Client, read_events
 from mico_ui.routes import MediumId, Question, Upload
 from tests.fakes import FakeAssistant
 from tests.server.running import live
@@ -97,6 +98,23 @@ def test_no_server_and_another_service(status: int, said: str) -> None:
 def test_an_error_of_the_callers_own_stays_one(client: Client) -> None:
     with pytest.raises(OSError, match="full disk"), client.stream(Question("Hi")):
         raise OSError("full disk")
+
+
+def test_ctrl_c_is_one_also_where_a_library_stops_the_task_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stopped(*args: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(30)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AsyncClient, "send", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            client.send(routes.ready())
+    assert client.send(routes.ready()).model == "fake"
 
 
 STREAM = (

@@ -7,7 +7,7 @@ import asyncio
 import ipaddress
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -168,27 +168,35 @@ class Client:
         self._runner = asyncio.Runner()
         self.api = self._client.api
 
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Only Ctrl-C cancels a task here. The runner does not say so where a library, which
+        watches its time, has cancelled the task as well."""
+        try:
+            return self._runner.run(work)
+        except asyncio.CancelledError as error:
+            raise KeyboardInterrupt from error
+
     def send(self, call: Call[T]) -> T:
-        return self._runner.run(self._client.send(call))
+        return self._run(self._client.send(call))
 
     @contextmanager
     def stream(self, question: Question) -> Iterator[Iterator[ChatEvent]]:
         answer = self._client.stream(question)
-        events = self._runner.run(answer.__aenter__())
+        events = self._run(answer.__aenter__())
 
         async def following() -> ChatEvent | None:
             return await anext(events, None)
 
         try:
-            yield iter(lambda: self._runner.run(following()), None)
+            yield iter(lambda: self._run(following()), None)
         finally:
-            self._runner.run(answer.__aexit__(None, None, None))
+            self._run(answer.__aexit__(None, None, None))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._runner.run(self._client.__aexit__())
+        self._run(self._client.__aexit__())
         self._runner.close()
 
 
