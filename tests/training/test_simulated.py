@@ -1,7 +1,9 @@
 """Given things: runs of context tokens from the truth, which the encoder does not see."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,14 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import THING_WORDS
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.things import WORDS
 from mico_training import simulated
+from mico_training.build_model import Chat
 from mico_training.data.sample import region_batch, regions_of
 from mico_training.media_noise import MediaNoise
 from mico_training.recipe import DropRecipe
-from tests.tiny import SIDE, chat_model
+from mico_training.simulated import GivenThings
+from mico_training.stages import train_stage3
+from tests.tiny import SIDE, chat_model, letters
+from tests.training.test_runs import losses, write_recipe
 from tests.training.test_set_prediction import QUERIES, with_things
 
 SAID = {
@@ -153,3 +162,53 @@ def test_some_things_are_missed_and_colours_mistaken(monkeypatch: pytest.MonkeyP
     numbers = Counter(map(len, found))
     assert 12 <= numbers[0] <= 36
     assert len({run[0][2] for run in found if run}) > 1
+
+
+# PEFT asks transformers for the old name of a property.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_stage_3_is_given_pictures_and_hears_sounds(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = GivenThings.tokens
+    kinds: list[str] = []
+
+    def counted(self: GivenThings, regions: Any, medium: int, kind: int, pixels: Tensor) -> Tensor:
+        kinds.append(KINDS[kind])
+        return make(self, regions, medium, kind, pixels)
+
+    monkeypatch.setattr(GivenThings, "tokens", counted)
+    config = with_things()
+    processor = MicoChatProcessor.for_config(config, letters(), Preprocessing(image_size=SIDE))
+    Chat(MicoChatForConditionalGeneration(config), processor).save(tmp_path / "chat")
+    lora = {"lora": {"r": 2, "targets": ["q_proj"]}}
+    train_stage3(write_recipe(tmp_path, shards, tmp_path / "chat", stage3=lora | {"given": 1.0}))
+    assert set(kinds) == {"image"}
+    assert all(math.isfinite(loss) for loss in losses(tmp_path))
+    kinds.clear()
+    train_stage3(write_recipe(tmp_path / "plain", shards, tmp_path / "chat", stage3=lora))
+    assert not kinds
+
+
+def test_given_things_need_a_model_with_things_and_processes_that_do_not_wait(
+    tmp_path: Path, shards: Path, tiny_chat: Path
+) -> None:
+    recipe = write_recipe(tmp_path, shards, tiny_chat, stage3={"given": 0.5})
+    with pytest.raises(ConfigError, match="the model has no things"):
+        train_stage3(recipe)
+    for parallel in ("fsdp", "zero2"):
+        with pytest.raises(ConfigError, match=f"needs train.parallel ddp, not {parallel}"):
+            train_stage3(recipe, [f"train.parallel={parallel}"])
+
+
+def test_a_scene_is_not_named_after_a_thing_that_the_classifier_lacks(
+    chat: MicoChatForConditionalGeneration,
+) -> None:
+    (tokens,) = given(chat, ["image"], [[thing("strange", 0.8, colour="red")]])
+    table = cast(nn.Embedding, chat.get_input_embeddings()).weight
+    torch.testing.assert_close(tokens[0], table[[10, 11, 12]].mean(0), msg="any name is as likely")
+
+
+def test_the_sound_track_of_a_given_clip_is_heard(chat: MicoChatForConditionalGeneration) -> None:
+    clip, track = given(chat, ["video", "audio"], [[thing("one", 0.2, way="up")], []], 3)
+    assert len(clip) == chat.config.context_length("video", 3)
+    assert len(track) == chat.config.context_length("audio", 1)

@@ -262,7 +262,7 @@ class Stage3Recipe(Section):
     probability of a question about simulated concepts (``SimulatedNames``). ``words``: probability
     of drawn words in an example's first medium (``RecognisedWords``). ``given``: probability, at
     the first step, that a conversation's things are true ones instead of those that the encoder
-    finds (``GivenThings``); it falls to 0 until the last step.
+    finds (``GivenThings``); it falls to 0 until the last step. Not for ``fsdp`` and ``zero2``.
     """
 
     trainable: tuple[str, ...] = ("bridge",)
@@ -315,6 +315,15 @@ class Stage3Run(Recipe):
     """``mico-chat train-stage3``."""
 
     stage3: Stage3Recipe = Stage3Recipe()
+
+    @model_validator(mode="after")
+    def _no_waiting(self) -> Self:
+        if self.stage3.given > 0 and self.train.parallel != "ddp":
+            raise ValueError(
+                f"stage3.given needs train.parallel ddp, not {self.train.parallel}: a batch of "
+                "given things does not run the encoder, where the other processes would wait"
+            )
+        return self
 
 
 def changes(

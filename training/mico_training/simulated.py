@@ -1,9 +1,9 @@
 """Simulated names and things: what media would say, without a look at their pixels.
 
 A language model learns to put every name into words, also those that no training picture shows. And
-it learns to read the runs of things before it can count or compare them. While it
-learns that, found things would be wrong in every third picture, and the encoder would take most of
-a step. So a conversation may have the runs of the true things, as unsure as those of found ones.
+it must learn to read the runs of things before it can count or compare them. While it learns that,
+found things are often wrong, and the encoder takes a part of each step. So a conversation may have
+the runs of the true things, about as unsure as those of found ones.
 
 Legend: R things of a medium, B named things, U units, N context tokens, L LLM width.
 """
@@ -40,10 +40,10 @@ class GivenThings:
         assert concepts is not None
         self.chat, self.concepts = chat, concepts
         self.number: dict[tuple[int, ...], int] = {}
-        tables = [concepts.name_ids[: concepts.n_visual], concepts.exact_ids]
-        for table in (table for table in reversed(tables) if table is not None):
-            for number, ids in enumerate(table.tolist()):
-                self.number.setdefault(tuple(n for n in ids if n >= 0), number)
+        plain = concepts.name_ids[: concepts.n_visual]
+        exact = plain if concepts.exact_ids is None else concepts.exact_ids
+        for number, ids in [*enumerate(exact.tolist()), *enumerate(plain.tolist())]:
+            self.number.setdefault(tuple(n for n in ids if n >= 0), number)
         self.colours = chat.thing_words.word_ids[: len(COLOURS)].tolist()
 
     def tokens(self, regions: RegionBatch, medium: int, kind: int, pixels: Tensor) -> Tensor:
@@ -61,29 +61,31 @@ class GivenThings:
         own, metres = own[metres.argsort()], metres.sort().values
         boxes = thing_boxes(regions.box[own])
         numbers = [self._number(regions.names[r]) for r in own.tolist()]
-        unknown = torch.tensor([number is None for number in numbers], dtype=torch.bool)
+        known = torch.tensor([n is not None for n in numbers], dtype=torch.bool, device=device)
         names = torch.tensor([number or 0 for number in numbers], dtype=torch.long, device=device)
         cells = simulate(self.concepts, names, CELLS)
         name = self.concepts.visual_tokens(cells, table)
-        name[unknown] = self._own_words(regions.names[own[unknown]], table)
+        name = torch.where(known.view(-1, 1, 1), name, self._words(regions.names[own], table))
+        colours = [self._colour(regions.words[r]) for r in own.tolist()]
         clip = KINDS[kind] == "video"
         thing = Thing(
             boxes=boxes + BESIDE * torch.randn_like(boxes),
             distance=metres,
             name=name,
-            colour=_unsure([self._colour(regions.words[r]) for r in own.tolist()], len(COLOURS)),
-            way=_unsure(regions.way[own].tolist(), len(WORDS["way"])) if clip else None,
+            colour=_unsure(torch.tensor(colours, device=device).long(), len(COLOURS)),
+            way=_unsure(regions.way[own], len(WORDS["way"])) if clip else None,
             surface=torch.full((len(own),), kind in (DEPTH, NORMAL), device=device),
         )
         runs = self.chat.thing_words(thing, table)
         if kind == DEPTH:
             runs = torch.cat([self.chat.thing_words.halves(pixels, table)[0].to(runs), runs])
         assert self.chat.things is not None
-        runs = padded(runs, torch.zeros(len(runs), dtype=torch.long), 1, self.chat.things.n)[0]
+        alone = torch.zeros(len(runs), dtype=torch.long, device=device)
+        runs = padded(runs, alone, 1, self.chat.things.n)[0]
         config = self.chat.bridge.config
         queries = len(pixels) * config.frame_grid**2 if clip else config.n_still
         nothing = runs.new_zeros(queries, runs.shape[1])
-        return torch.cat([self._whole(cells, table), nothing, runs])
+        return torch.cat([self._whole(cells[known], table), nothing, runs])
 
     def _whole(self, cells: Tensor, table: nn.Embedding) -> Tensor:
         """The names (2 K, L) of the whole medium, in which things of R x C cells vote."""
@@ -100,22 +102,22 @@ class GivenThings:
         given = tuple(n for n in ids.tolist() if n >= 0)[: self.concepts.name_ids.shape[1]]
         return self.number.get(given)
 
-    def _own_words(self, ids: Tensor, table: nn.Embedding) -> Tensor:
-        """The tokens (R, K, L) of names (R, ..), which the classifier need not know."""
+    def _words(self, ids: Tensor, table: nn.Embedding) -> Tensor:
+        """The words (R, K, L) of names with tokens (R, ..), also of names without a number."""
         width = self.concepts.name_ids.shape[1]
         ids = F.pad(ids[:, :width], (0, max(0, width - ids.shape[1])), value=-1)
         words: Tensor = table(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
-        return words.detach()
+        return words
 
     def _colour(self, ids: Tensor) -> int:
         return next((self.colours.index(n) for n in ids.tolist() if n in self.colours), -1)
 
 
-def _unsure(true: list[int], n: int) -> Tensor:
-    """Logits (R, n) of what is ``true`` of each thing, -1 for nothing, with noise."""
-    known = F.one_hot(torch.tensor(true, dtype=torch.long).clamp(min=0), n)
-    known = known * (torch.tensor(true) >= 0).unsqueeze(1)
-    return known * torch.empty(len(true), 1).uniform_(*SURE) + torch.randn(len(true), n)
+def _unsure(true: Tensor, n: int) -> Tensor:
+    """Logits (R, n) of what is ``true`` of each thing (R,), -1 for nothing, with noise."""
+    known = F.one_hot(true.clamp(min=0), n) * (true >= 0).unsqueeze(1)
+    sure = torch.empty(len(true), 1, device=true.device).uniform_(*SURE)
+    return known * sure + torch.randn(len(true), n, device=true.device)
 
 
 def simulate(concepts: ConceptAttention, names: Tensor, n_cells: int) -> Tensor:

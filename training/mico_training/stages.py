@@ -162,7 +162,9 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
         if not stage3.full and stage3.lora is not None:
             add_lora(chat.model, stage3.lora)
         if stage3.given > 0 and chat.model.things is None:
-            raise ConfigError("stage3.given: set bridge_config.things above 0")
+            raise ConfigError(
+                "stage3.given: the model has no things; set bridge_config.things above 0"
+            )
         turns = (stage3.max_turns, stage3.given)
         examples = ConversationDataset(mixture, draws(arguments), *turns)
         if stage3.simulate > 0:

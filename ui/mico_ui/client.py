@@ -169,8 +169,11 @@ class Client:
         self.api = self._client.api
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Only Ctrl-C cancels a task here. The runner does not say so where a library, which
-        watches its time, has cancelled the task as well."""
+        """Run a task to its end, or raise KeyboardInterrupt at Ctrl-C.
+
+        Nothing else stops a task for good here. But where the HTTP library stops it in the same
+        moment, the runner raises CancelledError instead.
+        """
         try:
             return self._runner.run(work)
         except asyncio.CancelledError as error:
