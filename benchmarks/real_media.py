@@ -9,7 +9,6 @@ The scores are those of the page's tab Compare.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -54,15 +53,18 @@ def row_of(client: Client, model: str, skill: str, items: Sequence[Item]) -> lis
 def main(
     api: Annotated[str, typer.Option(help="The server to ask.")] = DEFAULT_API,
     items: Annotated[Path, typer.Option(help="The folder of the items.")] = Path("data/real"),
+    limit: Annotated[int, typer.Option(help="Items of a skill at most: the first ones.")] = 59,
 ) -> None:
     file = items / "items.jsonl"
     if not file.exists():
         write_real_items(items)
     with Client(api) as client:
         model = client.send(routes.models())[0].id
-        shown = of_skills(read_items(file), ("real photographs", "real sounds"), file)
-        skills = groupby(shown, lambda item: item.skill)
-        rows = [row_of(client, model, skill, list(alike)) for skill, alike in skills]
+        known = read_items(file)
+        rows = [
+            row_of(client, model, skill, of_skills(known, [skill], file)[:limit])
+            for skill in ("real photographs", "real sounds")
+        ]
     print(table(["media", "n", "names", *SCORES], rows))
 
 
