@@ -63,7 +63,8 @@ class Choice(_Answer):
     """One of the ``n`` answers to a question.
 
     An answer about media has a ``confidence`` from 0 to 1: the geometric mean of the probabilities
-    that the model gave to its tokens, without temperature and penalties. It is ``unsure`` if the
+    that the model gave to its tokens, without temperature and penalties; the first of several
+    tokens, which decides how the answer begins, does not count. It is ``unsure`` if the
     confidence is below the mark that the model's folder sets. Both are null for a conversation
     without media, and ``unsure`` is null for a model without a mark.
     """

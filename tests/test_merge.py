@@ -178,7 +178,7 @@ def test_an_adapter_on_a_merged_model(tuned: Path, tmp_path: Path) -> None:
     merged = merge(tuned, tmp_path / "merged")
     with_adapter(merged, merged / LLM)
     twice = merge(merged, tmp_path / "twice")
-    torch.testing.assert_close(logits(twice), logits(merged), rtol=0.02, atol=0.05)
+    torch.testing.assert_close(logits(twice), logits(merged), rtol=0.02, atol=0.1)
     assert not torch.allclose(logits(twice), logits(tuned), rtol=0.02, atol=0.05)
 
 

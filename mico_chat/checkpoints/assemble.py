@@ -172,7 +172,8 @@ def build(
         name_concepts(model.concepts, config.concept_config, tokenizer)
     if model.things is not None:
         model.thing_words.learn_words(
-            lambda word: tokenizer(" " + word, add_special_tokens=False).input_ids[0]
+            # The last: a digit may have its space as a token of its own.
+            lambda word: tokenizer(" " + word, add_special_tokens=False).input_ids[-1]
         )
     return model, MicoChatProcessor.for_config(config, tokenizer, preprocessing, template)
 

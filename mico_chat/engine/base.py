@@ -142,8 +142,9 @@ class Delta(BaseModel):
     the answer, "length" if ``max_tokens`` did. The last delta of a request has its ``usage``.
 
     If the prompt has media, the last delta of an answer has ``avg_logprob``: the mean
-    log-probability of the answer's tokens, which are those that have ``logprobs``. It is None for
-    an answer without tokens. The assistant adds ``unsure``.
+    log-probability of the answer's tokens, which are those that have ``logprobs``. The first of
+    several is left out: it is how an answer begins. It is None for an answer without tokens. The
+    assistant adds ``unsure``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -159,7 +160,7 @@ class Delta(BaseModel):
 
     @property
     def confidence(self) -> float | None:
-        """The geometric mean of the tokens' probabilities, 0 to 1."""
+        """The geometric mean of the probabilities that ``avg_logprob`` has, 0 to 1."""
         return None if self.avg_logprob is None else exp(self.avg_logprob)
 
 

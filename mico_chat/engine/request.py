@@ -103,7 +103,8 @@ class Request:
 
     def _avg_logprob(self, index: int) -> float | None:
         known = self._logprobs[index]
-        return fmean(known) if known and self.prompt.media_tokens else None
+        # The first token decides how an answer begins ("A dog.", "It is a dog."), not what it says.
+        return fmean(known[1:] or known) if known and self.prompt.media_tokens else None
 
 
 def _token_logprob(

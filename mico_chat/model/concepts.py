@@ -20,6 +20,9 @@ from mico_chat.model.context import AlikeMedia
 from mico_chat.model.encoder import OmniEncoder, Stem
 
 FREQUENCY_BANDS = 7
+LIKELY = 0.5
+"""A token stands where the names that have one are together this likely: language models normalize
+what they read, so a faint one would count as much as a name."""
 COLOURS = (
     *("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"),
     "grey",
@@ -162,13 +165,13 @@ class ConceptAttention(nn.Module):
 
     def _mix(self, posterior: Tensor, ids: Tensor, embedding: nn.Embedding) -> Tensor:
         """Posterior (B, N) over names with tokens (N, K) -> (B, K, L): token k is the mix over the
-        names that have one."""
+        names that have one, and zero where the likely names have none."""
         mask = ids >= 0
         values = embedding(ids.clamp(min=0)) * mask.unsqueeze(-1)
         mixed = torch.einsum("bn,nkl->bkl", posterior.to(values.dtype), values)
         # (B, K): how likely together the names are that have a token k
-        share = posterior @ mask.to(posterior.dtype)
-        return mixed / share.clamp(min=0.5).unsqueeze(-1).to(mixed.dtype) * self.gain[0]
+        share = (posterior @ mask.to(posterior.dtype)).unsqueeze(-1).to(mixed.dtype)
+        return mixed / share.clamp(min=LIKELY) * (share >= LIKELY) * self.gain[0]
 
     def visual_tokens(
         self, cell_logits: Tensor, embedding: nn.Embedding, exact: bool = False
@@ -179,6 +182,12 @@ class ConceptAttention(nn.Module):
             ids = self.exact_ids
         posterior = (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
         return self._mix(posterior, ids, embedding)
+
+    def plain_posterior(self, cell_logits: Tensor) -> Tensor:
+        """(U, C, n_visual) -> how likely each plain name is (U, P)."""
+        plain, place = self.name_ids[: self.n_visual].unique(dim=0, return_inverse=True)
+        posterior = (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
+        return posterior.new_zeros(len(posterior), len(plain)).index_add(1, place, posterior)
 
     def sound_tokens(self, sound_logits: Tensor, embedding: nn.Embedding) -> Tensor:
         """(M, n_sound) -> concept tokens (M, K, L)."""

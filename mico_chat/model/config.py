@@ -275,9 +275,9 @@ class MicoChatConfig(_ModelConfig):
             return None
 
 
-THING_WORDS = 5
-"""Context tokens of a thing behind its name: colour (or metres), side, height, distance (or way),
-end."""
+THING_WORDS = 6
+"""Context tokens of a thing behind its name: how many have it, colour (or metres), side, height,
+distance (or way), how many things there are."""
 
 MediaLayout = Literal["still", "frames", "slices"]
 

@@ -34,7 +34,10 @@ from mico_chat.model.things import (
     ThingQueries,
     ThingWords,
     look_at,
+    namesakes,
     padded,
+    there,
+    zeros_first,
 )
 
 DEPTH, NORMAL = KINDS.index("depth"), KINDS.index("normal")
@@ -118,11 +121,12 @@ class MediaPath(nn.Module):
             values = F.pad(values, (0, 0, self.encoder.n_prefix, 0)).unflatten(0, (-1, media.units))
         tokens = tokens.unflatten(0, (-1, media.units))  # (B, U, T, D)
         context: Tensor = self.bridge(tokens, media.kind, media.layout, values) * self.use_grid
-        parts = [context] if named is None else [named * self.use_concepts, context]
+        parts = [context] if named is None else [context, named * self.use_concepts]
         if self.things is not None and media.layout != "slices":
             found = self._things(self.things, tokens, features, media, pixels)
             parts.append(found * self.use_grid)
-        return torch.cat([part.to(context.dtype) for part in parts], dim=1)
+        said = torch.cat([part.to(context.dtype) for part in parts], dim=1)
+        return said if self.things is None else zeros_first(said)
 
     def _whole_looks(self, media: AlikeMedia, pixels: Tensor | None) -> Tensor | None:
         """Stem features of closer looks at the middle of stills, whose main thing is there."""
@@ -160,10 +164,10 @@ class MediaPath(nn.Module):
         assert stem is not None
         middle = media.units // 2
         found = queries(tokens[:, middle, self.encoder.n_prefix :])[-1]
-        there = found.logits > 0
+        kept = there(found)
         # The nearest first: a language model learns "the nearer of the two" from the order.
-        order = found.distance.masked_fill(~there, torch.inf).argsort(1)
-        picture, place = there.gather(1, order).nonzero(as_tuple=True)
+        order = found.distance.masked_fill(~kept, torch.inf).argsort(1)
+        picture, place = kept.gather(1, order).nonzero(as_tuple=True)
         query = order[picture, place]
         boxes = found.boxes[picture, query]
         pixels = pixels.unflatten(0, (-1, media.units))[:, middle]
@@ -172,11 +176,14 @@ class MediaPath(nn.Module):
             frames = stem.middle(features).unflatten(0, (-1, media.units))
             way = self.ways(frames, boxes, picture)
         looks = self._looked(pixels, picture, boxes)
+        cells = concepts.cell_logits(looks)
         table = cast(nn.Embedding, self.get_input_embeddings())
         thing = Thing(
             boxes=boxes,
+            picture=picture,
             distance=found.distance[picture, query],
-            name=concepts.visual_tokens(concepts.cell_logits(looks), table),
+            name=concepts.visual_tokens(cells, table),
+            namesakes=namesakes(concepts.plain_posterior(cells), picture),
             colour=concepts.colour(looks),
             way=way,
             surface=(media.kind == DEPTH)[picture] | (media.kind == NORMAL)[picture],

@@ -5,7 +5,8 @@ The best proposals become queries: layers of self- and cross-attention refine th
 decide which of them are things, each thing once (set prediction, DETR, arXiv 2005.12872). A closer
 look, the box cut out of the picture, shows the name and the colour. Each thing becomes a run of
 context tokens near the words that are true of it, the nearest thing first: a language model binds
-words that stand together, and hardly binds places.
+words that stand together, and hardly binds places. What it cannot work out, a run says: how many
+have the name, how many things there are, and where the thing is among the others.
 
 Legend: B pictures, T grid cells, N queries, D width, L LLM width, C stem channels, G grid side,
 R looks. Boxes are centre x, centre y, width and height, as fractions of the picture.
@@ -23,6 +24,9 @@ from mico_chat.model.concepts import COLOURS
 from mico_chat.model.config import THING_WORDS
 from mico_chat.model.encoder import cell_centres
 
+LEAST_LOGIT, MOST_OVERLAP = -0.2, 0.45
+"""A box is a thing from this logit on, where no surer box overlaps it by more (intersection over
+union)."""
 LEAST_SIDE = 0.07
 """A narrower box attends as if it had this side, so that a query sees beyond one cell."""
 MARGIN = 1.12
@@ -39,9 +43,16 @@ WORDS: dict[str, tuple[str, ...]] = {
     "distance": ("near", "close", "away", "far"),
     "way": ("left", "right", "up", "down", "nearer", "away", "still"),
     "metres": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+    "number": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     "end": (";",),
 }
 """The words of a thing's tokens; a mix of them stands where more than one may be true."""
+AMONG, LEAST_SPREAD = 0.6, 0.3
+"""How far a place or distance moves to where it is among the picture's: of two things on the left,
+one is on the right, and of two far ones one is near. Things that are all closer together than the
+spread, a share of the picture or log metres, move less."""
+SHARED = 0.25
+"""A thing has the name of another where its own posterior gives it at least this."""
 NEAR_SHARE, NEAR_SCALE = 0.8, 8.0
 """A half of a depth map is as near as this share of its pixels is at most; how sharply two halves
 are told apart."""
@@ -97,6 +108,18 @@ class ThingQueries(nn.Module):
         return found
 
 
+def there(found: Found) -> Tensor:
+    """Which boxes (B, N) are things: set prediction alone still finds some things twice."""
+    centres, sides = found.boxes.chunk(2, -1)
+    low, high = centres - sides / 2, centres + sides / 2
+    shared = torch.minimum(high.unsqueeze(2), high.unsqueeze(1))
+    shared = shared - torch.maximum(low.unsqueeze(2), low.unsqueeze(1))
+    both, area = shared.clamp(min=0).prod(-1), sides.prod(-1)
+    overlap = both / (area.unsqueeze(2) + area.unsqueeze(1) - both)
+    surer = found.logits.unsqueeze(1) > found.logits.unsqueeze(2)  # [b, n, m]: m is surer than n
+    return (found.logits > LEAST_LOGIT) & ~(surer & (overlap > MOST_OVERLAP)).any(-1)
+
+
 def _read(head: Tensor, start: Tensor) -> Found:
     """A head's output (.., 6): the logit, the change of the box's inverse sigmoid, log metres."""
     head = head.float()
@@ -137,14 +160,17 @@ def look_at(pixels: Tensor, picture: Tensor, boxes: Tensor, size: int) -> Tensor
 class Thing(NamedTuple):
     """What is known of R things.
 
-    ``boxes`` (R, 4); ``distance`` (R,) in log metres; ``name`` (R, K, L), mixes of names' vectors;
-    ``colour`` (R, 11), logits; ``way`` (R, 7), logits for things of a clip; ``surface`` (R,), True
-    for things of a depth or normal map, which has distances and no colours.
+    ``boxes`` (R, 4) in pictures ``picture`` (R,), in order; ``distance`` (R,) in log metres;
+    ``name`` (R, K, L), mixes of names' vectors; ``namesakes`` (R,), how many things of its picture
+    have a thing's name; ``colour`` (R, 11), logits; ``way`` (R, 7), logits for things of a clip;
+    ``surface`` (R,), True for things of a depth or normal map, which has distances and no colours.
     """
 
     boxes: Tensor
+    picture: Tensor
     distance: Tensor
     name: Tensor
+    namesakes: Tensor
     colour: Tensor
     way: Tensor | None
     surface: Tensor
@@ -161,9 +187,9 @@ class ThingWords(nn.Module):
         n_words = sum(map(len, WORDS.values()))
         self.register_buffer("word_ids", torch.zeros(n_words, dtype=torch.long))
 
-    def learn_words(self, first_token: Callable[[str], int]) -> None:
-        """Set the language model's first token of each word."""
-        ids = [first_token(word) for words in WORDS.values() for word in words]
+    def learn_words(self, token: Callable[[str], int]) -> None:
+        """Set the language model's token of each word."""
+        ids = [token(word) for words in WORDS.values() for word in words]
         self.word_ids.copy_(torch.tensor(ids))
 
     def forward(self, thing: Thing, table: nn.Embedding) -> Tensor:
@@ -176,15 +202,20 @@ class ThingWords(nn.Module):
 
         metres = mix("metres", _soft_bin(thing.distance.exp().clamp(max=9), METRES, 0.3))
         colour = mix("colour", thing.colour.softmax(-1))
-        last = mix("distance", _soft_bin(thing.distance, DISTANCES, 0.3))
+        distance = among(thing.distance.unsqueeze(1), thing.picture, DISTANCES[[0, -1]])
+        last = mix("distance", _soft_bin(distance[:, 0], DISTANCES, 0.3))
         if thing.way is not None:
             last = mix("way", thing.way.softmax(-1))
+        places = among(thing.boxes[:, :2], thing.picture, torch.tensor([0.0, 1.0]))
+        all_of_it = torch.bincount(thing.picture)[thing.picture]
+        number = word["number"]
         words = [
+            number[thing.namesakes.clamp(max=len(number)) - 1],
             torch.where(thing.surface.unsqueeze(1), metres, colour),
-            mix("side", _soft_bin(thing.boxes[:, 0], THIRDS, 0.1)),
-            mix("height", _soft_bin(thing.boxes[:, 1], THIRDS, 0.1)),
+            mix("side", _soft_bin(places[:, 0], THIRDS, 0.1)),
+            mix("height", _soft_bin(places[:, 1], THIRDS, 0.1)),
             last,
-            word["end"].expand_as(last),
+            number[all_of_it.clamp(max=len(number)) - 1],
         ]
         return torch.cat([thing.name, torch.stack(words, 1).to(thing.name.dtype)], 1)
 
@@ -220,14 +251,49 @@ def _soft_bin(x: Tensor, centres: Tensor, width: float) -> Tensor:
     return ((x.unsqueeze(1) - centres.to(x)).pow(2) / (-2 * width**2)).softmax(-1)
 
 
+def among(x: Tensor, picture: Tensor, ends: Tensor) -> Tensor:
+    """Values (R, C) of things in pictures (R,), moved to where they are among the picture's.
+
+    The least of a picture's moves to the first of the ``ends`` (2,), the largest to the last.
+    """
+    moved, (first, last) = x.clone(), ends.tolist()
+    for number in picture.unique():
+        own = picture == number
+        if int(own.sum()) > 1:
+            low, high = x[own].amin(0), x[own].amax(0)
+            relative = 0.5 + (x[own] - (low + high) / 2) / (high - low).clamp(min=LEAST_SPREAD)
+            moved[own] += AMONG * (first + relative * (last - first) - x[own])
+    return moved
+
+
+def namesakes(posterior: Tensor, picture: Tensor) -> Tensor:
+    """Posteriors (R, P) of things in pictures (R,) -> how many in its picture have a thing's name.
+
+    One has it if it is likely to some degree; the thing itself has it.
+    """
+    shared = posterior[:, posterior.argmax(1)].T >= SHARED  # [r, q]: q may have the name of r
+    shared |= torch.eye(len(picture), dtype=torch.bool, device=picture.device)
+    return (shared & (picture.unsqueeze(1) == picture)).sum(1)
+
+
+def within(picture: Tensor) -> Tensor:
+    """Pictures (R,) of things, in order -> the place of each thing among those of its picture."""
+    counts = torch.bincount(picture)
+    return torch.arange(len(picture), device=picture.device) - (counts.cumsum(0) - counts)[picture]
+
+
+def zeros_first(tokens: Tensor) -> Tensor:
+    """Tokens (B, N, L) with those that are zero in front: nothing stands between words then."""
+    order = tokens.detach().any(-1).int().argsort(dim=1, stable=True)
+    return tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))
+
+
 def padded(runs: Tensor, picture: Tensor, n_pictures: int, n: int) -> Tensor:
     """Runs (R, S, L) of pictures (R,), in order -> (B, N·S, L), zero behind a picture's last.
 
     Of a picture with more than N runs the last ones are left out.
     """
-    place = torch.arange(len(runs), device=runs.device)
-    counts = torch.bincount(picture, minlength=n_pictures)
-    place = place - (torch.cumsum(counts, 0) - counts)[picture]
+    place = within(picture)
     kept = place < n
     out = runs.new_zeros(n_pictures, n, *runs.shape[1:])
     return out.index_put((picture[kept], place[kept]), runs[kept]).flatten(1, 2)

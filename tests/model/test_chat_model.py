@@ -115,10 +115,10 @@ def test_paths_can_be_switched_off(model: MicoChatForConditionalGeneration) -> N
         without_grid = model.context_tokens(**media)[0]
     finally:
         model.use_concepts = model.use_grid = True
-    assert (without_concepts[:n] == 0).all()
-    assert (without_grid[n:] == 0).all()
-    torch.testing.assert_close(without_grid[:n], whole[:n])
-    assert without_concepts[n:].abs().sum() > 0
+    assert (without_concepts[-n:] == 0).all()
+    assert (without_grid[:-n] == 0).all()
+    torch.testing.assert_close(without_grid[-n:], whole[-n:])
+    assert without_concepts[:-n].abs().sum() > 0
 
 
 # --- prompts -----------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_an_unknown_name_says_the_known_ones() -> None:
 
 def test_context_length_follows_the_bridge() -> None:
     config = MicoChatConfig.named("mini")
-    name, soft, things = 4, 3, 6 * (4 + 5)  # the tokens of the picture's name, and of six things
+    name, soft, things = 4, 3, 6 * (4 + 6)  # the tokens of the picture's name, and of six things
     stills: tuple[Kind, ...] = ("image", "depth", "normal")
     assert {config.context_length(kind, 1) for kind in stills} == {name + soft + things}
     assert config.context_length("audio", 3) == name + soft

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import PerceiverBridge
-from mico_chat.model.concepts import ConceptAttention, build_concepts
+from mico_chat.model.concepts import LIKELY, ConceptAttention, build_concepts
 from mico_chat.model.config import (
     MicoBridgeConfig,
     MicoChatConfig,
@@ -210,9 +210,13 @@ def test_visual_tokens_are_the_posterior_mix(
     p = (cells.mean(1) * torch.tensor(0.3).exp()).softmax(-1)[0]
     w = table.weight
     first = p[0] * w[10] + p[1] * w[11] + p[2] * w[12]
-    second = p[2] * w[13] / max(float(p[2]), 0.5)  # a token that few names have stays small
-    expected = torch.stack([first, second]) * 1.5
+    assert p[2] < LIKELY, "what the likely names lack is not said, however faintly"
+    expected = torch.stack([first, torch.zeros_like(first)]) * 1.5
     torch.testing.assert_close(concepts.visual_tokens(cells, table)[0], expected)
+    cells[..., 2] += 5.0
+    p = (cells.mean(1) * torch.tensor(0.3).exp()).softmax(-1)[0]
+    assert 1 > p[2] > LIKELY
+    torch.testing.assert_close(concepts.visual_tokens(cells, table)[0, 1], w[13] * 1.5)
 
 
 def test_sound_tokens_use_the_sound_names(concepts: ConceptAttention, table: nn.Embedding) -> None:

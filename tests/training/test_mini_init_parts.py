@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import timm
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -249,6 +250,12 @@ def test_media_without_a_known_name_are_left_out(
     fit_heads(recipe, tmp_path / "fitted")
     # A picture is seen whole and twice closer.
     assert sizes == {"visual names": 6, "sound names": 2}
+    sizes.clear()
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    values["data"][0]["modalities"] = ["audio"]
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    fit_heads(recipe, tmp_path / "fitted")
+    assert sizes == {"sound names": 2}, "of the recipe's kinds alone, whose pictures are not read"
 
 
 def test_a_head_tells_apart_what_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

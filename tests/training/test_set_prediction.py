@@ -1,5 +1,6 @@
 """Things: queries learn to find them, each becomes a run of tokens, and stage 2 trains them."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,18 @@ from mico_chat.model.motion import Ways, split_motion
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.regions import INNER, RegionBatch
-from mico_chat.model.things import WORDS, Found, Thing, ThingWords, look_at, padded
+from mico_chat.model.things import (
+    WORDS,
+    Found,
+    Thing,
+    ThingWords,
+    among,
+    look_at,
+    namesakes,
+    padded,
+    there,
+    zeros_first,
+)
 from mico_training.build_model import Chat
 from mico_training.data.sample import region_batch, regions_of
 from mico_training.set_prediction import SetPrediction, layer_losses, matched
@@ -124,7 +136,7 @@ def test_where_nothing_is_found_nothing_is_said_and_half_precision_looks_too() -
             last.bias[0] = bias
         for inputs in (media(["image"], [1]), media(["video"], [3])):
             (tokens,) = chat.context_tokens(**inputs)
-            assert bool(tokens[-length:].any()) == some
+            assert int(tokens.any(-1).sum()) > length if some else not tokens[:length].any()
 
 
 def test_only_pictures_whose_things_are_known_teach() -> None:
@@ -168,8 +180,10 @@ def test_a_thing_becomes_words_near_what_is_true_of_it() -> None:
     colour[:, 4] = 20.0  # blue
     thing = Thing(
         boxes=torch.tensor([[0.1, 0.9, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1]]),
+        picture=torch.tensor([0, 1]),
         distance=torch.tensor([6.0, 3.0]).log(),
         name=torch.zeros(2, 2, 64),
+        namesakes=torch.tensor([2, 20]),
         colour=colour,
         way=None,
         surface=torch.tensor([False, True]),
@@ -178,9 +192,30 @@ def test_a_thing_becomes_words_near_what_is_true_of_it() -> None:
     assert runs.shape == (2, 2 + THING_WORDS, 64)
     said = [[all_words()[int(token)] for token in run.argmax(-1)] for run in runs[:, 2:]]
     assert said == [
-        ["blue", "left", "bottom", "far", ";"],
-        ["3", "right", "top", "away", ";"],
+        ["two", "blue", "left", "bottom", "far", "one"],
+        ["nine", "3", "right", "top", "away", "one"],
     ]
+
+
+def test_of_things_close_together_one_is_left_and_of_far_ones_one_is_near() -> None:
+    x, ends = torch.tensor([[0.2], [0.4], [0.9], [0.5], [0.51]]), torch.tensor([0.0, 1.0])
+    moved = among(x, torch.tensor([0, 0, 1, 2, 2]), ends).squeeze(1)
+    assert moved[0] < 0.2
+    assert moved[1] > 0.55, "on the left, but right of the other"
+    assert moved[2] == 0.9, "alone"
+    assert (moved[3:] - 0.5).abs().max() < 0.05, "one above the other"
+    far = torch.tensor([[4.0], [7.0]]).log()
+    assert among(far, torch.zeros(2).long(), torch.tensor([0.7, 6.0]).log())[0] < math.log(2)
+
+
+def test_namesakes_are_of_one_picture_and_need_not_be_sure() -> None:
+    posterior = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.9, 0.1], [0.8, 0.2], [0.8, 0.2]])
+    assert namesakes(posterior, torch.tensor([0, 0, 0, 1, 2])).tolist() == [3, 1, 2 + 1, 1, 1]
+
+
+def test_zeros_stand_first_and_the_rest_keeps_its_order() -> None:
+    tokens = torch.tensor([[1.0, 0, 2, 0, 3], [0, 0, 4, 5, 0]]).unsqueeze(-1)
+    assert zeros_first(tokens).squeeze(-1).tolist() == [[0, 0, 1, 2, 3], [0, 0, 0, 4, 5]]
 
 
 def test_of_a_depth_map_the_nearer_half_is_said_first() -> None:
@@ -268,3 +303,10 @@ def test_stage_2_trains_queries_and_encoder(tmp_path: Path, shards: Path) -> Non
         assert entry["box_loss"] > 0
     changed = moved(MicoChatForConditionalGeneration, tmp_path / "chat", tmp_path / "out")
     assert {name.split(".")[0] for name in changed} == {"encoder", "things"}
+
+
+def test_a_box_on_a_surer_one_is_no_thing_of_its_own() -> None:
+    boxes = torch.tensor([[0.3, 0.5, 0.2, 0.2], [0.32, 0.5, 0.2, 0.2], [0.7, 0.5, 0.2, 0.2]])
+    logits = torch.tensor([[1.0, 2.0, 0.5], [1.0, -3.0, -2.0]])
+    found = Found(logits, torch.stack([boxes, boxes]), torch.zeros(2, 3))
+    assert there(found).tolist() == [[False, True, True], [True, False, False]]

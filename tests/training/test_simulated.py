@@ -1,7 +1,6 @@
 """Given things: runs of context tokens from the truth, which the encoder does not see."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.model.config import THING_WORDS
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.things import WORDS
@@ -26,14 +24,13 @@ from mico_training.simulated import GivenThings
 from mico_training.stages import train_stage3
 from tests.tiny import SIDE, chat_model, letters
 from tests.training.test_runs import losses, write_recipe
-from tests.training.test_set_prediction import QUERIES, with_things
+from tests.training.test_set_prediction import with_things
 
 SAID = {
     word: 20 + n for n, word in enumerate(dict.fromkeys(w for ws in WORDS.values() for w in ws))
 }
 """The token of each word of a run; 10 to 14 are those of names (``chat_model``)."""
 NAMES = {"one": [10], "two": [11], "three": [12, 13], "strange": [60, 61]}
-RUN = 2 + THING_WORDS
 
 
 @pytest.fixture
@@ -85,13 +82,12 @@ def given(
     return model.context_tokens(**media)
 
 
-def said(model: MicoChatForConditionalGeneration, tokens: Tensor) -> list[list[int]]:
-    """The words of each run in a medium's tokens: the ids of the nearest vectors, 0 for zeros."""
+def said(model: MicoChatForConditionalGeneration, tokens: Tensor) -> list[int]:
+    """The words that a medium's tokens say, behind zeros: the ids of the nearest vectors."""
     table = cast(nn.Embedding, model.get_input_embeddings()).weight
-    runs = tokens[-QUERIES * RUN :].view(QUERIES, RUN, -1)
-    near = torch.cdist(runs, table).argmin(-1)
-    near[~runs.any(-1)] = 0
-    return [run for run in near.tolist() if any(run)]
+    there = tokens.any(-1)
+    assert there.int().diff().min() >= 0, "nothing stands between words"
+    return cast(list[int], torch.cdist(tokens[there], table).argmin(-1).tolist())
 
 
 def words(*names: str) -> list[int]:
@@ -105,17 +101,26 @@ def test_a_given_picture_says_its_true_things_the_nearest_first(
     near = thing("three", 0.2, colour="blue", depth=0.7)
     (tokens,) = given(chat, ["image"], [[far, near]])
     assert len(tokens) == chat.config.context_length("image", 1)
-    assert [run[:1] + run[2:] for run in said(chat, tokens)] == [
-        [12, *words("blue", "left", "center", "near", ";")],
-        [11, *words("red", "right", "center", "far", ";")],
+    near_run = [12, 13, *words("one", "blue", "left", "center", "near", "two")]
+    assert said(chat, tokens)[-15:] == [
+        *near_run,
+        *[11, *words("one", "red", "right", "center", "far", "two")],
     ]
+
+
+def test_things_of_one_name_say_how_many_they_are(chat: MicoChatForConditionalGeneration) -> None:
+    truth = [thing(name, 0.3 * n, depth=1.0 + n) for n, name in enumerate(["one", "two", "one"])]
+    (tokens,) = given(chat, ["image"], [truth])
+    found = said(chat, tokens)[-21:]
+    assert [found[n] for n in (1, 8, 15)] == words("two", "one", "two")
+    assert [found[n] for n in (6, 13, 20)] == words("three", "three", "three")
 
 
 def test_a_name_that_the_classifier_lacks_says_its_own_words(
     chat: MicoChatForConditionalGeneration,
 ) -> None:
     (tokens,) = given(chat, ["image"], [[thing("strange", 0.5, colour="red")]])
-    assert said(chat, tokens)[0][:2] == [60, 61]
+    assert said(chat, tokens)[-8:-6] == [60, 61]
 
 
 def test_a_given_depth_map_says_its_halves_and_metres_and_a_clip_its_ways(
@@ -124,10 +129,11 @@ def test_a_given_depth_map_says_its_halves_and_metres_and_a_clip_its_ways(
     moving = thing("one", 0.2, colour="red", way="up")
     depth, clip = given(chat, ["depth", "video"], [[thing("two", 0.8, depth=3.0)], [moving]], 3)
     assert len(clip) == chat.config.context_length("video", 3)
-    halves, run = said(chat, depth)[:2], said(chat, depth)[2]
-    assert {half[3] for half in halves} == {SAID["left"], SAID["right"]}
-    assert (run[0], run[2:4]) == (11, words("3", "right"))
-    assert said(chat, clip)[0][-2:] == words("up", ";")
+    *halves, name, _, metres, side, _, _, _ = said(chat, depth)[-13:]
+    assert {halves[0], halves[3]} == {SAID["left"], SAID["right"]}
+    assert [halves[2], halves[5]] == words(";", ";")
+    assert [name, metres, side] == [11, *words("3", "right")]
+    assert said(chat, clip)[-2:] == words("up", "one")
 
 
 def test_the_encoder_sees_only_what_is_not_given(
@@ -159,9 +165,9 @@ def test_some_things_are_missed_and_colours_mistaken(monkeypatch: pytest.MonkeyP
     model.train()
     pictures = [[thing("one", 0.5, colour="red")]] * 60
     found = [said(model, tokens) for tokens in given(model, ["image"] * 60, pictures)]
-    numbers = Counter(map(len, found))
-    assert 12 <= numbers[0] <= 36
-    assert len({run[0][2] for run in found if run}) > 1
+    missed = sum(ids[-1] != SAID["one"] for ids in found)
+    assert 12 <= missed <= 36
+    assert len({ids[-5] for ids in found if ids[-1] == SAID["one"]}) > 1
 
 
 # PEFT asks transformers for the old name of a property.
@@ -205,7 +211,8 @@ def test_a_scene_is_not_named_after_a_thing_that_the_classifier_lacks(
 ) -> None:
     (tokens,) = given(chat, ["image"], [[thing("strange", 0.8, colour="red")]])
     table = cast(nn.Embedding, chat.get_input_embeddings()).weight
-    torch.testing.assert_close(tokens[0], table[[10, 11, 12]].mean(0), msg="any name is as likely")
+    whole = tokens[tokens.any(-1)][0]
+    torch.testing.assert_close(whole, table[[10, 11, 12]].mean(0), msg="any name is as likely")
 
 
 def test_the_sound_track_of_a_given_clip_is_heard(chat: MicoChatForConditionalGeneration) -> None:

@@ -60,7 +60,7 @@ def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     chat.ask("What moves in this clip?")
     assert chat.text(2)
     assert chat.turns.nth(1).locator(".card").count() == 0
-    assert "70 of media" in chat.answer(2).locator(".usage").inner_text()
+    assert "76 of media" in chat.answer(2).locator(".usage").inner_text()
     expect(chat.conversations.first).to_have_text("Which way is the dragon going?")
 
 

@@ -107,7 +107,7 @@ SYSTEM_PROMPT = (
 """Questions with their answers: a model of this size repeats facts rather than follows orders. It
 names no limits: the mini would then count them among the things that it can do."""
 
-GENERATION = {"repetition_penalty": 1.1, "unsure_below": 0.865}
+GENERATION = {"repetition_penalty": 1.1, "unsure_below": 0.9647}
 """Without the penalty 3 of 10 poems and 7 of 20 JSON objects of the first version repeated
 themselves up to the limit; with it none and 1, with 1.05 1 and 3, with 1.2 none and 3. Of the
 answers about real media above the mark 85 % were right

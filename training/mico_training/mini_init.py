@@ -212,7 +212,7 @@ PASSES, BATCH_SIZE, LR, WEIGHT_DECAY, SMOOTHING = 20, 256, 2e-3, 0.1, 0.05
 FOR_SPREAD = 2000  # features of so many tell their deviation well enough
 NOISE = 0.5
 """Noise that is added to each feature, in units of its deviation."""
-NAME_STEPS, NAME_LR, ANCHOR = 600, 1e-3, 5e-4
+NAME_STEPS, NAME_LR, ANCHOR = 1500, 1e-3, 5e-4
 """The stem's classifier is tuned with all names together, but held near its pretrained weights."""
 PHOTOGRAPHS = 0.5
 """The share of labelled photographs among the pictures that teach the visual names."""
@@ -265,7 +265,7 @@ class Named(NamedTuple):
     weights: Tensor | None = None
 
 
-MOST_LOOKS, MOST_COLOURED = 12_000, 12_000
+MOST_LOOKS, MOST_COLOURED = 40_000, 12_000
 """So many looks at composed pictures teach the names, beside all those at photographs, and so many
 things teach the colours: their features, all cells, take a gigabyte."""
 JITTER = 0.1
@@ -353,10 +353,10 @@ def heard_features(
     for held, i in tqdm(places, desc="named sounds", unit="sample"):
         sample = held[i]
         for key, name in sample.concepts.items():
-            number = labels.get(name)
-            if number is None or sample.media[key].kind != "audio":
+            number, medium = labels.get(name), sample.media.get(key)
+            if number is None or medium is None or medium.kind != "audio":
                 continue
-            features = loader.load(sample.media[key]).inputs
+            features = loader.load(medium).inputs
             pooled = concepts.sound_features(features, torch.tensor([len(features)]))[0]
             found.append((pooled.half(), number - concepts.n_visual))
     heard = _stacked(found)

@@ -18,7 +18,7 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.model.concepts import COLOURS, ConceptAttention
 from mico_chat.model.media_path import DEPTH, NORMAL, MediaPath
 from mico_chat.model.regions import RegionBatch, thing_boxes
-from mico_chat.model.things import WORDS, Thing, padded
+from mico_chat.model.things import WORDS, Thing, padded, zeros_first
 
 CELLS = 16
 """So many cells of a thing vote for its name."""
@@ -61,17 +61,20 @@ class GivenThings:
         own, metres = own[metres.argsort()], metres.sort().values
         boxes = thing_boxes(regions.box[own])
         numbers = [self._number(regions.names[r]) for r in own.tolist()]
+        said = regions.names[own]
         known = torch.tensor([n is not None for n in numbers], dtype=torch.bool, device=device)
         names = torch.tensor([number or 0 for number in numbers], dtype=torch.long, device=device)
         cells = simulate(self.concepts, names, CELLS)
         name = self.concepts.visual_tokens(cells, table)
-        name = torch.where(known.view(-1, 1, 1), name, self._words(regions.names[own], table))
+        name = torch.where(known.view(-1, 1, 1), name, self._words(said, table))
         colours = [self._colour(regions.words[r]) for r in own.tolist()]
         clip = KINDS[kind] == "video"
         thing = Thing(
             boxes=boxes + BESIDE * torch.randn_like(boxes),
+            picture=torch.zeros_like(own),
             distance=metres,
             name=name,
+            namesakes=(said.unsqueeze(1) == said).all(-1).sum(1),
             colour=_unsure(torch.tensor(colours, device=device).long(), len(COLOURS)),
             way=_unsure(regions.way[own], len(WORDS["way"])) if clip else None,
             surface=torch.full((len(own),), kind in (DEPTH, NORMAL), device=device),
@@ -85,7 +88,8 @@ class GivenThings:
         config = self.chat.bridge.config
         queries = len(pixels) * config.frame_grid**2 if clip else config.n_still
         nothing = runs.new_zeros(queries, runs.shape[1])
-        return torch.cat([self._whole(cells[known], table), nothing, runs])
+        tokens = torch.cat([nothing, self._whole(cells[known], table), runs])
+        return zeros_first(tokens.unsqueeze(0))[0]
 
     def _whole(self, cells: Tensor, table: nn.Embedding) -> Tensor:
         """The names (2 K, L) of the whole medium, in which things of R x C cells vote."""
