@@ -244,7 +244,8 @@ def test_media_without_a_known_name_are_left_out(
 
     monkeypatch.setattr(mini_init, "fit", count)
     unknown = replace(scene(1), concepts={"image.png": "no such thing"})
-    write_shard(tmp_path / "train-000000.tar", [scene(0), unknown, scene(2)])
+    pictured = replace(scene(3), concepts={"image.png": "bell"})  # also the name of a sound
+    write_shard(tmp_path / "train-000000.tar", [scene(0), unknown, scene(2), pictured])
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, tmp_path, tiny_pretraining, features=cache)
     fit_heads(recipe, tmp_path / "fitted")
