@@ -1,0 +1,123 @@
+"""Tiny random models of other people's multimodal classes, and the library's own answer of each.
+
+A replica has its family's structure, markup and chat template, random weights, and sizes that run
+in milliseconds. It shows that code works, never that an answer is right.
+"""
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from tests.replicas.llava import llava_onevision
+from tests.replicas.qwen import qwen2_5_omni, qwen2_audio, qwen3_vl
+
+Conversation = list[dict[str, Any]]
+
+_FAMILIES: dict[str, tuple[Callable[[], tuple[PreTrainedModel, ProcessorMixin]], tuple[str, ...]]]
+_FAMILIES = {
+    "qwen2_5_omni": (qwen2_5_omni, ("image", "audio", "video")),
+    "qwen3_vl": (qwen3_vl, ("image", "video")),
+    "llava_onevision": (llava_onevision, ("image", "video")),
+    "qwen2_audio": (qwen2_audio, ("audio",)),
+}
+NAMES = tuple(_FAMILIES)
+_FPS = 1000
+"""Frames a second that metadata names: a frame's number is its time in milliseconds."""
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """The kinds of media that a replica reads."""
+    return _FAMILIES[name][1]
+
+
+def build(name: str, folder: Path) -> Path:
+    """Save a replica, its processor and its generation settings to ``folder``."""
+    torch.manual_seed(0)
+    model, processor = _FAMILIES[name][0]()
+    _spread(model)
+    words = processor.tokenizer
+    model.generation_config = GenerationConfig(
+        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def _spread(model: PreTrainedModel, gain: float = 2.0) -> None:
+    """Scale weights to their inputs: attention is sharp then, and each medium moves the answer."""
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.normal_(0, gain / sqrt(weight[0].numel()))
+
+
+def metadata(times: Sequence[float]) -> dict[str, Any]:
+    """What a processor needs to know of frames that were sampled at ``times`` in seconds."""
+    step = times[1] - times[0] if len(times) > 1 else 1.0
+    numbers = [round(time * _FPS) for time in times]
+    duration = times[-1] + step
+    return {
+        "total_num_frames": round(duration * _FPS),
+        "fps": float(_FPS),
+        "duration": duration,
+        "frames_indices": numbers,
+    }
+
+
+def inputs(processor: ProcessorMixin, conversation: Conversation, **settings: Any) -> Any:
+    """The library's own inputs of a conversation.
+
+    A part of type ``video`` has its frames' ``times`` in seconds beside the array. ``settings``
+    are for the processor.
+    """
+    clips = [
+        part["times"]
+        for message in conversation
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == "video"
+    ]
+    if clips:
+        settings = {
+            "do_sample_frames": False,
+            "video_metadata": [metadata(times) for times in clips],
+            **settings,
+        }
+    return processor.apply_chat_template(
+        conversation,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=settings,
+    )
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A replica and its processor, as the Auto classes load them."""
+    model = AutoModelForMultimodalLM.from_pretrained(folder)
+    return model.train(False), AutoProcessor.from_pretrained(folder)
+
+
+@torch.no_grad()
+def reference(
+    folder: Path, conversation: Conversation, max_new_tokens: int, **settings: Any
+) -> list[int]:
+    """The tokens of the library's own greedy answer; ``settings`` are for the processor."""
+    model, processor = load(folder)
+    given = inputs(processor, conversation, **settings)
+    generate = cast(Callable[..., torch.Tensor], model.generate)
+    output = generate(**given, do_sample=False, max_new_tokens=max_new_tokens)
+    tokens: list[int] = output[0, given["input_ids"].shape[1] :].tolist()
+    return tokens
