@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import wavfile
 
+from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
@@ -158,8 +159,8 @@ class Ours(System):
 
     def __init__(self, engine: Engine, chat: Any, processor: Any, decoder: MediaDecoder) -> None:
         self.name, self.engine, self.decoder = engine.name, engine, decoder
-        encoder = MediaEncoder(chat, processor, decoder)
-        self.assistant = Assistant(engine, encoder, processor, name="mini")
+        encoder = MediaEncoder(MicoAdapter(chat, processor), decoder)
+        self.assistant = Assistant(engine, encoder, name="mini")
 
     async def answer(self, question: Question) -> AsyncGenerator[None, None]:
         options = GenerationOptions(max_tokens=question.n_tokens)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,14 +14,14 @@ from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
-from mico_chat.media.medium import MeasuredMedium, MediaReport, Medium
+from mico_chat.media.medium import EncodedMedium, MeasuredMedium, MediaReport, Medium
 from mico_chat.messages import Message
-from mico_chat.model.splice import segments
 from mico_chat.wire import Choice, Estimate, TokenLogprob, Usage
 
 if TYPE_CHECKING:
+    from mico_chat.adapters.base import ModelAdapter, PromptLayout
     from mico_chat.encode import CacheStats, MediaEncoder
-    from mico_chat.model.processing import MicoChatProcessor
+    from mico_chat.model.splice import Segment
     from mico_chat.similarity import Similarity
 
 
@@ -94,7 +94,6 @@ class Assistant:
         self,
         engine: Engine,
         encoder: MediaEncoder,
-        processor: MicoChatProcessor,
         *,
         name: str,
         similarity: Similarity | None = None,
@@ -109,9 +108,12 @@ class Assistant:
         self.similarity = similarity
         self.engine = engine
         self.encoder = encoder
-        self.processor = processor
         # The tokenizer is switched between markup and a user's text: one thread at a time.
         self._tokenizing = threading.Lock()
+
+    @property
+    def adapter(self) -> ModelAdapter:
+        return self.encoder.adapter
 
     @property
     def context_cache(self) -> CacheStats:
@@ -126,9 +128,9 @@ class Assistant:
         encoded media and computed tokens: give each tenant its own salt.
         """
         media = await self.encoder.encode(_media_of(messages), salt=salt)
-        ids = await asyncio.to_thread(self._tokenize, messages, media, prefix)
-        blocks = [block for medium in media for block in medium.blocks]
-        prompt = Prompt(segments(ids, blocks, self.processor.context_token_id), salt)
+        layout = await asyncio.to_thread(self._layout, messages, media, prefix)
+        segments = (part.block if isinstance(part, EncodedMedium) else part for part in layout)
+        prompt = Prompt(tuple(cast("Iterable[Segment]", segments)), salt)
         return prompt, tuple(medium.report for medium in media)
 
     async def estimate(
@@ -136,15 +138,16 @@ class Assistant:
     ) -> Estimate:
         """How many tokens a request would take. Its media are decoded, but not encoded."""
         media = await self.encoder.measure(_media_of(messages), salt=salt)
-        ids = await asyncio.to_thread(self._tokenize, messages, media, options.prefix)
+        layout = await asyncio.to_thread(self._layout, messages, media, options.prefix)
+        n_tokens = sum(len(part) for part in layout)
         length = self.engine.max_position
         max_tokens = options.over(self.defaults).max_tokens
         return Estimate(
-            prompt_tokens=len(ids),
-            media_tokens=ids.count(self.processor.context_token_id),
+            prompt_tokens=n_tokens,
+            media_tokens=sum(medium.all_tokens for medium in media),
             max_tokens=max_tokens,
             context_length=length,
-            fits=len(ids) + max_tokens <= length,
+            fits=n_tokens + max_tokens <= length,
             media=tuple(medium.report for medium in media),
         )
 
@@ -199,14 +202,13 @@ class Assistant:
 
         return asyncio.run(_gathered(map(one, batch)))
 
-    def _tokenize(
+    def _layout(
         self, messages: Sequence[Message], media: Sequence[MeasuredMedium], prefix: str
-    ) -> list[int]:
+    ) -> PromptLayout:
         if self.system_prompt is not None and all(m.role != "system" for m in messages):
             messages = [Message.system(self.system_prompt), *messages]
         with self._tokenizing:
-            ids, _ = self.processor.tokenize(messages, True, media, prefix=prefix)
-            return ids
+            return self.adapter.layout(messages, media, prefix=prefix)
 
     def close(self) -> None:
         self.engine.close()

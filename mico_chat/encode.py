@@ -21,18 +21,17 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from mico_chat.engine.cpu import free_cores, usable_cores
+from mico_chat.adapters.base import ModelAdapter, Prepared, check_reads
+from mico_chat.engine.cpu import usable_cores
 from mico_chat.errors import MediaError, ModelError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
-from mico_chat.media.kinds import KINDS
+from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import (
     Audio,
     ContextBlock,
@@ -42,8 +41,8 @@ from mico_chat.media.medium import (
     Medium,
     Video,
     Words,
+    with_track,
 )
-from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.reading import Reader
 
 DEFAULT_CACHE_BYTES = 256 << 20
@@ -117,22 +116,6 @@ class ContextCache(Generic[E]):
             )
 
 
-class TokenModel(Protocol):
-    """A model that encodes media, such as a chat model."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def context_tokens(
-        self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
-    ) -> list[Tensor]:
-        """Tokens (n, L) of each medium; ``media_kind``, ``media_units`` (M,), pixels (U, ...)."""
-        ...
-
-
 class _GivenUpError(Exception):
     """The request that encoded a medium was cancelled: a request that waits for it takes over."""
 
@@ -183,13 +166,16 @@ class _Shared(Generic[E]):
 
 @dataclass(eq=False)
 class _Job:
-    kind: int
-    units: Tensor
-    done: Future[Tensor]
+    prepared: Prepared
+    done: Future[ContextBlock]
+
+    @property
+    def units(self) -> int:
+        return self.prepared.measured.units
 
 
 class MediaEncoder:
-    """A chat model's encoder, context and bridge behind a cache of context tokens.
+    """A model's adapter behind a cache of context tokens.
 
     ``reader`` recognises text and speech; without one, media have no words. The caller closes
     ``decoder``. If you change the model so that it gives other tokens, change ``variant`` too.
@@ -197,8 +183,7 @@ class MediaEncoder:
 
     def __init__(
         self,
-        model: TokenModel,
-        processor: MicoChatProcessor,
+        adapter: ModelAdapter,
         decoder: Decoder,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
@@ -208,16 +193,14 @@ class MediaEncoder:
         self._words: _Shared[Words] = _Shared(WORDS_CACHE_BYTES)
         self.cache = self._encodings.cache
         self.reader = reader
-        self.model: Any = model  # evaluations switch parts of it off
+        self.adapter = adapter
         self.variant = ""
-        self._processor = processor
         self._decoder = decoder
         self._lock = threading.Lock()
         self._reading = ThreadPoolExecutor(usable_cores(), "mico-read")  # of one thread each
         # Not asyncio's threads, in which a slow file would delay other requests.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
         self._closed = False
-        self._threads = torch.get_num_threads()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mico-encode", daemon=True)
         self._thread.start()
@@ -226,13 +209,20 @@ class MediaEncoder:
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[EncodedMedium]:
         """The tokens and report of each medium. Only requests with the same ``salt`` share work."""
-        return await asyncio.gather(*(self._encode(medium, salt) for medium in media))
+        shown = self._shown(media)
+        return await asyncio.gather(*(self._encode(medium, shown, salt) for medium in media))
 
     async def measure(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[MeasuredMedium]:
         """Like :meth:`encode`, but media that are not cached are only decoded and counted."""
-        return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
+        shown = self._shown(media)
+        return await asyncio.gather(*(self._measure(medium, shown, salt) for medium in media))
+
+    def _shown(self, media: Sequence[MediaFile | Medium]) -> tuple[Kind, ...]:
+        for medium in media:
+            check_reads(self.adapter, medium.name, medium.kind)
+        return tuple(medium.kind for medium in media)
 
     def close(self) -> None:
         with self._lock:
@@ -242,31 +232,45 @@ class MediaEncoder:
         self._decoding.shutdown(wait=False, cancel_futures=True)
         self._reading.shutdown(wait=False, cancel_futures=True)
 
-    async def _encode(self, medium: MediaFile | Medium, salt: str) -> EncodedMedium:
-        key = await asyncio.to_thread(self._key, medium, salt)
+    async def _encode(
+        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str
+    ) -> EncodedMedium:
+        key = await asyncio.to_thread(self._key, medium, shown, salt)
 
         async def encode() -> EncodedMedium:
             decoded = await self._decoded(medium)
             encoded, words = await asyncio.gather(
-                self._encoded(key, decoded), self._words_of(key, decoded)
+                self._encoded(key, decoded, shown), self._words_of(key, decoded)
             )
             return replace(encoded, words=words)
 
         encoded, cached = await self._encodings.get(key, medium.name, encode)
-        return replace(encoded, report=_report(medium, encoded, encoded.n_tokens, cached=cached))
+        return replace(encoded, report=_report(medium, encoded, cached=cached))
 
-    async def _measure(self, medium: MediaFile | Medium, salt: str) -> MeasuredMedium:
-        key = await asyncio.to_thread(self._key, medium, salt)
+    async def _measure(
+        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str
+    ) -> MeasuredMedium:
+        key = await asyncio.to_thread(self._key, medium, shown, salt)
         found = self.cache.get(key)
         if found is not None:
-            return replace(found, report=_report(medium, found, found.n_tokens, cached=True))
+            return replace(found, report=_report(medium, found, cached=True))
         decoded = await self._decoded(medium)
-        measured, words = await asyncio.gather(
-            asyncio.to_thread(self._processor.measured, decoded), self._words_of(key, decoded)
+        parts, words = await asyncio.gather(
+            asyncio.to_thread(self._prepared, decoded, shown), self._words_of(key, decoded)
         )
-        measured = replace(measured, words=words)
-        tokens = self._processor.context_length(measured)
-        return replace(measured, report=_report(medium, measured, tokens, cached=False))
+        measured, *tracks = (part.measured for part in parts)
+        measured = replace(measured, words=words, audio=tracks[0] if tracks else None)
+        return replace(measured, report=_report(medium, measured, cached=False))
+
+    def _prepared(self, medium: Medium, shown: Sequence[Kind]) -> list[Prepared]:
+        """A medium and, if the model reads sounds, its sound track."""
+        parts = with_track(medium)
+        if len(parts) > 1 and "audio" not in self.adapter.input_modalities:
+            first = self.adapter.prepare(medium, shown)
+            report = first.measured.report.model_copy(update={"audio_used": False})
+            cut = (*first.measured.cut, "the sound track was left out: this model reads no sounds")
+            return [replace(first, measured=replace(first.measured, report=report, cut=cut))]
+        return [self.adapter.prepare(part, shown) for part in parts]
 
     async def listened(
         self, recording: MediaFile, listen: Callable[[Audio, threading.Event], T]
@@ -301,39 +305,41 @@ class MediaEncoder:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoding, self._decoder.decode, medium)
 
-    async def _encoded(self, key: bytes, medium: Medium) -> EncodedMedium:
-        track = medium.audio if isinstance(medium, Video) else None
-        if track is None:
-            return await self._without_track(key, medium)
-        encoded, audio = await asyncio.gather(
-            self._without_track(key, medium), self._encoded(key + b"audio", track)
-        )
-        both = max(encoded.report.encode_ms or 0.0, audio.report.encode_ms or 0.0)
-        report = encoded.report.model_copy(update={"encode_ms": both})
-        return replace(encoded, audio=audio, report=report)
-
-    async def _without_track(self, key: bytes, medium: Medium) -> EncodedMedium:
-        units = await asyncio.to_thread(self._processor.units, medium)
-        job = _Job(KINDS.index(medium.kind), units, Future())
+    async def _encoded(self, key: bytes, medium: Medium, shown: Sequence[Kind]) -> EncodedMedium:
+        prepared = await asyncio.to_thread(self._prepared, medium, shown)
+        keys = (key, key + b"audio")  # of the medium, and of its sound track
         started = time.perf_counter()
+        blocks = await asyncio.gather(
+            *(
+                self._block(replace(part, key=own))
+                for own, part in zip(keys, prepared, strict=False)
+            )
+        )
+        encode_ms = round((time.perf_counter() - started) * 1000, 1)
+        first, *tracks = (
+            EncodedMedium(**vars(part.measured), block=block)
+            for part, block in zip(prepared, blocks, strict=True)
+        )
+        report = first.report.model_copy(update={"encode_ms": encode_ms})
+        return replace(first, audio=tracks[0] if tracks else None, report=report)
+
+    async def _block(self, prepared: Prepared) -> ContextBlock:
+        job = _Job(prepared, Future())
         with self._lock:
             self._check_open()
             self._jobs.put(job)
-        block = ContextBlock(await asyncio.wrap_future(job.done), key)
-        encode_ms = round((time.perf_counter() - started) * 1000, 1)
-        report = medium.report.model_copy(update={"encode_ms": encode_ms})
-        return EncodedMedium(medium.kind, len(units), report=report, block=block)
+        return await asyncio.wrap_future(job.done)
 
     def _check_open(self) -> None:
         if self._closed:
             raise ModelError("the media encoder is closed")
 
-    def _key(self, medium: MediaFile | Medium, salt: str) -> bytes:
+    def _key(self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on."""
         scale = None
         if isinstance(medium, MediaFile) and medium.kind == "depth":
             scale = medium.depth_scale
-        settings = (salt, medium.kind, scale, self._processor.preprocessing, self.variant)
+        settings = (salt, medium.kind, scale, self.adapter.setting(shown), self.variant)
         digest = hashlib.sha256(repr(settings).encode())
         if not isinstance(medium, MediaFile):
             _update(digest, medium)
@@ -352,7 +358,7 @@ class MediaEncoder:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             batch = [job]
-            while sum(len(j.units) for j in batch) < MAX_UNITS:
+            while sum(j.units for j in batch) < MAX_UNITS:
                 try:
                     more = self._jobs.get_nowait()
                 except queue.Empty:
@@ -368,7 +374,7 @@ class MediaEncoder:
         if not batch:
             return
         try:
-            tokens = self._forward(batch)
+            blocks = self.adapter.encode([job.prepared for job in batch])
         except Exception as error:  # the waiting requests raise it
             if len(batch) == 1:
                 batch[0].done.set_exception(error)
@@ -376,25 +382,11 @@ class MediaEncoder:
             for job in batch:  # one by one: only the broken medium fails
                 self._run([job])
             return
-        for job, rows in zip(batch, tokens, strict=True):
-            job.done.set_result(rows)
-
-    def _forward(self, batch: list[_Job]) -> list[Tensor]:
-        device, dtype = self.model.device, self.model.dtype
-        with torch.inference_mode(), free_cores().take() as threads:
-            torch.set_num_threads(min(threads, self._threads))  # of this Python thread's work alone
-            tokens = self.model.context_tokens(
-                torch.tensor([job.kind for job in batch], device=device),
-                torch.tensor([len(job.units) for job in batch], device=device),
-                torch.cat([job.units for job in batch]).to(device, dtype),
-            )
-            # Copies on the CPU: views would keep the whole batch in memory.
-            return [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
+        for job, block in zip(batch, blocks, strict=True):
+            job.done.set_result(block)
 
 
-def _report(
-    medium: MediaFile | Medium, known: MeasuredMedium, tokens: int, *, cached: bool
-) -> MediaReport:
+def _report(medium: MediaFile | Medium, known: MeasuredMedium, *, cached: bool) -> MediaReport:
     """A medium's report in this request, of which another request may have been the first."""
     # The same arrays may come from different files.
     report = known.report if isinstance(medium, MediaFile) else medium.report
@@ -403,9 +395,11 @@ def _report(
         update={
             "written": words.written,
             "spoken": words.spoken,
-            "cut": [*report.cut, *words.cut],
+            "cut": [*report.cut, *known.cut, *words.cut],
+            "shown_as": "picture" if known.as_picture else None,
+            "audio_used": known.report.audio_used,
             "name": medium.name,
-            "tokens": tokens,
+            "tokens": known.all_tokens,
             "cached": cached,
             "decode_ms": None if cached else report.decode_ms,
             "encode_ms": None if cached else known.report.encode_ms,

@@ -97,6 +97,7 @@ def load_assistant(
     options = options or EngineOptions()
     with without_collection():
         chat, processor, engine = _loaded(model, options)
+        from mico_chat.adapters.mico import MicoAdapter
         from mico_chat.checkpoints.load import has_text_branch, load_pretraining
         from mico_chat.encode import MediaEncoder
 
@@ -104,15 +105,14 @@ def load_assistant(
         if reads is None and not options.chat_defaults:
             reads = False
         encoder = MediaEncoder(
-            chat,
-            processor,
+            MicoAdapter(chat, processor),
             decoder,
             cache_bytes=options.context_cache_bytes,
             reader=installed_reader(reads),
         )
         folder = Path(model)
         name = folder.resolve().name if folder.is_dir() else str(model)
-        assistant = Assistant(engine, encoder, processor, name=name)
+        assistant = Assistant(engine, encoder, name=name)
         if options.chat_defaults:
             assistant.system_prompt = processor.system_prompt
             generation = chat.generation or {}
@@ -245,7 +245,7 @@ def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
         quantization=options.quantization,
         max_running=options.max_running,
     )
-    ends = _ends(processor, chat.llm.config)  # vLLM itself reads the generation config
+    ends = _ends(processor.tokenizer, chat.llm.config)  # vLLM itself reads the generation config
 
     def table(dtype: Any) -> Any:
         return read_token_table(llm, dtype).embed_tokens.weight
@@ -285,22 +285,23 @@ def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
         device=options.device,
         quantization_config=_bitsandbytes(options.quantization),
     )
-    return chat, processor, transformers_engine(chat, processor, options)
+    return chat, processor, transformers_engine(chat.llm, processor.tokenizer, options)
 
 
-def transformers_engine(chat: Any, processor: MicoChatProcessor, options: EngineOptions) -> Engine:
+def transformers_engine(model: Any, tokenizer: Any, options: EngineOptions) -> Engine:
     from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.transformers import TransformersModel
 
-    llm = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
-    ends = _ends(processor, chat.llm.config, chat.llm.generation_config)
+    llm = TransformersModel(model, max_batch=options.max_batch, **options.arguments)
+    ends = _ends(tokenizer, model.config, model.generation_config)
     running = options.max_running or MAX_RUNNING
-    return BatchingEngine(llm, processor.tokenizer, ends, name="transformers", max_running=running)
+    return BatchingEngine(llm, tokenizer, ends, name="transformers", max_running=running)
 
 
-def _ends(processor: MicoChatProcessor, *configs: Any) -> set[int]:
+def _ends(*saying: Any) -> set[int]:
+    """The tokens that end an answer, as a tokenizer and configurations say."""
     found: set[int] = set()
-    for said in (processor.tokenizer, *configs):
+    for said in saying:
         ends = said.eos_token_id
         found.update(ends if isinstance(ends, list) else [] if ends is None else [ends])
     return found

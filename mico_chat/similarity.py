@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.encode import MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.decoder import Decoder
@@ -93,7 +94,7 @@ class _Item:
 
 
 class _EncoderTokens:
-    """Encoder and context without a bridge, for :class:`MediaEncoder`."""
+    """Encoder and context without a bridge, for :class:`MicoAdapter`."""
 
     def __init__(self, model: MicoForPretraining) -> None:
         self._model = model
@@ -129,9 +130,8 @@ class Similarity:
         self._space = ContrastiveSpace(model, tokenizer)
         self.dim = self._space.dim
         self.max_tokens = self._space.max_tokens
-        self._encoder = MediaEncoder(
-            _EncoderTokens(model), processor, decoder, cache_bytes=cache_bytes
-        )
+        adapter = MicoAdapter(_EncoderTokens(model), processor)
+        self._encoder = MediaEncoder(adapter, decoder, cache_bytes=cache_bytes)
         # One thread: the tokenizer is not thread-safe, and one computation uses all cores.
         self._thread = ThreadPoolExecutor(1, "mico-similarity")
 

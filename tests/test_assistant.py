@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mico_chat.adapters.mico import MicoAdapter, mico_of
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
@@ -63,9 +64,9 @@ def chat() -> MicoChatForConditionalGeneration:
 def assistant(
     chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
 ) -> Iterator[Assistant]:
-    engine = transformers_engine(chat, processor, EngineOptions(max_running=4))
+    engine = transformers_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=4))
     assistant = Assistant(
-        engine, MediaEncoder(chat, processor, FakeDecoder()), processor, name="tiny"
+        engine, MediaEncoder(MicoAdapter(chat, processor), FakeDecoder()), name="tiny"
     )
     yield assistant
     assistant.close()
@@ -90,7 +91,7 @@ class StubEngine(FakeEngine):
 
 
 def with_engine(assistant: Assistant, engine: Engine) -> Assistant:
-    return Assistant(engine, assistant.encoder, assistant.processor, name="stub")
+    return Assistant(engine, assistant.encoder, name="stub")
 
 
 def seen(reports: Sequence[MediaReport]) -> list[MediaReport]:
@@ -188,7 +189,7 @@ def test_requests_take_turns_at_the_tokenizer(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each request switches the tokenizer between text and markup: threads would interfere."""
-    tokenize = assistant.processor.tokenize
+    tokenize = mico_of(assistant.adapter).processor.tokenize
     inside: list[int] = []
     most: list[int] = []
 
@@ -199,7 +200,7 @@ def test_requests_take_turns_at_the_tokenizer(
         inside.pop()
         return tokenize(messages, *more, **named)
 
-    monkeypatch.setattr(assistant.processor, "tokenize", watched)
+    monkeypatch.setattr(mico_of(assistant.adapter).processor, "tokenize", watched)
 
     async def test() -> None:
         await asyncio.gather(*(assistant.prepare(TEXT) for _ in range(4)))
@@ -408,8 +409,8 @@ def test_all_parts_are_closed_with_the_assistant(
     branch = MicoForPretraining(MicoConfig.tiny(), chat).train(False)
     similarity = Similarity(branch, letters(), processor, FakeDecoder())
     engine = StubEngine()
-    encoder = MediaEncoder(chat, processor, FakeDecoder())
-    with closing(Assistant(engine, encoder, processor, name="tiny", similarity=similarity)):
+    encoder = MediaEncoder(MicoAdapter(chat, processor), FakeDecoder())
+    with closing(Assistant(engine, encoder, name="tiny", similarity=similarity)):
         assert run(similarity.embed(["hi"])).tokens == (2,)
     with pytest.raises(ModelError, match="similarity is closed"):
         run(similarity.embed(["hi"]))

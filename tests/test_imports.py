@@ -27,6 +27,7 @@ LAYERS = (
     ("checkpoints",),
     ("engine",),
     ("reading",),
+    ("adapters",),
     ("encode", "similarity", "assistant"),
     ("load",),
     ("evaluation",),

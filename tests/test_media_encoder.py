@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MAX_UNITS, ContextCache, MediaEncoder
 from mico_chat.errors import LimitError, MediaError, ModelError
@@ -76,7 +77,7 @@ def decoder() -> NumberDecoder:
 def encoder(
     model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
 ) -> Iterator[MediaEncoder]:
-    encoder = MediaEncoder(model, processor, decoder)
+    encoder = MediaEncoder(MicoAdapter(model, processor), decoder)
     yield encoder
     model.gate.set()
     encoder.close()
@@ -352,7 +353,7 @@ async def test_files_that_cannot_be_read(encoder: MediaEncoder, tmp_path: Path) 
 def test_a_closed_encoder_refuses_at_once(
     model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
 ) -> None:
-    encoder = MediaEncoder(model, processor, decoder)
+    encoder = MediaEncoder(MicoAdapter(model, processor), decoder)
     run(encoded(encoder, number()))
     encoder.close()
     encoder.close()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import MODELS
 from mico_chat.checkpoints.load import load_chat, load_pretraining
@@ -44,9 +45,9 @@ def test_what_the_folder_says_is_what_pack_writes() -> None:
 
 def test_it_chats_as_an_assistant(mini: tuple[Any, Any]) -> None:
     model, processor = mini
-    engine = transformers_engine(model, processor, EngineOptions())
-    encoder = MediaEncoder(model, processor, FakeDecoder())
-    with closing(Assistant(engine, encoder, processor, name="mini")) as assistant:
+    engine = transformers_engine(model.llm, processor.tokenizer, EngineOptions())
+    encoder = MediaEncoder(MicoAdapter(model, processor), FakeDecoder())
+    with closing(Assistant(engine, encoder, name="mini")) as assistant:
         pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
         questions = [
             Message.user("What is the capital of France?"),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
+from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.errors import MissingExtraError, ModelError
@@ -63,7 +64,7 @@ def reader() -> FakeReader:
 def encoder(
     chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor, reader: FakeReader
 ) -> Iterator[MediaEncoder]:
-    encoder = MediaEncoder(chat, processor, FakeDecoder(), reader=reader)
+    encoder = MediaEncoder(MicoAdapter(chat, processor), FakeDecoder(), reader=reader)
     yield encoder
     reader.gate.set()
     encoder.close()
@@ -160,7 +161,7 @@ def test_a_request_that_leaves_stops_its_reading(
                 stopped.set()
             return Words()
 
-    encoder = MediaEncoder(chat, processor, FakeDecoder(), reader=Patient())
+    encoder = MediaEncoder(MicoAdapter(chat, processor), FakeDecoder(), reader=Patient())
 
     async def test() -> None:
         waiting = asyncio.create_task(encoder.encode([sound()]))

@@ -115,6 +115,27 @@ class Prompt:
                 found += segment
         return tuple(found)
 
+    @cached_property
+    def positions(self) -> Tensor | None:
+        """Positions (A, S + 1) of the tokens, and of the token after them, on the A axes of a
+        rotary embedding; None if each is the token's place.
+        """
+        blocks = [segment for segment in self.segments if isinstance(segment, ContextBlock)]
+        axes = {len(block.positions) for block in blocks if block.positions is not None}
+        if not axes:
+            return None
+        import torch  # here and not above: prompts of a model without axes need none
+
+        parts, at = [], 0
+        for segment in self.segments:
+            if isinstance(segment, ContextBlock) and segment.positions is not None:
+                parts.append(segment.positions + at)
+                at += segment.n_positions
+            else:
+                parts.append(torch.arange(at, at + len(segment)).expand(max(axes), -1))
+                at += len(segment)
+        return torch.cat([*parts, torch.full((max(axes), 1), at)], dim=1)
+
     def tokens(self, start: int, stop: int) -> tuple[list[int], list[Tensor]]:
         """Ids, and context tokens (m, L), of the places from ``start`` up to, not with, ``stop``.
 

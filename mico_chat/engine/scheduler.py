@@ -31,7 +31,9 @@ class Chunk:
     """Consecutive tokens of one slot, from position ``start``.
 
     The id of a context token is :data:`~mico_chat.model.splice.PLACEHOLDER`; ``context`` has the
-    tokens, (m, L) of each medium. ``wants_logits`` asks for the logits after the last token.
+    tokens, (m, W) of each medium. ``wants_logits`` asks for the logits after the last token.
+    ``positions`` (A, n) are those of the tokens on the A axes of a rotary embedding, where they are
+    not the places from ``start`` on.
     """
 
     slot: int
@@ -39,6 +41,7 @@ class Chunk:
     ids: Many[int]
     wants_logits: bool
     context: Many[Tensor] = ()
+    positions: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -139,11 +142,16 @@ class Sequence:
         """The next token of the answer, or the next tokens of the prompt, at most ``room``."""
         assert self.slot is not None
         start = self.computed
+        positions = self.prompt.positions
         if self.decoding:
-            return Chunk(self.slot.number, start, self.tokens[-1:], True)
+            if positions is not None:
+                positions = positions[:, -1:] + (start - self.length)
+            return Chunk(self.slot.number, start, self.tokens[-1:], True, (), positions)
         stop = min(self.length, start + room)
         ids, context = self.prompt.tokens(start, stop)
-        return Chunk(self.slot.number, start, ids, stop == self.length, context)
+        if positions is not None:
+            positions = positions[:, start:stop]
+        return Chunk(self.slot.number, start, ids, stop == self.length, context, positions)
 
 
 class PrefillBudget:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mico_chat.adapters.mico import mico_of
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.folders import LLM, base_llm_path, model_folder
 from mico_chat.checkpoints.load import chat_config
@@ -48,13 +49,17 @@ class ChatModel(Model):
             opened.callback(self.assistant.close)
             self._open = opened.pop_all()
 
+    @property
+    def _model(self) -> Any:
+        return mico_of(self.assistant.adapter).model
+
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self.assistant.encoder.model)
+        return fingerprint(self._model)
 
     def header(self) -> Record:
         """The header; call it before a control changes the weights."""
-        dtype = next(self.assistant.encoder.model.parameters()).dtype
+        dtype = next(self._model.parameters()).dtype
         precision = self._options.quantization or str(dtype).removeprefix("torch.")
         how = f"{self.assistant.engine.name} {precision}"
         how += ", text and speech recognised" * (self.assistant.encoder.reader is not None)
@@ -65,7 +70,7 @@ class ChatModel(Model):
         }
 
     def use(self, control: str) -> None:
-        model = self.assistant.encoder.model
+        model = self._model
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
         self.assistant.encoder.variant = control
@@ -111,13 +116,13 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     """The assistant with its base LLM before tuning, in the transformers engine."""
     from transformers import AutoModelForCausalLM
 
-    model = assistant.encoder.model
+    model = mico_of(assistant.adapter).model
     path = base_llm_path(model.config.base_llm)
     assistant.engine.close()
     llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
     model.attach_llm(llm.to(model.device).eval())
-    engine = transformers_engine(model, assistant.processor, options)
-    return Assistant(engine, assistant.encoder, assistant.processor, name=assistant.name)
+    engine = transformers_engine(model.llm, assistant.adapter.tokenizer, options)
+    return Assistant(engine, assistant.encoder, name=assistant.name)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ Legend: H height, W width, T frames, n samples or context tokens, L width of the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,8 @@ class MediaReport(BaseModel):
     audio_used: bool | None = None
     """Of a video: True if its sound is used, False if it is not, None if there is no sound."""
     cut: list[str] = []  # sentences on what was left out or scaled down
+    shown_as: Literal["picture"] | None = None
+    """"picture": a map that the model lacks, shown to it as a picture with a legend."""
     tokens: int | None = None  # context tokens, with those of the sound track
     written: tuple[WrittenText, ...] | None = None
     """The text in a picture or in a video's frames, in reading order; None: it was not read."""
@@ -224,21 +226,35 @@ def with_track(medium: Medium) -> tuple[Medium, ...]:
 
 @dataclass(frozen=True, eq=False)
 class ContextBlock:
-    """Context tokens (n, L) of a medium; blocks of equal ``key`` hold equal tokens."""
+    """Context tokens (n, W) of a medium; blocks of equal ``key`` hold equal tokens.
+
+    W is the width of the language model's token vectors, or more: some models add rows to later
+    layers too (:mod:`mico_chat.adapters.capture`). ``positions`` (A, n) count from the block's
+    start on each axis of a rotary embedding with A axes, and the token after the block is
+    ``n_positions`` further than its first; without them each token takes one position.
+    """
 
     tokens: Tensor
     key: bytes
+    positions: Tensor | None = None
+    n_positions: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + (0 if self.positions is None else self.positions.nbytes)
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredMedium:
     """The size of a medium, from which the number of its context tokens follows, and its words.
 
-    ``units`` counts stills, frames or slices; ``audio`` is a video's sound track. A video's
-    ``words`` include what is said in its sound track.
+    ``units`` counts stills, frames or slices, ``n_tokens`` the context tokens without those of
+    ``audio``, a video's sound track. A video's ``words`` include what is said in its sound track.
+    ``cut`` has sentences on what the model's adapter left out; ``as_picture`` says that a map is
+    shown as a picture. ``notes`` are the adapter's own.
     """
 
     kind: Kind
@@ -246,10 +262,22 @@ class MeasuredMedium:
     audio: MeasuredMedium | None = None
     report: MediaReport = field(default=_NO_REPORT, repr=False)
     words: Words = field(default=Words(), repr=False)
+    n_tokens: int = 0
+    cut: tuple[str, ...] = ()
+    as_picture: bool = False
+    notes: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return self.n_tokens
 
     @property
     def with_track(self) -> tuple[MeasuredMedium, ...]:
         return (self,) if self.audio is None else (self, self.audio)
+
+    @property
+    def all_tokens(self) -> int:
+        """Context tokens, with those of the sound track."""
+        return sum(len(part) for part in self.with_track)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,9 +292,5 @@ class EncodedMedium(MeasuredMedium):
         return (self.block,) if self.audio is None else (self.block, *self.audio.blocks)
 
     @property
-    def n_tokens(self) -> int:
-        return sum(len(block) for block in self.blocks)
-
-    @property
     def nbytes(self) -> int:
-        return sum(block.tokens.nbytes for block in self.blocks)
+        return sum(block.nbytes for block in self.blocks)

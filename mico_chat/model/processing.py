@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias, cast
@@ -347,6 +347,10 @@ class MicoChatProcessor:
         report = medium.report
         words = Words(report.written, report.spoken)
         return MeasuredMedium(medium.kind, len(units[0]), audio, report, words), units
+
+    def counted(self, medium: MeasuredMedium) -> MeasuredMedium:
+        """The medium with the number of its context tokens, without those of its sound track."""
+        return replace(medium, n_tokens=self._own_length(medium))
 
     def context_length(self, medium: MeasuredMedium) -> int:
         """Context tokens a medium takes, its sound track included, before it is encoded."""

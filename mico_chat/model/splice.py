@@ -7,8 +7,8 @@ order without vectors: it is the prompt that an engine is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence, Sized
+from typing import TYPE_CHECKING, TypeVar
 
 from mico_chat.errors import ModelError
 from mico_chat.media.medium import ContextBlock
@@ -21,6 +21,8 @@ PLACEHOLDER = -1
 
 Segment = tuple[int, ...] | ContextBlock
 """A part of a prompt: token ids, or the context tokens of a medium."""
+
+B = TypeVar("B", bound=Sized)
 
 
 def splice(
@@ -46,11 +48,14 @@ def splice(
 
 
 def segments(
-    ids: Sequence[int], blocks: Sequence[ContextBlock], placeholder: int
-) -> tuple[Segment, ...]:
-    """Token ids in which a block of context tokens takes the place of each run of placeholders."""
+    ids: Sequence[int], blocks: Sequence[B], placeholder: int
+) -> tuple[tuple[int, ...] | B, ...]:
+    """Token ids in which a block of context tokens takes the place of each run of placeholders.
+
+    The blocks may be of media that are not encoded yet: their lengths are enough.
+    """
     check_counts(ids.count(placeholder), blocks)
-    found: list[Segment] = []
+    found: list[tuple[int, ...] | B] = []
     at = 0
     for block in blocks:
         start = ids.index(placeholder, at)
@@ -65,7 +70,7 @@ def segments(
     return tuple(found)
 
 
-def check_counts(n_placeholders: int, context: Sequence[Tensor | ContextBlock]) -> None:
+def check_counts(n_placeholders: int, context: Sequence[Sized]) -> None:
     """Raise :class:`ModelError` unless there is a placeholder for each context token."""
     n_tokens = sum(len(tokens) for tokens in context)
     if n_placeholders != n_tokens:

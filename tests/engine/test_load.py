@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from mico_chat.adapters.mico import mico_of
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
 from mico_chat.checkpoints.pretrained import plain_llm
@@ -241,7 +242,7 @@ def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engi
         similarity = assistant.similarity
         assert similarity is not None
         assert similarity._encoder.cache.max_bytes == 1000
-        assert assistant.encoder.model.dtype == torch.bfloat16
+        assert mico_of(assistant.adapter).model.dtype == torch.bfloat16
         items: list[Item] = [picture(), "a cat"]
         assert asyncio.run(similarity.embed(items)).vectors.shape == (2, similarity.dim)
     with pytest.raises(ModelError, match="closed"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mico_chat.adapters.mico import mico_of
 from mico_chat.assistant import Answer
 from mico_chat.checkpoints.assemble import assemble
 from mico_chat.cli import evaluate
@@ -43,7 +44,7 @@ def test_the_language_models_layers_alone_are_quantized(
     options = EngineOptions(quantization=quantization)
     with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
         assert assistant.engine.name == "transformers"
-        model: nn.Module = assistant.encoder.model
+        model: nn.Module = mico_of(assistant.adapter).model
         kinds = {name: type(m).__name__ for name, m in model.named_modules()}
         few = {name for name, found in kinds.items() if found == kind}
         assert {name.split(".")[-1] for name in few} == LINEARS

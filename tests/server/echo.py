@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.batching import BatchingEngine
@@ -115,5 +116,5 @@ def _assistant(
     processor = processor_for(config)
     model = FakeModel(before=before, max_batch=256, **options)
     engine = BatchingEngine(model, joined_letters(), (END,), name="fake")
-    encoder = MediaEncoder(chat_model(config), processor, decoder, cache_bytes=1 << 20)
-    return Assistant(engine, encoder, processor, name="tiny")
+    encoder = MediaEncoder(MicoAdapter(chat_model(config), processor), decoder, cache_bytes=1 << 20)
+    return Assistant(engine, encoder, name="tiny")

@@ -13,6 +13,7 @@ import jsonschema_rs
 import pytest
 import torch
 
+from mico_chat.adapters.mico import mico_of
 from mico_chat.assistant import Assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.media.decoder import Decoder
@@ -42,10 +43,12 @@ def embedding_assistant(decoder: Decoder) -> Assistant:
     """An assistant of random models: only its words and numbers have no sense."""
     assistant = decoding_assistant(decoder)
     torch.manual_seed(0)
-    branch = MicoForPretraining(MicoConfig.tiny(), assistant.encoder.model)
+    branch = MicoForPretraining(MicoConfig.tiny(), mico_of(assistant.adapter).model)
     branch.train(False)
     assistant.encoder.reader = MediaReader(listener=cast(Listener, FakeListener("Hello there.")))
-    assistant.similarity = Similarity(branch, letters(), assistant.processor, decoder)
+    assistant.similarity = Similarity(
+        branch, letters(), mico_of(assistant.adapter).processor, decoder
+    )
     return assistant
 
 

@@ -18,6 +18,7 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from mico_chat.adapters.mico import mico_of
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
@@ -237,7 +238,7 @@ class MicoChatSimple(_MicoChat):
         assistant = self._load().assistant
         if assistant.engine.name != "transformers":
             raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")
-        llm, most = assistant.encoder.model.llm, assistant.engine.max_position
+        llm, most = mico_of(assistant.adapter).model.llm, assistant.engine.max_position
         found: list[tuple[float, bool]] = []
         batches = chunks(len(requests), self.batch_size)
         for batch in tqdm(batches, desc="mico_chat", disable=self.rank != 0):
@@ -267,7 +268,7 @@ async def _prompts(assistant: Assistant, conversations: Sequence[list[Message]])
 
 def _ids(assistant: Assistant, answer: str) -> list[int]:
     text = answer.lstrip() or answer
-    ids: list[int] = assistant.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = assistant.adapter.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise RequestError("the answer has no tokens, so it has no likelihood")
     return ids

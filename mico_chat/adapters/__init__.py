@@ -1,0 +1,1 @@
+"""What models read, and how their conversations become prompts: MiCo-Chat, and other models."""

@@ -1,0 +1,80 @@
+"""The protocol of a model adapter: media to blocks of context tokens, conversations to prompts.
+
+MiCo-Chat's adapter is :mod:`mico_chat.adapters.mico`; the other modules here are those of other
+open models. The media encoder, the assistant and all behind them see this protocol alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mico_chat.errors import RequestError
+from mico_chat.media.kinds import IN_WORDS, Kind
+from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
+from mico_chat.messages import Message
+
+PromptLayout = Sequence[tuple[int, ...] | MeasuredMedium]
+"""A prompt's parts in order: token ids, or the medium whose context tokens stand there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A medium, without its sound track, ready to be encoded; ``inputs`` are the adapter's own.
+
+    The context tokens get the ``key``.
+    """
+
+    measured: MeasuredMedium
+    inputs: Any
+    key: bytes = b""
+
+
+class ModelAdapter(Protocol):
+    """One model's reading of media and conversations. Its methods may be called in any thread."""
+
+    input_modalities: tuple[Kind, ...]
+    """The kinds of medium that the model itself reads."""
+
+    tokenizer: Any
+
+    def setting(self, shown: Sequence[Kind]) -> Hashable:
+        """All that a medium's context tokens depend on, besides its content.
+
+        ``shown`` are the kinds of all media of the conversation.
+        """
+        ...
+
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
+        """Preprocess a medium, and count its context tokens; its sound track is left out."""
+        ...
+
+    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+        """The context tokens of media, computed together. One thread at a time calls it."""
+        ...
+
+    def layout(
+        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+    ) -> PromptLayout:
+        """A conversation's prompt. ``media`` are those of the messages, in order.
+
+        ``prefix`` is the beginning of the answer. One thread at a time calls it.
+        """
+        ...
+
+
+def check_reads(adapter: ModelAdapter, name: str, kind: Kind) -> None:
+    """Refuse a medium of a kind that the model cannot be shown in any form."""
+    if kind in shown_kinds(adapter.input_modalities):
+        return
+    reads = ", ".join(IN_WORDS[one].split(" ", 1)[1] + "s" for one in adapter.input_modalities)
+    raise RequestError(
+        f"{name}: this model cannot read {IN_WORDS[kind]}; it reads {reads or 'text alone'}", kind
+    )
+
+
+def shown_kinds(input_modalities: Sequence[Kind]) -> tuple[Kind, ...]:
+    """The kinds that a model can be shown: maps become pictures for a model that reads pictures."""
+    as_picture: tuple[Kind, ...] = ("depth", "normal") if "image" in input_modalities else ()
+    return tuple(dict.fromkeys((*input_modalities, *as_picture)))

@@ -1,0 +1,81 @@
+"""MiCo-Chat's own adapter: encoder, context and bridge make context tokens of all five kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mico_chat.adapters.base import ModelAdapter, Prepared, PromptLayout
+from mico_chat.engine.cpu import free_cores
+from mico_chat.errors import ConfigError
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
+from mico_chat.messages import Message
+from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.splice import segments
+
+
+class TokenModel(Protocol):
+    """A model that encodes media, such as a chat model."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def context_tokens(
+        self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
+    ) -> list[Tensor]:
+        """Tokens (n, L) of each medium; ``media_kind``, ``media_units`` (M,), pixels (U, ...)."""
+        ...
+
+
+class MicoAdapter:
+    """See :class:`mico_chat.adapters.base.ModelAdapter`."""
+
+    input_modalities: tuple[Kind, ...] = KINDS
+
+    def __init__(self, model: TokenModel, processor: MicoChatProcessor) -> None:
+        self.model: Any = model  # evaluations switch parts of it off
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self._threads = torch.get_num_threads()
+
+    def setting(self, shown: Sequence[Kind]) -> Hashable:
+        return self.processor.preprocessing
+
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
+        units = self.processor.units(medium)
+        measured = MeasuredMedium(medium.kind, len(units), report=medium.report)
+        return Prepared(self.processor.counted(measured), units)
+
+    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+        device, dtype = self.model.device, self.model.dtype
+        with torch.inference_mode(), free_cores().take() as threads:
+            torch.set_num_threads(min(threads, self._threads))  # of this Python thread's work alone
+            tokens = self.model.context_tokens(
+                torch.tensor([KINDS.index(one.measured.kind) for one in batch], device=device),
+                torch.tensor([one.measured.units for one in batch], device=device),
+                torch.cat([one.inputs for one in batch]).to(device, dtype),
+            )
+            # Copies on the CPU: views would keep the whole batch in memory.
+            rows = [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
+        return [ContextBlock(own, one.key) for own, one in zip(rows, batch, strict=True)]
+
+    def layout(
+        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+    ) -> PromptLayout:
+        ids, _ = self.processor.tokenize(messages, True, media, prefix=prefix)
+        parts = [part for medium in media for part in medium.with_track]
+        return segments(ids, parts, self.processor.context_token_id)
+
+
+def mico_of(adapter: ModelAdapter) -> MicoAdapter:
+    """The adapter of a MiCo-Chat model; a :class:`ConfigError` for another model's."""
+    if not isinstance(adapter, MicoAdapter):
+        raise ConfigError("this works on a MiCo-Chat model alone, and another model is loaded")
+    return adapter
