@@ -317,7 +317,7 @@ class MediaEncoder:
         )
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
         first, *tracks = (
-            EncodedMedium(**vars(part.measured), block=block)
+            EncodedMedium(**{**vars(part.measured), "n_tokens": len(block)}, block=block)
             for part, block in zip(prepared, blocks, strict=True)
         )
         report = first.report.model_copy(update={"encode_ms": encode_ms})
