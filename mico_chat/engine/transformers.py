@@ -1,16 +1,19 @@
 """The model of the reference engine: any causal language model of Hugging Face, in torch.
 
+It may be the language model inside another project's multimodal model: context tokens may be wider
+than its token vectors, and positions may have several axes (:mod:`mico_chat.engine.decoder`).
+
 Each layer keeps the keys and values of all slots in one pool of cells, so that memory grows with
 the tokens that are held. A forward writes its new tokens into free cells and gathers the cells that
 its rows attend to.
 
 Legend: R rows (chunks), Q new tokens of the longest row, N new tokens of all rows, W tokens that
-the longest row attends to, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
+the longest row attends to, C cells, H key-value heads, D head width, L LLM width, V vocabulary,
+A axes of the rotary embedding.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -21,10 +24,10 @@ from transformers.generation import logits_process as hf
 
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import free_cores
+from mico_chat.engine.decoder import Decoder
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import RequestError
 from mico_chat.model.splice import splice
-from mico_chat.model.text_branch import additive_mask
 
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
@@ -34,12 +37,12 @@ LEAST_TEMPERATURE = 1e-5  # lower is greedy: logits divided by it would leave fl
 
 
 class TransformersModel:
-    """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full attention.
+    """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full or sliding attention.
 
-    ``llm`` is a ``LlamaForCausalLM`` or similar in evaluation mode, possibly wrapped by PEFT or
-    quantized by bitsandbytes. ``max_bytes`` limits the memory for keys and values: by default
-    :data:`MAX_BYTES_CPU`, on a GPU half of the free memory. ``max_position`` can only lower the
-    limit of the LLM's config.
+    ``llm`` is a ``LlamaForCausalLM`` or similar, or a multimodal model with one inside, in
+    evaluation mode, possibly wrapped by PEFT or quantized by bitsandbytes. ``max_bytes`` limits the
+    memory for keys and values: by default :data:`MAX_BYTES_CPU`, on a GPU half of the free memory.
+    ``max_position`` can only lower the limit of the LLM's config.
     """
 
     def __init__(
@@ -57,13 +60,8 @@ class TransformersModel:
         self.n_slots = n_slots
         self.max_batch = max_batch
         self.max_position = most if max_position is None else min(max_position, most)
-        self._table: Any = wrapped.get_input_embeddings()
-        self._head: Any = wrapped.get_output_embeddings()
-        self._decoder: Any = wrapped.get_decoder()
-        # transformers 5 renamed this argument in a minor release.
-        parameters = inspect.signature(self._decoder.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
-        self._device: torch.device = self._table.weight.device
+        self._decoder = Decoder(llm)
+        self._device = self._decoder.device
         self._threads = torch.get_num_threads()
         self._cells = _Cells(n_slots, self.max_position, self._device)
         self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
@@ -71,7 +69,8 @@ class TransformersModel:
         # Configs describe the bytes of a token in different ways, so they are measured.
         self.run([Chunk(0, 0, [0], False)])
         self.truncate(0, 0)
-        token_bytes = sum(layer.cell_bytes for layer in self._layers)
+        # A layer that reuses another layer's keys and values has none.
+        token_bytes = sum(layer.cell_bytes for layer in self._layers if layer.is_initialized)
         budget = max_bytes or MAX_BYTES_CPU
         if max_bytes is None and self._device.type == "cuda":
             budget = torch.cuda.mem_get_info(self._device)[0] // 2
@@ -103,13 +102,14 @@ class TransformersModel:
         old, new = self._cells.copy(source, target, length)
         with torch.inference_mode():
             for layer in self._layers:
-                layer.copy(old, new)
+                if layer.is_initialized:
+                    layer.copy(old, new)
 
     def truncate(self, slot: int, length: int) -> None:
         self._cells.truncate(slot, length)
 
     def sampler(self, options: GenerationOptions, index: int) -> TorchSampler:
-        return TorchSampler(options, index, self._head.weight.device)
+        return TorchSampler(options, index, self._decoder.logits_device)
 
     def close(self) -> None:
         """Free the keys and values. The caller owns the LLM."""
@@ -118,28 +118,38 @@ class TransformersModel:
 
     def _forward(self, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         """One forward of rows padded on the right; logits (V,) of the rows that want them."""
-        positions, mask = self._cells.place(chunks)
-        embeds = self._embed(chunks)
-        hidden = self._decoder(
-            inputs_embeds=embeds,
-            attention_mask=additive_mask(mask[:, None], embeds.dtype),
-            position_ids=positions,
-            use_cache=True,
-            **{self._cache_name: self._cache},
-        ).last_hidden_state
+        places, mask = self._cells.place(chunks)
+        hidden = self._decoder.hidden(
+            self._embed(chunks), _positions(chunks, places), mask, self._cache
+        )
         rows = [row for row, chunk in enumerate(chunks) if chunk.wants_logits]
         if not rows:
             return []
         last = hidden[rows, [chunks[row].length - 1 for row in rows]]
-        return list(self._head(last).float())
+        return list(self._decoder.logits(last).float())
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Embeddings (R, Q, L) of chunks, padded on the right with token 0."""
+        """Rows (R, Q, W) of chunks, padded on the right with token 0."""
         longest = max(chunk.length for chunk in chunks)
         ids = torch.tensor([[*chunk.ids, *[0] * (longest - chunk.length)] for chunk in chunks])
         context = [tokens for chunk in chunks for tokens in chunk.context]
         # The ids stay on the CPU, where counting placeholders waits for no GPU.
-        return splice(lambda ids: self._table(ids.to(self._device)), ids, context)
+        return splice(lambda ids: self._decoder.rows(ids.to(self._device)), ids, context)
+
+
+def _positions(chunks: Sequence[Chunk], places: Tensor) -> Tensor:
+    """Positions (R, Q), or (A, R, Q) if a chunk has its own; padding repeats the last one."""
+    own = [chunk.positions for chunk in chunks]
+    axes = {len(positions) for positions in own if positions is not None}
+    if not axes:
+        return places
+    found = places.expand(max(axes), -1, -1).clone()
+    for row, positions in enumerate(own):
+        if positions is not None:
+            n = positions.shape[1]
+            found[:, row, :n] = positions.to(places.device)
+            found[:, row, n:] = positions[:, -1:].to(places.device)
+    return found
 
 
 # --- keys and values ----------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""The rows that a multimodal model of Hugging Face gives to its decoder, in place of its answer.
+
+Each family merges media into its prompt in its own way. All of them end in one call of the
+language model's decoder. So the model's own forward runs up to this call, whose arguments are the
+rows of all tokens, and their positions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mico_chat.engine.decoder import Decoder
+
+
+class _CapturedError(Exception):
+    """The decoder was called; ``given`` are its arguments."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__("the decoder was called")
+        self.given = given
+
+
+class Capture:
+    """Runs a model up to its decoder. Other threads may call the decoder at the same time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        self._decoder = Decoder(model)
+        self._here = threading.local()
+        self._decoder.module.register_forward_pre_hook(self._stop, with_kwargs=True)
+
+    def _stop(self, module: nn.Module, args: Any, given: dict[str, Any]) -> None:
+        if getattr(self._here, "running", False):
+            raise _CapturedError(given)
+
+    def rows(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Rows (R, Q, W) of a batch, and positions (A, R, Q) if the model has several axes."""
+        device, dtype = self._decoder.device, self._model.dtype
+        moved = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        self._here.running = True
+        try:
+            with torch.inference_mode():
+                self._model(**moved, use_cache=False)
+        except _CapturedError as captured:
+            given = captured.given
+        finally:
+            self._here.running = False
+        positions = given.get("position_ids")
+        if positions is not None and positions.ndim < 3:
+            positions = None
+        return self._decoder.joined(given), positions

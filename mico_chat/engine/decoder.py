@@ -1,0 +1,124 @@
+"""The decoder of a causal language model of Hugging Face, also of one inside a multimodal model.
+
+The rows that it reads may be wider than its token vectors. Behind the L values of a token's vector
+stand what some families add to later layers:
+
+* Qwen3-VL adds features of the picture to the first K layers ("DeepStack"): K times L values.
+* Gemma 3n gives each layer an own vector of the token: N times P values.
+
+Text tokens have zeros there, or the vectors of their ids. So a row is all that the decoder needs of
+a token, and a medium's rows can be kept (:mod:`mico_chat.adapters.capture` makes them).
+
+Legend: R rows of a batch, Q tokens, W width of a row, S tokens attended to, A axes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from mico_chat.errors import ModelError
+from mico_chat.model.text_branch import additive_mask
+
+ATTENTION = ("full_attention", "sliding_attention")
+"""The kinds of layer whose keys and values can be kept in cells, one for each token."""
+
+
+class Decoder:
+    """Rows in, hidden states and logits out."""
+
+    def __init__(self, llm: nn.Module) -> None:
+        whole: Any = llm  # PEFT's wrapper has the LLM's attributes, but not in its type
+        self.config: Any = whole.config.get_text_config()
+        self.module: Any = whole.get_decoder()
+        self._table: Any = whole.get_input_embeddings()
+        self._head: Any = whole.get_output_embeddings()
+        self.device: torch.device = self._table.weight.device
+        # transformers 5 renamed this argument in a minor release.
+        parameters = inspect.signature(self.module.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        vision = getattr(whole.config, "vision_config", None)
+        self._n_deep = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+        self._by_layer = "per_layer_inputs" in parameters
+        self._softcap = getattr(self.config, "final_logit_softcapping", None)
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        self._window: int | None = None
+        if unknown := kinds.difference(ATTENTION):
+            raise ModelError(f"layers of {', '.join(sorted(unknown))} cannot be batched")
+        if "sliding_attention" in kinds:
+            self._window = int(self.config.sliding_window)
+
+    @property
+    def logits_device(self) -> torch.device:
+        device: torch.device = self._head.weight.device
+        return device
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The rows (..., W) of text tokens."""
+        vectors: Tensor = self._table(ids)
+        if self._n_deep:
+            zeros = vectors.new_zeros(*ids.shape, self._n_deep * vectors.shape[-1])
+            return torch.cat([vectors, zeros], -1)
+        if self._by_layer:
+            own = self.module.get_per_layer_inputs(ids).flatten(-2)
+            return torch.cat([vectors, own.to(vectors.dtype)], -1)
+        return vectors
+
+    def joined(self, given: dict[str, Any]) -> Tensor:
+        """The rows (R, Q, W) that a call of the decoder was ``given`` in its arguments."""
+        vectors: Tensor = given["inputs_embeds"]
+        if self._n_deep:
+            deep = vectors.new_zeros(*vectors.shape[:-1], self._n_deep, vectors.shape[-1])
+            features = given.get("deepstack_visual_embeds")
+            if features is not None:
+                deep[given["visual_pos_masks"]] = torch.stack(list(features), 1).to(deep.dtype)
+            return torch.cat([vectors, deep.flatten(-2)], -1)
+        if self._by_layer:
+            own = given["per_layer_inputs"].flatten(-2)
+            return torch.cat([vectors, own.to(vectors.dtype)], -1)
+        return vectors
+
+    def hidden(self, rows: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Hidden states (R, Q, L) of rows (R, Q, W) at ``positions`` (R, Q) or (A, R, Q).
+
+        ``mask`` (R, Q, S) is true where a token attends.
+        """
+        width = self._table.weight.shape[1]
+        vectors, more = rows[..., :width], rows[..., width:]
+        given: dict[str, Any] = {}
+        if self._n_deep and bool(more.any()):
+            features = more.unflatten(-1, (self._n_deep, width)).flatten(0, 1)
+            given["visual_pos_masks"] = torch.ones(rows.shape[:2], dtype=torch.bool)
+            given["deepstack_visual_embeds"] = list(features.unbind(1))
+        if self._by_layer:
+            given["per_layer_inputs"] = more.unflatten(-1, (self.config.num_hidden_layers, -1))
+        output = self.module(
+            inputs_embeds=vectors,
+            attention_mask=self._masks(mask, vectors.dtype),
+            position_ids=positions,
+            use_cache=True,
+            **{self._cache_name: cache},
+            **given,
+        )
+        found: Tensor = output.last_hidden_state
+        return found
+
+    def _masks(self, mask: Tensor, dtype: torch.dtype) -> Any:
+        full = additive_mask(mask[:, None], dtype)
+        if self._window is None:
+            return full
+        # A token's key is at its place; the last key that a token attends to is its own.
+        keys = torch.arange(mask.shape[-1], device=mask.device)
+        near = keys > mask.sum(-1, keepdim=True) - 1 - self._window
+        sliding = additive_mask((mask & near)[:, None], dtype)
+        return {"full_attention": full, "sliding_attention": sliding}
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self._head(hidden)
+        if self._softcap is not None:
+            found = torch.tanh(found / self._softcap) * self._softcap
+        return found
