@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from mico_chat.reading import installed_reader
 from mico_chat.settings import Settings
 
 if TYPE_CHECKING:
+    from mico_chat.adapters.base import ModelAdapter
     from mico_chat.model.processing import MicoChatProcessor
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,14 @@ def asked_quantization(
     return names.pop() if names else None
 
 
+OTHERS = {
+    "llamacpp": "llama.cpp reads another project's model from GGUF files, not from this folder: "
+    "use --engine transformers",
+    "vllm": "the engine vllm is for MiCo-Chat's models here: use --engine transformers",
+}
+"""Why an engine does not take the folder of another project's model."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How a model is run.
@@ -62,7 +72,8 @@ class EngineOptions:
     ``arguments`` are those of the engine: vLLM's ``AsyncEngineArgs``, or
     :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults``, the checkpoint's system prompt,
     generation options and mark of unsure answers are not used, and text and speech are recognised
-    only if ``MICO_READS`` says so: an evaluation measures the weights alone.
+    only if ``MICO_READS`` says so: an evaluation measures the weights alone. Python code that a
+    model's folder brings is run only with ``trust_remote_code``.
     """
 
     engine: str = "auto"
@@ -74,6 +85,7 @@ class EngineOptions:
     context_cache_bytes: int = 256 << 20
     arguments: Mapping[str, Any] = field(default_factory=dict)
     chat_defaults: bool = True
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -96,38 +108,40 @@ def load_assistant(
     """
     options = options or EngineOptions()
     with without_collection():
-        chat, processor, engine = _loaded(model, options)
+        loaded = _loaded(model, options)
         from mico_chat.adapters.mico import MicoAdapter
         from mico_chat.checkpoints.load import has_text_branch, load_pretraining
         from mico_chat.encode import MediaEncoder
 
+        adapter = loaded.adapter
+        own = isinstance(adapter, MicoAdapter)
         reads = Settings().reads
-        if reads is None and not options.chat_defaults:
-            reads = False
+        if reads is None and not (options.chat_defaults and own):
+            reads = False  # other models read for themselves
         encoder = MediaEncoder(
-            MicoAdapter(chat, processor),
+            adapter,
             decoder,
             cache_bytes=options.context_cache_bytes,
             reader=installed_reader(reads),
         )
         folder = Path(model)
         name = folder.resolve().name if folder.is_dir() else str(model)
-        assistant = Assistant(engine, encoder, name=name)
+        assistant = Assistant(loaded.engine, encoder, name=name)
         if options.chat_defaults:
-            assistant.system_prompt = processor.system_prompt
-            generation = chat.generation or {}
+            assistant.system_prompt = loaded.system_prompt
+            generation = loaded.generation or {}
             try:
                 assistant.defaults = GenerationOptions.of_checkpoint(generation)
                 assistant.unsure_below = _unsure_below(generation)
             except RequestError as error:
                 raise ModelError(f"{model}: generation_config.json: {error}") from error
-        if similarity and has_text_branch(model):
+        if similarity and isinstance(adapter, MicoAdapter) and has_text_branch(model):
             from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
 
-            branch, tokenizer = load_pretraining(model, chat)
+            branch, tokenizer = load_pretraining(model, adapter.model)
             kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
             assistant.similarity = Similarity(
-                branch, tokenizer, processor, decoder, cache_bytes=kept
+                branch, tokenizer, adapter.processor, decoder, cache_bytes=kept
             )
         return assistant
 
@@ -157,16 +171,50 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-Loaded = tuple[Any, "MicoChatProcessor", Engine]
-"""The model that encodes media, its processor, and the engine with the language model."""
+@dataclass(frozen=True)
+class Loaded:
+    """A model's adapter, and the engine with its language model.
+
+    ``generation`` is the content of its folder's ``generation_config.json``.
+    """
+
+    adapter: ModelAdapter
+    engine: Engine
+    generation: Mapping[str, Any] | None = None
+    system_prompt: str | None = None
+
+    @classmethod
+    def of_mico(cls, chat: Any, processor: MicoChatProcessor, engine: Engine) -> Loaded:
+        from mico_chat.adapters.mico import MicoAdapter
+
+        adapter = MicoAdapter(chat, processor)
+        return cls(adapter, engine, chat.generation, processor.system_prompt)
+
+
+def is_mico(model: str | Path) -> bool:
+    """Whether a folder or hub name is a model of this project, by its ``config.json``."""
+    # An unknown name is reported at once: transformers would search for half a minute.
+    file = local_folder(model_folder(model), "config.json") / "config.json"
+    try:
+        kind = str(json.loads(file.read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{model}: its config.json cannot be read: {error}") from error
+    return kind.startswith("mico")
 
 
 def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
-    # Report an unknown name at once: transformers would search for half a minute.
-    local_folder(model_folder(model), "config.json")
+    own = is_mico(model)
     if options.device is not None:
         check_device(options.device)
     engine, why = choose_engine(options)
+    if not own:
+        if options.engine not in ("auto", "transformers"):
+            raise ConfigError(f"{model}: {OTHERS[options.engine]}")
+        from mico_chat.open_models import load_open
+
+        logger.info("engine: transformers (another project's model)")
+        check_sizes("transformers", options.arguments)
+        return load_open(model, options, _bitsandbytes(options.quantization))
     logger.info("engine: %s (%s)", engine, why)
     if engine == "vllm":
         return _with_vllm(model, options)
@@ -245,12 +293,13 @@ def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
         quantization=options.quantization,
         max_running=options.max_running,
     )
-    ends = _ends(processor.tokenizer, chat.llm.config)  # vLLM itself reads the generation config
+    ending = ends(processor.tokenizer, chat.llm.config)  # vLLM itself reads the generation config
 
     def table(dtype: Any) -> Any:
         return read_token_table(llm, dtype).embed_tokens.weight
 
-    return chat, processor, VllmEngine(arguments, processor.tokenizer, ends, table=table)
+    engine = VllmEngine(arguments, processor.tokenizer, ending, table=table)
+    return Loaded.of_mico(chat, processor, engine)
 
 
 def _with_llamacpp(model: str | Path, options: EngineOptions) -> Loaded:
@@ -270,10 +319,10 @@ def _with_llamacpp(model: str | Path, options: EngineOptions) -> Loaded:
                 loading.result().close()
             raise
         llm = loading.result()
-    ends = llm.ends | {processor.tokenizer.eos_token_id}
+    ending = llm.ends | {processor.tokenizer.eos_token_id}
     running = options.max_running or MAX_RUNNING
-    engine = BatchingEngine(llm, processor.tokenizer, ends, name="llamacpp", max_running=running)
-    return chat, processor, engine
+    engine = BatchingEngine(llm, processor.tokenizer, ending, name="llamacpp", max_running=running)
+    return Loaded.of_mico(chat, processor, engine)
 
 
 def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
@@ -285,7 +334,8 @@ def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
         device=options.device,
         quantization_config=_bitsandbytes(options.quantization),
     )
-    return chat, processor, transformers_engine(chat.llm, processor.tokenizer, options)
+    engine = transformers_engine(chat.llm, processor.tokenizer, options)
+    return Loaded.of_mico(chat, processor, engine)
 
 
 def transformers_engine(model: Any, tokenizer: Any, options: EngineOptions) -> Engine:
@@ -293,17 +343,17 @@ def transformers_engine(model: Any, tokenizer: Any, options: EngineOptions) -> E
     from mico_chat.engine.transformers import TransformersModel
 
     llm = TransformersModel(model, max_batch=options.max_batch, **options.arguments)
-    ends = _ends(tokenizer, model.config, model.generation_config)
+    ending = ends(tokenizer, model.config, model.generation_config)
     running = options.max_running or MAX_RUNNING
-    return BatchingEngine(llm, tokenizer, ends, name="transformers", max_running=running)
+    return BatchingEngine(llm, tokenizer, ending, name="transformers", max_running=running)
 
 
-def _ends(*saying: Any) -> set[int]:
+def ends(*saying: Any) -> set[int]:
     """The tokens that end an answer, as a tokenizer and configurations say."""
     found: set[int] = set()
     for said in saying:
-        ends = said.eos_token_id
-        found.update(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        given = getattr(said, "eos_token_id", None)  # some configurations lack the field
+        found.update(given if isinstance(given, list) else [] if given is None else [given])
     return found
 
 

@@ -29,7 +29,7 @@ LAYERS = (
     ("reading",),
     ("adapters",),
     ("encode", "similarity", "assistant"),
-    ("load",),
+    ("load", "open_models"),
     ("evaluation",),
     ("cli",),
 )

@@ -16,7 +16,7 @@ import inspect
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from mico_chat.adapters.base import Prepared, PromptLayout
 from mico_chat.adapters.capture import Capture
 from mico_chat.adapters.pictures import as_picture, smaller
+from mico_chat.engine.base import Prompt
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import (
@@ -66,12 +67,21 @@ class Shown:
 
 
 @dataclass(frozen=True, eq=False)
-class _Inputs:
+class Inputs:
     """The model's inputs for a medium, whose tokens are ``start`` to ``stop`` of the prompt."""
 
     tensors: Mapping[str, Tensor]
     start: int
     stop: int
+
+    @property
+    def ids(self) -> list[int]:
+        found: list[int] = self.tensors["input_ids"][0, self.start : self.stop].tolist()
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.tensors.values())
 
     @property
     def shapes(self) -> Hashable:
@@ -84,8 +94,12 @@ class TransformersAdapter:
     def __init__(self, model: nn.Module, processor: Any, name: str) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        self.encodes = True
+        """False for a model that runs alone: its blocks hold its own inputs, not rows."""
         self._name = name
-        self._capture = Capture(model)
+        self._device = next(model.parameters()).device
+        self._dtype = next(model.parameters()).dtype
+        self._capture = cache(partial(Capture, model))
         self._tokens = part_tokenizer(self.tokenizer)
         self.input_modalities = reads(processor)
         parameters = inspect.signature(model.forward).parameters
@@ -140,7 +154,7 @@ class TransformersAdapter:
             as_picture=bool(legend),
             notes=notes,
         )
-        return Prepared(measured, _Inputs(tensors, start, stop))
+        return Prepared(measured, Inputs(tensors, start, stop))
 
     def _processed(self, medium: Medium, n: int) -> Any:
         """The processor's output for a conversation that shows a medium, ``n`` times."""
@@ -187,13 +201,18 @@ class TransformersAdapter:
 
     def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
         """Media whose inputs have equal shapes are computed in one forward."""
+        if not self.encodes:
+            return [
+                ContextBlock(torch.zeros(len(one.measured), 0), one.key, inputs=one.inputs)
+                for one in batch
+            ]
         groups: dict[Hashable, list[int]] = {}
         for place, one in enumerate(batch):
             groups.setdefault(one.inputs.shapes, []).append(place)
         found: dict[int, ContextBlock] = {}
         for places in groups.values():
             inputs = [batch[place].inputs for place in places]
-            rows, positions = self._capture.rows(_joined([one.tensors for one in inputs]))
+            rows, positions = self._capture().rows(_joined([one.tensors for one in inputs]))
             for row, place in enumerate(places):
                 start, stop = inputs[row].start, inputs[row].stop
                 own = None if positions is None else positions[:, row].cpu()
@@ -204,6 +223,38 @@ class TransformersAdapter:
                     0 if own is None else int(own[-1, stop] - own[-1, start]),
                 )
         return [found[place] for place in range(len(batch))]
+
+    def whole_inputs(self, prompt: Prompt, inputs: Inputs | None = None) -> dict[str, Tensor]:
+        """The model's own inputs of a whole prompt; ``inputs`` are those of its one block."""
+        ids: list[int] = []
+        media: dict[str, list[Tensor]] = {}
+        names: set[str] = set()
+        for segment in prompt.segments:
+            if not isinstance(segment, ContextBlock):
+                ids += segment
+                continue
+            own: Inputs = inputs or segment.inputs
+            ids += own.ids
+            names.update(own.tensors)
+            for name, value in own.tensors.items():
+                if value.shape[:2] != own.tensors["input_ids"].shape:
+                    media.setdefault(name, []).append(value)
+        try:
+            found = {name: torch.cat(values) for name, values in media.items()}
+        except RuntimeError as error:
+            raise RequestError(
+                f"{self._name} runs alone, and cannot be shown media of such different sizes "
+                "together; show one at a time"
+            ) from error
+        found["input_ids"] = torch.tensor([ids])
+        if "mm_token_type_ids" in names:
+            types = self.processor.create_mm_token_type_ids([ids])
+            found["mm_token_type_ids"] = torch.tensor(types)
+        found["attention_mask"] = torch.ones_like(found["input_ids"])
+        return {name: self._moved(value) for name, value in found.items()}
+
+    def _moved(self, value: Tensor) -> Tensor:
+        return value.to(self._device, self._dtype if value.is_floating_point() else None)
 
     def _shorter(self, sound: Audio) -> tuple[Audio, tuple[str, ...]]:
         most = _most_samples(self.processor.feature_extractor)

@@ -15,6 +15,7 @@ Legend: R rows of a batch, Q tokens, W width of a row, S tokens attended to, A a
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ ATTENTION = ("full_attention", "sliding_attention")
 """The kinds of layer whose keys and values can be kept in cells, one for each token."""
 
 
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """The name of a forward's argument of keys and values, which transformers 5 changed."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 class Decoder:
     """Rows in, hidden states and logits out."""
 
@@ -38,24 +44,28 @@ class Decoder:
         self._table: Any = whole.get_input_embeddings()
         self._head: Any = whole.get_output_embeddings()
         self.device: torch.device = self._table.weight.device
-        # transformers 5 renamed this argument in a minor release.
-        parameters = inspect.signature(self.module.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._cache_name = cache_argument(self.module.forward)
         vision = getattr(whole.config, "vision_config", None)
         self._n_deep = len(getattr(vision, "deepstack_visual_indexes", None) or ())
-        self._by_layer = "per_layer_inputs" in parameters
+        self._by_layer = hasattr(self.module, "get_per_layer_inputs")
         self._softcap = getattr(self.config, "final_logit_softcapping", None)
         kinds = set(getattr(self.config, "layer_types", None) or ())
+        self._unknown = sorted(kinds.difference(ATTENTION))
+        window = getattr(self.config, "sliding_window", None)
         self._window: int | None = None
-        if unknown := kinds.difference(ATTENTION):
-            raise ModelError(f"layers of {', '.join(sorted(unknown))} cannot be batched")
-        if "sliding_attention" in kinds:
-            self._window = int(self.config.sliding_window)
+        if window is not None and (not kinds or "sliding_attention" in kinds):
+            self._window = int(window)
+        self._by_kind = bool(kinds)  # else all layers of a model with a window have it
 
     @property
     def logits_device(self) -> torch.device:
         device: torch.device = self._head.weight.device
         return device
+
+    def check_layers(self) -> None:
+        """Refuse layers that keep something else than the keys and values of each token."""
+        if self._unknown:
+            raise ModelError(f"its layers of {', '.join(self._unknown)} cannot be batched")
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows (..., W) of text tokens."""
@@ -115,7 +125,7 @@ class Decoder:
         keys = torch.arange(mask.shape[-1], device=mask.device)
         near = keys > mask.sum(-1, keepdim=True) - 1 - self._window
         sliding = additive_mask((mask & near)[:, None], dtype)
-        return {"full_attention": full, "sliding_attention": sliding}
+        return {"full_attention": full, "sliding_attention": sliding} if self._by_kind else sliding
 
     def logits(self, hidden: Tensor) -> Tensor:
         found: Tensor = self._head(hidden)

@@ -62,6 +62,8 @@ class LlamaCppModel:
     but at least ``max_position``. Without ``threads``, each step chooses the number of threads.
     """
 
+    reuses_starts = True
+
     def __init__(
         self,
         file: Path,

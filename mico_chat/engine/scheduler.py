@@ -33,7 +33,7 @@ class Chunk:
     The id of a context token is :data:`~mico_chat.model.splice.PLACEHOLDER`; ``context`` has the
     tokens, (m, W) of each medium. ``wants_logits`` asks for the logits after the last token.
     ``positions`` (A, n) are those of the tokens on the A axes of a rotary embedding, where they are
-    not the places from ``start`` on.
+    not the places from ``start`` on. ``prompt`` is the prompt that a chunk is a part of.
     """
 
     slot: int
@@ -42,6 +42,7 @@ class Chunk:
     wants_logits: bool
     context: Many[Tensor] = ()
     positions: Tensor | None = None
+    prompt: Prompt | None = None
 
     @property
     def length(self) -> int:
@@ -73,7 +74,8 @@ class Model(Protocol):
 
     All slots together hold ``n_cells`` tokens, one slot holds ``max_position``, and a step computes
     ``max_batch``. Finished sequences keep ``max_idle_cells`` tokens for reuse, besides those of the
-    last finished sequence: in some engines a step takes longer if more tokens are held.
+    last finished sequence: in some engines a step takes longer if more tokens are held. A model
+    that does not reuse the starts of prompts gets each prompt whole.
     """
 
     n_slots: int
@@ -81,6 +83,7 @@ class Model(Protocol):
     max_idle_cells: int
     max_position: int
     max_batch: int
+    reuses_starts: bool
 
     def run(self, batch: Many[Chunk]) -> list[Any]:
         """Compute chunks of different slots in one step; returns the logits that are wanted."""
@@ -151,7 +154,8 @@ class Sequence:
         ids, context = self.prompt.tokens(start, stop)
         if positions is not None:
             positions = positions[:, start:stop]
-        return Chunk(self.slot.number, start, ids, stop == self.length, context, positions)
+        last = stop == self.length
+        return Chunk(self.slot.number, start, ids, last, context, positions, self.prompt)
 
 
 class PrefillBudget:
@@ -320,6 +324,8 @@ class Scheduler:
 
     def _donor(self, sequence: Sequence) -> tuple[Slot | None, int]:
         """The slot that holds the longest start of a prompt, and the length; None and 0 if none."""
+        if not self.model.reuses_starts:
+            return None, 0
         found = [(slot.common(sequence), slot) for slot in self.slots]
         common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
         return (donor, common) if common else (None, 0)

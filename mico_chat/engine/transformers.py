@@ -45,6 +45,8 @@ class TransformersModel:
     ``max_position`` can only lower the limit of the LLM's config.
     """
 
+    reuses_starts = True
+
     def __init__(
         self,
         llm: nn.Module,
@@ -61,6 +63,7 @@ class TransformersModel:
         self.max_batch = max_batch
         self.max_position = most if max_position is None else min(max_position, most)
         self._decoder = Decoder(llm)
+        self._decoder.check_layers()
         self._device = self._decoder.device
         self._threads = torch.get_num_threads()
         self._cells = _Cells(n_slots, self.max_position, self._device)

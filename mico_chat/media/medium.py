@@ -231,20 +231,23 @@ class ContextBlock:
     W is the width of the language model's token vectors, or more: some models add rows to later
     layers too (:mod:`mico_chat.adapters.capture`). ``positions`` (A, n) count from the block's
     start on each axis of a rotary embedding with A axes, and the token after the block is
-    ``n_positions`` further than its first; without them each token takes one position.
+    ``n_positions`` further than its first; without them each token takes one position. ``inputs``
+    are those of a model that runs alone, which encodes a medium itself: W is 0 then.
     """
 
     tokens: Tensor
     key: bytes
     positions: Tensor | None = None
     n_positions: int = 0
+    inputs: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def nbytes(self) -> int:
-        return self.tokens.nbytes + (0 if self.positions is None else self.positions.nbytes)
+        held = (self.tokens, self.positions, self.inputs)
+        return sum(one.nbytes for one in held if one is not None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,8 @@ class FakeSampler:
 class FakeModel:
     """See :class:`mico_chat.engine.scheduler.Model`; ``before`` is called as a step begins."""
 
+    reuses_starts = True
+
     def __init__(
         self,
         *,
