@@ -2,7 +2,8 @@
 
 * OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
   ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. Data URIs are read
-  here; other URLs go to the caller's resolver, and are refused without one. Tools are refused.
+  here; other URLs go to the caller's resolver, and are refused without one. Calls of tools and
+  their results are turns of the conversation.
 * LLaVA: ``conversations`` of ``human`` and ``gpt`` turns, with ``<image>``, ``<audio>``,
   ``<video>``, ``<depth>`` or ``<normal>`` in place of a medium.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,15 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 from urllib.parse import unquote_to_bytes
 
 from mico_chat.errors import RequestError
+from mico_chat.fields import check_object, check_one_of, object_at, string_at, type_of
 from mico_chat.media.file import MediaFile, mime_type
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import Medium
+from mico_chat.tools import Tool, ToolCall, name_at, read_calls
 
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = get_args(Role)
+Speaker = Literal["system", "user", "assistant"]
+Role = Speaker | Literal["tool"]
+ROLES: tuple[Speaker, ...] = get_args(Speaker)
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,17 @@ Part: TypeAlias = TextPart | MediaFile | Medium
 
 @dataclass(frozen=True)
 class Message:
+    """What one of them says. The assistant may call tools; a message of the role "tool" has the
+    result of the call ``tool_call_id``, and the ``name`` of the tool. ``tools`` are those that the
+    assistant may call; any message of a conversation can have them.
+    """
+
     role: Role
     content: tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    tools: tuple[Tool, ...] = ()
 
     @classmethod
     def system(cls, text: str) -> Message:
@@ -99,7 +111,12 @@ def from_openai(
     """
     if not _items(messages):
         raise RequestError.at("messages", "expected a list with at least one message")
-    return [_openai_message(index, message, resolve) for index, message in enumerate(messages)]
+    read: list[Message] = []
+    names: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        read.append(_openai_message(f"messages[{index}]", message, resolve, names))
+        names |= {call.id: call.name for call in read[-1].tool_calls}
+    return read
 
 
 def urls_of(messages: Any) -> list[tuple[Kind, str]]:
@@ -119,66 +136,91 @@ def _items(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
 
 
-def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | None) -> Message:
-    where = f"messages[{index}]"
-    _check_object(message, where)
+def _openai_message(
+    where: str, message: Mapping[str, Any], resolve: Resolver | None, called: Mapping[str, str]
+) -> Message:
+    """A message; ``called`` has the ids and names of the calls before it."""
+    check_object(message, where)
     role = _openai_role(where, message)
+    calls: tuple[ToolCall, ...] = ()
+    if message.get("tool_calls") not in (None, []):
+        if role != "assistant":
+            reason = f"only the assistant calls tools, not the role {role!r}"
+            raise RequestError.at(f"{where}.tool_calls", reason)
+        calls = read_calls(message["tool_calls"], f"{where}.tool_calls")
     content = message.get("content")
+    if calls and not content:
+        return Message(role, (), calls)
+    parts = _openai_content(where, content, resolve)
+    if role != "user" and any(isinstance(part, MediaFile) for part in parts):
+        reason = f"only the user's messages carry media, not {role}'s"
+        if role == "tool":
+            reason = "a tool's result is text; show its media in a message of the user behind it"
+        raise RequestError.at(f"{where}.content", reason)
+    if role != "tool":
+        return Message(role, parts, calls)
+    id_ = string_at(message, "tool_call_id", where)
+    if id_ not in called:
+        reason = f"{id_[:80]!r} is the id of no tool call in the messages before it"
+        raise RequestError.at(f"{where}.tool_call_id", reason)
+    if message.get("name") is not None:
+        name_at(message, where)
+    return Message(role, parts, tool_call_id=id_, name=called[id_])
+
+
+def _openai_content(where: str, content: Any, resolve: Resolver | None) -> tuple[Part, ...]:
     if isinstance(content, str):
-        return Message(role, (TextPart(_string(message, "content", where)),))
+        return (TextPart(string_at({"content": content}, "content", where)),)
     if not isinstance(content, Sequence) or not content:
-        got = "an empty list" if content == [] else _type(content)
+        got = "an empty list" if content == [] else type_of(content)
         reason = f"expected a string or a list of parts, got {got}"
         raise RequestError.at(f"{where}.content", reason)
-    parts = tuple(
+    return tuple(
         openai_part(f"{where}.content[{number}]", part, resolve)
         for number, part in enumerate(content)
     )
-    if role != "user" and any(isinstance(part, MediaFile) for part in parts):
-        reason = f"only the user's messages carry media, not {role}'s"
-        raise RequestError.at(f"{where}.content", reason)
-    return Message(role, parts)
 
 
 def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
     role = message.get("role")
     if role == "developer":  # OpenAI's newer name for the system role
         role = "system"
-    if role in ("tool", "function"):
-        raise RequestError.at(f"{where}.role", f"{role!r}: this model does not support tools")
-    _check_one_of(role, ROLES, f"{where}.role")
-    for key in ("tool_calls", "function_call"):  # clients send back their own empty ones
-        if message.get(key) not in (None, []):
-            raise RequestError.at(f"{where}.{key}", "this model does not support tools")
+    if role == "function":
+        reason = "'function' is OpenAI's old form: send the role 'tool' with a tool_call_id"
+        raise RequestError.at(f"{where}.role", reason)
+    check_one_of(role, (*ROLES, "tool"), f"{where}.role")
+    if message.get("function_call") is not None:
+        reason = "OpenAI's old form: send tool_calls"
+        raise RequestError.at(f"{where}.function_call", reason)
     if message.get("audio") is not None:
         raise RequestError.at(f"{where}.audio", "this model does not speak its answers")
     for key in ("name", "refusal"):
         if message.get(key) is not None:
-            _string(message, key, where)
+            string_at(message, key, where)
     return cast(Role, role)
 
 
 def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | MediaFile:
     """One content part. Errors name ``where``, its place in the request."""
-    _check_object(part, where)
+    check_object(part, where)
     kind = part.get("type")
     if kind == "text":
-        return TextPart(_string(part, "text", where))
+        return TextPart(string_at(part, "text", where))
     if kind == "input_audio":
-        audio = _object(part, "input_audio", where)
+        audio = object_at(part, "input_audio", where)
         inner = f"{where}.input_audio"
         hint = "; send other formats as audio_url"
-        _check_one_of(_string(audio, "format", inner), _AUDIO_FORMATS, f"{inner}.format", hint)
-        data = _base64(_string(audio, "data", inner), f"{inner}.data")
+        check_one_of(string_at(audio, "format", inner), _AUDIO_FORMATS, f"{inner}.format", hint)
+        data = _base64(string_at(audio, "data", inner), f"{inner}.data")
         return MediaFile("audio", data, name=inner)
-    _check_one_of(kind, ("text", "input_audio", *_URL_PARTS), f"{where}.type")
+    check_one_of(kind, ("text", "input_audio", *_URL_PARTS), f"{where}.type")
     inner = f"{where}.{kind}"
     if isinstance(part.get(kind), str):
-        return _load_url(_URL_PARTS[kind], _string(part, kind, where), inner, resolve)
-    value = _object(part, kind, where)
+        return _load_url(_URL_PARTS[kind], string_at(part, kind, where), inner, resolve)
+    value = object_at(part, kind, where)
     if value.get("detail") is not None:
-        _check_one_of(value["detail"], _DETAILS, f"{inner}.detail")
-    return _load_url(_URL_PARTS[kind], _string(value, "url", inner), f"{inner}.url", resolve)
+        check_one_of(value["detail"], _DETAILS, f"{inner}.detail")
+    return _load_url(_URL_PARTS[kind], string_at(value, "url", inner), f"{inner}.url", resolve)
 
 
 def is_data_uri(url: str) -> bool:
@@ -217,55 +259,18 @@ def _base64(text: str, where: str) -> bytes:
     return data
 
 
-def _object(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    value = part.get(key)
-    _check_object(value, f"{where}.{key}")
-    return cast("Mapping[str, Any]", value)
-
-
-def _check_object(value: Any, where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise RequestError.at(where, f"expected an object, got {_type(value)}")
-
-
-def _check_one_of(value: Any, known: Sequence[str], where: str, hint: str = "") -> None:
-    if value not in known:
-        reason = f"{reprlib.repr(value)} is none of {', '.join(known)}{hint}"
-        raise RequestError.at(where, reason)
-
-
-def _string(part: Mapping[str, Any], key: str, where: str) -> str:
-    value = part.get(key)
-    if not isinstance(value, str):
-        raise RequestError.at(f"{where}.{key}", f"expected a string, got {_type(value)}")
-    check_text(value, f"{where}.{key}")
-    return value
-
-
-def check_text(text: str, where: str) -> None:
-    """Refuse half a surrogate pair: JSON can express it, tokenizers and files cannot."""
-    if text.isascii():  # a quick check, as data URIs are long
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        reason = f"character {error.start} is half of a surrogate pair, which is no text"
-        raise RequestError.at(where, reason) from error
-
-
-def _type(value: Any) -> str:
-    names = {type(None): "nothing", str: "a string", bool: "a boolean", int: "a number"}
-    names |= {float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
-
-
 def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The same messages in the OpenAI chat format, media as data URIs."""
     found: list[dict[str, Any]] = []
     for message in messages:
         parts = [_to_openai_part(part) for part in message.content]
         content = message.text if not message.media and len(parts) == 1 else parts
-        found.append({"role": message.role, "content": content})
+        one: dict[str, Any] = {"role": message.role, "content": content or None}
+        if message.tool_calls:
+            one["tool_calls"] = [call.to_openai() for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            one["tool_call_id"] = message.tool_call_id
+        found.append(one)
     return found
 
 
@@ -304,10 +309,10 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
     messages = []
     for index, turn in enumerate(turns):
         where = f"conversations[{index}]"
-        _check_object(turn, where)
+        check_object(turn, where)
         speaker = turn.get("from")
-        _check_one_of(speaker, tuple(_LLAVA_ROLES), f"{where}.from")
-        value = _string(turn, "value", where)
+        check_one_of(speaker, tuple(_LLAVA_ROLES), f"{where}.from")
+        value = string_at(turn, "value", where)
         parts: list[Part] = []
         # re.split with one group gives text, kind, text, kind, ..., text.
         for number, piece in enumerate(_MARKER.split(value)):
@@ -331,5 +336,5 @@ def _llava_paths(record: Mapping[str, Any], kind: Kind, root: Path) -> list[Path
     paths = [] if value is None else value if isinstance(value, list) else [value]
     for path in paths:
         if not isinstance(path, str) or not path:
-            raise RequestError.at(kind, f"expected a path or a list of paths, got {_type(path)}")
+            raise RequestError.at(kind, f"expected a path or a list of paths, got {type_of(path)}")
     return [root / path for path in paths]

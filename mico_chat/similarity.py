@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerBase
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.encode import MediaEncoder
 from mico_chat.errors import ModelError, RequestError
+from mico_chat.fields import check_text
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.medium import MediaReport, Medium
-from mico_chat.messages import check_text
 from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor

@@ -21,8 +21,9 @@ PACKAGES = {
 
 LAYERS = (
     ("errors", "settings"),
-    ("media",),
-    ("messages", "wire"),
+    ("fields", "media", "prompt_parts"),
+    ("messages", "tools", "wire"),
+    ("chat_template",),
     ("model",),
     ("checkpoints",),
     ("engine",),

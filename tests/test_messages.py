@@ -20,6 +20,15 @@ def user(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": URI}}
+
+
+def called(**change: Any) -> list[dict[str, Any]]:
+    function = {"name": "f", "arguments": "{}", **change}
+    call = {"id": "1", "type": "function", "function": function}
+    return [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
 def test_kinds_are_the_models_ids() -> None:
     assert KINDS == ("image", "audio", "video", "depth", "normal")
 
@@ -43,6 +52,20 @@ def test_openai_round_trip_of_every_kind() -> None:
     assert [message.role for message in again] == ["system", "user", "assistant", "user"]
     assert [message.text for message in again] == [message.text for message in messages]
     assert [(p.kind, p.source) for p in again[1].files] == [(p.kind, p.source) for p in parts]
+
+
+def test_openai_round_trip_of_a_call() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": [1]}'}}
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": "How warm?"},
+        {"role": "assistant", "content": None, "tool_calls": [call, {**call, "id": "b"}]},
+        {"role": "tool", "content": "7", "tool_call_id": "b"},
+        {"role": "assistant", "content": "Once more.", "tool_calls": [call]},
+    ]
+    read = from_openai(chat)
+    assert [called.values for called in read[1].tool_calls] == [{"x": [1]}] * 2
+    assert (read[2].role, read[2].name, read[2].text) == ("tool", "f", "7")
+    assert to_openai(read) == chat
 
 
 @pytest.mark.parametrize(
@@ -183,11 +206,24 @@ def test_urls_for_the_resolver_are_known_before() -> None:
         ([{"role": "user", "content": "\ud83d"}], r"content: character 0 is half"),
         ([{"role": {}, "content": "x"}], r"role: \{\} is none of"),
         ([{"role": "x" * 9999, "content": "x"}], r"role: '.{1,40}' is none of"),
-        ([{"role": "tool", "content": "3", "tool_call_id": "a"}], "role: 'tool': .* no.* tools"),
-        ([{"role": "function", "content": "3"}], "role: 'function': .* no.* tools"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "tool_calls: .* no.* tools"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "tool_calls: .* no.* too"),
-        ([{"role": "assistant", "function_call": {"name": "f"}}], "function_call: .* no.* tools"),
+        ([{"role": "tool", "content": "3", "tool_call_id": "a"}], "'a' is the id of no tool call"),
+        ([{"role": "tool", "content": "3"}], "tool_call_id: expected a string, got nothing"),
+        ([{"role": "function", "content": "3"}], "role: 'function' is .* send the role 'tool'"),
+        ([{"role": "assistant", "tool_calls": [{}]}], r"tool_calls\[0\]\.function: .*got nothing"),
+        ([{"role": "user", "tool_calls": [{}]}], "tool_calls: only the assistant calls tools"),
+        ([{"role": "assistant", "tool_calls": {"id": "a"}}], "tool_calls: expected a list, got an"),
+        (called(name="a b"), r"function\.name: 'a b' is not 1 to 64 of"),
+        (called(arguments={}), r"function\.arguments: expected a string, got an object"),
+        (called(arguments="{"), r"function\.arguments: not JSON"),
+        (called(arguments="[" * 9999), r"function\.arguments: "),
+        (called(arguments="[1]"), r"function\.arguments: expected an object, got a list"),
+        (called(arguments='{"a": "\\ud83d"}'), r"arguments: character 0 is half of a surrogate"),
+        (called(arguments='{"a":' * 80 + "1" + "}" * 80), "arguments: nested deeper than 64"),
+        (
+            [*called(), {"role": "tool", "tool_call_id": "1", "content": [IMAGE]}],
+            "a tool's result is text; show its media in a message of the user",
+        ),
+        ([{"role": "assistant", "function_call": {"name": "f"}}], "function_call: .* tool_calls"),
         ([{"role": "assistant", "content": "x", "audio": {"id": "a"}}], "audio: .* not speak"),
         ([{"role": "assistant", "content": None}], r"messages\[0\]\.content: .*got nothing"),
         ([{"role": "assistant", "tool_calls": []}], r"messages\[0\]\.content: .*got nothing"),

@@ -5,7 +5,7 @@ There the processor says how the medium stands in a prompt, as text with placeho
 gives the rows of its tokens (:mod:`mico_chat.adapters.capture`). A prompt is the model's own chat
 template, in which this text takes the medium's place. Only markup of the template becomes control
 tokens: what people write is rendered as a mark, and tokenized apart
-(:mod:`mico_chat.model.processing`).
+(:mod:`mico_chat.chat_template`).
 
 The processors get arrays that this project's decoder made, never a URL or a path.
 """
@@ -15,20 +15,20 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from mico_chat.adapters.base import Prepared, PromptLayout
 from mico_chat.adapters.capture import Capture
 from mico_chat.adapters.pictures import as_picture, smaller
+from mico_chat.chat_template import ChatTemplate
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.media.kinds import Kind
@@ -44,7 +44,7 @@ from mico_chat.media.medium import (
     Video,
 )
 from mico_chat.messages import Message, TextPart
-from mico_chat.model.processing import MARKER, PromptText, part_tokenizer
+from mico_chat.prompt_parts import PromptText, part_tokenizer
 
 ARGUMENTS: dict[Kind, str] = {"image": "images", "audio": "audio", "video": "videos"}
 """The processor's argument for each kind of medium."""
@@ -101,6 +101,7 @@ class TransformersAdapter:
         self._dtype = next(model.parameters()).dtype
         self._capture = cache(partial(Capture, model))
         self._tokens = part_tokenizer(self.tokenizer)
+        self._template = ChatTemplate(self.tokenizer, processor.chat_template)
         self.input_modalities = reads(processor)
         parameters = inspect.signature(model.forward).parameters
         self._takes = None if "kwargs" in parameters else set(parameters)
@@ -108,7 +109,7 @@ class TransformersAdapter:
         ids = (getattr(processor, f"{k}_token_id", None) for k in self.input_modalities)
         self._placeholders = {token for token in ids if token is not None}
         self._alone = cache(self._rendered_alone)
-        self._of_turns = set(self._plain_ids())
+        self._of_turns = set(self.tokenizer(self._alone("image", 0)).input_ids)
 
     # --- media ------------------------------------------------------------------------------------
 
@@ -269,28 +270,34 @@ class TransformersAdapter:
         self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
     ) -> PromptLayout:
         waiting = iter(media)
-        texts: list[str] = []
         shown: list[MeasuredMedium] = []
-        marked = []
+        listed = []
         for message in messages:
-            content: list[dict[str, Any]] = []
+            content: list[Any] = []
             for part in message.content:
                 if isinstance(part, TextPart):
-                    content += _marked(texts, part.text)
+                    content.append(part)
                     continue
-                for own in next(waiting).with_track:
-                    shown.append(own)
-                    content.append({"type": "image" if own.as_picture else own.kind})
-                    content += _marked(texts, own.notes.legend)
-            marked.append({"role": message.role, "content": content})
-        pieces = self._rendered(marked).split(MARKER)
-        parts, order = self._expanded(pieces, texts, shown)
-        lead = [] if self._begins(pieces[0]) else self.tokenizer("").input_ids
+                own = next(waiting)
+                shown += own.with_track
+                content += [*own.with_track, *([TextPart(own.notes.legend)] * own.as_picture)]
+            listed.append(replace(message, content=tuple(content)))
+        parts, order = self._expanded(self._parts(listed), shown)
+        first = parts[0].text if parts else ""
+        lead = [] if self._begins(first) else self.tokenizer("").input_ids
         ids = [*lead, *(token for token, _ in self._tokens([*parts, PromptText(prefix)]))]
         return list(_cut(ids, order))
 
+    def _parts(self, messages: Sequence[Message]) -> list[PromptText]:
+        """The prompt of messages whose media are measured, with the template's placeholders."""
+
+        def show(medium: Any) -> dict[str, str]:
+            return {"type": _seen_as(medium)}
+
+        return cast("list[PromptText]", self._template.parts(messages, show))
+
     def _expanded(
-        self, pieces: Sequence[str], texts: Sequence[str], shown: Sequence[MeasuredMedium]
+        self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]
     ) -> tuple[list[PromptText], list[MeasuredMedium]]:
         """The parts of a prompt, and its media in the order in which the template puts them."""
         waiting: dict[Kind, Iterator[MeasuredMedium]] = {
@@ -304,36 +311,21 @@ class TransformersAdapter:
             return str(order[-1].notes.text)
 
         marks = re.compile("|".join(map(re.escape, self._marks.values())))
-        parts = [
-            PromptText(texts[int(piece)])
-            if place % 2
-            else PromptText(marks.sub(expansion, piece), markup=True)
-            for place, piece in enumerate(pieces)
+        expanded = [
+            PromptText(marks.sub(expansion, part.text), markup=True) if part.markup else part
+            for part in parts
         ]
         if len(order) != len(shown):
             raise ModelError(
                 f"the chat template of {self._name} shows {len(order)} of {len(shown)} media"
             )
-        return parts, order
-
-    def _rendered(self, messages: Sequence[dict[str, Any]]) -> str:
-        try:
-            rendered = self.processor.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise RequestError(f"the model's chat template: {error}", "messages") from error
-        return str(rendered)
+        return expanded, order
 
     def _rendered_alone(self, kind: Kind, n: int) -> str:
-        content: list[dict[str, Any]] = [{"type": kind}] * n
-        return self._rendered([{"role": "user", "content": [*content, _text(".")]}])
-
-    def _plain_ids(self) -> list[int]:
-        """The tokens of a conversation without media."""
-        text = self._rendered([{"role": "user", "content": [_text(".")]}])
-        ids: list[int] = self.tokenizer(text).input_ids
-        return ids
+        """A conversation that shows a medium, ``n`` times; 0 shows none."""
+        content: list[Any] = [MeasuredMedium(kind, 1)] * n
+        message = Message("user", (*content, TextPart(".")))
+        return "".join(part.text for part in self._parts([message]))
 
     def _begins(self, text: str) -> bool:
         """Whether a prompt's text has the token that begins a text, which is not added then."""
@@ -364,18 +356,6 @@ def reads(processor: Any) -> tuple[Kind, ...]:
 
 def _seen_as(medium: MeasuredMedium) -> Kind:
     return "image" if medium.as_picture else medium.kind
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
-
-
-def _marked(texts: list[str], text: str) -> list[dict[str, Any]]:
-    """A part that stands for a text, which is kept in ``texts``."""
-    if not text:
-        return []
-    texts.append(text)
-    return [_text(f"{MARKER}{len(texts) - 1}{MARKER}")]
 
 
 def _of_frames(times: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:

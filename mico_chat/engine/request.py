@@ -12,7 +12,7 @@ from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.media.medium import ContextBlock
-from mico_chat.model.processing import SPACE
+from mico_chat.prompt_parts import SPACE
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 UNFINISHED = "\ufffd"

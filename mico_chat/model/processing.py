@@ -1,218 +1,35 @@
 """MicoChatProcessor: conversations with decoded media to the tensors of the model.
 
-Text never becomes markup: the chat template is rendered with a marker for each message's content,
-the rendered text is cut at the markers, and special tokens are recognised only in the template's
-own parts. Text that a user types, ``<|im_end|>`` included, stays plain text. The tokenizer decides
-how parts are put together:
-
-* Byte-level BPE cuts text into words before it merges, so little crosses from one part to the
-  next: each part is tokenized by itself.
-* SentencePiece merges over everything between two special tokens, and puts a space (``▁``) before
-  a text. "ASSISTANT: " and "A cat." on their own have other tokens than "ASSISTANT: A cat.", from
-  which the published models have learned. :class:`JoinedParts` tokenizes the text between two
-  special tokens as one, and the place of each character says which part its token belongs to.
+Text never becomes markup: :mod:`mico_chat.chat_template` tells apart what the template and what
+others wrote, and :mod:`mico_chat.prompt_parts` recognises special tokens in the template's parts
+alone.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, cast
 
 import torch
-from jinja2 import TemplateError
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    BatchFeature,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MeasuredMedium, Medium, Words, with_track
-from mico_chat.messages import Message, TextPart
+from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
-
-logger = logging.getLogger(__name__)
-
-SPACE = "▁"
-
-
-@dataclass(frozen=True)
-class PromptText:
-    """Text that somebody wrote, or (``markup``) a part of the chat template."""
-
-    text: str
-    markup: bool = False
-
-
-@dataclass(frozen=True)
-class Placeholders:
-    """Places for the context tokens of a medium: ``n`` times one id outside the vocabulary."""
-
-    token: int
-    n: int
-
-
-PromptPart: TypeAlias = PromptText | Placeholders
-
-PartTokens: TypeAlias = list[tuple[int, int]]
-"""Token ids, each with the number of its part; a token over several parts has the last one's."""
-
-
-def part_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-) -> Callable[[Sequence[PromptPart]], PartTokens]:
-    if isinstance(tokenizer, PreTrainedTokenizerFast):
-        written = tokenizer.convert_ids_to_tokens(_plain(tokenizer, "a b"))
-        if any(SPACE in token for token in written):
-            joined = JoinedParts(tokenizer)
-            if joined.agrees():
-                return joined
-            logger.warning(
-                "this kind of SentencePiece is unknown: a conversation's parts are tokenized apart"
-            )
-    return partial(_tokenize_apart, tokenizer)
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-    return cast(list[int], ids)
-
-
-def _tokenize_apart(tokenizer: PreTrainedTokenizerBase, parts: Sequence[PromptPart]) -> PartTokens:
-    tokens: PartTokens = []
-    for number, part in enumerate(parts):
-        if isinstance(part, Placeholders):
-            ids = [part.token] * part.n
-        elif part.markup:
-            ids = tokenizer(part.text, add_special_tokens=False).input_ids
-        else:
-            ids = _plain(tokenizer, part.text)
-        tokens += [(token, number) for token in ids]
-    return tokens
-
-
-class JoinedParts:
-    """Tokenizes all text between two special tokens as one, as SentencePiece does with a string.
-
-    A medium counts as a special token. The beginning-of-text token at the start does not divide:
-    the tokenizer itself puts it before a text.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        # Copies: the tokenizer has a switch for special tokens, which every call of it turns.
-        self._markup = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._markup.encode_special_tokens = False
-        self._markup.no_padding()
-        self._markup.no_truncation()
-        self._bos = tokenizer.bos_token_id
-        added = tokenizer.added_tokens_decoder
-        self._special = {number for number, token in added.items() if token.special}
-        # This copy never puts a space of its own: the class does, where SentencePiece would.
-        self._text = _without_prefix(self._markup)
-        self._starts_with_space = self._puts_space("a")
-        # transformers' "legacy" tokenizers begin anew behind a special token.
-        self._space_after_special = any(
-            self._puts_space(f"{added[number].content}a") for number in sorted(self._special)[:1]
-        )
-
-    def _puts_space(self, text: str) -> bool:
-        tokens = self._markup.encode(text, add_special_tokens=False).tokens
-        return tokens[-1].startswith(SPACE) or tokens[-2:-1] == [SPACE]
-
-    def agrees(self) -> bool:
-        text = "a b: c\nd  e"
-        ours = [token for token, _ in self([PromptText(text)])]
-        return ours == self._markup.encode(text, add_special_tokens=False).ids
-
-    def __call__(self, parts: Sequence[PromptPart]) -> PartTokens:
-        tokens: PartTokens = []
-        run: list[tuple[str, int]] = []
-        space = self._starts_with_space
-        for number, part in enumerate(parts):
-            if isinstance(part, Placeholders):
-                tokens += self._run(run, space) + [(part.token, number)] * part.n
-                run, space = [], self._space_after_special
-                continue
-            if not part.markup:
-                run.append((part.text, number))
-                continue
-            for cut in self._cut(part.text):
-                if isinstance(cut, str):
-                    run.append((cut, number))
-                    continue
-                first = not tokens and not any(text for text, _ in run)
-                tokens += [*self._run(run, space), (cut, number)]
-                run = []
-                if not (first and cut == self._bos):
-                    space = self._space_after_special
-        return tokens + self._run(run, space)
-
-    def _cut(self, markup: str) -> list[str | int]:
-        """A part of the template as its texts and special tokens."""
-        parts: list[str | int] = []
-        at = 0
-        encoding = self._markup.encode(markup, add_special_tokens=False)
-        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token in self._special:
-                parts += [markup[at:start], token]
-                at = end
-        return [*parts, markup[at:]]
-
-    def _run(self, run: Sequence[tuple[str, int]], space: bool) -> PartTokens:
-        """Tokenize texts, given with the numbers of their parts, as one."""
-        text = "".join(own for own, _ in run)
-        if not text:
-            return []
-        owners = [number for own, number in run for _ in own]
-        if space:
-            text, owners = " " + text, [owners[0], *owners]
-        encoding = self._text.encode(text, add_special_tokens=False)
-        # All bytes of a character have its place.
-        places = [max(end - 1, 0) for _, end in encoding.offsets]
-        return [(token, owners[at]) for token, at in zip(encoding.ids, places, strict=True)]
-
-
-def _without_prefix(backend: Tokenizer) -> Tokenizer:
-    """A copy that puts no space before a text and takes no text for a special token."""
-    spec = json.loads(backend.to_str())
-    for part in ("normalizer", "pre_tokenizer"):
-        spec[part] = _without_space(spec[part])
-    spec["post_processor"] = None
-    plain = Tokenizer.from_str(json.dumps(spec))
-    plain.encode_special_tokens = True
-    return plain
-
-
-def _without_space(step: Any) -> Any:
-    """A normalizer or pre-tokenizer that puts no space before a text."""
-    match step:
-        case {"type": "Prepend"}:
-            return {"type": "Sequence", "normalizers": []}
-        case {"type": "Metaspace"}:
-            return {**step, "prepend_scheme": "never"}
-        case dict():
-            return {name: _without_space(value) for name, value in step.items()}
-        case list():
-            return [_without_space(inner) for inner in step]
-    return step
-
+from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText, part_tokenizer
 
 IGNORED = -100
-MARKER = "\ue000"
-"""A private-use character: templates do not contain it, and contents are put in after the cut."""
 
 SHOWN_AS: dict[Kind, str] = {
     "image": "Picture: ",
@@ -363,47 +180,40 @@ class MicoChatProcessor:
 
     # --- text ---------------------------------------------------------------------------------
 
-    def _content(self, message: Message, media: Iterator[MeasuredMedium]) -> Iterator[PromptPart]:
-        for part in message.content:
-            if isinstance(part, TextPart):
-                yield PromptText(part.text)
-                continue
-            medium = next(media)
-            yield PromptText(SHOWN_AS[medium.kind])
-            yield Placeholders(self.context_token_id, self._own_length(medium))
-            # Text that was read is text that anybody may have written: never markup.
-            if medium.words.written:
-                where = "picture" if medium.kind == "image" else "video"
-                text = _quoted(line.text for line in medium.words.written)
-                yield PromptText("\n" + WRITTEN.format(where, text))
-            if medium.audio is not None:
-                yield PromptText(f"\n{SOUND_TRACK}")
-                yield Placeholders(self.context_token_id, self.sound_tokens)
-            if medium.words.spoken:
-                text = _quoted(one.text for one in medium.words.spoken)
-                yield PromptText("\n" + SPOKEN.format(text))
-            yield PromptText("\n")
-
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
-        """The template's parts, and between them the messages' numbers."""
-        marked = [
-            {"role": m.role, "content": f"{MARKER}{i}{MARKER}"} for i, m in enumerate(messages)
+    def _shown(self, medium: MeasuredMedium) -> list[PromptPart]:
+        """The parts of a prompt that stand in place of a medium."""
+        parts: list[PromptPart] = [
+            PromptText(SHOWN_AS[medium.kind]),
+            Placeholders(self.context_token_id, self._own_length(medium)),
         ]
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                marked,
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except TemplateError as error:
-            raise RequestError(f"the model's chat template: {error}", "messages") from error
-        return cast(str, rendered).split(MARKER)
+        # Text that was read is text that anybody may have written: never markup.
+        if medium.words.written:
+            where = "picture" if medium.kind == "image" else "video"
+            text = _quoted(line.text for line in medium.words.written)
+            parts.append(PromptText("\n" + WRITTEN.format(where, text)))
+        if medium.audio is not None:
+            parts.append(PromptText(f"\n{SOUND_TRACK}"))
+            parts.append(Placeholders(self.context_token_id, self.sound_tokens))
+        if medium.words.spoken:
+            text = _quoted(one.text for one in medium.words.spoken)
+            parts.append(PromptText("\n" + SPOKEN.format(text)))
+        return [*parts, PromptText("\n")]
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, self.chat_template)
 
     def _opening(self) -> str:
         """The end of the template's prompts, which the assistant continues."""
         empty = [Message.user("")]
-        bare, opened = ("".join(self._rendered(empty, opens)) for opens in (False, True))
+        bare, opened = (
+            "".join(
+                part.text
+                for part in self.template.parts(empty, add_generation_prompt=opens)
+                if isinstance(part, PromptText)
+            )
+            for opens in (False, True)
+        )
         return opened[len(bare) :] if opened.startswith(bare) else ""
 
     def tokenize(
@@ -429,15 +239,19 @@ class MicoChatProcessor:
         ended: set[int] = set()  # the template's parts that come after what the assistant says
         spoke = False
         opening = self._opening()
-        for position, rendered in enumerate(self._rendered(messages, add_generation_prompt)):
-            if position % 2 == 0:
+        pieces = self.template.render(
+            messages,
+            lambda _: self._shown(next(waiting)),
+            add_generation_prompt=add_generation_prompt,
+        )
+        for owner, content in pieces:
+            if owner is None:
                 if spoke:
                     ended.add(len(parts))
-                parts.append(PromptText(rendered, markup=True))
+                spoke = False
+                parts += content
                 continue
-            message = messages[int(rendered)]
-            spoke = message.role == "assistant"
-            content = list(self._content(message, waiting))
+            spoke = messages[owner].role == "assistant"
             before = parts[-1]
             if spoke and opening and isinstance(before, PromptText):
                 head, found, space = before.text.rpartition(opening)

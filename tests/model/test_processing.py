@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from mico_chat.chat_template import MARKER
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile, Medium
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
-from mico_chat.model.processing import IGNORED, MARKER, MicoChatProcessor
+from mico_chat.model.processing import IGNORED, MicoChatProcessor
 from tests.tiny import clip, depth, normals, one_of_each, picture, processor_for, shown, sound
 
 CONFIG = MicoChatConfig.tiny()

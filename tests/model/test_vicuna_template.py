@@ -18,10 +18,9 @@ from mico_chat.media import Medium
 from mico_chat.messages import Message, Role, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
-from mico_chat.model.processing import (
-    IGNORED,
+from mico_chat.model.processing import IGNORED, MicoChatProcessor
+from mico_chat.prompt_parts import (
     JoinedParts,
-    MicoChatProcessor,
     Placeholders,
     PromptPart,
     PromptText,

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mico_chat import messages
+from mico_chat import fields
 from mico_chat.errors import RequestError
 
 
@@ -54,7 +54,7 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 def check_text(text: str, where: str) -> None:
     """Refuse a text that a database or JSON cannot carry."""
-    messages.check_text(text, where)
+    fields.check_text(text, where)
     if (position := text.find("\0")) >= 0:
         raise RequestError.at(
             where, f"a NUL character at position {position}; send text without it"

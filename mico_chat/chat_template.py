@@ -1,0 +1,256 @@
+"""A chat template's text for a conversation, cut into markup and text.
+
+Text never becomes markup. The template is shown a mark in place of each content, and of each other
+string of a client that may hold a part of a control token, such as a tool's description. Its text
+is cut at the marks, and what they stand for is put in as text. The rest is the template's own: the
+tokenizer recognises control tokens in it alone (:mod:`mico_chat.prompt_parts`).
+
+A mark holds a quotation mark. The backslashes before it tell how often the template wrote its
+content as JSON, so that the content is escaped in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedTokenizerBase
+
+from mico_chat.errors import RequestError
+from mico_chat.media.file import MediaFile
+from mico_chat.media.medium import Medium
+from mico_chat.messages import Message, TextPart
+from mico_chat.prompt_parts import PromptPart, PromptText, control_tokens
+from mico_chat.tools import Tool
+
+MARKER = "\ue000"
+"""A private-use character, which templates do not contain. As JSON it may be written in ASCII."""
+
+_MARK = re.compile(r'(?:\ue000|\\+ue000)(\d+)(\\*)"(?:\ue000|\\+ue000)')
+# A template that takes strings alone writes a list as Python or JSON does.
+_LIST = re.compile(r"\[\{.type")
+
+Shown: TypeAlias = Mapping[str, Any] | Sequence[PromptPart]
+"""A medium in a prompt: a part of the content for a template that writes its own markup for media,
+such as ``{"type": "image"}``, or the parts that stand in its place."""
+
+Show: TypeAlias = Callable[[MediaFile | Medium], Shown]
+
+Piece: TypeAlias = tuple[int | None, list[PromptPart]]
+"""Parts of a prompt, and the number of the message whose content they are, if they are one's."""
+
+
+def _no_media(medium: MediaFile | Medium) -> Shown:
+    raise ValueError(f"{medium.name}: media are not shown here")
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, or the Jinja text ``source`` in its place."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str | None = None) -> None:
+        self._tokenizer: Any = tokenizer
+        self.source: str = self._tokenizer.get_chat_template(source, [])
+        ends = {end for t in control_tokens(tokenizer).values() for end in _ends_of(t)}
+        self._suspect = re.compile("|".join(map(re.escape, sorted(ends | {MARKER, "ue000"}))))
+
+    @cached_property
+    def takes_text(self) -> bool:
+        """Whether the content of a message may be a string."""
+        return _MARK.search(self._probed(mark(0))) is not None
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the content of a message may be a list of parts, as models that see have it."""
+        found = self._probed([{"type": "text", "text": mark(0)}])
+        return _MARK.search(found) is not None and not _LIST.search(found)
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        function = {"name": mark(0), "description": "", "parameters": {}}
+        declared = [{"type": "function", "function": function}]
+        return _MARK.search(self._probed("", declared)) is not None
+
+    def _probed(self, content: Any, tools: list[Any] | None = None) -> str:
+        try:
+            return self._rendered([{"role": "user", "content": content}], tools, True)
+        except RequestError:
+            return ""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        show: Show = _no_media,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[Piece]:
+        """The prompt of a conversation, whose media are given to ``show`` in order.
+
+        The tools of all messages are the conversation's. Contents are lists of parts if a medium is
+        shown as one, or if the template does not take strings.
+
+        Raises:
+            RequestError: the template refuses the conversation, or does not show tools.
+        """
+        tools = [tool for message in messages for tool in message.tools]
+        used = bool(tools) or any(m.tool_calls or m.role == "tool" for m in messages)
+        if used and not self.takes_tools:
+            raise RequestError.at("tools", "this model's chat template has no tools")
+        marks = _Marks(self._suspect)
+        contents = [_content(message, show) for message in messages]
+        listed = any(isinstance(run, Mapping) for runs in contents for run in runs)
+        listed = listed or not self.takes_text
+        chat = [
+            marks.message(index, message, runs, listed)
+            for index, (message, runs) in enumerate(zip(messages, contents, strict=True))
+        ]
+        declared = [marks.tool(tool) for tool in tools] or None
+        rendered = self._rendered(chat, declared, add_generation_prompt)
+        pieces: list[Piece] = []
+        at = 0
+        for found in _MARK.finditer(rendered):
+            pieces.append((None, [PromptText(rendered[at : found.start()], markup=True)]))
+            # 0, 1, 3, 7, ... backslashes before a quotation mark that was written as JSON so often
+            pieces.append(marks.piece(int(found[1]), len(found[2]).bit_length()))
+            at = found.end()
+        return [*pieces, (None, [PromptText(rendered[at:], markup=True)])]
+
+    def parts(
+        self,
+        messages: Sequence[Message],
+        show: Show = _no_media,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[PromptPart]:
+        """The parts of :meth:`render`."""
+        pieces = self.render(messages, show, add_generation_prompt=add_generation_prompt)
+        return [part for _, parts in pieces for part in parts]
+
+    def _rendered(self, chat: list[Any], tools: list[Any] | None, opens: bool) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    chat,
+                    tools=tools,
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=opens,
+                )
+            )
+        except Exception as error:  # a template works with the client's values
+            reason = " ".join(str(error).split())
+            raise RequestError(f"the model's chat template: {reason}", "messages") from error
+
+
+def mark(number: int) -> str:
+    return f'{MARKER}{number}"{MARKER}'
+
+
+def _ends_of(token: str) -> tuple[str, ...]:
+    """Texts of which a string holds one if a control token begins or ends in it."""
+    first, last = token[:1], token[-1:]
+    return (token,) if first.isalnum() or last.isalnum() else (first, last)
+
+
+def _content(message: Message, show: Show) -> list[Mapping[str, Any] | list[PromptPart]]:
+    """A message's content: parts for the template, and what stands between them."""
+    runs: list[Mapping[str, Any] | list[PromptPart]] = []
+    for part in message.content:
+        shown = [PromptText(part.text)] if isinstance(part, TextPart) else show(part)
+        if isinstance(shown, Mapping):
+            runs.append(shown)
+        elif runs and isinstance(last := runs[-1], list):
+            last += shown
+        else:
+            runs.append(list(shown))
+    return runs
+
+
+@dataclass
+class _Marks:
+    """What the marks stand for: contents of messages, and other strings of the client."""
+
+    suspect: re.Pattern[str]
+    pieces: list[Piece] = field(default_factory=list)
+    marked: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, str] = field(default_factory=dict)
+
+    def message(
+        self,
+        index: int,
+        message: Message,
+        runs: list[Mapping[str, Any] | list[PromptPart]],
+        listed: bool,
+    ) -> dict[str, Any]:
+        shown: dict[str, Any] = {"role": message.role}
+        if listed:
+            shown["content"] = [
+                run if isinstance(run, Mapping) else {"type": "text", "text": self._new(index, run)}
+                for run in runs
+            ]
+        elif message.tool_calls and not message.text:
+            shown["content"] = ""  # templates ask whether there is any
+        else:
+            parts = (run for run in runs if not isinstance(run, Mapping))
+            shown["content"] = self._new(index, [part for run in parts for part in run])
+        if message.tool_calls:
+            shown["tool_calls"] = [
+                {
+                    "id": self._call(call.id),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": self._marked(call.values)},
+                }
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id is not None:
+            shown["tool_call_id"] = self._call(message.tool_call_id)
+        if message.name is not None:
+            shown["name"] = message.name
+        return shown
+
+    def tool(self, tool: Tool) -> dict[str, Any]:
+        return {"type": "function", "function": self._marked(tool.declaration)}
+
+    def piece(self, number: int, level: int) -> Piece:
+        """What a mark stands for, written as JSON ``level`` times."""
+        index, parts = self.pieces[number]
+        return index, [
+            part if not isinstance(part, PromptText) or part.markup else _escaped(part, level)
+            for part in parts
+        ]
+
+    def _new(self, index: int | None, parts: list[PromptPart]) -> str:
+        self.pieces.append((index, parts))
+        return mark(len(self.pieces) - 1)
+
+    def _call(self, id_: str) -> str:
+        """A call's id as Mistral's templates want it: nine digits."""
+        return self.calls.setdefault(id_, f"{len(self.calls) + 1:09}")
+
+    def _marked(self, value: Any) -> Any:
+        """A client's value; marks stand in place of strings that may hold a part of markup.
+
+        Other strings stay: templates compare them, sort them, and ask for their lengths.
+        """
+        if isinstance(value, Mapping):
+            return {self._marked(key): self._marked(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._marked(inner) for inner in value]
+        if not isinstance(value, str):
+            return value
+        if not self.suspect.search(unicodedata.normalize("NFKC", value)):
+            return value
+        if value not in self.marked:  # equal strings have equal marks
+            self.marked[value] = self._new(None, [PromptText(value)])
+        return self.marked[value]
+
+
+def _escaped(part: PromptText, level: int) -> PromptText:
+    text = part.text
+    for _ in range(level):
+        text = json.dumps(text, ensure_ascii=False)[1:-1]
+    return replace(part, text=text)

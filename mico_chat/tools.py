@@ -1,0 +1,131 @@
+"""Tools that a model may call, and its calls, in OpenAI's format."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from mico_chat.errors import RequestError
+from mico_chat.fields import check_object, check_text, object_at, string_at, type_of
+
+MOST_TOOLS = 128
+"""OpenAI's limit."""
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_DEEPEST = 64
+"""Levels of a tool's parameters and of a call's arguments; real ones have fewer than 20."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the client runs for the model; ``parameters`` is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] = field(
+        default_factory=lambda: {"type": "object", "properties": {}}
+    )
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        described = {} if self.description is None else {"description": self.description}
+        return {"name": self.name, **described, "parameters": self.parameters}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool; ``arguments`` is JSON, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        values = json.loads(self.arguments or "{}")
+        assert isinstance(values, dict)
+        return values
+
+    def to_openai(self) -> dict[str, Any]:
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+def read_tools(tools: Any) -> tuple[Tool, ...]:
+    """The ``tools`` of a chat completion."""
+    if not isinstance(tools, list | tuple):
+        raise RequestError.at("tools", f"expected a list, got {type_of(tools)}")
+    if len(tools) > MOST_TOOLS:
+        raise RequestError.at("tools", f"{len(tools)} tools, but at most {MOST_TOOLS} are taken")
+    read = tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools))
+    names = [tool.name for tool in read]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise RequestError.at(f"tools[{number}].function.name", f"{name!r} is there twice")
+    return read
+
+
+def _tool(tool: Any, where: str) -> Tool:
+    check_object(tool, where)
+    if tool.get("type") != "function":
+        got = tool["type"] if isinstance(tool.get("type"), str) else type_of(tool.get("type"))
+        reason = f"expected 'function', got {got[:40]!r}: only functions can be tools here"
+        raise RequestError.at(f"{where}.type", reason)
+    function = object_at(tool, "function", where)
+    inner = f"{where}.function"
+    found: dict[str, Any] = {"name": name_at(function, inner)}
+    if function.get("description") is not None:
+        found["description"] = string_at(function, "description", inner)
+    if function.get("parameters") is not None:
+        found["parameters"] = object_at(function, "parameters", inner)
+        _check_value(found["parameters"], f"{inner}.parameters")
+    return Tool(**found)
+
+
+def read_calls(calls: Any, where: str) -> tuple[ToolCall, ...]:
+    """The ``tool_calls`` of an assistant's message."""
+    if not isinstance(calls, list | tuple):
+        raise RequestError.at(where, f"expected a list, got {type_of(calls)}")
+    return tuple(_call(call, f"{where}[{number}]") for number, call in enumerate(calls))
+
+
+def _call(call: Any, where: str) -> ToolCall:
+    check_object(call, where)
+    if call.get("type", "function") != "function":
+        raise RequestError.at(f"{where}.type", "expected 'function': only functions can be called")
+    function = object_at(call, "function", where)
+    inner = f"{where}.function"
+    name = name_at(function, inner)
+    arguments = string_at(function, "arguments", inner)
+    try:
+        values = json.loads(arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        raise RequestError.at(f"{inner}.arguments", f"not JSON ({error})") from error
+    check_object(values, f"{inner}.arguments")
+    _check_value(values, f"{inner}.arguments")
+    return ToolCall(string_at(call, "id", where), name, arguments)
+
+
+def name_at(part: Mapping[str, Any], where: str) -> str:
+    name = string_at(part, "name", where)
+    if not _NAME.fullmatch(name):
+        reason = f"{name[:80]!r} is not 1 to 64 of the characters a-z, A-Z, 0-9, _ and -"
+        raise RequestError.at(f"{where}.name", reason)
+    return name
+
+
+def _check_value(value: Any, where: str, depth: int = 1) -> None:
+    if depth > _DEEPEST:
+        raise RequestError.at(where, f"nested deeper than {_DEEPEST} levels")
+    if isinstance(value, str):
+        check_text(value, where)
+    for key in value if isinstance(value, Mapping) else ():
+        check_text(key, where)
+    inner = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping | list):
+        for part in inner:
+            _check_value(part, where, depth + 1)
