@@ -16,7 +16,10 @@ N_TOKENS = 12
 @pytest.fixture(scope="module", params=replicas.NAMES)
 def replica(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     name: str = request.param
-    return replicas.build(name, tmp_path_factory.mktemp("replicas") / name)
+    try:
+        return replicas.build(name, tmp_path_factory.mktemp("replicas") / name)
+    except ImportError as error:  # SmolVLM's processor says with num2words how many frames it has.
+        pytest.skip(str(error).strip())
 
 
 def pixels(seed: int, *shape: int) -> NDArray[np.uint8]:
@@ -39,8 +42,12 @@ def user(*content: dict[str, Any] | str) -> dict[str, Any]:
     return {"role": "user", "content": parts}
 
 
-def one_of_each(name: str) -> list[dict[str, Any]]:
-    return [medium(kind, seed=5) for kind in replicas.reads(name)]
+def prompts(name: str) -> list[dict[str, Any]]:
+    """A text, each kind of medium by itself, and all kinds together where they go together."""
+    media = [medium(kind, seed=5) for kind in replicas.reads(name)]
+    alone = [user(part, "Describe it.") for part in media]
+    together = [user(*media, "What is this?")] if replicas.mixes(name) else []
+    return [user("What is new?"), *alone, *together]
 
 
 def test_it_is_small_and_says_what_it_reads(replica: Path) -> None:
@@ -51,11 +58,21 @@ def test_it_is_small_and_says_what_it_reads(replica: Path) -> None:
 
 
 def test_it_answers_the_same_twice_and_not_at_once_with_the_end(replica: Path) -> None:
-    for content in (["What is new?"], [*one_of_each(replica.name), "What is this?"]):
-        first = replicas.reference(replica, [user(*content)], N_TOKENS)
-        assert first == replicas.reference(replica, [user(*content)], N_TOKENS)
+    for prompt in prompts(replica.name):
+        first = replicas.reference(replica, [prompt], N_TOKENS)
+        assert first == replicas.reference(replica, [prompt], N_TOKENS)
         assert len(set(first)) > 3
         assert len(first) == N_TOKENS
+
+
+def test_an_answer_has_no_markup(replica: Path) -> None:
+    _, processor = replicas.load(replica)
+    for prompt in prompts(replica.name):
+        ids = replicas.reference(replica, [prompt], 3 * N_TOKENS)
+        markup = {
+            i for i, token in processor.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        assert not markup & set(ids[:-1])
 
 
 def test_another_medium_changes_the_answer(replica: Path) -> None:
