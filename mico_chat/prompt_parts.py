@@ -79,6 +79,20 @@ def part_tokenizer(
     return partial(_tokenize_apart, tokenizer, _plain_tokenizer(tokenizer))
 
 
+def string_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[Sequence[PromptPart]], PartTokens]:
+    """Tokenizes parts as the tokenizer does the whole prompt as one string, wherever it is known
+    how: other people's models have learned from such prompts.
+    """
+    if (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and (joined := JoinedParts(tokenizer)).agrees()
+    ):
+        return joined
+    return part_tokenizer(tokenizer)
+
+
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     return cast(list[int], ids)

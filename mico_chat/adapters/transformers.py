@@ -44,7 +44,7 @@ from mico_chat.media.medium import (
     Video,
 )
 from mico_chat.messages import Message, TextPart
-from mico_chat.prompt_parts import PromptText, part_tokenizer
+from mico_chat.prompt_parts import PromptText, string_tokenizer
 
 ARGUMENTS: dict[Kind, str] = {"image": "images", "audio": "audio", "video": "videos"}
 """The processor's argument for each kind of medium."""
@@ -100,7 +100,7 @@ class TransformersAdapter:
         self._device = next(model.parameters()).device
         self._dtype = next(model.parameters()).dtype
         self._capture = cache(partial(Capture, model))
-        self._tokens = part_tokenizer(self.tokenizer)
+        self._tokens = string_tokenizer(self.tokenizer)
         self._template = ChatTemplate(self.tokenizer, processor.chat_template)
         self.input_modalities = reads(processor)
         parameters = inspect.signature(model.forward).parameters
