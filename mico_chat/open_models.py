@@ -105,6 +105,8 @@ def _disagreement(llm: Any, adapter: TransformersAdapter, batched: Any) -> str |
     for kind in adapter.input_modalities:
         medium = _small(kind)
         prepared = adapter.prepare(medium, [kind])
+        if (why := adapter.why_not(prepared)) is not None:
+            return why
         (block,) = adapter.encode([prepared])
         encoded = EncodedMedium(**vars(prepared.measured), block=block)
         parts = adapter.layout([Message.user(medium, "Describe it.")], [encoded])

@@ -15,6 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.engine.decoder import Decoder
+from mico_chat.errors import ModelError
+
+KNOWN = {"inputs_embeds", "attention_mask", "position_ids", "cache_position"}
+KNOWN |= {"visual_pos_masks", "per_layer_inputs"}
+"""Tensors that a decoder is given and that rows and positions hold, or that the engine makes."""
 
 
 class _CapturedError(Exception):
@@ -40,6 +45,26 @@ class Capture:
 
     def rows(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Rows (R, Q, W) of a batch, and positions (A, R, Q) if the model has several axes."""
+        given = self._given(inputs)
+        positions = given.get("position_ids")
+        if positions is not None and positions.ndim < 3:
+            positions = None
+        return self._decoder.joined(given), positions
+
+    def why_not(self, inputs: Mapping[str, Tensor]) -> str | None:
+        """Why rows and positions are not all that the decoder needs; None if they are."""
+        given = self._given(inputs)
+        masks = given.get("attention_mask")
+        for mask in masks.values() if isinstance(masks, dict) else (masks,):
+            if isinstance(mask, Tensor) and mask.ndim > 2:
+                seen = mask if mask.dtype == torch.bool else mask == 0
+                if bool(seen.triu(1).any()):
+                    return "tokens of a medium attend to later ones"
+        more = {name for name, value in given.items() if isinstance(value, Tensor)} - KNOWN
+        return f"its decoder takes {', '.join(sorted(more))}" if more else None
+
+    def _given(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The arguments of the decoder's call."""
         device, dtype = self._decoder.device, self._model.dtype
         moved = {
             name: value.to(device, dtype if value.is_floating_point() else None)
@@ -50,10 +75,7 @@ class Capture:
             with torch.inference_mode():
                 self._model(**moved, use_cache=False)
         except _CapturedError as captured:
-            given = captured.given
+            return captured.given
         finally:
             self._here.running = False
-        positions = given.get("position_ids")
-        if positions is not None and positions.ndim < 3:
-            positions = None
-        return self._decoder.joined(given), positions
+        raise ModelError("the model answers without a call of its decoder")

@@ -75,11 +75,6 @@ class Inputs:
     stop: int
 
     @property
-    def ids(self) -> list[int]:
-        found: list[int] = self.tensors["input_ids"][0, self.start : self.stop].tolist()
-        return found
-
-    @property
     def nbytes(self) -> int:
         return sum(value.nbytes for value in self.tensors.values())
 
@@ -225,21 +220,26 @@ class TransformersAdapter:
                 )
         return [found[place] for place in range(len(batch))]
 
+    def why_not(self, prepared: Prepared) -> str | None:
+        """Why a medium's rows do not do for the model; None if they do."""
+        return self._capture().why_not(prepared.inputs.tensors)
+
     def whole_inputs(self, prompt: Prompt, inputs: Inputs | None = None) -> dict[str, Tensor]:
         """The model's own inputs of a whole prompt; ``inputs`` are those of its one block."""
-        ids: list[int] = []
+        ids: list[Tensor] = []
+        of_tokens: dict[str, list[Tensor]] = {}  # such as which kind of medium a token is of
         media: dict[str, list[Tensor]] = {}
-        names: set[str] = set()
         for segment in prompt.segments:
             if not isinstance(segment, ContextBlock):
-                ids += segment
+                ids.append(torch.tensor([segment]))
                 continue
             own: Inputs = inputs or segment.inputs
-            ids += own.ids
-            names.update(own.tensors)
+            ids.append(own.tensors["input_ids"][:, own.start : own.stop])
             for name, value in own.tensors.items():
-                if value.shape[:2] != own.tensors["input_ids"].shape:
+                if value.shape != own.tensors["input_ids"].shape:
                     media.setdefault(name, []).append(value)
+                elif name not in ("input_ids", "attention_mask"):
+                    of_tokens.setdefault(name, []).append(value[:, own.start : own.stop])
         try:
             found = {name: torch.cat(values) for name, values in media.items()}
         except RuntimeError as error:
@@ -247,10 +247,16 @@ class TransformersAdapter:
                 f"{self._name} runs alone, and cannot be shown media of such different sizes "
                 "together; show one at a time"
             ) from error
-        found["input_ids"] = torch.tensor([ids])
-        if "mm_token_type_ids" in names:
-            types = self.processor.create_mm_token_type_ids([ids])
-            found["mm_token_type_ids"] = torch.tensor(types)
+        for name, values in of_tokens.items():
+            waiting = iter(values)
+            found[name] = torch.cat(
+                [
+                    next(waiting) if isinstance(segment, ContextBlock) else torch.zeros_like(own)
+                    for segment, own in zip(prompt.segments, ids, strict=True)
+                ],
+                1,
+            )
+        found["input_ids"] = torch.cat(ids, 1)
         found["attention_mask"] = torch.ones_like(found["input_ids"])
         return {name: self._moved(value) for name, value in found.items()}
 

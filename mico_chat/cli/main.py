@@ -37,6 +37,7 @@ from mico_chat.cli.options import (
     Normals,
     Quantization,
     Sounds,
+    TrustRemoteCode,
     Videos,
     extra,
     media_in_order,
@@ -133,6 +134,7 @@ def ask(
     load_in_8bit: LoadIn8bit = False,
     device: Device = None,
     dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Ask a question about any mix of media.
 
@@ -148,7 +150,7 @@ def ask(
     name = model or Settings().model
     model_folder(name)  # a misspelt one is reported at once
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
-    how = EngineOptions(engine, quantized, dtype, device)
+    how = EngineOptions(engine, quantized, dtype, device, trust_remote_code=trust_remote_code)
     # An option that the user leaves out is not set: the model may have defaults of its own.
     fields = GenerationOptions.model_fields
     given = {k: v for k, v in ctx.params.items() if k in fields and v not in (None, (), [])}

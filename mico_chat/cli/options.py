@@ -41,6 +41,12 @@ LoadIn4bit = Annotated[
 LoadIn8bit = Annotated[
     bool, typer.Option("--load-in-8bit", help="Load the language model in 8 bit (int8).")
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that the model brings; read it before."
+    ),
+]
 Output = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")]
 
 

@@ -191,6 +191,7 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
             max_running=settings.max_running,
             context_cache_bytes=settings.context_cache_bytes,
             arguments=settings.engine_arguments,
+            trust_remote_code=settings.trust_remote_code,
         )
         model = settings.model or Settings().model
         serve(

@@ -74,6 +74,9 @@ class ServerSettings(BaseSettings):
     load_in_8bit: bool = Field(False, description="short for --quantization int8")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; the best one if not set")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that a model of another project brings; read it before"
+    )
     max_running: int | None = Field(
         None, ge=1, description="requests computed at the same time [16; vllm: its own choice]"
     )

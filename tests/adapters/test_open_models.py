@@ -250,6 +250,23 @@ def test_a_model_that_does_not_batch_runs_alone(
             assert tokens == replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
 
 
+def test_pictures_whose_tokens_attend_to_each_other_run_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = replicas.build("gemma3", tmp_path / "gemma3")
+    asked = [[part_of("image", 1)], [part_of("image", 2), part_of("image", 3)], []]
+    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+        assert "run alone, one after the other: tokens of a medium attend to later" in caplog.text
+
+        async def together() -> list[list[int]]:
+            work = (tokens_of(assistant, message(media)) for media in asked * 2)
+            return [tokens for tokens, _, _ in await asyncio.gather(*work)]
+
+        found = run(together())
+    expected = [replicas.reference(folder, [user(*media, QUESTION)], N_TOKENS) for media in asked]
+    assert found == expected * 2
+
+
 def test_other_logits_are_noticed(
     replica: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

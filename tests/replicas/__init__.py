@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from tests.replicas.gemma import gemma3n
+from tests.replicas.gemma3 import gemma3
 from tests.replicas.llava import llava_onevision
 from tests.replicas.qwen import qwen2_5_omni, qwen2_audio, qwen3_vl
 from tests.replicas.smolvlm import smolvlm
@@ -33,8 +34,12 @@ _FAMILIES = {
     "qwen2_audio": (qwen2_audio, ("audio",)),
     "smolvlm": (smolvlm, ("image", "video")),
     "gemma3n": (gemma3n, ("image", "audio")),
+    "gemma3": (gemma3, ("image",)),
 }
-NAMES = tuple(_FAMILIES)
+ALONE = ("gemma3",)
+"""Families whose prompts do not batch."""
+
+NAMES = tuple(name for name in _FAMILIES if name not in ALONE)
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_utterance>", "<end_of_turn>", "<eos>")
 _FPS = 1000
 """Frames a second that metadata names: a frame's number is its time in milliseconds."""
