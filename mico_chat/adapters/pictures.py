@@ -29,17 +29,22 @@ def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
     """A map as a picture with its legend inside, and the legend in words."""
     if isinstance(medium, Normal):
         words = "surface normals as colours: red is x (right), green is y (up), blue is z (to you)"
-        return Image(_with_strip(medium.pixels, None, words), report=medium.report), words
+        drawn = _with_strip(medium.pixels, None, "x: red  y: green  z: blue")
+        return Image(drawn, report=medium.report), words
     values = medium.values
     near, far = float(np.nanmin(values)), float(np.nanmax(values))
-    places = np.nan_to_num((values - near) / max(far - near, 1e-6))
+    if medium.metric:  # in equal steps of times farther, as near things differ by little
+        values, low, high = np.log(values), np.log(near), np.log(far)
+    else:
+        low, high = near, far
+    places = np.nan_to_num((values - low) / max(high - low, 1e-6))
     pixels = np.where(np.isnan(values)[..., None], 0, _coloured(places)).astype(np.uint8)
     ends = (f"{near:.2g} m", f"{far:.2g} m") if medium.metric else ("near", "far")
     named = f" ({ends[0]})", f" ({ends[1]})"
     words = (
         "a depth map as a picture: yellow is the nearest{}, dark blue the farthest{}, black unknown"
     ).format(*(named if medium.metric else ("", "")))
-    return Image(_with_strip(pixels, ends, words), report=medium.report), words
+    return Image(_with_strip(pixels, ends), report=medium.report), words
 
 
 def _coloured(places: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -50,7 +55,7 @@ def _coloured(places: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _with_strip(
-    pixels: NDArray[np.uint8], ends: tuple[str, str] | None, words: str
+    pixels: NDArray[np.uint8], ends: tuple[str, str] | None, words: str = ""
 ) -> NDArray[np.uint8]:
     """A picture above a white strip with a bar of the colours between its two ends, or words."""
     height, width = pixels.shape[:2]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -97,6 +98,9 @@ class TransformersAdapter:
         self._capture = cache(partial(Capture, model))
         self._tokens = string_tokenizer(self.tokenizer)
         self._template = ChatTemplate(self.tokenizer, processor.chat_template)
+        # SmolVLM's processor has a template of its own for conversations with clips.
+        own = getattr(sys.modules[type(processor).__module__], "DEFAULT_CHAT_TEMPLATE", None)
+        self._of_clips = self._template if own is None else ChatTemplate(self.tokenizer, own)
         self.input_modalities = reads(processor)
         parameters = inspect.signature(model.forward).parameters
         self._takes = None if "kwargs" in parameters else set(parameters)
@@ -300,7 +304,9 @@ class TransformersAdapter:
         def show(medium: Any) -> dict[str, str]:
             return {"type": _seen_as(medium)}
 
-        return cast("list[PromptText]", self._template.parts(messages, show))
+        clips = any(m.kind == "video" for message in messages for m in message.media)
+        template = self._of_clips if clips else self._template
+        return cast("list[PromptText]", template.parts(messages, show))
 
     def _expanded(
         self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]

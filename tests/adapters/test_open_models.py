@@ -250,6 +250,19 @@ def test_a_model_that_does_not_batch_runs_alone(
             assert tokens == replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
 
 
+def test_smolvlms_clips_have_a_template_of_their_own(tmp_path: Path) -> None:
+    """The published template shows no clips; the library's processor brings another one."""
+    folder = replicas.build("smolvlm", tmp_path / "smolvlm")
+    template = folder / "chat_template.jinja"
+    without = template.read_text().replace("<video>", "")
+    template.write_text(without)
+    clip, picture = part_of("video", 1), part_of("image", 1)
+    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+        for part in (clip, picture):
+            tokens = run(tokens_of(assistant, message([part])))[0]
+            assert tokens == replicas.reference(folder, [user(part, QUESTION)], N_TOKENS)
+
+
 def test_pictures_whose_tokens_attend_to_each_other_run_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
