@@ -15,7 +15,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
@@ -88,8 +90,11 @@ class TransformersAdapter:
     """See :class:`mico_chat.adapters.base.ModelAdapter`; ``name`` is the model's, for errors."""
 
     def __init__(self, model: nn.Module, processor: Any, name: str) -> None:
-        self.processor = processor
+        # A copy, with a tokenizer of its own: a tokenizer has switches, which each call turns.
+        self.processor = deepcopy(processor)
+        self._processing = threading.Lock()
         self.tokenizer = processor.tokenizer
+        self._begin: list[int] = self.tokenizer("").input_ids
         self.encodes = True
         """False for a model that runs alone: its blocks hold its own inputs, not rows."""
         self._name = name
@@ -169,14 +174,15 @@ class TransformersAdapter:
             content = [[PIL.Image.fromarray(medium.pixels)] * n]
         text = self._alone(medium.kind, n)
         try:
-            return self.processor(
-                text=[text],
-                add_special_tokens=not self._begins(text),
-                return_tensors="pt",
-                return_text_replacement_offsets=True,
-                **{ARGUMENTS[medium.kind]: content},
-                **settings,
-            )
+            with self._processing:
+                return self.processor(
+                    text=[text],
+                    add_special_tokens=not self._begins(text),
+                    return_tensors="pt",
+                    return_text_replacement_offsets=True,
+                    **{ARGUMENTS[medium.kind]: content},
+                    **settings,
+                )
         except (ValueError, IndexError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise RequestError(
@@ -294,7 +300,7 @@ class TransformersAdapter:
             listed.append(replace(message, content=tuple(content)))
         parts, order = self._expanded(self._parts(listed), shown)
         first = parts[0].text if parts else ""
-        lead = [] if self._begins(first) else self.tokenizer("").input_ids
+        lead = [] if self._begins(first) else self._begin
         ids = [*lead, *(token for token, _ in self._tokens([*parts, PromptText(prefix)]))]
         return list(_cut(ids, order))
 
