@@ -29,6 +29,7 @@ LAYERS = (
     ("reading",),
     ("encode", "similarity", "assistant"),
     ("load",),
+    ("beforehand",),
     ("evaluation",),
     ("cli",),
 )
