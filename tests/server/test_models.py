@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,33 @@ def test_the_first_is_there_at_once_and_the_others_when_they_are_asked(tmp_path:
         assert found["mico_model_loads_total{model=b}"] == 1
         assert found["mico_engine_slots"] == 0
     assert shelf.events == ["+a", "+b", "-a", "-b"]
+
+
+def test_what_each_reads_is_known_before_it_is_loaded(tmp_path: Path) -> None:
+    shelf = Shelf()
+    ear = replace(shelf.source("b"), reads=lambda: ("audio",))
+    broken = replace(shelf.source("c"), reads=lambda: raised(ModelError("c: no config.json there")))
+    app = create_app([shelf.source("a"), ear, broken], ServerSettings(data_dir=tmp_path))
+    with live(app, lifespan="on") as client:
+        wait_until_ready(client)
+        a, b, c = client.get("/v1/models").json()["data"]
+        assert a["architecture"] == {
+            "input_modalities": ["text", "image", "audio", "video", "depth", "normal"],
+            "output_modalities": ["text"],
+        }
+        assert b["architecture"]["input_modalities"] == ["text", "audio"]
+        assert b["modalities"] == ["audio"]
+        assert b["status"]["value"] == "unloaded"
+        assert (a["context_length"], b["context_length"]) == (1000, None)
+        assert (c["status"]["value"], c["status"]["reason"]) == (
+            "failed",
+            "c: no config.json there",
+        )
+    assert shelf.events == ["+a", "-a"]
+
+
+def raised(error: Exception) -> Any:
+    raise error
 
 
 def test_a_name_that_is_not_served_lists_those_that_are(tmp_path: Path) -> None:
@@ -299,7 +326,7 @@ def test_many_at_once_under_a_bound_are_all_answered(
 ) -> None:
     shelf = Shelf()
     with shelf.served(tmp_path, "abc", max_models_bytes=100 * MB, max_requests=100) as client:
-        names = [name for _ in range(20) for name in "abcb"]
+        names = [name for _ in range(8) for name in "abcb"]
         asked: list[Future[httpx.Response]] = [
             pool.submit(ask, client, name, str(number)) for number, name in enumerate(names)
         ]

@@ -1,4 +1,4 @@
-"""Two real models under a bound that holds one: every request is answered, and memory stays flat."""
+"""Two real models under a bound that holds one: all are answered, and memory stays flat."""
 
 import gc
 import random
