@@ -42,7 +42,7 @@ def folder_here(model: str | Path) -> Path | None:
     """The folder of a model, in the hub's cache too; None if it must be fetched first."""
     name = model_folder(model)
     try:
-        return local_folder(name, local_files_only=True)
+        return local_folder(name, "config.json", local_files_only=True)
     except ModelError:
         return None
 
@@ -50,8 +50,11 @@ def folder_here(model: str | Path) -> Path | None:
 def input_modalities(model: str | Path) -> tuple[Kind, ...]:
     """The kinds of media that a model reads; every kind if it is not on this machine."""
     folder = folder_here(model)
-    if folder is None:
-        return KINDS
+    return KINDS if folder is None else modalities_of(folder)
+
+
+def modalities_of(folder: Path) -> tuple[Kind, ...]:
+    """The kinds of media that the model in a folder reads."""
     config = json_of(folder / "config.json")
     if config.get("model_type") == MICO_CHAT:
         return KINDS
