@@ -7,6 +7,7 @@ seconds since 1970.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -244,11 +245,40 @@ class AnswerDefaults(_Answer):
     frequency_penalty: float
 
 
-class ModelInfo(_Answer):
-    """The served model in OpenAI's shape, and what it takes.
+class Architecture(_Answer):
+    """What a model reads and writes, in the shape that OpenRouter and llama-server use."""
 
-    ``context_length`` is in tokens. ``system_prompt`` is the model's own; a request's own system
-    message replaces it.
+    input_modalities: tuple[str, ...]
+    output_modalities: tuple[str, ...] = ("text",)
+
+    @classmethod
+    def reading(cls, kinds: Sequence[Kind]) -> Architecture:
+        return cls(input_modalities=("text", *kinds))
+
+
+LoadState = Literal["loaded", "loading", "unloaded", "failed"]
+
+
+class ModelStatus(_Answer):
+    """Whether a model is loaded; ``reason`` says why loading it failed.
+
+    An unloaded model is loaded when a request names it, and a failed one is tried again then.
+    ``bytes`` is the memory that a loaded model counts with, ``requests`` how many use it now.
+    """
+
+    value: LoadState = "loaded"
+    reason: str | None = None
+    bytes: int = 0
+    requests: int = 0
+    last_used: Seconds | None = None
+
+
+class ModelInfo(_Answer):
+    """A served model in OpenAI's shape, and what it takes.
+
+    ``modalities`` are the kinds of media that it reads. ``context_length`` is in tokens.
+    ``system_prompt`` is the model's own; a request's own system message replaces it. These two,
+    ``embeddings`` and ``defaults`` are null until the model has been loaded for the first time.
     """
 
     id: str
@@ -256,14 +286,16 @@ class ModelInfo(_Answer):
     created: int = 0
     owned_by: str = "mico-chat"
     modalities: tuple[Kind, ...] = KINDS
-    context_length: int
-    embeddings: bool
-    system_prompt: str | None
-    defaults: AnswerDefaults
+    architecture: Architecture = Architecture.reading(KINDS)
+    status: ModelStatus = ModelStatus()
+    context_length: int | None = None
+    embeddings: bool | None = None
+    system_prompt: str | None = None
+    defaults: AnswerDefaults | None = None
 
 
 class ModelList(_Answer):
-    """The served models; there is one."""
+    """The served models; the first one answers requests that name none."""
 
     object: Literal["list"] = "list"
     data: list[ModelInfo]
@@ -276,7 +308,7 @@ class Live(_Answer):
 
 
 class Ready(_Answer):
-    """The model answers."""
+    """The service answers; ``model`` is its first one."""
 
     status: Literal["ready"] = "ready"
     model: str

@@ -23,7 +23,7 @@ from mico_chat.cli import main as cli
 from mico_chat.cli.main import main
 from mico_chat.cli.model_check import fit, read_weights
 from mico_chat.cli.probes import Finding, gigabytes, run_probe
-from mico_chat.engine.cpu import ControlGroups
+from mico_chat.engine.cpu import ControlGroups, memory
 from mico_chat.errors import ModelError
 from mico_chat.load import EngineOptions
 from mico_chat.model.config import MicoChatConfig
@@ -68,7 +68,7 @@ def test_control_groups_bound_the_memory(tmp_path: Path) -> None:
     (tmp_path / "own").write_text("0::/\n")
     (tmp_path / "memory.max").write_text(str(2 * GB))
     (tmp_path / "memory.current").write_text(str(GB // 2))
-    assert probes.memory(ControlGroups(tmp_path, tmp_path / "own")) == (3 * GB // 2, 2 * GB)
+    assert memory(ControlGroups(tmp_path, tmp_path / "own")) == (3 * GB // 2, 2 * GB)
 
 
 def test_little_disk_few_cores_and_no_avx2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
     ("adapters",),
     ("encode", "similarity", "assistant"),
     ("load", "open_models"),
+    ("beforehand",),
     ("evaluation",),
     ("cli",),
 )
@@ -165,6 +166,7 @@ def loaded_by(code: str) -> set[str]:
 
 def test_help_loads_nothing_heavy() -> None:
     commands = ["", "ask", "chat", "doctor", "serve", "ui", "export gguf", "keys create"]
+    commands += ["pull", "list", "rm", "ps"]
     code = (
         "from mico_chat.cli.main import main\n"
         f"for command in {commands!r}:\n"

@@ -45,6 +45,10 @@ PRETRAINING = "pretraining"
 PREPROCESSING_FILE = "preprocessing.json"
 
 
+def is_packaged(name: str) -> bool:
+    return "/" not in name and (MODELS / name / "config.json").is_file()
+
+
 def model_folder(name_or_dir: str | Path) -> str:
     """The folder of a packaged model such as ``"mini"``; a folder or a hub name as it is.
 
@@ -52,7 +56,7 @@ def model_folder(name_or_dir: str | Path) -> str:
         ModelError: if a path-like name leads nowhere, or to a folder without config.json.
     """
     text = str(name_or_dir)
-    if "/" not in text and (MODELS / text / "config.json").is_file():
+    if is_packaged(text):
         return str(MODELS / text)
     if Path(text).is_dir():
         if not (Path(text) / "config.json").is_file():
@@ -84,11 +88,28 @@ def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: An
     try:
         return Path(snapshot_download(str(name_or_dir), allow_patterns=patterns, **hub))
     except (OSError, ValueError) as error:
-        reason = _hub_reason(error)
+        if patterns is None and (pulled := _pulled(str(name_or_dir), hub)) is not None:
+            return pulled
+        reason = hub_reason(error)
         raise ModelError(f"{name_or_dir}: there is no such folder, and {reason}") from error
 
 
-def _hub_reason(error: OSError | ValueError) -> str:
+def _pulled(name: str, hub: dict[str, Any]) -> Path | None:
+    """The folder that ``mico-chat pull`` fetched, without the files for other programs."""
+    from huggingface_hub import snapshot_download
+
+    from mico_chat.checkpoints.hub import AGAIN, FOREIGN, PICKLED
+
+    ignored = [*FOREIGN, *PICKLED, *AGAIN, "*.gguf"]
+    where = {**hub, "local_files_only": True}
+    try:
+        return Path(snapshot_download(name, ignore_patterns=ignored, **where))
+    except (OSError, ValueError):
+        return None
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the hub's library raised an error, and what the user can do."""
     from huggingface_hub import errors
 
     causes: list[BaseException] = [error]
@@ -100,9 +121,12 @@ def _hub_reason(error: OSError | ValueError) -> str:
         return "the hub gives this model only to those who accepted its terms (hf auth login)"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has no such model, or a private one (hf auth login)"
-    if isinstance(error, errors.LocalEntryNotFoundError):
+    transport = {"TransportError", "ConnectionError"}  # of httpx and of requests
+    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    if isinstance(error, errors.LocalEntryNotFoundError) or names & transport:
         return "the hub (Hugging Face) cannot be reached: is there a network?"
-    return f"the hub does not give it: {str(error).strip().splitlines()[0]}"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"the hub does not give it: {first}"
 
 
 def llm_source(folder: Path, config: MicoChatConfig) -> str | Path:

@@ -22,8 +22,8 @@ from pydantic_settings import SettingsError
 
 from mico_chat import __version__
 from mico_chat.cli.options import API, API_KEY
-from mico_chat.cli.probes import ROOM, Finding, Mark, disk_free, gigabytes, memory, run_probe
-from mico_chat.engine.cpu import processor, usable_cores
+from mico_chat.cli.probes import ROOM, Finding, Mark, disk_free, gigabytes, run_probe
+from mico_chat.engine.cpu import memory, processor, usable_cores
 from mico_chat.errors import ConfigError
 from mico_chat.load import BITSANDBYTES, EngineOptions
 from mico_chat.media.file import MediaLimits

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mico_chat import __version__
-from mico_chat.cli import models
+from mico_chat.cli import hub, models
 from mico_chat.cli.keys import keys
 from mico_chat.cli.options import (
     ALL_ARGUMENTS,
@@ -342,6 +342,10 @@ def doctor(
         raise typer.Exit(code)
 
 
+app.command()(hub.pull)
+app.command("list")(hub.list_models)
+app.command()(hub.rm)
+app.command()(hub.ps)
 for _command in (models.setup, models.assemble, models.merge, models.train_stage1):
     app.command()(_command)
 for _stage, _help in (

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mico_chat.beforehand import engine_for
 from mico_chat.checkpoints.folders import (
     LORA,
     MODELS,
@@ -24,14 +25,13 @@ from mico_chat.checkpoints.folders import (
 from mico_chat.checkpoints.footprint import Serving, meta_chat
 from mico_chat.checkpoints.gguf_export import (
     DEFAULT_QUANTIZATION,
-    QUANTIZATIONS,
-    check_llama,
     gguf_path,
 )
 from mico_chat.checkpoints.load import chat_config
-from mico_chat.cli.probes import ROOM, Finding, disk_free, gigabytes, memory
-from mico_chat.errors import ConfigError, MicoError, ModelError
-from mico_chat.load import BITSANDBYTES, EngineOptions, check_device, choose_engine
+from mico_chat.cli.probes import ROOM, Finding, disk_free, gigabytes
+from mico_chat.engine.cpu import memory
+from mico_chat.errors import MicoError, ModelError
+from mico_chat.load import EngineOptions
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.settings import cache_dir
@@ -178,25 +178,6 @@ def processor(folder: Path) -> Finding:
     if loaded.chat_template is None:
         raise ModelError(f"{folder}: there is no chat template")
     return Finding("processor", "ok", "tokenizer, chat template and preprocessing can be loaded")
-
-
-def engine_for(config: MicoChatConfig, options: EngineOptions) -> tuple[str, str]:
-    """The engine that would run the model, and the reason for it."""
-    if options.device is not None:
-        check_device(options.device)
-    engine, why = choose_engine(options)
-    if engine == "llamacpp":
-        try:
-            check_llama(config.llm_config)
-        except ModelError as error:
-            if options.engine != "auto" or options.quantization is not None:
-                raise
-            engine, why = "transformers", f"llamacpp cannot run this model: {error}"
-    known = {"llamacpp": QUANTIZATIONS, "transformers": BITSANDBYTES}.get(engine)
-    if options.quantization is not None and known and options.quantization not in known:
-        text = f"{engine} has no quantization {options.quantization!r}"
-        raise ConfigError(f"{text}; known are {', '.join(known)}")
-    return engine, why
 
 
 def gguf_file(name: str, folder: Path, quantization: str, needs: Serving) -> Finding:

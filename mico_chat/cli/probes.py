@@ -17,9 +17,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
-from mico_chat.engine.cpu import ControlGroups
 from mico_chat.errors import ModelError
 from mico_chat.settings import Settings
 
@@ -61,14 +58,6 @@ def gigabytes(n_bytes: float) -> str:
             n = n_bytes / size
             return f"{n:.1f} {unit}" if n < 100 and unit == "GB" else f"{n:.0f} {unit}"
     return f"{n_bytes:.0f} bytes"
-
-
-def memory(groups: ControlGroups | None = None) -> tuple[int, int]:
-    """Free bytes of memory, and all bytes that this process may use."""
-    machine, groups = psutil.virtual_memory(), groups or ControlGroups()
-    limit, within = groups.memory_limit(), groups.memory_free()
-    free = machine.available if within is None else min(machine.available, within)
-    return free, machine.total if limit is None else min(machine.total, limit)
 
 
 def disk_free(folder: Path) -> int:

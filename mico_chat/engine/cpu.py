@@ -80,6 +80,16 @@ class ControlGroups:
                     yield folder
 
 
+def memory(groups: ControlGroups | None = None) -> tuple[int, int]:
+    """Free bytes of memory, and all bytes that this process may use."""
+    import psutil  # not at once: every command imports this module
+
+    machine, groups = psutil.virtual_memory(), groups or ControlGroups()
+    limit, within = groups.memory_limit(), groups.memory_free()
+    free = machine.available if within is None else min(machine.available, within)
+    return free, machine.total if limit is None else min(machine.total, limit)
+
+
 def seen_cores() -> int:
     return len(_affinity() or ()) or os.cpu_count() or 1
 

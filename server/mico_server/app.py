@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -18,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
+from mico_chat.beforehand import input_modalities, model_name, needed_bytes, usable_bytes
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.load import EngineOptions, asked_quantization, load_assistant
@@ -29,9 +31,10 @@ from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.request_log import RequestLog, configure_logging
+from mico_server.models import Models, ModelSource
 from mico_server.routes import about, chat, completions, embeddings, stored, transcriptions
 from mico_server.routes.chat_request import schema_of
-from mico_server.service import ModelHost, Service
+from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
@@ -45,28 +48,30 @@ DRAIN_S = 5.0
 
 
 def create_app(
-    load: Callable[[], Assistant],
+    sources: Sequence[ModelSource],
     settings: ServerSettings,
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_failed: Callable[[Exception], None] = lambda error: None,
     local_secret: str | None = None,
 ) -> FastAPI:
-    """The application. ``load`` makes the assistant once the application has started; then
+    """The application. The first of ``sources`` is loaded once the application has started; then
     ``on_ready`` or ``on_failed`` is called. A request with ``local_secret`` needs no key.
     """
 
-    def loaded() -> Assistant:
-        assistant = load()
+    def loaded(source: ModelSource) -> Assistant:
+        assistant = source.load()
         if settings.default_max_tokens is not None:
             asked = GenerationOptions(max_tokens=settings.default_max_tokens)
             assistant.defaults = asked.over(assistant.defaults)
         return assistant
 
-    host = ModelHost(
-        loaded,
+    models = Models(
+        [replace(source, load=functools.partial(loaded, source)) for source in sources],
         max_requests=settings.max_requests,
         timeout_s=settings.request_timeout_s,
+        max_bytes=settings.max_models_bytes,
+        keep_alive_s=settings.keep_alive_s,
         on_ready=on_ready,
         on_failed=on_failed,
     )
@@ -87,7 +92,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await database.start()
-        tasks = [asyncio.create_task(host.run()), asyncio.create_task(_sweep(media_store))]
+        tasks = [asyncio.create_task(models.run()), asyncio.create_task(_sweep(media_store))]
         try:
             yield
         finally:
@@ -106,10 +111,10 @@ def create_app(
         version=__version__,
         description="Chat about images, sounds, video clips, depth maps and surface normals.",
         lifespan=lifespan,
-        responses=error_responses(401, 403, 408, 429, 500, 503),
+        responses=error_responses(401, 403, 408, 429, 500, 503, 507),
     )
     app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
-    app.state.service = Service(settings, host, keys, media_store, conversations, fetcher)
+    app.state.service = Service(settings, models, keys, media_store, conversations, fetcher)
     add_error_handlers(app)
     for routes in (chat, completions, stored, embeddings, transcriptions, about):
         app.include_router(routes.router)
@@ -133,7 +138,7 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
     # Outside of the framework's own handler of crashes, so that those are logged with their id.
-    app.middleware_stack = running = RequestLog(app.build_middleware_stack(), host.metrics)
+    app.middleware_stack = running = RequestLog(app.build_middleware_stack(), models.metrics)
     return app
 
 
@@ -193,17 +198,38 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
             arguments=settings.engine_arguments,
             trust_remote_code=settings.trust_remote_code,
         )
-        model = settings.model or Settings().model
+        names = settings.model or (Settings().model,)
+        if settings.max_models_bytes is None and len(names) > 1:
+            settings = settings.model_copy(update={"max_models_bytes": usable_bytes(options)})
         serve(
-            lambda: load_assistant(model, decoder, options),
+            [_source(name, decoder, options) for name in distinct(names)],
             announce=announce,
             settings=settings,
             local_secret=local_secret,
         )
 
 
+def distinct(names: Sequence[str]) -> Sequence[str]:
+    """The names; an error if two models would be served under the same one."""
+    served = [model_name(name) for name in names]
+    if twice := next((name for name in served if served.count(name) > 1), None):
+        raise ConfigError(
+            f"model: two would be served as {twice!r}; rename one of the folders, or leave it out"
+        )
+    return names
+
+
+def _source(name: str, decoder: MediaDecoder, options: EngineOptions) -> ModelSource:
+    return ModelSource(
+        model_name(name),
+        load=functools.partial(load_assistant, name, decoder, options),
+        needs=functools.partial(needed_bytes, name, options),
+        reads=functools.partial(input_modalities, name),
+    )
+
+
 def serve(
-    load: Callable[[], Assistant],
+    sources: Sequence[ModelSource],
     *,
     announce: Callable[[str], None],
     settings: ServerSettings,
@@ -213,7 +239,7 @@ def serve(
 
     The address is bound first, so that a port in use is reported before minutes of loading. After
     SIGTERM or SIGINT running requests may end within ``shutdown_timeout_s``; after SIGTERM this
-    function returns normally. An error of loading the model is raised.
+    function returns normally. An error of loading the first model is raised.
     """
     check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -233,7 +259,7 @@ def serve(
         server.should_exit = True
 
     app = create_app(
-        load,
+        sources,
         settings,
         on_ready=lambda: announce(f"mico-chat is ready at {url}"),
         on_failed=on_failed,

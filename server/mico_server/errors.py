@@ -9,10 +9,11 @@
     |-- BodyTimeoutError     408  the body of a request stopped arriving
     |-- RequestTimeoutError  504  a request took longer than the service allows
     |-- NotFoundError        404  the thing does not exist, or belongs to another tenant
-    |   `-- ModelNotFoundError    the request names a model that is not the served one
+    |   `-- ModelNotFoundError    the request names a model that is not served
     |-- ConflictError        409  the request does not fit the present state of the thing
     |-- GoneError            410  the thing existed once
     |-- UnsupportedError     501  the served model cannot do this
+    |-- NoRoomError          507  the model needs more memory than the service may use
     `-- MediaError
         `-- FetchError            a URL gives no medium
 """
@@ -64,6 +65,10 @@ class GoneError(MicoError):
 
 class UnsupportedError(MicoError):
     status = 501
+
+
+class NoRoomError(MicoError):
+    status = 507
 
 
 class FetchError(MediaError):

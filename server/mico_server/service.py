@@ -1,4 +1,4 @@
-"""The parts that all routes share: the one loaded model, the stores, the settings, who is asking.
+"""The parts that all routes share: the models, the stores, the settings, who is asking.
 
 Work for a client ends when the client leaves; a stream of server-sent events is such work.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
@@ -27,8 +26,8 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
-from mico_chat.wire import Estimate
-from mico_server.errors import BusyError, ModelNotFoundError, NotReadyError, RequestTimeoutError
+from mico_chat.wire import AnswerDefaults, Estimate, LoadState, ModelStatus
+from mico_server.errors import NotReadyError, RequestTimeoutError
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Caller
 from mico_server.http.errors import mico_error_body
@@ -37,6 +36,9 @@ from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore
 from mico_server.store.keys import KeyStore
 from mico_server.store.media import MediaStore
+
+if TYPE_CHECKING:
+    from mico_server.models import Models, ModelSource
 
 logger = logging.getLogger(__name__)
 
@@ -50,91 +52,95 @@ class Question:
     tenant: str
 
 
-@dataclass
+@dataclass(eq=False)
 class ModelHost:
-    """Loads an assistant in a thread, and lets at most ``max_requests`` use it at once, each for at
-    most ``timeout_s`` seconds. :meth:`run` is its whole life.
+    """One of the :class:`~mico_server.models.Models`, which load and unload it.
+
+    ``users`` are the requests that use it; no new one may while the model is ``leaving``. A request
+    may use it for at most ``timeout_s`` seconds. ``answered`` gets the seconds of each answer.
     """
 
-    load: Callable[[], Assistant]
-    max_requests: int
+    source: ModelSource
+    metrics: Metrics
     timeout_s: float
-    on_ready: Callable[[], None]
-    on_failed: Callable[[Exception], None]
-    _assistant: Assistant | None = None
-    _failed: bool = False
-    _requests: int = 0
-    _mean_s: float = 1.0
+    answered: Callable[[float], None]
+    loaded: Assistant | None = None
+    loading: bool = False
+    leaving: bool = False
+    error: Exception | None = None
+    """Why the model could not be loaded the last time; None if it could, or nobody tried."""
+    needs: int | None = None
+    bytes: int = 0
+    users: int = 0
+    loads: int = 0
+    last_used: float = 0.0
+    waiting: list[asyncio.Future[MicoError | None]] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+    reads: tuple[Kind, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fields of ModelInfo that are known once the model has been loaded."""
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(
-            lambda: None if self._assistant is None else self._assistant.engine.stats(),
-            lambda: None if self._assistant is None else self._assistant.context_cache,
+        self.name = self.source.name
+
+    def look(self) -> None:
+        """Find out what the model reads, without loading it."""
+        try:
+            self.reads = self.source.reads()
+        except MicoError as error:  # loading it will raise it again
+            self.error = error
+
+    def see(self) -> None:
+        """Take the facts of the loaded model."""
+        assert self.loaded is not None
+        self.facts = {
+            "context_length": self.loaded.engine.max_position,
+            "embeddings": self.loaded.similarity is not None,
+            "system_prompt": self.loaded.system_prompt,
+            "defaults": AnswerDefaults.model_validate(self.loaded.defaults),
+        }
+
+    def status(self) -> ModelStatus:
+        value: LoadState = "unloaded"
+        if self.loaded is not None:
+            value = "loaded"
+        elif self.loading:
+            value = "loading"
+        elif self.error is not None:
+            value = "failed"
+        return ModelStatus(
+            value=value,
+            reason=self.reason if value == "failed" else None,
+            bytes=self.bytes,
+            requests=self.users,
+            last_used=int(self.last_used) or None,
         )
 
-    async def run(self) -> None:
-        try:
-            assistant = await asyncio.to_thread(self.load)
-        except Exception as error:
-            # Whatever went wrong, the service must stop saying "loading".
-            self._failed = True
-            logger.error("the model could not be loaded: %s", error)
-            self.on_failed(error)
-            return
-        self._assistant = assistant
-        self.on_ready()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self._assistant = None
-            assistant.close()
+    @property
+    def reason(self) -> str:
+        """Why the model could not be loaded, in words for clients."""
+        if isinstance(self.error, MicoError):
+            return str(self.error)
+        return "a defect; the server's log has the details"
 
     @property
     def assistant(self) -> Assistant:
-        if self._assistant is None:
-            why = "could not be loaded" if self._failed else "is still loading; try again soon"
-            raise NotReadyError(f"the model {why}")
+        if self.loaded is None:
+            raise NotReadyError(f"{self.name}: the model is not loaded")
         self.check_alive()
-        return self._assistant
+        return self.loaded
 
     def check_alive(self) -> None:
-        """Check that the service need not be started again."""
-        failure = None if self._assistant is None else self._assistant.engine.failure
+        failure = None if self.loaded is None else self.loaded.engine.failure
         if failure is not None:
             raise NotReadyError(
                 f"the model cannot answer any more: {failure}; start the service again"
             )
 
-    def served(self, model: str) -> Assistant:
-        self.check()
-        if model != self.assistant.name:
-            raise ModelNotFoundError(
-                f"no model {model!r} here; this server has {self.assistant.name!r}"
-            )
-        return self.assistant
-
-    def check(self) -> None:
-        _ = self.assistant
-        if self._requests >= self.max_requests:
-            raise BusyError(
-                f"the service is busy: {self._requests} requests are running or waiting, which "
-                "is the limit; try again soon",
-                min(math.ceil(self._mean_s), 60),
-            )
-
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        self.check()
-        self._requests += 1
-        try:
-            yield
-        finally:
-            self._requests -= 1
-
     async def stream(
         self, question: Question
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        """The reports of the media, then the deltas of the answer, for an :meth:`admitted` request.
+        """The reports of the media, then the deltas of the answer.
 
         Closing the stream stops the model.
         """
@@ -156,7 +162,7 @@ class ModelHost:
                     self.metrics.first_token(now() - start)
                 if isinstance(item, Delta) and item.usage is not None:
                     self.metrics.answered(item.usage, reports)
-                    self._mean_s += 0.1 * (now() - start - self._mean_s)
+                    self.answered(now() - start)
                 yield item
 
     async def answer(self, question: Question) -> Answer:
@@ -177,13 +183,8 @@ class ModelHost:
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:
-        deadline = asyncio.get_running_loop().time() + self.timeout_s
-        self._requests += 1
-        try:
-            async with self._guarded(deadline):
-                return await work
-        finally:
-            self._requests -= 1
+        async with self._guarded(asyncio.get_running_loop().time() + self.timeout_s):
+            return await work
 
     @asynccontextmanager
     async def _guarded(self, deadline: float) -> AsyncIterator[None]:
@@ -211,11 +212,16 @@ class Service:
     """One running service. ``fetcher`` is None if media are not fetched from URLs."""
 
     settings: ServerSettings
-    host: ModelHost
+    models: Models
     keys: KeyStore
     media: MediaStore
     conversations: ConversationStore
     fetcher: Fetcher | None
+
+    async def use(self, request: Request, stack: AsyncExitStack, name: str | None) -> ModelHost:
+        """A loaded model until ``stack`` closes, for a client that has sent its whole body."""
+        entering = stack.enter_async_context(self.models.use(name))
+        return await while_connected(request.receive, entering)
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
         record = await self.media.get(tenant, media_id)

@@ -67,7 +67,20 @@ class ServerSettings(BaseSettings):
         False, description="ask everybody for a key, on loopback too; for a proxy in front"
     )
 
-    model: str | None = Field(None, description="mini, a folder or a hub name [MICO_MODEL or mini]")
+    model: Names = Field(
+        (),
+        description="mini, a folder or a hub name; several are loaded when requests name them, the "
+        "first at once [MICO_MODEL or mini]",
+    )
+    max_models_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most memory of all loaded models together; the one used longest ago is "
+        "unloaded first [for several models: 80 % of the machine's]",
+    )
+    keep_alive_s: float | None = Field(
+        None, ge=0, description="unload a model that nobody has used for these seconds [never]"
+    )
     engine: str = Field("auto", description="auto, llamacpp, transformers or vllm")
     quantization: str | None = Field(None, description="quantization, by the engine's name")
     load_in_4bit: bool = Field(False, description="short for --quantization nf4")

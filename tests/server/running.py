@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.assistant import Assistant
 from mico_server.app import create_app
+from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
@@ -49,7 +50,7 @@ def running(
     load: Callable[[], Assistant], settings: ServerSettings, *, ready: bool = True
 ) -> Iterator[httpx.Client]:
     """A client of a service, by default once its model is loaded."""
-    with live(create_app(load, settings), lifespan="on") as client:
+    with live(create_app([ModelSource("fake", load)], settings), lifespan="on") as client:
         if ready:
             wait_until_ready(client)
         yield client

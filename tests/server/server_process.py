@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.http_client import address_of
 from mico_chat.media import MediaDecoder
 from mico_server.app import serve
+from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeDecoder
 from tests.server.echo import echoing_assistant
@@ -74,7 +75,7 @@ def _serve(settings: ServerSettings, decodes: bool, pause_s: float, tell: Connec
     decoder: Any = MediaDecoder(workers=2) if decodes else nullcontext(FakeDecoder())
     with decoder as used:
         serve(
-            lambda: echoing_assistant(used, pause_s=pause_s),
+            [ModelSource("tiny", lambda: echoing_assistant(used, pause_s=pause_s))],
             announce=tell.send,
             settings=settings,
         )

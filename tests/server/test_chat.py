@@ -17,6 +17,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
 from mico_server.app import serve
+from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeAssistant, FakeEngine
 from tests.server.conftest import Start
@@ -284,7 +285,11 @@ def test_serve_raises_what_loading_raised(tmp_path: Path) -> None:
         raise ModelError("no such model")
 
     with pytest.raises(ModelError, match="no such model"):
-        serve(load, announce=lambda line: None, settings=ServerSettings(port=0, data_dir=tmp_path))
+        serve(
+            [ModelSource("fake", load)],
+            announce=lambda line: None,
+            settings=ServerSettings(port=0, data_dir=tmp_path),
+        )
 
 
 def test_port_in_use_is_said_before_loading(tmp_path: Path) -> None:
@@ -292,4 +297,6 @@ def test_port_in_use_is_said_before_loading(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         settings = ServerSettings(port=port, data_dir=tmp_path)
         with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
-            serve(FakeAssistant, announce=lambda line: None, settings=settings)
+            serve(
+                [ModelSource("fake", FakeAssistant)], announce=lambda line: None, settings=settings
+            )

@@ -17,6 +17,7 @@ import uvicorn
 
 from mico_chat.media import MediaDecoder
 from mico_server.app import create_app
+from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeAssistant
 
@@ -113,5 +114,5 @@ def _serve(port: int, folder: Path, words: Any) -> None:
     """Serve a fake assistant; the real decoder decodes the media."""
     with MediaDecoder() as decoder:
         assistant = FakeAssistant(allowed=lambda: float(words.value), decoder=decoder)
-        app = create_app(lambda: assistant, ServerSettings(data_dir=folder))
+        app = create_app([ModelSource("fake", lambda: assistant)], ServerSettings(data_dir=folder))
         uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, get_args
+from typing import IO, TYPE_CHECKING, NamedTuple, get_args
 from urllib.parse import quote
 
 import prometheus_client as prometheus
@@ -231,18 +231,39 @@ _CACHE = (
 )
 
 
+# A field of ModelFigures, the name of its metric, its description.
+_MODELS = (
+    ("loaded", "model_loaded", "1 while the model is loaded, else 0."),
+    ("bytes", "model_bytes", "Bytes that the loaded model counts with."),
+    ("requests", "model_requests", "Requests that use the model."),
+    ("loads", "model_loads", "How often the model was loaded."),
+)
+
+
+class ModelFigures(NamedTuple):
+    """Counts of one of the served models."""
+
+    name: str
+    loaded: int
+    bytes: int
+    requests: int
+    loads: int
+
+
 class Metrics(Collector):
     """All counters of one application.
 
-    ``engine`` and ``cache`` give the present counts at every scrape, None while no model is loaded.
+    ``engine`` and ``cache`` give the present counts of all loaded models together at every scrape,
+    None while no model is loaded; ``models`` those of each served model.
     """
 
     def __init__(
         self,
         engine: Callable[[], EngineStats | None],
         cache: Callable[[], CacheStats | None],
+        models: Callable[[], Sequence[ModelFigures]] = tuple,
     ) -> None:
-        self._engine, self._cache = engine, cache
+        self._engine, self._cache, self._models = engine, cache, models
         self.registry = prometheus.CollectorRegistry()
         self._counters = {
             name: prometheus.Counter(f"mico_{name}", what, labels, registry=self.registry)
@@ -300,3 +321,10 @@ class Metrics(Collector):
                 counted = field in ("hits", "misses")
                 family = CounterMetricFamily if counted else GaugeMetricFamily
                 yield family(f"mico_{name}", what, value=getattr(counts, field))
+        models = self._models()
+        for field, name, what in _MODELS if models else ():
+            family = CounterMetricFamily if field == "loads" else GaugeMetricFamily
+            found = family(f"mico_{name}", what, labels=["model"])
+            for one in models:
+                found.add_metric([one.name], getattr(one, field))
+            yield found

@@ -1,4 +1,4 @@
-"""The service itself: whether it answers, its model, its figures, its keys, its first page."""
+"""The service itself: whether it answers, its models, its figures, its keys, its first page."""
 
 import time
 from datetime import datetime
@@ -9,10 +9,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
-from mico_server.errors import NotFoundError
+from mico_chat.wire import Architecture, Live, ModelInfo, ModelList, Ready
 from mico_server.http.errors import error_responses
-from mico_server.service import CurrentService, Service
+from mico_server.service import CurrentService, ModelHost
 from mico_server.store.keys import KeyScope
 
 router = APIRouter()
@@ -23,47 +22,48 @@ _STARTED = int(time.time())
 @router.get("/health/live", responses=error_responses(503))
 async def live(service: CurrentService) -> Live:
     """Whether the process works, so that it need not be started again."""
-    service.host.check_alive()
+    service.models.check_alive()
     return Live()
 
 
 @router.get("/health/ready", responses=error_responses(503))
 async def ready(service: CurrentService) -> Ready:
-    """Whether the model is loaded."""
-    return Ready(model=service.host.assistant.name)
+    """Whether the service answers: its first model has been loaded."""
+    service.models.check_ready()
+    return Ready(model=service.models.named(None).name)
 
 
-def _info(service: Service) -> ModelInfo:
-    assistant = service.host.assistant
+def _info(host: ModelHost) -> ModelInfo:
+    if host.loaded is not None:
+        host.see()
     return ModelInfo(
-        id=assistant.name,
+        id=host.name,
         created=_STARTED,
-        context_length=assistant.engine.max_position,
-        embeddings=assistant.similarity is not None,
-        system_prompt=assistant.system_prompt,
-        defaults=AnswerDefaults.model_validate(assistant.defaults),
+        modalities=host.reads,
+        architecture=Architecture.reading(host.reads),
+        status=host.status(),
+        **host.facts,
     )
 
 
 @router.get("/v1/models")
 async def models(service: CurrentService) -> ModelList:
-    """The served model."""
-    return ModelList(data=[_info(service)])
+    """The served models, the default first."""
+    service.models.check_ready()
+    return ModelList(data=[_info(host) for host in service.models.hosts])
 
 
 @router.get("/v1/models/{model:path}", responses=error_responses(404))
 async def model(model: str, service: CurrentService) -> ModelInfo:
     """One model."""
-    info = _info(service)
-    if model != info.id:
-        raise NotFoundError(f"no model {model!r} here; this server has {info.id!r}")
-    return info
+    service.models.check_ready()
+    return _info(service.models.named(model))
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(service: CurrentService) -> Response:
     """Counts and times in Prometheus's text format."""
-    return service.host.metrics.response()
+    return service.models.metrics.response()
 
 
 # --- Keys, for a key of the scope ``admin`` ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from mico_server.service import (
     CurrentCaller,
     CurrentService,
     EventStream,
+    ModelHost,
     Question,
     Service,
     event,
@@ -78,21 +79,21 @@ async def chat(
     The message is stored before it is answered (`finish_reason` unanswered). It is taken back if
     it is refused, or if the client leaves before the first word.
     """
-    service.host.check()  # before anybody uploads a body that will be refused
+    service.models.check()  # before anybody uploads a body that will be refused
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
         form = await read_chat(request, service, caller.tenant, folder)
         turn = await ChatTurn.begin(service, caller.tenant, form, stack)
-        with ExitStack() as admission:
-            admission.enter_context(service.host.admitted())
+        async with AsyncExitStack() as admission:
+            host = await service.use(request, admission, turn.model)
             await stack.enter_async_context(turn.stored())
             # The stack ends the admission first, then takes the question back.
-            stack.enter_context(admission.pop_all())
+            await stack.enter_async_context(admission.pop_all())
         if not form.fields.stream:
-            answer = await while_connected(request.receive, service.host.answer(turn.question))
+            answer = await while_connected(request.receive, host.answer(turn.question))
             return await turn.keep(answer)
         return await EventStream.started(
-            _events(service, turn, form, stack.pop_all()),
+            _events(host, turn, form, stack.pop_all()),
             request.receive,
             send_timeout_s=service.settings.body_timeout_s,
             error_name="error",
@@ -100,14 +101,14 @@ async def chat(
 
 
 async def _events(
-    service: Service, turn: ChatTurn, form: ChatForm, stack: AsyncExitStack
+    host: ModelHost, turn: ChatTurn, form: ChatForm, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
     """The events of the answer. If the client leaves, the text so far is stored."""
     gathered = GatheredAnswer(form.options.n)
     began = False
     async with stack:
         try:
-            async with aclosing(service.host.stream(turn.question)) as items:
+            async with aclosing(host.stream(turn.question)) as items:
                 async for item in items:
                     gathered.add(item)
                     if not isinstance(item, Delta):
@@ -149,7 +150,7 @@ class ChatTurn:
 
     def __post_init__(self) -> None:
         fields, earlier = self._form.fields, self._earlier
-        self.model = self._service.host.assistant.name
+        self.model = self._service.models.named(fields.model or self._kept_model()).name
         if fields.store:
             self.conversation_id = fields.conversation_id or new_id("conv")
             self.number = 1 if earlier is None else len(earlier.turns) + 1
@@ -179,6 +180,12 @@ class ChatTurn:
         elif form.fields.create:
             raise RequestError.at("create", "true, but conversation_id does not say which")
         return cls(service, tenant, form, earlier)
+
+    def _kept_model(self) -> str | None:
+        """The conversation's model, if it is still served."""
+        names = [host.name for host in self._service.models.hosts]
+        kept = None if self._earlier is None else self._earlier.model
+        return kept if kept in names else None
 
     def _question(self, media: Sequence[MediaFile]) -> Question:
         texts = [self._form.fields.message] if self._form.fields.message or not media else []

@@ -37,6 +37,9 @@ class ChatFields(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     message: str
+    model: str | None = Field(
+        None, description="a served model; by default the conversation's, or the first"
+    )
     conversation_id: str | None = Field(None, description="the conversation to continue")
     create: bool = Field(
         False,

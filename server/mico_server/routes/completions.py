@@ -35,6 +35,7 @@ from mico_server.service import (
     CurrentCaller,
     CurrentService,
     EventStream,
+    ModelHost,
     Question,
     Service,
     event,
@@ -246,14 +247,14 @@ async def chat_completions(
         folder = await stack.enter_async_context(service.media.work_folder())
         reading = _question(body, service, caller, folder)
         question = await while_connected(request.receive, reading)
-        stack.enter_context(service.host.admitted())
+        host = await service.use(request, stack, body.model)
         if body.stream:
             return await EventStream.started(
-                _chunks(service, question, body, stack.pop_all()),
+                _chunks(host, question, body, stack.pop_all()),
                 request.receive,
                 send_timeout_s=service.settings.body_timeout_s,
             )
-        answer = await while_connected(request.receive, service.host.answer(question))
+        answer = await while_connected(request.receive, host.answer(question))
     choices = [
         CompletionChoice(
             index=index,
@@ -278,7 +279,8 @@ async def chat_completions(
 async def _question(
     body: ChatCompletionRequest, service: Service, caller: Caller, folder: WorkFolder
 ) -> Question:
-    service.host.served(body.model)
+    service.models.check()
+    service.models.named(body.model)
     body.check()
     options = body.options()
     reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
@@ -292,7 +294,7 @@ def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
 
 
 async def _chunks(
-    service: Service, question: Question, body: ChatCompletionRequest, stack: AsyncExitStack
+    host: ModelHost, question: Question, body: ChatCompletionRequest, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
     """The answer as OpenAI's chunks. The first chunk of each choice has its role; the very first
     one has the reports of the media. The last chunk of each choice has its confidence."""
@@ -311,7 +313,7 @@ async def _chunks(
 
     opened: set[int] = set()
     reports: list[dict[str, Any]] = []
-    async with stack, aclosing(service.host.stream(question)) as items:
+    async with stack, aclosing(host.stream(question)) as items:
         async for item in items:
             if not isinstance(item, Delta):
                 reports = [report.model_dump(mode="json") for report in item]
@@ -335,7 +337,7 @@ async def _chunks(
 
 @router.post(
     "/v1/estimate",
-    responses=error_responses(400, 404, 409, 410, 413, 422),
+    responses=error_responses(400, 404, 409, 410, 413, 422, 504),
     openapi_extra=chat_body(schema_of(ChatCompletionRequest)),
 )
 async def estimate(request: Request, service: CurrentService, caller: CurrentCaller) -> Estimate:
@@ -344,14 +346,16 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
     Takes a request of /v1/chat or of /v1/chat/completions and decodes its media, but neither
     encodes nor answers.
     """
-    service.host.check()
+    service.models.check()
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
         given = await json_object(request) if is_json(request) else None
         if given is not None and "message" not in given:
             body = validated(ChatCompletionRequest, given)
-            question = await _question(body, service, caller, folder)
+            model, question = body.model, await _question(body, service, caller, folder)
         else:
             form = await read_chat(request, service, caller.tenant, folder, given)
-            question = (await ChatTurn.begin(service, caller.tenant, form, stack)).question
-        return await while_connected(request.receive, service.host.estimate(question))
+            turn = await ChatTurn.begin(service, caller.tenant, form, stack)
+            model, question = turn.model, turn.question
+        host = await service.use(request, stack, model)
+        return await while_connected(request.receive, host.estimate(question))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -15,7 +16,7 @@ from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.errors import error_responses
 from mico_server.routes.chat_request import SCHEMAS, DepthScale
-from mico_server.service import CurrentCaller, CurrentService, Service, while_connected
+from mico_server.service import CurrentCaller, CurrentService, ModelHost, Service, while_connected
 
 router = APIRouter()
 
@@ -109,16 +110,11 @@ async def embeddings(
     request: Request, body: EmbeddingsRequest, service: CurrentService, caller: CurrentCaller
 ) -> EmbeddingList:
     """Vectors of texts, pictures, sounds, clips, depth and normal maps, comparable by cosine."""
-    similarity = _similarity(service, body.model)
-    if body.dimensions not in (None, similarity.dim):
-        raise RequestError.at(
-            "dimensions", f"{body.dimensions}, but this model's vectors have {similarity.dim}"
-        )
     given = _listed(body.input, "input", service)
     if given and all(isinstance(token, int) for token in given):
         raise RequestError.at("input", "token ids are not taken; send the text")
 
-    async def work() -> EmbeddingList:
+    async def work(similarity: Similarity) -> EmbeddingList:
         async with service.media.work_folder() as folder:
             reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.embed(
@@ -133,7 +129,14 @@ async def embeddings(
         usage = TokenUsage.of(found.tokens)
         return EmbeddingList(data=data, model=body.model, usage=usage, media=found.media)
 
-    return await while_connected(request.receive, service.host.guarded(work()))
+    async with AsyncExitStack() as stack:
+        host = await service.use(request, stack, body.model)
+        similarity = _similarity(host)
+        if body.dimensions not in (None, similarity.dim):
+            raise RequestError.at(
+                "dimensions", f"{body.dimensions}, but this model's vectors have {similarity.dim}"
+            )
+        return await while_connected(request.receive, host.guarded(work(similarity)))
 
 
 @router.post("/v1/score", responses=_ERRORS)
@@ -141,11 +144,10 @@ async def score(
     request: Request, body: ScoreRequest, service: CurrentService, caller: CurrentCaller
 ) -> ScoreList:
     """How well each query and each document go together: text with media, or any other pair."""
-    similarity = _similarity(service, body.model)
     queries = _listed(body.queries, "queries", service)
     documents = _listed(body.documents, "documents", service)
 
-    async def work() -> ScoreList:
+    async def work(similarity: Similarity) -> ScoreList:
         async with service.media.work_folder() as folder:
             reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.score(
@@ -161,11 +163,13 @@ async def score(
         usage = TokenUsage.of(found.tokens)
         return ScoreList(data=data, model=body.model, usage=usage, media=found.media)
 
-    return await while_connected(request.receive, service.host.guarded(work()))
+    async with AsyncExitStack() as stack:
+        host = await service.use(request, stack, body.model)
+        return await while_connected(request.receive, host.guarded(work(_similarity(host))))
 
 
-def _similarity(service: Service, model: str) -> Similarity:
-    assistant = service.host.served(model)
+def _similarity(host: ModelHost) -> Similarity:
+    assistant = host.assistant
     if assistant.similarity is None:
         raise UnsupportedError(
             f"{assistant.name}: a model without the text branch of pretraining has no embeddings"

@@ -1,5 +1,6 @@
 """/v1/conversations and /v1/media: what the service keeps for a tenant."""
 
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -135,6 +136,9 @@ class MediaFields(BaseModel):
         description="seconds it is kept; a conversation that shows it keeps it longer",
     )
     depth_scale: DepthScale = 0.001
+    model: str | None = Field(
+        None, description="the served model whose tokens are counted; the first one by default"
+    )
 
 
 _UPLOAD: dict[str, Any] = {
@@ -152,15 +156,16 @@ _UPLOAD: dict[str, Any] = {
 @router.post(
     "/v1/media",
     status_code=201,
-    responses=error_responses(400, 413, 422),
+    responses=error_responses(400, 404, 413, 422, 504),
     openapi_extra=request_body({"multipart/form-data": _UPLOAD}),
 )
 async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """Store a file, in the field of its kind, if it can be decoded."""
-    service.host.check()
+    service.models.check()
     async with (
         open_form(request, service.settings) as form,
         service.media.work_folder() as folder,
+        AsyncExitStack() as stack,
     ):
         parts: list[MediaFile] = []
         texts: dict[str, str] = {}
@@ -179,8 +184,8 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
             )
         fields = validated(MediaFields, texts)
         file = replace(parts[0], depth_scale=fields.depth_scale)
-        inspecting = service.host.inspect(file, caller.tenant)
-        report = await while_connected(request.receive, inspecting)
+        host = await service.use(request, stack, fields.model)
+        report = await while_connected(request.receive, host.inspect(file, caller.tenant))
         assert file.path is not None  # where the upload was written
         record = await service.media.add(
             caller.tenant,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -133,15 +134,11 @@ async def transcribe(
     request: Request, service: CurrentService, caller: CurrentCaller
 ) -> Transcription | Response:
     """Write down what is said in a sound file, or in a video's sound track."""
-    assistant = service.host.assistant
-    service.host.check()
-    reader = assistant.encoder.reader
-    listener = None if reader is None else reader.listener
-    if listener is None:
-        raise UnsupportedError(why_not_listening())
+    service.models.check()
     async with (
         open_form(request, service.settings) as form,
         service.media.work_folder() as folder,
+        AsyncExitStack() as stack,
     ):
         file: MediaFile | None = None
         texts: dict[str, Any] = {}
@@ -158,13 +155,16 @@ async def transcribe(
         if file is None:
             raise RequestError.at("file", "expected a recording, as a file of the form")
         fields = validated(TranscriptionFields, texts)
-        if fields.model not in ALIASES:
-            service.host.served(fields.model)
         if fields.timestamp_granularities and fields.response_format != "verbose_json":
             raise RequestError.at(GRANULARITIES, "only response_format verbose_json has times")
-        listen = partial(_written_down, fields, listener)
-        work = assistant.encoder.listened(file, listen)
-        found = await while_connected(request.receive, service.host.guarded(work))
+        wanted = None if fields.model in ALIASES else fields.model
+        host = await service.use(request, stack, wanted)
+        encoder = host.assistant.encoder
+        listener = None if encoder.reader is None else encoder.reader.listener
+        if listener is None:
+            raise UnsupportedError(why_not_listening())
+        work = encoder.listened(file, partial(_written_down, fields, listener))
+        found = await while_connected(request.receive, host.guarded(work))
     match fields.response_format:
         case "verbose_json":
             return found

@@ -1,0 +1,281 @@
+"""Models of the hub (Hugging Face) in the cache that other tools share: pulled, listed, removed.
+
+Of a model's files those are fetched that it needs to run: one format of its weights, not the same
+weights again for other programs. The hub's own library downloads, resumes and checks them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from mico_chat.checkpoints.folders import hub_reason
+from mico_chat.errors import ConfigError, ModelError
+
+FOREIGN = (
+    *(
+        "onnx/*",
+        "openvino/*",
+        "original/*",
+        "coreml/*",
+        "gguf/*",
+        "*.onnx*",
+        "*.tflite",
+        "*.mlmodel",
+    ),
+    *("*.msgpack", "*.h5", "*.ot", "*.ckpt", "flax_model*", "tf_model*", "rust_model*", "*.nemo"),
+    *("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", ".git*"),
+)
+"""Files of a model's repository that are for other programs."""
+
+PICKLED = ("*.bin", "*.pt", "*.pth")
+"""Weights in Python's pickle format; safetensors have the same ones."""
+
+AGAIN = ("consolidated*.safetensors", "*.fp16.safetensors", "*.fp16-*.safetensors")
+"""The weights of ``model*.safetensors`` again, in another order or precision."""
+
+DEFAULT_QUANTIZATION = "Q4_K_M"
+PROJECTORS = ("bf16", "f16", "f32", "")
+"""Precisions of a GGUF model's media encoder (mmproj), the preferred one first: Gemma 4's needs
+bfloat16."""
+
+_QUANTIZATION = re.compile(
+    r"(?i)(?<![a-z0-9])((?:ud-)?i?q\d+_\w+|bf16|f16|f32|fp16|fp32)(?![a-z0-9])"
+)
+_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """``owner/model``, or ``owner/model:Q4_K_M`` for one quantization of a GGUF repository."""
+
+    repo: str
+    quantization: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> HubName:
+        repo, colon, quantization = text.partition(":")
+        if not _NAME.fullmatch(repo) or (colon and not quantization):
+            raise ConfigError(
+                f"{text!r} is no name of a model on the hub; it looks like Qwen/Qwen2.5-Omni-3B "
+                "or ggml-org/Qwen2.5-Omni-3B-GGUF:Q4_K_M"
+            )
+        return cls(repo, quantization or None)
+
+
+def quantization_of(file: str) -> str | None:
+    """``"Q4_K_M"`` of ``"model-Q4_K_M-00001-of-00002.gguf"``."""
+    found = _QUANTIZATION.findall(re.sub(r"-\d{5}-of-\d{5}", "", Path(file).stem))
+    return found[-1].upper() if found else None
+
+
+def needed_files(name: HubName, files: Iterable[str]) -> list[str]:
+    """The files of a repository that a model needs to run."""
+    kept = [file for file in files if not _matches(file, FOREIGN)]
+    ggufs = [file for file in kept if file.endswith(".gguf")]
+    tensors = [file for file in kept if file.endswith(".safetensors")]
+    if name.quantization is not None or (ggufs and not tensors):
+        return _gguf_files(name, ggufs)
+    kept = [file for file in kept if file not in ggufs]
+    if tensors:
+        kept = [file for file in kept if not _matches(file, PICKLED)]
+    if any(fnmatch(file, "model*.safetensors") for file in tensors):
+        kept = [file for file in kept if not _matches(file, AGAIN)]
+    if not any(_matches(file, ("*.safetensors", *PICKLED)) for file in kept):
+        raise ModelError(f"{name.repo}: the hub has no weights of this model that can be run here")
+    return kept
+
+
+def _matches(file: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(file, pattern) for pattern in patterns)
+
+
+def _gguf_files(name: HubName, ggufs: Sequence[str]) -> list[str]:
+    projectors = [file for file in ggufs if "mmproj" in file.lower()]
+    models = {file: quantization_of(file) for file in ggufs if file not in projectors}
+    known = sorted({one for one in models.values() if one is not None})
+    wanted = name.quantization or (DEFAULT_QUANTIZATION if DEFAULT_QUANTIZATION in known else None)
+    if wanted is None and len(known) == 1:
+        wanted = known[0]
+    found = [file for file, one in models.items() if one == (wanted or "").upper()]
+    if not found and len(models) == 1 and name.quantization is None:
+        found = list(models)
+    if not found:
+        listed = ", ".join(known) or "no GGUF files"
+        problem = f"no quantization {wanted!r}" if wanted else "several quantizations"
+        example = f": mico-chat pull {name.repo}:{known[0]}" if known else ""
+        raise ModelError(f"{name.repo}: {problem} there; it has {listed}{example}")
+    for precision in PROJECTORS:
+        if of := [file for file in projectors if precision in Path(file).stem.lower().split("-")]:
+            return [*found, of[0]]
+    return [*found, *projectors[:1]]
+
+
+# --- pulling --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be fetched: the files' bytes by name, and those that are here already."""
+
+    name: HubName
+    files: Mapping[str, int]
+    here: frozenset[str]
+    cache: Path
+    model_type: str | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def missing(self) -> int:
+        """Bytes to download."""
+        return sum(size for file, size in self.files.items() if file not in self.here)
+
+    @property
+    def weights(self) -> int:
+        kinds = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+        return sum(size for file, size in self.files.items() if file.endswith(kinds))
+
+
+def plan(text: str) -> Plan:
+    """Ask the hub which files a model has, and how large they are."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    name = HubName.of(text)
+    try:
+        info = HfApi().model_info(name.repo, files_metadata=True)
+    except Exception as error:  # each release of the hub's library raises its HTTP library's errors
+        raise ModelError(f"{name.repo}: {hub_reason(error)}") from error
+    sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
+    files = {file: sizes[file] for file in needed_files(name, sizes)}
+
+    def is_here(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(name.repo, file, revision=info.sha), str)
+
+    here = frozenset(file for file in files if is_here(file))
+    model_type = (info.config or {}).get("model_type")
+    return Plan(name, files, here, Path(constants.HF_HUB_CACHE), model_type)
+
+
+def fetch(planned: Plan, bars: type[Any]) -> Path:
+    """Download what is missing; returns the folder. ``bars`` is the class of progress bars.
+
+    Files that are whole are kept if another one fails, and a connection that breaks is taken up
+    again where it broke.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo = planned.name.repo
+    try:
+        patterns = [re.sub(r"([*?[])", r"[\1]", file) for file in planned.files]
+        return Path(snapshot_download(repo, allow_patterns=patterns, tqdm_class=bars))
+    except Exception as error:  # as in plan
+        reason = hub_reason(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            reason = f"the disk of {planned.cache} is full: make room, or set HF_HOME"
+        kept = "; the files that are whole are kept: pull again to go on"
+        raise ModelError(f"{repo}: {reason}{kept}") from error
+
+
+def fetch_config(name: HubName) -> None:
+    """Download the ``config.json`` of a model, which is small."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name.repo, "config.json")
+    except Exception as error:  # as in plan
+        raise ModelError(f"{name.repo}: {hub_reason(error)}") from error
+
+
+# --- what is here ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A model in the hub's cache; ``folder`` is None if no file of it is whole.
+
+    ``last_used`` is in seconds since 1970. ``partial``: files with weights are missing.
+    """
+
+    name: str
+    repo_folder: Path
+    folder: Path | None
+    bytes: int
+    last_used: float
+    partial: bool
+
+
+def cached_models() -> list[CachedModel]:
+    """All models in the hub's cache, those of other tools too, in the order of their names."""
+    from huggingface_hub import constants, scan_cache_dir
+
+    cache = Path(constants.HF_HUB_CACHE)
+    if not cache.is_dir():
+        return []
+    found: dict[Path, CachedModel] = {}
+    for repo in scan_cache_dir(cache).repos:
+        if repo.repo_type == "model":
+            newest = max(repo.revisions, key=lambda one: one.last_modified, default=None)
+            folder = None if newest is None else newest.snapshot_path
+            unfinished = _unfinished(repo.repo_path)
+            found[repo.repo_path] = CachedModel(
+                repo.repo_id,
+                repo.repo_path,
+                folder,
+                repo.size_on_disk + sum(file.stat().st_size for file in unfinished),
+                repo.last_accessed,
+                bool(unfinished) or folder is None or not is_whole(folder),
+            )
+    for path in cache.glob("models--*"):  # the scan leaves out those without a whole file
+        if path not in found:
+            size = sum(file.stat().st_size for file in _unfinished(path))
+            name = path.name.removeprefix("models--").replace("--", "/")
+            found[path] = CachedModel(name, path, None, size, path.stat().st_mtime, True)
+    return sorted(found.values(), key=lambda one: one.name.lower())
+
+
+def _unfinished(repo_folder: Path) -> list[Path]:
+    return list((repo_folder / "blobs").glob("*.incomplete"))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has weights, and all files that their index names."""
+    for index in folder.glob("*.index.json"):
+        try:
+            named = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if index.name.endswith(".safetensors.index.json") or not any(folder.glob("*.safetensors")):
+            return all((folder / file).is_file() for file in named)
+    return any(any(folder.rglob(f"*{ending}")) for ending in (".safetensors", ".gguf", ".bin"))
+
+
+def remove(name: str) -> CachedModel:
+    """Delete a model from the hub's cache; returns what it was."""
+    from huggingface_hub import scan_cache_dir
+
+    models = {model.name: model for model in cached_models()}
+    if name not in models:
+        there = ", ".join(models) or "no model"
+        raise ModelError(f"{name}: it is not in the hub's cache, which has {there}")
+    model = models[name]
+    try:
+        cache = scan_cache_dir(model.repo_folder.parent)
+        for repo in cache.repos:
+            if repo.repo_path == model.repo_folder:
+                hashes = [revision.commit_hash for revision in repo.revisions]
+                cache.delete_revisions(*hashes).execute()
+        if model.repo_folder.is_dir():  # a download of which no file is whole
+            shutil.rmtree(model.repo_folder)
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be deleted: {error.strerror or error}") from error
+    return model

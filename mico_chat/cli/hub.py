@@ -1,0 +1,241 @@
+"""The commands for the models of this machine: ``pull``, ``list``, ``rm``, ``ps``."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mico_chat.cli.options import API, API_KEY, extra, in_columns
+from mico_chat.errors import ConfigError, MicoError, ModelError
+
+if TYPE_CHECKING:
+    from mico_chat.checkpoints.hub import CachedModel, Plan
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
+
+ROOM = 1.15
+"""Memory that a model takes for each byte of its weights, with the keys and values of a chat."""
+
+
+def pull(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A hub name; owner/model:Q4_K_M for one file of a GGUF repository."
+        ),
+    ],
+    yes: Yes = False,
+) -> None:
+    """Download a model from the hub, once; from then on it loads without a network.
+
+    Its size, and whether it fits this machine, are told before. A download that breaks off goes on
+    when the command is given again.
+
+    mico-chat pull Qwen/Qwen2.5-Omni-3B
+
+    mico-chat pull ggml-org/Qwen2.5-Omni-3B-GGUF:Q4_K_M
+    """
+    from mico_chat.checkpoints import hub
+    from mico_chat.checkpoints.folders import is_packaged
+
+    if is_packaged(name):
+        raise ConfigError(f"{name} comes with mico-chat; `mico-chat setup` brings what it needs")
+    if Path(name).is_dir():
+        raise ConfigError(f"{name} is a folder on this machine already; pull takes a hub name")
+    planned = hub.plan(name)
+    if not planned.missing:
+        print(f"{name} is here already: {_size(planned.total)}")
+        return
+    print(_announced(planned), flush=True)
+    print(_fit(planned), flush=True)
+    _check_disk(planned)
+    asked = sys.stdin.isatty() and sys.stdout.isatty() and not yes
+    if asked and not typer.confirm("Download it?", default=True):
+        raise typer.Exit(1)
+    folder = hub.fetch(planned, _bars())
+    print(f"{name} is here: mico-chat serve --model {name}   ({folder})")
+
+
+def _announced(planned: "Plan") -> str:
+    n, here = len(planned.files), len(planned.here)
+    gguf = [file for file in planned.files if file.endswith(".gguf")]
+    which = f" ({', '.join(gguf)})" if gguf else f" in {n} files"
+    rest = f"; {_size(planned.missing)} of it are still to come" if here else ""
+    return f"{planned.name.repo}: {_size(planned.total)}{which}{rest}"
+
+
+def _fit(planned: "Plan") -> str:
+    """Whether the model fits the memory, by the doctor's estimate or by its weights."""
+    from mico_chat.beforehand import MICO_CHAT, gpu_memory, needed_bytes
+    from mico_chat.checkpoints import hub
+    from mico_chat.engine.cpu import memory
+    from mico_chat.load import EngineOptions
+
+    options = EngineOptions()
+    needed = int(ROOM * planned.weights)
+    if planned.model_type == MICO_CHAT:
+        with suppress(MicoError):  # its language model may not be here yet
+            hub.fetch_config(planned.name)
+            needed = needed_bytes(planned.name.repo, options)
+    is_gguf = any(file.endswith(".gguf") for file in planned.files)
+    gpu = None if is_gguf else gpu_memory(options)
+    held_in, (free, most) = ("memory", memory()) if gpu is None else ("the GPU", gpu)
+    has = f"{held_in} has {_size(free)} free of {_size(most)}"
+    if needed <= free:
+        return f"fits: running it takes about {_size(needed)}, and {has}"
+    smaller = "a smaller quantization" if is_gguf else "--quantization nf4, or a smaller model"
+    return (
+        f"does not fit as it is: running it takes about {_size(needed)}, and {has}; try {smaller}"
+    )
+
+
+def _check_disk(planned: "Plan") -> None:
+    from mico_chat.cli.probes import disk_free
+
+    free = disk_free(planned.cache)
+    if planned.missing > free:
+        raise ModelError(
+            f"{planned.name.repo}: {_size(planned.missing)} are to be downloaded, but the disk of "
+            f"{planned.cache} has {_size(free)} free: remove models (mico-chat list, mico-chat "
+            "rm NAME), or set HF_HOME=/a/larger/disk"
+        )
+
+
+def _bars() -> type[Any]:
+    """The class of the hub library's progress bars: they are shown on a terminal alone."""
+    from tqdm.auto import tqdm
+
+    class Silent(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+
+    return tqdm if sys.stderr.isatty() else Silent
+
+
+def list_models(as_json: AsJson = False) -> None:
+    """List the models on this machine: packaged ones, and those in the hub's shared cache."""
+    from mico_chat.checkpoints.hub import cached_models
+
+    found = [*_packaged(), *map(_listed, cached_models())]
+    if as_json:
+        print(json.dumps({"models": [vars(one) for one in found]}, indent=2))
+        return
+    rows = [
+        (one.name, _size(one.bytes), _reads(one.reads), _ago(one.last_used), one.note)
+        for one in found
+    ]
+    print(in_columns([("NAME", "SIZE", "READS", "LAST USED", ""), *rows]))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model on this machine; ``last_used`` is in seconds since 1970."""
+
+    name: str
+    bytes: int
+    reads: Sequence[str]
+    last_used: float | None
+    partial: bool
+    note: str
+
+
+def _packaged() -> list[Listed]:
+    from mico_chat.checkpoints.folders import MODELS
+    from mico_chat.media.kinds import KINDS
+
+    def size(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    return [
+        Listed(folder.name, size(folder), KINDS, None, False, "comes with mico-chat")
+        for folder in sorted(MODELS.glob("*/"))
+    ]
+
+
+def _listed(model: "CachedModel") -> Listed:
+    from mico_chat.beforehand import modalities_of
+
+    kinds: Sequence[str] = ()
+    with suppress(MicoError):  # a config that cannot be read
+        kinds = () if model.folder is None else modalities_of(model.folder)
+    note = f"partial; mico-chat pull {model.name}" if model.partial else ""
+    return Listed(model.name, model.bytes, kinds, model.last_used, model.partial, note)
+
+
+def rm(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `mico-chat list` has it.")],
+) -> None:
+    """Delete a model from the hub's cache, for other tools too."""
+    from mico_chat.checkpoints import hub
+    from mico_chat.checkpoints.folders import is_packaged
+
+    if is_packaged(name):
+        raise ConfigError(f"{name} comes with mico-chat and stays: pip uninstall mico-chat")
+    if Path(name).is_dir():
+        raise ConfigError(f"{name} is a folder outside the hub's cache: delete it yourself")
+    print(f"{name} is deleted: {_size(hub.remove(name).bytes)}")
+
+
+def ps(
+    url: Annotated[
+        str | None, typer.Option(envvar=API, help="Address of the server. Default: port 8000 here.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar=API_KEY, help="The key for that server.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the models of a running service: which are loaded, how large they are, who uses them."""
+    with extra("terminal", "mico-chat ps"):
+        from mico_ui import routes
+        from mico_ui.client import DEFAULT_API, ApiError, Client
+    try:
+        with Client(url or DEFAULT_API, key) as client:
+            models = client.send(routes.models())
+    except ApiError as error:
+        raise ModelError(str(error)) from error
+    if as_json:
+        print(json.dumps({"models": [one.model_dump(mode="json") for one in models]}, indent=2))
+        return
+    rows = [
+        (
+            model.id,
+            model.status.value,
+            _size(model.status.bytes) if model.status.bytes else "-",
+            str(model.status.requests),
+            _ago(model.status.last_used),
+            _reads(model.modalities),
+            model.status.reason or "",
+        )
+        for model in models
+    ]
+    heads = ("NAME", "STATUS", "MEMORY", "REQUESTS", "LAST USED", "READS", "")
+    print(in_columns([heads, *rows]))
+
+
+def _size(n_bytes: float) -> str:
+    from mico_chat.cli.probes import gigabytes
+
+    return gigabytes(n_bytes)
+
+
+def _reads(kinds: Sequence[str]) -> str:
+    return ", ".join(("text", *kinds))
+
+
+def _ago(seconds: float | None) -> str:
+    if not seconds:
+        return "-"
+    past = max(time.time() - seconds, 0)
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if past >= size:
+            n = int(past // size)
+            return f"{n} {unit}{'s' * (n > 1)} ago"
+    return "just now"

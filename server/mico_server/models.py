@@ -1,0 +1,383 @@
+"""The models of a service: each is loaded when a request names it, and let go by least use.
+
+All loaded models together may take ``max_bytes``. A model counts with the bytes that were estimated
+before it was loaded, or with those that were measured then, if these are more.
+
+Models are loaded one after the other, in the order in which requests asked for them. To make room,
+idle models go, the one that was used longest ago first. If this is not enough, models that are in
+use take no new requests, and go when their last request ends. So a model in use is never unloaded,
+and no request waits for ever behind requests for other models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import math
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+from pydantic import BaseModel
+
+from mico_chat.assistant import Assistant
+from mico_chat.engine.base import EngineStats
+from mico_chat.errors import MicoError, ModelError
+from mico_chat.media.kinds import KINDS, Kind
+from mico_server.errors import (
+    BusyError,
+    ModelNotFoundError,
+    NoRoomError,
+    NotReadyError,
+    RequestTimeoutError,
+)
+from mico_server.http.request_log import Metrics, ModelFigures
+from mico_server.service import ModelHost
+
+if TYPE_CHECKING:
+    from mico_chat.encode import CacheStats
+
+logger = logging.getLogger(__name__)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _no_bytes() -> int:
+    return 0
+
+
+def _every_kind() -> tuple[Kind, ...]:
+    return KINDS
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How a model is loaded, the bytes that it will need, and the kinds of media that it reads.
+
+    The functions are called in threads, the last two before the model is loaded.
+    """
+
+    name: str
+    load: Callable[[], Assistant]
+    needs: Callable[[], int] = _no_bytes
+    reads: Callable[[], tuple[Kind, ...]] = _every_kind
+
+
+class Models:
+    """The models of a service, the first of which is the default. :meth:`run` is its whole life.
+
+    The first model is loaded at once; then ``on_ready`` or ``on_failed`` is called. At most
+    ``max_requests`` run or wait at once; each may wait ``timeout_s`` seconds for its model. A model
+    that no request has used for ``keep_alive_s`` seconds is unloaded.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ModelSource],
+        *,
+        max_requests: int,
+        timeout_s: float,
+        max_bytes: int | None = None,
+        keep_alive_s: float | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+        on_failed: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        self.metrics = Metrics(self._engines, self._caches, self._figures)
+        self.hosts = [
+            ModelHost(source, self.metrics, timeout_s, self._answered) for source in sources
+        ]
+        self.max_bytes = max_bytes
+        self._max_requests, self._timeout_s = max_requests, timeout_s
+        self._keep_alive_s = keep_alive_s
+        self._on_ready, self._on_failed = on_ready, on_failed
+        self._state = "is still loading; try again soon"
+        self._requests = 0
+        self._mean_s = 1.0
+        self._turn = asyncio.Lock()  # loads and unloads come one after the other
+        self._moved = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        first = self.hosts[0]
+        try:
+            for host in self.hosts:
+                await asyncio.to_thread(host.look)
+            try:
+                await self._acquire(first, timeout_s=None)
+            except MicoError as error:
+                # Whatever went wrong, the service must stop saying "loading".
+                self._state = "could not be loaded"
+                self._on_failed(first.error or error)
+                return
+            self._release(first)
+            self._state = ""
+            self._on_ready()
+            await asyncio.Event().wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for host in self.hosts:
+                assistant, host.loaded = host.loaded, None
+                if assistant is not None:
+                    assistant.close()
+
+    # --- Requests ---
+
+    def check(self) -> None:
+        """Check that the service is ready and takes another request."""
+        self.check_ready()
+        if self._requests >= self._max_requests:
+            raise BusyError(
+                f"the service is busy: {self._requests} requests are running or waiting, which "
+                "is the limit; try again soon",
+                min(math.ceil(self._mean_s), 60),
+            )
+
+    def check_ready(self) -> None:
+        if self._state:
+            raise NotReadyError(f"the model {self._state}")
+        self.check_alive()
+
+    def check_alive(self) -> None:
+        """Check that the service need not be started again."""
+        for host in self.hosts:
+            host.check_alive()
+
+    def named(self, name: str | None) -> ModelHost:
+        """The model of a name; without a name the first one."""
+        for host in self.hosts:
+            if name is None or host.name == name:
+                return host
+        names = ", ".join(repr(host.name) for host in self.hosts)
+        raise ModelNotFoundError(f"no model {name!r} here; this server has {names}")
+
+    @asynccontextmanager
+    async def use(self, name: str | None = None) -> AsyncIterator[ModelHost]:
+        """A model, loaded until the end of the block."""
+        self.check()
+        host = self.named(name)
+        self._requests += 1
+        try:
+            await self._acquire(host, timeout_s=self._timeout_s)
+            try:
+                yield host
+            finally:
+                self._release(host)
+        finally:
+            self._requests -= 1
+
+    async def _acquire(self, host: ModelHost, *, timeout_s: float | None) -> None:
+        if host.loaded is None or host.leaving:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wait_for(host)
+            except TimeoutError as error:
+                raise RequestTimeoutError(
+                    f"{host.name}: the model was not loaded within {timeout_s:g} s "
+                    "(MICO_SERVER_REQUEST_TIMEOUT_S): try again later"
+                ) from error
+        else:
+            host.users += 1
+        if host.timer is not None:
+            host.timer.cancel()
+            host.timer = None
+
+    async def _wait_for(self, host: ModelHost) -> None:
+        turn: asyncio.Future[MicoError | None] = asyncio.get_running_loop().create_future()
+        host.waiting.append(turn)
+        if not host.loading:
+            host.loading = True
+            self._start(self._load(host))
+        try:
+            error = await turn
+        except asyncio.CancelledError:
+            if turn in host.waiting:
+                host.waiting.remove(turn)
+                self._move()
+            elif not turn.cancelled() and turn.result() is None:  # it came in the same moment
+                self._release(host)
+            raise
+        if error is not None:
+            raise error
+
+    def _release(self, host: ModelHost) -> None:
+        host.users -= 1
+        host.last_used = time.time()
+        self._move()
+        if not host.users and self._keep_alive_s is not None:
+            loop = asyncio.get_running_loop()
+            later = partial(self._start_letting_go, host)
+            host.timer = loop.call_later(self._keep_alive_s, later)
+
+    def _answered(self, seconds: float) -> None:
+        self._mean_s += 0.1 * (seconds - self._mean_s)
+
+    # --- Loading and unloading ---
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _load(self, host: ModelHost) -> None:
+        """Load a model for the requests that wait for it; all of them use it from then on."""
+        failed: str | MicoError = "the service ends"
+        try:
+            async with self._turn:
+                if host.loaded is None and await self._make_room(host):
+                    host.error = None
+                    assistant, measured = await asyncio.to_thread(_measured, host.source.load)
+                    host.loaded, host.name = assistant, assistant.name
+                    del assistant  # the host alone holds it, so that it can be let go
+                    host.bytes = max(measured, host.needs or 0)
+                    host.loads += 1
+                    host.see()
+                    logger.info("%s is loaded: %s", host.name, megabytes(host.bytes))
+        except NoRoomError as error:
+            host.error = failed = error
+        except Exception as error:
+            # Nobody but this task hears of it, and the requests must not wait for ever.
+            host.error = error
+            logger.error("the model could not be loaded: %s", error)
+            failed = f"{host.name}: the model could not be loaded: {host.reason}"
+        finally:
+            host.loading = False
+            host.users += 1  # by this task, until all others have it
+            waiting, host.waiting = host.waiting, []
+            for turn in waiting:
+                if host.loaded is not None:
+                    host.users += 1
+                    turn.set_result(None)
+                elif isinstance(failed, NoRoomError):
+                    turn.set_result(NoRoomError(str(failed)))
+                else:
+                    turn.set_result(ModelError(str(failed)))
+            self._release(host)
+
+    async def _make_room(self, host: ModelHost) -> bool:
+        """Unload models until this one fits; False if nobody waits for it any more."""
+        if self.max_bytes is None:
+            return bool(host.waiting)
+        if host.needs is None:
+            host.needs = await asyncio.to_thread(host.source.needs)
+        if host.needs > self.max_bytes:
+            raise NoRoomError(
+                f"{host.name} needs {megabytes(host.needs)}, but the models of this service may "
+                f"take {megabytes(self.max_bytes)} together (MICO_SERVER_MAX_MODELS_BYTES)"
+            )
+        loaded = [other for other in self.hosts if other.loaded is not None]
+        missing = sum(other.bytes for other in loaded) + host.needs - self.max_bytes
+        leaving: list[ModelHost] = []
+        for other in sorted(loaded, key=lambda other: (other.users > 0, other.last_used)):
+            if missing > 0:
+                leaving.append(other)
+                missing -= other.bytes
+        try:
+            for other in leaving:
+                other.leaving = True
+            for other in leaving:
+                while other.users and host.waiting:
+                    await self._moved.wait()
+                if not host.waiting:
+                    break
+                await self._unload(other)
+        finally:
+            for other in leaving:
+                other.leaving = False
+        return bool(host.waiting)
+
+    def _start_letting_go(self, host: ModelHost) -> None:
+        self._start(self._let_go(host))
+
+    async def _let_go(self, host: ModelHost) -> None:
+        async with self._turn:
+            if host.loaded is not None and not host.users:
+                await self._unload(host)
+
+    async def _unload(self, host: ModelHost) -> None:
+        assert host.loaded is not None
+        held, host.loaded = [host.loaded], None
+        try:
+            await asyncio.to_thread(_free, held)
+        except Exception:
+            logger.exception("%s was not unloaded cleanly", host.name)
+        host.bytes = 0
+        logger.info("%s is unloaded", host.name)
+
+    # --- Figures ---
+
+    def _assistants(self) -> list[Assistant]:
+        return [host.loaded for host in self.hosts if host.loaded is not None]
+
+    def _engines(self) -> EngineStats | None:
+        return _sum([one.engine.stats() for one in self._assistants()])
+
+    def _caches(self) -> CacheStats | None:
+        return _sum([one.context_cache for one in self._assistants()])
+
+    def _figures(self) -> list[ModelFigures]:
+        return [
+            ModelFigures(h.name, int(h.loaded is not None), h.bytes, h.users, h.loads)
+            for h in self.hosts
+        ]
+
+
+def _sum(counts: Sequence[M]) -> M | None:
+    """Counts of one kind, added field by field; None for no counts."""
+    if not counts:
+        return None
+    dumped = [one.model_dump() for one in counts]
+    return type(counts[0])(**{name: sum(one[name] for one in dumped) for name in dumped[0]})
+
+
+def megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"
+
+
+# --- Memory ---
+
+
+def _measured(load: Callable[[], Assistant]) -> tuple[Assistant, int]:
+    """A loaded model, and the bytes by which this process has grown meanwhile."""
+    before = _used()
+    assistant = load()
+    return assistant, max(_used() - before, 0)
+
+
+def _used() -> int:
+    used: int = psutil.Process().memory_info().rss
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        used += sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))
+    return used
+
+
+def _free(held: list[Assistant]) -> None:
+    """Close the one assistant of a list, to which no other reference is left, and free its memory.
+
+    Loading froze the garbage collector's objects, among them the circles of this model.
+    """
+    held.pop().close()
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl lacks it
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,90 @@
+"""Two real models under a bound that holds one: all are answered, and memory stays flat."""
+
+import gc
+import random
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from mico_chat.beforehand import needed_bytes
+from mico_chat.load import EngineOptions, load_assistant
+from mico_chat.media import MediaDecoder
+from mico_server.app import create_app
+from mico_server.models import ModelSource
+from mico_server.settings import ServerSettings
+from tests.server.running import live, wait_until_ready
+from tests.server.sent import data_uri, png, square, wav
+from tests.server.test_metrics import samples
+from tests.tiny import saved
+
+REQUESTS, EARLY, AT_ONCE = 200, 50, 8
+MARGIN = 24_000_000
+"""Bytes by which the process may grow from request 50 to 200; a model of test size has 5 MB, and
+each of the loads in between would have added that."""
+
+
+def ask(client: httpx.Client, number: int, model: str, medium: int) -> str:
+    parts = [
+        {"type": "text", "text": f"Number {number}?"},
+        {"type": "image_url", "image_url": {"url": data_uri("image/png", png(square()))}},
+        {"type": "audio_url", "audio_url": {"url": data_uri("audio/wav", wav())}},
+    ]
+    content = [parts[0], *parts[medium : medium + 1 if medium else 0]]
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 4,
+    }
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["usage"]["completion_tokens"] >= 1
+    return str(answer["model"])
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    options = EngineOptions("transformers", dtype="float32", context_cache_bytes=1 << 20)
+    folders = {name: saved(tmp_path / name) for name in ("one", "two")}
+    needed = needed_bytes(folders["one"], options)
+    drawn = random.Random(0)
+    order = [(drawn.choice(["one", "two"]), drawn.randrange(3)) for _ in range(REQUESTS)]
+    process = psutil.Process()
+    with MediaDecoder(workers=1) as decoder:
+        sources = [
+            ModelSource(
+                name,
+                partial(load_assistant, folder, decoder, options),
+                needs=lambda: needed,
+            )
+            for name, folder in folders.items()
+        ]
+        settings = ServerSettings(data_dir=tmp_path / "data", max_models_bytes=int(1.5 * needed))
+        with (
+            live(create_app(sources, settings), lifespan="on") as client,
+            ThreadPoolExecutor(AT_ONCE) as pool,
+        ):
+            wait_until_ready(client)
+
+            def answered(start: int, end: int) -> int:
+                asked = [
+                    pool.submit(ask, client, number, *order[number]) for number in range(start, end)
+                ]
+                for number, one in enumerate(asked, start):
+                    assert one.result() == order[number][0]
+                gc.collect()
+                rss: int = process.memory_info().rss
+                return rss
+
+            early = answered(0, EARLY)
+            late = answered(EARLY, REQUESTS)
+            found = samples(client.get("/metrics").text)
+            assert sum(found[f"mico_model_loaded{{model={name}}}"] for name in folders) == 1
+            loads = sum(found[f"mico_model_loads_total{{model={name}}}"] for name in folders)
+            print(f"\n{early / 1e6:.1f} MB, then {late / 1e6:.1f} MB after {loads:.0f} loads")
+            assert loads > REQUESTS / AT_ONCE / 4
+            assert late - early < MARGIN
