@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from mico_chat.adapters.base import shown_kinds
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
+from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import EncodedMedium, MeasuredMedium, MediaReport, Medium
 from mico_chat.messages import Message
 from mico_chat.wire import Choice, Estimate, TokenLogprob, Usage
@@ -114,6 +116,11 @@ class Assistant:
     @property
     def adapter(self) -> ModelAdapter:
         return self.encoder.adapter
+
+    @property
+    def input_modalities(self) -> tuple[Kind, ...]:
+        """The kinds of medium that may be shown to the model, maps as pictures too."""
+        return shown_kinds(self.adapter.input_modalities)
 
     @property
     def context_cache(self) -> CacheStats:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mico_chat.adapters.base import shown_kinds
 from mico_chat.checkpoints.folders import local_folder, model_folder
 from mico_chat.engine.cpu import memory
 from mico_chat.errors import ModelError
@@ -23,13 +24,6 @@ SHARE = 0.8
 
 MICO_CHAT = "mico_chat"
 """The ``model_type`` of this project's own chat models."""
-
-MODALITIES: dict[str, tuple[Kind, ...]] = {
-    "image": ("image", "depth", "normal"),
-    "audio": ("audio",),
-    "video": ("video",),
-}
-"""The kinds of media for each of transformers' modalities; maps are shown as pictures."""
 
 
 def model_name(model: str | Path) -> str:
@@ -64,9 +58,13 @@ def modalities_of(folder: Path) -> tuple[Kind, ...]:
         found: Any = getattr(transformers, name, None)
         if found is not None:
             wanted = found.input_modalities
-            named = [wanted] if isinstance(wanted, str) else wanted
-            read = {kind for one in named for kind in MODALITIES.get(one, ())}
-            return tuple(kind for kind in KINDS if kind in read)
+            named = {wanted} if isinstance(wanted, str) else set(wanted)
+            # SmolVLM's class names pictures alone, but its processor takes clips.
+            if (folder / "video_preprocessor_config.json").is_file():
+                named.add("video")
+            if "video_processor" in json_of(folder / "processor_config.json"):
+                named.add("video")
+            return shown_kinds([kind for kind in KINDS if kind in named])
     return ()
 
 

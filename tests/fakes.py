@@ -18,7 +18,7 @@ from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.errors import MediaError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
 from mico_chat.reading.speech import Listening
@@ -152,6 +152,10 @@ class FakeAssistant(Assistant):
         self.gate = gate
         self.halfway = halfway
         self.allowed = allowed
+
+    @property
+    def input_modalities(self) -> tuple[Kind, ...]:
+        return KINDS
 
     @property
     def context_cache(self) -> CacheStats:

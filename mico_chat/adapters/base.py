@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mico_chat.errors import RequestError
-from mico_chat.media.kinds import IN_WORDS, Kind
+from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.messages import Message
 
@@ -77,4 +77,4 @@ def check_reads(adapter: ModelAdapter, name: str, kind: Kind) -> None:
 def shown_kinds(input_modalities: Sequence[Kind]) -> tuple[Kind, ...]:
     """The kinds that a model can be shown: maps become pictures for a model that reads pictures."""
     as_picture: tuple[Kind, ...] = ("depth", "normal") if "image" in input_modalities else ()
-    return tuple(dict.fromkeys((*input_modalities, *as_picture)))
+    return tuple(kind for kind in KINDS if kind in (*input_modalities, *as_picture))

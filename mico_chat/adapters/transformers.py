@@ -56,6 +56,10 @@ TICKS = 1000
 """Frames a second of the file that a processor is told of: a frame's number is its time in ms."""
 
 
+LEAST_SAMPLES = SAMPLE_RATE // 10
+"""A shorter sound gets silence behind it: of less than 50 ms some models make no token."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shown:
     """How a medium stands in a prompt.
@@ -134,7 +138,7 @@ class TransformersAdapter:
         if isinstance(medium, Depth | Normal):
             picture, legend = as_picture(medium)
         if isinstance(medium, Audio):
-            medium, cut = self._shorter(medium)
+            medium, cut = self._fitted(medium)
         elif isinstance(medium, Image | Video):
             medium, cut = smaller(medium)
         given = picture if legend else medium
@@ -166,7 +170,10 @@ class TransformersAdapter:
         settings: dict[str, Any] = {}
         content: Any
         if isinstance(medium, Video):
-            content, settings = [[medium.frames]], _of_frames(medium.times)
+            frames, times = medium.frames, medium.times
+            if len(frames) == 1:  # Qwen3-VL needs two
+                frames, times = frames.repeat(2, 0), times.repeat(2)
+            content, settings = [[frames]], _of_frames(times)
         elif isinstance(medium, Audio):
             content, settings = [medium.samples], {"sampling_rate": SAMPLE_RATE}
         else:
@@ -273,7 +280,11 @@ class TransformersAdapter:
     def _moved(self, value: Tensor) -> Tensor:
         return value.to(self._device, self._dtype if value.is_floating_point() else None)
 
-    def _shorter(self, sound: Audio) -> tuple[Audio, tuple[str, ...]]:
+    def _fitted(self, sound: Audio) -> tuple[Audio, tuple[str, ...]]:
+        """A sound of a length that the model hears."""
+        missing = LEAST_SAMPLES - len(sound.samples)
+        if missing > 0:
+            return Audio(np.pad(sound.samples, (0, missing)), report=sound.report), ()
         most = _most_samples(self.processor.feature_extractor)
         if most is None or len(sound.samples) <= most:
             return sound, ()
@@ -378,7 +389,7 @@ def _seen_as(medium: MeasuredMedium) -> Kind:
 
 def _of_frames(times: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
     """The processor's settings for frames that were sampled at ``times`` in seconds."""
-    step = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    step = float(times[-1] - times[0]) / max(len(times) - 1, 1) or 1.0
     seconds = float(times[-1]) + step
     about = {
         "total_num_frames": round(seconds * TICKS),

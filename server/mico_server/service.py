@@ -93,6 +93,7 @@ class ModelHost:
     def see(self) -> None:
         """Take the facts of the loaded model."""
         assert self.loaded is not None
+        self.reads = self.loaded.input_modalities
         self.facts = {
             "context_length": self.loaded.engine.max_position,
             "embeddings": self.loaded.similarity is not None,

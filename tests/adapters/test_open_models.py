@@ -211,6 +211,28 @@ def test_a_sound_too_long_is_cut_and_said(replica: Path, assistant: Assistant) -
     assert tokens == replicas.reference(replica, [user(long, QUESTION)], N_TOKENS)
 
 
+def test_the_smallest_media_are_read(replica: Path, assistant: Assistant) -> None:
+    smallest: dict[str, Medium] = {
+        "image": Image(np.full((1, 1, 3), 200, np.uint8)),
+        "audio": Audio(np.zeros(1, np.float32)),
+        "video": Video(np.full((1, 2, 2, 3), 200, np.uint8), np.zeros(1)),
+    }
+    for kind in replicas.reads(replica.name):
+        tokens, usage, _ = run(tokens_of(assistant, Message.user(smallest[kind], QUESTION)))
+        assert len(tokens) == N_TOKENS
+        assert usage.media_tokens > 0
+
+
+def test_what_a_processor_refuses_is_the_requests_fault(
+    replica: Path, assistant: Assistant
+) -> None:
+    if "qwen" not in replica.name or "image" not in replicas.reads(replica.name):
+        pytest.skip("its processor takes any shape")
+    with pytest.raises(RequestError, match=r"the processor of .* refuses it: absolute aspect ratio"):
+        run(assistant.prepare([Message.user(Image(np.zeros((2, 900, 3), np.uint8)), QUESTION)]))
+    assert run(tokens_of(assistant, message([], QUESTION)))[0]
+
+
 def test_a_clips_sound_is_heard_or_said_to_be_left_out(replica: Path, assistant: Assistant) -> None:
     reads = replicas.reads(replica.name)
     if "video" not in reads:
