@@ -228,7 +228,7 @@ def test_what_a_processor_refuses_is_the_requests_fault(
 ) -> None:
     if "qwen" not in replica.name or "image" not in replicas.reads(replica.name):
         pytest.skip("its processor takes any shape")
-    with pytest.raises(RequestError, match=r"the processor of .* refuses it: absolute aspect ratio"):
+    with pytest.raises(RequestError, match=r"refuses it: absolute aspect ratio"):
         run(assistant.prepare([Message.user(Image(np.zeros((2, 900, 3), np.uint8)), QUESTION)]))
     assert run(tokens_of(assistant, message([], QUESTION)))[0]
 
