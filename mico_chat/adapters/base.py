@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import IN_WORDS, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
@@ -38,6 +39,9 @@ class ModelAdapter(Protocol):
     """The kinds of medium that the model itself reads."""
 
     tokenizer: Any
+
+    @property
+    def template(self) -> ChatTemplate: ...
 
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         """All that a medium's context tokens depend on, besides its content.
