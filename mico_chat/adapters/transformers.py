@@ -101,7 +101,7 @@ class TransformersAdapter:
         self._dtype = next(model.parameters()).dtype
         self._capture = cache(partial(Capture, model))
         self._tokens = string_tokenizer(self.tokenizer)
-        self._template = ChatTemplate(self.tokenizer, processor.chat_template)
+        self.template = ChatTemplate(self.tokenizer, processor.chat_template)
         self.input_modalities = reads(processor)
         parameters = inspect.signature(model.forward).parameters
         self._takes = None if "kwargs" in parameters else set(parameters)
@@ -294,7 +294,7 @@ class TransformersAdapter:
         def show(medium: Any) -> dict[str, str]:
             return {"type": _seen_as(medium)}
 
-        return cast("list[PromptText]", self._template.parts(messages, show))
+        return cast("list[PromptText]", self.template.parts(messages, show))
 
     def _expanded(
         self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]
