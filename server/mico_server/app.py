@@ -29,7 +29,15 @@ from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.request_log import RequestLog, configure_logging
-from mico_server.routes import about, chat, completions, embeddings, stored, transcriptions
+from mico_server.routes import (
+    about,
+    chat,
+    completions,
+    embeddings,
+    responses,
+    stored,
+    transcriptions,
+)
 from mico_server.routes.chat_request import schema_of
 from mico_server.service import ModelHost, Service
 from mico_server.settings import ServerSettings
@@ -111,7 +119,7 @@ def create_app(
     app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
     app.state.service = Service(settings, host, keys, media_store, conversations, fetcher)
     add_error_handlers(app)
-    for routes in (chat, completions, stored, embeddings, transcriptions, about):
+    for routes in (chat, completions, responses, stored, embeddings, transcriptions, about):
         app.include_router(routes.router)
     # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)

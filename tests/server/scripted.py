@@ -49,7 +49,8 @@ class ScriptedModel(FakeModel):
     def _next(self, held: Held) -> int:
         start = len(held) - held[::-1].index(START)
         said = len(held) - start - len("assistant\n")
-        prompt = "".join(self.tokenizer.convert_ids_to_tokens(list(held[:start])))
+        ids = [token for token in held[:start] if isinstance(token, int)]  # no context tokens
+        prompt = "".join(self.tokenizer.convert_ids_to_tokens(ids))
         if said == 0:
             self.prompts.append(prompt)
         key = max(self._answers, key=prompt.rfind)

@@ -193,7 +193,7 @@ async def read_question(
     use = tool_use(
         body.tools, body.tool_choice, body.parallel_tool_calls, assistant, service.settings
     )
-    options = use.options(body.options())
+    options = use.options(body.options(), "response_format")
     reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
     messages = use.told(await reader.messages(body.messages))
     return Question(messages, options, caller.tenant), use

@@ -31,12 +31,13 @@ class ToolUse:
         first, *others = messages
         return [replace(first, tools=self.tools), *others]
 
-    def options(self, options: GenerationOptions) -> GenerationOptions:
+    def options(self, options: GenerationOptions, name: str) -> GenerationOptions:
+        """Options for an answer that may be calls; ``name`` is the field of the answer's format."""
         if not self.tools:
             return options
         if options.json_schema is not None:
             raise RequestError.at(
-                "response_format",
+                name,
                 "a schema leaves the model no way to call a tool; leave out the tools, or ask with "
                 "tool_choice none",
             )
