@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.adapters.base import shown_kinds
+from mico_chat.calls import CallFormat
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
@@ -123,6 +124,11 @@ class Assistant:
         return shown_kinds(self.adapter.input_modalities)
 
     @property
+    def call_format(self) -> CallFormat | None:
+        """How the model writes calls of tools; None if it calls none."""
+        return self.adapter.template.call_format
+
+    @property
     def context_cache(self) -> CacheStats:
         return self.encoder.cache.stats()
 
@@ -137,7 +143,9 @@ class Assistant:
         media = await self.encoder.encode(_media_of(messages), salt=salt)
         layout = await asyncio.to_thread(self._layout, messages, media, prefix)
         segments = (part.block if isinstance(part, EncodedMedium) else part for part in layout)
-        prompt = Prompt(tuple(cast("Iterable[Segment]", segments)), salt)
+        calls = any(message.tools for message in messages)
+        shown = self.adapter.template.call_tokens if calls else frozenset()
+        prompt = Prompt(tuple(cast("Iterable[Segment]", segments)), salt, shown)
         return prompt, tuple(medium.report for medium in media)
 
     async def estimate(
@@ -229,8 +237,11 @@ async def _gathered(answers: Iterable[Awaitable[T]]) -> list[T]:
 
 
 def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
-    if not messages or messages[-1].role != "user" or not messages[-1].content:
-        raise RequestError("the last message must be the user's, and not be empty", "messages")
+    last = messages[-1] if messages else None
+    if last is None or last.role not in ("user", "tool") or not last.content:
+        raise RequestError(
+            "the last message must be the user's or a tool's result, and not be empty", "messages"
+        )
     return [medium for message in messages for medium in message.media]
 
 

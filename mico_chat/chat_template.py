@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
+from mico_chat.calls import CallFormat, format_of
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.medium import Medium
@@ -74,6 +75,18 @@ class ChatTemplate:
         function = {"name": mark(0), "description": "", "parameters": {}}
         declared = [{"type": "function", "function": function}]
         return _MARK.search(self._probed("", declared)) is not None
+
+    @cached_property
+    def call_format(self) -> CallFormat | None:
+        """How the model writes calls of tools; None if it has none, or their form is unknown."""
+        return format_of(self.source) if self.takes_tools else None
+
+    @cached_property
+    def call_tokens(self) -> frozenset[int]:
+        """The tokens of a call that the text of an answer must show."""
+        markers = () if self.call_format is None else self.call_format.markers
+        known = control_tokens(self._tokenizer)
+        return frozenset(number for number, text in known.items() if text in markers)
 
     def _probed(self, content: Any, tools: list[Any] | None = None) -> str:
         try:

@@ -102,19 +102,23 @@ _DETAILS = ("auto", "low", "high")
 
 
 def from_openai(
-    messages: Sequence[Mapping[str, Any]], *, resolve: Resolver | None = None
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    resolve: Resolver | None = None,
+    name: str = "messages",
 ) -> list[Message]:
     """Messages of the OpenAI chat format. ``detail`` and a message's ``name`` have no effect.
 
     Raises:
-        RequestError: naming the field at fault, such as ``messages[0].content[1]``.
+        RequestError: naming the field at fault, such as ``messages[0].content[1]``; ``name`` is
+            the field of the messages.
     """
     if not _items(messages):
-        raise RequestError.at("messages", "expected a list with at least one message")
+        raise RequestError.at(name, "expected a list with at least one message")
     read: list[Message] = []
     names: dict[str, str] = {}
     for index, message in enumerate(messages):
-        read.append(_openai_message(f"messages[{index}]", message, resolve, names))
+        read.append(_openai_message(f"{name}[{index}]", message, resolve, names))
         names |= {call.id: call.name for call in read[-1].tool_calls}
     return read
 

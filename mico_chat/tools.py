@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, cast
 
 from mico_chat.errors import RequestError
-from mico_chat.fields import check_object, check_text, object_at, string_at, type_of
+from mico_chat.fields import check_object, check_one_of, check_text, object_at, string_at, type_of
 
 MOST_TOOLS = 128
 """OpenAI's limit."""
@@ -55,28 +55,28 @@ class ToolCall:
         return {"id": self.id, "type": "function", "function": function}
 
 
-def read_tools(tools: Any) -> tuple[Tool, ...]:
-    """The ``tools`` of a chat completion."""
+def read_tools(tools: Any, *, flat: bool = False) -> tuple[Tool, ...]:
+    """The ``tools`` of a chat completion; ``flat`` are those of a response."""
     if not isinstance(tools, list | tuple):
         raise RequestError.at("tools", f"expected a list, got {type_of(tools)}")
     if len(tools) > MOST_TOOLS:
         raise RequestError.at("tools", f"{len(tools)} tools, but at most {MOST_TOOLS} are taken")
-    read = tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools))
+    read = tuple(_tool(tool, f"tools[{number}]", flat) for number, tool in enumerate(tools))
     names = [tool.name for tool in read]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise RequestError.at(f"tools[{number}].function.name", f"{name!r} is there twice")
+            raise RequestError.at(f"tools[{number}]", f"the name {name!r} is there twice")
     return read
 
 
-def _tool(tool: Any, where: str) -> Tool:
+def _tool(tool: Any, where: str, flat: bool) -> Tool:
     check_object(tool, where)
     if tool.get("type") != "function":
         got = tool["type"] if isinstance(tool.get("type"), str) else type_of(tool.get("type"))
         reason = f"expected 'function', got {got[:40]!r}: only functions can be tools here"
         raise RequestError.at(f"{where}.type", reason)
-    function = object_at(tool, "function", where)
-    inner = f"{where}.function"
+    function = tool if flat else object_at(tool, "function", where)
+    inner = where if flat else f"{where}.function"
     found: dict[str, Any] = {"name": name_at(function, inner)}
     if function.get("description") is not None:
         found["description"] = string_at(function, "description", inner)
@@ -84,6 +84,46 @@ def _tool(tool: Any, where: str) -> Tool:
         found["parameters"] = object_at(function, "parameters", inner)
         _check_value(found["parameters"], f"{inner}.parameters")
     return Tool(**found)
+
+
+def read_choice(
+    choice: Any, tools: Sequence[Tool], *, flat: bool = False
+) -> tuple[Literal["none", "auto", "required"], tuple[Tool, ...]]:
+    """A ``tool_choice``: whether the model may or must call, and the tools that it may choose."""
+    if choice is None:
+        choice = "auto"
+    if isinstance(choice, str):
+        check_one_of(choice, ("none", "auto", "required"), "tool_choice")
+        if choice == "required" and not tools:
+            raise RequestError.at("tool_choice", "'required', but the request has no tools")
+        return cast(Any, choice), tuple(tools)
+    check_object(choice, "tool_choice")
+    check_one_of(choice.get("type"), ("function",), "tool_choice.type")
+    function = choice if flat else object_at(choice, "function", "tool_choice")
+    name = string_at(function, "name", "tool_choice" if flat else "tool_choice.function")
+    chosen = tuple(tool for tool in tools if tool.name == name)
+    if not chosen:
+        known = ", ".join(tool.name for tool in tools) or "there are none"
+        raise RequestError.at("tool_choice", f"{name[:80]!r} is no tool of the request: {known}")
+    return "required", chosen
+
+
+def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+    """A JSON schema of a call of one of the tools."""
+    shared: dict[str, Any] = {}
+    calls = []
+    for tool in tools:
+        parameters = dict(tool.parameters)
+        for key in ("$defs", "definitions"):  # their references begin at the root
+            for name, own in parameters.pop(key, {}).items():
+                if shared.setdefault(key, {}).setdefault(name, own) != own:
+                    reason = f"two tools have different {key} of the name {name!r}: rename one"
+                    raise RequestError.at("tools", reason)
+        properties = {"name": {"type": "string", "enum": [tool.name]}, "arguments": parameters}
+        required = list(properties)
+        call = {"type": "object", "properties": properties, "required": required}
+        calls.append({**call, "additionalProperties": False})
+    return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), **shared}
 
 
 def read_calls(calls: Any, where: str) -> tuple[ToolCall, ...]:

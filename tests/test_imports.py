@@ -22,7 +22,7 @@ PACKAGES = {
 LAYERS = (
     ("errors", "settings"),
     ("fields", "media", "prompt_parts"),
-    ("messages", "tools", "wire"),
+    ("calls", "messages", "tools", "wire"),
     ("chat_template",),
     ("model",),
     ("checkpoints",),

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.messages import Message
+
+if TYPE_CHECKING:
+    from mico_chat.chat_template import ChatTemplate
 
 PromptLayout = Sequence[tuple[int, ...] | MeasuredMedium]
 """A prompt's parts in order: token ids, or the medium whose context tokens stand there."""
@@ -38,6 +41,9 @@ class ModelAdapter(Protocol):
     """The kinds of medium that the model itself reads."""
 
     tokenizer: Any
+
+    @property
+    def template(self) -> ChatTemplate: ...
 
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         """All that a medium's context tokens depend on, besides its content.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mico_chat.adapters.base import ModelAdapter, Prepared, PromptLayout
+from mico_chat.chat_template import ChatTemplate
 from mico_chat.engine.cpu import free_cores
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, Kind
@@ -44,6 +45,10 @@ class MicoAdapter:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self._threads = torch.get_num_threads()
+
+    @property
+    def template(self) -> ChatTemplate:
+        return self.processor.template
 
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return self.processor.preprocessing

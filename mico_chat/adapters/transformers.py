@@ -106,10 +106,10 @@ class TransformersAdapter:
         self._dtype = next(model.parameters()).dtype
         self._capture = cache(partial(Capture, model))
         self._tokens = string_tokenizer(self.tokenizer)
-        self._template = ChatTemplate(self.tokenizer, processor.chat_template)
+        self.template = ChatTemplate(self.tokenizer, processor.chat_template)
         # SmolVLM's processor has a template of its own for conversations with clips.
         own = getattr(sys.modules[type(processor).__module__], "DEFAULT_CHAT_TEMPLATE", None)
-        self._of_clips = self._template if own is None else ChatTemplate(self.tokenizer, own)
+        self._of_clips = self.template if own is None else ChatTemplate(self.tokenizer, own)
         self.input_modalities = reads(processor)
         parameters = inspect.signature(model.forward).parameters
         self._takes = None if "kwargs" in parameters else set(parameters)
@@ -322,7 +322,7 @@ class TransformersAdapter:
             return {"type": _seen_as(medium)}
 
         clips = any(m.kind == "video" for message in messages for m in message.media)
-        template = self._of_clips if clips else self._template
+        template = self._of_clips if clips else self.template
         return cast("list[PromptText]", template.parts(messages, show))
 
     def _expanded(

@@ -92,10 +92,14 @@ def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Segments in order. Prompts of the same ``salt`` share the computation of a common start."""
+    """Segments in order. Prompts of the same ``salt`` share the computation of a common start.
+
+    ``shown`` are special tokens that the text of the answer shows; it leaves out the others.
+    """
 
     segments: tuple[Segment, ...]
     salt: str = ""
+    shown: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)

@@ -49,7 +49,7 @@ class Request:
         self.prompt, self.options = prompt, options
         self.loop = asyncio.get_running_loop()
         self.cached_tokens = 0
-        self._texts = [Detokenizer(tokenizer, options.stop) for _ in range(options.n)]
+        self._texts = [Detokenizer(tokenizer, options.stop, prompt.shown) for _ in range(options.n)]
         self._unfinished = set(range(options.n))
         self._logprobs: list[list[float]] = [[] for _ in range(options.n)]
         self._completion_tokens = 0
@@ -148,7 +148,7 @@ def _unpack(items: list[tuple[Request, Delta | MicoError]]) -> None:
 
 
 class Detokenizer:
-    """Token ids to text, token by token; special tokens are left out.
+    """Token ids to text, token by token; special tokens are left out, but those in ``shown``.
 
     Text that a later token may change is held back: an unfinished character, and the beginning of a
     stop text. ``stopped`` is true after a stop text has ended the text.
@@ -157,8 +157,17 @@ class Detokenizer:
     if a token changes the text of the tokens before it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        stop: Sequence[str] = (),
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
+        self._hidden: set[int] = set()
+        if shown:
+            added = tokenizer.added_tokens_decoder.items()
+            self._hidden = {number for number, token in added if token.special} - shown
         self._stop = tuple(text for text in stop if text)
         # The tokens of ``_before``, the text given last, and the tokens after it. Both are decoded
         # together: the text of a token may depend on the token before it.
@@ -197,6 +206,9 @@ class Detokenizer:
         return self._give(final=True)
 
     def _decode(self) -> str:
+        if self._hidden:
+            ids = [token for token in self._ids if token not in self._hidden]
+            return str(self._backend.decode(ids, skip_special_tokens=False))
         return str(self._backend.decode(self._ids, skip_special_tokens=True))
 
     def _give(self, *, final: bool) -> str:

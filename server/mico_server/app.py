@@ -32,7 +32,15 @@ from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models, ModelSource
-from mico_server.routes import about, chat, completions, embeddings, stored, transcriptions
+from mico_server.routes import (
+    about,
+    chat,
+    completions,
+    embeddings,
+    responses,
+    stored,
+    transcriptions,
+)
 from mico_server.routes.chat_request import schema_of
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
@@ -116,7 +124,7 @@ def create_app(
     app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
     app.state.service = Service(settings, models, keys, media_store, conversations, fetcher)
     add_error_handlers(app)
-    for routes in (chat, completions, stored, embeddings, transcriptions, about):
+    for routes in (chat, completions, responses, stored, embeddings, transcriptions, about):
         app.include_router(routes.router)
     # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)

@@ -38,11 +38,14 @@ class MediaReader:
     folder: WorkFolder
     depth_scale: float
 
-    async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-        resolve = await self._resolver(messages, "messages")
+    async def messages(
+        self, messages: Sequence[Mapping[str, Any]], name: str = "messages"
+    ) -> list[Message]:
+        """``name`` is the field of the messages, which errors name."""
+        resolve = await self._resolver(messages, name)
         # In a thread: a data URI may have many megabytes.
-        read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
-        check_number(sum(len(message.media) for message in read), "messages", self.service.settings)
+        read = await asyncio.to_thread(from_openai, messages, resolve=resolve, name=name)
+        check_number(sum(len(message.media) for message in read), name, self.service.settings)
         return with_depth_scale(read, self.depth_scale)
 
     async def items(self, items: Sequence[Any], name: str) -> list[Item]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import RequestError
-from mico_chat.media.medium import MediaReport
-from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
+from mico_chat.messages import Message
+from mico_chat.wire import Estimate
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.auth import Caller
 from mico_server.http.errors import error_responses
@@ -31,6 +31,14 @@ from mico_server.routes.chat_request import (
     stream_response,
     validated,
 )
+from mico_server.routes.completion_objects import (
+    ChatCompletion,
+    CompletionUsage,
+    completion,
+    logprobs_of,
+    reason_of,
+)
+from mico_server.routes.tool_use import AnswerReader, ToolUse, tool_use
 from mico_server.service import (
     CurrentCaller,
     CurrentService,
@@ -73,8 +81,8 @@ class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
 
     ``defaults`` of /v1/models has the options that a request does not set. Fields without a
-    meaning here (``user``, ``metadata``, ``store``, ``media_io_kwargs``, ...) are ignored. Tools
-    are refused.
+    meaning here (``user``, ``metadata``, ``store``, ``media_io_kwargs``, ...) are ignored.
+    ``tools`` are for models whose chat template shows them; the mini's does not.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -115,8 +123,6 @@ class ChatCompletionRequest(BaseModel):
     tool_choice: Any = None
 
     def check(self) -> None:
-        if self.tools or self.tool_choice not in (None, "none", "auto"):
-            raise RequestError.at("tools", "not supported by this model; leave them out")
         if self.logit_bias:
             raise RequestError.at("logit_bias", "not supported; leave it out")
         if self.modalities not in (None, [], ["text"]):
@@ -150,84 +156,6 @@ class ChatCompletionRequest(BaseModel):
         return GenerationOptions.of(values)
 
 
-class CompletionLogprob(BaseModel):
-    """A token and its log-probability; ``bytes`` is null if the token is a part of a character."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-    top_logprobs: list[CompletionLogprob] = []
-
-    @classmethod
-    def of(cls, logprob: TokenLogprob) -> CompletionLogprob:
-        whole = "\ufffd" not in logprob.token  # else a piece of a character
-        return cls(
-            token=logprob.token,
-            logprob=logprob.logprob,
-            bytes=list(logprob.token.encode()) if whole else None,
-            top_logprobs=[cls.of(top) for top in logprob.top],
-        )
-
-
-class CompletionLogprobs(BaseModel):
-    content: list[CompletionLogprob] | None
-    refusal: None = None
-
-
-class CompletionMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class CompletionChoice(BaseModel):
-    """OpenAI's choice, with ``confidence`` and ``unsure`` as in ``Choice``."""
-
-    index: int
-    message: CompletionMessage
-    logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason
-    confidence: float | None
-    unsure: bool | None
-
-
-class PromptTokensDetails(BaseModel):
-    """``media_tokens`` are context tokens; an earlier request had computed ``cached_tokens``."""
-
-    cached_tokens: int
-    media_tokens: int
-
-
-class CompletionUsage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-    @classmethod
-    def of(cls, usage: Usage) -> CompletionUsage:
-        return cls(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.prompt_tokens + usage.completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(
-                cached_tokens=usage.cached_tokens, media_tokens=usage.media_tokens
-            ),
-        )
-
-
-class ChatCompletion(BaseModel):
-    """OpenAI's answer, and ``media``: a report of each medium in the order of the request."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: CompletionUsage
-    media: tuple[MediaReport, ...]
-
-
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
@@ -245,56 +173,53 @@ async def chat_completions(
     """Answer a conversation in OpenAI's format. Nothing of it is stored."""
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
-        reading = _question(body, service, caller, folder)
-        question = await while_connected(request.receive, reading)
+        reading = read_messages(body, service, caller, folder)
+        messages = await while_connected(request.receive, reading)
         host = await service.use(request, stack, body.model)
+        question, use = to_question(body, messages, host, service, caller)
         if body.stream:
             return await EventStream.started(
-                _chunks(host, question, body, stack.pop_all()),
+                _chunks(host, question, use, body, stack.pop_all()),
                 request.receive,
                 send_timeout_s=service.settings.body_timeout_s,
             )
-        answer = await while_connected(request.receive, host.answer(question))
-    choices = [
-        CompletionChoice(
-            index=index,
-            message=CompletionMessage(content=choice.text),
-            logprobs=_logprobs(choice.logprobs),
-            finish_reason=choice.finish_reason,
-            confidence=choice.confidence,
-            unsure=choice.unsure,
-        )
-        for index, choice in enumerate(answer.choices)
-    ]
-    return ChatCompletion(
-        id=f"chatcmpl-{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=body.model,
-        choices=choices,
-        usage=CompletionUsage.of(answer.usage),
-        media=answer.media,
-    )
+        with use.explained():
+            answer = await while_connected(request.receive, host.answer(question))
+    return completion(body.model, answer, use)
 
 
-async def _question(
+async def read_messages(
     body: ChatCompletionRequest, service: Service, caller: Caller, folder: WorkFolder
-) -> Question:
+) -> list[Message]:
+    """The messages of a request, their media read, if the request can be answered."""
     service.models.check()
     service.models.named(body.model)
     body.check()
-    options = body.options()
     reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
-    return Question(await reader.messages(body.messages), options, caller.tenant)
+    return await reader.messages(body.messages)
 
 
-def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
-    if not logprobs:
-        return None
-    return CompletionLogprobs(content=[CompletionLogprob.of(logprob) for logprob in logprobs])
+def to_question(
+    body: ChatCompletionRequest,
+    messages: Sequence[Message],
+    host: ModelHost,
+    service: Service,
+    caller: Caller,
+) -> tuple[Question, ToolUse]:
+    """The question to a loaded model, and the request's use of tools."""
+    use = tool_use(
+        body.tools, body.tool_choice, body.parallel_tool_calls, host.assistant, service.settings
+    )
+    options = use.options(body.options(), "response_format")
+    return Question(use.told(messages), options, caller.tenant), use
 
 
 async def _chunks(
-    host: ModelHost, question: Question, body: ChatCompletionRequest, stack: AsyncExitStack
+    host: ModelHost,
+    question: Question,
+    use: ToolUse,
+    body: ChatCompletionRequest,
+    stack: AsyncExitStack,
 ) -> AsyncGenerator[bytes, None]:
     """The answer as OpenAI's chunks. The first chunk of each choice has its role; the very first
     one has the reports of the media. The last chunk of each choice has its confidence."""
@@ -311,27 +236,41 @@ async def _chunks(
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
         return {**head, "choices": [choice]}
 
-    opened: set[int] = set()
+    readers: dict[int, AnswerReader] = {}
     reports: list[dict[str, Any]] = []
     async with stack, aclosing(host.stream(question)) as items:
-        async for item in items:
-            if not isinstance(item, Delta):
-                reports = [report.model_dump(mode="json") for report in item]
-                continue
-            if item.index not in opened:
-                first = chunk(item.index, {"role": "assistant", "content": ""})
-                yield event(first if opened else {**first, "media": reports})
-                opened.add(item.index)
-            if item.text or item.logprobs:
-                logprobs = _logprobs(item.logprobs)
+        with use.explained():
+            async for item in items:
+                if not isinstance(item, Delta):
+                    reports = [report.model_dump(mode="json") for report in item]
+                    continue
+                index = item.index
+                if index not in readers:
+                    begun = {"role": "assistant", "content": None if use.tools else ""}
+                    first = chunk(index, begun)
+                    yield event(first if readers else {**first, "media": reports})
+                    readers[index] = use.reader()
+                reader = readers[index]
+                deltas = [
+                    {"content": piece}
+                    if isinstance(piece, str)
+                    else {"tool_calls": [reader.delta(piece)]}
+                    for piece in reader.feed(item.text, last=item.finish_reason is not None)
+                ]
+                logprobs = logprobs_of(item.logprobs)
                 dumped = None if logprobs is None else logprobs.model_dump()
-                yield event(chunk(item.index, {"content": item.text}, logprobs=dumped))
-            if item.finish_reason is not None:
-                rated = {"confidence": item.confidence, "unsure": item.unsure}
-                yield event(chunk(item.index, {}, finish_reason=item.finish_reason, **rated))
-            if item.usage is not None and wants_usage:
-                usage = CompletionUsage.of(item.usage).model_dump()
-                yield event({**head, "choices": [], "usage": usage})
+                if dumped is not None and not deltas:
+                    deltas = [{"content": ""}]
+                for delta in deltas:
+                    yield event(chunk(index, delta, logprobs=dumped))
+                    dumped = None
+                if item.finish_reason is not None:
+                    rated = {"confidence": item.confidence, "unsure": item.unsure}
+                    reason = reason_of(item.finish_reason, reader)
+                    yield event(chunk(index, {}, finish_reason=reason, **rated))
+                if item.usage is not None and wants_usage:
+                    usage = CompletionUsage.of(item.usage).model_dump()
+                    yield event({**head, "choices": [], "usage": usage})
         yield event("[DONE]")
 
 
@@ -352,10 +291,12 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
         given = await json_object(request) if is_json(request) else None
         if given is not None and "message" not in given:
             body = validated(ChatCompletionRequest, given)
-            model, question = body.model, await _question(body, service, caller, folder)
+            messages = await read_messages(body, service, caller, folder)
+            host = await service.use(request, stack, body.model)
+            question, _ = to_question(body, messages, host, service, caller)
         else:
             form = await read_chat(request, service, caller.tenant, folder, given)
             turn = await ChatTurn.begin(service, caller.tenant, form, stack)
-            model, question = turn.model, turn.question
-        host = await service.use(request, stack, model)
+            question = turn.question
+            host = await service.use(request, stack, turn.model)
         return await while_connected(request.receive, host.estimate(question))
