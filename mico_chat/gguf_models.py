@@ -26,9 +26,9 @@ def load_gguf(
     llm = LlamaCppModel(model, max_batch=options.max_batch, mixed=False, **options.arguments)
     try:
         vocabulary = Vocabulary(llm.weights)
-        adapter = GgufAdapter(
-            vocabulary, None if mmproj is None else Projector(mmproj, llm.weights)
-        )
+        threads = options.arguments.get("threads")
+        projector = None if mmproj is None else Projector(mmproj, llm.weights, threads)
+        adapter = GgufAdapter(vocabulary, projector)
     except BaseException:
         llm.close()
         raise

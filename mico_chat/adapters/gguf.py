@@ -1,20 +1,22 @@
 """Models of GGUF files: a language model and the projector of its media, both for llama.cpp.
 
-The chat template of the file is rendered with a marker for each message's content. Text that a user
-types never becomes markup (:meth:`Vocabulary.joined`).
+Text that a user types never becomes markup (:meth:`Vocabulary.joined`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from mico_chat.adapters.base import Prepared, PromptLayout
 from mico_chat.adapters.mtmd import Part, Projector, Rows
 from mico_chat.adapters.pictures import as_picture, smaller
 from mico_chat.adapters.vocabulary import Vocabulary
+from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
+from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import (
     Audio,
@@ -27,18 +29,28 @@ from mico_chat.media.medium import (
     Normal,
     Video,
 )
-from mico_chat.messages import Message, TextPart
-from mico_chat.model.processing import MARKER, PromptText
+from mico_chat.messages import Message
+from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText
 
 TIME_EVERY_S = 5.0
 """A clip's time stands behind a frame at most every five seconds, as libmtmd writes it."""
 
 
+@dataclass(frozen=True)
+class Notes:
+    """A medium's markup and context tokens, and the ``legend`` of a map shown as a picture."""
+
+    pieces: Sequence[tuple[int, ...] | Rows]
+    legend: str
+
+
 class GgufAdapter:
-    """See :class:`mico_chat.adapters.base.ModelAdapter`. Without a projector it reads text alone."""
+    """See :class:`mico_chat.adapters.base.ModelAdapter`; it reads text without a projector."""
 
     def __init__(self, vocabulary: Vocabulary, projector: Projector | None) -> None:
         self.tokenizer = vocabulary
+        template: Any = vocabulary
+        self._template = ChatTemplate(template)
         self._projector = projector
         kinds: list[Kind] = []
         if projector is not None:
@@ -70,7 +82,7 @@ class GgufAdapter:
             n_tokens=sum(len(piece) for piece in chunks.pieces if isinstance(piece, Rows)),
             cut=cut,
             as_picture=bool(legend),
-            notes=(chunks.pieces, legend),
+            notes=Notes(chunks.pieces, legend),
         )
         return Prepared(measured, chunks)
 
@@ -84,68 +96,45 @@ class GgufAdapter:
     def layout(
         self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
     ) -> PromptLayout:
-        contents = self._contents(messages, media)
-        marked = [
-            {"role": m.role, "content": f"{MARKER}{i}{MARKER}"} for i, m in enumerate(messages)
-        ]
-        parts: list[PromptText | MeasuredMedium] = []
-        shown: list[int] = []
-        for place, rendered in enumerate(self.tokenizer.rendered(marked).split(MARKER)):
-            if place % 2 == 0:
-                parts.append(PromptText(rendered, markup=True))
-            else:
-                shown.append(int(rendered))
-                parts += contents[shown[-1]]
-        with_media = [i for i, message in enumerate(messages) if message.media]
-        if [i for i in shown if i in with_media] != with_media:
-            raise RequestError(
-                "the model's chat template leaves out a message with media", "messages"
-            )
-        parts.append(PromptText(prefix))
-        segments = list(self._segments(parts))
+        waiting = iter(media)
+        shown: list[MeasuredMedium] = []
+
+        def show(medium: MediaFile | Medium) -> list[PromptPart]:
+            parts: list[PromptPart] = []
+            for own in next(waiting).with_track:
+                parts += [Placeholders(len(shown), own.n_tokens), PromptText(own.notes.legend)]
+                shown.append(own)
+            return parts
+
+        parts = [*self._template.parts(messages, show), PromptText(prefix)]
+        order = [part.token for part in parts if isinstance(part, Placeholders)]
+        if order != list(range(len(shown))):
+            reason = f"it shows {len(order)} of {len(shown)} media in their order"
+            raise RequestError(f"the model's chat template: {reason}", "messages")
+        segments = list(self._segments(parts, shown))
         if not isinstance(segments[-1], tuple):
-            raise RequestError(
-                "the prompt ends with a medium: write something behind it", "messages"
-            )
+            raise RequestError("the prompt ends with a medium: write text behind it", "messages")
         first = segments[0] if isinstance(segments[0], tuple) else ()
         return [self.tokenizer.with_bos(first), *segments[bool(first) :]]
 
-    def _contents(
-        self, messages: Sequence[Message], media: Sequence[MeasuredMedium]
-    ) -> list[list[PromptText | MeasuredMedium]]:
-        """Each message's texts and media."""
-        waiting = iter(media)
-        contents = []
-        for message in messages:
-            content: list[PromptText | MeasuredMedium] = []
-            for part in message.content:
-                if isinstance(part, TextPart):
-                    content.append(PromptText(part.text))
-                    continue
-                for own in next(waiting).with_track:
-                    content.append(own)
-                    content.append(PromptText(own.notes[1]))
-            contents.append(content)
-        return contents
-
     def _segments(
-        self, parts: Sequence[PromptText | MeasuredMedium]
+        self, parts: Sequence[PromptPart], shown: Sequence[MeasuredMedium]
     ) -> Iterator[tuple[int, ...] | MeasuredMedium]:
-        """Token ids and media, of which each part with markup around it is one."""
+        """Token ids, and the context tokens of media between their markup."""
         ids: list[int] = []
         for is_text, run in groupby(parts, lambda part: isinstance(part, PromptText)):
             if is_text:
                 ids += self.tokenizer.joined([part for part in run if isinstance(part, PromptText)])
                 continue
-            for medium in run:
-                assert isinstance(medium, MeasuredMedium)
+            for part in run:
+                assert isinstance(part, Placeholders)
                 row = 0
-                for piece in medium.notes[0]:
+                for piece in shown[part.token].notes.pieces:
                     if isinstance(piece, Rows):
                         if ids:
                             yield tuple(ids)
                         ids = []
-                        yield _part_of(medium, row, piece)
+                        yield _part_of(shown[part.token], row, piece)
                         row += len(piece)
                     else:
                         ids += piece

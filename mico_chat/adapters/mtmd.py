@@ -65,14 +65,14 @@ class Projector:
     ``llm`` is the language model's. Sounds of another rate than ours are not supported.
     """
 
-    def __init__(self, file: Path, llm: Weights) -> None:
+    def __init__(self, file: Path, llm: Weights, threads: int | None = None) -> None:
         mtmd = self._mtmd = _library()[0]
         self._llm = llm  # whose vocabulary libmtmd uses
         self._width = llama_cpp.llama_model_n_embd_inp(llm.pointer)
         params = mtmd.mtmd_context_params_default()
         params.print_timings = False
         params.warmup = False  # it takes a second, and memory for the largest picture
-        params.n_threads = usable_cores()
+        params.n_threads = threads or usable_cores()
         _errors.lines = []
         self._context = mtmd.mtmd_init_from_file(os.fsencode(file), llm.pointer, params)
         if not self._context:

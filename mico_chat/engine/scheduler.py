@@ -160,9 +160,7 @@ class Sequence:
         if positions is not None:
             positions = positions[:, start:stop]
         last = stop == self.length
-        return Chunk(
-            self.slot.number, start, ids, last, context, positions, self.prompt, causal
-        )
+        return Chunk(self.slot.number, start, ids, last, context, positions, self.prompt, causal)
 
 
 class PrefillBudget:

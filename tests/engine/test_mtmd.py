@@ -17,17 +17,21 @@ from mico_chat.load import EngineOptions
 from mico_chat.media import Audio, Image, Medium, Video
 from mico_chat.messages import Message
 from tests.fakes import FakeDecoder
+from tests.replicas.gguf_pairs import REPLICAS, Pair
 from tests.tiny import clip, picture, run, sound
 
-llama_cpp = pytest.importorskip("llama_cpp")
-try:
-    from llama_cpp import mtmd_cpp  # noqa: F401
-except (OSError, RuntimeError):
-    pytest.skip("llama-cpp-python was built without libmtmd", allow_module_level=True)
 
-from mico_chat.gguf_models import load_gguf
-from tests.replicas.gguf_pairs import REPLICAS, Pair
-from tests.replicas.mtmd_loop import reference
+def _built() -> bool:
+    try:
+        from llama_cpp import mtmd_cpp  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(
+    not _built(), reason="llama-cpp-python is not installed, or was built without libmtmd"
+)
 
 OPTIONS = GenerationOptions(max_tokens=12)
 TURNS = {"gemma3": "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"}
@@ -48,6 +52,8 @@ class Loaded:
         for part in parts:
             pieces += [part] if isinstance(part, str) else _shown(part)
         text = "".join(p if isinstance(p, str) else "<__media__>" for p in pieces)
+        from tests.replicas.mtmd_loop import reference
+
         arrays = [piece for piece in pieces if not isinstance(piece, str)]
         prompt = TURNS.get(self.name, CHATML).format(text)
         return reference(self.pair, prompt, arrays, OPTIONS.max_tokens)
@@ -95,6 +101,8 @@ def omni(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
 
 
 def _load(name: str, folder: Path) -> Iterator[Loaded]:
+    from mico_chat.gguf_models import load_gguf
+
     pair = REPLICAS[name](folder)
     options = EngineOptions(arguments={"threads": 1, "n_cells": 8192}, max_batch=256)
     adapter, engine = load_gguf(*pair, options, max_running=16)

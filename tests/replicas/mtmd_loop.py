@@ -27,6 +27,7 @@ def reference(pair: Pair, text: str, media: Sequence[np.ndarray[Any, Any]], n: i
     context = llama_cpp.llama_init_from_model(model, params)
     settings = mtmd.mtmd_context_params_default()
     settings.print_timings = settings.warmup = False
+    settings.n_threads = 1
     projector = mtmd.mtmd_init_from_file(os.fsencode(pair.mmproj), model, settings)
     bitmaps = [_bitmap(mtmd, array) for array in media]
     for bitmap in bitmaps:
