@@ -10,7 +10,6 @@ from mico_chat.adapters.mtmd import Projector
 from mico_chat.adapters.vocabulary import Vocabulary
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
-from mico_chat.errors import ConfigError
 
 if TYPE_CHECKING:
     from mico_chat.load import EngineOptions
@@ -20,9 +19,6 @@ def load_gguf(
     model: Path, mmproj: Path | None, options: EngineOptions, *, max_running: int
 ) -> tuple[GgufAdapter, BatchingEngine]:
     """A GGUF model's adapter and engine; without an ``mmproj`` it reads text alone."""
-    for file in (model, mmproj):
-        if file is not None and not file.is_file():
-            raise ConfigError(f"{file}: no such file")
     llm = LlamaCppModel(model, max_batch=options.max_batch, mixed=False, **options.arguments)
     try:
         vocabulary = Vocabulary(llm.weights)

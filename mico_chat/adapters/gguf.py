@@ -52,11 +52,7 @@ class GgufAdapter:
         template: Any = vocabulary
         self._template = ChatTemplate(template)
         self._projector = projector
-        kinds: list[Kind] = []
-        if projector is not None:
-            kinds += ["image", "video"] if projector.sees else []
-            kinds += ["audio"] if projector.hears else []
-        self.input_modalities: tuple[Kind, ...] = tuple(kinds)
+        self.input_modalities: tuple[Kind, ...] = () if projector is None else projector.kinds
 
     # --- media ------------------------------------------------------------------------------------
 

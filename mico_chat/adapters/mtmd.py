@@ -25,6 +25,7 @@ from torch import Tensor
 from mico_chat.engine.cpu import usable_cores
 from mico_chat.engine.llamacpp import Weights
 from mico_chat.errors import ConfigError, MediaError, ModelError
+from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import SAMPLE_RATE
 
 Part = str | NDArray[np.uint8] | NDArray[np.float32]
@@ -78,8 +79,9 @@ class Projector:
         if not self._context:
             raise ModelError(f"{file}: llama.cpp cannot load it beside the model: {_reason()}")
         weakref.finalize(self, mtmd.mtmd_free, self._context).atexit = False
-        self.sees = bool(mtmd.mtmd_support_vision(self._context))
-        self.hears = mtmd.mtmd_get_audio_sample_rate(self._context) == SAMPLE_RATE
+        sees = bool(mtmd.mtmd_support_vision(self._context))
+        hears = mtmd.mtmd_get_audio_sample_rate(self._context) == SAMPLE_RATE
+        self.kinds = _kinds(sees=sees, hears=hears)
         self._axes = bool(mtmd.mtmd_decode_use_mrope(self._context))
 
     def chunks(self, name: str, parts: Sequence[Part]) -> Chunks:
@@ -106,7 +108,9 @@ class Projector:
         for bitmap in bitmaps:
             mtmd.mtmd_bitmap_free(bitmap)
         if failed:
-            raise MediaError(name, "the model's preprocessing refuses it")
+            raise MediaError(
+                name, "libmtmd cannot prepare it for the model: is it a few pixels wide?"
+            )
         chunks.pieces = tuple(map(self._piece, chunks))
         return chunks
 
@@ -156,6 +160,17 @@ def _bitmap(mtmd: Any, array: NDArray[np.uint8] | NDArray[np.float32]) -> Any:
     pixels = np.ascontiguousarray(array)
     seen = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
     return mtmd.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], seen)
+
+
+def reads(file: Path) -> tuple[Kind, ...]:
+    """The kinds of media that a projector reads, by its file's head."""
+    caps = _library()[0].mtmd_get_cap_from_file(os.fsencode(file))
+    return _kinds(sees=caps.inp_vision, hears=caps.inp_audio)
+
+
+def _kinds(*, sees: bool, hears: bool) -> tuple[Kind, ...]:
+    seen: tuple[Kind, ...] = ("image", "video") if sees else ()
+    return (*seen, "audio") if hears else seen
 
 
 # --- the library ----------------------------------------------------------------------------------
