@@ -76,7 +76,7 @@ class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
     All slots together hold ``n_cells`` tokens, one slot holds ``max_position``, and a step computes
-    ``max_batch``. Finished sequences keep ``max_idle_cells`` tokens for reuse, besides those of the
+    ``max_batch``, besides chunks that are not causal, which are computed apart. Finished sequences keep ``max_idle_cells`` tokens for reuse, besides those of the
     last finished sequence: in some engines a step takes longer if more tokens are held. A model
     that does not reuse the starts of prompts gets each prompt whole.
     """
