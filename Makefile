@@ -32,9 +32,10 @@ MINI := $(shell find mico_chat/models/mini -type f)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV := $(BIN)/uv --quiet pip install --python $(BIN)/python
 
-# llama.cpp's library alone, compiled on all cores: about three minutes, for it has no wheels.
-# It has threads of its own: to share OpenMP with torch costs it speed (mico_chat/engine/cpu.py).
-export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_SERVER=OFF
+# llama.cpp's library and libmtmd, which reads media for it, compiled on all cores: two to three
+# minutes on two cores, for they have no wheels. llama.cpp has threads of its own: to share OpenMP
+# with torch costs it speed (mico_chat/engine/cpu.py). libmtmd gets no clips, so it needs no ffmpeg.
+export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DMTMD_VIDEO=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/docker/llama.cmake
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
 # vLLM pins versions of much that we take newer, so it has an environment of its own. This is its

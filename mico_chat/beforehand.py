@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mico_chat.adapters.base import shown_kinds
 from mico_chat.checkpoints.folders import local_folder, model_folder
+from mico_chat.checkpoints.gguf_files import gguf_files
 from mico_chat.engine.cpu import memory
 from mico_chat.errors import ModelError
 from mico_chat.load import EngineOptions, check_device, choose_engine
@@ -28,6 +29,8 @@ MICO_CHAT = "mico_chat"
 
 def model_name(model: str | Path) -> str:
     """The name under which a model is served."""
+    if Path(model).suffix == ".gguf":
+        return Path(model).stem
     folder = Path(model)
     return folder.resolve().name if folder.is_dir() else str(model)
 
@@ -41,8 +44,12 @@ def folder_here(model: str | Path) -> Path | None:
         return None
 
 
-def input_modalities(model: str | Path) -> tuple[Kind, ...]:
+def input_modalities(model: str | Path, mmproj: Path | None = None) -> tuple[Kind, ...]:
     """The kinds of media that a model reads; every kind if it is not on this machine."""
+    if (files := gguf_files(model, mmproj)) is not None:
+        from mico_chat.adapters.mtmd import reads
+
+        return () if files.mmproj is None else shown_kinds(reads(files.mmproj))
     folder = folder_here(model)
     return KINDS if folder is None else modalities_of(folder)
 
@@ -102,6 +109,8 @@ def gpu_memory(options: EngineOptions) -> tuple[int, int] | None:
 
 def needed_bytes(model: str | Path, options: EngineOptions) -> int:
     """The memory that a model will need beside that of the program, by an estimate."""
+    if (files := gguf_files(model, options.mmproj)) is not None:
+        return files.bytes
     folder = folder_here(model)
     if folder is None:
         return 0  # what it takes is measured when it has been fetched and loaded

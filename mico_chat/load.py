@@ -24,6 +24,7 @@ from mico_chat.settings import Settings
 
 if TYPE_CHECKING:
     from mico_chat.adapters.base import ModelAdapter
+    from mico_chat.checkpoints.gguf_files import GgufFiles
     from mico_chat.model.processing import MicoChatProcessor
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class EngineOptions:
     :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults``, the checkpoint's system prompt,
     generation options and mark of unsure answers are not used, and text and speech are recognised
     only if ``MICO_READS`` says so: an evaluation measures the weights alone. Python code that a
-    model's folder brings is run only with ``trust_remote_code``.
+    model's folder brings is run only with ``trust_remote_code``. ``mmproj`` is the projector of a
+    GGUF model's media; by default the one beside it.
     """
 
     engine: str = "auto"
@@ -86,6 +88,7 @@ class EngineOptions:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     chat_defaults: bool = True
     trust_remote_code: bool = False
+    mmproj: Path | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -124,9 +127,9 @@ def load_assistant(
             cache_bytes=options.context_cache_bytes,
             reader=installed_reader(reads),
         )
-        folder = Path(model)
-        name = folder.resolve().name if folder.is_dir() else str(model)
-        assistant = Assistant(loaded.engine, encoder, name=name)
+        from mico_chat.beforehand import model_name
+
+        assistant = Assistant(loaded.engine, encoder, name=model_name(model))
         if options.chat_defaults:
             assistant.system_prompt = loaded.system_prompt
             generation = loaded.generation or {}
@@ -203,6 +206,10 @@ def is_mico(model: str | Path) -> bool:
 
 
 def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
+    from mico_chat.checkpoints.gguf_files import gguf_files
+
+    if (files := gguf_files(model, options.mmproj)) is not None:
+        return _with_gguf(files, options)
     own = is_mico(model)
     if options.device is not None:
         check_device(options.device)
@@ -275,6 +282,25 @@ def _gpu(device: str | None) -> str | None:
     if device is not None:
         return device if torch.device(device).type == "cuda" else None
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _with_gguf(files: GgufFiles, options: EngineOptions) -> Loaded:
+    if options.engine not in ("auto", "llamacpp"):
+        raise ConfigError(f"{files.model}: GGUF files are for --engine llamacpp")
+    if not _installed("llama_cpp"):
+        raise MissingExtraError("a GGUF file", "llamacpp")
+    if options.quantization is not None:
+        raise ConfigError(
+            f"{files.model}: the file has a quantization, so --quantization has no meaning"
+        )
+    check_sizes("llamacpp", options.arguments)
+    from mico_chat.gguf_models import load_gguf
+
+    running = options.max_running or MAX_RUNNING
+    adapter, engine = load_gguf(files.model, files.mmproj, options, max_running=running)
+    reads = ", ".join(adapter.input_modalities) or "text alone"
+    logger.info("engine: llamacpp (a GGUF file that reads %s)", reads)
+    return Loaded(adapter, engine)
 
 
 def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:

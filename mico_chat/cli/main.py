@@ -33,6 +33,7 @@ from mico_chat.cli.options import (
     LoadIn4bit,
     LoadIn8bit,
     MediaInOrder,
+    Mmproj,
     Model,
     Normals,
     Quantization,
@@ -135,12 +136,14 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
+    mmproj: Mmproj = None,
 ) -> None:
     """Ask a question about any mix of media.
 
     mico-chat ask --image cat.jpg --audio purr.ogg "Do these belong together?"
     """
     from mico_chat.checkpoints.folders import model_folder
+    from mico_chat.checkpoints.gguf_files import gguf_files
     from mico_chat.cli.ask import Asking, Waiting
     from mico_chat.engine.base import GenerationOptions
     from mico_chat.load import EngineOptions, asked_quantization, load_assistant
@@ -148,9 +151,12 @@ def ask(
     from mico_chat.settings import Settings
 
     name = model or Settings().model
-    model_folder(name)  # a misspelt one is reported at once
+    if gguf_files(name, mmproj) is None:
+        model_folder(name)  # a misspelt one is reported at once
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
-    how = EngineOptions(engine, quantized, dtype, device, trust_remote_code=trust_remote_code)
+    how = EngineOptions(
+        engine, quantized, dtype, device, trust_remote_code=trust_remote_code, mmproj=mmproj
+    )
     # An option that the user leaves out is not set: the model may have defaults of its own.
     fields = GenerationOptions.model_fields
     given = {k: v for k, v in ctx.params.items() if k in fields and v not in (None, (), [])}

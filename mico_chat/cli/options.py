@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from mico_chat.errors import MissingExtraError, RequestError
 from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 
-NAMES = "mini, a folder, or a hub name."
+NAMES = "mini, a folder, a GGUF file, or a hub name."
 
 API, API_KEY = "MICO_API", "MICO_API_KEY"
 """The environment variables with the address and the key of a running server."""
@@ -40,6 +40,13 @@ LoadIn4bit = Annotated[
 ]
 LoadIn8bit = Annotated[
     bool, typer.Option("--load-in-8bit", help="Load the language model in 8 bit (int8).")
+]
+Mmproj = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The media projector of a GGUF model. Default: the mmproj file beside it.",
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool,

@@ -120,6 +120,34 @@ class Prompt:
         return tuple(found)
 
     @cached_property
+    def blocks(self) -> tuple[tuple[int, ContextBlock], ...]:
+        """The media's blocks, each with the place of its first token."""
+        found, place = [], 0
+        for segment in self.segments:
+            if isinstance(segment, ContextBlock):
+                found.append((place, segment))
+            place += len(segment)
+        return tuple(found)
+
+    def stop(self, start: int, room: int) -> tuple[int, bool]:
+        """The end of a step's tokens from ``start``, and whether their attention is causal.
+
+        They are at most ``room``, but a block that is not causal is not cut, and has its own step.
+        """
+        end = min(len(self), start + room)
+        for place, block in self.blocks:
+            if not block.causal and place >= start:
+                return (place + len(block), False) if place == start else (min(end, place), True)
+        return end, True
+
+    def before_block(self, place: int) -> int:
+        """``place``, or the start of the block that it would cut."""
+        for start, block in self.blocks:
+            if start < place < start + len(block):
+                return start
+        return place
+
+    @cached_property
     def positions(self) -> Tensor | None:
         """Positions (A, S + 1) of the tokens, and of the token after them, on the A axes of a
         rotary embedding; None if each is the token's place.

@@ -6,10 +6,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 
-from transformers import PreTrainedTokenizerFast
-
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
-from mico_chat.engine.request import Outbox, Request, check_prompt
+from mico_chat.engine.request import FastTokenizer, Outbox, Request, check_prompt
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence, Step
 from mico_chat.errors import MicoError, ModelError
 
@@ -25,7 +23,7 @@ class BatchingEngine:
     def __init__(
         self,
         model: Model,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: FastTokenizer,
         ends: Collection[int],
         *,
         name: str,

@@ -1,8 +1,13 @@
 """The language model in llama.cpp: quantized weights, the fastest engine on a CPU.
 
-One ``llama_decode`` computes a step of the scheduler. A batch of llama.cpp has either token ids or
-vectors. So in a step with context tokens, text tokens are vectors too: rows of the file's own
-table, which give exactly the same logits as ids.
+A batch of llama.cpp has either token ids or vectors. For a chat model of ours one ``llama_decode``
+computes a step of the scheduler: in a step with context tokens, text tokens are vectors too, rows
+of the file's own table, which give exactly the same logits as ids.
+
+That does not hold for every model: some scale the vectors of text, or look up ids in each layer.
+For a file with a projector (``mmproj``) a step is several calls: text is given as ids, media as
+vectors, as llama.cpp's own libmtmd does. With M-RoPE the tokens of a picture share a position, and
+llama.cpp counts positions where the scheduler counts tokens: :class:`_Places` knows both.
 """
 
 from __future__ import annotations
@@ -15,7 +20,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +40,14 @@ from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import Alarm, Threads
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import ModelError, RequestError
-from mico_chat.model.splice import splice
+from mico_chat.model.splice import PLACEHOLDER, splice
 
 DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, unless the model's longest context needs more."""
+
+LARGEST_CACHE_BYTES = 4 << 30
+"""By default a model's longest context takes at most these: contexts of 262,144 tokens exist, which
+would take 36 GB."""
 
 IDLE_SHARE = 32
 """One cell in 32 may be kept for reuse. Attention reads all cells up to the last used cell: 3,000
@@ -55,11 +67,36 @@ MOST_PATTERN_REPETITIONS = 100
 Each step tries all ways to omit parts: 3 s for ``(a?){100}``, minutes for 200."""
 
 
+class Weights:
+    """The weights and the vocabulary of a GGUF file, which are freed with this object.
+
+    Whoever keeps the ``pointer`` keeps the object.
+    """
+
+    def __init__(self, file: Path) -> None:
+        llama_cpp.llama_backend_init()
+        _LOG.setLevel(logging.ERROR)  # llama.cpp logs each change of the number of threads
+        with llama_cpp_errors() as errors:
+            self.pointer = llama_cpp.llama_model_load_from_file(
+                os.fsencode(file), llama_cpp.llama_model_default_params()
+            )
+        if not self.pointer:
+            raise ModelError(f"{file}: llama.cpp cannot load it: {'; '.join(errors) or 'unknown'}")
+        # Not as the process ends: threads may still compute then.
+        weakref.finalize(self, llama_cpp.llama_model_free, self.pointer).atexit = False
+        if llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(
+            self.pointer
+        ):
+            # Its state after half a prompt is not kept, so no prompt can be continued from there.
+            raise ModelError(f"{file}: models with a recurrent state are not supported")
+
+
 class LlamaCppModel:
     """A GGUF file with ``n_slots`` places for keys and values; see :class:`scheduler.Model`.
 
     All slots together hold ``n_cells`` tokens: by default those that ``DEFAULT_CACHE_BYTES`` hold,
-    but at least ``max_position``. Without ``threads``, each step chooses the number of threads.
+    but at least ``max_position``, up to ``LARGEST_CACHE_BYTES``. Without ``threads``, each step
+    chooses the number of threads. ``mixed``: text and media may be computed in one call.
     """
 
     reuses_starts = True
@@ -72,16 +109,10 @@ class LlamaCppModel:
         max_batch: int = 512,
         n_cells: int | None = None,
         threads: int | None = None,
+        mixed: bool = True,
     ) -> None:
-        llama_cpp.llama_backend_init()
-        _LOG.setLevel(logging.ERROR)  # llama.cpp logs each change of the number of threads
-        with llama_cpp_errors() as errors:
-            model = llama_cpp.llama_model_load_from_file(
-                os.fsencode(file), llama_cpp.llama_model_default_params()
-            )
-        if not model:
-            raise ModelError(f"{file}: llama.cpp cannot load it: {'; '.join(errors) or 'unknown'}")
-        self._model = model
+        self.weights = Weights(file)
+        self._model = model = self.weights.pointer
         self._vocab = llama_cpp.llama_model_get_vocab(model)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.ends = frozenset(
@@ -93,15 +124,22 @@ class LlamaCppModel:
         self.max_position = llama_cpp.llama_model_n_ctx_train(model)
         self.n_slots = n_slots
         self.max_batch = max_batch
-        wanted = n_cells or max(self.max_position, DEFAULT_CACHE_BYTES // self._cell_bytes())
+        most, usual = (n // self._cell_bytes() for n in (LARGEST_CACHE_BYTES, DEFAULT_CACHE_BYTES))
+        wanted = n_cells or max(min(self.max_position, most), usual)
         self._threads = Threads(threads)
         self._n_threads = 1
         self._context = self._open(file, wanted)
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
         self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._table = _TokenTable(file)
-        self._batch = _Batch(max_batch, n_slots, self._table.width)
+        self._table = _TokenTable(file) if mixed else None
+        rope = llama_cpp.llama_model_rope_type(model)
+        axes = (
+            4 if rope in (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE) else 1
+        )
+        width = llama_cpp.llama_model_n_embd_inp(model)
+        self._batch = _Batch(max_batch, n_slots, width, axes)
+        self._places = _Places(n_slots) if axes > 1 else None
         self._alarm = Alarm()
         function, argument = self._alarm.callback
         callback = ctypes.cast(function, llama_cpp.ggml_abort_callback)
@@ -130,16 +168,26 @@ class LlamaCppModel:
         with llama_cpp_errors() as errors:
             context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
-            llama_cpp.llama_model_free(self._model)
             raise ModelError(f"{file}: no context of {n_cells} tokens: {'; '.join(errors)}")
         return context
 
     # --- scheduler.Model --------------------------------------------------------------------------
 
     def run(self, batch: Sequence[Chunk]) -> list[int]:
-        """Compute chunks in one ``llama_decode``; returns the places of the wanted logits."""
-        places = self._batch.fill(batch, self._table)
+        """Compute chunks; returns the places of the wanted logits."""
+        places: list[int] = []
+        for chunks in [batch] if self._table is not None else _calls(batch):
+            places += self._call(chunks)
+        if self._places is not None:
+            for chunk in batch:
+                self._places.add(chunk)
+        return places
+
+    def _call(self, chunks: Sequence[Chunk]) -> list[int]:
+        places = self._batch.fill(chunks, self._table)
         tokens = self._batch.struct.n_tokens
+        causal = all(chunk.causal for chunk in chunks)
+        llama_cpp.llama_set_causal_attn(self._context, causal)
         threads = self._threads.number(tokens)
         while (result := self._decode(tokens, threads)) == _GIVEN_UP:
             threads = self._threads.number(tokens)
@@ -160,10 +208,12 @@ class LlamaCppModel:
         return result
 
     def copy(self, source: int, target: int, length: int) -> None:
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        end = length if self._places is None else self._places.copy(source, target, length)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
     def truncate(self, slot: int, length: int) -> None:
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
+        end = length if self._places is None else self._places.truncate(slot, length)
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, end, -1)
 
     def sampler(self, options: GenerationOptions, index: int) -> LlamaCppSampler:
         return LlamaCppSampler(self._context, self._vocab, self.n_vocab, options, index)
@@ -172,7 +222,7 @@ class LlamaCppModel:
         self._alarm.close()
         with llama_cpp_errors():  # llama.cpp logs how large its buffers were
             llama_cpp.llama_free(self._context)
-            llama_cpp.llama_model_free(self._model)
+        del self.weights
 
 
 class LlamaCppSampler:
@@ -304,16 +354,93 @@ def _check_repetitions(schema: object) -> None:
         _check_repetitions(value)
 
 
+class _Places:
+    """The position on the first axis of each token that a slot holds."""
+
+    def __init__(self, n_slots: int) -> None:
+        self._held: list[list[int]] = [[] for _ in range(n_slots)]
+
+    def add(self, chunk: Chunk) -> None:
+        own = range(chunk.start, chunk.start + chunk.length)
+        self._held[chunk.slot] += own if chunk.positions is None else chunk.positions[0].tolist()
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        """Take a slot's first tokens; returns the position that they end before."""
+        self._held[target] = self._held[source][:length]
+        return self._end(source, length)
+
+    def truncate(self, slot: int, length: int) -> int:
+        """Keep a slot's first tokens; returns the position that they end before."""
+        end = self._end(slot, length)
+        del self._held[slot][length:]
+        return end
+
+    def _end(self, slot: int, length: int) -> int:
+        held = self._held[slot]
+        if length == 0:
+            return 0
+        return held[length] if length < len(held) else held[-1] + 1
+
+
+def _calls(batch: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Chunks of text alone or of media alone for one call each; the last call has the logits.
+
+    The parts of a chunk stay in order. Media that attend in both directions have calls of their
+    own.
+    """
+    waiting = [_parts(chunk) for chunk in batch]
+    while True:
+        before = [parts for parts in waiting if len(parts) > 1 and not parts[0].context]
+        media = [parts for parts in waiting if parts and parts[0].context]
+        if before:
+            yield [parts.pop(0) for parts in before]
+        elif whole := [parts for parts in media if not parts[0].causal]:
+            yield [whole[0].pop(0)]
+        elif media:
+            yield [parts.pop(0) for parts in media]
+        else:
+            break
+    if last := [parts.pop() for parts in waiting if parts]:
+        yield last
+
+
+def _parts(chunk: Chunk) -> list[Chunk]:
+    """A chunk as its runs of text and of media."""
+    rows = torch.cat(list(chunk.context)) if chunk.context else None
+    parts, at, row = [], 0, 0
+    for is_media, ids in groupby(chunk.ids, PLACEHOLDER.__eq__):
+        n = len(list(ids))
+        context: tuple[Tensor, ...] = ()
+        if is_media:
+            assert rows is not None
+            context = (rows[row : row + n],)
+            row += n
+        positions = None if chunk.positions is None else chunk.positions[:, at : at + n]
+        last = chunk.wants_logits and at + n == chunk.length
+        part = replace(
+            chunk,
+            start=chunk.start + at,
+            ids=chunk.ids[at : at + n],
+            wants_logits=last,
+            context=context,
+            positions=positions,
+        )
+        parts.append(part)
+        at += n
+    return parts
+
+
 class _Batch:
-    def __init__(self, size: int, n_slots: int, width: int) -> None:
+    def __init__(self, size: int, n_slots: int, width: int, axes: int) -> None:
         self._token = np.zeros(size, np.int32)
         self._embd = np.zeros((size, width), np.float32)
-        self._pos = np.zeros(size, np.int32)
+        self._pos = np.zeros(size * axes, np.int32)
         self._one = np.ones(size, np.int32)
         self._logits = np.zeros(size, np.int8)
         # llama.cpp takes a pointer to the number of each token's sequence.
         self._numbers = np.arange(n_slots, dtype=np.int32)
         self._sequences = np.zeros(size, np.uintp)
+        self._axes = axes
         self.struct = llama_cpp.llama_batch()
         self.struct.pos = _pointer(self._pos, ctypes.c_int32)
         self.struct.n_seq_id = _pointer(self._one, ctypes.c_int32)
@@ -322,24 +449,37 @@ class _Batch:
         self._by_id = _pointer(self._token, ctypes.c_int32)
         self._by_vector = _pointer(self._embd, ctypes.c_float)
 
-    def fill(self, chunks: Sequence[Chunk], table: _TokenTable) -> list[int]:
-        """Put chunks in; returns the places of the wanted logits."""
+    def fill(self, chunks: Sequence[Chunk], table: _TokenTable | None) -> list[int]:
+        """Put chunks in; returns the places of the wanted logits.
+
+        Without a ``table``, all tokens are text or all are media.
+        """
         context = [tokens for chunk in chunks for tokens in chunk.context]
+        total = sum(chunk.length for chunk in chunks)
+        # A token of text has one position. (A, n): all of the first axis, then of the second, ..
+        axes = self._axes if context else 1
+        positions = self._pos[: axes * total].reshape(axes, total)
         at, places = 0, []
         base, size = self._numbers.ctypes.data, self._numbers.itemsize
         for chunk in chunks:
             end = at + chunk.length
             self._token[at:end] = chunk.ids
-            self._pos[at:end] = np.arange(chunk.start, chunk.start + chunk.length)
+            if chunk.positions is None:
+                positions[:, at:end] = np.arange(chunk.start, chunk.start + chunk.length)
+            else:  # of llama.cpp's four axes the last is not used
+                positions[:3, at:end] = chunk.positions[:axes]
+                positions[3:, at:end] = 0
             self._sequences[at:end] = base + size * chunk.slot
             self._logits[at:end] = 0
             if chunk.wants_logits:
                 self._logits[end - 1] = 1
                 places.append(end - 1)
             at = end
-        self.struct.n_tokens = at
-        if context:
+        self.struct.n_tokens = total
+        if context and table is not None:
             self._embd[:at] = splice(table.vectors, torch.from_numpy(self._token[:at]), context)
+        elif context:
+            self._embd[:at] = torch.cat(context)
         # llama.cpp uses ids or vectors: one of the two pointers must be null.
         null: Any = None
         self.struct.token = null if context else self._by_id

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from statistics import fmean
-
-from transformers import PreTrainedTokenizerFast
+from typing import Any, Protocol
 
 from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Sampled
@@ -17,6 +16,16 @@ from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 UNFINISHED = "\ufffd"
 """The text that a tokenizer writes for a character of which some bytes are missing."""
+
+
+class FastTokenizer(Protocol):
+    """Its backend has ``decode`` and ``id_to_token``, as in Hugging Face's fast tokenizers."""
+
+    @property
+    def backend_tokenizer(self) -> Any: ...
+
+    @property
+    def added_tokens_decoder(self) -> Any: ...
 
 
 def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) -> None:
@@ -44,7 +53,7 @@ class Request:
     """
 
     def __init__(
-        self, prompt: Prompt, options: GenerationOptions, tokenizer: PreTrainedTokenizerFast
+        self, prompt: Prompt, options: GenerationOptions, tokenizer: FastTokenizer
     ) -> None:
         self.prompt, self.options = prompt, options
         self.loop = asyncio.get_running_loop()
@@ -159,7 +168,7 @@ class Detokenizer:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: FastTokenizer,
         stop: Sequence[str] = (),
         shown: frozenset[int] = frozenset(),
     ) -> None:

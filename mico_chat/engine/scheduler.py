@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt
+from mico_chat.errors import RequestError
 from mico_chat.wire import FinishReason
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Chunk:
     The id of a context token is :data:`~mico_chat.model.splice.PLACEHOLDER`; ``context`` has the
     tokens, (m, W) of each medium. ``wants_logits`` asks for the logits after the last token.
     ``positions`` (A, n) are those of the tokens on the A axes of a rotary embedding, where they are
-    not the places from ``start`` on. ``prompt`` is the prompt that a chunk is a part of.
+    not the places from ``start`` on. ``prompt`` is the prompt that a chunk is a part of. The tokens
+    of a chunk that is not ``causal`` attend to all of its tokens.
     """
 
     slot: int
@@ -43,6 +45,7 @@ class Chunk:
     context: Many[Tensor] = ()
     positions: Tensor | None = None
     prompt: Prompt | None = None
+    causal: bool = True
 
     @property
     def length(self) -> int:
@@ -73,9 +76,10 @@ class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
     All slots together hold ``n_cells`` tokens, one slot holds ``max_position``, and a step computes
-    ``max_batch``. Finished sequences keep ``max_idle_cells`` tokens for reuse, besides those of the
-    last finished sequence: in some engines a step takes longer if more tokens are held. A model
-    that does not reuse the starts of prompts gets each prompt whole.
+    ``max_batch``, besides chunks that are not causal, which are computed apart. Finished sequences
+    keep ``max_idle_cells`` tokens for reuse, besides those of the last finished sequence: in some
+    engines a step takes longer if more tokens are held. A model that does not reuse the starts of
+    prompts gets each prompt whole.
     """
 
     n_slots: int
@@ -142,7 +146,9 @@ class Sequence:
         return bool(self.tokens)
 
     def chunk(self, room: int) -> Chunk:
-        """The next token of the answer, or the next tokens of the prompt, at most ``room``."""
+        """The next token of the answer, or the next tokens of the prompt: at most ``room``, or a
+        whole block that is not causal.
+        """
         assert self.slot is not None
         start = self.computed
         positions = self.prompt.positions
@@ -150,12 +156,12 @@ class Sequence:
             if positions is not None:
                 positions = positions[:, -1:] + (start - self.length)
             return Chunk(self.slot.number, start, self.tokens[-1:], True, (), positions)
-        stop = min(self.length, start + room)
+        stop, causal = self.prompt.stop(start, room)
         ids, context = self.prompt.tokens(start, stop)
         if positions is not None:
             positions = positions[:, start:stop]
         last = stop == self.length
-        return Chunk(self.slot.number, start, ids, last, context, positions, self.prompt)
+        return Chunk(self.slot.number, start, ids, last, context, positions, self.prompt, causal)
 
 
 class PrefillBudget:
@@ -237,7 +243,17 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, which must fit into :attr:`max_position` tokens."""
+        """Queue a sequence, which must fit into :attr:`max_position` tokens.
+
+        Raises:
+            RequestError: if a medium must be computed in one step and has too many tokens for it.
+        """
+        whole = [len(block) for _, block in sequence.prompt.blocks if not block.causal]
+        if max(whole, default=0) > self.model.max_batch:
+            raise RequestError(
+                f"a medium has {max(whole)} tokens that must be computed together, but a step has "
+                f"at most {self.model.max_batch}: send a smaller one"
+            )
         sequence.sampler = self.model.sampler(sequence.options, sequence.index)
         self.waiting.append(sequence)
 
@@ -424,7 +440,11 @@ class Scheduler:
 
 
 def _common(held: Many[Hashable], sequence: Sequence) -> int:
-    """How many tokens at the start are equal; the prompt's last is computed for its logits."""
+    """How many tokens at the start are equal; the prompt's last is computed for its logits.
+
+    A medium is shared as a whole: its tokens may have one position together.
+    """
     wanted = sequence.prompt.identities
     most = min(len(held), sequence.length - 1)
-    return next((at for at in range(most) if held[at] != wanted[at]), most)
+    equal = next((at for at in range(most) if held[at] != wanted[at]), most)
+    return sequence.prompt.before_block(equal)

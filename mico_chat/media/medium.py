@@ -233,12 +233,16 @@ class ContextBlock:
     start on each axis of a rotary embedding with A axes, and the token after the block is
     ``n_positions`` further than its first; without them each token takes one position. ``inputs``
     are those of a model that runs alone, which encodes a medium itself: W is 0 then.
+
+    Tokens of a block that is not ``causal`` attend to all tokens of the block, not only to those
+    before them: the block must be computed as a whole.
     """
 
     tokens: Tensor
     key: bytes
     positions: Tensor | None = None
     n_positions: int = 0
+    causal: bool = True
     inputs: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:

@@ -205,6 +205,7 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
             context_cache_bytes=settings.context_cache_bytes,
             arguments=settings.engine_arguments,
             trust_remote_code=settings.trust_remote_code,
+            mmproj=settings.mmproj,
         )
         names = settings.model or (Settings().model,)
         if settings.max_models_bytes is None and len(names) > 1:
@@ -232,7 +233,7 @@ def _source(name: str, decoder: MediaDecoder, options: EngineOptions) -> ModelSo
         model_name(name),
         load=functools.partial(load_assistant, name, decoder, options),
         needs=functools.partial(needed_bytes, name, options),
-        reads=functools.partial(input_modalities, name),
+        reads=functools.partial(input_modalities, name, options.mmproj),
     )
 
 

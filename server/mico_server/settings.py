@@ -69,8 +69,8 @@ class ServerSettings(BaseSettings):
 
     model: Names = Field(
         (),
-        description="mini, a folder or a hub name; several are loaded when requests name them, the "
-        "first at once [MICO_MODEL or mini]",
+        description="mini, a folder, a GGUF file or a hub name; several are loaded when requests "
+        "name them, the first at once [MICO_MODEL or mini]",
     )
     max_models_bytes: int | None = Field(
         None,
@@ -87,6 +87,9 @@ class ServerSettings(BaseSettings):
     load_in_8bit: bool = Field(False, description="short for --quantization int8")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; the best one if not set")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16")
+    mmproj: Path | None = Field(
+        None, description="media projector of a GGUF model [the mmproj file beside it]"
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code that a model of another project brings; read it before"
     )

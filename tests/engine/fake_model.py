@@ -107,7 +107,8 @@ class FakeModel:
         assert not self.closed
         self.batches.append(list(batch))
         self.before(batch)
-        assert 0 < sum(chunk.length for chunk in batch) <= self.max_batch
+        assert batch
+        assert sum(chunk.length for chunk in batch if chunk.causal) <= self.max_batch
         assert len({chunk.slot for chunk in batch}) == len(batch), "two chunks of one slot"
         for chunk in batch:
             held = self.slots[chunk.slot]

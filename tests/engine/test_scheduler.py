@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Sequence as Many
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Chunk, PrefillBudget, Scheduler, Sequence
+from mico_chat.errors import RequestError
 from tests.engine.fake_model import END, FakeModel, block, expected, ids
 
 EIGHT = GenerationOptions(max_tokens=8)
@@ -84,6 +86,32 @@ def test_a_prefix_is_taken_over() -> None:
     stats = scheduler.stats()
     assert (stats.prompt_tokens, stats.cached_tokens) == (len(first) + len(second), 34)
     assert stats.completion_tokens == 16
+
+
+def test_a_medium_is_taken_over_as_a_whole() -> None:
+    scheduler = scheduler_of(FakeModel())
+    prompt = Prompt((ids("look "), block(20)))
+    for cached in (0, 5):  # the last token must be computed, and so all of the medium
+        (sequence,) = put(scheduler, prompt)
+        finish(scheduler)
+        assert (sequence.tokens, sequence.cached) == (expected(prompt, EIGHT), cached)
+
+
+def test_a_medium_that_is_not_causal_is_a_chunk_of_its_own() -> None:
+    model = FakeModel(max_batch=25)
+    scheduler = scheduler_of(model)
+    whole = replace(block(20), causal=False)
+    prompts = [
+        Prompt((ids(f"{name} begins"), whole, replace(block(7), causal=False), ids("and ends")))
+        for name in "ab"
+    ]
+    assert answers(scheduler, *prompts) == right(*prompts)
+    chunks = [chunk for batch in model.batches for chunk in batch]
+    assert sorted(chunk.length for chunk in chunks if not chunk.causal) == [7, 7, 20, 20]
+    assert all(bool(chunk.context) != chunk.causal for chunk in chunks)
+    with pytest.raises(RequestError, match=r"26 tokens that must be computed together .* 25"):
+        put(scheduler, Prompt((replace(block(26), causal=False), ids("?"))))
+    assert answers(scheduler, *prompts) == right(*prompts)
 
 
 def test_the_next_turn_takes_over_prompt_and_answer() -> None:

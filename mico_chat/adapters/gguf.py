@@ -1,0 +1,168 @@
+"""Models of GGUF files: a language model and the projector of its media, both for llama.cpp.
+
+Text that a user types never becomes markup (:meth:`Vocabulary.joined`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from mico_chat.adapters.base import Prepared, PromptLayout
+from mico_chat.adapters.mtmd import Part, Projector, Rows
+from mico_chat.adapters.pictures import as_picture, smaller
+from mico_chat.adapters.vocabulary import Vocabulary
+from mico_chat.chat_template import ChatTemplate
+from mico_chat.errors import RequestError
+from mico_chat.media.file import MediaFile
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import (
+    Audio,
+    ContextBlock,
+    Depth,
+    EncodedMedium,
+    Image,
+    MeasuredMedium,
+    Medium,
+    Normal,
+    Video,
+)
+from mico_chat.messages import Message
+from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText
+
+TIME_EVERY_S = 5.0
+"""A clip's time stands behind a frame at most every five seconds, as libmtmd writes it."""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A medium's markup and context tokens, and the ``legend`` of a map shown as a picture."""
+
+    pieces: Sequence[tuple[int, ...] | Rows]
+    legend: str
+
+
+class GgufAdapter:
+    """See :class:`mico_chat.adapters.base.ModelAdapter`; it reads text without a projector."""
+
+    def __init__(self, vocabulary: Vocabulary, projector: Projector | None) -> None:
+        self.tokenizer = vocabulary
+        template: Any = vocabulary
+        self.template = ChatTemplate(template)
+        self._projector = projector
+        self.input_modalities: tuple[Kind, ...] = () if projector is None else projector.kinds
+
+    # --- media ------------------------------------------------------------------------------------
+
+    def setting(self, shown: Sequence[Kind]) -> Hashable:
+        return "mtmd"
+
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
+        legend = ""
+        cut: tuple[str, ...] = ()
+        given: Audio | Image | Video
+        if isinstance(medium, Depth | Normal):
+            given, legend = as_picture(medium)
+        elif isinstance(medium, Image | Video):
+            given, cut = smaller(medium)
+        else:
+            given = medium
+        assert self._projector is not None
+        chunks = self._projector.chunks(medium.name, _parts(given))
+        measured = MeasuredMedium(
+            medium.kind,
+            len(given.frames) if isinstance(given, Video) else 1,
+            report=medium.report,
+            n_tokens=sum(len(piece) for piece in chunks.pieces if isinstance(piece, Rows)),
+            cut=cut,
+            as_picture=bool(legend),
+            notes=Notes(chunks.pieces, legend),
+        )
+        return Prepared(measured, chunks)
+
+    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+        assert self._projector is not None
+        encode = self._projector.encode
+        return [ContextBlock(encode(one.inputs), one.key) for one in batch]
+
+    # --- conversations ----------------------------------------------------------------------------
+
+    def layout(
+        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+    ) -> PromptLayout:
+        waiting = iter(media)
+        shown: list[MeasuredMedium] = []
+
+        def show(medium: MediaFile | Medium) -> list[PromptPart]:
+            parts: list[PromptPart] = []
+            for own in next(waiting).with_track:
+                parts += [Placeholders(len(shown), own.n_tokens), PromptText(own.notes.legend)]
+                shown.append(own)
+            return parts
+
+        parts = [*self.template.parts(messages, show), PromptText(prefix)]
+        order = [part.token for part in parts if isinstance(part, Placeholders)]
+        if order != list(range(len(shown))):
+            reason = f"it shows {len(order)} of {len(shown)} media in their order"
+            raise RequestError(f"the model's chat template: {reason}", "messages")
+        segments = list(self._segments(parts, shown))
+        if not isinstance(segments[-1], tuple):
+            raise RequestError("the prompt ends with a medium: write text behind it", "messages")
+        first = segments[0] if isinstance(segments[0], tuple) else ()
+        return [self.tokenizer.with_bos(first), *segments[bool(first) :]]
+
+    def _segments(
+        self, parts: Sequence[PromptPart], shown: Sequence[MeasuredMedium]
+    ) -> Iterator[tuple[int, ...] | MeasuredMedium]:
+        """Token ids, and the context tokens of media between their markup."""
+        ids: list[int] = []
+        for is_text, run in groupby(parts, lambda part: isinstance(part, PromptText)):
+            if is_text:
+                ids += self.tokenizer.joined([part for part in run if isinstance(part, PromptText)])
+                continue
+            for part in run:
+                assert isinstance(part, Placeholders)
+                row = 0
+                for piece in shown[part.token].notes.pieces:
+                    if isinstance(piece, Rows):
+                        if ids:
+                            yield tuple(ids)
+                        ids = []
+                        yield _part_of(shown[part.token], row, piece)
+                        row += len(piece)
+                    else:
+                        ids += piece
+        if ids:
+            yield tuple(ids)
+
+
+def _parts(medium: Image | Audio | Video) -> list[Part]:
+    """A medium as libmtmd gets it; a clip as libmtmd itself would show it."""
+    if isinstance(medium, Image):
+        return [medium.pixels]
+    if isinstance(medium, Audio):
+        return [medium.samples]
+    parts: list[Part] = ["Video:"]
+    due = 0.0
+    for frame, time in zip(medium.frames, medium.times.tolist(), strict=True):
+        parts.append(frame)
+        if time >= due:
+            parts.append(f"[{int(time // 60)}m{time % 60:.2f}s]")
+            due += TIME_EVERY_S
+    return parts
+
+
+def _part_of(medium: MeasuredMedium, row: int, piece: Rows) -> MeasuredMedium:
+    """Some of a medium's context tokens, as a medium of their own."""
+    if not isinstance(medium, EncodedMedium):
+        return replace(medium, n_tokens=len(piece))
+    block = ContextBlock(
+        medium.block.tokens[row : row + len(piece)],
+        medium.block.key + row.to_bytes(4),
+        piece.positions,
+        piece.n_positions,
+        piece.causal,
+    )
+    return replace(medium, n_tokens=len(piece), block=block)
