@@ -30,7 +30,7 @@ LAYERS = (
     ("reading",),
     ("adapters",),
     ("encode", "similarity", "assistant"),
-    ("load", "open_models"),
+    ("load", "open_models", "gguf_models"),
     ("beforehand",),
     ("evaluation",),
     ("cli",),
