@@ -92,6 +92,7 @@ class TransformersAdapter:
     """See :class:`mico_chat.adapters.base.ModelAdapter`; ``name`` is the model's, for errors."""
 
     def __init__(self, model: nn.Module, processor: Any, name: str) -> None:
+        self.model: Any = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.encodes = True
