@@ -45,6 +45,7 @@ class TransformersModel:
     """
 
     reuses_starts = True
+    decodes_apart = True
 
     def __init__(
         self,
