@@ -262,10 +262,10 @@ class LlamaCppServer(System):
                     yield
 
 
-def service(stack: ExitStack, *flags: str) -> str:
-    """The URL of a ``mico-chat serve`` in llama.cpp, with data of its own, until the stack ends."""
+def service(stack: ExitStack, *flags: str, engine: str = "llamacpp") -> str:
+    """The URL of a ``mico-chat serve`` with data of its own, until the stack ends."""
     data = stack.enter_context(TemporaryDirectory())
-    server = local_server(["--engine", "llamacpp", "--data-dir", data, *flags])
+    server = local_server(["--engine", engine, "--data-dir", data, *flags])
     address, _ = stack.enter_context(server)
     return address
 

@@ -27,14 +27,6 @@ MICO_CHAT = "mico_chat"
 """The ``model_type`` of this project's own chat models."""
 
 
-def model_name(model: str | Path) -> str:
-    """The name under which a model is served."""
-    if Path(model).suffix == ".gguf":
-        return Path(model).stem
-    folder = Path(model)
-    return folder.resolve().name if folder.is_dir() else str(model)
-
-
 def folder_here(model: str | Path) -> Path | None:
     """The folder of a model, in the hub's cache too; None if it must be fetched first."""
     name = model_folder(model)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
-from mico_chat.checkpoints.folders import local_folder, model_folder
+from mico_chat.checkpoints.folders import local_folder, model_folder, model_name
 from mico_chat.engine.base import Engine, GenerationOptions, check_sizes
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
@@ -127,7 +127,6 @@ def load_assistant(
             cache_bytes=options.context_cache_bytes,
             reader=installed_reader(reads),
         )
-        from mico_chat.beforehand import model_name
 
         assistant = Assistant(loaded.engine, encoder, name=model_name(model))
         if options.chat_defaults:

@@ -94,6 +94,7 @@ class TransformersAdapter:
     """See :class:`mico_chat.adapters.base.ModelAdapter`; ``name`` is the model's, for errors."""
 
     def __init__(self, model: nn.Module, processor: Any, name: str) -> None:
+        self.model: Any = model
         # A copy, with a tokenizer of its own: a tokenizer has switches, which each call turns.
         self.processor = deepcopy(processor)
         self._processing = threading.Lock()

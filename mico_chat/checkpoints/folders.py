@@ -75,6 +75,14 @@ def model_folder(name_or_dir: str | Path) -> str:
     return text
 
 
+def model_name(model: str | Path) -> str:
+    """The name under which a model is served."""
+    if Path(model).suffix == ".gguf":
+        return Path(model).stem
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() else str(model)
+
+
 def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: Any) -> Path:
     """A folder, fetched from the hub if it is a hub name.
 

@@ -18,13 +18,22 @@ from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import task as table
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.endpoint import DEFAULT_KEY, Endpoint, key_of
-from mico_chat.evaluation.task import CONTROLS, ITEMS, SUITES, TASKS, Contents, Model, Task
-from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
+from mico_chat.evaluation.task import (
+    CONTROLS,
+    ITEMS,
+    MEDIA_CONTROLS,
+    SUITES,
+    TASKS,
+    Contents,
+    Model,
+    Task,
+)
+from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization, is_mico
 from mico_chat.settings import Parser, count, positive
 
 IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
-    *("load_in_4bit", "load_in_8bit"),
+    *("load_in_4bit", "load_in_8bit", "trust_remote_code"),
 )
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
 
@@ -101,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
     add("--load-in-4bit", action="store_true", help="--quantization nf4")
     add("--load-in-8bit", action="store_true", help="--quantization int8")
+    add("--trust-remote-code", action="store_true", help="run Python code of the model's folder")
     add = parser.add_argument_group("a chat model behind an OpenAI-compatible URL").add_argument
     add("--base-url", metavar="URL", help="http://127.0.0.1:8000/v1")
     add("--api-key-env", metavar="NAME", help=f"variable with its key; {DEFAULT_KEY} by default")
@@ -157,14 +167,16 @@ def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Names
 
 def _check_controls(options: argparse.Namespace) -> None:
     """Take all controls of the model but ``base-llm`` unless the command line names some."""
-    there = CONTROLS if options.base_url is None else Endpoint.controls
+    there: tuple[str, ...] = CONTROLS
+    why = ""
+    if options.base_url is not None:
+        there, why = MEDIA_CONTROLS, "needs the model in this process; over --base-url"
+    elif not is_mico(options.model):
+        there, why = MEDIA_CONTROLS, f"is of parts of MiCo-Chat, but for {options.model}"
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
     if unknown := [control for control in options.controls if control not in there]:
-        raise ConfigError(
-            f"the control {', '.join(unknown)} needs the model in this process; over --base-url "
-            f"there are {', '.join(there)}"
-        )
+        raise ConfigError(f"the control {', '.join(unknown)} {why} there are {', '.join(there)}")
     if "base-llm" in options.controls:
         from mico_chat.evaluation.chat import check_base_llm
 
@@ -257,6 +269,7 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
         options.dtype,
         options.device,
         max_running=size,
+        trust_remote_code=options.trust_remote_code,
     )
     return ChatModel(options.model, engine, frames=options.frames, workers=workers)
 

@@ -30,6 +30,7 @@ class AloneModel:
     n_slots = 1
     max_idle_cells = 0
     reuses_starts = False
+    decodes_apart = False
 
     def __init__(self, model: Any, inputs: Callable[[Prompt], dict[str, Tensor]]) -> None:
         self._model = model

@@ -15,14 +15,16 @@ Legend: R rows of a batch, Q tokens, W width of a row, S tokens attended to, A a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from mico_chat.engine.scheduler import Chunk
 from mico_chat.errors import ModelError
+from mico_chat.model.splice import splice
 from mico_chat.model.text_branch import additive_mask
 
 ATTENTION = ("full_attention", "sliding_attention")
@@ -78,6 +80,14 @@ class Decoder:
             return torch.cat([vectors, own.to(vectors.dtype)], -1)
         return vectors
 
+    def embedded(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Rows (R, Q, W) of chunks, padded on the right with token 0."""
+        longest = max(chunk.length for chunk in chunks)
+        ids = torch.tensor([[*chunk.ids, *[0] * (longest - chunk.length)] for chunk in chunks])
+        context = [tokens for chunk in chunks for tokens in chunk.context]
+        # The ids stay on the CPU, where counting placeholders waits for no GPU.
+        return splice(lambda ids: self.rows(ids.to(self.device)), ids, context)
+
     def joined(self, given: dict[str, Any]) -> Tensor:
         """The rows (R, Q, W) that a call of the decoder was ``given`` in its arguments."""
         vectors: Tensor = given["inputs_embeds"]
@@ -132,3 +142,18 @@ class Decoder:
         if self._softcap is not None:
             found = torch.tanh(found / self._softcap) * self._softcap
         return found
+
+
+def positions_of(chunks: Sequence[Chunk], places: Tensor) -> Tensor:
+    """Positions (R, Q), or (A, R, Q) if a chunk has its own; padding repeats the last one."""
+    own = [chunk.positions for chunk in chunks]
+    axes = {len(positions) for positions in own if positions is not None}
+    if not axes:
+        return places
+    found = places.expand(max(axes), -1, -1).clone()
+    for row, positions in enumerate(own):
+        if positions is not None:
+            n = positions.shape[1]
+            found[:, row, :n] = positions.to(places.device)
+            found[:, row, n:] = positions[:, -1:].to(places.device)
+    return found

@@ -100,6 +100,7 @@ class LlamaCppModel:
     """
 
     reuses_starts = True
+    decodes_apart = False
 
     def __init__(
         self,

@@ -79,7 +79,8 @@ class Model(Protocol):
     ``max_batch``, besides chunks that are not causal, which are computed apart. Finished sequences
     keep ``max_idle_cells`` tokens for reuse, besides those of the last finished sequence: in some
     engines a step takes longer if more tokens are held. A model that does not reuse the starts of
-    prompts gets each prompt whole.
+    prompts gets each prompt whole. One that ``decodes_apart`` computes the next tokens of answers
+    and the tokens of prompts in forwards of their own.
     """
 
     n_slots: int
@@ -88,6 +89,7 @@ class Model(Protocol):
     max_position: int
     max_batch: int
     reuses_starts: bool
+    decodes_apart: bool
 
     def run(self, batch: Many[Chunk]) -> list[Any]:
         """Compute chunks of different slots in one step; returns the logits that are wanted."""
@@ -167,14 +169,18 @@ class Sequence:
 class PrefillBudget:
     """How many prompt tokens a step computes beside decoding, from the time of earlier steps.
 
-    Such a step should take at most ``SLOWDOWN`` times as long as a step that only decodes.
+    Such a step should take at most ``SLOWDOWN`` times as long as a step that only decodes. Where
+    more sequences wait for their prompt than decode, it may take as many times longer: questions
+    that come together then soon decode together. If a model computes prompt tokens in a forward
+    ``apart``, which takes about as long as decoding for its first tokens, that time is allowed too.
     """
 
     FIRST = 32
     LEAST = 8
     SLOWDOWN = 2.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = False) -> None:
+        self._passes = 2 if apart else 1
         self._decode: float | None = None  # seconds of a step that only decodes
         self._token: float | None = None  # seconds that a prompt token adds
 
@@ -184,14 +190,16 @@ class PrefillBudget:
         elif not decoding:
             self._token = _mean(self._token, seconds / prompt)
         elif self._decode is not None:
-            self._token = _mean(self._token, max(0.0, seconds - self._decode) / prompt)
+            added = max(0.0, seconds - self._passes * self._decode)
+            self._token = _mean(self._token, added / prompt)
 
-    def tokens(self, decoding: int, most: int) -> int:
+    def tokens(self, decoding: int, waiting: int, most: int) -> int:
         if not decoding:
             return most
-        if not self._decode or not self._token:
-            return min(most, self.FIRST)
-        return min(most, max(self.LEAST, int((self.SLOWDOWN - 1) * self._decode / self._token)))
+        found: float = self.FIRST
+        if self._decode and self._token:
+            found = max(self.LEAST, (self.SLOWDOWN - 1) * self._decode / self._token)
+        return min(most, int(found * max(1.0, waiting / decoding)))
 
 
 def _mean(mean: float | None, value: float) -> float:
@@ -229,7 +237,7 @@ class Scheduler:
         self._ends = frozenset(ends)
         # A step must have room for a token of each sequence that decodes.
         self._max_running = min(max_running, model.n_slots, model.max_batch)
-        self._prefill = PrefillBudget()
+        self._prefill = PrefillBudget(apart=model.decodes_apart)
         self._clock = clock
         self._steps = 0
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
@@ -404,7 +412,8 @@ class Scheduler:
         """The next token of each answer, and as many prompt tokens as the prefill budget allows."""
         decoding = [sequence for sequence in self.running if sequence.decoding]
         batch = [(sequence, sequence.chunk(1)) for sequence in decoding]
-        room = self._prefill.tokens(len(decoding), self.model.max_batch - len(decoding))
+        waiting = len(self.running) - len(decoding)
+        room = self._prefill.tokens(len(decoding), waiting, self.model.max_batch - len(decoding))
         for sequence in self.running:
             if not sequence.decoding and room > 0:
                 chunk = sequence.chunk(room)

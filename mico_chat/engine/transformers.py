@@ -24,10 +24,9 @@ from transformers.generation import logits_process as hf
 
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import free_cores
-from mico_chat.engine.decoder import Decoder
+from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import RequestError
-from mico_chat.model.splice import splice
 
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
@@ -46,6 +45,7 @@ class TransformersModel:
     """
 
     reuses_starts = True
+    decodes_apart = True
 
     def __init__(
         self,
@@ -123,36 +123,13 @@ class TransformersModel:
         """One forward of rows padded on the right; logits (V,) of the rows that want them."""
         places, mask = self._cells.place(chunks)
         hidden = self._decoder.hidden(
-            self._embed(chunks), _positions(chunks, places), mask, self._cache
+            self._decoder.embedded(chunks), positions_of(chunks, places), mask, self._cache
         )
         rows = [row for row, chunk in enumerate(chunks) if chunk.wants_logits]
         if not rows:
             return []
         last = hidden[rows, [chunks[row].length - 1 for row in rows]]
         return list(self._decoder.logits(last).float())
-
-    def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Rows (R, Q, W) of chunks, padded on the right with token 0."""
-        longest = max(chunk.length for chunk in chunks)
-        ids = torch.tensor([[*chunk.ids, *[0] * (longest - chunk.length)] for chunk in chunks])
-        context = [tokens for chunk in chunks for tokens in chunk.context]
-        # The ids stay on the CPU, where counting placeholders waits for no GPU.
-        return splice(lambda ids: self._decoder.rows(ids.to(self._device)), ids, context)
-
-
-def _positions(chunks: Sequence[Chunk], places: Tensor) -> Tensor:
-    """Positions (R, Q), or (A, R, Q) if a chunk has its own; padding repeats the last one."""
-    own = [chunk.positions for chunk in chunks]
-    axes = {len(positions) for positions in own if positions is not None}
-    if not axes:
-        return places
-    found = places.expand(max(axes), -1, -1).clone()
-    for row, positions in enumerate(own):
-        if positions is not None:
-            n = positions.shape[1]
-            found[:, row, :n] = positions.to(places.device)
-            found[:, row, n:] = positions[:, -1:].to(places.device)
-    return found
 
 
 # --- keys and values ----------------------------------------------------------------------------

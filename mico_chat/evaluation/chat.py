@@ -1,6 +1,6 @@
 """A chat model in this process, run by any of the engines, and likelihoods of continuations.
 
-Legend: B continuations, T tokens of the longest prompt and continuation, L LLM width, V vocabulary.
+Legend: B continuations, T tokens of the longest prompt and continuation, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicCache
 
-from mico_chat.adapters.mico import mico_of
+from mico_chat.adapters.base import ModelAdapter
+from mico_chat.adapters.mico import MicoAdapter, mico_of
+from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.assistant import Answer, Assistant
-from mico_chat.checkpoints.folders import LLM, base_llm_path, model_folder
+from mico_chat.checkpoints.folders import LLM, base_llm_path, local_folder, model_folder
 from mico_chat.checkpoints.load import chat_config
 from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.decoder import Decoder, positions_of
+from mico_chat.engine.scheduler import Chunk
 from mico_chat.errors import (
     ConfigError,
     ContextLengthError,
@@ -26,10 +30,18 @@ from mico_chat.errors import (
     RequestError,
 )
 from mico_chat.evaluation.store import Record
-from mico_chat.evaluation.task import Item, Model, Reply, Task, chunks, fingerprint
+from mico_chat.evaluation.task import (
+    MEDIA_CONTROLS,
+    Item,
+    Model,
+    Reply,
+    Task,
+    chunks,
+    files_fingerprint,
+    fingerprint,
+)
 from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant, transformers_engine
 from mico_chat.media import MediaDecoder, MediaLimits
-from mico_chat.model.splice import splice
 
 
 class ChatModel(Model):
@@ -49,19 +61,25 @@ class ChatModel(Model):
             opened.callback(self.assistant.close)
             self._open = opened.pop_all()
 
-    @property
-    def _model(self) -> Any:
-        return mico_of(self.assistant.adapter).model
-
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self._model)
+        adapter = self.assistant.adapter
+        if isinstance(adapter, MicoAdapter):
+            return fingerprint(adapter.model)
+        return files_fingerprint(local_folder(model_folder(self.name)))
+
+    @property
+    def _precision(self) -> str:
+        adapter = self.assistant.adapter
+        if self._options.quantization is not None:
+            return self._options.quantization
+        if isinstance(adapter, MicoAdapter | TransformersAdapter):
+            return str(next(adapter.model.parameters()).dtype).removeprefix("torch.")
+        return self._options.dtype or "as stored"
 
     def header(self) -> Record:
         """The header; call it before a control changes the weights."""
-        dtype = next(self._model.parameters()).dtype
-        precision = self._options.quantization or str(dtype).removeprefix("torch.")
-        how = f"{self.assistant.engine.name} {precision}"
+        how = f"{self.assistant.engine.name} {self._precision}"
         how += ", text and speech recognised" * (self.assistant.encoder.reader is not None)
         return {
             "model": self.name,
@@ -70,7 +88,10 @@ class ChatModel(Model):
         }
 
     def use(self, control: str) -> None:
-        model = self._model
+        adapter = self.assistant.adapter
+        if control in MEDIA_CONTROLS and not isinstance(adapter, MicoAdapter):
+            return
+        model = mico_of(adapter).model
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
         self.assistant.encoder.variant = control
@@ -125,13 +146,24 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     return Assistant(engine, assistant.encoder, name=assistant.name)
 
 
+def language_model(adapter: ModelAdapter) -> Any:
+    """What :func:`log_likelihoods` takes, of a model in the transformers engine."""
+    if not isinstance(adapter, TransformersAdapter):
+        return mico_of(adapter).model.llm
+    if not adapter.encodes:
+        raise RequestError(
+            "this model runs alone, one request after the other, without likelihoods of answers"
+        )
+    return adapter.model
+
+
 @torch.inference_mode()
 def log_likelihoods(
     llm: Any, pairs: Sequence[tuple[Prompt, Sequence[int]]], max_position: int
 ) -> list[tuple[Tensor, bool]]:
     """The log-probabilities (n,) of each continuation, and whether greedy decoding gives it.
 
-    ``llm`` is a language model of Hugging Face.
+    ``llm`` is a language model of Hugging Face, or a multimodal model with one inside.
 
     Raises:
         ContextLengthError: a prompt and its continuation have more than ``max_position`` tokens.
@@ -142,23 +174,30 @@ def log_likelihoods(
                 f"this model's maximum context length is {max_position} tokens, but the prompt "
                 f"has {len(prompt)} and the continuation {len(ids)}"
             )
-    table = llm.get_input_embeddings()
-    prompts = [prompt.tokens(0, len(prompt)) for prompt, _ in pairs]
-    rows = [
-        torch.tensor([*asked, *ids]) for (asked, _), (_, ids) in zip(prompts, pairs, strict=True)
-    ]
+    decoder = Decoder(llm)
+    batch = [_whole(prompt, ids) for prompt, ids in pairs]
+    rows = decoder.embedded(batch)
+    places = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape[:2])  # (B, T)
     # The padding is on the right: the attention is causal, so no token sees it.
-    tokens = pad_sequence(rows, batch_first=True).to(table.weight.device)  # (B, T)
-    embeds = splice(table, tokens, [block for _, context in prompts for block in context])
-    lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
-    mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
-    hidden = llm.get_decoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+    mask = places[:, :, None] >= places[:, None]  # (B, T, T)
+    cache = DynamicCache(config=decoder.config)
+    hidden = decoder.hidden(rows, positions_of(batch, places), mask, cache)
     found = []
     for row, (prompt, ids) in enumerate(pairs):
         # The hidden state before a token predicts that token.
         before = hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(ids)]
-        logits = llm.get_output_embeddings()(before).float()  # (n, V)
+        logits = decoder.logits(before).float()  # (n, V)
         target = torch.tensor(list(ids), device=logits.device)
         logprobs = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
         found.append((logprobs.cpu(), bool((logits.argmax(-1) == target).all())))
     return found
+
+
+def _whole(prompt: Prompt, ids: Sequence[int]) -> Chunk:
+    """A prompt and its continuation."""
+    asked, context = prompt.tokens(0, len(prompt))
+    positions = prompt.positions
+    if positions is not None:
+        after = positions[:, -1:] + torch.arange(len(ids))
+        positions = torch.cat([positions[:, :-1], after], 1)
+    return Chunk(0, 0, [*asked, *ids], True, context, positions)

@@ -76,9 +76,6 @@ class Endpoint(Model):
     ``audio_as_wav``, sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
     """
 
-    controls = ("full", "withheld", "swapped")
-    """The controls that change only the media of the requests."""
-
     def __init__(
         self,
         name: str,

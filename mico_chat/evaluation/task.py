@@ -25,8 +25,11 @@ from mico_chat.messages import Message
 if TYPE_CHECKING:
     from torch import nn
 
-CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
-"""Ways to ask a model, which show where its figures come from; :mod:`.run` explains each."""
+MEDIA_CONTROLS = ("full", "withheld", "swapped")
+CONTROLS = (*MEDIA_CONTROLS, "without-concepts", "without-grid", "base-llm")
+"""Ways to ask a model, which show where its figures come from; :mod:`.run` explains each.
+
+The media controls change nothing but the media, so they are there for every model."""
 
 Family = Literal["retrieval", "captioning", "qa", "skills"]
 Split = Literal["test", "train"]
@@ -224,6 +227,20 @@ def fingerprint(model: nn.Module, more: str = "") -> str:
     for name, tensor in sorted(model.state_dict().items()):
         total = tensor.double().sum().item()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total!r}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".txt", ".model")
+
+
+def files_fingerprint(folder: Path) -> str:
+    """A digest of a model's weights, and of the settings that its prompts and media depend on."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in WEIGHTS_AND_SETTINGS:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -19,7 +19,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
-from mico_chat.beforehand import input_modalities, model_name, needed_bytes, usable_bytes
+from mico_chat.beforehand import input_modalities, needed_bytes, usable_bytes
+from mico_chat.checkpoints.folders import model_name
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.load import EngineOptions, asked_quantization, load_assistant

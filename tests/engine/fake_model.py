@@ -77,6 +77,7 @@ class FakeModel:
     """See :class:`mico_chat.engine.scheduler.Model`; ``before`` is called as a step begins."""
 
     reuses_starts = True
+    decodes_apart = False
 
     def __init__(
         self,

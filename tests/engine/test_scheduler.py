@@ -305,14 +305,47 @@ def test_a_long_prompt_is_cut_beside_decoding_sequences(token: float, most: int)
 
 
 def test_a_prompt_without_company_takes_all_that_fits() -> None:
-    assert PrefillBudget().tokens(0, 512) == 512
-    assert PrefillBudget().tokens(3, 512) == PrefillBudget.FIRST
+    assert PrefillBudget().tokens(0, 1, 512) == 512
+    assert PrefillBudget().tokens(3, 1, 512) == PrefillBudget.FIRST
     slow = PrefillBudget()
     slow.observe(0, 10, 100.0)
     slow.observe(3, 0, 0.01)
-    assert slow.tokens(3, 512) == PrefillBudget.LEAST
-    assert slow.tokens(3, 2) == 2
-    assert slow.tokens(3, 0) == 0
+    assert slow.tokens(3, 1, 512) == slow.tokens(3, 3, 512) == PrefillBudget.LEAST
+    assert slow.tokens(3, 1, 2) == 2
+    assert slow.tokens(3, 1, 0) == 0
+
+
+def test_prompts_that_came_together_soon_decode_together() -> None:
+    """The first of eight prompts decodes beside seven, which get seven times the usual room."""
+    clock = Clock(0.1, 0.01)
+    model = FakeModel(n_slots=9, n_cells=4000, max_position=2000, max_batch=512, before=clock.run)
+    scheduler = Scheduler(model, (END,), max_running=9, clock=clock)
+    options = GenerationOptions(max_tokens=40)
+    put(scheduler, *ragged(1), options=options)
+    finish(scheduler)  # so that the times are known: 10 tokens of a prompt take as long as a step
+    put(scheduler, Prompt((ids("0" * 40),)), options=options)
+    scheduler.step()
+    put(scheduler, *(Prompt((ids(f"{n}" * 40),)) for n in range(1, 8)), options=options)
+    rooms = []
+    while any(not sequence.decoding for sequence in scheduler.running) or scheduler.waiting:
+        scheduler.step()
+        rooms.append(sum(chunk.length for chunk in model.batches[-1] if chunk.length > 1))
+    assert rooms[0] > 50
+    assert len(rooms) < 22, "with 10 tokens a step there are 28 steps"
+    finish(scheduler)
+
+
+def test_a_forward_apart_is_no_cost_of_its_tokens() -> None:
+    """A forward of 20 tokens takes as long as decoding, which another 20 would make longer."""
+    rooms = {}
+    for apart in (True, False):
+        budget = PrefillBudget(apart=apart)
+        budget.observe(3, 0, 0.1)
+        for _ in range(30):
+            room = budget.tokens(3, 1, 512)
+            budget.observe(3, room, 0.1 + 0.1 + 0.005 * room)
+        rooms[apart] = room
+    assert rooms == {True: 20, False: PrefillBudget.LEAST}
 
 
 Event = tuple[str, int, int]

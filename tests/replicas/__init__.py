@@ -26,7 +26,7 @@ from tests.replicas.smolvlm import smolvlm
 
 Conversation = list[dict[str, Any]]
 
-_FAMILIES: dict[str, tuple[Callable[[], tuple[PreTrainedModel, ProcessorMixin]], tuple[str, ...]]]
+_FAMILIES: dict[str, tuple[Callable[..., tuple[PreTrainedModel, ProcessorMixin]], tuple[str, ...]]]
 _FAMILIES = {
     "qwen2_5_omni": (qwen2_5_omni, ("image", "audio", "video")),
     "qwen3_vl": (qwen3_vl, ("image", "video")),
@@ -56,10 +56,13 @@ def mixes(name: str) -> bool:
     return name != "smolvlm"
 
 
-def build(name: str, folder: Path) -> Path:
-    """Save a replica, its processor and its generation settings to ``folder``."""
+def build(name: str, folder: Path, **options: Any) -> Path:
+    """Save a replica, its processor and its generation settings to ``folder``.
+
+    ``options`` are those of the family: ``size`` of Qwen2.5-Omni.
+    """
     torch.manual_seed(0)
-    model, processor = _FAMILIES[name][0]()
+    model, processor = _FAMILIES[name][0](**options)
     words = processor.tokenizer
     control = {i for i, word in words.added_tokens_decoder.items() if word.special}
     ends = {words.convert_tokens_to_ids(end) for end in _ENDS if end in words.get_vocab()}

@@ -1,5 +1,7 @@
 """Replicas of Qwen's families: Qwen2.5-Omni's Thinker, Qwen3-VL and Qwen2-Audio."""
 
+from dataclasses import dataclass
+
 from transformers import (
     PreTrainedModel,
     ProcessorMixin,
@@ -27,7 +29,21 @@ _ROLES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _N_MELS = 128
 
 
-def qwen2_5_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
+@dataclass(frozen=True)
+class Size:
+    """A language model's width, layers and so on, and the most tokens of a picture."""
+
+    width: int = 32
+    mlp: int = 64
+    layers: int = 2
+    heads: int = 2
+    picture: int = 16
+
+
+_TINY = Size()
+
+
+def qwen2_5_omni(size: Size = _TINY) -> tuple[PreTrainedModel, ProcessorMixin]:
     named = {
         "image_token": "<|IMAGE|>",
         "audio_token": "<|AUDIO|>",
@@ -39,18 +55,19 @@ def qwen2_5_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
     }
     words = tokenizer([*_CHATML, *named.values()], _TOOLS, named=named, **_ROLES)
     ids = words.get_vocab()
+    angles = size.width // size.heads // 2
     config = Qwen2_5OmniThinkerConfig(
         text_config={
             "vocab_size": len(words),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
+            "hidden_size": size.width,
+            "intermediate_size": size.mlp,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.heads // 2,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1_000_000.0,
-                "mrope_section": [2, 3, 3],
+                "mrope_section": [angles // 4, angles * 3 // 8, angles * 3 // 8],
             },
         },
         # The first of two layers sees windows of 2 x 2 merged patches, the last one all.
@@ -61,7 +78,7 @@ def qwen2_5_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
             "num_heads": 2,
             "window_size": 56,
             "fullatt_block_indexes": [1],
-            "out_hidden_size": 32,
+            "out_hidden_size": size.width,
         },
         audio_config={
             "num_mel_bins": _N_MELS,
@@ -70,7 +87,7 @@ def qwen2_5_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
             "encoder_ffn_dim": 64,
             "d_model": 32,
             "n_window": 100,
-            "output_dim": 32,
+            "output_dim": size.width,
         },
         audio_token_index=ids["<|AUDIO|>"],
         image_token_index=ids["<|IMAGE|>"],
@@ -81,7 +98,7 @@ def qwen2_5_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
     )
     # No field of the class, though the model reads it: the published configuration brings it along.
     config.vision_start_token_id = ids["<|vision_bos|>"]
-    pixels = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}
+    pixels = {"shortest_edge": 4 * 28 * 28, "longest_edge": size.picture * 28 * 28}
     processor = Qwen2_5OmniProcessor(
         Qwen2VLImageProcessor(size=pixels),
         Qwen2VLVideoProcessor(size=pixels, cap_pixels_per_frame=True),

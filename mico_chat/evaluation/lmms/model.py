@@ -18,11 +18,10 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from mico_chat.adapters.mico import mico_of
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
-from mico_chat.evaluation.chat import ChatModel, log_likelihoods
+from mico_chat.evaluation.chat import ChatModel, language_model, log_likelihoods
 from mico_chat.evaluation.lmms.requests import conversation, options_of, question
 from mico_chat.evaluation.task import chunks
 from mico_chat.load import MAX_RUNNING, EngineOptions
@@ -238,7 +237,7 @@ class MicoChatSimple(_MicoChat):
         assistant = self._load().assistant
         if assistant.engine.name != "transformers":
             raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")
-        llm, most = mico_of(assistant.adapter).model.llm, assistant.engine.max_position
+        llm, most = language_model(assistant.adapter), assistant.engine.max_position
         found: list[tuple[float, bool]] = []
         batches = chunks(len(requests), self.batch_size)
         for batch in tqdm(batches, desc="mico_chat", disable=self.rank != 0):

@@ -14,6 +14,7 @@ import pytest
 
 from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.evaluation.lmms.items import write_tasks
+from tests import replicas
 from tests.evaluation.conftest import write_chat_model
 from tests.evaluation.lmms.drawn import drawn_items
 from tests.server import sent
@@ -129,6 +130,23 @@ def test_the_plugin_and_the_client_of_our_service_answer_the_same(
         assert all(given)
     sample = ours["samples"]["drawn_colour"][0]
     assert sample["token_counts"][0]["output_tokens"] == 12
+
+
+def test_another_projects_model_answers_too(tasks: Path, tmp_path: Path) -> None:
+    folder = replicas.build("llava_onevision", tmp_path / "llava")
+    found = evaluated("mico_chat", plugin(folder), tasks, [*SHOWN, "drawn_how_far"])
+    for task, given in answers(found).items():
+        assert all(given) is (task != "drawn_sound"), "it reads no sounds"
+    model = model_of(folder, "MicoChatSimple", batch_size=2)
+    asked = [
+        request("Which?", text, lambda document: [document["clip"]], 0, "t", "test")
+        for text in ("a dog", "a bird that sings")
+    ]
+    model.task_dict["t"] = {"test": [{"clip": sent.mp4()}]}
+    losses = [loss for loss, _ in model.loglikelihood([*asked, request("Which?", "a dog")])]
+    assert all(np.isfinite(losses))
+    assert losses[0] != losses[2], "the clip makes a difference"
+    model.clean()
 
 
 def test_batches_change_nothing_and_frames_are_counted(tiny: Path, tasks: Path) -> None:
