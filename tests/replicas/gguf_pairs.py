@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import AddedToken
 
 from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
+from tests.replicas import templates
 from tests.tiny import byte_level
 
 WIDTH = 32  # of the language model; the heads of all models have 16 numbers
@@ -40,7 +41,8 @@ class Pair(NamedTuple):
 
 def qwen_omni(folder: Path) -> Pair:
     markup = ("<|vision_start|>", "<|vision_end|>", "<|audio_bos|>", "<|audio_eos|>")
-    model = _model(folder, "qwen2vl", _chatml(markup), {"rope.dimension_sections": [2, 3, 3, 0]})
+    words = _chatml(markup, templates.qwen({}))
+    model = _model(folder, "qwen2vl", words, {"rope.dimension_sections": [2, 3, 3, 0]})
     weights = _Weights(1)
     gates = ("ffn_gate",)
     weights.layers("v", ("attn_q", "attn_k", "attn_v"), gates, without_bias=("ln1", "ln2"))
@@ -161,8 +163,8 @@ def _tokenizer(markup: Sequence[str], template: str) -> Any:
     return tokenizer
 
 
-def _chatml(markup: Sequence[str]) -> Any:
-    return _tokenizer(("<|im_start|>", *markup), CHATML)
+def _chatml(markup: Sequence[str], template: str = CHATML) -> Any:
+    return _tokenizer(("<|im_start|>", *markup), template)
 
 
 def _model(
