@@ -120,7 +120,7 @@ def _serve(port: int, folder: Path, words: Any, models: Mapping[str, Sequence[Ki
 
     def load(name: str) -> FakeAssistant:
         assistant = FakeAssistant(allowed=lambda: float(words.value), decoder=decoder)
-        assistant.name = name
+        assistant.name, assistant.reads = name, tuple(models[name])
         return assistant
 
     with MediaDecoder() as decoder:
