@@ -263,7 +263,8 @@ class ModelStatus(_Answer):
     """Whether a model is loaded; ``reason`` says why loading it failed.
 
     An unloaded model is loaded when a request names it, and a failed one is tried again then.
-    ``bytes`` is the memory that a loaded model counts with, ``requests`` how many use it now.
+    ``bytes`` is the memory that a loaded model counts with, ``requests`` how many use it or wait
+    for it.
     """
 
     value: LoadState = "loaded"

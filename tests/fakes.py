@@ -135,6 +135,7 @@ class FakeAssistant(Assistant):
         listener: FakeListener | None = None,
     ) -> None:
         self.name = "fake"
+        self.reads = KINDS
         self.similarity = None
         self.defaults = GenerationOptions()
         self.system_prompt = None
@@ -155,7 +156,7 @@ class FakeAssistant(Assistant):
 
     @property
     def input_modalities(self) -> tuple[Kind, ...]:
-        return KINDS
+        return self.reads
 
     @property
     def context_cache(self) -> CacheStats:

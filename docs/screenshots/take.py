@@ -4,7 +4,7 @@ python -m docs.screenshots.take               # needs Debian's chromium
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +13,12 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from mico_chat.media.kinds import KINDS, Kind
 from mico_ui.browser.app import create_app
 from mico_ui.browser.visitor import Access
 from mico_ui.local_server import local_server
 from tests.server.running import live
+from tests.ui.live import FakeServer
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER.parents[1] / "ui" / "mico_ui" / "examples"
@@ -44,7 +46,38 @@ def main() -> None:
         with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
             example(shown, "Which way is the dragon going?")
             take(shown, "phone-dark")
+        several_models(browser)
         browser.close()
+
+
+def several_models(browser: Browser) -> None:
+    """The picker and the attach menu, before stand-ins that have the names of other models."""
+    models: dict[str, Sequence[Kind]] = {
+        "mini": KINDS,
+        "Qwen/Qwen2.5-Omni-3B": ("image", "audio", "video"),
+        "Qwen/Qwen2-Audio-7B-Instruct": ("audio",),
+    }
+    with TemporaryDirectory() as data:
+        server = FakeServer(Path(data), models)
+        try:
+            with live(create_app(server.url), lifespan="on") as client:
+                url = str(client.base_url)
+                for prefix, viewport in (("", DESKTOP), ("phone-", PHONE)):
+                    with page(browser, url, viewport=viewport) as shown:
+                        expect(shown.locator(".example img").first).to_be_visible(timeout=WAIT_MS)
+                        choose(shown, "Qwen/Qwen2-Audio-7B-Instruct")
+                        shown.locator(".picker summary").click()
+                        take(shown, f"{prefix}picker")
+                        shown.keyboard.press("Escape")
+                        shown.get_by_label("Add files").first.click()
+                        take(shown, f"{prefix}attach-menu")
+        finally:
+            server.kill()
+
+
+def choose(shown: Page, model: str) -> None:
+    shown.locator(".picker summary").click()
+    shown.locator(".picker .menu-list button").filter(has_text=model).click()
 
 
 def everything(browser: Browser, url: str, prefix: str, **context: Any) -> None:

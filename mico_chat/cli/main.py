@@ -253,6 +253,8 @@ def chat(
     media = media_in_order(ctx)
     passed_on = ("config", "model", "engine", "quantization", "device", "dtype")
     flags = {f"--{name}": ctx.params[name] for name in passed_on}
+    if api is not None:
+        flags.pop("--model")  # one of those that it serves
     given = [str(word) for flag in flags.items() if flag[1] is not None for word in flag]
     given += ["--load-in-4bit"] * load_in_4bit + ["--load-in-8bit"] * load_in_8bit
     if api is not None and given:
@@ -266,6 +268,7 @@ def chat(
         settings=dict(map(pair, settings or ())),
         system=system,
         go_on=go_on,
+        model=None if api is None else model,
     )
     if code := start.main(asked):
         raise typer.Exit(code)

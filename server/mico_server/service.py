@@ -113,7 +113,7 @@ class ModelHost:
             value=value,
             reason=self.reason if value == "failed" else None,
             bytes=self.bytes,
-            requests=self.users,
+            requests=self.users + len(self.waiting),
             last_used=int(self.last_used) or None,
         )
 

@@ -84,6 +84,10 @@ def states(client: httpx.Client) -> dict[str, str]:
     return {one["id"]: one["status"]["value"] for one in client.get("/v1/models").json()["data"]}
 
 
+def requests(client: httpx.Client, name: str) -> int:
+    return int(client.get(f"/v1/models/{name}").json()["status"]["requests"])
+
+
 def test_the_first_is_there_at_once_and_the_others_when_they_are_asked(tmp_path: Path) -> None:
     shelf = Shelf()
     with shelf.served(tmp_path, "abc") as client:
@@ -180,6 +184,8 @@ def test_a_model_in_use_stays_and_the_others_wait_their_turn(
         while states(client)["b"] != "loading":
             pass
         third = pool.submit(ask, client, "a", "third")  # after the one that was there before
+        while requests(client, "a") < 2:
+            pass
         assert not second.done()
         assert shelf.events == ["+a"]
         gate.set()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image, ImageDraw
 
+from mico_chat.media.kinds import KINDS
 from mico_chat.wire import MediaList, MediaObject
 from mico_server.settings import ServerSettings
 from mico_ui.client import Client
@@ -98,6 +99,17 @@ def site(fake_server: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> I
     command.stop()
 
 
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The page in front of two models: ``fake`` reads everything, ``ear`` hears alone."""
+    folder = tmp_path_factory.mktemp("two")
+    server = FakeServer(folder, {"fake": KINDS, "ear": ("audio",)})
+    command = Command(folder, "/robots.txt", "--api", server.url)
+    yield command
+    command.stop()
+    server.kill()
+
+
 @pytest.fixture(scope="session")
 def mini(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSite]:
     """The page with a server of its own, which has the mini."""
@@ -135,8 +147,9 @@ def chromium() -> Iterator[Browser]:
 def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[OpenPage]:
     """Opens the page in a browser of its own, as another user has it.
 
-    A test that is marked with ``base_llm`` has the page in front of the mini, any other test the
-    page in front of the fake assistant. No page fetches from another site, and no script fails.
+    A test that is marked with ``base_llm`` has the page in front of the mini, one that is marked
+    with ``two_models`` in front of those, any other test in front of the fake assistant. No page
+    fetches from another site, and no script fails.
     """
     from playwright.sync_api import expect
 
@@ -144,6 +157,8 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ope
 
     if request.node.get_closest_marker("base_llm"):
         site: Command = request.getfixturevalue("mini")
+    elif request.node.get_closest_marker("two_models"):
+        site = request.getfixturevalue("two_models")
     else:
         request.getfixturevalue("server")
         site = request.getfixturevalue("site")

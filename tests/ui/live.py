@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import uvicorn
 
 from mico_chat.media import MediaDecoder
+from mico_chat.media.kinds import KINDS, Kind
 from mico_server.app import create_app
 from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
@@ -78,12 +80,15 @@ class MiniSite(Command):
 
 
 class FakeServer:
-    """A service with a fake assistant, whose process a test may kill and start again.
+    """A service with fake assistants, whose process a test may kill and start again.
+
+    ``models`` has the kinds of media that each of them reads, by its name.
 
     The process is forked from one that has imported everything, so that it starts at once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, models: Mapping[str, Sequence[Kind]] | None = None) -> None:
+        self._models = models or {"fake": KINDS}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["mico_server.app", "tests.fakes"])
         self._folder = folder
@@ -94,7 +99,7 @@ class FakeServer:
 
     def start(self) -> None:
         self._process: BaseProcess = self._context.Process(
-            target=_serve, args=(self._port, self._folder, self._words)
+            target=_serve, args=(self._port, self._folder, self._words, self._models)
         )
         self._process.start()
         if not wait_for(f"{self.url}/health/ready", self._process.is_alive):
@@ -110,9 +115,18 @@ class FakeServer:
         self._words.value = words
 
 
-def _serve(port: int, folder: Path, words: Any) -> None:
-    """Serve a fake assistant; the real decoder decodes the media."""
-    with MediaDecoder() as decoder:
+def _serve(port: int, folder: Path, words: Any, models: Mapping[str, Sequence[Kind]]) -> None:
+    """Serve fake assistants; the real decoder decodes the media."""
+
+    def load(name: str) -> FakeAssistant:
         assistant = FakeAssistant(allowed=lambda: float(words.value), decoder=decoder)
-        app = create_app([ModelSource("fake", lambda: assistant)], ServerSettings(data_dir=folder))
+        assistant.name, assistant.reads = name, tuple(models[name])
+        return assistant
+
+    with MediaDecoder() as decoder:
+        sources = [
+            ModelSource(name, partial(load, name), reads=partial(tuple, kinds))
+            for name, kinds in models.items()
+        ]
+        app = create_app(sources, ServerSettings(data_dir=folder))
         uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)

@@ -273,7 +273,8 @@ def test_in_a_pipe_there_is_the_answer_alone(
         ([], b" \n", "error: there is no question"),
         (["x", "--image", "/nothing.png"], b"", "error: /nothing.png: No such file"),
         (["x", "--set", "nonsense"], b"", "error: --set nonsense: expected NAME=VALUE"),
-        (["x", "--model", "mini"], b"", "error: --model is for a server that is started here"),
+        (["x", "--engine", "auto"], b"", "error: --engine is for a server that is started here"),
+        (["x", "--model", "mini"], b"", "error: no model 'mini' there; the server has fake"),
     ],
 )
 def test_errors_in_a_pipe(

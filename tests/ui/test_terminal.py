@@ -27,6 +27,7 @@ from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
 from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.talk import Talk
 from tests.fakes import FakeAssistant, FakeListener
+from tests.server.test_models import Shelf
 from tests.ui.conftest import served, stored_media
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
@@ -95,6 +96,27 @@ def test_a_recording_is_asked_as_text(tmp_path: Path, picture: Path, keyboard: P
         assistant.encoder = FakeAssistant(listener=FakeListener()).encoder
         with pytest.raises(ApiError, match=r"red circle\.png: no speech was heard in it"):
             chat.take(f"/dictate '{picture}'")
+
+
+def test_another_model_is_asked(tmp_path: Path, picture: Path) -> None:
+    shelf = Shelf()
+    with shelf.served(tmp_path, "ab") as http, Client(str(http.base_url)) as client:
+        out = io.StringIO()
+        first, _ = client.send(routes.models())
+        chat = Chat(Talk(client), Screen(Console(file=out, width=100)), first, lambda _: "")
+        chat.take("/model")
+        reads = "reads text, image, audio, video, depth, normal"
+        assert out.getvalue() == f"* a: loaded, {reads}\n  b: unloaded, {reads}\n"
+        with pytest.raises(ApiError, match="no model 'c' there; the server has a, b"):
+            chat.take("/model c")
+        chat.take("/model b")
+        assert "* b: unloaded" in out.getvalue()
+        chat.take(f"/image '{picture}'")
+        chat.take("Hello")
+        assert not shelf.made["a"].asked
+        assert shelf.made["b"].asked[-1][-1].text == "Hello"
+        (summary,) = client.send(routes.conversations()).data
+        assert summary.model == "b"
 
 
 WRONG = (

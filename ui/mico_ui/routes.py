@@ -60,6 +60,7 @@ class Question:
     options: Mapping[str, Any] = field(default_factory=dict)
     depth_scale: float | str | None = None
     create: bool = False
+    model: str | None = None
 
     def form(self) -> list[Field]:
         fields: list[Field] = [("message", _text(self.message))]
@@ -69,6 +70,7 @@ class Question:
         more = {
             "conversation_id": self.conversation_id,
             "create": self.create or None,
+            "model": self.model,
             "system": self.system,
             "depth_scale": self.depth_scale,
             **self.options,
@@ -156,10 +158,13 @@ def delete_turns(id_: str, first: int) -> Call[wire.Deleted]:
     return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(wire.Deleted))
 
 
-def upload(medium: Upload, depth_scale: float | str | None = None) -> Call[wire.MediaObject]:
+def upload(
+    medium: Upload, depth_scale: float | str | None = None, *, model: str | None = None
+) -> Call[wire.MediaObject]:
     """Store a medium, so that a question can name its id. The server decodes and reports on it."""
     fields: list[Field] = [(medium.kind, medium)]
     fields += [] if depth_scale is None else [("depth_scale", str(depth_scale))]
+    fields += [] if model is None else [("model", model)]
     return Call("POST", "/v1/media", read_as(wire.MediaObject), form=fields)
 
 
@@ -188,7 +193,7 @@ def models() -> Call[list[wire.ModelInfo]]:
 
 
 def ready() -> Call[wire.Ready]:
-    """Whether the model is loaded; until then the answer is an error of status 503."""
+    """Whether the service answers; until then the answer is an error of status 503."""
     return Call("GET", "/health/ready", read_as(wire.Ready))
 
 

@@ -26,7 +26,17 @@ from mico_ui.client import AsyncClient
 WEB = Path(__file__).parent / "web"
 
 # In the order in which they build on each other; `start` is last.
-SCRIPTS = ("core", "cards", "attachments", "turns", "composer", "library", "compare", "start")
+SCRIPTS = (
+    "core",
+    "models",
+    "cards",
+    "attachments",
+    "turns",
+    "composer",
+    "library",
+    "compare",
+    "start",
+)
 
 # Nothing is loaded from another site, and no other site may frame the page. Gradio's templates and
 # scripts are compiled in the browser, hence 'unsafe-eval'.

@@ -18,7 +18,7 @@ from PIL import Image
 from mico_chat.errors import MicoError
 from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
 from mico_chat.media import file as formats
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import MediaObject, ShownMedium
 from mico_ui import describe, routes
@@ -63,11 +63,27 @@ class Card(Frozen):
 
 
 class Attached(Frozen):
-    """A file that the page has uploaded: ``path`` in its cache, ``kind`` if the user chose one."""
+    """A file that the page has uploaded: ``path`` in its cache, ``kind`` if the user chose one.
+
+    ``reads`` are the kinds that the chosen model reads.
+    """
 
     path: Path
     name: str
     kind: Kind | None = None
+    reads: tuple[Kind, ...] = KINDS
+
+    def readable(self, kinds: Sequence[Kind], model: str) -> tuple[Kind, ...]:
+        """Those of the kinds that the file can be that the model reads; an error for none."""
+        found = tuple(kind for kind in kinds if kind in self.reads)
+        if not found:
+            read = ", ".join(IN_WORDS[kind] for kind in self.reads) or "text alone"
+            raise ApiError(
+                f"{self.name} is {IN_WORDS[kinds[0]]}, but {model or 'this model'} reads {read}. "
+                "Choose another model for it.",
+                status=415,
+            )
+        return found
 
 
 def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
@@ -201,8 +217,9 @@ class MediaDesk:
     async def attach_path(self, visitor: Visitor, file: Attached) -> Card:
         with file.path.open("rb") as opened:
             kinds = kinds_of(opened.read(formats.HEAD_BYTES), file.name)
+        kinds = file.readable(kinds, visitor.model)
         upload = Upload(file.kind or kinds[0], file.path, file.name)
-        stored = await visitor.send(self.api, routes.upload(upload))
+        stored = await visitor.send(self.api, routes.upload(upload, model=visitor.model or None))
         card = await self._card(visitor, stored.id, _report_of(stored), file.path)
         return card.model_copy(update={"kinds": kinds})
 

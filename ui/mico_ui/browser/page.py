@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError, validate_call
 
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import ConversationList, Estimate
+from mico_chat.wire import ConversationList, Estimate, ModelInfo
 from mico_ui import describe, routes
 from mico_ui.browser.cards import Attached, Card, MediaDesk
 from mico_ui.browser.turns import (
@@ -121,13 +121,7 @@ class Page:
             models = await client.send(routes.models())
         if not models:
             raise ApiError(f"{self.api} serves no model")
-        served = models[0]
-        return {
-            **served.model_dump(include={"id", "context_length", "embeddings"}),
-            "models": [model.id for model in models],
-            "defaults": {**served.defaults.model_dump(), "system": served.system_prompt},
-            "caution": words()["cautions"].get(served.id, ""),
-        }
+        return {"models": [_shown(model) for model in models]}
 
     async def forget(self, visitor: Visitor, id: str) -> None:
         await visitor.send(self.api, routes.delete_medium(id))
@@ -235,6 +229,19 @@ class Page:
             Attached(path=EXAMPLES_FOLDER / one.file, name=one.file, kind=one.kind) for one in files
         ]
         return [await self.desk.attach_path(visitor, file) for file in attached]
+
+
+def _shown(model: ModelInfo) -> dict[str, Any]:
+    """A model as the page shows it."""
+    defaults = {} if model.defaults is None else model.defaults.model_dump()
+    return {
+        **model.model_dump(include={"id", "context_length", "embeddings"}),
+        "kinds": model.modalities,
+        "status": model.status.value,
+        "reason": model.status.reason,
+        "defaults": {**defaults, "system": model.system_prompt},
+        "caution": words()["cautions"].get(model.id, ""),
+    }
 
 
 def _page_function(method: Callable[..., Coroutine[Any, Any, Any]]) -> PageFunction:

@@ -116,6 +116,7 @@ class ConversationView(Frozen):
     id: str
     title: str
     system: str | None
+    model: str = ""
     turns: tuple[TurnView, ...]
 
 
@@ -139,7 +140,7 @@ def views_of(
 ) -> ConversationView:
     return ConversationView(
         turns=tuple(view_of(desk, visitor, turn, conversation.id) for turn in conversation.turns),
-        **conversation.model_dump(include={"id", "title", "system"}),
+        **conversation.model_dump(include={"id", "title", "system", "model"}),
     )
 
 
@@ -190,6 +191,7 @@ class PageQuestion(Frozen):
         return Question(
             self.message,
             self.media,
+            model=visitor.model or None,
             conversation_id=self.conversation_id,
             create=self.create,
             system=visitor.system or None,

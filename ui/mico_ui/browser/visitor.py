@@ -61,11 +61,13 @@ class Visitor(Frozen):
     """A browser's opaque id and its user's settings.
 
     Each ``user`` is a tenant of its own. ``key`` is the server's API key, empty where it needs
-    none. For options that are None the model has its own values.
+    none. ``model`` is empty where the server has one. For options that are None the model has its
+    own values.
     """
 
     user: str = Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")
     key: str = Field("", max_length=512)
+    model: str = Field("", max_length=512)
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     max_tokens: int | None = Field(None, ge=1, le=65536)
     top_p: float | None = Field(None, gt=0.0, le=1.0)

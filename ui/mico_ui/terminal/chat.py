@@ -20,7 +20,7 @@ from mico_ui import describe, routes
 from mico_ui.client import ApiError
 from mico_ui.routes import Upload
 from mico_ui.terminal.screen import Screen, preview, unechoed
-from mico_ui.terminal.talk import SETTINGS, Talk, dropped, paths_of
+from mico_ui.terminal.talk import SETTINGS, Talk, dropped, named, paths_of
 
 KEYS = (
     ("Enter", "ask"),
@@ -77,7 +77,7 @@ class Chat:
 
     talk: Talk
     screen: Screen
-    model: ModelInfo
+    served: ModelInfo
     read: Callable[[str], str]
     listed: list[ConversationSummary] = field(default_factory=list)
     _decoder: MediaDecoder = field(default_factory=MediaDecoder)
@@ -191,6 +191,17 @@ class Chat:
         self.screen.console.clear()
         self.new("")
 
+    @_command("[NAME]", "ask another model of the server; without NAME: list them", "models")
+    def model(self, text: str) -> None:
+        models = self.talk.client.send(routes.models())
+        if text:
+            self.served = named(models, text)
+            self.talk.model = self.served.id
+        for one in models:
+            mark = "*" if one.id == self.served.id else " "
+            reads = ", ".join(("text", *one.modalities))
+            self.screen.note(f"{mark} {one.id}: {one.status.value}, reads {reads}")
+
     @_command("[TEXT]", 'instructions for the model (system prompt); "" for none')
     def system(self, text: str) -> None:
         if text:
@@ -214,7 +225,7 @@ class Chat:
         rows = [(name, str(given.get(name, "-")), help) for name, help in SETTINGS.items()]
         self.screen.table(rows)
         self.screen.note(f"system: {self.talk.system or '-'}")
-        self.screen.note(f"model: {self.model.id} at {self.talk.client.api}")
+        self.screen.note(f"model: {self.served.id} at {self.talk.client.api}")
 
     @_command("[TEXT]", "list stored conversations, or those that contain TEXT")
     def history(self, text: str) -> None:

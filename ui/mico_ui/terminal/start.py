@@ -20,7 +20,7 @@ from mico_ui.client import ApiError, Client
 from mico_ui.local_server import local_server
 from mico_ui.routes import Question, Upload
 from mico_ui.terminal.screen import Screen, WordWrap, printable
-from mico_ui.terminal.talk import Talk, applied, setting
+from mico_ui.terminal.talk import Talk, applied, named, setting
 
 # By the code of a server's error: the message in place of the server's own.
 KEY_FAULTS = {
@@ -33,7 +33,8 @@ KEY_FAULTS = {
 class ChatCommand:
     """The arguments of the command. Without ``api`` a server is started, with the flags ``serve``.
 
-    ``settings`` are as they are written. ``go_on`` continues the last conversation.
+    ``settings`` are as they are written. ``model`` is one of those that ``api`` serves. ``go_on``
+    continues the last conversation.
     """
 
     question: str | None = None
@@ -44,6 +45,7 @@ class ChatCommand:
     settings: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     go_on: bool = False
+    model: str | None = None
 
 
 def main(command: ChatCommand) -> int:
@@ -60,7 +62,7 @@ def main(command: ChatCommand) -> int:
                     api, secret = stack.enter_context(local_server(command.serve))
                 key = key or secret
             client = stack.enter_context(Client(api, key))
-            model = _model(client, progress)
+            model = named(_models(client, progress), command.model)
             if question is not None:
                 _answer(client, command, settings, question)
             else:
@@ -88,11 +90,11 @@ def _question(command: ChatCommand) -> str:
     return question
 
 
-def _model(client: Client, progress: Screen) -> ModelInfo:
+def _models(client: Client, progress: Screen) -> list[ModelInfo]:
     with progress.waiting("waiting for the server's model"):
         while True:
             try:
-                return client.send(routes.models())[0]
+                return client.send(routes.models())
             except ApiError as error:
                 if error.status != HTTPStatus.SERVICE_UNAVAILABLE:
                     raise
@@ -107,7 +109,8 @@ def _last(client: Client) -> str | None:
 def _answer(client: Client, command: ChatCommand, settings: dict[str, Any], text: str) -> None:
     media = [Upload(kind, path) for kind, path in command.media]
     id_ = _last(client) if command.go_on else None
-    question = applied(settings, Question(text, media, id_, command.system))
+    asked = Question(text, media, id_, command.system, model=command.model)
+    question = applied(settings, asked)
     with client.stream(question) as events:
         pieces = (event.text for event in events if isinstance(event, DeltaEvent))
         if not sys.stdout.isatty():
@@ -126,7 +129,7 @@ def _chat(client: Client, model: ModelInfo, command: ChatCommand) -> None:
     from mico_ui.terminal.chat import Chat
     from mico_ui.terminal.prompt import kept_history, reader
 
-    talk = Talk(client)
+    talk = Talk(client, model=command.model)
     for name, text in command.settings.items():
         talk.set(name, text)
     screen = Screen(Console(highlight=False))

@@ -77,6 +77,14 @@ def applied(settings: Mapping[str, Any], question: Question) -> Question:
     return replace(question, options=options, depth_scale=settings.get("depth_scale"))
 
 
+def named(models: list[wire.ModelInfo], name: str | None) -> wire.ModelInfo:
+    """The served model of a name; without a name the first one."""
+    for model in models:
+        if name in (None, model.id):
+            return model
+    raise ApiError(f"no model {name!r} there; the server has {', '.join(m.id for m in models)}")
+
+
 def paths_of(text: str) -> list[Path]:
     """The files that the text behind a command names: one path, perhaps with spaces, or several."""
     for written in (text.strip(), text.strip(" '\"")):  # completion leaves a quote open
@@ -156,13 +164,15 @@ class _Unanswered:
 class Talk:
     """A conversation. Attached media belong to the next question.
 
-    ``id`` is the server's, None before the first answer. The methods raise ApiError, mostly with
+    ``id`` is the server's, None before the first answer. Without a ``model`` the server chooses:
+    the conversation's, or its first one. The methods raise ApiError, mostly with
     the server's own reason.
     """
 
     client: Client
     id: str | None = None
     system: str | None = None
+    model: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     attached: list[wire.MediaObject] = field(default_factory=list)
     _unanswered: _Unanswered | None = None
@@ -178,7 +188,7 @@ class Talk:
 
     def attach(self, medium: Upload) -> wire.MediaObject:
         scale = self.settings.get("depth_scale")
-        stored = self.client.send(routes.upload(medium, depth_scale=scale))
+        stored = self.client.send(routes.upload(medium, depth_scale=scale, model=self.model))
         self.attached.append(stored)
         return stored
 
@@ -247,7 +257,8 @@ class Talk:
 
     def _question(self, text: str, media: list[wire.MediaObject]) -> Question:
         shown = [MediumId(medium.kind, medium.id) for medium in media]
-        return applied(self.settings, Question(text, shown, self.id, self.system))
+        question = Question(text, shown, self.id, self.system, model=self.model)
+        return applied(self.settings, question)
 
     def _answer(
         self, text: str, media: list[wire.MediaObject]

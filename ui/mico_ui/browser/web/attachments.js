@@ -55,7 +55,7 @@
         const path = await upload(item.file, (part) => {
           item.state.textContent = part < 1 ? `sending: ${Math.floor(100 * part)} %` : "reading ...";
         });
-        item.card = await mico.call("attach", { file: { path, name: item.file.name || "pasted", kind: item.kind } });
+        item.card = await mico.call("attach", { file: { path, name: item.file.name || "pasted", kind: item.kind, reads: mico.reads() } });
         if (!this.items.includes(item)) this.forget(item); // taken away meanwhile
       } catch (error) {
         this.items = this.items.filter((other) => other !== item);
@@ -201,6 +201,8 @@
   mico.openCamera = async function (attachments) {
     const dialog = mico.root.querySelector("dialog.camera");
     const [video, film] = [dialog.querySelector("video"), dialog.querySelector("[data-do=film]")];
+    film.hidden = !mico.reads().includes("video");
+    dialog.querySelector("[data-do=snap]").hidden = !mico.reads().includes("image");
     let stream, recording = null;
     try {
       stream = await devices({ video: true, audio: true }, "camera").catch(() => devices({ video: true }, "camera"));

@@ -26,7 +26,7 @@
       button.disabled = true;
       try {
         const cards = attachments.cards;
-        const compared = { model: mico.served?.id || "", media: cards.map(({ id, kind }) => ({ id, kind })), texts };
+        const compared = { model: mico.model()?.id || "", media: cards.map(({ id, kind }) => ({ id, kind })), texts };
         const [least, most] = draw(grid, cards, texts, await mico.call("compare", { compared }));
         legend.querySelector(".scale-least").textContent = least.toFixed(2);
         legend.querySelector(".scale-most").textContent = most.toFixed(2);

@@ -29,11 +29,7 @@
         attachments.add(event.clipboardData.files);
       }
     });
-    form.querySelector("[data-do=pick]").addEventListener("click", () => input.click());
-    input.addEventListener("change", () => {
-      attachments.add(input.files);
-      input.value = "";
-    });
+    offering(input);
     mico.recordSound(form.querySelector("[data-do=microphone]"), form.querySelector(".timer"), attachments);
     form.querySelector("[data-do=camera]").addEventListener("click", () => mico.openCamera(attachments));
     form.querySelector("[data-do=stop]").addEventListener("click", mico.stop);
@@ -51,13 +47,48 @@
       if (!on && (document.activeElement === document.body || form.contains(document.activeElement))) box.focus({ preventScroll: true });
     });
     mico.on("conversation", () => estimate());
-    mico.on("server", () => estimate());
+    mico.on("server", () => {
+      estimate();
+      if (!mico.chat.turns.length) mico.showWelcome(mico.root.querySelector(".log"));
+    });
     restore();
     mico.focusMessage();
   };
 
+  // What the attach button offers: the kinds of media that the chosen model reads.
+  const ACCEPTED = { image: "image/*", audio: "audio/*", video: "video/*", depth: ".png,.npy,.npz,.tif,.tiff", normal: "image/*" };
+  function offering(input) {
+    const menu = form.querySelector("details.attach");
+    let kind = null;
+    const pick = (wanted) => {
+      kind = wanted;
+      input.accept = ACCEPTED[wanted] || "";
+      menu.open = false;
+      input.click();
+    };
+    const fill = () => {
+      const reads = mico.reads();
+      const offer = (name, wanted) => el("button", { type: "button", onclick: () => pick(wanted) }, name);
+      const names = reads.map((one) => offer(mico.KIND_NAMES[one], one));
+      menu.querySelector(".menu-list").replaceChildren(...names, ...(reads.length > 1 ? [offer("any of these", null)] : []));
+      menu.hidden = !reads.length;
+      form.querySelector("[data-do=microphone]").hidden = !reads.includes("audio");
+      form.querySelector("[data-do=camera]").hidden = !reads.includes("image") && !reads.includes("video");
+    };
+    input.addEventListener("change", () => {
+      attachments.add(input.files, kind);
+      input.value = "";
+      kind = null;
+    });
+    input.addEventListener("cancel", () => (kind = null));
+    mico.menu(menu);
+    mico.on("server", fill);
+    fill();
+  }
+
   function dropping() {
     const veil = mico.root.querySelector(".dropping");
+    mico.on("server", () => (veil.textContent = mico.reads().length ? `Drop ${mico.readsInWords()}` : `${mico.model().id} reads text alone`));
     const hasFiles = (event) => Array.from(event.dataTransfer?.types || []).includes("Files");
     let depth = 0;
     document.addEventListener("dragenter", (event) => {
@@ -81,6 +112,12 @@
     if (attachments.busy || (!message && !attachments.items.length)) return;
     if (mico.isAnswering()) {
       form.querySelector(".meter").replaceChildren("Not sent yet: wait for the answer, or stop it.");
+      return;
+    }
+    const unread = attachments.cards.filter((card) => !mico.reads().includes(card.kind)).map((card) => card.name);
+    if (unread.length) {
+      const message = `${mico.model().id} does not read ${unread.join(", ")}.`;
+      mico.tell(form.querySelector(".chips-problem"), new mico.Problem({ message, advice: "Remove it, or choose another model above.", away: false }));
       return;
     }
     const cards = attachments.take();
@@ -149,7 +186,7 @@
 
   let examples = null;
   mico.showWelcome = async function (log) {
-    const place = el("div", { class: "welcome" }, el("h2", {}, "Ask about what you see and hear"), el("p", {}, "Add one or several pictures, sounds, videos, depth maps or normal maps. Or try an example:"));
+    const place = el("div", { class: "welcome" }, el("h2", {}, "Ask about what you see and hear"), el("p"));
     const list = el("div", { class: "examples" });
     place.append(list);
     log.replaceChildren(place);
@@ -159,8 +196,11 @@
       return; // the banner says why
     }
     const kinds = (example) => example.cards.map((card) => mico.KIND_NAMES[card.kind]).join(" + ");
+    const readable = examples.filter((example) => example.cards.every((card) => mico.reads().includes(card.kind)));
+    const add = mico.reads().length ? `Add one or several ${mico.readsInWords()}.` : "Ask a question.";
+    place.querySelector("p").textContent = readable.length ? `${add} Or try an example:` : add;
     list.replaceChildren(
-      ...examples.map((example) =>
+      ...readable.map((example) =>
         el(
           "button",
           { type: "button", class: "example", "aria-label": `${example.message} (${kinds(example)})`, onclick: (event) => run(event, example) },

@@ -31,6 +31,7 @@ window.mico = { parts: [] };
     retry: "M20 11a8 8 0 1 0-2.300 6.300M20 5v6h-6",
     edit: "M4 20l1-4L16 5l3 3L8 19z",
     trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
+    down: "M7 10l5 5 5-5",
     play: "M8 5l11 7-11 7z",
   };
   mico.icon = function (name) {
@@ -73,7 +74,8 @@ window.mico = { parts: [] };
   // null: the model's own.
   const DEFAULTS = { key: "", temperature: 0, max_tokens: null, top_p: null, repetition_penalty: null, seed: null, system: "", theme: "system", model: "" };
   mico.settings = { ...DEFAULTS, ...read("mico-settings", {}) };
-  mico.profile = () => ({ ...mico.settings, user });
+  mico.chosen = ""; // the model that is asked; empty where the server has one
+  mico.profile = () => ({ ...mico.settings, model: mico.chosen, user });
 
   // --- calls to Python ---
 
@@ -152,6 +154,16 @@ window.mico = { parts: [] };
     const url = URL.createObjectURL(new Blob([file.text], { type: file.type }));
     mico.el("a", { href: url, download: file.name }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
+  };
+  // A <details> as a menu: Escape and a click elsewhere close it.
+  mico.menu = function (menu) {
+    menu.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !menu.open) return;
+      event.stopPropagation();
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    });
+    document.addEventListener("click", (event) => menu.contains(event.target) || (menu.open = false));
   };
   mico.KIND_NAMES = { image: "picture", audio: "sound", video: "video", depth: "depth map", normal: "normal map" };
   // A card as it is kept in the browser: without its pictures, which are made anew.

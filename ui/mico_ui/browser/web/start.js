@@ -12,6 +12,7 @@
     root.classList.add("mico");
     root.append(el("div", { class: "quiet", role: "status", "aria-live": "polite" }));
     dress();
+    mico.startModels();
     mico.startTurns();
     mico.startComposer();
     mico.startLibrary();
@@ -69,9 +70,7 @@
     checking = true;
     try {
       const state = await mico.call("health");
-      const was = mico.served?.id;
-      mico.served = state;
-      mico.root.querySelector(".model").textContent = `${state.id} · ${state.context_length} tokens`;
+      mico.showModels(state.models);
       if (away !== false) {
         if (away) {
           if (mico.chat.id) mico.reopen();
@@ -80,12 +79,11 @@
           mico.say("The server is back.");
         }
         away = false;
-        mico.emit("server", state);
+        mico.emit("server", mico.model());
         mico.emit("list", null);
         if (waiting) mico.openConversation(waiting);
         waiting = null;
       }
-      if (was !== state.id) fillModels(state);
     } catch (error) {
       const problem = mico.problemOf(error);
       const words = problem.away ? { ...problem, advice: `${problem.advice} This page tries again every few seconds.` } : problem;
@@ -143,12 +141,6 @@
 
   // --- settings ---
 
-  function fillModels(state) {
-    const select = mico.root.querySelector("select[name=model]");
-    select.replaceChildren(...state.models.map((id) => el("option", { value: id }, id)));
-    select.value = state.models.includes(mico.settings.model) ? mico.settings.model : state.id;
-  }
-
   function dress() {
     const dark = { light: false, dark: true }[mico.settings.theme] ?? matchMedia("(prefers-color-scheme: dark)").matches;
     mico.root.dataset.theme = dark ? "dark" : "light";
@@ -170,7 +162,7 @@
     // Opens at one of its fields, if that is named.
     mico.openSettings = (field) => {
       for (const name of ["temperature", "system", "key", "theme", ...numbers]) form.elements[name].value = mico.settings[name] ?? "";
-      for (const name of ["max_tokens", "top_p", "repetition_penalty", "system"]) form.elements[name].placeholder = ownWords(mico.served?.defaults?.[name]);
+      for (const name of ["max_tokens", "top_p", "repetition_penalty", "system"]) form.elements[name].placeholder = ownWords(mico.model()?.defaults?.[name]);
       show();
       dialog.showModal();
       if (field) form.elements[field].focus();
@@ -185,7 +177,6 @@
       const value = (name) => form.elements[name].value;
       mico.settings = {
         ...mico.settings,
-        model: value("model"),
         temperature: Number(value("temperature")),
         ...Object.fromEntries(numbers.map((name) => [name, number(form.elements[name], mico.settings[name])])),
         system: value("system"),

@@ -25,6 +25,7 @@
     if (conversation?.id !== mico.chat.id) keepUnfindable();
     mico.chat.turns.forEach(keepEdited);
     mico.chat = { id: conversation?.id || null, title: conversation?.title || "", turns: [] };
+    if (conversation?.model) mico.chooseModel(conversation.model);
     log.replaceChildren();
     pinned = true;
     for (const view of conversation?.turns || []) addTurn(view);
@@ -220,6 +221,7 @@
     running = null;
     drawQuestion(turn);
     if (view.problem?.away) mico.emit("away");
+    if (mico.model()?.status !== "loaded") mico.check();
     if (isKept(turn)) forget(view.ask);
     const refused = view.problem && !view.problem.away;
     // One that was refused is not offered again once another has taken its place.
@@ -277,7 +279,9 @@
     }
     turn.text.classList.toggle("growing", view.state === "answering");
     if (view.state === "waiting") {
-      const what = view.media_total ? "answering" : view.media.length ? "looking and listening" : "thinking";
+      const { id, status } = mico.model() || {};
+      const does = view.media_total ? "answering" : view.media.length ? "looking and listening" : "thinking";
+      const what = status && status !== "loaded" && !view.media_total ? `loading ${id}` : does;
       turn.after.replaceChildren(el("span", { class: "waiting" }, what, el("span", { class: "dots", "aria-hidden": "true" })));
       return;
     }
