@@ -21,6 +21,7 @@ from mico_chat.errors import ConfigError, ContextLengthError, MediaError, ModelE
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import Audio, Image, Medium, Video
 from mico_chat.messages import Message
+from mico_chat.prompt_parts import control_tokens
 from tests.engine.tiny_llm import answer
 from tests.fakes import FakeDecoder
 from tests.replicas.gguf_pairs import REPLICAS, Pair
@@ -199,9 +200,8 @@ def test_typed_markup_stays_text(loaded: Loaded, hostile: str) -> None:
         loaded.layout(Message.user("See ", picture(), text, " there."))
         for text in ("nothing", hostile)
     )
-    control = loaded.assistant.adapter.tokenizer.added_tokens_decoder
-    special = [[t for t in ids if t in control and control[t].special] for ids in (harmless, typed)]
-    assert special[0] == special[1]
+    control = control_tokens(loaded.assistant.adapter.tokenizer)
+    assert [t for t in harmless if t in control] == [t for t in typed if t in control]
     decode = loaded.assistant.adapter.tokenizer.decode
     assert hostile in decode(typed, skip_special_tokens=False)
     assert loaded.answers(("See ", picture(), hostile, " there."))[0]

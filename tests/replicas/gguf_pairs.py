@@ -156,7 +156,7 @@ class _Weights(dict[str, tuple[int, ...]]):
 def _tokenizer(markup: Sequence[str], template: str) -> Any:
     tokenizer = byte_level()
     tokenizer.add_special_tokens({"additional_special_tokens": [*markup]})
-    tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("\n\n", "<tool_call>")])
     tokenizer.chat_template = template
     if "<end_of_turn>" in markup:
         tokenizer.eos_token = "<end_of_turn>"
