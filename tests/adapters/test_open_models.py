@@ -24,6 +24,7 @@ from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Nor
 from mico_chat.messages import Message
 from tests import replicas
 from tests.fakes import FakeDecoder
+from tests.replicas.equal import Answered
 from tests.test_replicas import medium as part_of
 from tests.test_replicas import pixels, user
 from tests.tiny import run
@@ -73,12 +74,9 @@ def message(media: list[dict[str, Any]], text: str = QUESTION) -> Message:
 async def tokens_of(assistant: Assistant, *messages: Message) -> tuple[list[int], Any, Prompt]:
     """The greedy tokens, the usage and the prompt of a conversation."""
     prompt, _ = await assistant.prepare(messages)
-    tokens: list[int] = []
-    usage = None
-    async for delta in assistant.engine.generate(prompt, GenerationOptions(max_tokens=N_TOKENS)):
-        tokens += delta.token_ids
-        usage = delta.usage or usage
-    return tokens, usage, prompt
+    options = GenerationOptions(max_tokens=N_TOKENS, logprobs=3)
+    deltas = [delta async for delta in assistant.engine.generate(prompt, options)]
+    return Answered(deltas), deltas[-1].usage, prompt
 
 
 def test_greedy_tokens_are_the_librarys(replica: Path, assistant: Assistant) -> None:

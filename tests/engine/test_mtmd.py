@@ -24,6 +24,7 @@ from mico_chat.messages import Message
 from mico_chat.prompt_parts import control_tokens
 from tests.engine.tiny_llm import answer
 from tests.fakes import FakeDecoder
+from tests.replicas.equal import Answered
 from tests.replicas.gguf_pairs import REPLICAS, Pair
 from tests.tiny import clip, depth, picture, run, sound
 
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.skipif(
     not _built(), reason="llama-cpp-python is not installed, or was built without libmtmd"
 )
 
-OPTIONS = GenerationOptions(max_tokens=12)
+OPTIONS = GenerationOptions(max_tokens=12, logprobs=3)
 TURNS = {"gemma3": "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"}
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -84,12 +85,9 @@ class Loaded:
         """The tokens of answers to questions that are asked at the same time."""
 
         async def one(question: Parts) -> list[int]:
-            tokens: list[int] = []
             stream = self.assistant.stream([Message.user(*question)], OPTIONS)
             async with aclosing(stream) as items:
-                async for item in items:
-                    tokens += item.token_ids if isinstance(item, Delta) else ()
-            return tokens
+                return Answered([item async for item in items if isinstance(item, Delta)])
 
         async def every() -> list[list[int]]:
             return await asyncio.gather(*map(one, questions))
