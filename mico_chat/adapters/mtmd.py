@@ -109,7 +109,7 @@ class Projector:
             mtmd.mtmd_bitmap_free(bitmap)
         if failed:
             raise MediaError(
-                name, "libmtmd cannot prepare it for the model: is it a few pixels wide?"
+                name, "libmtmd cannot prepare it for the model: one side may be too short"
             )
         chunks.pieces = tuple(map(self._piece, chunks))
         return chunks
