@@ -33,7 +33,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -143,7 +143,10 @@ class VllmEngine:
             "mm_processor_kwargs": settings,
         }
         given = self._post(lambda: self._llm.renderer.process_for_engine_async(alone, time.time()))
-        return VllmMedium(given.result())
+        try:
+            return VllmMedium(given.result())
+        except CancelledError as error:
+            raise ModelError("the engine was closed") from error
 
     def stats(self) -> EngineStats:
         """Counts of requests and cells. vLLM counts only the cells of running requests."""
