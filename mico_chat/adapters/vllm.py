@@ -26,14 +26,19 @@ class VllmAdapter(ProcessorAdapter):
         self._engine = engine
         limits = engine.media_limits
         self.input_modalities = tuple(k for k in self.input_modalities if limits.get(k))
+        self._own = {kind: self._tokens_of(kind) for kind in self.input_modalities}
+
+    def _tokens_of(self, kind: Kind) -> tuple[int, ...]:
+        """The tokens that the template has for a medium, before vLLM's processor expands them."""
+        ids = self.tokenizer(self._alone(kind, 1), add_special_tokens=False).input_ids
+        start, stop = self._span(ids, first=False)
+        return tuple(ids[start:stop])
 
     def _several(self, shown: Sequence[Kind]) -> bool:
         return False  # vLLM processes each picture by itself
 
     def _read(self, medium: Medium, n: int) -> tuple[Shown, int, VllmMedium]:
-        text = self._alone(medium.kind, 1)
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        start, stop = self._span(ids, first=False)
+        own = self._own[medium.kind]
         settings: dict[str, Any] = {}
         data: Any
         if isinstance(medium, Video):
@@ -45,5 +50,5 @@ class VllmAdapter(ProcessorAdapter):
             assert isinstance(medium, Image)
             data = PIL.Image.fromarray(medium.pixels)
         with refused(medium, f"vLLM's processor of {self._name}"):
-            inputs = self._engine.medium(ids[start:stop], medium.kind, data, settings)
-        return Shown(self._marks[medium.kind], tuple(ids[start:stop])), len(inputs), inputs
+            inputs = self._engine.medium(own, medium.kind, data, settings)
+        return Shown(self._marks[medium.kind], own), len(inputs), inputs
