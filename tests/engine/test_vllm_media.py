@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from safetensors.torch import load_file, save_file
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
@@ -25,6 +26,9 @@ from tests.vllm_here import BLOCK, needs_vllm
 pytestmark = needs_vllm
 
 N = 12
+STEP = 0.75
+"""Seconds between frames: not what processors suppose."""
+
 MOST = 3
 """Media of each kind in a request."""
 
@@ -36,6 +40,12 @@ ARGUMENTS: dict[str, Any] = {
     "block_size": BLOCK,
 }
 IN_VLLM = EngineOptions("vllm", dtype="float32", max_media=MOST, arguments=ARGUMENTS)
+
+OLD_NAMES = {
+    "llava_onevision": ("vision_tower.", "vision_tower.vision_model."),
+    "qwen2_audio": ("language_model.model.", "language_model."),
+}
+"""Parts of the names of weights as transformers saves them now, and in the published models."""
 
 _numbers = itertools.count()
 
@@ -57,8 +67,18 @@ def name(request: pytest.FixtureRequest) -> str:
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # vLLM's attention on a CPU has no heads of fewer than 32 values.
     folder = replicas.build(name, tmp_path_factory.mktemp("replicas") / name, n_heads=1)
+    return as_published(name, folder)
+
+
+def as_published(name: str, folder: Path) -> Path:
+    """The replica under the names of the published model's files, which vLLM knows."""
     if name == "qwen2_5_omni":
         return replicas.whole_omni(folder, folder.with_name("whole"))
+    if name in OLD_NAMES:
+        now, once = OLD_NAMES[name]
+        weights = load_file(folder / "model.safetensors")
+        named = {key.replace(now, once): weight for key, weight in weights.items()}
+        save_file(named, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -75,7 +95,7 @@ def medium(kind: str, seed: int = 5) -> Medium:
         return Audio((0.5 * wave).astype(np.float32))
     if kind == "video":
         frames = random.integers(0, 256, (4, 40, 56, 3), dtype=np.uint8)
-        return Video(frames, np.arange(4) / 2)
+        return Video(frames, np.arange(4) * STEP)
     return Image(random.integers(0, 256, (48, 80, 3), dtype=np.uint8))
 
 
@@ -145,7 +165,7 @@ def vllms_own(assistant: Assistant, messages: Sequence[Message]) -> tuple[list[i
         "multi_modal_data": data,
     }
     if "video" in data:
-        prompt["mm_processor_kwargs"] = {"do_sample_frames": False, "fps": 2.0}
+        prompt["mm_processor_kwargs"] = {"do_sample_frames": False, "fps": 1 / STEP}
 
     async def run() -> tuple[list[int], int]:
         (inputs,) = await engine._llm.renderer.render_cmpl_async([prompt])
