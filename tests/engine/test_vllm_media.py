@@ -21,6 +21,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, Medium, Video
 from mico_chat.messages import Message, TextPart
 from tests import replicas
+from tests.replicas.qwen import Size
 from tests.vllm_here import BLOCK, needs_vllm
 
 pytestmark = needs_vllm
@@ -66,7 +67,8 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # vLLM's attention on a CPU has no heads of fewer than 32 values.
-    folder = replicas.build(name, tmp_path_factory.mktemp("replicas") / name, n_heads=1)
+    one: dict[str, Any] = {"size": Size(heads=1)} if name == "qwen2_5_omni" else {"n_heads": 1}
+    folder = replicas.build(name, tmp_path_factory.mktemp("replicas") / name, **one)
     return as_published(name, folder)
 
 
@@ -95,7 +97,7 @@ def medium(kind: str, seed: int = 5) -> Medium:
         return Audio((0.5 * wave).astype(np.float32))
     if kind == "video":
         frames = random.integers(0, 256, (4, 40, 56, 3), dtype=np.uint8)
-        return Video(frames, np.arange(4) * STEP)
+        return Video(frames, np.arange(4, dtype=np.float64) * STEP)
     return Image(random.integers(0, 256, (48, 80, 3), dtype=np.uint8))
 
 
@@ -111,6 +113,7 @@ def conversations(name: str) -> list[list[Message]]:
     for kind in replicas.reads(name):
         found.append([Message.user(medium(kind), "Describe it.")])
         found.append([Message.user(medium(kind), medium(kind, 6), "Describe both.")])
+        found.append([Message.user("Look at it well. " * BLOCK, medium(kind, 4), "What is it?")])
         found.append(
             [
                 Message.system("Be brief."),

@@ -61,7 +61,7 @@ def mixes(name: str) -> bool:
 def build(name: str, folder: Path, **options: Any) -> Path:
     """Save a replica, its processor and its generation settings to ``folder``.
 
-    ``options`` are those of the family: ``size`` of Qwen2.5-Omni.
+    ``options`` are those of the family: ``size`` of Qwen2.5-Omni, ``n_heads`` of others.
     """
     torch.manual_seed(0)
     model, processor = _FAMILIES[name][0](**options)
