@@ -63,7 +63,7 @@ def qwen2_5_omni(size: Size = _TINY) -> tuple[PreTrainedModel, ProcessorMixin]:
             "intermediate_size": size.mlp,
             "num_hidden_layers": size.layers,
             "num_attention_heads": size.heads,
-            "num_key_value_heads": size.heads // 2,
+            "num_key_value_heads": max(1, size.heads // 2),
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1_000_000.0,
