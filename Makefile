@@ -124,7 +124,8 @@ $(VLLM_INSTALLED): pyproject.toml
 # are those of the older versions there.
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/mico-chat setup
-	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/training/test_vicuna_chain.py tests/server/test_vllm_service.py
+	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/engine/test_vllm_media.py \
+		tests/training/test_vicuna_chain.py tests/server/test_vllm_service.py
 	MICO_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -W ignore \
 		tests/server/test_openai_client.py
 

@@ -57,7 +57,6 @@ def asked_quantization(
 OTHERS = {
     "llamacpp": "llama.cpp reads another project's model from GGUF files, not from this folder: "
     "use --engine transformers",
-    "vllm": "the engine vllm is for MiCo-Chat's models here: use --engine transformers",
 }
 """Why an engine does not take the folder of another project's model."""
 
@@ -69,7 +68,8 @@ class EngineOptions:
     ``quantization`` is a type of GGUF for llamacpp (Q8_0, Q4_0, ...), ``int8`` or ``nf4`` for
     transformers, a method of vLLM for vllm; by default the engine chooses. For vllm, ``device`` is
     only the media encoder's. At most ``max_running`` requests run at once, with ``max_batch``
-    tokens in a step. Context tokens of media are cached, up to ``context_cache_bytes``.
+    tokens in a step. vLLM takes at most ``max_media`` media of each kind in a request to another
+    project's model. Context tokens of media are cached, up to ``context_cache_bytes``.
     ``arguments`` are those of the engine: vLLM's ``AsyncEngineArgs``, or
     :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults``, the checkpoint's system prompt,
     generation options and mark of unsure answers are not used, and text and speech are recognised
@@ -84,6 +84,7 @@ class EngineOptions:
     device: str | None = None
     max_running: int | None = None
     max_batch: int = 512
+    max_media: int = 32
     context_cache_bytes: int = 256 << 20
     arguments: Mapping[str, Any] = field(default_factory=dict)
     chat_defaults: bool = True
@@ -214,10 +215,13 @@ def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
         check_device(options.device)
     engine, why = choose_engine(options)
     if not own:
-        if options.engine not in ("auto", "transformers"):
-            raise ConfigError(f"{model}: {OTHERS[options.engine]}")
-        from mico_chat.open_models import load_open
+        from mico_chat.open_models import load_in_vllm, load_open
 
+        if options.engine in OTHERS:
+            raise ConfigError(f"{model}: {OTHERS[options.engine]}")
+        if options.engine == "vllm":
+            logger.info("engine: vllm (asked for)")
+            return load_in_vllm(model, options)
         logger.info("engine: transformers (another project's model)")
         check_sizes("transformers", options.arguments)
         return load_open(model, options, _bitsandbytes(options.quantization))

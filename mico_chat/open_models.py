@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,9 @@ THINKERS = {
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
 """The class of the part that answers in text, of models that speak too."""
+
+MODALITIES: tuple[Kind, ...] = ("image", "audio", "video")
+"""Of vLLM."""
 
 ALIKE = 0.999
 """The least cosine of two models' logits, about their mean, that count as equal."""
@@ -64,6 +69,49 @@ def load_open(model: str | Path, options: Any, bitsandbytes: Any) -> Loaded:
     return Loaded(adapter, engine, generation_of(folder))
 
 
+def load_in_vllm(model: str | Path, options: Any) -> Loaded:
+    """The model in the vLLM engine; this process has its processor alone."""
+    import transformers
+
+    from mico_chat.adapters.processor import reads
+    from mico_chat.adapters.vllm import VllmAdapter
+    from mico_chat.engine.vllm import VllmEngine
+    from mico_chat.engine.vllm_start import engine_arguments
+    from mico_chat.load import Loaded, ends
+
+    folder = local_folder(model_folder(model))
+    trust = options.trust_remote_code
+    with _loading(model):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
+    kinds = reads(processor)
+    arguments = engine_arguments(
+        folder,
+        {"trust_remote_code": trust, **options.arguments},
+        dtype=options.dtype,
+        quantization=options.quantization,
+        max_running=options.max_running,
+        media={kind: options.max_media if kind in kinds else 0 for kind in MODALITIES},
+    )
+    tokenizer = processor.tokenizer
+    engine = VllmEngine(arguments, tokenizer, ends(tokenizer, config.get_text_config()))
+    return Loaded(VllmAdapter(engine, processor, str(model)), engine, generation_of(folder))
+
+
+@contextmanager
+def _loading(model: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            raise ConfigError(
+                f"{model}: it brings Python code of its own, which is not run; read the code, and "
+                "if you trust it, add --trust-remote-code"
+            ) from error
+        raise ModelError(f"{model}: transformers cannot load it: {reason}") from error
+
+
 def _read(model: str | Path, options: Any, bitsandbytes: Any) -> tuple[Any, Any]:
     import transformers
 
@@ -71,7 +119,7 @@ def _read(model: str | Path, options: Any, bitsandbytes: Any) -> tuple[Any, Any]
     dtype = options.dtype or "bfloat16"
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     trust = options.trust_remote_code
-    try:
+    with _loading(model):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         auto: Any = transformers.AutoModelForMultimodalLM
         if config.model_type in THINKERS:
@@ -84,14 +132,6 @@ def _read(model: str | Path, options: Any, bitsandbytes: Any) -> tuple[Any, Any]
             **({} if bitsandbytes is None else {"device_map": {"": device}}),
         )
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason:
-            raise ConfigError(
-                f"{model}: it brings Python code of its own, which is not run; read the code, and "
-                "if you trust it, add --trust-remote-code"
-            ) from error
-        raise ModelError(f"{model}: transformers cannot load it: {reason}") from error
     if bitsandbytes is None:
         llm = llm.to(device)
     return llm.train(False), processor

@@ -12,7 +12,8 @@ conversation reuses the full blocks of its start.
 
 vLLM's repetition penalty also counts the prompt's token ids; the other engines count the answer's
 tokens alone. For a request with this penalty, text tokens become rows of the token table too: vLLM
-then counts token 0 for each.
+then counts token 0 for each. For a model that encodes media in vLLM, the penalty is vLLM's own
+(:mod:`mico_chat.engine.vllm_media`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,17 @@ import functools
 import itertools
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator
-from concurrent.futures import Future
+import time
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from concurrent.futures import CancelledError, Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -34,6 +44,7 @@ from transformers import PreTrainedTokenizerFast
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.engine.request import Outbox, Request, check_prompt
 from mico_chat.engine.scheduler import Sampled
+from mico_chat.engine.vllm_media import VllmMedium, prompt_of_media
 from mico_chat.engine.vllm_start import first_line, set_environment
 from mico_chat.errors import ConfigError, MicoError, ModelError, RequestError
 from mico_chat.model.splice import PLACEHOLDER, splice
@@ -51,7 +62,8 @@ class VllmEngine:
 
     ``arguments`` are vLLM's ``AsyncEngineArgs`` (:mod:`mico_chat.engine.vllm_start`). ``ends`` are
     tokens that end an answer; vLLM also reads those of the LLM's generation config. ``table`` reads
-    the LLM's token vectors (V, L) in a dtype; it is called when a request first needs them.
+    the LLM's token vectors (V, L) in a dtype; it is called when a request first needs them. A model
+    that encodes media in vLLM has none.
     """
 
     name = "vllm"
@@ -62,12 +74,12 @@ class VllmEngine:
         tokenizer: PreTrainedTokenizerFast,
         ends: Collection[int],
         *,
-        table: Callable[[torch.dtype], Tensor],
+        table: Callable[[torch.dtype], Tensor] | None = None,
     ) -> None:
         set_environment()
         self._tokenizer = tokenizer
         self._ends = sorted(ends)
-        self._table = functools.cache(table)
+        self._table = None if table is None else functools.cache(table)
         self._requests: dict[Request, asyncio.Task[None]] = {}
         self._numbers = itertools.count()
         self._outbox = Outbox()
@@ -90,6 +102,10 @@ class VllmEngine:
         self.max_position = int(config.model_config.max_model_len)
         self._dtype: torch.dtype = config.model_config.dtype
         self._width = int(config.model_config.get_hidden_size())
+        self.media_limits: Mapping[str, int] = {}
+        """The most media of each modality in a request, if vLLM encodes them."""
+        if config.model_config.supports_multimodal_inputs:
+            self.media_limits = self._llm.renderer.get_mm_processor().info.allowed_mm_limits
         self._slots = int(config.scheduler_config.max_num_seqs)
         cache = config.cache_config
         self._cells = int(cache.num_gpu_blocks * cache.block_size)
@@ -111,6 +127,26 @@ class VllmEngine:
                     yield delta
         finally:
             serving.cancel()
+
+    def medium(
+        self, tokens: Sequence[int], modality: str, data: Any, settings: Mapping[str, Any]
+    ) -> VllmMedium:
+        """The inputs that vLLM's processor makes of a medium.
+
+        ``tokens`` are the template's own for it, ``data`` is an item of vLLM's
+        ``multi_modal_data``, ``settings`` are those of the processor.
+        """
+        alone = {
+            "prompt_token_ids": list(tokens),
+            "multi_modal_data": {modality: [data]},
+            "multi_modal_uuids": {modality: [""]},  # a hash of the data would be of no use
+            "mm_processor_kwargs": settings,
+        }
+        given = self._post(lambda: self._llm.renderer.process_for_engine_async(alone, time.time()))
+        try:
+            return VllmMedium(given.result())
+        except CancelledError as error:
+            raise ModelError("the engine was closed") from error
 
     def stats(self) -> EngineStats:
         """Counts of requests and cells. vLLM counts only the cells of running requests."""
@@ -229,21 +265,23 @@ class VllmEngine:
                 if request.loop is loop:
                     task.cancel()
 
-    def _inputs(self, request: Request) -> dict[str, Any]:
+    def _inputs(self, request: Request) -> Any:
         prompt = request.prompt
         salt = {"cache_salt": prompt.salt} if prompt.salt else {}
-        as_rows = request.options.repetition_penalty != 1.0
+        rows = None if request.options.repetition_penalty == 1.0 else self._table
         ids, context = prompt.tokens(0, len(prompt))
-        if not context and not as_rows:
+        if context and self.media_limits:
+            return prompt_of_media(prompt, self.media_limits)
+        if not context and rows is None:
             return {"type": "token", "prompt_token_ids": ids, **salt}
 
         def table(ids: Tensor) -> Tensor:
             """Vectors (n, L) of text tokens; zeros if vLLM gets their ids."""
-            if as_rows:
-                return self._table(self._dtype)[ids]
+            if rows is not None:
+                return rows(self._dtype)[ids]
             return torch.zeros(len(ids), self._width, dtype=self._dtype)
 
-        is_id = [token != PLACEHOLDER and not as_rows for token in ids]
+        is_id = [token != PLACEHOLDER and rows is None for token in ids]
         return {
             "type": "embeds",
             "prompt_embeds": splice(table, torch.tensor(ids), context),

@@ -29,6 +29,7 @@ OURS: dict[str, str] = {
     "enable_prompt_embeds": "vLLM gets media as embeddings",
     "enable_lora": "a model's adapter is already merged",
     "disable_log_stats": "the service keeps its own statistics",
+    "mm_processor_cache_gb": "the service's own cache keeps media",
     "quantization": "--quantization sets it",
     "dtype": "--dtype sets it",
 }
@@ -81,10 +82,12 @@ def engine_arguments(
     dtype: str | None = None,
     quantization: str | None = None,
     max_running: int | None = None,
+    media: Mapping[str, int] | None = None,
 ) -> Any:
-    """``AsyncEngineArgs`` for ``llm``, a Hugging Face folder or hub name of a causal LM.
+    """``AsyncEngineArgs`` for ``llm``, a Hugging Face folder or hub name.
 
-    ``given`` are the user's arguments, by vLLM's names.
+    ``given`` are the user's arguments, by vLLM's names. ``media`` are the most media of each
+    modality in a request to a model that encodes them in vLLM; None for a causal LM.
     """
     set_environment()
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -104,7 +107,11 @@ def engine_arguments(
         "tokenizer": str(llm),
         "dtype": dtype or "auto",
         "quantization": quantization,
-        "enable_prompt_embeds": True,
+        **(
+            {"enable_prompt_embeds": True}
+            if media is None
+            else {"limit_mm_per_prompt": dict(media), "mm_processor_cache_gb": 0}
+        ),
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "structured_outputs_config": JSON_SCHEMAS,

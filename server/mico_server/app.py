@@ -203,6 +203,7 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
             settings.dtype,
             settings.device,
             max_running=settings.max_running,
+            max_media=settings.max_media,
             context_cache_bytes=settings.context_cache_bytes,
             arguments=settings.engine_arguments,
             trust_remote_code=settings.trust_remote_code,

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 import mico_chat.open_models as open_models
 from mico_chat.assistant import Assistant
@@ -274,15 +273,9 @@ def test_a_model_that_does_not_batch_runs_alone(
 def test_of_a_model_that_speaks_the_part_that_answers_is_loaded(tmp_path: Path) -> None:
     """A published Qwen2.5-Omni is a Thinker, a Talker and a vocoder."""
     folder = replicas.build("qwen2_5_omni", tmp_path / "thinker")
-    thinker, processor = replicas.load(folder)
-    config = Qwen2_5OmniConfig(thinker_config=thinker.config.to_dict(), enable_audio_output=False)
-    whole = Qwen2_5OmniForConditionalGeneration(config)
-    whole.thinker.load_state_dict(thinker.state_dict())
-    whole.generation_config = thinker.generation_config
-    for part in (whole, processor):
-        part.save_pretrained(tmp_path / "whole")
+    whole = replicas.whole_omni(folder, tmp_path / "whole")
     media = [part_of("image", 1), part_of("audio", 2)]
-    with closing(load_assistant(tmp_path / "whole", FakeDecoder(), IN_FLOAT32)) as assistant:
+    with closing(load_assistant(whole, FakeDecoder(), IN_FLOAT32)) as assistant:
         assert assistant.adapter.input_modalities == ("image", "audio", "video")
         tokens = run(tokens_of(assistant, message(media)))[0]
     assert tokens == replicas.reference(folder, [user(*media, QUESTION)], N_TOKENS)
@@ -346,9 +339,8 @@ def test_code_that_a_model_brings_is_not_run(tmp_path: Path) -> None:
         load_assistant(tmp_path, FakeDecoder())
 
 
-@pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
-def test_an_engine_that_does_not_take_it_says_what_to_do(tmp_path: Path, engine: str) -> None:
-    pytest.importorskip("llama_cpp" if engine == "llamacpp" else "vllm")
+def test_an_engine_that_does_not_take_it_says_what_to_do(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
     folder = replicas.build("qwen2_audio", tmp_path / "qwen2_audio")
     with pytest.raises(ConfigError, match="--engine transformers"):
-        load_assistant(folder, FakeDecoder(), EngineOptions(engine))
+        load_assistant(folder, FakeDecoder(), EngineOptions("llamacpp"))

@@ -16,6 +16,8 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     ProcessorMixin,
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
 )
 
 from tests.replicas.gemma import gemma3n
@@ -59,7 +61,7 @@ def mixes(name: str) -> bool:
 def build(name: str, folder: Path, **options: Any) -> Path:
     """Save a replica, its processor and its generation settings to ``folder``.
 
-    ``options`` are those of the family: ``size`` of Qwen2.5-Omni.
+    ``options`` are those of the family: ``size`` of Qwen2.5-Omni, ``n_heads`` of others.
     """
     torch.manual_seed(0)
     model, processor = _FAMILIES[name][0](**options)
@@ -72,6 +74,18 @@ def build(name: str, folder: Path, **options: Any) -> Path:
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def whole_omni(thinker: Path, folder: Path) -> Path:
+    """A Thinker as a part of the whole model, which is how Qwen2.5-Omni is published."""
+    model, processor = load(thinker)
+    config = Qwen2_5OmniConfig(thinker_config=model.config.to_dict(), enable_audio_output=False)
+    whole = Qwen2_5OmniForConditionalGeneration(config)
+    whole.thinker.load_state_dict(model.state_dict())
+    whole.generation_config = model.generation_config
+    for part in (whole, processor):
+        part.save_pretrained(folder)
     return folder
 
 

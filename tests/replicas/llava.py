@@ -16,7 +16,7 @@ from tests.replicas.tokens import tokenizer
 _SIDE, _PATCH = 56, 14
 
 
-def llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
+def llava_onevision(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
     named = {"image_token": "<image>", "video_token": "<video>"}
     words = tokenizer(
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *named.values()],
@@ -35,7 +35,7 @@ def llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            "num_attention_heads": n_heads,
             "num_key_value_heads": 1,
         },
         vision_config={

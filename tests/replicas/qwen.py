@@ -63,7 +63,7 @@ def qwen2_5_omni(size: Size = _TINY) -> tuple[PreTrainedModel, ProcessorMixin]:
             "intermediate_size": size.mlp,
             "num_hidden_layers": size.layers,
             "num_attention_heads": size.heads,
-            "num_key_value_heads": size.heads // 2,
+            "num_key_value_heads": max(1, size.heads // 2),
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1_000_000.0,
@@ -116,7 +116,7 @@ def qwen2_5_omni(size: Size = _TINY) -> tuple[PreTrainedModel, ProcessorMixin]:
     return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
 
 
-def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+def qwen3_vl(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
     named = {
         "vision_bos_token": "<|vision_start|>",
         "vision_eos_token": "<|vision_end|>",
@@ -131,13 +131,13 @@ def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 3,
-            "num_attention_heads": 2,
+            "num_attention_heads": n_heads,
             "num_key_value_heads": 1,
-            "head_dim": 16,
+            "head_dim": 32 // n_heads,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 5_000_000.0,
-                "mrope_section": [4, 2, 2],
+                "mrope_section": [8 // n_heads, 4 // n_heads, 4 // n_heads],
                 "mrope_interleaved": True,
             },
         },
@@ -178,7 +178,7 @@ def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     return Qwen3VLForConditionalGeneration(config), processor
 
 
-def qwen2_audio() -> tuple[PreTrainedModel, ProcessorMixin]:
+def qwen2_audio(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
     named = {
         "audio_token": "<|AUDIO|>",
         "audio_bos_token": "<|audio_bos|>",
@@ -192,7 +192,7 @@ def qwen2_audio() -> tuple[PreTrainedModel, ProcessorMixin]:
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            "num_attention_heads": n_heads,
             "num_key_value_heads": 1,
         },
         audio_config={

@@ -1,0 +1,320 @@
+"""What adapters of other projects' models share: the work of a model's own processor, no weights.
+
+A medium is preprocessed by the model's own processor, in a short conversation that shows it alone.
+There the processor says how many tokens the medium takes. A prompt is the model's own chat
+template, in which the medium's own text takes the place of the template's one placeholder. Only
+markup of the template becomes control tokens: what people write is rendered as a mark, and
+tokenized apart (:mod:`mico_chat.chat_template`).
+
+The processors get arrays that this project's decoder made, never a URL or a path.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from mico_chat.adapters.base import Prepared, PromptLayout
+from mico_chat.adapters.pictures import as_picture, smaller
+from mico_chat.chat_template import ChatTemplate
+from mico_chat.errors import ConfigError, ModelError, RequestError
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import (
+    SAMPLE_RATE,
+    Audio,
+    ContextBlock,
+    Depth,
+    Image,
+    MeasuredMedium,
+    Medium,
+    Normal,
+    Video,
+)
+from mico_chat.messages import Message, TextPart
+from mico_chat.prompt_parts import PromptText, string_tokenizer
+
+TICKS = 1000
+"""Frames a second of the file that a processor is told of: a frame's number is its time in ms."""
+
+
+LEAST_SAMPLES = SAMPLE_RATE // 10
+"""A shorter sound gets silence behind it: of less than 50 ms some models make no token."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """How a medium stands in a prompt.
+
+    ``text`` takes the place of the template's one placeholder; ``ids`` are the tokens that the
+    context tokens replace; ``legend`` explains a map that is shown as a picture.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    legend: str = ""
+
+
+class ProcessorAdapter(ABC):
+    """See :class:`mico_chat.adapters.base.ModelAdapter`; ``name`` is the model's, for errors."""
+
+    def __init__(self, processor: Any, name: str) -> None:
+        # A copy, with a tokenizer of its own: a tokenizer has switches, which each call turns.
+        self.processor = deepcopy(processor)
+        self.tokenizer = processor.tokenizer
+        self._begin: list[int] = self.tokenizer("").input_ids
+        self._name = name
+        self._tokens = string_tokenizer(self.tokenizer)
+        self.template = ChatTemplate(self.tokenizer, processor.chat_template)
+        # SmolVLM's processor has a template of its own for conversations with clips.
+        own = getattr(sys.modules[type(processor).__module__], "DEFAULT_CHAT_TEMPLATE", None)
+        self._of_clips = self.template if own is None else ChatTemplate(self.tokenizer, own)
+        self.input_modalities = reads(processor)
+        self._marks = {k: str(getattr(processor, f"{k}_token")) for k in self.input_modalities}
+        self._placeholders = {
+            token
+            for kind, mark in self._marks.items()
+            for token in (
+                getattr(processor, f"{kind}_token_id", None),
+                self.tokenizer.convert_tokens_to_ids(mark),
+            )
+            if token is not None
+        }
+        self._alone = cache(self._rendered_alone)
+        self._of_turns = set(self.tokenizer(self._alone("image", 0)).input_ids)
+
+    # --- media ------------------------------------------------------------------------------------
+
+    def setting(self, shown: Sequence[Kind]) -> Hashable:
+        return "image" in self.input_modalities and self._several(shown)
+
+    def _several(self, shown: Sequence[Kind]) -> bool:
+        """Whether a picture is processed as one of several, which LLaVA-OneVision does differently:
+        it cuts a single picture into tiles.
+        """
+        names = getattr(self.processor.image_processor, "model_input_names", ())
+        n = sum(kind in ("image", "depth", "normal") for kind in shown)
+        return n > 1 and "batch_num_images" in names
+
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
+        cut: tuple[str, ...] = ()
+        legend = ""
+        if isinstance(medium, Depth | Normal):
+            picture, legend = as_picture(medium)
+        if isinstance(medium, Audio):
+            medium, cut = self._fitted(medium)
+        elif isinstance(medium, Image | Video):
+            medium, cut = smaller(medium)
+        given = picture if legend else medium
+        n = 2 if isinstance(given, Image) and self._several(shown) else 1  # the first one counts
+        if isinstance(given, Video) and len(given.frames) == 1:  # Qwen3-VL needs two
+            given = Video(given.frames.repeat(2, 0), given.times.repeat(2))
+        shown_as, n_tokens, inputs = self._read(given, n)
+        units = len(medium.frames) if isinstance(medium, Video) else n
+        measured = MeasuredMedium(
+            medium.kind,
+            units,
+            report=medium.report,
+            n_tokens=n_tokens,
+            cut=cut,
+            as_picture=bool(legend),
+            notes=replace(shown_as, legend=legend),
+        )
+        return Prepared(measured, inputs)
+
+    @abstractmethod
+    def _read(self, medium: Medium, n: int) -> tuple[Shown, int, Any]:
+        """How a medium stands in a prompt, the number of its tokens, and the adapter's own inputs.
+
+        It is the first of ``n`` equal media.
+        """
+
+    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+        """Blocks that hold the inputs: the engine encodes media itself."""
+        return [
+            ContextBlock(torch.zeros(len(one.measured), 0), one.key, inputs=one.inputs)
+            for one in batch
+        ]
+
+    def _span(self, ids: Sequence[int], *, first: bool) -> tuple[int, int]:
+        """The tokens of a medium: its placeholders, and the control tokens around them."""
+        places = [place for place, token in enumerate(ids) if token in self._placeholders]
+        if not places:
+            raise ModelError(f"the processor of {self._name} makes no placeholders for a medium")
+        start, stop = places[0], places[-1] + 1
+        if first:  # of two equal media
+            gaps = [a for a, b in pairwise(places) if b > a + 1]
+            stop = (gaps[len(gaps) // 2] if gaps else places[len(places) // 2 - 1]) + 1
+        around = set(self.tokenizer.all_special_ids) - self._of_turns
+        while start and ids[start - 1] in around:
+            start -= 1
+        while not first and stop < len(ids) and ids[stop] in around:
+            stop += 1
+        return start, stop
+
+    def _fitted(self, sound: Audio) -> tuple[Audio, tuple[str, ...]]:
+        """A sound of a length that the model hears."""
+        missing = LEAST_SAMPLES - len(sound.samples)
+        if missing > 0:
+            return Audio(np.pad(sound.samples, (0, missing)), report=sound.report), ()
+        most = _most_samples(self.processor.feature_extractor)
+        if most is None or len(sound.samples) <= most:
+            return sound, ()
+        cut = f"the model hears the first {most / SAMPLE_RATE:g} s of {sound.seconds:.1f} s"
+        return Audio(sound.samples[:most], report=sound.report), (cut,)
+
+    # --- conversations ----------------------------------------------------------------------------
+
+    def layout(
+        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+    ) -> PromptLayout:
+        waiting = iter(media)
+        shown: list[MeasuredMedium] = []
+        listed = []
+        for message in messages:
+            content: list[Any] = []
+            for part in message.content:
+                if isinstance(part, TextPart):
+                    content.append(part)
+                    continue
+                own = next(waiting)
+                shown += own.with_track
+                content += [*own.with_track, *([TextPart(own.notes.legend)] * own.as_picture)]
+            listed.append(replace(message, content=tuple(content)))
+        parts, order = self._expanded(self._parts(listed), shown)
+        first = parts[0].text if parts else ""
+        lead = [] if self._begins(first) else self._begin
+        ids = [*lead, *(token for token, _ in self._tokens([*parts, PromptText(prefix)]))]
+        return list(_cut(ids, order))
+
+    def _parts(self, messages: Sequence[Message]) -> list[PromptText]:
+        """The prompt of messages whose media are measured, with the template's placeholders."""
+
+        def show(medium: Any) -> dict[str, str]:
+            return {"type": _seen_as(medium)}
+
+        clips = any(m.kind == "video" for message in messages for m in message.media)
+        template = self._of_clips if clips else self.template
+        return cast("list[PromptText]", template.parts(messages, show))
+
+    def _expanded(
+        self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]
+    ) -> tuple[list[PromptText], list[MeasuredMedium]]:
+        """The parts of a prompt, and its media in the order in which the template puts them."""
+        waiting: dict[Kind, Iterator[MeasuredMedium]] = {
+            kind: iter([m for m in shown if _seen_as(m) == kind]) for kind in self._marks
+        }
+        order: list[MeasuredMedium] = []
+
+        def expansion(found: re.Match[str]) -> str:
+            kind = next(kind for kind, mark in self._marks.items() if mark == found[0])
+            order.append(next(waiting[kind]))
+            return str(order[-1].notes.text)
+
+        marks = re.compile("|".join(map(re.escape, self._marks.values())))
+        expanded = [
+            PromptText(marks.sub(expansion, part.text), markup=True) if part.markup else part
+            for part in parts
+        ]
+        if len(order) != len(shown):
+            raise ModelError(
+                f"the chat template of {self._name} shows {len(order)} of {len(shown)} media"
+            )
+        return expanded, order
+
+    def _rendered_alone(self, kind: Kind, n: int) -> str:
+        """A conversation that shows a medium, ``n`` times; 0 shows none."""
+        content: list[Any] = [MeasuredMedium(kind, 1)] * n
+        message = Message("user", (*content, TextPart(".")))
+        return "".join(part.text for part in self._parts([message]))
+
+    def _begins(self, text: str) -> bool:
+        """Whether a prompt's text has the token that begins a text, which is not added then."""
+        begin = self.tokenizer.bos_token
+        return begin is not None and text.startswith(begin)
+
+
+def reads(processor: Any) -> tuple[Kind, ...]:
+    """The kinds of medium that a processor takes, by its parts.
+
+    ``input_modalities`` of a model's class says less: SmolVLM's has no video.
+    """
+    parts: dict[Kind, tuple[str, ...]] = {
+        "image": ("image_processor",),
+        "audio": ("feature_extractor", "audio_processor"),
+        "video": ("video_processor",),
+    }
+    found = tuple(
+        kind
+        for kind, names in parts.items()
+        if any(getattr(processor, name, None) is not None for name in names)
+        and getattr(processor, f"{kind}_token", None) is not None
+    )
+    if not found:
+        raise ConfigError(f"{type(processor).__name__} takes no media that are known here")
+    return found
+
+
+def _seen_as(medium: MeasuredMedium) -> Kind:
+    return "image" if medium.as_picture else medium.kind
+
+
+@contextmanager
+def refused(medium: Medium, by: str) -> Iterator[None]:
+    """Turns a processor's errors into those of a request; ``by`` names the processor."""
+    try:
+        yield
+    except (ValueError, IndexError, RuntimeError) as error:
+        cause = error.__cause__ or error  # vLLM's own message has all numbers of the medium
+        reason = " ".join(str(cause).split())
+        raise RequestError(f"{medium.name}: {by} refuses it: {reason}", medium.kind) from error
+
+
+def of_frames(times: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    """The processor's settings for frames that were sampled at ``times`` in seconds."""
+    step = float(times[-1] - times[0]) / max(len(times) - 1, 1) or 1.0
+    seconds = float(times[-1]) + step
+    about = {
+        "total_num_frames": round(seconds * TICKS),
+        "fps": float(TICKS),
+        "duration": seconds,
+        "frames_indices": [round(float(time) * TICKS) for time in times],
+    }
+    return {"do_sample_frames": False, "video_metadata": [about], "fps": 1 / step}
+
+
+def _most_samples(extractor: Any) -> int | None:
+    """The samples at 16 kHz that a feature extractor takes; it drops more in silence."""
+    if (most := getattr(extractor, "n_samples", None)) is not None:  # Whisper's
+        return int(most)
+    default = inspect.signature(extractor.__call__).parameters.get("max_length")
+    return default.default if default is not None and isinstance(default.default, int) else None
+
+
+def _cut(
+    ids: Sequence[int], media: Sequence[MeasuredMedium]
+) -> Iterator[tuple[int, ...] | MeasuredMedium]:
+    """A prompt's tokens, in which each medium replaces its own."""
+    at = 0
+    for medium in media:
+        own = medium.notes.ids
+        start = ids.index(own[0], at)
+        while tuple(ids[start : start + len(own)]) != own:
+            start = ids.index(own[0], start + 1)
+        if start > at:
+            yield tuple(ids[at:start])
+        yield medium
+        at = start + len(own)
+    if at < len(ids):
+        yield tuple(ids[at:])
