@@ -27,6 +27,7 @@ from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.settings import Settings
 from mico_chat.wire import DeltaEvent, MediaEvent
+from mico_server.batch_runner import BatchRunner
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
@@ -35,6 +36,7 @@ from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models, ModelSource
 from mico_server.routes import (
     about,
+    batches,
     chat,
     completions,
     embeddings,
@@ -45,6 +47,7 @@ from mico_server.routes import (
 from mico_server.routes.chat_request import schema_of
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
+from mico_server.store.batches import BatchStore
 from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
@@ -97,11 +100,15 @@ def create_app(
             hosts=settings.url_hosts,
         )
     conversations = ConversationStore(database, media_store)
+    batch_store = BatchStore(database, settings.media_folder / "uploads")
+    service = Service(settings, models, keys, media_store, conversations, batch_store, fetcher)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await database.start()
-        tasks = [asyncio.create_task(models.run()), asyncio.create_task(_sweep(media_store))]
+        runner = BatchRunner(service, batches.ENDPOINTS)
+        works = (models.run(), _sweep(media_store), runner.run())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield
         finally:
@@ -123,9 +130,11 @@ def create_app(
         responses=error_responses(401, 403, 408, 429, 500, 503, 507),
     )
     app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
-    app.state.service = Service(settings, models, keys, media_store, conversations, fetcher)
+    app.state.service = service
     add_error_handlers(app)
-    for routes in (chat, completions, responses, stored, embeddings, transcriptions, about):
+    for routes in (chat, completions, responses, batches, stored):
+        app.include_router(routes.router)
+    for routes in (embeddings, transcriptions, about):
         app.include_router(routes.router)
     # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)

@@ -142,6 +142,15 @@ class Models:
                 min(math.ceil(self._mean_s), 60),
             )
 
+    @property
+    def has_room(self) -> bool:
+        """Whether work that nobody waits for may begin: the models answer, and half is free."""
+        try:
+            self.check_ready()
+        except NotReadyError:
+            return False
+        return 2 * self._requests < self._max_requests
+
     def check_ready(self) -> None:
         if self._state:
             raise NotReadyError(f"the model {self._state}")

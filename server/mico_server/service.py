@@ -33,6 +33,7 @@ from mico_server.http.auth import Caller
 from mico_server.http.errors import mico_error_body
 from mico_server.http.request_log import Metrics
 from mico_server.settings import ServerSettings
+from mico_server.store.batches import BatchStore
 from mico_server.store.conversations import ConversationStore
 from mico_server.store.keys import KeyStore
 from mico_server.store.media import MediaStore
@@ -217,6 +218,7 @@ class Service:
     keys: KeyStore
     media: MediaStore
     conversations: ConversationStore
+    batches: BatchStore
     fetcher: Fetcher | None
 
     async def use(self, request: Request, stack: AsyncExitStack, name: str | None) -> ModelHost:

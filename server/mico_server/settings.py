@@ -145,6 +145,9 @@ class ServerSettings(BaseSettings):
     max_media: int = Field(32, ge=1, description="most media of a request")
     max_text_bytes: int = Field(1 << 20, ge=1, description="most bytes of a text field")
     max_requests: int = Field(80, ge=1, description="requests that are answered or wait at once")
+    max_batch_requests: int = Field(
+        2, ge=1, le=64, description="requests of batches that are answered at once"
+    )
     max_inputs: int = Field(64, ge=1, description="most inputs of an embeddings or score request")
     rate_limit: str | None = Field(
         None, description="requests of each key, such as '60/minute'; not limited if not set"

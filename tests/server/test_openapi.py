@@ -88,6 +88,13 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         # No random file is a sound.
         path, recording = "/v1/audio/transcriptions", {"file": ("a.wav", sent.wav())}
         assert client.post(path, data={"model": "tiny"}, files=recording).status_code == 200
+        # No random text is the id of a file.
+        lines = {"file": ("a.jsonl", b"{}")}
+        file = client.post("/v1/files", data={"purpose": "batch"}, files=lines).json()["id"]
+        asked = {"input_file_id": file, "endpoint": "/v1/responses"}
+        batch = client.post("/v1/batches", json=asked).json()["id"]
+        assert client.post(f"/v1/batches/{batch}/cancel").status_code in (200, 409)
+        assert client.get(f"/v1/batches/{batch}").status_code == 200
         counts = client.get("/metrics").text
     assert done.returncode == 0, done.stdout + done.stderr
     (cases,) = re.findall(r"(\d+) generated", done.stdout)

@@ -45,6 +45,8 @@ async def test_a_database_of_the_first_version_is_upgraded(
             "ALTER TABLE turns DROP COLUMN confidence",
             "ALTER TABLE turns DROP COLUMN unsure",
             "DROP TABLE rate_limit_hits",
+            "DROP TABLE files",
+            "DROP TABLE batches",
             "UPDATE alembic_version SET version_num = '0001'",
         ):
             await connection.execute(text(change))

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from mico_chat.errors import ConfigError
 from mico_server.errors import NotFoundError
+from mico_server.store.batches import BatchStore
 from mico_server.store.blobs import walk
 from mico_server.store.database import Database
 from mico_server.store.keys import Amount, History, KeyStore
@@ -199,3 +200,22 @@ def test_scripts_say_it_by_flags(keys_command: Run, person: Person, has: Has) ->
     assert f"revoke {three} --return-history" in keys_command("revoke", three)[1]
     keys_command("revoke", three, "--return-history")
     assert has() == {"local": MUCH}
+
+
+@BOTH
+async def test_files_and_batches_move_too(stores: Stores, history: History, tmp_path: Path) -> None:
+    store = BatchStore(stores.database, tmp_path / "uploads")
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"{}")
+    file = await store.add_file("local/anna", "a.jsonl", path)
+    batch = await store.create("local/anna", "/v1/responses", file.id, None)
+    await history.move("local", "key-1")
+    for read in (store.file, store.batch):
+        with pytest.raises(NotFoundError):
+            await read("local/anna", file.id if read == store.file else batch.id)
+    assert store.content(await store.file("key-1/anna", file.id)).read_bytes() == b"{}"
+    # The runner has the batch as it was before.
+    store.path(batch.output_file_id).write_bytes(b"{}\n")
+    await store.move(batch, "completed", counts={"completed": 1})
+    ended = await store.batch("key-1/anna", batch.id)
+    assert (await store.file("key-1/anna", ended.output_file_id)).purpose == "batch_output"

@@ -17,7 +17,6 @@ from mico_chat.errors import RequestError
 from mico_chat.messages import Message
 from mico_chat.wire import Estimate
 from mico_server.fetch.media_reader import MediaReader
-from mico_server.http.auth import Caller
 from mico_server.http.errors import error_responses
 from mico_server.routes.chat import ChatTurn
 from mico_server.routes.chat_request import (
@@ -173,10 +172,10 @@ async def chat_completions(
     """Answer a conversation in OpenAI's format. Nothing of it is stored."""
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
-        reading = read_messages(body, service, caller, folder)
+        reading = read_messages(body, service, caller.tenant, folder)
         messages = await while_connected(request.receive, reading)
         host = await service.use(request, stack, body.model)
-        question, use = to_question(body, messages, host, service, caller)
+        question, use = to_question(body, messages, host, service, caller.tenant)
         if body.stream:
             return await EventStream.started(
                 _chunks(host, question, use, body, stack.pop_all()),
@@ -189,13 +188,13 @@ async def chat_completions(
 
 
 async def read_messages(
-    body: ChatCompletionRequest, service: Service, caller: Caller, folder: WorkFolder
+    body: ChatCompletionRequest, service: Service, tenant: str, folder: WorkFolder
 ) -> list[Message]:
     """The messages of a request, their media read, if the request can be answered."""
     service.models.check()
     service.models.named(body.model)
     body.check()
-    reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+    reader = MediaReader(service, tenant, folder, body.depth_scale)
     return await reader.messages(body.messages)
 
 
@@ -204,14 +203,14 @@ def to_question(
     messages: Sequence[Message],
     host: ModelHost,
     service: Service,
-    caller: Caller,
+    tenant: str,
 ) -> tuple[Question, ToolUse]:
     """The question to a loaded model, and the request's use of tools."""
     use = tool_use(
         body.tools, body.tool_choice, body.parallel_tool_calls, host.assistant, service.settings
     )
     options = use.options(body.options(), "response_format")
-    return Question(use.told(messages), options, caller.tenant), use
+    return Question(use.told(messages), options, tenant), use
 
 
 async def _chunks(
@@ -291,9 +290,9 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
         given = await json_object(request) if is_json(request) else None
         if given is not None and "message" not in given:
             body = validated(ChatCompletionRequest, given)
-            messages = await read_messages(body, service, caller, folder)
+            messages = await read_messages(body, service, caller.tenant, folder)
             host = await service.use(request, stack, body.model)
-            question, _ = to_question(body, messages, host, service, caller)
+            question, _ = to_question(body, messages, host, service, caller.tenant)
         else:
             form = await read_chat(request, service, caller.tenant, folder, given)
             turn = await ChatTurn.begin(service, caller.tenant, form, stack)

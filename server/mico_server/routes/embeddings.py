@@ -110,18 +110,35 @@ async def embeddings(
     request: Request, body: EmbeddingsRequest, service: CurrentService, caller: CurrentCaller
 ) -> EmbeddingList:
     """Vectors of texts, pictures, sounds, clips, depth and normal maps, comparable by cosine."""
+    _check(body, service)
+    async with AsyncExitStack() as stack:
+        host = await service.use(request, stack, body.model)
+        return await while_connected(request.receive, embed(body, service, host, caller.tenant))
+
+
+def _check(body: EmbeddingsRequest, service: Service) -> list[Any]:
     given = _listed(body.input, "input", service)
     if given and all(isinstance(token, int) for token in given):
         raise RequestError.at("input", "token ids are not taken; send the text")
+    return given
 
-    async def work(similarity: Similarity) -> EmbeddingList:
+
+async def embed(
+    body: EmbeddingsRequest, service: Service, host: ModelHost, tenant: str
+) -> EmbeddingList:
+    """The vectors of a request by a loaded model."""
+    given = _check(body, service)
+    similarity = _similarity(host)
+    if body.dimensions not in (None, similarity.dim):
+        raise RequestError.at(
+            "dimensions", f"{body.dimensions}, but this model's vectors have {similarity.dim}"
+        )
+
+    async def work() -> EmbeddingList:
         async with service.media.work_folder() as folder:
-            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
-            found = await similarity.embed(
-                await reader.items(given, "input"),
-                salt=caller.tenant,
-                name="input",
-            )
+            reader = MediaReader(service, tenant, folder, body.depth_scale)
+            items = await reader.items(given, "input")
+            found = await similarity.embed(items, salt=tenant, name="input")
         vectors = found.vectors.tolist()
         if body.encoding_format == "base64":
             vectors = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in found.vectors]
@@ -129,14 +146,7 @@ async def embeddings(
         usage = TokenUsage.of(found.tokens)
         return EmbeddingList(data=data, model=body.model, usage=usage, media=found.media)
 
-    async with AsyncExitStack() as stack:
-        host = await service.use(request, stack, body.model)
-        similarity = _similarity(host)
-        if body.dimensions not in (None, similarity.dim):
-            raise RequestError.at(
-                "dimensions", f"{body.dimensions}, but this model's vectors have {similarity.dim}"
-            )
-        return await while_connected(request.receive, host.guarded(work(similarity)))
+    return await host.guarded(work())
 
 
 @router.post("/v1/score", responses=_ERRORS)

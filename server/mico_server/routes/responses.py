@@ -16,7 +16,6 @@ from mico_chat.errors import RequestError
 from mico_chat.fields import check_object, check_one_of, check_text, string_at
 from mico_chat.messages import Message
 from mico_server.fetch.media_reader import MediaReader
-from mico_server.http.auth import Caller
 from mico_server.http.errors import error_responses
 from mico_server.routes.chat_request import SCHEMAS, DepthScale, stream_response
 from mico_server.routes.response_objects import ResponseBuilder, ResponseObject
@@ -134,10 +133,10 @@ async def responses(
     """Answer a conversation in the format of OpenAI's Responses API. Nothing of it is stored."""
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
-        reading = read_input(body, service, caller, folder)
+        reading = read_input(body, service, caller.tenant, folder)
         messages = await while_connected(request.receive, reading)
         host = await service.use(request, stack, body.model)
-        question, use = to_question(body, messages, host, service, caller)
+        question, use = to_question(body, messages, host, service, caller.tenant)
         if body.stream:
             return await EventStream.started(
                 _events(host, question, use, body, stack.pop_all()),
@@ -149,7 +148,7 @@ async def responses(
 
 
 async def read_input(
-    body: ResponseRequest, service: Service, caller: Caller, folder: WorkFolder
+    body: ResponseRequest, service: Service, tenant: str, folder: WorkFolder
 ) -> list[Message]:
     """The conversation of a request, its media read, if the request can be answered."""
     service.models.check()
@@ -157,7 +156,7 @@ async def read_input(
     body.check()
     items = [body.input] if isinstance(body.input, str) else body.input
     chat = [_message(item, f"input[{number}]") for number, item in enumerate(items)]
-    reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+    reader = MediaReader(service, tenant, folder, body.depth_scale)
     messages = _joined(await reader.messages(chat, "input"))
     if body.instructions is not None:
         check_text(body.instructions, "instructions")
@@ -170,7 +169,7 @@ def to_question(
     messages: Sequence[Message],
     host: ModelHost,
     service: Service,
-    caller: Caller,
+    tenant: str,
 ) -> tuple[Question, ToolUse]:
     """The question to a loaded model, and the request's use of tools."""
     use = tool_use(
@@ -182,7 +181,7 @@ def to_question(
         flat=True,
     )
     options = use.options(body.options(), "text.format")
-    return Question(use.told(messages), options, caller.tenant), use
+    return Question(use.told(messages), options, tenant), use
 
 
 async def respond(

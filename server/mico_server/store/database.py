@@ -79,14 +79,15 @@ def uninterrupted(
 
 
 async def row_of(
-    what: Literal["conversation", "medium"],
+    what: Literal["conversation", "medium", "file", "batch"],
     id_: str,
     connection: AsyncConnection,
     query: Select[Any],
 ) -> Row[Any]:
     """The row that a query finds by an id; a text that cannot be an id is not looked up."""
     row: Row[Any] | None = None
-    if is_id("conv" if what == "conversation" else "media", id_):
+    prefixes = {"conversation": "conv", "medium": "media", "file": "file", "batch": "batch"}
+    if is_id(prefixes[what], id_):
         row = (await connection.execute(query)).one_or_none()
     if row is None:
         raise NotFoundError(f"no {what} {id_!r}")

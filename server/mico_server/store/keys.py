@@ -19,9 +19,11 @@ from mico_server.store.blobs import blob_id, blob_path, copy
 from mico_server.store.database import Database, uninterrupted
 from mico_server.store.media import MediaStore, lock_blob
 from mico_server.store.tables import (
+    batches,
     blobs,
     check_text,
     conversations,
+    files,
     is_id,
     keys,
     media,
@@ -190,7 +192,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class History:
-    """The conversations and media of tenants. ``folder`` is the media folder.
+    """The conversations, media, files and batches of tenants. ``folder`` is the media folder.
 
     The path of a file contains its tenant, so the new tenant gets a link or a copy of the file. The
     old file is removed once the database has the new one, or by a sweep after a crash.
@@ -218,12 +220,12 @@ class History:
         async with self.database.writing() as connection:
             # The conversations first: a request that continues a conversation at this moment holds
             # its lock, and has stored its media before it releases the lock.
-            rest = func.substr(conversations.c.tenant, len(source) + 1)
-            moved = await connection.execute(
-                update(conversations)
-                .where(_belongs(conversations, source))
-                .values(tenant=target + rest)
-            )
+            moved: dict[str, int] = {}
+            for table in (conversations, files, batches):
+                rest = func.substr(table.c.tenant, len(source) + 1)
+                changed = update(table).where(_belongs(table, source))
+                done = await connection.execute(changed.values(tenant=target + rest))
+                moved[table.name] = done.rowcount
             rows = (
                 await connection.execute(
                     select(media.c.id, media.c.tenant, media.c.blob_id, blobs.c.bytes)
@@ -248,7 +250,7 @@ class History:
                     "name the media folder of the service with --media-dir"
                 )
         await MediaStore(self.database, self.folder).collect(old)
-        return Amount(moved.rowcount, len(rows))
+        return Amount(moved[conversations.name], len(rows))
 
 
 def _belongs(table: Table, tenant: str) -> ColumnElement[bool]:

@@ -180,3 +180,38 @@ turn_media = sa.Table(
         ondelete="CASCADE",
     ),
 )
+
+# Files of requests and answers in the folder of uploads, named by their ids.
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("purpose", sa.String(16), nullable=False),  # batch, batch_output
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "tenant", "created_at", "id"),
+)
+
+# Requests of a file that are answered in the background. The files of its answers are written while
+# it runs, and get their rows in ``files`` when it ends.
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("input_file_id", _ID, nullable=False, index=True),
+    sa.Column("output_file_id", _ID, nullable=False),
+    sa.Column("error_file_id", _ID, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("completed", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Integer, nullable=False),
+    sa.Column("times", sa.JSON, nullable=False),  # seconds since 1970 of its states
+    sa.Column("labels", sa.JSON(none_as_null=True)),  # the client's own
+    sa.Column("errors", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "tenant", "created_at", "id"),
+)

@@ -1,0 +1,221 @@
+"""Answers batches in the background, a few requests at a time, behind those of waiting clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from mico_chat.engine.base import request_error
+from mico_chat.errors import MicoError, RequestError
+from mico_server.errors import BusyError, NotReadyError, UnavailableError
+from mico_server.http.errors import error_body, mico_error_body
+from mico_server.service import Service
+from mico_server.store.batches import BatchRecord, BatchStatus, BatchStore
+
+logger = logging.getLogger(__name__)
+
+MOST_REQUESTS = 50_000
+"""OpenAI's limit of a batch."""
+
+_MOST_ERRORS = 100
+_POLL_S = 30.0  # another process may have made a batch, or have ended within one
+_WAIT_S = 0.2
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A route that answers the requests of batches: its body, and what answers it."""
+
+    body: type[BaseModel]
+    answer: Callable[[Any, Service, str], Awaitable[BaseModel]]
+
+
+class BatchRunner:
+    def __init__(self, service: Service, endpoints: Mapping[str, Endpoint]) -> None:
+        self._service = service
+        self._store: BatchStore = service.batches
+        self._endpoints = endpoints
+
+    async def run(self) -> None:
+        while True:
+            self._store.woken.clear()
+            try:
+                for batch in await self._store.waiting():
+                    async with self._store.database.claim(batch.id) as ours:
+                        if ours:
+                            await self._answer(batch)
+            except UnavailableError as error:  # the next round tries again
+                logger.warning("batches wait: %s", error)
+            except Exception:
+                logger.exception("batches wait for the next round")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await self._store.woken.wait()
+
+    async def _answer(self, batch: BatchRecord) -> None:
+        """Bring a batch to its end; what an earlier run has answered is not asked again."""
+        source = self._store.path(batch.input_file_id)
+        most = self._service.settings.max_json_bytes
+        total, errors = await asyncio.to_thread(_check, source, batch.endpoint, most)
+        if errors:
+            await self._store.move(batch, "failed", errors=errors)
+            return
+        batch = await self._store.move(batch, "in_progress", counts={"total": total})
+        output, failures = (
+            _Lines(self._store.path(file)) for file in (batch.output_file_id, batch.error_file_id)
+        )
+        answered = output.ids | failures.ids
+        requests = (r for r in _requests(source) if r["custom_id"] not in answered)
+        lock = asyncio.Lock()  # for the one iterator
+
+        async def worker() -> None:
+            while True:
+                async with lock:
+                    status = await self._store.count(batch.id, len(output.ids), len(failures.ids))
+                    request = next(requests, None)
+                    if request is None or status != "in_progress":
+                        return
+                await self._turn()
+                line, well = await self._line(batch, request)
+                (output if well else failures).add(line)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._service.settings.max_batch_requests):
+                    group.create_task(worker())
+        finally:
+            output.close()
+            failures.close()
+        counts = {"completed": len(output.ids), "failed": len(failures.ids)}
+        batch = await self._store.move(batch, "finalizing", counts=counts)
+        ended: BatchStatus = "cancelled" if batch.status == "cancelling" else "completed"
+        await self._store.move(batch, ended, counts=counts)
+        logger.info("batch %s: %s, %s", batch.id, ended, counts)
+
+    async def _turn(self) -> None:
+        """Wait until the clients that wait for answers leave room."""
+        while not self._service.models.has_room:
+            await asyncio.sleep(_WAIT_S)
+
+    async def _line(self, batch: BatchRecord, request: Mapping[str, Any]) -> tuple[Any, bool]:
+        """A line of the batch's output, or of its errors."""
+        endpoint = self._endpoints[batch.endpoint]
+        status = 200
+        try:
+            body = (await self._asked(endpoint, request["body"], batch.tenant)).model_dump(
+                mode="json", by_alias=True
+            )
+        except MicoError as error:
+            status, body = error.status, mico_error_body(error)
+        except Exception:
+            logger.exception("batch %s: a request failed", batch.id)
+            message = "the request failed; the server's log has the details"
+            status, body = 500, error_body(500, message, "internal_error")
+        response = {"status_code": status, "request_id": uuid.uuid4().hex, "body": body}
+        line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": request["custom_id"]}
+        return {**line, "response": response, "error": None}, status == 200
+
+    async def _asked(self, endpoint: Endpoint, body: Any, tenant: str) -> BaseModel:
+        try:
+            read = endpoint.body.model_validate(body)
+        except ValidationError as error:
+            raise request_error(error.errors()[0]) from error
+        if getattr(read, "stream", False):
+            raise RequestError.at("stream", "a batch has no streams; leave it out")
+        while True:
+            try:
+                return await endpoint.answer(read, self._service, tenant)
+            except (BusyError, NotReadyError, UnavailableError):
+                await asyncio.sleep(_WAIT_S)
+
+
+class _Lines:
+    """A file of JSON lines that are added one by one; an earlier run may have begun it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.ids: set[str] = set()
+        if path.is_file():
+            whole = 0
+            with path.open("rb+") as file:
+                for line in file:
+                    if line.endswith(b"\n"):  # else the process ended while it was written
+                        self.ids.add(json.loads(line)["custom_id"])
+                        whole += len(line)
+                file.truncate(whole)
+        self._file: Any = None
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._path.open("ab")
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        self.ids.add(line["custom_id"])
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _requests(source: Path) -> Iterator[dict[str, Any]]:
+    with source.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)
+
+
+def _check(source: Path, endpoint: str, most_bytes: int) -> tuple[int, list[dict[str, Any]]]:
+    """The number of requests in a file, and what is wrong with its lines."""
+    errors: list[dict[str, Any]] = []
+    seen: set[str] = set()
+
+    def wrong(number: int | None, param: str | None, message: str) -> None:
+        if len(errors) < _MOST_ERRORS:
+            about = {"code": "invalid_request", "line": number, "param": param}
+            errors.append({**about, "message": message})
+
+    if not source.is_file():
+        wrong(None, "input_file_id", "the input file is no longer on the server's disk")
+        return 0, errors
+    with source.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if len(line) > most_bytes:
+                limit = f"over the limit of {most_bytes} (MICO_SERVER_MAX_JSON_BYTES)"
+                wrong(number, None, f"{len(line)} bytes, {limit}")
+                continue
+            try:
+                request = json.loads(line)
+            except (ValueError, RecursionError):
+                wrong(number, None, "this line is not JSON")
+                continue
+            id_ = request.get("custom_id") if isinstance(request, dict) else None
+            if not isinstance(request, dict):
+                wrong(number, None, "expected an object with custom_id, method, url and body")
+            elif not isinstance(id_, str) or not id_:
+                wrong(number, "custom_id", "expected a text")
+            elif id_ in seen:
+                wrong(number, "custom_id", f"{id_[:80]!r} is there twice")
+            elif request.get("method") != "POST":
+                wrong(number, "method", "expected POST")
+            elif request.get("url") != endpoint:
+                wrong(number, "url", f"expected {endpoint}, the batch's endpoint")
+            elif not isinstance(request.get("body"), dict):
+                wrong(number, "body", "expected an object")
+            else:
+                seen.add(id_)
+    if not seen and not errors:
+        wrong(None, None, "the input file has no requests")
+    if len(seen) > MOST_REQUESTS:
+        wrong(None, None, f"{len(seen)} requests, but a batch has at most {MOST_REQUESTS}")
+    return len(seen), errors

@@ -1,0 +1,266 @@
+"""Files of requests, and batches that answer them in the background.
+
+A file's content lies in a folder of its own, named by the file's id. The files of a batch's answers
+are there while it runs, so that a batch goes on where a restart interrupted it; they become files
+of the tenant in the transaction that ends the batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Row, Table, delete, insert, select, update
+
+from mico_server.errors import ConflictError, GoneError
+from mico_server.store.blobs import sync
+from mico_server.store.database import Database, row_of, uninterrupted
+from mico_server.store.tables import batches, behind, check_text, files, new_id, now
+
+Purpose = Literal["batch", "batch_output"]
+BatchStatus = Literal[
+    "validating", "failed", "in_progress", "finalizing", "completed", "cancelling", "cancelled"
+]
+ENDED: tuple[BatchStatus, ...] = ("failed", "completed", "cancelled")
+
+
+class FileRecord(BaseModel):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: str
+    tenant: str
+    purpose: Purpose
+    name: str
+    bytes: int
+    created_at: datetime
+
+
+class BatchRecord(BaseModel):
+    """``times`` has the seconds since 1970 at which the batch came into its states.
+
+    ``output_file_id`` and ``error_file_id`` are files of the tenant once the batch has ended, if
+    they hold any lines. ``errors`` are those of the input file as a whole.
+    """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: str
+    tenant: str
+    endpoint: str
+    status: BatchStatus
+    input_file_id: str
+    output_file_id: str
+    error_file_id: str
+    total: int
+    completed: int
+    failed: int
+    times: dict[str, int]
+    labels: dict[str, str] | None
+    errors: list[dict[str, Any]]
+    created_at: datetime
+
+
+class BatchStore:
+    """Records in the database, and files in ``folder``; replicas share both.
+
+    ``woken`` is set when there may be work for the runner of batches.
+    """
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.woken = asyncio.Event()
+        self._folder = folder
+
+    # --- Files ---
+
+    def path(self, id_: str) -> Path:
+        """Where the content of a file is; only ids that were made here come this far."""
+        return self._folder / id_
+
+    def content(self, record: FileRecord) -> Path:
+        path = self.path(record.id)
+        if not path.is_file():
+            raise GoneError(f"file {record.id} ({record.name}) is no longer on the server's disk")
+        return path
+
+    @uninterrupted
+    async def add_file(self, tenant: str, name: str, path: Path) -> FileRecord:
+        """Store a file of requests; it is moved away from ``path``."""
+        check_text(name, "file")
+        record = {"id": new_id("file"), "tenant": tenant, "purpose": "batch", "name": name}
+        values = {**record, "bytes": path.stat().st_size, "created_at": now()}
+        target = self.path(record["id"])
+        await asyncio.to_thread(self._move, path, target)
+        try:
+            async with self.database.writing() as connection:
+                await connection.execute(insert(files).values(values))
+        except BaseException:
+            target.unlink()
+            raise
+        return FileRecord.model_validate(values)
+
+    def _move(self, source: Path, target: Path) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync(source)
+        os.replace(source, target)
+        sync(self._folder)
+
+    @uninterrupted
+    async def file(self, tenant: str, id_: str) -> FileRecord:
+        return FileRecord.model_validate(await self._row("file", files, tenant, id_))
+
+    @uninterrupted
+    async def files(
+        self, tenant: str, *, limit: int, after: str | None, purpose: str | None
+    ) -> list[FileRecord]:
+        """Up to ``limit`` files, the newest first, beginning behind the file ``after``."""
+        query = select(files).where(files.c.tenant == tenant)
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        rows = await self._page("file", files, query, tenant, limit, after)
+        return [FileRecord.model_validate(row) for row in rows]
+
+    @uninterrupted
+    async def delete_file(self, tenant: str, id_: str) -> None:
+        await self._row("file", files, tenant, id_)
+        async with self.database.writing() as connection:
+            used = select(batches.c.id).where(
+                batches.c.input_file_id == id_, batches.c.status.not_in(ENDED)
+            )
+            if (batch := await connection.scalar(used)) is not None:
+                raise ConflictError(
+                    f"file {id_} is being answered in batch {batch}: cancel it first"
+                )
+            await connection.execute(delete(files).where(files.c.id == id_))
+        await asyncio.to_thread(self.path(id_).unlink, missing_ok=True)
+
+    # --- Batches ---
+
+    @uninterrupted
+    async def create(
+        self, tenant: str, endpoint: str, file: str, labels: Mapping[str, str] | None
+    ) -> BatchRecord:
+        await self._row("file", files, tenant, file)
+        values: dict[str, Any] = {
+            "id": new_id("batch"),
+            "tenant": tenant,
+            "endpoint": endpoint,
+            "status": "validating",
+            "input_file_id": file,
+            "output_file_id": new_id("file"),
+            "error_file_id": new_id("file"),
+            **dict.fromkeys(("total", "completed", "failed"), 0),
+            "times": {},
+            "labels": None if labels is None else dict(labels),
+            "errors": [],
+            "created_at": now(),
+        }
+        async with self.database.writing() as connection:
+            await connection.execute(insert(batches).values(values))
+        self.woken.set()
+        return BatchRecord.model_validate(values)
+
+    @uninterrupted
+    async def batch(self, tenant: str, id_: str) -> BatchRecord:
+        return BatchRecord.model_validate(await self._row("batch", batches, tenant, id_))
+
+    @uninterrupted
+    async def batches(self, tenant: str, *, limit: int, after: str | None) -> list[BatchRecord]:
+        """Up to ``limit`` batches, the newest first, beginning behind the batch ``after``."""
+        query = select(batches).where(batches.c.tenant == tenant)
+        rows = await self._page("batch", batches, query, tenant, limit, after)
+        return [BatchRecord.model_validate(row) for row in rows]
+
+    @uninterrupted
+    async def waiting(self) -> list[BatchRecord]:
+        """The batches of all tenants that have not ended, the oldest first."""
+        query = select(batches).where(batches.c.status.not_in(ENDED))
+        async with self.database.reading() as connection:
+            rows = await connection.execute(query.order_by(batches.c.created_at, batches.c.id))
+            return [BatchRecord.model_validate(row) for row in rows]
+
+    @uninterrupted
+    async def cancel(self, tenant: str, id_: str) -> BatchRecord:
+        record = await self.batch(tenant, id_)
+        if record.status in ENDED:
+            raise ConflictError(f"batch {id_} has ended ({record.status}); it cannot be cancelled")
+        found = await self.move(record, "cancelling")
+        self.woken.set()
+        return found
+
+    @uninterrupted
+    async def move(
+        self,
+        batch: BatchRecord,
+        status: BatchStatus,
+        *,
+        errors: Sequence[Mapping[str, Any]] = (),
+        counts: Mapping[str, int] | None = None,
+    ) -> BatchRecord:
+        """Bring a batch into a state, unless it has ended, or is being cancelled.
+
+        ``counts`` are new values of ``total``, ``completed`` and ``failed``. The files of a batch
+        that ends become the tenant's.
+        """
+        id_ = batch.id
+        kept = ENDED if status in ("cancelling", *ENDED) else (*ENDED, "cancelling")
+        query = select(batches).where(batches.c.id == id_)
+        async with self.database.writing() as connection:
+            row = (await connection.execute(query.with_for_update())).one()
+            if row.status in kept:
+                return BatchRecord.model_validate(row)
+            times = {f"{status}_at": int(time.time()), **row.times}
+            values: dict[str, Any] = {"status": status, "times": times, **(counts or {})}
+            if errors:
+                values["errors"] = [dict(error) for error in errors]
+            await connection.execute(update(batches).where(batches.c.id == id_).values(values))
+            for kind in ("output", "error") if status in ENDED else ():
+                file = getattr(batch, f"{kind}_file_id")
+                path = self.path(file)
+                if not path.is_file():
+                    continue
+                made = {"id": file, "tenant": row.tenant, "purpose": "batch_output"}
+                made |= {"name": f"{id_}_{kind}.jsonl", "bytes": path.stat().st_size}
+                await connection.execute(insert(files).values(**made, created_at=now()))
+            return BatchRecord.model_validate((await connection.execute(query)).one())
+
+    @uninterrupted
+    async def count(self, id_: str, completed: int, failed: int) -> BatchStatus:
+        """Store how many requests were answered; returns the batch's present state."""
+        async with self.database.writing() as connection:
+            changed = update(batches).where(batches.c.id == id_)
+            changed = changed.values(completed=completed, failed=failed)
+            status: BatchStatus = await connection.scalar(changed.returning(batches.c.status))
+            return status
+
+    # --- Both ---
+
+    async def _row(
+        self, what: Literal["file", "batch"], table: Table, tenant: str, id_: str
+    ) -> Row[Any]:
+        query = select(table).where(table.c.tenant == tenant, table.c.id == id_)
+        async with self.database.reading() as connection:
+            return await row_of(what, id_, connection, query)
+
+    async def _page(
+        self,
+        what: Literal["file", "batch"],
+        table: Table,
+        query: Any,
+        tenant: str,
+        limit: int,
+        after: str | None,
+    ) -> Sequence[Row[Any]]:
+        query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
+        if after is not None:
+            query = query.where(
+                behind(table, "created_at", await self._row(what, table, tenant, after))
+            )
+        async with self.database.reading() as connection:
+            return (await connection.execute(query)).all()
