@@ -169,18 +169,20 @@ class Sequence:
 class PrefillBudget:
     """How many prompt tokens a step computes beside decoding, from the time of earlier steps.
 
-    Such a step should take at most ``SLOWDOWN`` times as long as a step that only decodes. Where
-    more sequences wait for their prompt than decode, it may take as many times longer: questions
-    that come together then soon decode together. If a model computes prompt tokens in a forward
-    ``apart``, which takes about as long as decoding for its first tokens, that time is allowed too.
+    Such a step should take at most ``SLOWDOWN`` times as long as a step that only decodes. Each
+    further prompt that waits adds the same room: questions that come together then soon decode
+    together. If a model computes prompt tokens in a forward ``apart``, which takes about as long as
+    decoding for its first tokens, that time is allowed too.
     """
 
     FIRST = 32
     LEAST = 8
+    LEAST_APART = 32  # a forward of 8 tokens reads all weights too, and takes nearly as long
     SLOWDOWN = 2.0
 
     def __init__(self, *, apart: bool = False) -> None:
         self._passes = 2 if apart else 1
+        self._least = self.LEAST_APART if apart else self.LEAST
         self._decode: float | None = None  # seconds of a step that only decodes
         self._token: float | None = None  # seconds that a prompt token adds
 
@@ -198,8 +200,8 @@ class PrefillBudget:
             return most
         found: float = self.FIRST
         if self._decode and self._token:
-            found = max(self.LEAST, (self.SLOWDOWN - 1) * self._decode / self._token)
-        return min(most, int(found * max(1.0, waiting / decoding)))
+            found = max(self._least, (self.SLOWDOWN - 1) * self._decode / self._token)
+        return min(most, int(found * max(1, waiting)))
 
 
 def _mean(mean: float | None, value: float) -> float:
