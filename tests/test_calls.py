@@ -16,7 +16,8 @@ from mico_chat.calls import (
     CallReader,
     format_of,
 )
-from mico_chat.tools import Tool
+from mico_chat.errors import RequestError
+from mico_chat.tools import Tool, call_schema
 from tests import templates
 
 TOOLS = (
@@ -179,3 +180,16 @@ def test_the_format_is_the_templates() -> None:
         templates.VISION: None,
     }
     assert {source: format_of(source) for source in forms} == forms
+
+
+def test_a_forced_calls_schema_becomes_a_grammar() -> None:
+    llama_grammar = pytest.importorskip("llama_cpp.llama_grammar")
+    place = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    at = {"type": "object", "properties": {"at": {"$ref": "#/$defs/Place"}}, "required": ["at"]}
+    one = Tool("weather", None, {**at, "$defs": {"Place": place}})
+    grammar = llama_grammar.json_schema_to_gbnf(json.dumps(call_schema([one, Tool("time")])))
+    assert all(word in grammar for word in ("weather", "time", "city", "arguments"))
+    again = Tool("again", None, {**at, "$defs": {"Place": {"type": "string"}}})
+    with pytest.raises(RequestError, match=r"two tools have different \$defs of the name 'Place'"):
+        call_schema([one, again])
+    call_schema([one, Tool("same", None, one.parameters)])
