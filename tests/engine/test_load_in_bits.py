@@ -110,7 +110,7 @@ def test_the_flags_reach_the_engine(
     with pytest.raises(Loaded):
         cli.main(["ask", flag, "Hi"])
     monkeypatch.setattr(app, "load_assistant", load)
-    monkeypatch.setattr(app, "serve", lambda load, **_: load())
+    monkeypatch.setattr(app, "serve", lambda sources, **_: sources[0].load())
     with pytest.raises(Loaded):
         app.main(read_settings([flag]), lambda _: None)
     monkeypatch.setattr(chat, "load_assistant", load)
