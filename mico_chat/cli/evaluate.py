@@ -13,6 +13,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mico_chat.checkpoints.gguf_files import gguf_files
 from mico_chat.cli.options import in_columns
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import task as table
@@ -33,7 +34,7 @@ from mico_chat.settings import Parser, count, positive
 
 IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
-    *("load_in_4bit", "load_in_8bit", "trust_remote_code"),
+    *("load_in_4bit", "load_in_8bit", "trust_remote_code", "mmproj"),
 )
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
 
@@ -106,10 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--controls", nargs="+", choices=CONTROLS, help="all but base-llm by default")
     add("--skills", nargs="+", help="of these skills alone")
     add = parser.add_argument_group("a chat model in this process").add_argument
-    add("--engine", choices=ENGINES, help="what runs it; transformers by default")
+    add("--engine", choices=ENGINES, help="what runs it; transformers, or llamacpp for GGUF")
     add("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
     add("--load-in-4bit", action="store_true", help="--quantization nf4")
     add("--load-in-8bit", action="store_true", help="--quantization int8")
+    add("--mmproj", type=Path, metavar="FILE", help="the media projector of a GGUF model")
     add("--trust-remote-code", action="store_true", help="run Python code of the model's folder")
     add = parser.add_argument_group("a chat model behind an OpenAI-compatible URL").add_argument
     add("--base-url", metavar="URL", help="http://127.0.0.1:8000/v1")
@@ -171,7 +173,7 @@ def _check_controls(options: argparse.Namespace) -> None:
     why = ""
     if options.base_url is not None:
         there, why = MEDIA_CONTROLS, "needs the model in this process; over --base-url"
-    elif not is_mico(options.model):
+    elif gguf_files(options.model, options.mmproj) is not None or not is_mico(options.model):
         there, why = MEDIA_CONTROLS, f"is of parts of MiCo-Chat, but for {options.model}"
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
@@ -263,13 +265,15 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
         )
     from mico_chat.evaluation.chat import ChatModel
 
+    gguf = gguf_files(options.model, options.mmproj) is not None
     engine = EngineOptions(
-        options.engine or "transformers",
+        options.engine or ("llamacpp" if gguf else "transformers"),
         asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit),
         options.dtype,
         options.device,
         max_running=size,
         trust_remote_code=options.trust_remote_code,
+        mmproj=options.mmproj,
     )
     return ChatModel(options.model, engine, frames=options.frames, workers=workers)
 

@@ -18,6 +18,7 @@ from mico_chat.adapters.mico import MicoAdapter, mico_of
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.folders import LLM, base_llm_path, local_folder, model_folder
+from mico_chat.checkpoints.gguf_files import gguf_files
 from mico_chat.checkpoints.load import chat_config
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.decoder import Decoder, positions_of
@@ -43,6 +44,9 @@ from mico_chat.evaluation.task import (
 from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant, transformers_engine
 from mico_chat.media import MediaDecoder, MediaLimits
 
+WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
+"""The files of a model's folder on which its answers depend."""
+
 
 class ChatModel(Model):
     """The model of ``mico-chat ask``, but without the system prompt and options of its folder."""
@@ -66,7 +70,11 @@ class ChatModel(Model):
         adapter = self.assistant.adapter
         if isinstance(adapter, MicoAdapter):
             return fingerprint(adapter.model)
-        return files_fingerprint(local_folder(model_folder(self.name)))
+        if (pair := gguf_files(self.name, self._options.mmproj)) is not None:
+            return files_fingerprint([file for file in (pair.model, pair.mmproj) if file])
+        folder = local_folder(model_folder(self.name))
+        files = (file for file in folder.iterdir() if file.suffix in WEIGHTS_AND_SETTINGS)
+        return files_fingerprint(sorted(files))
 
     @property
     def _precision(self) -> str:

@@ -230,17 +230,13 @@ def fingerprint(model: nn.Module, more: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
-WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".txt", ".model")
-
-
-def files_fingerprint(folder: Path) -> str:
-    """A digest of a model's weights, and of the settings that its prompts and media depend on."""
+def files_fingerprint(files: Sequence[Path]) -> str:
+    """A digest of the names and the bytes of files."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in WEIGHTS_AND_SETTINGS:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.name} {content}\n".encode())
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -25,20 +25,11 @@ from mico_chat.prompt_parts import control_tokens
 from tests.engine.tiny_llm import answer
 from tests.fakes import FakeDecoder
 from tests.replicas.equal import Answered
-from tests.replicas.gguf_pairs import REPLICAS, Pair
+from tests.replicas.gguf_pairs import REPLICAS, Pair, built
 from tests.tiny import clip, depth, picture, run, sound
 
-
-def _built() -> bool:
-    try:
-        from llama_cpp import mtmd_cpp  # noqa: F401
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
-
-
 pytestmark = pytest.mark.skipif(
-    not _built(), reason="llama-cpp-python is not installed, or was built without libmtmd"
+    not built(), reason="llama-cpp-python is not installed, or was built without libmtmd"
 )
 
 OPTIONS = GenerationOptions(max_tokens=12, logprobs=3)

@@ -24,6 +24,7 @@ from mico_chat.messages import Message
 from tests import replicas
 from tests.evaluation.conftest import write_chat_model
 from tests.evaluation.lmms.drawn import drawn_items
+from tests.replicas.gguf_pairs import REPLICAS, built
 from tests.tiny import chat_model
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -127,6 +128,21 @@ def test_chat_tasks_but_not_those_of_stage_1(
     assert "| msvd-qa-chat | accuracy | - | 73.7 | 2 | 0 |" in capsys.readouterr().out
     with pytest.raises(ModelError, match="qwen2_5_omni"):
         main(["msvd-qa", *given])
+
+
+@pytest.mark.skipif(not built(), reason="llama-cpp-python was built without libmtmd")
+def test_a_gguf_model_and_its_projector(evaluate: Evaluate, tmp_path: Path) -> None:
+    (tmp_path / "pair").mkdir()
+    pair = REPLICAS["qwen_omni"](tmp_path / "pair")
+    row = evaluate("gguf", model=pair.model)
+    assert row["controls"] == ["full", "withheld", "swapped"]
+    assert row["run"]["how"].startswith("llamacpp ")
+    assert {row["skills"][skill]["controls"]["full"]["n"] for skill in SKILLS} == {2}
+    pair.mmproj.write_bytes(pair.mmproj.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(ConfigError, match="made with weights"):
+        evaluate("gguf", model=pair.model)
+    with pytest.raises(ConfigError, match="there are full, withheld, swapped"):
+        evaluate("gguf", "--controls", "without-grid", model=pair.model)
 
 
 # --- likelihoods ----------------------------------------------------------------------------------

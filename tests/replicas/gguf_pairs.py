@@ -34,6 +34,15 @@ GEMMA = (
 )
 
 
+def built() -> bool:
+    """Whether llama-cpp-python is installed, and was built with libmtmd."""
+    try:
+        from llama_cpp import mtmd_cpp  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
 class Pair(NamedTuple):
     model: Path
     mmproj: Path
