@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PYTORCH := $(STAMPS)/pytorch
 RUNNING := $(STAMPS)/running
-LLAMACPP := $(STAMPS)/llamacpp
+LLAMACPP := $(STAMPS)/llamacpp-mtmd
 BASE_LLM := $(STAMPS)/base-llm
 DEVELOPING := $(STAMPS)/developing
 MINI := $(shell find mico_chat/models/mini -type f)
@@ -78,9 +78,11 @@ $(RUNNING): pyproject.toml | $(PYTORCH)
 	$(UV) --editable '.[server,ui,terminal,reads]'
 	@touch $@
 
+# With a part of pip's cache for itself: pip would take a wheel that was built with other flags.
 $(LLAMACPP): | $(BIN)/python
 	@echo 'llama.cpp: compiling takes some minutes where pip has not done it before'
-	$(PIP) wheel --no-deps --wheel-dir $(VENV)/wheels 'llama-cpp-python>=0.3.36,<0.4' \
+	$(PIP) wheel --cache-dir "$$($(PIP) cache dir)/mtmd" --no-deps --wheel-dir $(VENV)/wheels \
+		'llama-cpp-python>=0.3.36,<0.4' \
 		|| echo 'note: no llama.cpp (is there a C++ compiler?); the slower transformers engine answers instead' >&2
 	@touch $@
 
