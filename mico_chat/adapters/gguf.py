@@ -64,7 +64,8 @@ class GgufAdapter:
         cut: tuple[str, ...] = ()
         given: Audio | Image | Video
         if isinstance(medium, Depth | Normal):
-            given, legend = as_picture(medium)
+            picture, legend = as_picture(medium)
+            given, cut = smaller(picture)
         elif isinstance(medium, Image | Video):
             given, cut = smaller(medium)
         else:

@@ -110,18 +110,19 @@ class ProcessorAdapter(ABC):
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
         cut: tuple[str, ...] = ()
         legend = ""
+        given: Medium
         if isinstance(medium, Depth | Normal):
             picture, legend = as_picture(medium)
-        if isinstance(medium, Audio):
-            medium, cut = self._fitted(medium)
-        elif isinstance(medium, Image | Video):
-            medium, cut = smaller(medium)
-        given = picture if legend else medium
+            given, cut = smaller(picture)
+        elif isinstance(medium, Audio):
+            given, cut = self._fitted(medium)
+        else:
+            given, cut = smaller(medium)
         n = 2 if isinstance(given, Image) and self._several(shown) else 1  # the first one counts
         if isinstance(given, Video) and len(given.frames) == 1:  # Qwen3-VL needs two
             given = Video(given.frames.repeat(2, 0), given.times.repeat(2))
         shown_as, n_tokens, inputs = self._read(given, n)
-        units = len(medium.frames) if isinstance(medium, Video) else n
+        units = len(given.frames) if isinstance(given, Video) else n
         measured = MeasuredMedium(
             medium.kind,
             units,

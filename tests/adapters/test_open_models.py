@@ -250,6 +250,8 @@ def test_a_large_picture_is_made_smaller(replica: Path, assistant: Assistant) ->
         pytest.skip("it reads no pictures")
     (report,) = reported(assistant, Image(np.zeros((1500, 3000, 3), np.uint8)))
     assert report.cut == ["scaled down from 3000 x 1500 to 1416 x 708 pixels"]
+    (report,) = reported(assistant, Depth(np.ones((1500, 3000), np.float32)))
+    assert report.cut == ["scaled down from 3000 x 1625 to 1361 x 737 pixels"], "with its legend"
 
 
 def test_a_model_that_does_not_batch_runs_alone(
