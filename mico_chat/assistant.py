@@ -6,25 +6,24 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.adapters.base import shown_kinds
+from mico_chat.adapters.base import segments_of, shown_kinds
 from mico_chat.calls import CallFormat
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import EncodedMedium, MeasuredMedium, MediaReport, Medium
+from mico_chat.media.medium import MeasuredMedium, MediaReport, Medium
 from mico_chat.messages import Message
 from mico_chat.wire import Choice, Estimate, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from mico_chat.adapters.base import ModelAdapter, PromptLayout
     from mico_chat.encode import CacheStats, MediaEncoder
-    from mico_chat.model.splice import Segment
     from mico_chat.similarity import Similarity
 
 
@@ -142,10 +141,9 @@ class Assistant:
         """
         media = await self.encoder.encode(_media_of(messages), salt=salt)
         layout = await asyncio.to_thread(self._layout, messages, media, prefix)
-        segments = (part.block if isinstance(part, EncodedMedium) else part for part in layout)
         calls = any(message.tools for message in messages)
         shown = self.adapter.template.call_tokens if calls else frozenset()
-        prompt = Prompt(tuple(cast("Iterable[Segment]", segments)), salt, shown)
+        prompt = Prompt(segments_of(layout), salt, shown)
         return prompt, tuple(medium.report for medium in media)
 
     async def estimate(

@@ -33,9 +33,6 @@ MARKER = "\ue000"
 """A private-use character, which templates do not contain. As JSON it may be written in ASCII."""
 
 _MARK = re.compile(r'(?:\ue000|\\+ue000)(\d+)(\\*)"(?:\ue000|\\+ue000)')
-# A template that takes strings alone writes a list as Python or JSON does.
-_LIST = re.compile(r"\[\{.type")
-
 Shown: TypeAlias = Mapping[str, Any] | Sequence[PromptPart]
 """A medium in a prompt: a part of the content for a template that writes its own markup for media,
 such as ``{"type": "image"}``, or the parts that stand in its place."""
@@ -63,12 +60,6 @@ class ChatTemplate:
     def takes_text(self) -> bool:
         """Whether the content of a message may be a string."""
         return _MARK.search(self._probed(mark(0))) is not None
-
-    @cached_property
-    def takes_parts(self) -> bool:
-        """Whether the content of a message may be a list of parts, as models that see have it."""
-        found = self._probed([{"type": "text", "text": mark(0)}])
-        return _MARK.search(found) is not None and not _LIST.search(found)
 
     @cached_property
     def takes_tools(self) -> bool:

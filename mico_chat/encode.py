@@ -24,10 +24,11 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.adapters.base import ModelAdapter, Prepared, check_reads
-from mico_chat.engine.cpu import usable_cores
+from mico_chat.engine.cpu import free_cores, usable_cores
 from mico_chat.errors import MediaError, ModelError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
@@ -201,6 +202,7 @@ class MediaEncoder:
         # Not asyncio's threads, in which a slow file would delay other requests.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
         self._closed = False
+        self._threads = torch.get_num_threads()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mico-encode", daemon=True)
         self._thread.start()
@@ -374,7 +376,10 @@ class MediaEncoder:
         if not batch:
             return
         try:
-            blocks = self.adapter.encode([job.prepared for job in batch])
+            with free_cores().take() as threads:
+                # Of this Python thread's work alone.
+                torch.set_num_threads(min(threads, self._threads))
+                blocks = self.adapter.encode([job.prepared for job in batch])
         except Exception as error:  # the waiting requests raise it
             if len(batch) == 1:
                 batch[0].done.set_exception(error)

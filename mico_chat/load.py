@@ -54,13 +54,6 @@ def asked_quantization(
     return names.pop() if names else None
 
 
-OTHERS = {
-    "llamacpp": "llama.cpp reads another project's model from GGUF files, not from this folder: "
-    "use --engine transformers",
-}
-"""Why an engine does not take the folder of another project's model."""
-
-
 @dataclass(frozen=True)
 class EngineOptions:
     """How a model is run.
@@ -217,8 +210,11 @@ def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
     if not own:
         from mico_chat.open_models import load_in_vllm, load_open
 
-        if options.engine in OTHERS:
-            raise ConfigError(f"{model}: {OTHERS[options.engine]}")
+        if options.engine == "llamacpp":
+            raise ConfigError(
+                f"{model}: llama.cpp reads another project's model from GGUF files, not from this "
+                "folder: use --engine transformers"
+            )
         if options.engine == "vllm":
             logger.info("engine: vllm (asked for)")
             return load_in_vllm(model, options)

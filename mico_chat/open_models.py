@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mico_chat.adapters.base import segments_of
 from mico_chat.checkpoints.folders import generation_of, local_folder, model_folder
 from mico_chat.engine.base import Prompt
 from mico_chat.engine.scheduler import Chunk
@@ -21,7 +22,7 @@ from mico_chat.messages import Message
 
 if TYPE_CHECKING:
     from mico_chat.adapters.transformers import TransformersAdapter
-    from mico_chat.load import Loaded
+    from mico_chat.load import EngineOptions, Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ ALIKE = 0.999
 """The least cosine of two models' logits, about their mean, that count as equal."""
 
 
-def load_open(model: str | Path, options: Any, bitsandbytes: Any) -> Loaded:
+def load_open(model: str | Path, options: EngineOptions, bitsandbytes: Any) -> Loaded:
     """The model in the transformers engine. One whose prompts do not batch runs alone."""
     from mico_chat.adapters.transformers import TransformersAdapter
     from mico_chat.engine.alone import AloneModel
@@ -53,8 +54,8 @@ def load_open(model: str | Path, options: Any, bitsandbytes: Any) -> Loaded:
     try:
         batched = TransformersModel(llm, max_batch=options.max_batch, **options.arguments)
         why = _disagreement(llm, adapter, batched)
-    except ModelError as error:
-        why = str(error)
+    except Exception as error:  # in this trial another project's code may raise anything
+        why = f"{type(error).__name__}: {error}"
     if why is not None:
         logger.warning("%s: requests run alone, one after the other: %s", model, why)
         adapter.encodes = False
@@ -69,7 +70,7 @@ def load_open(model: str | Path, options: Any, bitsandbytes: Any) -> Loaded:
     return Loaded(adapter, engine, generation_of(folder))
 
 
-def load_in_vllm(model: str | Path, options: Any) -> Loaded:
+def load_in_vllm(model: str | Path, options: EngineOptions) -> Loaded:
     """The model in the vLLM engine; this process has its processor alone."""
     import transformers
 
@@ -112,7 +113,7 @@ def _loading(model: str | Path) -> Iterator[None]:
         raise ModelError(f"{model}: transformers cannot load it: {reason}") from error
 
 
-def _read(model: str | Path, options: Any, bitsandbytes: Any) -> tuple[Any, Any]:
+def _read(model: str | Path, options: EngineOptions, bitsandbytes: Any) -> tuple[Any, Any]:
     import transformers
 
     folder = local_folder(model_folder(model))
@@ -150,9 +151,7 @@ def _disagreement(llm: Any, adapter: TransformersAdapter, batched: Any) -> str |
         (block,) = adapter.encode([prepared])
         encoded = EncodedMedium(**vars(prepared.measured), block=block)
         parts = adapter.layout([Message.user(medium, "Describe it.")], [encoded])
-        prompt = Prompt(
-            tuple(part.block if isinstance(part, EncodedMedium) else part for part in parts)  # type: ignore[misc]
-        )
+        prompt = Prompt(segments_of(parts))
         with torch.inference_mode():
             theirs = llm(**adapter.whole_inputs(prompt, prepared.inputs)).logits[0, -1].float()
         ids, context = prompt.tokens(0, len(prompt))

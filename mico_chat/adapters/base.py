@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
-from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
+from mico_chat.media.medium import ContextBlock, EncodedMedium, MeasuredMedium, Medium
 from mico_chat.messages import Message
 
 if TYPE_CHECKING:
     from mico_chat.chat_template import ChatTemplate
+    from mico_chat.model.splice import Segment
 
 PromptLayout = Sequence[tuple[int, ...] | MeasuredMedium]
 """A prompt's parts in order: token ids, or the medium whose context tokens stand there."""
@@ -68,6 +69,18 @@ class ModelAdapter(Protocol):
         ``prefix`` is the beginning of the answer. One thread at a time calls it.
         """
         ...
+
+
+def segments_of(layout: PromptLayout) -> tuple[Segment, ...]:
+    """The segments of a prompt whose media are encoded."""
+    found: list[Segment] = []
+    for part in layout:
+        if isinstance(part, MeasuredMedium):
+            assert isinstance(part, EncodedMedium)
+            found.append(part.block)
+        else:
+            found.append(part)
+    return tuple(found)
 
 
 def check_reads(adapter: ModelAdapter, name: str, kind: Kind) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mico_chat.adapters.base import Prepared, PromptLayout
 from mico_chat.adapters.mtmd import Part, Projector, Rows
-from mico_chat.adapters.pictures import as_picture, smaller
+from mico_chat.adapters.pictures import shown as shown_within
 from mico_chat.adapters.vocabulary import Vocabulary
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
@@ -21,12 +21,10 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import (
     Audio,
     ContextBlock,
-    Depth,
     EncodedMedium,
     Image,
     MeasuredMedium,
     Medium,
-    Normal,
     Video,
 )
 from mico_chat.messages import Message
@@ -60,16 +58,7 @@ class GgufAdapter:
         return "mtmd"
 
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
-        legend = ""
-        cut: tuple[str, ...] = ()
-        given: Audio | Image | Video
-        if isinstance(medium, Depth | Normal):
-            picture, legend = as_picture(medium)
-            given, cut = smaller(picture)
-        elif isinstance(medium, Image | Video):
-            given, cut = smaller(medium)
-        else:
-            given = medium
+        given, cut, legend = shown_within(medium)
         assert self._projector is not None
         chunks = self._projector.chunks(medium.name, _parts(given))
         measured = MeasuredMedium(

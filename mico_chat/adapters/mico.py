@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mico_chat.adapters.base import ModelAdapter, Prepared, PromptLayout
 from mico_chat.chat_template import ChatTemplate
-from mico_chat.engine.cpu import free_cores
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
@@ -44,7 +43,6 @@ class MicoAdapter:
         self.model: Any = model  # evaluations switch parts of it off
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self._threads = torch.get_num_threads()
 
     @property
     def template(self) -> ChatTemplate:
@@ -60,15 +58,14 @@ class MicoAdapter:
 
     def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
         device, dtype = self.model.device, self.model.dtype
-        with torch.inference_mode(), free_cores().take() as threads:
-            torch.set_num_threads(min(threads, self._threads))  # of this Python thread's work alone
+        with torch.inference_mode():
             tokens = self.model.context_tokens(
                 torch.tensor([KINDS.index(one.measured.kind) for one in batch], device=device),
                 torch.tensor([one.measured.units for one in batch], device=device),
                 torch.cat([one.inputs for one in batch]).to(device, dtype),
             )
-            # Copies on the CPU: views would keep the whole batch in memory.
-            rows = [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
+        # Copies on the CPU: views would keep the whole batch in memory.
+        rows = [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
         return [ContextBlock(own, one.key) for own, one in zip(rows, batch, strict=True)]
 
     def layout(

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from mico_chat.media.image import scaled_words
-from mico_chat.media.medium import Depth, Image, Normal, Video
+from mico_chat.media.medium import Audio, Depth, Image, Medium, Normal, Video
 
 MAX_PIXELS = 1280 * 28 * 28
 """Pixels of a still: 1,280 tokens of Qwen2.5-VL, 980 of Qwen3-VL. Its processor alone would take
@@ -25,10 +25,23 @@ NEAR_TO_FAR = np.array(
 """Colours from the nearest to the farthest: yellow, orange, red, purple, dark blue."""
 
 
+def shown(medium: Medium) -> tuple[Image | Video | Audio, tuple[str, ...], str]:
+    """A medium as a model that lacks maps is shown it, within bounds; what was cut; a legend."""
+    if isinstance(medium, Depth | Normal):
+        picture, legend = as_picture(medium)
+        return *smaller(picture), legend
+    if isinstance(medium, Audio):
+        return medium, (), ""
+    return *smaller(medium), ""
+
+
 def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
     """A map as a picture with its legend inside, and the legend in words."""
     if isinstance(medium, Normal):
-        words = "surface normals as colours: red is x (right), green is y (up), blue is z (to you)"
+        words = (
+            "A map of surface normals as a picture: red is x (right), green is y (up), blue is z "
+            "(to you).\n"
+        )
         drawn = _with_strip(medium.pixels, None, "x: red  y: green  z: blue")
         return Image(drawn, report=medium.report), words
     values = medium.values
@@ -42,7 +55,8 @@ def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
     ends = (f"{near:.2g} m", f"{far:.2g} m") if medium.metric else ("near", "far")
     named = f" ({ends[0]})", f" ({ends[1]})"
     words = (
-        "a depth map as a picture: yellow is the nearest{}, dark blue the farthest{}, black unknown"
+        "A depth map as a picture: yellow is the nearest{}, dark blue the farthest{}, black "
+        "unknown.\n"
     ).format(*(named if medium.metric else ("", "")))
     return Image(_with_strip(pixels, ends), report=medium.report), words
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from mico_chat.adapters.base import Prepared, PromptLayout
-from mico_chat.adapters.pictures import as_picture, smaller
+from mico_chat.adapters.pictures import shown as shown_within
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.media.kinds import Kind
@@ -35,11 +35,9 @@ from mico_chat.media.medium import (
     SAMPLE_RATE,
     Audio,
     ContextBlock,
-    Depth,
     Image,
     MeasuredMedium,
     Medium,
-    Normal,
     Video,
 )
 from mico_chat.messages import Message, TextPart
@@ -108,16 +106,9 @@ class ProcessorAdapter(ABC):
         return n > 1 and "batch_num_images" in names
 
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
-        cut: tuple[str, ...] = ()
-        legend = ""
-        given: Medium
-        if isinstance(medium, Depth | Normal):
-            picture, legend = as_picture(medium)
-            given, cut = smaller(picture)
-        elif isinstance(medium, Audio):
-            given, cut = self._fitted(medium)
-        else:
-            given, cut = smaller(medium)
+        given, cut, legend = shown_within(medium)
+        if isinstance(given, Audio):
+            given, cut = self._fitted(given)
         n = 2 if isinstance(given, Image) and self._several(shown) else 1  # the first one counts
         if isinstance(given, Video) and len(given.frames) == 1:  # Qwen3-VL needs two
             given = Video(given.frames.repeat(2, 0), given.times.repeat(2))

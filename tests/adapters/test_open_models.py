@@ -189,7 +189,8 @@ def test_maps_are_shown_as_pictures(replica: Path, assistant: Assistant) -> None
     prompt, _ = run(assistant.prepare([Message.user(maps[0], QUESTION)]))
     ids = [token for token in prompt.tokens(0, len(prompt))[0] if token >= 0]
     said = assistant.adapter.tokenizer.decode(ids)
-    assert "yellow is the nearest (0.5 m), dark blue the farthest (4 m)" in said
+    legend = "yellow is the nearest (0.5 m), dark blue the farthest (4 m), black unknown.\n"
+    assert f"{legend}{QUESTION}" in said
     other = Depth(np.where(np.isnan(depth().values), 1, depth().values[::-1]))
     answers = [
         run(tokens_of(assistant, Message.user(one, QUESTION)))[0] for one in (maps[0], other)
@@ -331,6 +332,21 @@ def test_other_logits_are_noticed(
         media = conversations(replica.name)[0]
         tokens = run(tokens_of(assistant, message(media)))[0]
     assert tokens == replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
+
+
+def test_a_model_that_raises_in_the_trial_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("inputs_embeds")
+
+    monkeypatch.setattr("mico_chat.adapters.capture.Capture.why_not", broken)
+    folder = replicas.build("qwen2_audio", tmp_path / "qwen2_audio")
+    sound = part_of("audio", 1)
+    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+        assert "run alone, one after the other: KeyError: 'inputs_embeds'" in caplog.text
+        tokens = run(tokens_of(assistant, message([sound])))[0]
+    assert tokens == replicas.reference(folder, [user(sound, QUESTION)], N_TOKENS)
 
 
 def test_code_that_a_model_brings_is_not_run(tmp_path: Path) -> None:
