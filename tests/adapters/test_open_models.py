@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import mico_chat.open_models as open_models
+from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.errors import ConfigError, RequestError
@@ -42,6 +43,10 @@ def replica(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def assistant(replica: Path) -> Iterator[Assistant]:
     with closing(load_assistant(replica, FakeDecoder(), IN_FLOAT32)) as assistant:
+        adapter = assistant.adapter
+        assert isinstance(adapter, TransformersAdapter)
+        # Alone, the library's own code would give the right tokens in any case.
+        assert adapter.encodes, "requests must run together"
         yield assistant
 
 
