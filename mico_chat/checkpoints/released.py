@@ -28,7 +28,7 @@ from mico_chat.checkpoints.load import read_part
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.model.context import PROJECTIONS
-from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.preprocessing import released_preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 
 _LAYOUT = yaml.safe_load(Path(__file__).with_name("released_names.yaml").read_text("utf-8"))
@@ -107,15 +107,15 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
     _resample(state, released, config)
     record = {"file": released.file.name, "names": [*released.spelt.values()], "hps": released.hps}
     slices = len(state["text.context_proj.audio.frame"])
-    preprocessing = Preprocessing(
-        image_size=config.encoder_config.image_size, max_slices=slices
-    ).model_dump_json(indent=1)
+    preprocessing = released_preprocessing(config.encoder_config.image_size, slices)
     with whole_folder(output) as folder:
         config.save_pretrained(folder)
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         save_file(unused, folder / UNUSED_FILE, metadata={"format": "pt"})
         (folder / SOURCE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / PREPROCESSING_FILE).write_text(preprocessing, encoding="utf-8")
+        (folder / PREPROCESSING_FILE).write_text(
+            preprocessing.model_dump_json(indent=1), encoding="utf-8"
+        )
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return (

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -140,7 +141,7 @@ class PretrainedModel(Model):
 
             def load(file: MediaFile) -> MediumUnits | MediaError:
                 try:
-                    medium = decoder.decode(file)
+                    medium = decoder.decode(replace(file, sampling=preprocessing.sampling))
                     own = preprocessing.units(medium)
                     if not task.slices or not isinstance(medium, Video) or medium.audio is None:
                         return MediumUnits((medium.kind,), (own,))

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
+from mico_chat.media.sampling import Sampling
 
 LimitName = Literal[
     "max_bytes", "max_pixels", "max_seconds", "max_frames", "timeout_s", "memory_mb", "max_side"
@@ -214,13 +215,16 @@ class MediaFile:
     """An encoded medium: in a file, in a tar file, or in memory.
 
     Errors and reports use ``name``. ``depth_scale`` is how many metres one unit of a depth map of
-    16-bit integers means.
+    16-bit integers means. ``sampling`` decides which frames of a clip are taken; with a ``seed``
+    they are drawn, one of each of equal runs of frames.
     """
 
     kind: Kind
     source: str | Path | TarMember | bytes
     name: str = ""
     depth_scale: float = 0.001
+    sampling: Sampling = "uniform"
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -20,13 +20,15 @@ from mico_chat.media.audio import frames_of, index_of, opened, read_sound
 from mico_chat.media.file import VIDEO_FORMATS, MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import scaled_words
 from mico_chat.media.medium import Audio, Video
+from mico_chat.media.sampling import of_segments
 
 
 def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
-    """Take at most ``limits.max_frames`` frames, at the centres of equal intervals of the clip.
+    """Take at most ``limits.max_frames`` frames, as the file's ``sampling`` and ``seed`` say.
 
-    The frame of an interval is the one shown at its centre. A frame's time is when it appeared, in
-    seconds from the clip's start. Only the frames taken, and one more, are in memory.
+    Without them, the frames are those shown at the centres of equal intervals of the clip. A
+    frame's time is when it appeared, in seconds from the clip's start. Only the frames taken, and
+    one more, are in memory.
     """
     fmt = file.format_among(VIDEO_FORMATS, "a video")
     cut: list[str] = []
@@ -40,7 +42,7 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         if timeline is None:
             raise file.damaged(f"the video stream of this {fmt} file has no frames")
         reader = FrameReader(container, stream, timeline)
-        targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
+        targets = _targets(file, timeline, min(limits.max_frames, timeline.n_frames))
         taken, upright = _take(file, reader, targets, limits)
         has_sound = bool(container.streams.audio)
         if not taken:
@@ -52,7 +54,8 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
     if reader.damage:
         cut.append(f"{len(reader.damage)} damaged pieces of video are left out")
     if len(taken) < timeline.n_frames:
-        cut.append(f"{len(taken)} of {timeline.n_frames} frames are used, evenly spaced")
+        how = "evenly spaced" if file.seed is None else "drawn at random"
+        cut.append(f"{len(taken)} of {timeline.n_frames} frames are used, {how}")
 
     cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
     audio = _sound_track(file, fmt, limits, cut) if has_sound else None
@@ -70,6 +73,16 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         cut=cut,
     )
     return Video(frames, times, audio, report=report)
+
+
+def _targets(file: MediaFile, timeline: Timeline, n: int) -> list[int]:
+    """The ticks at which the ``n`` frames to take are shown."""
+    if file.seed is not None:
+        generator = np.random.default_rng(file.seed)
+        return [timeline.ticks[i] for i in of_segments(timeline.n_frames, n, generator)]
+    if file.sampling == "segments":
+        return [timeline.ticks[i] for i in of_segments(timeline.n_frames, n)]
+    return timeline.centres(n)
 
 
 def _video_stream(file: MediaFile, fmt: str, container: InputContainer) -> VideoStream:
@@ -176,13 +189,23 @@ class FrameReader:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Times of a video stream, in ticks of ``time_base`` seconds."""
+    """Times of a video stream, in ticks of ``time_base`` seconds.
+
+    ``ticks`` are those at which the frames appear, in rising order, as are the ``keyframes``.
+    """
 
     time_base: Fraction
-    start: int
     end: int
-    n_frames: int
+    ticks: list[int]
     keyframes: list[int]
+
+    @property
+    def start(self) -> int:
+        return self.ticks[0]
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.ticks)
 
     def centres(self, n: int) -> list[int]:
         length = self.end - self.start
@@ -207,9 +230,8 @@ def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) ->
     keyframes.sort()
     return Timeline(
         time_base=stream.time_base or Fraction(1, av.time_base),
-        start=ticks[0],
         end=ticks[-1] + _frame_ticks(stream, ticks),
-        n_frames=len(ticks),
+        ticks=ticks,
         keyframes=keyframes,
     )
 

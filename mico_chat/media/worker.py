@@ -51,6 +51,7 @@ _DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
 _END_GRACE_S = 5.0
 """Seconds after the time limit before the process ends itself, if its parent has not killed it."""
 
+_FILE_FIELDS = ("kind", "name", "depth_scale", "sampling", "seed")
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20
 _ARRAYS: dict[type[Medium], tuple[str, ...]] = {
@@ -190,8 +191,8 @@ def write_file(stream: IO[bytes], file: MediaFile) -> None:
     """Ask for a medium, by the path of its file or with its bytes."""
     path = None if file.path is None else str(file.path.absolute())
     data = file.read() if path is None else None
-    header = {"kind": file.kind, "name": file.name, "depth_scale": file.depth_scale, "path": path}
-    write_header(stream, header)
+    header = {name: getattr(file, name) for name in _FILE_FIELDS}
+    write_header(stream, header | {"path": path})
     if data is not None:
         write_frame(stream, data)
     stream.flush()
@@ -199,10 +200,10 @@ def write_file(stream: IO[bytes], file: MediaFile) -> None:
 
 def _read_file(stream: IO[bytes], max_bytes: int) -> MediaFile:
     header = read_header(stream)
-    source = header["path"]
+    source = header.pop("path")
     if source is None:
         source = read_frame(stream, max_bytes)
-    return MediaFile(header["kind"], source, header["name"], header["depth_scale"])
+    return MediaFile(source=source, **header)
 
 
 def _write_medium(stream: IO[bytes], medium: Medium) -> None:

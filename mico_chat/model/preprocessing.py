@@ -3,6 +3,9 @@
 Pictures, frames and normal maps are resized whole, not cropped: a question may be about an edge.
 A sound becomes log-mel slices, rows time and columns frequency, three equal channels. A depth map
 becomes three views of the same distances; holes are zero in all of them.
+
+The released MiCo resizes whole too, but without ``antialias``, and its ``sampling`` is
+``"segments"``: :func:`released_preprocessing` has its settings.
 """
 
 from functools import lru_cache
@@ -10,12 +13,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from mico_chat.errors import MediaError
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
+from mico_chat.media.sampling import Sampling, of_segments
 
 SAMPLE_RATE = 16_000
 FRAME, SHIFT, N_FFT = 400, 160, 512  # 25 ms window, 10 ms shift
@@ -36,10 +40,20 @@ class Preprocessing(BaseModel):
     """A unit has so many times ``image_size`` pixels a side: the encoder sees the mean of each
     ``detail`` x ``detail`` of them, a closer look at a part of the picture sees them all."""
     max_slices: int = 4
-    """At most so many mel slices of 2.24 s are taken, spread evenly over the sound."""
+    """At most so many mel slices of 2.24 s are taken."""
+    # Written only where they differ, so that the file of an older checkpoint stays the same.
+    sampling: Sampling = Field("uniform", exclude_if=lambda value: value == "uniform")
+    """Which frames and slices are taken. ``"uniform"``: slices are spread evenly over the sound
+    and may overlap; one that is too short is repeated. ``"segments"``: there are always
+    ``max_slices``, each the middle one of a run of slices side by side, padded with zeros."""
+    antialias: bool = Field(True, exclude_if=lambda value: value is True)
+    """Pictures that shrink are filtered first, as in torchvision since 0.17."""
 
-    def units(self, medium: Medium) -> Tensor:
-        """A medium's units (n, 3, S, S), S = image_size · detail; an empty one is a MediaError."""
+    def units(self, medium: Medium, generator: np.random.Generator | None = None) -> Tensor:
+        """A medium's units (n, 3, S, S), S = image_size · detail; an empty one is a MediaError.
+
+        With a ``generator`` the slices of a sound are drawn, one of each of equal runs.
+        """
         match medium:
             case Image() | Normal():
                 return self._normalise(self._pixels(medium.pixels[None]))
@@ -48,7 +62,7 @@ class Preprocessing(BaseModel):
             case Depth():
                 return self._normalise(self._depth(medium))
             case Audio():
-                return self._sound(medium)
+                return self._sound(medium, generator)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """Values in [0, 1], (n, 3, H, W)."""
@@ -62,7 +76,7 @@ class Preprocessing(BaseModel):
 
     def _resize(self, x: Tensor) -> Tensor:
         size = [self.image_size * self.detail] * 2
-        return F.interpolate(x, size, mode="bilinear", antialias=True)
+        return F.interpolate(x, size, mode="bilinear", antialias=self.antialias)
 
     def _depth(self, depth: Depth) -> Tensor:
         """Nearness, nearness on a log scale, and absolute distance; (1, 3, S, S) in [0, 1]."""
@@ -89,22 +103,58 @@ class Preprocessing(BaseModel):
         x = torch.stack([nearness, log, absolute]) * valid
         return self._resize(x[None].float())
 
-    def _sound(self, audio: Audio) -> Tensor:
-        """Log-mel slices (n, 3, S, S) of a sound; one shorter than a slice is repeated."""
+    def _sound(self, audio: Audio, generator: np.random.Generator | None) -> Tensor:
+        """Log-mel slices (n, 3, S, S) of a sound."""
         samples = torch.from_numpy(audio.samples)
         if len(samples) == 0:
             raise MediaError(audio.report.name, "the sound has no samples")
         size = self.image_size
         need = (size - 1) * SHIFT + FRAME
-        if len(samples) < need:
-            samples = samples.repeat(-(-need // len(samples)))[:need]
-        # The last frame of a slice reaches 240 samples into the next, which need no new slice.
-        n = min(self.max_slices, -(-(len(samples) - FRAME + SHIFT) // (size * SHIFT)))
-        starts = np.linspace(0, len(samples) - need, n).astype(int)
-        slices = torch.stack([fbank(samples[s : s + need], size) for s in starts])
-        slices = (slices - FBANK_MEAN) / FBANK_STD
+        if self.sampling == "segments":
+            starts = self._starts_in_segments(len(samples), generator)
+        else:
+            if len(samples) < need:
+                samples = samples.repeat(-(-need // len(samples)))[:need]
+            starts = self._starts(len(samples) - need, generator)
+        slices = torch.stack([_slice(samples[s : s + need], size) for s in starts])
         slices = slices.repeat_interleave(self.detail, 1).repeat_interleave(self.detail, 2)
         return slices.unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
+
+    def _starts(self, last: int, generator: np.random.Generator | None) -> list[int]:
+        """The first samples of slices between 0 and ``last``, spread evenly or drawn."""
+        # The last frame of a slice reaches 240 samples into the next, which need no new slice.
+        step = self.image_size * SHIFT
+        n = min(self.max_slices, -(-(last + step) // step))
+        if generator is not None:
+            places = (np.arange(n) + generator.random(n)) / n * (last + 1)
+        elif n == self.max_slices == 1:  # the middle of a sound says more of it than its beginning
+            places = np.array([last / 2])
+        else:
+            places = np.linspace(0, last, n)
+        return [int(place) for place in places]
+
+    def _starts_in_segments(self, n: int, generator: np.random.Generator | None) -> list[int]:
+        """The first samples of slices of ``n`` samples; like the release's, one may be empty."""
+        frames = max(0, (n - FRAME) // SHIFT + 1)
+        slices = max(self.max_slices, frames // self.image_size + 1)
+        chosen = of_segments(slices, self.max_slices, generator)
+        return [place * self.image_size * SHIFT for place in chosen]
+
+
+def released_preprocessing(image_size: int, slices: int) -> Preprocessing:
+    """The preprocessing of the released MiCo: its code pins torchvision 0.15, whose ``Resize`` of
+    tensors has no antialiasing."""
+    return Preprocessing(
+        image_size=image_size, max_slices=slices, sampling="segments", antialias=False
+    )
+
+
+def _slice(samples: Tensor, size: int) -> Tensor:
+    """The log-mel slice (S, S) of samples, normalised; a short one ends in zeros."""
+    if len(samples) < FRAME:
+        return torch.zeros(size, size)
+    mel = (fbank(samples, size) - FBANK_MEAN) / FBANK_STD
+    return F.pad(mel, (0, 0, 0, size - len(mel)))
 
 
 @lru_cache(maxsize=4)

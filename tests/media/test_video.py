@@ -58,6 +58,43 @@ def test_frames_are_spread_evenly_and_show_their_time(
     assert video.audio is None
 
 
+def _numbers(path: Path, **chosen: Any) -> list[int]:
+    """The places, among all frames of a clip in display order, of 7 frames taken from it."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with MediaDecoder(MediaLimits(max_frames=7)) as decoder:
+        video = decoder.decode(MediaFile("video", path, **chosen))
+    assert isinstance(video, Video)
+    found = []
+    for taken in video.frames:
+        apart = [np.abs(frame.astype(int) - taken).mean() for frame in frames]
+        found.append(int(np.argmin(apart)))
+        assert min(apart) < 1
+    return found
+
+
+@pytest.mark.parametrize(("name", "codec", "fmt", "options"), FORMATS)
+def test_segments_take_the_middle_frame_of_equal_runs(
+    make_clip: MakeClip, name: str, codec: str, fmt: str, options: dict[str, str]
+) -> None:
+    path = make_clip(name, codec, container_options=options)
+    # 60 frames: 4 runs of 9, then 3 of 8.
+    off = np.subtract(_numbers(path, sampling="segments"), [4, 13, 22, 31, 39, 47, 55])
+    assert np.abs(off).max() <= (name == "mpeg4.avi")  # whose index has an entry of no frame
+
+
+def test_a_seed_draws_a_frame_of_each_run(make_clip: MakeClip) -> None:
+    path = make_clip("a.mp4", "libx264")
+    drawn = [_numbers(path, seed=seed) for seed in range(4)]
+    assert _numbers(path, seed=2, sampling="segments") == drawn[2]
+    starts = [0, 9, 18, 27, 36, 44, 52, 60]
+    for numbers in drawn:
+        assert all(a <= n < b for n, a, b in zip(numbers, starts, starts[1:], strict=False))
+    assert all(len(set(numbers)) > 1 for numbers in zip(*drawn, strict=True))
+    report = decode(MediaFile("video", path, seed=1)).report
+    assert report.cut == ["8 of 60 frames are used, drawn at random"]
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "sound"),
     [("a.mp4", "libx264", "aac"), ("a.webm", "libvpx", "libopus"), ("a.avi", "mjpeg", "pcm_s16le")],

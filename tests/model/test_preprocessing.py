@@ -1,5 +1,6 @@
 """Media to units: what is near, what is a hole, what a tone looks like, how a sound is cut."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,13 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 from mico_chat.errors import MediaError
 from mico_chat.media import Audio, Depth, Image
-from mico_chat.model.preprocessing import FBANK_MEAN, FBANK_STD, Preprocessing, fbank
+from mico_chat.model.preprocessing import (
+    FBANK_MEAN,
+    FBANK_STD,
+    Preprocessing,
+    fbank,
+    released_preprocessing,
+)
 from tests.tiny import SIDE, clip, depth, normals, picture, sound
 
 PLAIN = Preprocessing(image_size=SIDE, image_mean=(0, 0, 0), image_std=(1, 1, 1))
@@ -122,6 +129,71 @@ def test_the_number_of_slices_follows_the_length() -> None:
     counts = [len(PLAIN.units(sound(second * n - 0.01))) for n in (2, 3, 4, 9)]
     assert counts == [2, 3, 4, 4]
     assert [len(PLAIN.units(sound(n * second))) for n in (0.1, 0.5, 1.0)] == [1, 1, 1]
+
+
+RELEASED = released_preprocessing(SIDE, 3).model_copy(
+    update={"image_mean": (0, 0, 0), "image_std": (1, 1, 1)}
+)
+
+
+def mel(audio: Audio) -> torch.Tensor:
+    """The whole sound as rows (time, mel), normalised."""
+    return (fbank(torch.from_numpy(audio.samples), SIDE) - FBANK_MEAN) / FBANK_STD
+
+
+def noise(slices: float) -> Audio:
+    """A sound so many slices long."""
+    n = 400 + int(slices * SIDE - 1) * 160
+    return Audio(np.random.default_rng(0).uniform(-0.5, 0.5, n).astype(np.float32))
+
+
+def test_segments_are_middle_slices_side_by_side_padded_with_zeros() -> None:
+    whole = noise(7.5)  # slices 0 to 7, in runs of 3, 3 and 2
+    rows = torch.nn.functional.pad(mel(whole), (0, 0, 0, SIDE)).unfold(0, SIDE, SIDE)
+    units = RELEASED.units(whole)
+    torch.testing.assert_close(units[:, 0], rows[[1, 4, 6]].transpose(1, 2))
+    one = RELEASED.model_copy(update={"max_slices": 1}).units(whole)
+    torch.testing.assert_close(one[:, 0], rows[[3]].transpose(1, 2))
+    short = noise(1.25)
+    units = RELEASED.units(short)
+    torch.testing.assert_close(units[:2, 0].flatten(0, 1)[: SIDE * 5 // 4], mel(short))
+    assert (units[1, :, SIDE // 4 :] == 0).all(), "what the sound lacks"
+    assert (units[2] == 0).all()
+    assert (RELEASED.units(Audio(np.ones(300, np.float32))) == 0).all(), "no whole frame"
+
+
+@pytest.mark.parametrize("preprocessing", [PLAIN, RELEASED])
+def test_slices_are_drawn_one_of_each_run(preprocessing: Preprocessing) -> None:
+    time = np.arange(12 * SIDE * 160)
+    rising = Audio((time / time[-1] * np.sin(time / 3)).astype(np.float32))  # ever louder
+    n = preprocessing.max_slices
+
+    def loudness(seed: int | None) -> list[float]:
+        generator = None if seed is None else np.random.default_rng(seed)
+        return preprocessing.units(rising, generator).amax((1, 2, 3)).tolist()
+
+    drawn = [loudness(seed) for seed in range(12)]
+    assert drawn[3] == loudness(3)
+    for found in drawn:
+        assert len(found) == n
+        assert found == sorted(found)
+    assert all(len(set(place)) > 2 for place in zip(*drawn, strict=True))
+    assert loudness(None) == loudness(None)
+
+
+def test_a_single_slice_is_the_middle_one() -> None:
+    sound = noise(5)
+    units = PLAIN.model_copy(update={"max_slices": 1}).units(sound)
+    first = (len(sound.samples) - (SIDE - 1) * 160 - 400) // 2
+    middle = Audio(sound.samples[first : first + (SIDE - 1) * 160 + 400])
+    torch.testing.assert_close(units[0, 0], mel(middle))
+
+
+def test_a_file_without_the_settings_means_what_it_meant() -> None:
+    old = json.loads(PLAIN.model_dump_json())
+    assert not {"sampling", "antialias"} & set(old)
+    assert Preprocessing(**old) == PLAIN
+    assert Preprocessing(**json.loads(RELEASED.model_dump_json())) == RELEASED
 
 
 def test_a_medium_without_content_is_refused() -> None:

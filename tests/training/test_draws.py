@@ -24,6 +24,7 @@ from mico_training.data.examples import (
     ContextExample,
     ConversationDataset,
     GroupedByLength,
+    QuestionDataset,
     SimulatedCaptions,
     SimulatedNames,
     about_tokens,
@@ -120,7 +121,7 @@ def test_a_joint_example_has_a_medium_with_its_caption_of_each_of_its_corpora(
 class Blank:
     """A loader of media without content; every clip has a sound track."""
 
-    def load(self, medium: MediaFile) -> LoadedMedium:
+    def load(self, medium: MediaFile, generator: object = None) -> LoadedMedium:
         track = torch.zeros(1, 3, 4, 4) if medium.kind == "video" else None
         return LoadedMedium(medium.kind, torch.zeros(1, 3, 4, 4), track)
 
@@ -154,6 +155,51 @@ def test_every_token_of_a_caption_has_the_row_of_its_corpus() -> None:
             for _ in range(1 + (medium.kind == "video"))
         ]
     assert batch["media_corpus"].tolist() == expected
+
+
+# --- random frames and slices -------------------------------------------------------------------
+
+
+class Numbered:
+    """A loader of clips with 9 frames, and of sounds with 9 slices, whose values are their places.
+
+    It has drawn them already, as with a cache.
+    """
+
+    def load(self, medium: MediaFile, generator: object = None) -> LoadedMedium:
+        places = torch.arange(9.0).view(9, 1, 1, 1)
+        return LoadedMedium(medium.kind, places, places if medium.kind == "video" else None)
+
+    def batch(self, rows: Sequence[Sequence[LoadedMedium]]) -> dict[str, torch.Tensor]:
+        parts = [part.flatten() for row in rows for one in row for _, part in one.parts()]
+        return {"places": torch.stack(parts)}
+
+
+def test_training_draws_a_unit_of_each_run_by_the_draw_alone() -> None:
+    recipe = Stage1Recipe(most_units=3)
+    words = learn_vocabulary(["image audio video 0 1 2 3 4 5"], size=64)
+    collate = ContextCollator(words, cast(Any, Numbered()), {}, recipe)
+    examples = across(("audio", "video"), 2)
+    places = collate(examples)["places"]
+    assert torch.equal(collate(examples[30:])["places"], places[-3 * 18 :])
+    assert len({tuple(row) for row in places.tolist()}) > 12
+    assert torch.equal(places // 3, torch.arange(3.0).expand(len(places), 3))
+    middles = collate([replace(example, seed=None) for example in examples])["places"]
+    assert middles.unique(dim=0).tolist() == [[1, 4, 7]]
+
+
+def test_the_seed_of_each_data_set_depends_on_the_draw(mixture: Mixture) -> None:
+    for dataset in (
+        ContextDataset(mixture, 8, 0.5, 0.5),
+        QuestionDataset(mixture, 8),
+        CaptionDataset(mixture, 8, join=0.2),
+        ConversationDataset(mixture, 8, max_turns=3),
+    ):
+        seeds = [dataset[draw].seed for draw in range(8)]
+        assert None not in seeds
+        assert len(set(seeds)) == 8
+        assert [dataset[draw].seed for draw in range(8)] == seeds
+    assert CaptionDataset(mixture, 8, join=0.2, regions=True)[0].seed is None
 
 
 def test_a_caption_is_the_answer_to_a_varied_instruction(mixture: Mixture) -> None:

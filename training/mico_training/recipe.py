@@ -201,13 +201,14 @@ class Stage1Recipe(Section):
 
     ``cross_corpus``: probability of a context from two corpora or more, at most ``most_corpora``
     (eq. 3). ``caption_length``: tokens of all captions of a sample. ``most_units``: the number of
-    frames of a video and slices of a sound to use, evenly spread. ``most_slices``: another
-    number for slices; 0 leaves a video's sound track out. ``questions``: the data are questions and
-    answers, and the caption objective predicts an answer after its question (appendix B.2); the
-    other objectives must have weight 0. ``simulate``: probability that a picture alone is captioned
-    as a drawn concept, and its posterior simulated, for a model with ``text_config.name_tokens``.
-    ``tokenizer``: folder or hub name of a new model's text
-    tokenizer; without it, a WordPiece ``vocabulary`` of this size is learnt from the captions.
+    frames of a video and slices of a sound to use; training draws them, one of each of equal runs,
+    and evaluation takes the middle ones. ``most_slices``: another number for slices; 0 leaves a
+    video's sound track out. ``questions``: the data are questions and answers, and the caption
+    objective predicts an answer after its question (appendix B.2); the other objectives must have
+    weight 0. ``simulate``: probability that a picture alone is captioned as a drawn concept, and
+    its posterior simulated, for a model with ``text_config.name_tokens``. ``tokenizer``: folder or
+    hub name of a new model's text tokenizer; without it, a WordPiece ``vocabulary`` of this size is
+    learnt from the captions.
     """
 
     weights: ObjectiveWeights = ObjectiveWeights()

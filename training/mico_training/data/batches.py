@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MeasuredMedium, Words
+from mico_chat.media.sampling import of_segments
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.text_branch import question_prefix
@@ -37,7 +39,8 @@ class ChatCollator:
         """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
         tokens, rows, found = [], [], []
         for example in examples:
-            media = [self.loader.load(medium) for medium in example.media]
+            generator = drawing(example.seed)
+            media = [self.loader.load(medium, generator) for medium in example.media]
             measured = [
                 replace(medium.measured, words=words)
                 for medium, words in zip(
@@ -128,7 +131,9 @@ class ContextCollator:
             corpora = [CORPORA[m.kind] * example.joint for m in example.media]
             words = text.word_ids(number)
             caption_corpus.append([0 if word is None else corpora[word] for word in words])
-            media = [thinned(self.loader.load(m), self.recipe) for m in example.media]
+            generator = drawing(example.seed)
+            loaded = [self.loader.load(medium, generator) for medium in example.media]
+            media = [thinned(medium, self.recipe, generator) for medium in loaded]
             rows.append(media)
             for medium, name, corpus in zip(media, example.concepts, corpora, strict=True):
                 media_corpus += [corpus] * (1 + (medium.track is not None))
@@ -160,17 +165,25 @@ class ContextCollator:
         return [] if self.tokenizer.unk_token_id in ids else list(ids)
 
 
-def thinned(medium: LoadedMedium, recipe: Stage1Recipe) -> LoadedMedium:
-    """A medium with at most ``most_units`` frames and ``most_slices`` slices, evenly spread.
+def drawing(seed: int | None) -> np.random.Generator | None:
+    """The generator of an example's frames and slices; None draws nothing."""
+    return None if seed is None else np.random.default_rng(seed)
 
-    With ``most_slices`` 0 a video loses its sound track, and a sound keeps one slice.
+
+def thinned(
+    medium: LoadedMedium, recipe: Stage1Recipe, generator: np.random.Generator | None = None
+) -> LoadedMedium:
+    """A medium with at most ``most_units`` frames and ``most_slices`` slices.
+
+    Each is the middle one of a run of them, or a random one with a ``generator``. With
+    ``most_slices`` 0 a video loses its sound track, and a sound keeps one slice.
     """
     slices = recipe.most_units if recipe.most_slices is None else recipe.most_slices
 
     def cut(inputs: Tensor, most: int) -> Tensor:
         if len(inputs) <= most:
             return inputs
-        return inputs[torch.linspace(0, len(inputs) - 1, most).round().long()]
+        return inputs[of_segments(len(inputs), most, generator)]
 
     track = cut(medium.track, slices) if slices and medium.track is not None else None
     own = cut(medium.inputs, max(1, slices) if medium.kind == "audio" else recipe.most_units)

@@ -32,7 +32,8 @@ class ContextExample:
 
     ``joint``: each medium is of a corpus of its own, and has the caption of the same place. With a
     ``question``, the caption is the answer. ``simulated``: the number of the concept name that the
-    one picture is taken for, or -1.
+    one picture is taken for, or -1. ``seed``: of the random frames and slices of its media; None
+    takes the middle ones.
     """
 
     media: tuple[MediaFile, ...]
@@ -42,6 +43,7 @@ class ContextExample:
     regions: tuple[tuple[Region, ...], ...] = ()
     question: str = ""
     simulated: int = -1
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class ContextDataset(DrawnDataset):
     most_corpora: int = 3
 
     def __getitem__(self, draw: int) -> ContextExample:
+        return replace(self._drawn(draw), seed=self.mixture.seed_of(draw))
+
+    def _drawn(self, draw: int) -> ContextExample:
         generator = self.mixture.generator(draw)
         sample = self.mixture.sample(draw)
         if generator.random() < self.cross_corpus:
@@ -109,6 +114,7 @@ class QuestionDataset(DrawnDataset):
             captions=(turn.answer,),
             regions=((),) * len(turn.media),
             question=turn.question,
+            seed=self.mixture.seed_of(draw),
         )
 
 
@@ -151,7 +157,7 @@ class ChatExample:
     ``simulated``: the number of the concept name that its one picture is taken for, or -1.
     ``regions``: those of each medium, where the stage asks for them; ``given``: they are said to
     the language model instead of what the encoder sees. ``words``: what is recognised in each
-    medium; the media behind the end have no words.
+    medium; the media behind the end have no words. ``seed``: see :class:`ContextExample`.
     """
 
     id: str
@@ -160,6 +166,7 @@ class ChatExample:
     regions: tuple[tuple[Region, ...], ...] = ()
     given: bool = False
     words: tuple[Words, ...] = ()
+    seed: int | None = None
 
     @property
     def media(self) -> tuple[MediaFile, ...]:
@@ -193,6 +200,8 @@ class CaptionDataset(DrawnDataset):
                 Message.assistant(caption),
             ),
             regions=tuple(sample.regions.get(key, ()) for key in keys) if self.regions else (),
+            # The boxes of a clip are those of its middle frame, which must then be taken.
+            seed=None if self.regions else self.mixture.seed_of(draw),
         )
 
 
@@ -208,6 +217,9 @@ class ConversationDataset(DrawnDataset):
     given: float = 0.0
 
     def __getitem__(self, draw: int) -> ChatExample:
+        return replace(self._drawn(draw), seed=self.mixture.seed_of(draw))
+
+    def _drawn(self, draw: int) -> ChatExample:
         sample = self.mixture.sample(draw)
         if sample.conversation:
             return ChatExample(sample.id, sample.conversation)

@@ -12,10 +12,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -203,19 +204,28 @@ class MediaLoader:
     cache: FeatureCache | None = None
     limits: MediaLimits = field(default_factory=MediaLimits)
 
-    def pixels(self, medium: MediaFile) -> list[Tensor]:
+    def pixels(
+        self, medium: MediaFile, generator: np.random.Generator | None = None
+    ) -> list[Tensor]:
         """Units of a medium and, for a video with sound, of its sound track; or a MediaError.
 
-        The medium is decoded in this process: training data are trusted.
+        The medium is decoded in this process: training data are trusted. With a ``generator``, the
+        frames and slices are drawn.
         """
+        seed = None if generator is None else int(generator.integers(2**32))
+        medium = replace(medium, sampling=self.preprocessing.sampling, seed=seed)
         found = decode(medium, self.limits)
-        units = [self.preprocessing.units(found)]
+        units = [self.preprocessing.units(found, generator)]
         if isinstance(found, Video) and found.audio is not None:
-            units.append(self.preprocessing.units(found.audio))
+            units.append(self.preprocessing.units(found.audio, generator))
         return units
 
-    def load(self, medium: MediaFile) -> LoadedMedium:
-        inputs = self.pixels(medium) if self.cache is None else self.cache[medium]
+    def load(self, medium: MediaFile, generator: np.random.Generator | None = None) -> LoadedMedium:
+        """A medium as evaluation takes it, or, with a ``generator``, as training does.
+
+        A cache holds the frames and slices of evaluation: it leaves nothing to draw.
+        """
+        inputs = self.pixels(medium, generator) if self.cache is None else self.cache[medium]
         return LoadedMedium(medium.kind, *inputs)
 
     def batch(self, rows: Sequence[Sequence[LoadedMedium]]) -> dict[str, Tensor]:

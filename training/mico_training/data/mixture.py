@@ -56,6 +56,10 @@ class Mixture:
         """The random generator of a draw; another ``purpose`` is another generator."""
         return np.random.default_rng((self.seed, 1, purpose, draw))
 
+    def seed_of(self, draw: int) -> int:
+        """The seed of the frames and slices of a draw's media."""
+        return int(self.generator(draw, purpose=7).integers(2**32))
+
     def any_sample(self, generator: np.random.Generator) -> TrainingSample:
         """A sample at random, in proportion to the ratios: a partner for a joint context."""
         weights = np.asarray(self.quotas, dtype=np.float64) / BLOCK
