@@ -202,7 +202,7 @@ def _added_dims(own: str) -> int:
 
 
 def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of the tensors that no part of this project uses; None is any size."""
+    """The shapes of the tensors that a model may do without; None is any size."""
     p, t = ours["text_projection.weight"].shape
     d = ours["media_projection.one.vision.weight"].shape[1]
     sizes = {"P": p, "T": t, "D": d, "D+T": d + t, "D+D+T": 2 * d + t, "1": 1, "*": None}
@@ -344,6 +344,7 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
             frames=frames,
             head_norm_eps=1e-12,
             matching_classes=2,
+            subtitles=True,
         ),
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
+from mico_chat.model.subtitles import Subtitles
 from mico_chat.model.text_branch import backwards
 
 WITHIN = 1e-4
@@ -29,9 +30,10 @@ def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
     Any output may be left out, and any input that the other outputs do not need::
 
         in.video (B, n, 3, H, W)   in.audio (B, n, time, mel)   in.depth (B, n, 3, H, W), normalised
-        in.input_ids, in.attention_mask (B, S)
+        in.input_ids, in.attention_mask (B, S)   in.subtitle_ids, in.subtitle_mask (B, S')
         out.{vision,audio,depth}_tokens (B, n, T, D)    out.feat_{v,a,d,t} (B, P)
-        out.cond_{v,a,d} (B, n T, d)                    out.text_hidden (B, S, d)
+        out.feat_{va,vs,vas} (B, P)
+        out.cond_{v,a,d,vs,vas} (B, n T, d)             out.text_hidden (B, S, d)
         out.fused_va (B, S, d), out.itm_va (B,)         text over [video; audio]
         out.logits_v, out.causal_logits_v (B, S, V), out.causal_hidden_v (B, S, d)   over the video
     """
@@ -76,9 +78,9 @@ class _Batch:
                 units = self.units(_MEDIA[name[0]])
                 tokens = self.model.encoder(units.flatten(0, 1))
                 return cast(Tensor, tokens.unflatten(0, tuple(units.shape[:2])))
-            case "feat_v" | "feat_a" | "feat_d":
+            case "feat_v" | "feat_a" | "feat_d" | "feat_va" | "feat_vs" | "feat_vas":
                 return self.encode(kinds).pooled
-            case "cond_v" | "cond_a" | "cond_d":
+            case "cond_v" | "cond_a" | "cond_d" | "cond_vs" | "cond_vas":
                 return self.encode(kinds).context
             case "feat_t":
                 return self.model.encode_text(*self.caption())
@@ -99,6 +101,10 @@ class _Batch:
         return units.unsqueeze(2).expand(-1, -1, 3, -1, -1) if units.ndim == 4 else units
 
     def _encode(self, letters: str) -> EncodedContexts:
+        said = None
+        if letters.endswith("s"):
+            said = Subtitles(self.inputs["subtitle_ids"], self.inputs["subtitle_mask"])
+            letters = letters[:-1]
         shown = [self.units(_MEDIA[letter]) for letter in letters]
         b = len(shown[0])
         return self.model.encode(
@@ -107,6 +113,7 @@ class _Batch:
             torch.arange(b).repeat_interleave(len(letters)),
             b,
             torch.cat([units[row] for row in range(b) for units in shown]),
+            subtitles=said,
         )
 
     def caption(self) -> tuple[Tensor, Tensor]:

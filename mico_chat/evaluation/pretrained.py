@@ -36,10 +36,14 @@ AHEAD = 2
 
 
 class MediumUnits(NamedTuple):
-    """The kinds and the units (n, 3, H, W) of a medium and of its sound track, if it has one."""
+    """The kinds and the units (n, 3, H, W) of a medium and of its sound track, if it has one.
+
+    ``subtitle`` is what is said in it, or "".
+    """
 
     kinds: tuple[Kind, ...]
     units: tuple[Tensor, ...]
+    subtitle: str = ""
 
 
 class PretrainedModel(Model):
@@ -93,8 +97,9 @@ class PretrainedModel(Model):
     ) -> Iterator[tuple[int, Reply]]:
         """Captions or answers by beam search, eq. (6), as long as the text branch allows."""
         batches = self.batches(items)
-        media = [list(dict.fromkeys(items[place].media[0] for place in b)) for b in batches]
-        for batch, shown, found in zip(batches, media, self.encoded(task, media), strict=True):
+        media = [{items[place].media[0]: items[place] for place in batch} for batch in batches]
+        encoded_media = self.encoded(task, [[*shown.values()] for shown in media])
+        for batch, shown, found in zip(batches, media, encoded_media, strict=True):
             of = dict(zip(shown, found, strict=True))
             good: list[tuple[int, MediaContext]] = []
             for place in batch:
@@ -118,18 +123,18 @@ class PretrainedModel(Model):
         return answers(self.model, *_padded(items), questions, self.tokenizer, num_beams=3)
 
     def encoded(
-        self, task: Task, batches: Sequence[Sequence[MediaFile]]
+        self, task: Task, batches: Sequence[Sequence[Item]]
     ) -> Iterator[list[MediaContext | MediaError]]:
-        """The context of each medium, by batch; an error replaces a broken medium."""
+        """The context of each item's medium, by batch; an error replaces a broken medium."""
         for batch in self.decoded(task, batches):
             good = [units for units in batch if not isinstance(units, MediaError)]
             contexts = iter(self.encode(good) if good else [])
             yield [one if isinstance(one, MediaError) else next(contexts) for one in batch]
 
     def decoded(
-        self, task: Task, batches: Sequence[Sequence[MediaFile]]
+        self, task: Task, batches: Sequence[Sequence[Item]]
     ) -> Iterator[list[MediumUnits | MediaError]]:
-        """The units of each medium that the task uses, by batch.
+        """The units of each item's medium that the task uses, by batch.
 
         The next batches are decoded while the caller uses one. An error replaces a broken medium.
         """
@@ -139,14 +144,15 @@ class PretrainedModel(Model):
         coming: deque[list[Future[MediumUnits | MediaError]]] = deque()
         with closing(MediaDecoder(limits, workers=self.workers)) as decoder:
 
-            def load(file: MediaFile) -> MediumUnits | MediaError:
+            def load(item: Item) -> MediumUnits | MediaError:
                 try:
-                    medium = decoder.decode(replace(file, sampling=preprocessing.sampling))
+                    file = replace(item.media[0], sampling=preprocessing.sampling)
+                    medium = decoder.decode(file)
                     own = preprocessing.units(medium)
                     if not task.slices or not isinstance(medium, Video) or medium.audio is None:
-                        return MediumUnits((medium.kind,), (own,))
+                        return MediumUnits((medium.kind,), (own,), item.subtitle)
                     track = preprocessing.units(medium.audio)
-                    return MediumUnits((medium.kind, "audio"), (own, track))
+                    return MediumUnits((medium.kind, "audio"), (own, track), item.subtitle)
                 except MediaError as error:
                     return error
 
@@ -171,7 +177,8 @@ class PretrainedModel(Model):
         kinds, counts, owner = (x.to(self._device) for x in (kinds, counts, owner))
         tokens = self.model.in_context(tokens, features, kinds, counts)
         row = torch.repeat_interleave(owner, counts)
-        return self.space.of_tokens(tokens, Units.of(kinds, counts), row, len(items))
+        subtitles = [item.subtitle for item in items]
+        return self.space.of_tokens(tokens, Units.of(kinds, counts), row, len(items), subtitles)
 
     def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's tokens (U, T, D) and features of pixels (U, 3, H, W), in float32."""

@@ -86,7 +86,7 @@ class _Retrieval:
             if any(items[place].id not in done for place in batch)
         ]
         left = sum(map(len, batches))
-        found = self.model.encoded(self.task, [[i.media[0] for i in batch] for batch in batches])
+        found = self.model.encoded(self.task, batches)
         for batch in tqdm(batches, desc=f"{self.task.name}: media", unit="batch"):
             with self.batch() as records:
                 for item, encoded in zip(batch, next(found), strict=True):

@@ -177,7 +177,8 @@ def words_digest(items: Sequence[Item]) -> str:
     """A digest of the ids and words of a data set's items; their media make no difference."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(repr((item.id, item.captions, item.question, item.answers)).encode())
+        words = (item.id, item.captions, item.question, item.answers)
+        digest.update(repr((*words, *filter(None, [item.subtitle]))).encode())
     return digest.hexdigest()[:16]
 
 

@@ -91,7 +91,7 @@ class Item:
     """Media with the captions that people gave them, or with a question and its answers.
 
     An answer is right if it has one of ``answers`` before any other of the ``choices``, and none of
-    ``reject``.
+    ``reject``. The ``subtitle`` is what is said in the media, for a stage 1 model that reads it.
     """
 
     id: str
@@ -102,6 +102,7 @@ class Item:
     choices: tuple[str, ...] = ()
     skill: str = ""
     reject: tuple[str, ...] = ()
+    subtitle: str = ""
 
     def message(self) -> Message:
         return Message.user(*self.media, self.question)

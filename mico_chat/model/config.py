@@ -117,7 +117,7 @@ class MicoTextConfig(PreTrainedConfig):
     names have no part in the contrastive space. ``frames``, for a model with a projection for each
     kind (``KindProjections``), has the rows of their frame embeddings: ``{"vision": 8, "audio": 2,
     "depth": 1}``. ``matching_classes`` is 2 where the matching head scores "no" and "yes", 1 where
-    it scores "yes" alone.
+    it scores "yes" alone. With ``subtitles`` the context can hold the subtitles of a sample.
     """
 
     model_type = "mico_text"
@@ -136,6 +136,7 @@ class MicoTextConfig(PreTrainedConfig):
     frames: dict[str, int] | None = None
     head_norm_eps: float = 1e-5
     matching_classes: int = 1
+    subtitles: bool = False
 
     def bert(self) -> BertConfig:
         from transformers import BertConfig

@@ -103,8 +103,14 @@ PROJECTION_OF: dict[Kind, str] = {
     "depth": "depth",
     "normal": "depth",  # the release has none for normals; they too show how surfaces lie
 }
-PAIRS = {"va": ("vision", "audio"), "id": ("vision", "depth")}
-"""Pairs with a contrastive head of their own, by the release's names for them."""
+SUBTITLE = "subtitle"
+GROUPS = {
+    "va": ("vision", "audio"),
+    "id": ("vision", "depth"),
+    "vs": ("vision", SUBTITLE),
+    "vas": ("vision", "audio", SUBTITLE),
+}
+"""Groups with a contrastive head of their own, by the release's names for them."""
 
 
 def projection_of(kind: Tensor) -> Tensor:
@@ -160,20 +166,36 @@ class KindProjections(nn.ModuleDict):
 class ContrastiveHeads(nn.Module):
     """[CLS] tokens of a sample's units to its point in the contrastive space."""
 
-    def __init__(self, context_dim: int, projection_dim: int) -> None:
+    def __init__(self, context_dim: int, projection_dim: int, subtitle_dim: int | None) -> None:
         super().__init__()
+        widths = dict.fromkeys(PROJECTIONS, context_dim)
+        if subtitle_dim is not None:
+            widths[SUBTITLE] = subtitle_dim
         self.one = nn.ModuleDict(
-            {name: nn.Linear(context_dim, projection_dim, bias=False) for name in PROJECTIONS}
+            {name: nn.Linear(width, projection_dim, bias=False) for name, width in widths.items()}
         )
         self.both = nn.ModuleDict(
-            {name: nn.Linear(2 * context_dim, projection_dim) for name in PAIRS}
+            {
+                name: nn.Linear(sum(widths[one] for one in group), projection_dim)
+                for name, group in GROUPS.items()
+                if widths.keys() >= set(group)
+            }
         )
 
-    def forward(self, cls: Tensor, kind: Tensor, row: Tensor, n: int) -> Tensor:
+    def forward(
+        self,
+        cls: Tensor,
+        kind: Tensor,
+        row: Tensor,
+        n: int,
+        said: Tensor | None = None,
+        has_said: Tensor | None = None,
+    ) -> Tensor:
         """[CLS] (U, D) of units with kinds and samples (U,) -> (n, P).
 
-        The units of one projection are averaged. A sample of two goes through the head of the
-        pair; other samples go through each projection's own head, and the points are averaged.
+        The units of one projection are averaged. A sample of a group goes through the head of the
+        group; other samples go through each projection's own head, and the points are averaged.
+        ``said`` (n, d) are [CLS] of subtitles, which the samples ``has_said`` (n,) have.
         """
         k = len(PROJECTIONS)
         place = row * k + projection_of(kind)
@@ -181,13 +203,19 @@ class ContrastiveHeads(nn.Module):
         sums = cls.new_zeros(n * k, cls.shape[1]).index_add(0, place, cls)
         means = (sums / counts.clamp(min=1).unsqueeze(1)).unflatten(0, (n, k))  # (n, K, D)
         there = counts.view(n, k) > 0
-        alone = torch.stack([self.one[name](means[:, i]) for i, name in enumerate(PROJECTIONS)], 1)
+        parts = dict(zip(PROJECTIONS, means.unbind(1), strict=True))
+        if said is not None and has_said is not None:
+            parts[SUBTITLE] = said
+            there = torch.cat([there, has_said.unsqueeze(1)], 1)
+        alone = torch.stack([self.one[name](part) for name, part in parts.items()], 1)
         several = (F.normalize(alone, dim=-1) * there.unsqueeze(-1)).sum(1)
         single = (alone * there.unsqueeze(-1)).sum(1)
         out = torch.where(there.sum(1, keepdim=True) == 1, single, several)
-        for name, pair in PAIRS.items():
-            numbers = [PROJECTIONS.index(one) for one in pair]
-            just_these = there[:, numbers].all(1) & (there.sum(1) == len(pair))
-            joint = self.both[name](means[:, numbers].flatten(1))
+        for name, group in GROUPS.items():
+            if not parts.keys() >= set(group):
+                continue
+            numbers = [list(parts).index(one) for one in group]
+            just_these = there[:, numbers].all(1) & (there.sum(1) == len(group))
+            joint = self.both[name](torch.cat([parts[one] for one in group], 1))
             out = torch.where(just_these.unsqueeze(1), joint, out)
         return out

@@ -19,6 +19,7 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import EncodedMedium
 from mico_chat.model.context import Units
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.subtitles import Subtitles
 
 
 class MediaContext(NamedTuple):
@@ -47,18 +48,28 @@ class ContrastiveSpace:
 
     @torch.inference_mode()
     def of_tokens(
-        self, tokens: Tensor, units: Units, row: Tensor, n_items: int
+        self,
+        tokens: Tensor,
+        units: Units,
+        row: Tensor,
+        n_items: int,
+        subtitles: Sequence[str] = (),
     ) -> list[MediaContext]:
         """Each item's media, eq. (1) and (4).
 
         ``tokens`` (U, T, D) are those of :meth:`MicoForPretraining.in_context`; ``row`` (U,) is the
-        item that a unit belongs to.
+        item that a unit belongs to. ``subtitles``, one for each item or none, count where the model
+        reads them.
         """
         units = Units(*(values.to(self._device) for values in units))
         tokens, row = tokens.to(self._device), row.to(self._device)
-        context, mask, vectors, _ = self._model.join(tokens, units, row, n_items)
-        lengths, vectors = mask.sum(1).tolist(), vectors.cpu()
-        return [MediaContext(context[i, :n], vectors[i]) for i, n in enumerate(lengths)]
+        said = None
+        if any(subtitles) and self._model.text.subtitle is not None:
+            read = Subtitles.of(subtitles, self._tokenizer, self.max_tokens)
+            said = Subtitles(*(ids.to(self._device) for ids in read))
+        context, mask, vectors, _ = self._model.join(tokens, units, row, n_items, said)
+        vectors = vectors.cpu()
+        return [MediaContext(context[i][mask[i]], vectors[i]) for i in range(n_items)]
 
     def of_encoded(self, media: Sequence[EncodedMedium]) -> MediaContext:
         """One item's media, whose blocks hold the encoder's tokens; sound tracks are included."""

@@ -23,6 +23,7 @@ from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.media_path import MediaPath
 from mico_chat.model.names import ConceptNames
 from mico_chat.model.regions import RegionBatch, region_loss
+from mico_chat.model.subtitles import Subtitles
 from mico_chat.model.text_branch import Corpora, TextBranch, backwards
 
 OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept")
@@ -99,10 +100,14 @@ class MicoForPretraining(PreTrainedModel):
         d = self.encoder.embed_dim if chat is None else chat.encoder.embed_dim
         self.text = TextBranch(text, d, config.context_config)
         self.media_projection: nn.Linear | ContrastiveHeads
+        self.subtitle_projection: nn.Linear | None = None
+        said = text.hidden_size if text.subtitles else None
         if text.frames is None:
             self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
+            if said is not None:
+                self.subtitle_projection = nn.Linear(said, text.projection_dim, bias=False)
         else:
-            self.media_projection = ContrastiveHeads(d, text.projection_dim)
+            self.media_projection = ContrastiveHeads(d, text.projection_dim, said)
         self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
         self.names: ConceptNames | None = None
         if text.name_tokens > 0:
@@ -132,14 +137,15 @@ class MicoForPretraining(PreTrainedModel):
         n: int,
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
+        subtitles: Subtitles | None = None,
     ) -> EncodedContexts:
-        """Media of ``n`` samples."""
+        """Media of ``n`` samples, and their subtitles, if any."""
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         units = Units.of(media_kind, media_units)
         tokens = self.unit_tokens(features, units)
         tokens = self.in_context(tokens, features, media_kind, media_units)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
-        return EncodedContexts(*self.join(tokens, units, row, n), features)
+        return EncodedContexts(*self.join(tokens, units, row, n, subtitles), features)
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Features of units to tokens (U, T, D): the encoder's, whatever kind they are of."""
@@ -165,20 +171,27 @@ class MicoForPretraining(PreTrainedModel):
         return torch.cat([tokens, named.to(tokens.dtype)], 1)
 
     def join(
-        self, tokens: Tensor, units: Units, row: Tensor, n: int
+        self, tokens: Tensor, units: Units, row: Tensor, n: int, subtitles: Subtitles | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Units' tokens (U, T, D) to one context for each of ``n`` samples.
 
         ``row`` (U,) is the sample of each unit, in ascending order. Returns ``context``,
         ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
         """
+        said = cls_said = there = None
+        if subtitles is not None and self.text.subtitle is not None:
+            hidden = self.text(*subtitles)
+            said, cls_said, there = self.text.subtitle(hidden), hidden[:, 0], subtitles.there
         if isinstance(self.media_projection, ContrastiveHeads):
-            point = self.media_projection(tokens[:, 0], units.kind, row, n)
+            heads = (tokens[:, 0], units.kind, row, n, cls_said, there)
+            point = self.media_projection(*heads)
         else:
             counts = torch.bincount(row, minlength=n)
             cls = torch.zeros(n, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
             cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
             point = self.media_projection(cls)
+            if cls_said is not None and there is not None and self.subtitle_projection is not None:
+                point = point + self.subtitle_projection(cls_said) * there.unsqueeze(1)
         if self.names is not None:
             point = point + self.names.point(tokens[:, -1], units.kind, row, n)
         pooled = F.normalize(point.float(), dim=-1)
@@ -186,7 +199,12 @@ class MicoForPretraining(PreTrainedModel):
         # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
         context = side_by_side(tokens, row, n).flatten(1, 2)
         mask = side_by_side(torch.ones_like(row, dtype=torch.bool), row, n)
-        return context, mask.repeat_interleave(tokens.shape[1], dim=1), pooled, tokens
+        mask = mask.repeat_interleave(tokens.shape[1], dim=1)
+        if said is not None and there is not None:
+            # The release looks at the padding of subtitles too: they have a fixed length.
+            context = torch.cat([context, said.to(context.dtype)], 1)
+            mask = torch.cat([mask, there.unsqueeze(1).expand(-1, said.shape[1])], 1)
+        return context, mask, pooled, tokens
 
     def read(self, input_ids: Tensor, attention_mask: Tensor, *over: Tensor | Corpora) -> Tensor:
         """Captions (B, S), alone or over media, in one vector each: [CLS]'s (B, d)."""
@@ -228,24 +246,31 @@ class MicoForPretraining(PreTrainedModel):
         concept_labels: Tensor | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
+        subtitle_ids: Tensor | None = None,
+        subtitle_mask: Tensor | None = None,
         **regions: Tensor,
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
 
         An objective of weight 0 is not computed. With questions (B, P), which only the caption
-        objective uses, the captions are answers. ``regions`` are the inputs of a
+        objective uses, the captions are answers. ``subtitle_ids`` and ``subtitle_mask`` (B, S) are
+        :class:`Subtitles`. ``regions`` are the inputs of a
         :class:`RegionBatch` of media with one unit each. ``caption_corpus`` (B, S) and
         ``media_corpus`` (M,) are rows of E_Sam, see :class:`Corpora`. Contrast has no E_Sam: it
         would tell joint samples by it, on both sides, and not by what they show.
         """
         n = len(input_ids)
+        subtitles = None
+        if subtitle_ids is not None and subtitle_mask is not None:
+            subtitles = Subtitles(subtitle_ids, subtitle_mask)
         context, context_mask, pooled, tokens, features = self.encode(
-            media_kind, media_units, media_row, n, pixel_values, stem_features
+            media_kind, media_units, media_row, n, pixel_values, stem_features, subtitles
         )
         if caption_corpus is None or media_corpus is None:
             caption_corpus, media_corpus = torch.zeros_like(input_ids), torch.zeros_like(media_kind)
         of_unit, row = (torch.repeat_interleave(x, media_units) for x in (media_corpus, media_row))
         context_corpus = side_by_side(of_unit, row, n).repeat_interleave(tokens.shape[1], dim=1)
+        context_corpus = F.pad(context_corpus, (0, context.shape[1] - context_corpus.shape[1]))
         asked = {name for name, weight in self.objective_weights.items() if weight > 0}
         captions, corpora = (input_ids, attention_mask), Corpora(caption_corpus, context_corpus)
         media = (context, context_mask, corpora)

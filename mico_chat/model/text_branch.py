@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from mico_chat.model.config import MicoContextConfig, MicoTextConfig
 from mico_chat.model.context import KindProjections, Units
+from mico_chat.model.subtitles import SubtitleProjection
 
 if TYPE_CHECKING:
     from mico_chat.model.pretraining import MicoForPretraining
@@ -73,6 +74,7 @@ class TextBranch(nn.Module):
             self.context_proj = nn.Sequential(nn.Linear(context_dim, d), nn.LayerNorm(d, eps=eps))
         else:
             self.context_proj = KindProjections(context, config.frames, context_dim, d, eps)
+        self.subtitle = SubtitleProjection(d, eps) if config.subtitles else None
         self.use_sampling = context.sampling
         self.sampling = nn.Embedding(context.n_corpus_pairs, d, padding_idx=0)  # E_Sam, eq. (3)
         self.sampling.weight.data.mul_(0.02)

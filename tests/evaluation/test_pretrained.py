@@ -51,7 +51,7 @@ def test_vectors_and_matches_are_those_of_the_model(
 ) -> None:
     ran("flickr30k-retrieval", flickr, model, tmp_path)
     item = DATASETS["flickr30k"].read(flickr).items[1]
-    ((units,),) = model.decoded(TASKS["flickr30k-retrieval"], [item.media])
+    ((units,),) = model.decoded(TASKS["flickr30k-retrieval"], [[item]])
     assert not isinstance(units, MediaError)
     one, zero = torch.tensor([1]), torch.tensor([0])
     with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_a_sound_track_is_taken_where_the_task_has_slices(
 ) -> None:
     item = DATASETS["msvd-qa"].read(msvd).items[0]
     task = TASKS["msvd-qa"].model_copy(update={"slices": 2, "frames": 3})
-    ((units,),) = model.decoded(task, [item.media])
+    ((units,),) = model.decoded(task, [[item]])
     assert not isinstance(units, MediaError)
     assert units.kinds == ("video", "audio")
     assert len(units.units[0]) == 3

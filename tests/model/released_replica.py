@@ -142,6 +142,13 @@ class Original:
         ).last_hidden_state
         return hidden, model.cls(hidden)
 
+    def said(self, hidden: Tensor) -> Tensor:
+        """A subtitle's part of what captions look at, (b, S, d)."""
+        part = self.part("hidden_trans_subtitle_multimodal.")
+        x = F.linear(hidden, part["0.weight"], part["0.bias"])
+        x = F.layer_norm(x, (DIM,), part["1.weight"], part["1.bias"], 1e-12)
+        return x + self.state["subtitle_type_embeddings"].float()
+
     def matching(self, hidden: Tensor) -> Tensor:
         """Probability (b,) that caption and media belong together."""
         part = self.part("itm_head.")

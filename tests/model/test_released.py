@@ -24,6 +24,7 @@ from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
+from mico_chat.model.subtitles import Subtitles
 from mico_chat.model.text_branch import backwards, captions
 from tests.model import released_replica as replica
 from tests.tiny import command
@@ -84,7 +85,9 @@ def caption() -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def encode(model: MicoForPretraining, *media: tuple[Kind, Tensor]) -> EncodedContexts:
+def encode(
+    model: MicoForPretraining, *media: tuple[Kind, Tensor], said: Subtitles | None = None
+) -> EncodedContexts:
     """Two samples, each with a medium of every kind given."""
     units = torch.cat([torch.cat([x[i] for _, x in media]) for i in range(2)])
     return model.encode(
@@ -93,6 +96,7 @@ def encode(model: MicoForPretraining, *media: tuple[Kind, Tensor]) -> EncodedCon
         torch.arange(2).repeat_interleave(len(media)),
         2,
         units,
+        subtitles=said,
     )
 
 
@@ -159,6 +163,33 @@ def test_two_branches_of_a_sample_go_through_their_joint_head(
     expected += [("image", "depth", original.head("id", torch.cat([v, d], 1)))]
     for one, other, point in [*expected, ("audio", "depth", mean)]:
         close(encode(model, (one, media[one]), (other, media[other])).pooled, point)
+
+
+@torch.no_grad()
+def test_subtitles_are_read_as_in_the_released_code(
+    model: MicoForPretraining, original: replica.Original
+) -> None:
+    """Text alone, all of it with its padding, behind the media; heads of their own."""
+    ids, mask = caption()
+    video, sound = pixels(3), pixels(2, seed=6)
+    hidden, _ = original.bert(ids, mask)
+    tokens = [original.tokens(video), original.tokens(sound)]
+    seen = [original.condition("vision", tokens[0]), original.condition("audio", tokens[1])]
+    media: list[tuple[Kind, Tensor]] = [("video", video), ("audio", sound)]
+    for n, head in ((1, "vs"), (2, "vas")):
+        ours = encode(model, *media[:n], said=Subtitles(ids, mask))
+        close(ours.context, torch.cat([*seen[:n], original.said(hidden)], 1))
+        assert bool(ours.mask.all())
+        pooled = torch.cat([*map(original.pooled, tokens[:n]), hidden[:, 0]], 1)
+        close(ours.pooled, original.head(head, pooled))
+    some = encode(model, *media, said=Subtitles(ids, mask * torch.tensor([[1], [0]])))
+    close(some.pooled[:1], ours.pooled[:1])
+    close(some.pooled[1:], encode(model, *media).pooled[1:])
+    # Depth and subtitle have no head together: each one's own, as for two other branches.
+    depth = pixels(1, seed=7)
+    d = original.head("d", original.pooled(original.tokens(depth)))
+    mean = torch.nn.functional.normalize(d + original.head("s", hidden[:, 0]), dim=-1)
+    close(encode(model, ("depth", depth), said=Subtitles(ids, mask)).pooled, mean)
 
 
 @torch.no_grad()
@@ -417,7 +448,7 @@ def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture
     ours, back = tmp_path / "ours", tmp_path / "back"
     command("convert", "mico", str(source), "--output", str(ours))
     said = capsys.readouterr().out
-    assert "kept aside (contra_head_s, " in said
+    assert "4 kept aside (multimodal_encoder, vision_encoder)" in said
     assert "--tokenizer" in said
     command("convert", "mico", str(ours), "--to-mico", "--output", str(back))
     assert same(torch.load(back / "ckpt" / STEP), replica.checkpoint())

@@ -205,10 +205,11 @@ class Stage1Recipe(Section):
     and evaluation takes the middle ones. ``most_slices``: another number for slices; 0 leaves a
     video's sound track out. ``questions``: the data are questions and answers, and the caption
     objective predicts an answer after its question (appendix B.2); the other objectives must have
-    weight 0. ``simulate``: probability that a picture alone is captioned as a drawn concept, and
-    its posterior simulated, for a model with ``text_config.name_tokens``. ``tokenizer``: folder or
-    hub name of a new model's text tokenizer; without it, a WordPiece ``vocabulary`` of this size is
-    learnt from the captions.
+    weight 0. ``subtitles``: the subtitles of the data are read, by a model with
+    ``text_config.subtitles``. ``simulate``: probability that a picture alone is captioned as a
+    drawn concept, and its posterior simulated, for a model with ``text_config.name_tokens``.
+    ``tokenizer``: folder or hub name of a new model's text tokenizer; without it, a WordPiece
+    ``vocabulary`` of this size is learnt from the captions.
     """
 
     weights: ObjectiveWeights = ObjectiveWeights()
@@ -219,6 +220,7 @@ class Stage1Recipe(Section):
     most_units: int = Field(default=8, gt=0)
     most_slices: int | None = Field(default=None, ge=0)
     questions: bool = False
+    subtitles: bool = False
     simulate: Probability = 0.0
     tokenizer: str | None = None
     vocabulary: int = Field(default=8192, gt=100)

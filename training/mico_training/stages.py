@@ -91,6 +91,8 @@ def pretrain(
             f"stage1.cross_corpus needs {len(CORPORA) + 1} rows of E_Sam, but "
             f"context_config.n_corpus_pairs is {rows}"
         )
+    if recipe.stage1.subtitles and model.text.subtitle is None:
+        raise ConfigError("stage1.subtitles needs a model with text_config.subtitles: true")
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
     dataset: QuestionDataset | ContextDataset | SimulatedCaptions = QuestionDataset(

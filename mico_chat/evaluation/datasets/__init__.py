@@ -9,7 +9,8 @@ import json
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, cast
@@ -26,7 +27,7 @@ from mico_chat.evaluation.datasets.files import (
     read_table,
     read_text,
 )
-from mico_chat.evaluation.task import Contents, Split, read_items
+from mico_chat.evaluation.task import Contents, Item, Split, read_items
 from mico_chat.media import MediaFile
 from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS, Kind
@@ -247,6 +248,25 @@ def _read_shard(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
             contents.caption(id, media, captions)
 
 
+SUBTITLES = "subtitles.json"
+"""A file that a data set's folder may have: ``{"video7010": "what is said", ..}``, by the names of
+the media's files without their endings."""
+
+
+def _subtitled(items: Sequence[Item], path: Path) -> list[Item]:
+    """The items with the subtitles of their media."""
+    try:
+        said = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(path, error.lineno, f"not JSON: {error.msg}") from error
+    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+        raise DataError(path, None, "expected an object with a text for each medium")
+    return [
+        replace(item, subtitle=said.get(Path(item.media[0].name).stem, "").strip())
+        for item in items
+    ]
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -287,6 +307,8 @@ class DataSet(BaseModel, extra="forbid", frozen=True):
             if contents.broken:
                 why += f"; the first: {': '.join(contents.broken[0])}"
             raise DataError(folder, None, why)
+        if (folder / SUBTITLES).is_file():
+            contents.items = _subtitled(contents.items, folder / SUBTITLES)
         return contents
 
 

@@ -14,6 +14,7 @@ from mico_chat.media.medium import MeasuredMedium, Words
 from mico_chat.media.sampling import of_segments
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.subtitles import Subtitles
 from mico_chat.model.text_branch import question_prefix
 from mico_training.data.examples import CORPORA, ChatExample, ContextExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
@@ -123,6 +124,10 @@ class ContextCollator:
         if any(questions := [example.question for example in examples]):
             ids, mask = question_prefix(questions, self.tokenizer, self.positions)
             asked = {"question_ids": ids, "question_mask": mask}
+        if self.recipe.subtitles:  # in every batch, so that all ranks compute the same
+            texts = [example.subtitle for example in examples]
+            subtitles = Subtitles.of(texts, self.tokenizer, self.positions)
+            asked |= {"subtitle_ids": subtitles.ids, "subtitle_mask": subtitles.mask}
         rows, found = [], []
         labels: list[int] = []
         media_corpus: list[int] = []

@@ -54,6 +54,8 @@ def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
             words: dict[str, object] = {"captions": item.captions}
             if item.question:
                 words = {"question": item.question, "answers": item.answers}
+            if item.subtitle:
+                words["subtitle"] = item.subtitle
             file.write(json.dumps({**row, **words}, ensure_ascii=False) + "\n")
     partial.replace(path)
     return path, len(contents.items), len(contents.broken)

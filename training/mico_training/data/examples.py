@@ -33,7 +33,7 @@ class ContextExample:
     ``joint``: each medium is of a corpus of its own, and has the caption of the same place. With a
     ``question``, the caption is the answer. ``simulated``: the number of the concept name that the
     one picture is taken for, or -1. ``seed``: of the random frames and slices of its media; None
-    takes the middle ones.
+    takes the middle ones. ``subtitle``: that of the sample, or "".
     """
 
     media: tuple[MediaFile, ...]
@@ -44,13 +44,15 @@ class ContextExample:
     question: str = ""
     simulated: int = -1
     seed: int | None = None
+    subtitle: str = ""
 
 
 @dataclass(frozen=True)
 class ContextDataset(DrawnDataset):
     """Contexts by draw: a random subset of a sample's media, or media of several corpora.
 
-    ``drop`` is the probability to leave out each medium but one; ``cross_corpus`` the probability
+    ``drop`` is the probability to leave out each medium but one, and the subtitle, which media of
+    several corpora never have; ``cross_corpus`` the probability
     to join a medium with other kinds of media, each of another sample; at most ``most_corpora``.
     """
 
@@ -72,7 +74,10 @@ class ContextDataset(DrawnDataset):
         anchor = captioned[int(generator.integers(len(captioned)))]
         kept = [key for key in sample.media if key == anchor or generator.random() >= self.drop]
         places = [(sample, key) for key in kept]
-        return _context(places, _captions(places, generator))  # eq. (2)
+        example = _context(places, _captions(places, generator))  # eq. (2)
+        if sample.subtitle and generator.random() >= self.drop:
+            return replace(example, subtitle=sample.subtitle)
+        return example
 
     def _cross(
         self, sample: TrainingSample, generator: np.random.Generator
@@ -115,6 +120,7 @@ class QuestionDataset(DrawnDataset):
             regions=((),) * len(turn.media),
             question=turn.question,
             seed=self.mixture.seed_of(draw),
+            subtitle=sample.subtitle,
         )
 
 

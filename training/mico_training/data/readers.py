@@ -12,6 +12,7 @@ JSON Lines, one sample a line::
         {"role": "user", "content": "<image>\\n<audio>\\nDo these belong together?"},
         {"role": "assistant", "content": "Yes."}]}
     {"video": "cat.mp4", "question": "what is on the sofa?", "answers": ["cat", "a cat"]}
+    {"video": "cat.mp4", "caption": "A cat is fed.", "subtitle": "Come here, your food is ready!"}
 
 LLaVA: a JSON array of ``{"id", "image" | "video" | ..., "conversations": [{"from": "human",
 "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}``. Markers stand for the
@@ -174,6 +175,7 @@ class ShardSource:
             concepts={k: v for k, v in record.get("concepts", {}).items() if k in media},
             regions={k: regions_of(m.kind, record.get("truth", {})) for k, m in media.items()},
             turns=turns,
+            subtitle=record.get("subtitle", ""),
         )
 
 
@@ -253,6 +255,9 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
     concept = record.get("concept")
     if concept is not None and not isinstance(concept, str):
         raise RecordError(f"'concept' is {type(concept).__name__}, not a string")
+    subtitle = record.get("subtitle", "")
+    if not isinstance(subtitle, str):
+        raise RecordError(f"'subtitle' is {type(subtitle).__name__}, not a string")
     if "messages" in record and "conversations" in record:
         raise RecordError("has both 'messages' and 'conversations'; give one")
     questions = _strings(record, "question", ())
@@ -277,6 +282,7 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
         concepts={first: concept} if concept and media else {},
         turns=tuple(Turn(questions[0], answer, "", tuple(media)) for answer in answers),
         conversation=conversation,
+        subtitle=subtitle.strip(),
     )
 
 

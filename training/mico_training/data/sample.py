@@ -52,7 +52,8 @@ class TrainingSample:
     """Media, and the texts about them.
 
     ``captions``, ``concepts`` and ``regions`` have keys of ``media``. ``turns`` are single
-    questions, of which a conversation is drawn; ``conversation`` is a complete one.
+    questions, of which a conversation is drawn; ``conversation`` is a complete one. ``subtitle`` is
+    what is said in the media, in text.
     """
 
     id: str
@@ -62,6 +63,7 @@ class TrainingSample:
     regions: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     turns: tuple[Turn, ...] = ()
     conversation: tuple[Message, ...] = ()
+    subtitle: str = ""
 
 
 class Source(Protocol):
