@@ -24,7 +24,7 @@ from mico_chat.model.media_path import MediaPath
 from mico_chat.model.names import ConceptNames
 from mico_chat.model.regions import RegionBatch, region_loss
 from mico_chat.model.subtitles import Subtitles
-from mico_chat.model.text_branch import Corpora, TextBranch, backwards
+from mico_chat.model.text_branch import Corpora, TextBranch, backwards, log_likelihood
 
 OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept")
 
@@ -248,13 +248,15 @@ class MicoForPretraining(PreTrainedModel):
         question_mask: Tensor | None = None,
         subtitle_ids: Tensor | None = None,
         subtitle_mask: Tensor | None = None,
+        advantage: Tensor | None = None,
         **regions: Tensor,
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
 
         An objective of weight 0 is not computed. With questions (B, P), which only the caption
         objective uses, the captions are answers. ``subtitle_ids`` and ``subtitle_mask`` (B, S) are
-        :class:`Subtitles`. ``regions`` are the inputs of a
+        :class:`Subtitles`. With an ``advantage`` (B,) the captions are the model's own, and become
+        more likely by it (the caption objective alone). ``regions`` are the inputs of a
         :class:`RegionBatch` of media with one unit each. ``caption_corpus`` (B, S) and
         ``media_corpus`` (M,) are rows of E_Sam, see :class:`Corpora`. Contrast has no E_Sam: it
         would tell joint samples by it, on both sides, and not by what they show.
@@ -282,7 +284,11 @@ class MicoForPretraining(PreTrainedModel):
             )
         if "matching" in asked:
             losses["matching"] = self._matching(captions, *media, to_text, to_media)
-        if "caption" in asked:
+        if advantage is not None:
+            likely = log_likelihood(self, *captions, context, context_mask)
+            words = attention_mask[:, 1:].sum().clamp(min=1)
+            losses["caption"] = -(likely * advantage.unsqueeze(1)).sum() / words
+        elif "caption" in asked:
             if question_ids is None or question_mask is None:
                 question_ids = question_mask = input_ids[:, :0]
             asking = (question_ids, question_mask)

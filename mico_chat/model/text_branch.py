@@ -99,11 +99,13 @@ class TextBranch(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         corpora: Corpora | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Captions (B, S), context (B, N, d) already projected -> hidden states (B, S, d).
 
         ``attention_mask`` is (B, S), true at the tokens that all look at, or (B, S, S), which
         tokens look at which (:func:`backwards`). ``corpora`` is for joint samples, eq. (3).
+        ``positions`` (S,) are 0, 1, 2, ... by default.
         """
         s = input_ids.shape[1]
         by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
@@ -118,6 +120,7 @@ class TextBranch(nn.Module):
         output = self.bert(
             inputs_embeds=embeds,
             attention_mask=additive_mask(mask, embeds.dtype),
+            position_ids=None if positions is None else positions.unsqueeze(0),
             encoder_hidden_states=context,
             encoder_attention_mask=cross,
         )
@@ -188,6 +191,28 @@ def captions(
     ``opening`` (B, S) is [CLS] by default; its first tokens may be a prefix with a mask (B, P).
     The beams are those of the released model (appendix B).
     """
+    over = (model, context, context_mask, tokenizer, opening, prefix_mask)
+    ids = written(*over, max_new_tokens, num_beams, length_penalty)
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def written(
+    model: MicoForPretraining,
+    context: Tensor,
+    context_mask: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    opening: Tensor | None = None,
+    prefix_mask: Tensor | None = None,
+    max_new_tokens: int = 40,
+    num_beams: int = 3,
+    length_penalty: float = 0.6,
+    sample: bool = False,
+) -> Tensor:
+    """The ids (B, S) of :func:`captions` behind the opening, [SEP] and padding included.
+
+    ``sample`` draws each word at random, as likely as the model finds it.
+    """
     if opening is None:
         opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
     if prefix_mask is None:
@@ -201,14 +226,37 @@ def captions(
         prefix_mask=prefix_mask,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
-        length_penalty=length_penalty,
-        do_sample=False,
+        **({"do_sample": True, "top_k": 0} if sample else {"do_sample": False}),
+        **({"length_penalty": length_penalty} if num_beams > 1 else {}),
         use_cache=False,
         eos_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    said = tokenizer.batch_decode(found[:, opening.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in said]
+    return cast(Tensor, found[:, opening.shape[1] :])
+
+
+def log_likelihood(
+    model: MicoForPretraining, ids: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor
+) -> Tensor:
+    """Log-probabilities (B, S - 1) of the words behind the first of captions (B, S), 0 at padding.
+
+    They are those with which :func:`written` writes, in one pass: behind the words stand as many
+    masks, and the mask of a place sees itself and the words before that place.
+    """
+    n = ids.shape[1] - 1
+    words = ids[:, :-1]
+    given = torch.cat([words, torch.full_like(words, model.config.text_config.mask_token_id)], 1)
+    place = torch.arange(n, device=ids.device)
+    before = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
+    itself = torch.eye(n, dtype=torch.bool, device=ids.device)
+    seen = torch.cat(
+        [torch.cat([before, torch.zeros_like(before)], 1), torch.cat([before, itself], 1)]
+    )
+    over = (context, context_mask, None, torch.cat([place, place + 1]))
+    hidden = model.text(given, seen.expand(len(ids), -1, -1), *over)[:, n:]
+    words_wanted = ids[:, 1:].unsqueeze(-1)
+    found = model.text.logits(hidden).float().log_softmax(-1).gather(-1, words_wanted).squeeze(-1)
+    return found * mask[:, 1:]
 
 
 def question_prefix(

@@ -205,7 +205,9 @@ class Stage1Recipe(Section):
     and evaluation takes the middle ones. ``most_slices``: another number for slices; 0 leaves a
     video's sound track out. ``questions``: the data are questions and answers, and the caption
     objective predicts an answer after its question (appendix B.2); the other objectives must have
-    weight 0. ``subtitles``: the subtitles of the data are read, by a model with
+    weight 0. ``scst``: captions learn from their own CIDEr (:mod:`.scst`), which needs a model that
+    writes captions already, ``caption`` as the only objective and ``train.parallel: ddp``.
+    ``subtitles``: the subtitles of the data are read, by a model with
     ``text_config.subtitles``. ``simulate``: probability that a picture alone is captioned as a
     drawn concept, and its posterior simulated, for a model with ``text_config.name_tokens``.
     ``tokenizer``: folder or hub name of a new model's text tokenizer; without it, a WordPiece
@@ -220,6 +222,7 @@ class Stage1Recipe(Section):
     most_units: int = Field(default=8, gt=0)
     most_slices: int | None = Field(default=None, ge=0)
     questions: bool = False
+    scst: bool = False
     subtitles: bool = False
     simulate: Probability = 0.0
     tokenizer: str | None = None
@@ -228,11 +231,14 @@ class Stage1Recipe(Section):
     @model_validator(mode="after")
     def _answers_alone(self) -> Self:
         others = [k for k, v in self.weights.model_dump().items() if v and k != "caption"]
-        if self.questions and others:
-            raise ValueError(
-                f"questions: true trains only the objective caption; give {', '.join(others)} "
-                "weight 0"
-            )
+        for key, asked in (("questions", self.questions), ("scst", self.scst)):
+            if asked and others:
+                raise ValueError(
+                    f"{key}: true trains only the objective caption; give {', '.join(others)} "
+                    "weight 0"
+                )
+        if self.scst and (self.questions or self.cross_corpus or self.simulate):
+            raise ValueError("scst: true works without questions, cross_corpus and simulate")
         return self
 
 
@@ -306,6 +312,15 @@ class Stage1Run(Recipe):
     """``mico-chat train-stage1``."""
 
     stage1: Stage1Recipe = Stage1Recipe()
+
+    @model_validator(mode="after")
+    def _writes_alone(self) -> Self:
+        if self.stage1.scst and self.train.parallel != "ddp":
+            raise ValueError(
+                f"stage1.scst needs train.parallel ddp, not {self.train.parallel}: the processes "
+                "write captions of different lengths, and would wait for each other's weights"
+            )
+        return self
 
 
 class Stage2Run(Recipe):

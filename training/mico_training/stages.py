@@ -4,8 +4,9 @@ A stage reads its recipe, trains, and leaves the trained model in the recipe's o
 same command goes on with an interrupted run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import AutoTokenizer, TrainingArguments, set_seed
@@ -40,6 +41,7 @@ from mico_training.data.words import RecognisedWords
 from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.scst import Cider, ScstTrainer
 from mico_training.set_prediction import SetPrediction
 from mico_training.trainer import (
     MicoTrainer,
@@ -107,21 +109,30 @@ def pretrain(
                 raise ConfigError("stage1.simulate needs a model with text_config.name_tokens")
             dataset = SimulatedCaptions(contexts, settings.concept_names[0], stage1.simulate)
             MediaNoise(model, recipe.train.drop)
-    trainer = MicoTrainer(
-        model=model,
-        args=arguments,
-        train=recipe.train,
-        train_dataset=dataset,
-        data_collator=ContextCollator(
-            parts.tokenizer,
-            loader,
-            concept_labels(settings),
-            recipe.stage1,
-            settings.text_config.max_position_embeddings,
+    positions = settings.text_config.max_position_embeddings
+    options: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "train": recipe.train,
+        "train_dataset": dataset,
+        "data_collator": ContextCollator(
+            parts.tokenizer, loader, concept_labels(settings), recipe.stage1, positions
         ),
+    }
+    trainer = (
+        MicoTrainer(**options) if not recipe.stage1.scst else _scst(recipe, parts, mixture, options)
     )
     train(trainer, recipe, "Stage 1: pretraining")
     return trainer
+
+
+def _scst(
+    recipe: Stage1Run, parts: Pretraining, mixture: Mixture, options: Mapping[str, Any]
+) -> ScstTrainer:
+    samples = (source[index] for source in mixture.sources for index in range(len(source)))
+    reward = Cider([c for own in sample.captions.values() for c in own] for sample in samples)
+    length = recipe.stage1.caption_length
+    return ScstTrainer(tokenizer=parts.tokenizer, length=length, reward=reward, **options)
 
 
 def train_stage2(config: Path, overrides: Sequence[str] = ()) -> None:

@@ -43,7 +43,7 @@ OBJECTIVES = (
     *("contrastive", "matching", "caption", "tagging", "region", "concept"),
     *("thing", "box", "distance", "way"),
 )
-COMPONENTS = tuple(f"{name}_loss" for name in OBJECTIVES)
+COMPONENTS = (*(f"{name}_loss" for name in OBJECTIVES), "reward", "greedy_reward")
 WEIGHTS = "model.safetensors"
 SCHEDULER = "scheduler.pt"
 

@@ -128,6 +128,8 @@ class ContextCollator:
             texts = [example.subtitle for example in examples]
             subtitles = Subtitles.of(texts, self.tokenizer, self.positions)
             asked |= {"subtitle_ids": subtitles.ids, "subtitle_mask": subtitles.mask}
+        if self.recipe.scst:
+            asked["reference_ids"] = self._references([one.references for one in examples])
         rows, found = [], []
         labels: list[int] = []
         media_corpus: list[int] = []
@@ -163,6 +165,23 @@ class ContextCollator:
             "media_corpus": torch.tensor(media_corpus),
             "concept_labels": torch.tensor(labels),
         }
+
+    def _references(self, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Ids (B, R, S) of the references of B samples, with rows of padding where some lack."""
+        most = max(map(len, texts))
+        flat = [text for row in texts for text in row]
+        read = self.tokenizer(
+            flat,
+            padding=True,
+            truncation=True,
+            max_length=self.recipe.caption_length,
+            return_tensors="pt",
+        )["input_ids"]
+        assert isinstance(read, Tensor)
+        ids = torch.full((len(texts), most, read.shape[1]), int(self.tokenizer.pad_token_id or 0))
+        for row, own in enumerate(read.split(list(map(len, texts)))):
+            ids[row, : len(own)] = own
+        return ids
 
     def _word(self, word: str) -> list[int]:
         """A word's tokens, or none if the vocabulary lacks one of them."""

@@ -34,6 +34,7 @@ class ContextExample:
     ``question``, the caption is the answer. ``simulated``: the number of the concept name that the
     one picture is taken for, or -1. ``seed``: of the random frames and slices of its media; None
     takes the middle ones. ``subtitle``: that of the sample, or "".
+    ``references``: all captions of the media.
     """
 
     media: tuple[MediaFile, ...]
@@ -45,6 +46,7 @@ class ContextExample:
     simulated: int = -1
     seed: int | None = None
     subtitle: str = ""
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _context(
         captions=captions,
         joint=joint,
         regions=tuple(sample.regions.get(key, ()) for sample, key in places),
+        references=tuple(c for sample, key in places for c in sample.captions.get(key, ())),
     )
 
 
