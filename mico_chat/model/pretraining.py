@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
@@ -22,6 +21,7 @@ from mico_chat.model.context import ContrastiveHeads, MultimodalContext, Units
 from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.media_path import MediaPath
 from mico_chat.model.names import ConceptNames
+from mico_chat.model.ranks import fetch_rows, gather_rows, of_one_length, ranks
 from mico_chat.model.regions import RegionBatch, region_loss
 from mico_chat.model.subtitles import Subtitles
 from mico_chat.model.text_branch import Corpora, TextBranch, backwards, log_likelihood
@@ -52,15 +52,6 @@ class EncodedContexts(NamedTuple):
     pooled: Tensor
     tokens: Tensor
     features: Tensor
-
-
-def gather_features(x: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, with gradients to each; ``x`` itself on one rank."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(x.contiguous()))
 
 
 def side_by_side(x: Tensor, row: Tensor, n: int) -> Tensor:
@@ -313,20 +304,18 @@ class MicoForPretraining(PreTrainedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. (4) over the batches of all ranks; equal captions are no negatives.
 
-        Returns the loss and, for the local rows, the similarities to local texts and media.
+        Returns the loss and, for the local rows, the similarities to all texts and media.
         """
-        all_media, all_text, all_keys = (gather_features(x) for x in (media, text, key))
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        all_media, all_text, all_keys = (gather_rows(x) for x in (media, text, key))
         n = len(media)
-        target = torch.arange(n, device=media.device) + rank * n
+        target = torch.arange(n, device=media.device) + ranks()[0] * n
         same = key.unsqueeze(1) == all_keys.unsqueeze(0)
         same[torch.arange(n), target] = False
         temperature = self.temperature.clamp(0.01, 0.5)
         to_text = (media @ all_text.T / temperature).masked_fill(same, float("-inf"))
         to_media = (text @ all_media.T / temperature).masked_fill(same, float("-inf"))
         loss = (F.cross_entropy(to_text, target) + F.cross_entropy(to_media, target)) / 2
-        local = slice(rank * n, (rank + 1) * n)
-        return loss, to_text.detach()[:, local], to_media.detach()[:, local]
+        return loss, to_text.detach(), to_media.detach()
 
     def _matching(
         self,
@@ -339,47 +328,55 @@ class MicoForPretraining(PreTrainedModel):
     ) -> Tensor:
         """Eq. (5): pairs, and negatives drawn in proportion to their similarity.
 
-        A negative is of the same corpora as its pair, so that E_Sam gives no answer away. A joint
-        sample that is alone with its corpora counts as one without E_Sam.
+        A negative may be of any rank. It is of the same corpora as its pair, so that E_Sam gives no
+        answer away. A joint sample that is alone with its corpora counts as one without E_Sam.
         """
-        n = len(context)
+        n, (rank, world) = len(context), ranks()
         corpora, alike = self._alike(corpora)
         to_text, to_media = (x.masked_fill(~alike, float("-inf")) for x in (to_text, to_media))
-        if n == 1:  # no negative to draw
+        if n * world == 1:  # no negative to draw
             logits = self.match(*captions, context, context_mask, corpora)
             return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
+        other = torch.ones_like(to_text)
+        other[:, rank * n : (rank + 1) * n].fill_diagonal_(0.0)
+
         def draw(similarity: Tensor) -> tuple[Tensor, Tensor]:
             weights = similarity.softmax(1).nan_to_num() + 1e-6
-            weights = weights.masked_fill(similarity == float("-inf"), 0.0)
-            weights.fill_diagonal_(0.0)
+            weights = weights.masked_fill(similarity == float("-inf"), 0.0) * other
             none = weights.sum(1, keepdim=True) == 0  # all other captions are the same
-            weights = weights + none * (1 - torch.eye(n, device=weights.device))
+            weights = weights + none * other
             return torch.multinomial(weights, 1).squeeze(1), ~none.squeeze(1)
 
         (wrong_text, has_text), (wrong_media, has_media) = draw(to_text), draw(to_media)
-        rows = torch.arange(n, device=context.device)
-        text_rows = torch.cat([rows, wrong_text, rows])
-        media_rows = torch.cat([rows, rows, wrong_media])
-        ids, mask = (tensor[text_rows] for tensor in captions)
-        named = Corpora(corpora.text[text_rows], corpora.context[media_rows])
-        logits = self.match(ids, mask, context[media_rows], context_mask[media_rows], named)
+        text = torch.stack([*captions, corpora.text], -1)  # (B, S, 3)
+        about = torch.stack([context_mask.to(text.dtype), corpora.context], -1)  # (B, N, 2)
+        text, context, about = of_one_length(text, context, about)
+        (negative_text,) = fetch_rows(wrong_text, text)
+        negative, about_negative = fetch_rows(wrong_media, context, about)
+        ids, mask, in_text = torch.cat([text, negative_text, text]).unbind(-1)
+        context = torch.cat([context, context, negative])
+        seen, in_context = torch.cat([about, about, about_negative]).unbind(-1)
+        logits = self.match(ids, mask, context, seen.bool(), Corpora(in_text, in_context))
         labels = torch.zeros_like(logits)
         labels[:n] = 1.0
         known = torch.cat([torch.ones_like(has_text), has_text, has_media])
-        return F.binary_cross_entropy_with_logits(logits[known], labels[known])
+        loss = F.binary_cross_entropy_with_logits(logits[known], labels[known])
+        # The mean over ranks is that over all known pairs.
+        return loss * (known.sum() / gather_rows(known.sum().view(1)).float().mean())
 
     def _alike(self, corpora: Corpora) -> tuple[Corpora, Tensor]:
-        """The rows without those of samples alone with their corpora; who has the same (B, B)."""
+        """The rows without those of samples alone with their corpora; who of all ranks' samples has
+        the same (B, ranks · B)."""
         rows = torch.arange(1, self.text.sampling.num_embeddings, device=corpora.text.device)
-
-        def alike(context: Tensor) -> Tensor:
-            there = (context.unsqueeze(-1) == rows).any(1)  # (B, rows)
-            return (there.unsqueeze(1) == there).all(-1)
-
-        shared = alike(corpora.context).sum(1, keepdim=True) > 1
-        corpora = Corpora(corpora.text * shared, corpora.context * shared)
-        return corpora, alike(corpora.context)
+        there = (corpora.context.unsqueeze(-1) == rows).any(1)  # (B, rows)
+        there = gather_rows(there.byte())
+        shared = (there.unsqueeze(1) == there).all(-1).sum(1, keepdim=True) > 1
+        there = there * shared
+        rank, n = ranks()[0], len(corpora.text)
+        own = slice(rank * n, (rank + 1) * n)
+        corpora = Corpora(corpora.text * shared[own], corpora.context * shared[own])
+        return corpora, (there[own].unsqueeze(1) == there).all(-1)
 
     def _caption(
         self,
