@@ -13,6 +13,7 @@ and what the user can do.
     * ConfigError (400): a setting or recipe that makes no sense
     * DataError (422): a manifest or shard with a bad record
     * MissingExtraError (501): an optional dependency that is not installed
+        * MissingProtocolError (501): the package that reads an address (``s3://...``)
     * ModelError (500): the model failed, through no fault of the request
 """
 
@@ -113,6 +114,16 @@ class MissingExtraError(MicoError):
         feature, extra = self.args
         install = f"pip install 'mico-chat[{extra}]'"
         return f"{feature} needs the extra '{extra}', which is not installed: {install}"
+
+
+class MissingProtocolError(MissingExtraError):
+    """``package`` reads addresses like this one, and is not installed."""
+
+    def __str__(self) -> str:
+        address, package = self.args
+        return (
+            f"{address} needs the package {package}, which is not installed: pip install {package}"
+        )
 
 
 class ModelError(MicoError):

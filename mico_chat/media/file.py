@@ -4,7 +4,7 @@ import io
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
+from mico_chat.media.addresses import Location, file_system, read_part
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.media.sampling import Sampling
@@ -198,21 +199,34 @@ def mime_type(kind: Kind, head: bytes) -> str:
 
 @dataclass(frozen=True)
 class TarMember:
-    """Bytes inside a tar file. It has no open handle, so it can be sent to other processes."""
+    """Bytes inside a tar file, which may lie at an address (``s3://...``).
 
-    path: Path
+    It has no open handle, so it can be sent to other processes. ``held`` are the bytes, if they
+    have been read with others.
+    """
+
+    path: Location
     offset: int
     size: int
+    held: bytes | None = field(default=None, repr=False, compare=False)
 
     def read(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        return read_part(self.path, self.offset, self.size) if self.held is None else self.held
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A whole file at an address that fsspec opens (``s3://...``)."""
+
+    address: str
+
+    def read(self) -> bytes:
+        return read_part(self.address)
 
 
 @dataclass(frozen=True)
 class MediaFile:
-    """An encoded medium: in a file, in a tar file, or in memory.
+    """An encoded medium: in a file, in a tar file, at an address, or in memory.
 
     Errors and reports use ``name``. ``depth_scale`` is how many metres one unit of a depth map of
     16-bit integers means. ``sampling`` decides which frames of a clip are taken; with a ``seed``
@@ -220,7 +234,7 @@ class MediaFile:
     """
 
     kind: Kind
-    source: str | Path | TarMember | bytes
+    source: str | Path | TarMember | Remote | bytes
     name: str = ""
     depth_scale: float = 0.001
     sampling: Sampling = "uniform"
@@ -232,7 +246,7 @@ class MediaFile:
 
     @property
     def path(self) -> Path | None:
-        """The file; None for bytes and for a part of a tar file."""
+        """The file; None for bytes, for a part of a tar file, and for an address."""
         return Path(self.source) if isinstance(self.source, str | Path) else None
 
     @property
@@ -242,6 +256,9 @@ class MediaFile:
         if isinstance(self.source, TarMember):
             return self.source.size
         try:
+            if isinstance(self.source, Remote):
+                system, path = file_system(self.source.address)
+                return int(system.size(path))
             status = Path(self.source).stat()
         except (OSError, ValueError) as error:
             raise self.unreadable(error) from error
@@ -256,7 +273,7 @@ class MediaFile:
         if isinstance(self.source, bytes):
             return io.BytesIO(self.source)
         try:
-            if isinstance(self.source, TarMember):
+            if isinstance(self.source, TarMember | Remote):
                 return io.BytesIO(self.source.read())
             return Path(self.source).open("rb")
         except (OSError, ValueError) as error:
@@ -276,7 +293,7 @@ class MediaFile:
             return MissingFileError(self.name)
         if isinstance(error, PermissionError):
             return MediaError(self.name, "may not be read (permission denied)")
-        return MediaError(self.name, "cannot be read from disk")
+        return MediaError(self.name, "cannot be read")
 
     def damaged(self, reason: str) -> MediaError:
         return MediaError(self.name, reason, "damaged")

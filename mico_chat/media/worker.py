@@ -24,7 +24,7 @@ import numpy as np
 
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media.audio import decode_audio
-from mico_chat.media.file import MediaFile, MediaLimits, TarMember
+from mico_chat.media.file import MediaFile, MediaLimits, Remote, TarMember
 from mico_chat.media.image import decode_image
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.maps import decode_depth, decode_normal
@@ -73,7 +73,7 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
     ``timeout_s`` and ``memory_mb`` only have an effect in a worker.
     """
     limits = limits or MediaLimits()
-    if isinstance(file.source, TarMember):
+    if isinstance(file.source, TarMember | Remote):
         file = dataclasses.replace(file, source=file.read())
     file.check(limits)
     if file.kind not in _DECODERS:

@@ -32,8 +32,8 @@ from mico_training.data.examples import (
 )
 from mico_training.data.media import LoadedMedium
 from mico_training.data.mixture import BLOCK, Mixture
-from mico_training.data.readers import ShardSource
 from mico_training.data.sample import TrainingSample
+from mico_training.data.shards import ShardSource
 from mico_training.recipe import Stage1Recipe
 
 

@@ -13,8 +13,9 @@ from mico_chat.errors import DataError
 from mico_chat.media import MediaFile
 from mico_chat.model.regions import WHOLE
 from mico_training.data.media import FeatureCache, stem_fingerprint
-from mico_training.data.readers import ManifestSource, ShardSource, index_shard, read_llava
+from mico_training.data.readers import ManifestSource, read_llava
 from mico_training.data.sample import WAYS, Region, region_batch, regions_of
+from mico_training.data.shards import ShardSource
 from mico_training.world.sample import Turn, write_shard
 from tests.training.conftest import scene
 
@@ -34,11 +35,13 @@ def test_a_sample_comes_back_as_written(shards: Path) -> None:
 def test_the_index_is_used_and_a_changed_shard_is_indexed_again(tmp_path: Path) -> None:
     path = tmp_path / "train-000000.tar"
     write_shard(path, [scene(0)])
-    first = index_shard(path)
-    assert (tmp_path / "train-000000.tar.idx").is_file()
-    assert index_shard(path) == first
+    assert len(ShardSource(str(path), "caption")) == 1
+    index = tmp_path / "train-000000.tar.index.npz"
+    written = index.stat().st_mtime_ns
+    assert len(ShardSource(str(path), "caption")) == 1
+    assert index.stat().st_mtime_ns == written
     write_shard(path, [scene(0), scene(1)])
-    assert len(index_shard(path)) == 2
+    assert len(ShardSource(str(path), "caption")) == 2
 
 
 def test_skills_filter_samples_and_questions(shards: Path) -> None:

@@ -62,7 +62,8 @@ class ModelRecipe(Section):
 class DataRecipe(Section):
     """One source of samples and its share of the draws.
 
-    ``path``: a file, or a pattern with ``*``. ``ratio``: the share, relative to the other sources.
+    ``path``: a file, or a pattern with ``*``; in a folder or at an address that fsspec opens
+    (``s3://bucket/train-*.tar``). ``ratio``: the share, relative to the other sources.
     ``kind``: the format. ``skills``: keep only questions of these skills (only shards have skills).
     ``root``: where relative media paths start; default: the manifest's folder. ``modalities``: keep
     only media of these kinds, and the texts about them. ``fraction``: keep this share of the
@@ -73,7 +74,7 @@ class DataRecipe(Section):
     ratio: float = Field(default=1.0, ge=0.0)
     kind: Literal["shards", "jsonl", "llava"] = "shards"
     skills: tuple[str, ...] = ()
-    root: Path | None = None
+    root: Path | str | None = None
     modalities: tuple[Kind, ...] = ()
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
 

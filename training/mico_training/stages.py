@@ -36,6 +36,7 @@ from mico_training.data.examples import (
 )
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
+from mico_training.data.order import Dealt
 from mico_training.data.sample import Need
 from mico_training.data.words import RecognisedWords
 from mico_training.media_noise import MediaNoise
@@ -77,6 +78,12 @@ def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
         parts.save(recipe.output)
 
 
+def dealt(examples: Any, arguments: TrainingArguments) -> Dealt:
+    """The examples in the order in which the loader gives them to the ranks."""
+    size = arguments.per_device_train_batch_size
+    return Dealt(examples, size, examples_per_step(arguments) // size)
+
+
 def pretrain(
     recipe: Stage1Run,
     arguments: TrainingArguments,
@@ -114,7 +121,7 @@ def pretrain(
         "model": model,
         "args": arguments,
         "train": recipe.train,
-        "train_dataset": dataset,
+        "train_dataset": dealt(dataset, arguments),
         "data_collator": ContextCollator(
             parts.tokenizer, loader, concept_labels(settings), recipe.stage1, positions
         ),
@@ -192,14 +199,15 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     prepare_llm(chat.model, recipe.model)
     preprocessing = chat.processor.preprocessing
     loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
+    ordered: Any = dealt(examples, arguments)
     if recipe.train.group_by_length:
-        examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
+        ordered = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
     MediaNoise(chat.model, recipe.train.drop, model)
     trainer = MicoTrainer(
         model=model,
         args=arguments,
         train=recipe.train,
-        train_dataset=examples,
+        train_dataset=ordered,
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, title)

@@ -15,7 +15,8 @@ from mico_chat.errors import DataError
 from mico_chat.media import KINDS, MediaFile
 from mico_chat.media.medium import Words
 from mico_chat.messages import Message
-from mico_training.data.mixture import DrawnDataset, Integers, Mixture
+from mico_training.data.mixture import DrawnDataset, Mixture
+from mico_training.data.order import Integers
 from mico_training.data.sample import Region, TrainingSample
 from mico_training.world.sample import Turn
 
@@ -69,7 +70,7 @@ class ContextDataset(DrawnDataset):
         generator = self.mixture.generator(draw)
         sample = self.mixture.sample(draw)
         if generator.random() < self.cross_corpus:
-            joint = self._cross(sample, generator)
+            joint = self._cross(sample, draw, generator)
             if joint is not None:
                 return joint
         captioned = [key for key in sample.media if sample.captions.get(key)]
@@ -82,7 +83,7 @@ class ContextDataset(DrawnDataset):
         return example
 
     def _cross(
-        self, sample: TrainingSample, generator: np.random.Generator
+        self, sample: TrainingSample, draw: int, generator: np.random.Generator
     ) -> ContextExample | None:
         """A medium of each of several corpora in one context (eq. 3), or None without a partner.
 
@@ -101,7 +102,7 @@ class ContextDataset(DrawnDataset):
                 places.append((sample, keys[int(generator.integers(len(keys)))]))
             if len(places) == wanted:
                 break
-            sample = self.mixture.any_sample(generator)
+            sample = self.mixture.near(draw, generator)
         captions = tuple(" ".join(_captions([place], generator)) for place in places)
         return _context(places, captions, joint=True) if len(places) > 1 else None
 

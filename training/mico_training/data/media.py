@@ -28,13 +28,13 @@ from transformers import TrainingArguments
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.media import MediaFile, MediaLimits, Video, decode
+from mico_chat.media.addresses import Location, fingerprint
 from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MeasuredMedium
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.data.mixture import Mixture
-from mico_training.data.readers import fingerprint
 from mico_training.data.sample import Region
 from mico_training.recipe import FeatureRecipe, Recipe
 
@@ -67,7 +67,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, stem: str) -> None:
         self.folder = folder / stem
-        self._opened: dict[Path, dict[str, Tensor]] = {}
+        self._opened: dict[Location, dict[str, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"folder": self.folder, "_opened": {}}  # memory maps do not cross processes
@@ -83,9 +83,9 @@ class FeatureCache:
             raise DataError(medium.name, None, f"its features are not in {self.folder}")
         return [shard[key].float() for key in (own, track) if key in shard]
 
-    def _read(self, path: Path) -> tuple[Path, dict[str, Tensor]]:
+    def _read(self, path: Location) -> tuple[Path, dict[str, Tensor]]:
         """The file of a shard's features, and the features; a step reads them from the disk."""
-        file = self.folder / f"{path.stem}-{fingerprint(path)}.safetensors"
+        file = self.folder / f"{Path(path).stem}-{fingerprint(path)}.safetensors"
         return file, load_file(file) if file.is_file() else {}
 
     def fill(
@@ -102,9 +102,10 @@ class FeatureCache:
         ``workers`` processes decode; the stem runs on at most ``batch_size`` units at once, without
         gradients.
         """
-        by_shard: dict[Path, list[MediaFile]] = {}
+        by_shard: dict[Location, list[MediaFile]] = {}
         for medium in media:
-            by_shard.setdefault(_member(medium).path, []).append(medium)
+            member = replace(_member(medium), held=None)  # all of them would not fit in memory
+            by_shard.setdefault(member.path, []).append(replace(medium, source=member))
         self.folder.mkdir(parents=True, exist_ok=True)
         done = 0
         for path, members in by_shard.items():

@@ -2,31 +2,35 @@
 
 A run is one long list of draws. Draw ``i`` has the same source, sample and random choices whether
 or not the run was interrupted before, and for any number of workers and ranks: nothing depends on
-earlier draws. To skip to draw ``i`` is to resume at the exact sample.
+earlier draws. To skip to draw ``i`` is to resume at the exact sample. :mod:`.order` says which
+samples come together, and at which rank.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media import Kind
-from mico_training.data.readers import ManifestSource, ShardSource, read_llava
+from mico_chat.media import KINDS
+from mico_chat.media.addresses import located
+from mico_training.data.chosen import Chosen, Kept, ends_of, share
+from mico_training.data.order import BY_RANK, LANES, Integers, Order
+from mico_training.data.readers import ManifestSource, read_llava
 from mico_training.data.sample import Need, Source, TrainingSample
+from mico_training.data.shards import ShardSource
 from mico_training.recipe import DataRecipe
-
-Integers = npt.NDArray[np.int64]
 
 BLOCK = 4096
 """Draws over which the ratios hold exactly (each block is shuffled by itself)."""
 
+NEAR = 1024
+"""A partner's draw is at most so many draws of its lane away: its shard is likely open."""
+
 
 class Mixture:
-    """Sources mixed by ratio, each visited in seeded permutations, one after the other.
+    """Sources mixed by ratio, each visited in seeded orders, one after the other.
 
     No source may be empty. A ratio of 0 leaves a source out.
     """
@@ -39,14 +43,16 @@ class Mixture:
         self.sources = tuple(sources)
         self.seed = seed
         self.quotas = _quotas(ratios)
-        self._orders: dict[tuple[int, int], Integers] = {}
+        self.orders = [
+            Order(ends_of(source), quota, seed, 2, number)
+            for number, (source, quota) in enumerate(zip(sources, self.quotas, strict=True))
+        ]
 
     def locate(self, draw: int) -> tuple[int, int, int]:
         """A draw's source, the epoch of that source, and the index in it."""
         block, place = divmod(draw, BLOCK)
-        source, rank = (int(number) for number in _block(self.seed, self.quotas, block)[place])
-        epoch, within = divmod(block * self.quotas[source] + rank, len(self.sources[source]))
-        return source, epoch, int(self._order(source, epoch)[within])
+        source, number = _block(self.seed, self.quotas, block)[place].tolist()
+        return source, *self.orders[source].locate(block, number)
 
     def sample(self, draw: int) -> TrainingSample:
         source, _, index = self.locate(draw)
@@ -60,32 +66,21 @@ class Mixture:
         """The seed of the frames and slices of a draw's media."""
         return int(self.generator(draw, purpose=7).integers(2**32))
 
-    def any_sample(self, generator: np.random.Generator) -> TrainingSample:
-        """A sample at random, in proportion to the ratios: a partner for a joint context."""
-        weights = np.asarray(self.quotas, dtype=np.float64) / BLOCK
-        source = self.sources[int(generator.choice(len(self.sources), p=weights))]
-        return source[int(generator.integers(len(source)))]
-
-    def _order(self, source: int, epoch: int) -> Integers:
-        """The order of a source's samples in an epoch; the last few orders are kept."""
-        if (source, epoch) not in self._orders:
-            if len(self._orders) > 2 * len(self.sources):
-                self._orders.clear()
-            generator = np.random.default_rng((self.seed, 2, source, epoch))
-            self._orders[source, epoch] = generator.permutation(len(self.sources[source]))
-        return self._orders[source, epoch]
+    def near(self, draw: int, generator: np.random.Generator) -> TrainingSample:
+        """The sample of a random draw of the same lane: a partner for a joint context."""
+        return self.sample(abs(draw + LANES * int(generator.integers(-NEAR, NEAR + 1))))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _block(seed: int, quotas: tuple[int, ...], block: int) -> Integers:
-    """(BLOCK, 2): each place's source, and how often that source came before in the block."""
+    """(BLOCK, 2): each place's source, and its number among the source's places, by lane."""
     sources = np.repeat(np.arange(len(quotas)), quotas)
     sources = np.random.default_rng((seed, 3, block)).permutation(sources)
-    ranks = np.zeros(BLOCK, dtype=np.int64)
-    for source in range(len(quotas)):
-        chosen = sources == source
-        ranks[chosen] = np.arange(int(chosen.sum()))
-    return np.stack([sources, ranks], axis=1)
+    by_lane = np.argsort(BY_RANK[np.arange(BLOCK) % LANES], kind="stable")
+    numbers = np.zeros(BLOCK, dtype=np.int64)
+    for source, quota in enumerate(quotas):
+        numbers[by_lane[sources[by_lane] == source]] = np.arange(quota)
+    return np.stack([sources, numbers], axis=1)
 
 
 @dataclass(frozen=True)
@@ -120,63 +115,27 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
         ConfigError: ``skills`` are named, but the source's format has none.
     """
     source: Source
+    kinds = frozenset(recipe.modalities or KINDS)
     if recipe.kind == "shards":
-        source = ShardSource(recipe.path, need, recipe.skills)
+        source = ShardSource(recipe.path, need, recipe.skills, kinds)
     elif recipe.skills:
         raise ConfigError(
             f"{recipe.path}: only a source of kind: shards has skills; this one is of kind: "
             f"{recipe.kind}"
         )
-    elif recipe.kind == "jsonl":
-        source = ManifestSource(Path(recipe.path), need, recipe.root)
     else:
-        source = read_llava(Path(recipe.path), need, recipe.root)
+        root = None if recipe.root is None else located(recipe.root)
+        read = ManifestSource if recipe.kind == "jsonl" else read_llava
+        source = read(located(recipe.path), need, root, kinds)
     if not len(source):
-        skills = f" of the skills {', '.join(recipe.skills)}" if recipe.skills else ""
-        raise DataError(recipe.path, None, f"no sample has a {need}{skills}")
+        about = f" about a medium of: {', '.join(recipe.modalities)}" if recipe.modalities else ""
+        about += f" of the skills {', '.join(recipe.skills)}" if recipe.skills else ""
+        raise DataError(recipe.path, None, f"no sample has a {need}{about}")
     if recipe.fraction < 1.0:
-        order = np.random.default_rng(ORDER).permutation(len(source))
-        kept = order[: max(1, round(recipe.fraction * len(source)))]
-        source = Chosen(source, np.sort(kept).tolist())
-    if recipe.modalities:
-        wanted = frozenset(recipe.modalities)
-        texts = "captions" if need == "caption" else "turns"
-        found = [n for n in range(len(source)) if getattr(_of_kinds(source[n], wanted), texts)]
-        source = Chosen(source, found, wanted)
-        if not found:
-            kinds = ", ".join(recipe.modalities)
-            raise DataError(recipe.path, None, f"no sample has a {need} about a medium of: {kinds}")
+        source = Chosen(source, Kept(share(len(source), recipe.fraction)))
     return source
 
 
 def open_mixture(recipes: Sequence[DataRecipe], need: Need, seed: int) -> Mixture:
     sources = [open_source(recipe, need) for recipe in recipes]
     return Mixture(sources, [recipe.ratio for recipe in recipes], seed)
-
-
-ORDER = 2406_09412
-"""The seed of the order in which parts are taken, the same for every run."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Some samples of a source by index, with all their media or only those of some ``kinds``."""
-
-    source: Source
-    indices: Sequence[int]
-    kinds: frozenset[Kind] | None = None
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> TrainingSample:
-        sample = self.source[self.indices[index]]
-        return sample if self.kinds is None else _of_kinds(sample, self.kinds)
-
-
-def _of_kinds(sample: TrainingSample, kinds: frozenset[Kind]) -> TrainingSample:
-    """A sample's media of some kinds, and the texts about these media alone."""
-    media = {name: medium for name, medium in sample.media.items() if medium.kind in kinds}
-    captions = {name: texts for name, texts in sample.captions.items() if texts and name in media}
-    turns = tuple(turn for turn in sample.turns if set(turn.media) <= set(media))
-    return replace(sample, media=media, captions=captions, turns=turns)

@@ -6,9 +6,9 @@ region.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -64,6 +64,15 @@ class TrainingSample:
     turns: tuple[Turn, ...] = ()
     conversation: tuple[Message, ...] = ()
     subtitle: str = ""
+
+    def of_kinds(self, kinds: frozenset[Kind]) -> Self:
+        """Its media of some kinds, and the texts about these media alone."""
+        media = {name: medium for name, medium in self.media.items() if medium.kind in kinds}
+        if len(media) == len(self.media):
+            return self
+        captions = {name: texts for name, texts in self.captions.items() if name in media}
+        turns = tuple(turn for turn in self.turns if set(turn.media) <= set(media))
+        return replace(self, media=media, captions=captions, turns=turns, conversation=())
 
 
 class Source(Protocol):
