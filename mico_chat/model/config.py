@@ -141,8 +141,7 @@ class MicoTextConfig(PreTrainedConfig):
     def bert(self) -> BertConfig:
         from transformers import BertConfig
 
-        # Captions are short: plain attention trains faster than the fused kernel on a CPU.
-        others: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
+        others: dict[str, Any] = {"attn_implementation": "sdpa", "use_cache": False}
         return BertConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,

@@ -21,7 +21,7 @@ def ranks() -> tuple[int, int]:
 
 def gather_rows(x: Tensor) -> Tensor:
     """Rows (n, ...) of all ranks in rank order; ``x`` itself on one rank."""
-    return x if ranks()[1] == 1 else cast(Tensor, _Gather.apply(x))
+    return x if ranks()[1] == 1 else cast(Tensor, cast(Any, _Gather).apply(x))
 
 
 def fetch_rows(wanted: Tensor, *everyones: Tensor) -> list[Tensor]:
@@ -40,7 +40,8 @@ def fetch_rows(wanted: Tensor, *everyones: Tensor) -> list[Tensor]:
     given = torch.cat(asked).to(device)
     # The rows arrive by owner, and in the order of the asking rows from each.
     place = owner[rank].argsort(stable=True).argsort().to(device)
-    return [_Exchange.apply(rows[given], *sizes)[place] for rows in everyones]
+    exchange = cast(Any, _Exchange).apply
+    return [exchange(rows[given], *sizes)[place] for rows in everyones]
 
 
 def of_one_length(*everyones: Tensor) -> list[Tensor]:
@@ -66,7 +67,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         own = torch.empty_like(gradients[0], memory_format=torch.contiguous_format)
         dist.all_to_all_single(own, gradients[0].contiguous())
-        return own.unflatten(0, (ranks()[1], -1)).sum(0)
+        return cast(Tensor, cast(Any, own).unflatten(0, (ranks()[1], -1)).sum(0))
 
 
 class _Exchange(torch.autograd.Function):

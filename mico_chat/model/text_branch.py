@@ -31,9 +31,22 @@ if TYPE_CHECKING:
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask (True: look there) as numbers to add to attention scores: 0 or the lowest one.
 
-    Plain attention adds a mask as it is, so a boolean mask would hide nothing.
+    Plain attention adds a mask as it is, so a boolean mask would hide nothing. The number is not
+    below bfloat16's lowest: autocast would make it -inf, and a token that sees nothing NaN.
     """
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    lowest = max(torch.finfo(kind).min for kind in (dtype, torch.bfloat16))
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+
+
+def attention_on(device: torch.device) -> str:
+    """Hugging Face's attention for the text branch: fused, but plain on a CPU.
+
+    On a CPU, small branches train faster with plain attention: in bfloat16, 192 captions of 16
+    words over 100 tokens of media take 0.40 s instead of 0.56 s (two layers, width 128). At
+    BERT-base's size both take the same time, but in bfloat16 plain attention keeps 7 GB of scores
+    for the backward pass of 96 captions of 40 words over eight frames.
+    """
+    return "eager" if device.type == "cpu" else "sdpa"
 
 
 def backwards(prefix_mask: Tensor, length: int) -> Tensor:
@@ -107,6 +120,9 @@ class TextBranch(nn.Module):
         tokens look at which (:func:`backwards`). ``corpora`` is for joint samples, eq. (3).
         ``positions`` (S,) are 0, 1, 2, ... by default.
         """
+        attention = attention_on(input_ids.device)
+        if self.bert.config._attn_implementation != attention:
+            self.bert.set_attn_implementation(attention)
         s = input_ids.shape[1]
         by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
         mask = by_all.unsqueeze(1).bool().expand(-1, 1, s, s)
@@ -146,6 +162,7 @@ class _NextWord(PreTrainedModel, GenerationMixin):
 
     main_input_name = "input_ids"
     _is_stateful = False
+    _supports_sdpa = True
 
     def __init__(self, branch: TextBranch, mask_token_id: int) -> None:
         super().__init__(branch.bert.config)

@@ -121,10 +121,15 @@ def test_encoder_pooling_heads_and_conditions_are_the_originals(
     close(ours.context, original.condition(branch, theirs))
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_text_matching_and_caption_logits_are_the_originals(
-    model: MicoForPretraining, original: replica.Original
+    model: MicoForPretraining,
+    original: replica.Original,
+    attention: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("mico_chat.model.text_branch.attention_on", lambda device: attention)
     ids, mask = caption()
     video, sound = pixels(3), pixels(2, seed=6)
     seen = original.condition("vision", original.tokens(video))

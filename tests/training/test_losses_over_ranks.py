@@ -123,7 +123,7 @@ def of_other_rank(answer: Path) -> None:
         calls.append(given)
         return match(*given)
 
-    model.match = noted  # type: ignore[method-assign]
+    model.match = noted  # type: ignore[method-assign, assignment]
     width = model.config.text_config.hidden_size
     rows = torch.arange(2) + 2 * rank
     ids = (rows + 10).unsqueeze(1).expand(2, 3 + rank)
