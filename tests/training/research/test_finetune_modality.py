@@ -251,7 +251,8 @@ def test_adapters_train_alone_and_merge_away(table: Path) -> None:
 
 def test_every_epoch_has_every_sample() -> None:
     arrays = [{"x": np.array(i)} for i in range(5)]
-    drawn = [int(one["x"]) for one in draws_of(arrays, 12, 3)]
+    draws = draws_of(arrays, 12, 3)
+    drawn = [int(draws[place]["x"]) for place in range(len(draws))]
     assert sorted(drawn[:5]) == sorted(drawn[5:10]) == list(range(5))
     assert drawn[:5] != drawn[5:10]
 

@@ -15,6 +15,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -24,7 +25,8 @@ from torch.nn import functional as F
 from mico_training.research.finetune.recipe import Splits
 from mico_training.research.finetune.report import METRICS, score, targets
 from mico_training.research.modalities.families import GraphInput, PictureInput, SequenceInput
-from mico_training.research.modalities.samples import Array, Graph, Sample, Target
+from mico_training.research.modalities.media import MediaInput
+from mico_training.research.modalities.samples import Array, Graph, Sample, Target, labels_of
 from mico_training.research.modalities.table import TableInput
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -49,6 +51,8 @@ def baselines(
     """Predictions of the test samples by name of the baseline; forecasts are standardised."""
     if isinstance(spec, SequenceInput) and target.task == "forecasting":
         return _forecasts(spec, splits, season)
+    if target.task == "multi-label":
+        return _several(spec, target, splits)
     listed = _listed(spec, target.task == "classification", splits, seed)
     return {name: _best(target, splits, parts, models) for name, parts, models in listed}
 
@@ -71,6 +75,31 @@ def _best(target: Target, splits: Splits, parts: Parts, models: Sequence[Any]) -
         return found[METRICS[target.task][0]] * (1 if classifies else -1)
 
     return list(max(models, key=figure).predict(parts[2]))
+
+
+def _several(spec: Any, target: Target, splits: Splits) -> dict[str, list[Any]]:
+    """Scores of each class: its frequency; logistic regression for each class alone."""
+    parts = [
+        np.stack([_vector(spec, sample) for sample in part])
+        for part in (splits.train, splits.validation, splits.test)
+    ]
+    known = np.array([np.isin(target.classes, labels_of(sample)) for sample in splits.train])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a class that all training samples have
+        models = [
+            OneVsRestClassifier(_scaled(LogisticRegression(C=c, max_iter=500))).fit(parts[0], known)
+            for c in STRENGTHS
+        ]
+
+    def figure(model: Any) -> float:
+        found = list(model.predict_proba(parts[1]))
+        return score(target.task, splits.validation, found, target.classes)["mAP"]
+
+    best = max(models, key=figure)
+    return {
+        "class frequency": [known.mean(0)] * len(splits.test),
+        "logistic regression": list(best.predict_proba(parts[2])),
+    }
 
 
 def _listed(
@@ -143,6 +172,10 @@ def _vector(spec: Any, sample: Sample) -> Array:
         case PictureInput():
             pixels = torch.from_numpy(arrays["pixel_values"])
             return F.adaptive_avg_pool2d(pixels, PIXELS).flatten().numpy()
+        case MediaInput():  # the mean frame or slice, and how far the units differ from it
+            pixels = torch.from_numpy(arrays["pixel_values"])
+            few = F.adaptive_avg_pool2d(pixels, PIXELS).flatten(1)
+            return torch.cat([few.mean(0), few.std(0, correction=0)]).numpy()
     values: Array = arrays["values"]
     return np.pad(values, ((0, spec.max_length - len(values)), (0, 0))).ravel()
 

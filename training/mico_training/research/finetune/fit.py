@@ -9,7 +9,7 @@ loss. An interrupted command goes on: finished runs are read, an unfinished one 
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from transformers.utils import logging as hugging_logging
 
@@ -33,6 +34,7 @@ from mico_training.research.finetune.baselines import baselines
 from mico_training.research.finetune.recipe import EncoderLora, FinetuneRun, Source, Splits
 from mico_training.research.finetune.report import Report, Row, score, write_report
 from mico_training.research.modalities.families import GraphInput, PictureInput, SequenceInput
+from mico_training.research.modalities.media import MediaInput
 from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig
 from mico_training.research.modalities.samples import Array, Sample, Target
 from mico_training.research.modalities.table import TableInput
@@ -59,6 +61,8 @@ def fit_specs(recipe: FinetuneRun, encoder: Encoder, splits: Splits) -> tuple[An
             everything = (*samples, *splits.validation, *splits.test)
             longest = max(len(np.asarray(sample.values)) for sample in everything)
             spec = spec.model_copy(update={"max_length": longest})
+        case "video" | "audio" as kind:
+            spec = MediaInput.of(kind, encoder.preprocessing, recipe.finetune.units)
         case _:
             spec = PictureInput.fit(samples, encoder.preprocessing)
     return spec, Target.fit(recipe.task, samples, splits.channels)
@@ -90,6 +94,8 @@ def build(
         keep = ("stem.", "vit.patch_embed.")
         state = {name: state[name] if name.startswith(keep) else fresh[name] for name in state}
     model.encoder.load_state_dict({name: state[name] for name in model.encoder.state_dict()})
+    if pretrained and model.order is not None and isinstance(spec, MediaInput):
+        model.order.take(encoder.source.context, spec.modality)
     if model.encoder.stem is not None:
         model.encoder.stem.requires_grad_(False)
     freeze(model, recipe.train.freeze)
@@ -132,25 +138,48 @@ def merge_lora(encoder: OmniEncoder) -> None:
             setattr(encoder.vit.get_submodule(parent), child, module.get_base_layer())
 
 
-def draws_of(arrays: Sequence[dict[str, Array]], n: int, seed: int) -> list[dict[str, Array]]:
+class Mapped(Dataset[dict[str, Array]]):
+    """Arrays of samples by place, made when they are asked for."""
+
+    def __init__(self, make: Callable[[int], dict[str, Array]], n: int) -> None:
+        self.make, self.n = make, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, place: int) -> dict[str, Array]:
+        return self.make(place)
+
+
+def draws_of(arrays: Any, n: int, seed: int) -> Mapped:
     """``n`` draws of the samples; the seed gives every epoch its own order."""
     rng = np.random.default_rng(seed)
     epochs = [rng.permutation(len(arrays)) for _ in range(-(-n // len(arrays)))]
-    return [arrays[index] for index in np.concatenate(epochs)[:n]]
+    order = np.concatenate(epochs)[:n]
+    return Mapped(lambda place: arrays[int(order[place])], n)
 
 
 @torch.inference_mode()
-def prepared(model: MicoForModality, samples: Sequence[Sample]) -> list[dict[str, Array]]:
-    """Samples as arrays with labels; pictures become features of the frozen stem, once."""
+def prepared(model: MicoForModality, samples: Sequence[Sample]) -> Any:
+    """Samples as arrays with labels; pictures become features of the frozen stem, once.
+
+    Without a stem, files are read anew for every step: their pixels may not fit in memory.
+    """
+    if model.encoder.stem is None and isinstance(samples[0].values, Path):
+        return Mapped(lambda place: model.arrays(samples[place], labelled=True), len(samples))
     if model.encoder.stem is None:
         return [model.arrays(sample, labelled=True) for sample in samples]
     stem = model.encoder.stem.eval()
     arrays: list[dict[str, Array]] = []
     for start in range(0, len(samples), STEM_BATCH):
         chosen = [model.arrays(s, labelled=True) for s in samples[start : start + STEM_BATCH]]
-        pixels: Tensor = model.batch(chosen)["pixel_values"].to(model.device)
-        for one, features in zip(chosen, stem(pixels).half().cpu().numpy(), strict=True):
-            arrays.append({"features": features, "labels": one["labels"]})
+        inputs = model.batch(chosen)
+        pixels: Tensor = inputs["pixel_values"].to(model.device)
+        features = torch.cat([stem(part).half().cpu() for part in pixels.split(STEM_BATCH)])
+        counts = inputs.get("units")
+        own = features if counts is None else features.split(counts.tolist())
+        for one, found in zip(chosen, own, strict=True):
+            arrays.append({"features": found.numpy(), "labels": one["labels"]})
     return arrays
 
 
@@ -207,7 +236,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
     study = Study(recipe, source, read_encoder(recipe.model.name))
     for folder in (recipe.output / "runs").glob("*"):
         result_of(folder, study.settings)
-    rows = study.baselines()
+    rows = study.baselines() if recipe.finetune.baselines else []
     for arm in ("pretrained", *(["random"] if recipe.finetune.control else [])):
         rows.append(study.arm(arm))
     trains = "tokenizer, head" if "encoder" in recipe.train.freeze else "all"
@@ -251,7 +280,8 @@ class Study:
             test = standardised(spec, target, splits.test)
             found = baselines(spec, target, splits, self.source.season, seed)
             for name, predicted in found.items():
-                figures.setdefault(name, []).append(score(target.task, test, predicted))
+                figure = score(target.task, test, predicted, target.classes)
+                figures.setdefault(name, []).append(figure)
         runs = len(self.recipe.finetune.seeds) * max(1, len(figures))
         seconds = (time.monotonic() - started) / runs
         return [
@@ -296,7 +326,7 @@ class Study:
         if target.task == "forecasting":
             predicted = [spec.standardise(value) for value in predicted]
         test = standardised(spec, target, splits.test)
-        figures = score(target.task, test, predicted)
+        figures = score(target.task, test, predicted, target.classes)
         logger.info("%s: validation loss %.4f, test %s", folder.name, loss, figures)
         pairs = [[sample.target, value] for sample, value in zip(test, predicted, strict=True)]
         write_json(folder / "predictions.json", pairs)

@@ -17,7 +17,7 @@ from mico_chat.errors import ConfigError, DataError
 from mico_training.recipe import LoraRecipe, ModelRecipe, Run, Section, named
 from mico_training.research.finetune.packaged import open_package
 from mico_training.research.modalities.readers import Series, read_samples, read_series
-from mico_training.research.modalities.samples import Modality, Sample, Task
+from mico_training.research.modalities.samples import MEDIA, PICTURES, Modality, Sample, Task
 
 
 class FinetuneData(Section):
@@ -67,7 +67,9 @@ class FinetuneRecipe(Section):
     ``train.freeze: [encoder]`` only tokenizer and head train; with neither, everything trains.
     ``lrs``: learning rates; the first seed's validation loss chooses one (default: ``train.lr``).
     ``patience``: a run ends after so many evaluations (one every ``train.save_steps``) without a
-    better validation loss. ``control``: train random blocks too, to measure what pretraining gives.
+    better validation loss. ``units``: at most so many frames of a clip or slices of a sound.
+    ``baselines``: fit them too; on a large data set they take long. ``control``: train random
+    blocks too, to measure what pretraining gives.
     """
 
     layers: int | None = Field(default=None, gt=0)
@@ -77,6 +79,8 @@ class FinetuneRecipe(Section):
     lrs: tuple[Annotated[float, Field(gt=0.0)], ...] = ()
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     patience: int = Field(default=5, gt=0)
+    units: int = Field(default=8, gt=0)
+    baselines: bool = True
     control: bool = True
 
 
@@ -99,6 +103,9 @@ class FinetuneRun(Run):
                 raise ValueError("forecasting needs data.lookback and data.horizon")
         elif self.modality == "tabular" and self.data.train and self.data.target is None:
             raise ValueError("a table needs data.target, the column to predict")
+        if self.task == "multi-label" and self.modality not in PICTURES | MEDIA:
+            known = ", ".join(sorted(PICTURES | MEDIA))
+            raise ValueError(f"multi-label works for {known}, not for {self.modality}")
         if self.finetune.lora is not None and "encoder" in self.train.freeze:
             raise ValueError(
                 "finetune.lora trains adapters of the encoder, but train.freeze freezes the "

@@ -12,20 +12,21 @@ from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from sklearn.metrics import accuracy_score, f1_score, r2_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r2_score
 
 from mico_chat.errors import ConfigError
 from mico_training.records import markdown_table, panels, spread, write_json
-from mico_training.research.modalities.samples import Array, Sample, Task
+from mico_training.research.modalities.samples import Array, Sample, Task, labels_of
 
 NAME = "results"
 METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "macro F1"),
+    "multi-label": ("mAP",),
     "regression": ("RMSE", "MAE", "R2"),
     "forecasting": ("MSE", "MAE"),
 }
-LARGER_IS_BETTER = frozenset({"accuracy", "macro F1", "R2"})
-SHARES = frozenset({"accuracy", "macro F1"})
+LARGER_IS_BETTER = frozenset({"accuracy", "macro F1", "mAP", "R2"})
+SHARES = frozenset({"accuracy", "macro F1", "mAP"})
 COLOURS = {"baseline": "#9aa0a6", "pretrained": "#1a73e8", "random": "#f29900"}
 
 
@@ -164,11 +165,22 @@ def write_report(report: Report, folder: Path) -> None:
     plot([report], folder / f"{NAME}.png")
 
 
-def score(task: Task, samples: Sequence[Sample], predicted: Sequence[Any]) -> dict[str, float]:
+def score(
+    task: Task, samples: Sequence[Sample], predicted: Sequence[Any], classes: Sequence[str] = ()
+) -> dict[str, float]:
     """The figures of predictions: a class, a number, or steps (H, C) for each sample.
 
-    The targets of a forecast are steps (H, C) on the scale of ``predicted``.
+    The targets of a forecast are steps (H, C) on the scale of ``predicted``. Of a multi-label task
+    each prediction has a score for each of the ``classes``; mAP is the mean over those that at
+    least one sample has.
     """
+    if task == "multi-label":
+        right = np.array([np.isin(classes, labels_of(sample)) for sample in samples])
+        known = right.any(0)
+        if not known.any():
+            return {"mAP": 0.0}
+        scores = np.array(predicted)[:, known]
+        return {"mAP": float(average_precision_score(right[:, known], scores, average="macro"))}
     if task == "classification":
         truth = [str(sample.target) for sample in samples]
         return {

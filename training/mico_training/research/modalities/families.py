@@ -4,7 +4,8 @@ Legend: B samples, D encoder width; the other letters stand at their family.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from mico_training.research.modalities.samples import (
     Graph,
     InputSpec,
     Sample,
+    open_picture,
     padded,
     spread,
 )
@@ -254,6 +256,9 @@ class PictureInput(InputSpec):
     as in light. 8-bit colour is taken as it is.
     """
 
+    MOST: ClassVar[int] = 2000
+    """Training pictures that are looked at for the percentiles."""
+
     kind: Literal["picture"] = "picture"
     preprocessing: Preprocessing
     low: float
@@ -261,7 +266,8 @@ class PictureInput(InputSpec):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], preprocessing: Preprocessing) -> Self:
-        arrays = [_picture(sample) for sample in samples]
+        step = -(-len(samples) // cls.MOST)
+        arrays = [_picture(sample) for sample in samples[::step]]
         low, high = 0.0, 255.0
         if any(array.ndim == 2 for array in arrays):
             # Evenly spread values are enough for a percentile, and fit memory.
@@ -287,7 +293,8 @@ class PictureInput(InputSpec):
 
 def _picture(sample: Sample) -> Array:
     """A picture (H, W) or (H, W, 3) as float32; (H, W, 1) loses its last axis."""
-    raw = np.asarray(sample.values)
+    values = sample.values
+    raw = open_picture(values) if isinstance(values, Path) else np.asarray(values)
     if raw.ndim == 3 and raw.shape[-1] == 1:
         raw = raw[..., 0]
     array = sample.array("a picture", raw, 3 if raw.ndim == 3 else 2)

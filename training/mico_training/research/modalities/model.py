@@ -36,11 +36,12 @@ from mico_training.research.modalities.families import (
     SequenceInput,
     SequenceTokenizer,
 )
+from mico_training.research.modalities.media import MediaInput, UnitOrder
 from mico_training.research.modalities.readers import read_samples, read_series
 from mico_training.research.modalities.samples import Array, Modality, Sample, Target, stacked
 from mico_training.research.modalities.table import TableInput, TableTokenizer
 
-Input = SequenceInput | TableInput | GraphInput | PictureInput
+Input = SequenceInput | TableInput | GraphInput | PictureInput | MediaInput
 _INPUT: TypeAdapter[Input] = TypeAdapter(Annotated[Input, Field(discriminator="kind")])
 
 
@@ -142,7 +143,10 @@ def run_blocks(
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction of one sample: a class with all probabilities, a number, or steps (H, C)."""
+    """The prediction of one sample: a class with all probabilities, a number, or steps (H, C).
+
+    Where several classes may hold, the value is their probabilities (classes,).
+    """
 
     value: str | float | Array
     probabilities: dict[str, float] | None = None
@@ -157,8 +161,12 @@ class MicoForModality(PreTrainedModel):
         super().__init__(config)
         self.spec, self.target = config.input, config.target
         self.encoder = OmniEncoder(config.encoder_config)
-        keep_blocks(self.encoder, config.layers, pictures=isinstance(self.spec, PictureInput))
+        seen = isinstance(self.spec, PictureInput | MediaInput)
+        keep_blocks(self.encoder, config.layers, pictures=seen)
         d = self.encoder.embed_dim
+        self.order = (
+            UnitOrder(self.spec.units, 2 * d) if isinstance(self.spec, MediaInput) else None
+        )
         self.forecasts = self.target.task == "forecasting"
         self.tokenizer: nn.Module | None = None
         match self.spec:
@@ -226,11 +234,15 @@ class MicoForModality(PreTrainedModel):
 
     def _read(self, inputs: dict[str, Tensor]) -> Tensor:
         """The head on [CLS] and the mean of the tokens."""
+        units = inputs.pop("units", None)
         encoded, mask = self.encode(inputs)
         tokens = encoded[:, self.encoder.n_prefix :]
         weight = torch.ones_like(tokens[..., :1]) if mask is None else mask[..., None]
         mean = (tokens * weight).sum(1) / weight.sum(1)
-        logits: Tensor = self.head(torch.cat([encoded[:, 0], mean], dim=-1)).float()
+        summary = torch.cat([encoded[:, 0], mean], dim=-1)
+        if self.order is not None and units is not None:
+            summary = self.order(summary, units)
+        logits: Tensor = self.head(summary).float()
         return logits[:, 0] if self.target.task == "regression" else logits
 
     def forecast(self, values: Tensor, mask: Tensor) -> Tensor:
@@ -264,6 +276,9 @@ class MicoForModality(PreTrainedModel):
         if target.task == "classification":
             chances = dict(zip(target.classes, logits.softmax(-1).tolist(), strict=True))
             return Prediction(max(chances, key=lambda name: chances[name]), chances)
+        if target.task == "multi-label":
+            found = dict(zip(target.classes, logits.sigmoid().tolist(), strict=True))
+            return Prediction(logits.sigmoid().numpy(), found)
         if target.task == "regression":
             return Prediction(float(logits) * target.std + target.mean)
         assert isinstance(self.spec, SequenceInput)
@@ -328,7 +343,10 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
         if found.probabilities is None:
             lines.writerow([name, _number(found.value)])
         else:
-            lines.writerow([name, found.value, *map(_number, found.probabilities.values())])
+            value = found.value
+            if target.task == "multi-label":
+                value = ";".join(one for one, p in found.probabilities.items() if p >= 0.5)
+            lines.writerow([name, value, *map(_number, found.probabilities.values())])
 
 
 def _number(value: object) -> str:

@@ -11,6 +11,8 @@
   [[..], ..], "y": ..}``, the last two optional.
 * thermal, xray, image, depth, normal: NPZ with ``x`` (N, H, W) or (N, H, W, 3) and ``y`` (N,); or a
   folder with a folder of pictures for each class.
+* video, audio: a folder with a folder of files for each class. For several labels of each file, as
+  for pictures: CSV with the columns ``file`` (beside the table) and ``labels`` (``dog;bark``).
 
 ``y`` may be missing where the samples are to be predicted.
 """
@@ -23,17 +25,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.datasets.files import SUFFIXES as ENDINGS
 from mico_training.research.modalities.samples import (
+    MEDIA,
     PICTURES,
     Array,
     Graph,
     Modality,
     Sample,
     number,
+    open_picture,
 )
+
+SUFFIXES = {str(kind): frozenset(endings) for kind, endings in ENDINGS.items()}
 
 PICTURE_FILES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -57,8 +63,10 @@ def read_samples(
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
-    if modality in PICTURES and path.is_dir():
-        samples = _folder(path)
+    if modality in PICTURES | MEDIA and path.is_dir():
+        samples = _folder(path, modality)
+    elif modality in MEDIA or (modality in PICTURES and path.suffix.lower() == ".csv"):
+        samples = _listed(_suffix(path, ".csv", modality))
     elif modality == "tabular":
         samples = _table(_suffix(path, ".csv", modality), target, columns)
     elif modality == "graph":
@@ -242,18 +250,26 @@ def _graphs(path: Path) -> list[Sample]:
     return samples
 
 
-def _folder(path: Path) -> list[Sample]:
-    """Pictures; the subfolder is the class, and pictures directly in the folder have none."""
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_FILES)
+def _listed(path: Path) -> list[Sample]:
+    """The files that a table names, with their labels, divided by ";"."""
+    rows = read_rows(path)
+    _find_columns(path, rows[0] if rows else {}, ("file", "labels"))
+    samples = []
+    for line, row in enumerate(rows, 2):
+        file = path.parent / row["file"]
+        _check(file.is_file(), path, f"no file {row['file']} in {path.parent}", line)
+        labels = tuple(filter(None, map(str.strip, row["labels"].split(";"))))
+        samples.append(Sample(file, labels, str(path), line))
+    return samples
+
+
+def _folder(path: Path, modality: Modality) -> list[Sample]:
+    """Files of a modality; the subfolder is the class; files directly in the folder lack one."""
+    endings = SUFFIXES[modality] if modality in MEDIA else PICTURE_FILES
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
     samples = []
     for file in files:
-        try:
-            with Image.open(file) as picture:
-                # A sensor's 16 bits stay; the rest is grey or colour of 8.
-                grey = picture.mode in ("L", "I", "F", "1") or picture.mode.startswith("I;16")
-                values = np.asarray(picture if grey else picture.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(file, None, "this picture cannot be read") from error
+        values = file if modality in MEDIA else open_picture(file)
         target = None if file.parent == path else file.relative_to(path).parts[0]
         samples.append(Sample(values, target, str(file)))
     return samples

@@ -3,21 +3,25 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from mico_chat.errors import DataError
 
 Picture = Literal["thermal", "xray", "image", "depth", "normal"]
-Modality = Literal["tabular", "time_series", "imu", "hyperspectral", "graph"] | Picture
-Task = Literal["classification", "regression", "forecasting"]
+Media = Literal["video", "audio"]
+Modality = Literal["tabular", "time_series", "imu", "hyperspectral", "graph"] | Picture | Media
+Task = Literal["classification", "multi-label", "regression", "forecasting"]
 
 PICTURES: frozenset[str] = frozenset(get_args(Picture))
+MEDIA: frozenset[str] = frozenset(get_args(Media))
 
 Array = NDArray[Any]
 
@@ -36,12 +40,13 @@ class Sample:
     """Raw values and target.
 
     ``values``: a row {column: text} of a table; steps or bands (L, C) of a sequence; a
-    :class:`Graph`; a picture (H, W) or (H, W, 3). ``target``: a class, a number, the steps (H, C)
-    to forecast, or None. Errors name ``file`` and ``line``.
+    :class:`Graph`; a picture (H, W) or (H, W, 3); the file of a picture, clip or sound, which is
+    read when it is used. ``target``: a class, all classes that hold, a number, the steps (H, C) to
+    forecast, or None. Errors name ``file`` and ``line``.
     """
 
-    values: Mapping[str, str] | Array | Graph
-    target: str | float | Array | None = None
+    values: Mapping[str, str] | Array | Graph | Path
+    target: str | tuple[str, ...] | float | Array | None = None
     file: str = "data"
     line: int | None = None
 
@@ -60,6 +65,17 @@ class Sample:
                 "number"
             )
         return array
+
+
+def open_picture(file: Path) -> Array:
+    """A picture (H, W) or (H, W, 3); a DataError if it cannot be read."""
+    try:
+        with Image.open(file) as picture:
+            # A sensor's 16 bits stay; the rest is grey or colour of 8.
+            grey = picture.mode in ("L", "I", "F", "1") or picture.mode.startswith("I;16")
+            return np.asarray(picture if grey else picture.convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(file, None, "this picture cannot be read") from error
 
 
 def spread(values: Array) -> tuple[Array, Array]:
@@ -115,8 +131,8 @@ def padded(arrays: Sequence[dict[str, Array]], name: str) -> tuple[Tensor, Tenso
 class Target(Statistics):
     """The targets of the training data.
 
-    A classification has ``classes``, a regression ``mean`` and ``std``, and a forecast ``horizon``
-    steps of ``channels``, on the scale of the input.
+    A classification (also ``multi-label``) has ``classes``, a regression ``mean`` and ``std``, and
+    a forecast ``horizon`` steps of ``channels``, on the scale of the input.
     """
 
     task: Task
@@ -140,6 +156,11 @@ class Target(Statistics):
                     "classification needs two classes or more"
                 )
             return cls(task=task, classes=tuple(sorted(counts)))
+        if task == "multi-label":
+            known = {name for sample in samples for name in labels_of(sample)}
+            if not known:
+                raise samples[0].error(f"none of the {len(samples)} training samples has a class")
+            return cls(task=task, classes=tuple(sorted(known)))
         if task == "regression":
             mean, std = spread(np.array([_number(sample) for sample in samples]))
             return cls(task=task, mean=float(mean), std=float(std))
@@ -157,6 +178,11 @@ class Target(Statistics):
                     f"the class {sample.target!r} was not in training; the classes are {known}"
                 )
             return np.array(self.classes.index(str(sample.target)), dtype=np.int64)
+        if self.task == "multi-label":
+            own = labels_of(sample)
+            if unknown := sorted(set(own) - set(self.classes)):
+                raise sample.error(f"the class {unknown[0]!r} was not in training")
+            return np.isin(self.classes, own).astype(np.float32)
         if self.task == "regression":
             return np.array((_number(sample) - self.mean) / self.std, dtype=np.float32)
         steps = sample.array("the steps to forecast", sample.target, 2)
@@ -164,13 +190,22 @@ class Target(Statistics):
 
     @property
     def outputs(self) -> int:
-        return {"classification": len(self.classes), "regression": 1}.get(self.task, self.horizon)
+        return len(self.classes) or {"regression": 1}.get(self.task, self.horizon)
 
     def loss(self, predicted: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy, or the mean squared error on the training scale."""
+        """Cross entropy (of each class alone where several may hold), or the mean squared error."""
+        if self.task == "multi-label":
+            return torch.nn.functional.binary_cross_entropy_with_logits(predicted, labels)
         if self.task == "classification":
             return torch.nn.functional.cross_entropy(predicted, labels)
         return torch.nn.functional.mse_loss(predicted, labels)
+
+
+def labels_of(sample: Sample) -> tuple[str, ...]:
+    """All classes of a sample; a DataError if its target is none of a multi-label task."""
+    if not isinstance(sample.target, tuple):
+        raise sample.error(f"the target {sample.target!r} is not a list of classes")
+    return sample.target
 
 
 def _number(sample: Sample) -> float:
