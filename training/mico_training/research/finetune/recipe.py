@@ -15,14 +15,18 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mico_chat.errors import ConfigError, DataError
 from mico_training.recipe import LoraRecipe, ModelRecipe, Run, Section, named
+from mico_training.research.finetune.layouts import open_dataset
 from mico_training.research.finetune.packaged import open_package
 from mico_training.research.modalities.readers import Series, read_samples, read_series
 from mico_training.research.modalities.samples import MEDIA, PICTURES, Modality, Sample, Task
 
 
 class FinetuneData(Section):
-    """Where the samples are: a ``package`` that carries them (see ``docs/modalities.md``), or
-    files (see :mod:`mico_training.research.modalities.readers`).
+    """Where the samples are.
+
+    A ``package`` carries them (``docs/modalities.md``), or a public ``dataset`` lies in the folder
+    ``root`` as its publishers have it (``layouts.yaml``; at most ``limit`` samples of a split), or
+    they are files (:mod:`mico_training.research.modalities.readers`).
 
     Without a ``test`` or ``validation`` file each seed splits off another share, by class; a series
     is split by time. ``target`` and ``columns`` name columns; ``categorical`` names columns whose
@@ -31,6 +35,9 @@ class FinetuneData(Section):
     """
 
     package: str | None = None
+    dataset: str | None = None
+    root: Path | None = None
+    limit: int | None = Field(default=None, gt=1)
     train: Path | None = None
     validation: Path | None = None
     test: Path | None = None
@@ -46,10 +53,12 @@ class FinetuneData(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.package is None) == (self.train is None):
-            raise ValueError("give either package or train, not both or neither")
-        if self.package is not None and (self.validation or self.test):
-            raise ValueError("a package has its own test data; leave out validation and test")
+        if [self.package, self.dataset, self.train].count(None) != 2:
+            raise ValueError("give one of package, dataset and train")
+        if (self.dataset is None) != (self.root is None):
+            raise ValueError("dataset and root, the data set's folder, go together")
+        if self.train is None and (self.validation or self.test):
+            raise ValueError("its test data are its own; leave out validation and test")
         return self
 
 
@@ -138,6 +147,10 @@ class Source:
             self.season, self.note = data.season or packaged.season, packaged.note
             self.series = [] if packaged.series is None else [packaged.series]
             self.given = [packaged.train, None, packaged.test]
+        elif data.dataset is not None and data.root is not None:
+            of = (recipe.modality, recipe.task, data.patch_size, data.limit)
+            packaged = open_dataset(data.dataset, data.root, *of)
+            self.note, self.given = packaged.note, [packaged.train, None, packaged.test]
         elif recipe.task == "forecasting":
             self.series = [read_series(path, data.columns) for path in paths if path is not None]
             if len(self.series) == 2:

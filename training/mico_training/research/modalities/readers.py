@@ -21,7 +21,7 @@ import csv
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +177,7 @@ def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(path, None, f"not an NPZ file of plain arrays: {error}") from error
     if modality == "hyperspectral" and "cube" in arrays:
-        return _scene(path, arrays, patch_size)
+        return scene(path, arrays, patch_size)
     reason = f"the array 'x' is missing; the arrays are {', '.join(arrays) or 'none'}"
     _check("x" in arrays, path, reason)
     x, y, lengths = arrays["x"], arrays.get("y"), arrays.get("lengths")
@@ -200,7 +200,7 @@ def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
     return samples
 
 
-def _scene(path: Path, arrays: dict[str, Array], patch_size: int) -> list[Sample]:
+def scene(path: Path, arrays: dict[str, Array], patch_size: int) -> list[Sample]:
     """The labelled pixels of a scene (or all pixels), each with its neighbours; borders mirror."""
     cube, labels = arrays["cube"], arrays.get("labels")
     shape = None if labels is None else labels.shape
@@ -263,16 +263,22 @@ def _listed(path: Path) -> list[Sample]:
     return samples
 
 
-def _folder(path: Path, modality: Modality) -> list[Sample]:
+def files_by_class(path: Path, modality: Modality) -> list[Sample]:
     """Files of a modality; the subfolder is the class; files directly in the folder lack one."""
     endings = SUFFIXES[modality] if modality in MEDIA else PICTURE_FILES
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
-    samples = []
-    for file in files:
-        values = file if modality in MEDIA else open_picture(file)
-        target = None if file.parent == path else file.relative_to(path).parts[0]
-        samples.append(Sample(values, target, str(file)))
-    return samples
+    return [
+        Sample(file, None if file.parent == path else file.relative_to(path).parts[0], str(file))
+        for file in files
+    ]
+
+
+def _folder(path: Path, modality: Modality) -> list[Sample]:
+    """The same, with small collections of pictures opened."""
+    samples = files_by_class(path, modality)
+    if modality in MEDIA:
+        return samples
+    return [replace(one, values=open_picture(Path(one.file))) for one in samples]
 
 
 def _suffix(path: Path, suffix: str, modality: str) -> Path:
