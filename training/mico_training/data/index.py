@@ -214,7 +214,7 @@ def _stored(file: Location, state: str, form: str) -> Location | None:
     At an address it was copied there together with the file, so that only the size can tell.
     """
     for place in (_cached(file, state), _beside(file)):
-        with suppress(OSError, ValueError, KeyError, BadZipFile):
+        with suppress(OSError, EOFError, ValueError, KeyError, BadZipFile):
             about = _about(place)
             now, then = (
                 text if isinstance(place, Path) else text.partition("-")[0]

@@ -47,11 +47,12 @@ class Mixture:
             Order(ends_of(source), quota, seed, 2, number)
             for number, (source, quota) in enumerate(zip(sources, self.quotas, strict=True))
         ]
+        self._lanes = tuple(order.in_lanes for order in self.orders)
 
     def locate(self, draw: int) -> tuple[int, int, int]:
         """A draw's source, the epoch of that source, and the index in it."""
         block, place = divmod(draw, BLOCK)
-        source, number = _block(self.seed, self.quotas, block)[place].tolist()
+        source, number = _block(self.seed, self.quotas, self._lanes, block)[place].tolist()
         return source, *self.orders[source].locate(block, number)
 
     def sample(self, draw: int) -> TrainingSample:
@@ -72,14 +73,19 @@ class Mixture:
 
 
 @lru_cache(maxsize=64)
-def _block(seed: int, quotas: tuple[int, ...], block: int) -> Integers:
-    """(BLOCK, 2): each place's source, and its number among the source's places, by lane."""
+def _block(seed: int, quotas: tuple[int, ...], lanes: tuple[bool, ...], block: int) -> Integers:
+    """(BLOCK, 2): each place's source, and its number among the source's places.
+
+    The places of a source in ``lanes`` are numbered lane by lane.
+    """
     sources = np.repeat(np.arange(len(quotas)), quotas)
     sources = np.random.default_rng((seed, 3, block)).permutation(sources)
-    by_lane = np.argsort(BY_RANK[np.arange(BLOCK) % LANES], kind="stable")
+    in_turn = np.arange(BLOCK)
+    by_lane = np.argsort(BY_RANK[in_turn % LANES], kind="stable")
     numbers = np.zeros(BLOCK, dtype=np.int64)
-    for source, quota in enumerate(quotas):
-        numbers[by_lane[sources[by_lane] == source]] = np.arange(quota)
+    for source, (quota, in_lanes) in enumerate(zip(quotas, lanes, strict=True)):
+        order = by_lane if in_lanes else in_turn
+        numbers[order[sources[order] == source]] = np.arange(quota)
     return np.stack([sources, numbers], axis=1)
 
 
