@@ -4,6 +4,7 @@ Each protocol's own library finds the credentials, in its usual environment vari
 address may ask fsspec for a local copy first: ``simplecache::s3://bucket/train-000000.tar``.
 """
 
+import glob
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -97,8 +98,6 @@ def _state(about: dict[str, Any]) -> str:
 def matching(pattern: str) -> dict[Location, str]:
     """The files of a path, an address or a pattern with ``*``, in order, with fingerprints."""
     if isinstance(located(pattern), Path):
-        import glob
-
         return {path: fingerprint(path) for path in sorted(map(Path, glob.glob(pattern)))}
     system, path = file_system(pattern)
     before = pattern[: len(pattern) - len(pattern.partition("://")[2])]
@@ -106,4 +105,7 @@ def matching(pattern: str) -> dict[Location, str]:
         listed = system.glob(path, detail=True)
     except FileNotFoundError:
         return {}
-    return {before + name.lstrip("/"): _state(about) for name, about in sorted(listed.items())}
+    return {
+        name if "://" in name else before + name.lstrip("/"): _state(about)  # HTTP's are whole
+        for name, about in sorted(listed.items())
+    }

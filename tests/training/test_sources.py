@@ -104,6 +104,17 @@ def test_jsonl_gives_captions_and_conversations(folder: Path) -> None:
     assert [type(part).__name__ for part in unmarked[0].content] == ["MediaFile", "TextPart"]
 
 
+def test_jsonl_captions_each_medium(folder: Path) -> None:
+    media = {"image": ["cat.jpg", "dog.jpg"], "audio": "purr.ogg"}
+    captions = {"image2": "A dog.", "audio": ["Purring.", "A purr."]}
+    path = lines(folder / "train.jsonl", media | {"captions": captions})
+    sample = ManifestSource(path, "caption")[0]
+    assert sample.captions == {"image2": ("A dog.",), "audio": ("Purring.", "A purr.")}
+    heard = ManifestSource(path, "caption", kinds=frozenset({"audio"}))[0]
+    assert (list(heard.media), list(heard.captions)) == (["audio"], ["audio"])
+    assert len(ManifestSource(path, "caption", kinds=frozenset({"video"}))) == 0
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -114,6 +125,15 @@ def test_jsonl_gives_captions_and_conversations(folder: Path) -> None:
         ({"image": 3, "caption": "A cow."}, "'image' is neither a string nor a list"),
         ({"image": "cat.jpg", "caption": " "}, "'caption' is empty"),
         ({"caption": "A cow."}, "has a caption but no medium"),
+        ({"image": "cat.jpg", "captions": {"audio": "Purr."}}, "of 'audio', but its media are: im"),
+        ({"captions": {"image": "A cow."}}, "of 'image', but its media are: none"),
+        ({"image": "cat.jpg", "captions": {"image": 3}}, "'image' is neither a string nor a list"),
+        ({"image": "cat.jpg", "captions": {"image": [""]}}, "'image' is empty"),
+        (
+            {"image": "cat.jpg", "caption": "A.", "captions": ["B."]},
+            "both 'caption' and 'cap",
+        ),
+        ({"image": "cat.jpg", "captions": {}}, "lacks all of 'caption', 'messages'"),
         ({"messages": [QUESTION]}, "with an answer; they are user"),
         ({"messages": [ANSWER, QUESTION]}, "with an answer; they are assistant, user"),
         ({"messages": [{"role": "dog", "content": "x"}]}, "'dog' is none of"),
