@@ -152,8 +152,10 @@ def test_segments_are_middle_slices_side_by_side_padded_with_zeros() -> None:
     rows = torch.nn.functional.pad(mel(whole), (0, 0, 0, SIDE)).unfold(0, SIDE, SIDE)
     units = RELEASED.units(whole)
     torch.testing.assert_close(units[:, 0], rows[[1, 4, 6]].transpose(1, 2))
-    one = RELEASED.model_copy(update={"max_slices": 1}).units(whole)
-    torch.testing.assert_close(one[:, 0], rows[[3]].transpose(1, 2))
+    single = RELEASED.model_copy(update={"max_slices": 1})
+    torch.testing.assert_close(single.units(whole)[:, 0], rows[[3]].transpose(1, 2))
+    two = noise(2)  # and a third, empty one behind them, as in the release
+    torch.testing.assert_close(single.units(two)[0, 0], mel(two)[SIDE:])
     short = noise(1.25)
     units = RELEASED.units(short)
     torch.testing.assert_close(units[:2, 0].flatten(0, 1)[: SIDE * 5 // 4], mel(short))
