@@ -57,6 +57,7 @@ from mico_chat.model.processing import MicoChatProcessor
 from mico_training.data.mixture import Mixture
 from mico_training.parallel import trains
 from mico_training.recipe import LoraRecipe, ModelRecipe
+from mico_training.starts import start_from
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -120,6 +121,7 @@ def build_pretraining(
     """Stage 1's model. A named configuration needs a tokenizer; a folder has its own."""
     folder = Path(recipe.name)
     if folder.is_dir():
+        _starts_elsewhere(recipe, f"{folder} has weights; leave them out")
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         if recipe.encoder is not None:
             _take_over(model, read_encoder(recipe.encoder))
@@ -128,6 +130,7 @@ def build_pretraining(
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
     config = pretraining_config(recipe, text_config(tokenizer))
     model = MicoForPretraining(config)
+    start_from(model, recipe)
     if model.names is not None:
         visual, sound = config.concept_names
         model.names.start([*visual, *sound], tokenizer, model.text.table)
@@ -167,6 +170,7 @@ def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
         ConfigError: unknown names or options, an encoder of another shape, or a quantization of
             weights that the model's own folder holds.
     """
+    _starts_elsewhere(recipe, "only stage 1 starts from them; give its output as model.encoder")
     folder, config = Path(recipe.name), chat_config(recipe)
     encoder = None if recipe.encoder is None else read_encoder(recipe.encoder)
     precision = {"dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)}
@@ -192,6 +196,12 @@ def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
     if encoder is not None:
         _take_over(model, encoder)
     return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder)
+
+
+def _starts_elsewhere(recipe: ModelRecipe, reason: str) -> None:
+    for key in ("encoder_weights", "text_weights"):
+        if vars(recipe)[key] is not None:
+            raise ConfigError(f"model.{key} {vars(recipe)[key]}: {reason}")
 
 
 def _take_over(

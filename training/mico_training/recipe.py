@@ -37,6 +37,10 @@ class ModelRecipe(Section):
     ``name``: a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a checkpoint folder.
     ``encoder``: the output folder of stage 1 from which stage 2 takes encoder and context; or the
     output folder of stage 2, whose encoder stage 1's text branch learns to read.
+    ``encoder_weights``, ``text_weights``: what a new model's ViT and text branch start from in
+    stage 1 (:mod:`mico_training.starts`). The ViT's are a timm name ("eva_giant_patch14_clip_224.
+    laion400m"), a hub name, a folder that timm saved, or a file; the text branch's a BERT's hub
+    name or folder.
     ``llm``: a folder or hub name that replaces the configuration's language model.
     ``llm_dtype``: the precision of the language model.
     ``llm_quantization``: hold its frozen linear layers in 4 or 8 bit (bitsandbytes); with LoRA in
@@ -50,6 +54,8 @@ class ModelRecipe(Section):
 
     name: str
     encoder: Path | None = None
+    encoder_weights: str | None = None
+    text_weights: str | None = None
     llm: str | None = None
     llm_dtype: Dtype = "float32"
     llm_quantization: Literal["nf4", "int8"] | None = None
