@@ -46,7 +46,12 @@ Gpu = Annotated[
 ]
 Processes = Annotated[
     int | None,
-    typer.Option(min=1, help="Estimate for this number of processes. Default: torchrun's."),
+    typer.Option(
+        "--processes",
+        "--gpus",
+        min=1,
+        help="Estimate for this number of processes, one a GPU. Default: torchrun's.",
+    ),
 ]
 
 

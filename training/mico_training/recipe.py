@@ -171,13 +171,17 @@ class FeatureRecipe(Section):
 class ExpectRecipe(Section):
     """A large sample, for the estimate of memory and time alone.
 
-    ``units``: its pictures, frames and slices (default: 8; in stage 1 ``most_units``).
-    ``length``: its tokens (default: ``train.max_length``). ``learnt``: the share of the tokens with
-    a loss. ``model``: the configuration of a folder ``model.name`` that does not exist yet.
+    ``units``: its pictures or frames (default: 8; in stage 1 ``most_units``). ``slices``: those of
+    a sound beside them, such as a video's sound track (default: 0; in stage 1 ``most_slices``, and
+    ``most_units`` where it is not given). ``length``: its tokens (default: ``train.max_length``).
+    ``learnt``: the share of the tokens with a loss. ``model``: the configuration of a folder
+    ``model.name`` that does not exist yet; ``options``: fields of it to replace.
     """
 
     model: str | None = None
-    units: int | None = Field(default=None, gt=0)
+    options: dict[str, Any] = {}
+    units: int | None = Field(default=None, ge=0)
+    slices: int | None = Field(default=None, ge=0)
     length: int | None = Field(default=None, gt=1)
     learnt: float = Field(default=0.5, gt=0.0, le=1.0)
 
