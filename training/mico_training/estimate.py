@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from mico_chat.checkpoints import footprint
 from mico_chat.checkpoints.footprint import WORKING, LiveMemory, held_bytes, parameter_count
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import KINDS
+from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import QUESTION_LENGTH
@@ -158,12 +158,13 @@ class Estimate:
             "memory" + (shared if self.processes > 1 else ""),
             *memory,
             "time",
-            f"  a step     {self.tokens:,} tokens and {units:,} pictures, frames or slices; "
-            f"{self.flops / 1e12:.3g} TFLOP a process",
+            f"  a step     {self.tokens:,} tokens and {units:,} pictures, frames or slices, "
+            f"{self.step.units // train.batch_size} a sample; {self.flops / 1e12:.3g} TFLOP a process",
             f"  assumed    {self.throughput / 1e12:.3g} TFLOP/s: {self.assumed}",
             f"  a step     {_duration(self.seconds)}",
             f"  the run    {train.steps:,} steps, {train.steps * self.tokens / 1e6:,.1f} M tokens: "
-            f"{_duration(train.steps * self.seconds)}, without reading data",
+            f"{_duration(train.steps * self.seconds)} if all samples are large ones, "
+            "without reading data",
         ]
 
 
@@ -288,7 +289,7 @@ def _chat(recipe: Recipe) -> nn.Module:
 def _pretraining(recipe: Stage1Run) -> nn.Module:
     """Stage 1's model with its objectives, but for those of regions and names."""
     text = MicoTextConfig()
-    if recipe.stage1.tokenizer is None:
+    if recipe.stage1.tokenizer is None and recipe.expect.model is None:
         text.vocab_size = recipe.stage1.vocabulary
     with torch.device("meta"):
         model = MicoForPretraining(build_model.pretraining_config(_expected(recipe), text))
@@ -304,34 +305,45 @@ def _expected(recipe: Recipe) -> Any:
     name = recipe.expect.model
     if name is None or Path(recipe.model.name).is_dir():
         return recipe.model
-    return recipe.model.model_copy(update={"name": name})
+    options = recipe.model.options | recipe.expect.options
+    return recipe.model.model_copy(update={"name": name, "options": options})
+
+
+def _media(recipe: Recipe) -> list[tuple[Kind, int]]:
+    """Kinds and numbers of units of a large sample's media: a picture or clip, and a sound."""
+    expect, units, slices = recipe.expect, recipe.expect.units, recipe.expect.slices
+    if isinstance(recipe, Stage1Run) and units is None:
+        units, most = recipe.stage1.most_units, recipe.stage1.most_slices
+        slices = (units if most is None else most) if slices is None else slices
+    units = 8 if units is None else units
+    found: list[tuple[Kind, int]] = [("image" if units == 1 else "video", units)]
+    media = [(kind, n) for kind, n in [*found, ("audio", slices or 0)] if n > 0]
+    if not media:
+        raise ConfigError(f"expect: {expect.units} units and {expect.slices} slices are no medium")
+    return cast(list[tuple[Kind, int]], media)
 
 
 def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], int, int]:
-    """A batch of large samples, and each sample's numbers of tokens and of units.
-
-    A sample has a clip of the expected number of frames, or a picture where that number is one.
-    """
+    """A batch of large samples, and each sample's numbers of tokens and of units."""
     b, expect, encoder = recipe.train.batch_size, recipe.expect, model.encoder
-    if isinstance(recipe, Stage1Run):
-        units, length = expect.units or recipe.stage1.most_units, recipe.stage1.caption_length
-    else:
-        units, length = expect.units or 8, expect.length or recipe.train.max_length
-    kind = "image" if units == 1 else "video"
+    media = _media(recipe)
+    units = sum(n for _, n in media)
     cached = recipe.features is not None and encoder.stem is not None
     # What looks closely needs pixels, and then says itself that its shapes depend on them.
     cached = cached and getattr(model, "things", None) is None
     side = encoder.grid if cached else model.config.encoder_config.image_size
     with mode:
         pixels = torch.empty(b * units, encoder.stem.out_dim if cached else 3, side, side)
+    stage1 = isinstance(recipe, Stage1Run)
+    length = recipe.stage1.caption_length if stage1 else expect.length or recipe.train.max_length
     ids = torch.full((b, length), 5)
     batch = {
         "stem_features" if cached else "pixel_values": pixels,
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "media_kind": torch.full((b,), KINDS.index(kind)),
-        "media_units": torch.full((b,), units),
-        "media_row": torch.arange(b),
+        "media_kind": torch.tensor([KINDS.index(kind) for kind, _ in media]).repeat(b),
+        "media_units": torch.tensor([n for _, n in media]).repeat(b),
+        "media_row": torch.arange(b).repeat_interleave(len(media)),
     }
     if isinstance(recipe, Stage1Run):
         if recipe.stage1.questions:
@@ -339,7 +351,7 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], in
             batch |= {"question_ids": asked, "question_mask": torch.ones_like(asked)}
             length += QUESTION_LENGTH
         return batch, length, units
-    placeholders = model.config.context_length(kind, units)
+    placeholders = sum(model.config.context_length(kind, n) for kind, n in media)
     if placeholders >= length:
         raise ConfigError(f"{units} units take {placeholders} tokens, but a sample has {length}")
     ids[:, :placeholders] = model.config.context_token_id
@@ -355,7 +367,9 @@ def _count(n: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+    if seconds >= 2 * 86400:
+        return f"{seconds / 3600:,.0f} h ({seconds / 86400:.1f} days)"
+    for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.2g} s"
