@@ -100,9 +100,10 @@ class MediaPath(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The encoder's tokens (U, T, D) with their context, eq. (1), and the stem's features."""
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
-        tokens = self.context(self.encoder(features), media_kind, media_units)
         bridge_dtype = self.bridge.norm_in.weight.dtype  # that of a frozen encoder may differ
-        return tokens.to(bridge_dtype), features.to(bridge_dtype)
+        # Before the sum: beside a token, bfloat16 rounds a small embedding that still learns to 0.
+        tokens = self.encoder(features).to(bridge_dtype)
+        return self.context(tokens, media_kind, media_units), features.to(bridge_dtype)
 
     def alike_tokens(
         self, tokens: Tensor, features: Tensor, media: AlikeMedia, pixels: Tensor | None = None

@@ -285,3 +285,17 @@ def test_concepts_need_a_stem() -> None:
     with pytest.raises(ModelError, match="stem"):
         build_concepts(MicoChatConfig.tiny().concept_config, OmniEncoder(config))
     assert build_concepts(None, OmniEncoder(config)) is None
+
+
+def test_a_small_context_embedding_counts_beside_an_encoder_in_half() -> None:
+    """In bfloat16 it would vanish in the sum, and E_C could not learn by small steps."""
+    model = chat_model()
+    model.encoder.bfloat16()
+    with torch.no_grad():
+        model.context.context.weight.zero_()
+        model.context.context.weight[KINDS.index("video") * 8 + 1] = 1e-4
+    pixels = torch.ones(2, 3, SIDE, SIDE) / 2
+    with torch.inference_mode():
+        units = torch.tensor([2])
+        first, second = model.encoded(torch.tensor([KINDS.index("video")]), units, pixels)[0]
+    torch.testing.assert_close(second - first, torch.full_like(first, 1e-4), rtol=0.01, atol=1e-6)

@@ -6,6 +6,7 @@ the same.
 
 import importlib.util
 import json
+import shutil
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mico_chat.checkpoints.assemble import assemble
@@ -22,11 +23,16 @@ from mico_chat.checkpoints.load import chat_config, has_text_branch, load_chat, 
 from mico_chat.checkpoints.pretrained import merge
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.load import EngineOptions, load_assistant
+from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
+from mico_chat.model.config import MicoChatConfig
 from mico_chat.wire import Choice
+from mico_training.recipe import Stage2Run, Stage3Run, load_recipe
 from mico_training.stages import train_stage2, train_stage3
 from tests.fakes import FakeDecoder
+from tests.made import write_clip
 from tests.tiny import clip, depth, picture, shown, sound
+from tests.training.test_estimate import RECIPES
 from tests.training.test_runs import logged, write_recipe
 from tests.vicuna import pickle_weights, vicuna_folder
 from tests.vllm_here import ARGUMENTS, needs_vllm
@@ -49,17 +55,46 @@ class Chain:
     merged: Path
 
 
+def as_converted(pretraining: Path, folder: Path) -> Path:
+    """A stage 1 folder without E_M and E_C, as ``convert mico`` leaves it."""
+    shutil.copytree(pretraining, folder)
+    state = load_file(folder / "model.safetensors")
+    zeros = {name: torch.zeros_like(x) for name, x in state.items() if name.startswith("context.")}
+    assert zeros
+    save_file(state | zeros, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def with_clips(folder: Path, shards: Path) -> list[dict[str, Any]]:
+    """Data of the shards and, as often, of a clip that grows lighter."""
+    folder.mkdir()
+    write_clip(str(folder / "clip.mp4"), "mpeg4", n=20)
+    asked = {"role": "user", "content": "<video>\nHow does it change?"}
+    answer = {"role": "assistant", "content": "It grows lighter."}
+    records = [{"caption": "it grows lighter"}, {"messages": [asked, answer]}]
+    lines = [json.dumps({"video": "clip.mp4"} | record) + "\n" for record in records]
+    (folder / "clips.jsonl").write_text("".join(lines))
+    return [{"path": f"{shards}/train-*.tar"}, {"path": f"{folder}/clips.jsonl", "kind": "jsonl"}]
+
+
 @pytest.fixture(scope="module")
 def chain(shards: Path, tiny_pretraining: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     root = tmp_path_factory.mktemp("chain")
     llm = vicuna_folder(root / "vicuna-7b-v1.5")
     pickle_weights(llm)
-    assembled = assemble(tiny_pretraining, str(llm), root / "assembled")
-    for name in ("two", "three"):
-        (root / name).mkdir()
-    train_stage2(write_recipe(root / "two", shards, assembled))
-    recipe = write_recipe(root / "three", shards, root / "two" / "out")
-    train_stage3(recipe, ["model.llm_quantization=nf4"])
+    assembled = assemble(as_converted(tiny_pretraining, root / "encoder"), str(llm), root / "made")
+    data = with_clips(root / "clips", shards)
+    # What trains and in which precision is the 7B recipes'.
+    two, three = (
+        load_recipe(kind, RECIPES / f"vicuna7b-stage{number}.yaml")
+        for number, kind in ((2, Stage2Run), (3, Stage3Run))
+    )
+    encoder = [f"model.encoder_dtype={two.model.encoder_dtype}"]
+    recipe = write_recipe(root / "two", shards, assembled, data=data)
+    train_stage2(recipe, [*encoder, f"stage2.trainable={list(two.stage2.trainable)}"])
+    recipe = write_recipe(root / "three", shards, root / "two" / "out", data=data)
+    trained = f"stage3.trainable={list(three.stage3.trainable)}"
+    train_stage3(recipe, [*encoder, "model.llm_quantization=nf4", trained])
     tuned = root / "three" / "out"
     return Chain(llm, assembled, root / "two" / "out", tuned, merge(tuned, root / "merged"))
 
@@ -68,14 +103,18 @@ def test_each_stage_leaves_what_it_trained(chain: Chain) -> None:
     for folder in (chain.assembled, chain.aligned, chain.tuned):
         assert chat_config(folder).base_llm == str(chain.llm.resolve())
         assert not any(n.startswith("llm.") for n in load_file(folder / "model.safetensors"))
-        assert has_text_branch(folder)
+    assert has_text_branch(chain.assembled)
+    for folder in (chain.aligned, chain.tuned, chain.merged):
+        assert not has_text_branch(folder), "it was trained on tokens without E_M and E_C"
     states = [load_file(f / "model.safetensors") for f in (chain.assembled, chain.aligned)]
-    moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
-    assert moved
-    assert all(name.startswith("bridge.") for name in moved)
+    moved = {
+        name
+        for name, value in states[1].items()  # the encoder's are bfloat16
+        if not torch.equal(states[0][name].to(value.dtype), value)
+    }
+    assert {name.split(".")[0] for name in moved} == {"bridge", "context"}
     assert (chain.tuned / LORA / "adapter_model.safetensors").is_file()
     assert not (chain.merged / LORA).exists()
-    assert has_text_branch(chain.merged)
     base, merged = (
         AutoModelForCausalLM.from_pretrained(folder).state_dict()
         for folder in (chain.llm, chain.merged / LLM)
@@ -83,6 +122,35 @@ def test_each_stage_leaves_what_it_trained(chain: Chain) -> None:
     assert base.keys() == merged.keys()
     moved = {name.split(".")[-2] for name in base if not torch.equal(base[name], merged[name])}
     assert moved == {"q_proj", "v_proj", "o_proj", "down_proj"}
+
+
+def frame_tokens(folder: Path) -> torch.Tensor:
+    """The bridge's input (2, T, D) for a clip of two equal frames."""
+    model, _ = load_chat(folder, dtype="float32")
+    side, video = model.config.encoder_config.image_size, torch.tensor([KINDS.index("video")])
+    pixels = torch.ones(2, 3, side, side) / 2
+    with torch.inference_mode():
+        return model.encoded(video, torch.tensor([2]), pixel_values=pixels)[0]
+
+
+def test_two_equal_frames_are_told_apart_by_their_places(chain: Chain) -> None:
+    """E_M and E_C start at zero, and alignment teaches them; tuning and merging keep them."""
+    first, second = frame_tokens(chain.assembled)
+    assert torch.equal(first, second)
+    for folder in (chain.aligned, chain.tuned, chain.merged):
+        first, second = frame_tokens(folder)
+        assert not torch.allclose(first, second, rtol=1e-4), folder
+    states = [load_file(f / "model.safetensors") for f in (chain.aligned, chain.tuned)]
+    merged = load_file(chain.merged / "model.safetensors")
+    rows = MicoChatConfig.from_pretrained(chain.aligned).context_config.max_units
+    video = KINDS.index("video") * rows
+    for name in ("context.context.weight", "context.modality.weight"):
+        assert states[0][name].dtype == torch.float32
+        assert not torch.equal(states[0][name], states[1][name]), "stage 3 goes on"
+        assert torch.equal(states[1][name], merged[name])
+    assert states[0]["context.context.weight"][video : video + 2].abs().min() > 0
+    checkpoint = load_file(chain.aligned / "checkpoint-4" / "model.safetensors")
+    assert torch.equal(checkpoint["context.context.weight"], states[0]["context.context.weight"])
 
 
 def test_merged_it_says_what_it_said_with_its_adapter(chain: Chain) -> None:

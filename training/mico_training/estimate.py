@@ -154,12 +154,13 @@ class Estimate:
         ]
         shared = f" of each of {self.processes} processes, {train.parallel}"
         units = self.step.units * train.accumulation * self.processes
+        each = self.step.units // train.batch_size
         return [
             "memory" + (shared if self.processes > 1 else ""),
             *memory,
             "time",
             f"  a step     {self.tokens:,} tokens and {units:,} pictures, frames or slices, "
-            f"{self.step.units // train.batch_size} a sample; {self.flops / 1e12:.3g} TFLOP a process",
+            f"{each} a sample; {self.flops / 1e12:.3g} TFLOP a process",
             f"  assumed    {self.throughput / 1e12:.3g} TFLOP/s: {self.assumed}",
             f"  a step     {_duration(self.seconds)}",
             f"  the run    {train.steps:,} steps, {train.steps * self.tokens / 1e6:,.1f} M tokens: "
@@ -309,7 +310,7 @@ def _expected(recipe: Recipe) -> Any:
     return recipe.model.model_copy(update={"name": name, "options": options})
 
 
-def _media(recipe: Recipe) -> list[tuple[Kind, int]]:
+def large_media(recipe: Recipe) -> list[tuple[Kind, int]]:
     """Kinds and numbers of units of a large sample's media: a picture or clip, and a sound."""
     expect, units, slices = recipe.expect, recipe.expect.units, recipe.expect.slices
     if isinstance(recipe, Stage1Run) and units is None:
@@ -326,7 +327,7 @@ def _media(recipe: Recipe) -> list[tuple[Kind, int]]:
 def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], int, int]:
     """A batch of large samples, and each sample's numbers of tokens and of units."""
     b, expect, encoder = recipe.train.batch_size, recipe.expect, model.encoder
-    media = _media(recipe)
+    media = large_media(recipe)
     units = sum(n for _, n in media)
     cached = recipe.features is not None and encoder.stem is not None
     # What looks closely needs pixels, and then says itself that its shapes depend on them.
