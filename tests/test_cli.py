@@ -304,12 +304,18 @@ def test_training_gets_recipe_and_overrides(
         seen.append((config, overrides))
 
     monkeypatch.setattr(stages, f"train_stage{stage}", run)
-    monkeypatch.setattr(estimate, "of_file", lambda command, *_: [f"estimate of {command}"])
+    monkeypatch.setattr(
+        estimate,
+        "of_file",
+        lambda command, *how: [f"estimate of {command} on {how[2]} x {how[3]}"],
+    )
     monkeypatch.setattr(models, "log_to_stderr", lambda: None)
     command = [f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1"]
     command += ["--set", "a.b=2"]
-    said = f"estimate of train-stage{stage}\n"
+    said = f"estimate of train-stage{stage} on 1 x None\n"
     assert terminal(*command, "--dry-run") == (0, said, "")
+    eight = terminal(*command, "--dry-run", "--gpus", "8", "--gpu", "h100-80gb")
+    assert eight == (0, said.replace("1 x None", "8 x h100-80gb"), "")
     assert not seen
     assert terminal(*command) == (0, "", said)
     assert seen == [(Path("run.yaml"), ["train.lr=1", "a.b=2"])]
