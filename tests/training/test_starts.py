@@ -244,10 +244,18 @@ def test_only_a_new_model_of_stage_1_starts_from_them(tiny_pretraining: Path) ->
         build_chat(ModelRecipe(name="tiny", text_weights="some"))
 
 
-@pytest.mark.parametrize("size", ["b", "l", "g"])
-def test_the_recipes_name_weights_that_fit(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+ROPE = "model.options.encoder_config.architecture_options={use_rot_pos_emb: false}"
+
+
+@pytest.mark.parametrize(
+    ("size", "overrides", "rotates"),
+    [("b", [], True), ("b", [ROPE], False), ("l", [], True), ("g", [], False)],
+)
+def test_the_recipes_name_weights_that_fit(
+    size: str, overrides: list[str], rotates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At full size, without numbers: the tensors that timm and transformers would load."""
-    recipe = load_recipe(Stage1Run, RECIPES / f"mico-{size}-stage1.yaml").model
+    recipe = load_recipe(Stage1Run, RECIPES / f"mico-{size}-stage1.yaml", overrides).model
     assert recipe.encoder_weights in timm.list_pretrained()
     assert recipe.text_weights == "google-bert/bert-base-uncased"
     create = timm.create_model
@@ -265,5 +273,8 @@ def test_the_recipes_name_weights_that_fit(size: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(BertForMaskedLM, "from_pretrained", bert_without_numbers)
         said = start_from(whole, recipe)
     assert len(said) == 2
+    vit: Any = whole.encoder.vit
+    assert (vit.rope is not None) == rotates
+    assert vit.pos_embed is not None
     n = sum(p.numel() for p in whole.encoder.parameters())
     assert n == pytest.approx({"b": 86e6, "l": 303e6, "g": 1011e6}[size], rel=0.01)

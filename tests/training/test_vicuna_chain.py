@@ -71,7 +71,7 @@ def with_clips(folder: Path, shards: Path) -> list[dict[str, Any]]:
     write_clip(str(folder / "clip.mp4"), "mpeg4", n=20)
     asked = {"role": "user", "content": "<video>\nHow does it change?"}
     answer = {"role": "assistant", "content": "It grows lighter."}
-    records = [{"caption": "it grows lighter"}, {"messages": [asked, answer]}]
+    records: list[dict[str, Any]] = [{"caption": "it grows lighter"}, {"messages": [asked, answer]}]
     lines = [json.dumps({"video": "clip.mp4"} | record) + "\n" for record in records]
     (folder / "clips.jsonl").write_text("".join(lines))
     return [{"path": f"{shards}/train-*.tar"}, {"path": f"{folder}/clips.jsonl", "kind": "jsonl"}]
@@ -85,10 +85,8 @@ def chain(shards: Path, tiny_pretraining: Path, tmp_path_factory: pytest.TempPat
     assembled = assemble(as_converted(tiny_pretraining, root / "encoder"), str(llm), root / "made")
     data = with_clips(root / "clips", shards)
     # What trains and in which precision is the 7B recipes'.
-    two, three = (
-        load_recipe(kind, RECIPES / f"vicuna7b-stage{number}.yaml")
-        for number, kind in ((2, Stage2Run), (3, Stage3Run))
-    )
+    two = load_recipe(Stage2Run, RECIPES / "vicuna7b-stage2.yaml")
+    three = load_recipe(Stage3Run, RECIPES / "vicuna7b-stage3.yaml")
     encoder = [f"model.encoder_dtype={two.model.encoder_dtype}"]
     recipe = write_recipe(root / "two", shards, assembled, data=data)
     train_stage2(recipe, [*encoder, f"stage2.trainable={list(two.stage2.trainable)}"])

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -321,7 +321,7 @@ def large_media(recipe: Recipe) -> list[tuple[Kind, int]]:
     media = [(kind, n) for kind, n in [*found, ("audio", slices or 0)] if n > 0]
     if not media:
         raise ConfigError(f"expect: {expect.units} units and {expect.slices} slices are no medium")
-    return cast(list[tuple[Kind, int]], media)
+    return media
 
 
 def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], int, int]:
@@ -335,8 +335,9 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], in
     side = encoder.grid if cached else model.config.encoder_config.image_size
     with mode:
         pixels = torch.empty(b * units, encoder.stem.out_dim if cached else 3, side, side)
-    stage1 = isinstance(recipe, Stage1Run)
-    length = recipe.stage1.caption_length if stage1 else expect.length or recipe.train.max_length
+    length = expect.length or recipe.train.max_length
+    if isinstance(recipe, Stage1Run):
+        length = recipe.stage1.caption_length
     ids = torch.full((b, length), 5)
     batch = {
         "stem_features" if cached else "pixel_values": pixels,
