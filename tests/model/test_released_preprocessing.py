@@ -90,7 +90,8 @@ def log_mel(samples: Tensor, n_mels: int) -> Tensor:
     for n, row in enumerate(filters):
         left, centre, right = (torch.tensor(low) + torch.tensor(n + i) * step for i in range(3))
         row[:256] = torch.minimum((at - left) / (centre - left), (right - at) / (right - centre))
-    return (power @ filters.clamp(min=0).T).clamp(min=torch.finfo(torch.float32).eps).log()
+    energies: Tensor = power @ filters.clamp(min=0).T
+    return energies.clamp(min=torch.finfo(torch.float32).eps).log()
 
 
 def slices(samples: Tensor, wanted: int) -> Tensor:
