@@ -13,12 +13,14 @@ import torch
 pytest.importorskip("sklearn")
 
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.model.config import MicoConfig
+from mico_chat.model.preprocessing import Preprocessing
 from mico_training.recipe import load_recipe
 from mico_training.research.finetune.fit import main
 from mico_training.research.finetune.recipe import FinetuneRun
 from mico_training.research.finetune.report import Report, score
-from mico_training.research.modalities.media import UnitOrder
-from mico_training.research.modalities.model import predict
+from mico_training.research.modalities.media import MediaInput, UnitOrder
+from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig, predict
 from mico_training.research.modalities.readers import read_samples
 from mico_training.research.modalities.samples import Sample, Target
 from tests.training.conftest import tone
@@ -128,6 +130,18 @@ def test_order_of_units_counts_and_neighbours_do_not() -> None:
     two = order(x, torch.tensor([2, 3]))
     torch.testing.assert_close(two[:1], order(x[:2], torch.tensor([2])))
     assert not torch.allclose(two[:1], order(x[:2].flip(0), torch.tensor([2])), atol=1e-4)
+
+
+def test_an_encoder_with_an_ear_needs_none_here() -> None:
+    """Mel slices and grey pictures would be heard, and the ear's weights may not be installed."""
+    config = MicoConfig.tiny().encoder_config
+    config.ear_blocks = 1
+    spec = MediaInput.of("audio", Preprocessing(image_size=64), 2)
+    own = {"input_spec": spec.model_dump(mode="json"), "encoder_config": config}
+    target = Target(task="classification", classes=("a", "b")).model_dump(mode="json")
+    model = MicoForModality(MicoModalityConfig(modality="audio", target_spec=target, **own))
+    slices = {"pixel_values": torch.ones(3, 3, 64, 64), "units": torch.tensor([1, 2])}
+    assert model(**slices).logits.shape == (2, 2)
 
 
 def test_targets_of_several_labels() -> None:

@@ -90,6 +90,8 @@ def keep_blocks(encoder: OmniEncoder, layers: int | None, pictures: bool) -> Non
     if layers is not None and not 0 < layers <= len(vit.blocks):
         raise ModelError(f"layers {layers}: this encoder has 1 to {len(vit.blocks)}")
     vit.blocks = vit.blocks[:layers]
+    if encoder.stem is not None:
+        encoder.stem.ear_blocks = 0  # no block sees what the ear hears
     if not pictures:
         encoder.stem = None
         vit.patch_embed = nn.Identity()
