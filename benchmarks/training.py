@@ -37,10 +37,30 @@ BATCH, STEPS, SKIPPED = 32, 8, 2
 SAMPLES = BATCH * STEPS
 TALK_BATCH, TALK_STEPS = 8, 10
 WORDS = (
-    "a the of on in red green small large old dog cat boat tree house street river people child "
-    "table window light water sky road car train bird horse field garden stands runs looks holds "
-    "near under behind between two three many what where why because it is they are with and"
-).split()
+    "red",
+    "green",
+    "small",
+    "large",
+    "old",
+    "dog",
+    "cat",
+    "boat",
+    "tree",
+    "house",
+    "street",
+    "river",
+    "child",
+    "table",
+    "window",
+    "light",
+    "water",
+    "road",
+    "car",
+    "bird",
+    "stands",
+    "runs",
+    "near",
+)
 LOOPS = {
     "stage 1": ("mico-chat train-stage1, contrastive alone", "open_clip", "samples"),
     "stage 2": ("mico-chat train-stage2", "Trainer, captions", "tokens"),
@@ -52,7 +72,7 @@ LOOPS = {
 
 
 def sentence(generator: np.random.Generator, words: int) -> str:
-    return " ".join(generator.choice(WORDS, words)).capitalize() + "."
+    return " ".join(generator.choice(np.array(WORDS), words)).capitalize() + "."
 
 
 def jpeg(generator: np.random.Generator) -> bytes:
@@ -94,7 +114,7 @@ def write_data(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(text + "\n", encoding="utf-8")
 
 
-# --- the systems, each called in a process of its own ------------------------------------------------
+# --- the systems, each called in a process of its own --------------------------------------------
 
 
 def recipe(stage: str, folder: Path) -> Path:
@@ -245,7 +265,7 @@ def open_clip(stage: str, folder: Path) -> float:
     return (len(ended) - SKIPPED) * BATCH / (ended[-1] - ended[SKIPPED - 1])
 
 
-# --- the race ----------------------------------------------------------------------------------------
+# --- the race ------------------------------------------------------------------------------------
 
 SYSTEMS = {"ours": ours, "open_clip": open_clip, "trainer": plain_trainer}
 
