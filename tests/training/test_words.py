@@ -78,7 +78,7 @@ def filled(template: str) -> set[str]:
 class Loader:
     """Loads media of one unit; a clip has three frames and a sound track."""
 
-    def load(self, medium: MediaFile) -> LoadedMedium:
+    def load(self, medium: MediaFile, generator: object = None) -> LoadedMedium:
         frames = torch.zeros(3 if medium.kind == "video" else 1, 3, 4, 4)
         track = torch.zeros(1, 3, 4, 4) if medium.kind == "video" else None
         return LoadedMedium(medium.kind, frames, track)
