@@ -161,10 +161,8 @@ def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
     return config
 
 
-def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
+def build_chat(recipe: ModelRecipe) -> Chat:
     """The model of stages 2 and 3; its weights are float32, the base LLM's ``llm_dtype``.
-
-    ``spread``: whether several processes will share each weight (FSDP).
 
     Raises:
         ConfigError: unknown names or options, an encoder of another shape, or a quantization of
@@ -173,7 +171,7 @@ def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
     _starts_elsewhere(recipe, "only stage 1 starts from them; give its output as model.encoder")
     folder, config = Path(recipe.name), chat_config(recipe)
     encoder = None if recipe.encoder is None else read_encoder(recipe.encoder)
-    precision = {"dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)}
+    precision = {"dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe)}
     if not folder.is_dir():
         if config.base_llm is None:
             raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
@@ -213,7 +211,7 @@ def _take_over(
         raise ConfigError(f"model.encoder: {error}") from error
 
 
-def _quantized(recipe: ModelRecipe, spread: bool) -> dict[str, Any]:
+def _quantized(recipe: ModelRecipe) -> dict[str, Any]:
     """``quantization_config`` as Hugging Face's ``from_pretrained`` takes it, or nothing."""
     if recipe.llm_quantization is None:
         return {}
@@ -226,8 +224,6 @@ def _quantized(recipe: ModelRecipe, spread: bool) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            # Spread over processes, packed weights must look like numbers of the others' precision.
-            bnb_4bit_quant_storage=DTYPES[recipe.llm_dtype] if spread else torch.uint8,
         )
     return {"quantization_config": settings}
 

@@ -10,12 +10,15 @@ get the flag ``training`` all the same, without the modules below them:
 Several processes share the work as ``train.parallel`` says:
 
 ``ddp``    every process holds the whole model, and gradients are averaged.
-``fsdp``   every transformer layer is split over the processes, and is whole only while it runs
-           (PyTorch's FSDP2; frozen and trained parameters mix).
+``fsdp``   every parameter is split over the processes. A transformer layer is whole only while it
+           runs, the rest during a step (PyTorch's FSDP2).
 ``zero2``  gradients and optimizer states are split (DeepSpeed).
+``zero3``  parameters too (DeepSpeed).
 
-DeepSpeed's stage 3, which splits weights too, is left out: two processes on a CPU failed in its
-first forward pass (0.19, gloo). ``fsdp`` splits the same.
+accelerate splits models on GPUs alone, and names no reason where it leaves one whole. So
+:func:`split` does it here, on CPUs and GPUs by the same lines: only the mesh's device type, and
+with it the backend (gloo or NCCL), differs. :func:`check_parallel` refuses a run whose ``parallel``
+did not take.
 
 A process holds a piece of a split parameter. :func:`whole` and :func:`assign` read and write the
 whole parameter; all processes must call them, in the same order.
@@ -28,8 +31,12 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -94,6 +101,9 @@ def _is_4bit(module: nn.Module) -> bool:
     )
 
 
+SINGLE = "single_numbers"
+"""A module's attribute with the names of its parameters that :func:`give_a_dimension` changed."""
+
 BUCKET = 50_000_000
 """The numbers that DeepSpeed sends at once; its default of 500 million is much on a small card."""
 
@@ -109,8 +119,7 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
             "train.parallel"
         )
     if train.parallel == "fsdp":
-        # Which layers are wrapped is said when the model is there: see layer_classes.
-        return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+        return {}  # see split
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError(f"train.parallel {train.parallel}", "deepspeed")
     config = {
@@ -137,26 +146,80 @@ def give_a_dimension(model: nn.Module) -> None:
     FSDP splits no single numbers, and DeepSpeed 0.19 sends views of a parameter's bytes, which a
     single number lacks.
     """
-    for parameter in model.parameters():
-        if parameter.ndim == 0:
-            parameter.data = parameter.data.view(1)
-            cast(Any, parameter).was_single = True
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 0:
+                parameter.data = parameter.data.view(1)
+                module.__dict__.setdefault(SINGLE, set()).add(name)
 
 
-def layer_classes(model: nn.Module) -> list[str]:
-    """The classes of the layers that are split one by one.
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that are split one by one.
 
     These are the encoder's blocks and the layers of language model and text branch: every process
     runs them once for each batch. The bridge runs once for each kind of media in a batch, and two
     processes may have different numbers of kinds, so it is split with the rest of the model.
     """
-    found: set[str] = set()
+    found: list[nn.Module] = []
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            found.add(type(module).__name__)
+            found.append(module)
         elif isinstance(module, OmniEncoder):
-            found |= {type(block).__name__ for block in cast(Any, module.vit).blocks}
-    return sorted(found)
+            found += cast(Any, module.vit).blocks
+    return found
+
+
+def split(model: nn.Module, device_type: str, bf16: bool) -> None:
+    """Split a model over all processes, in place, and move it to their devices.
+
+    With ``bf16`` the layers' weights travel and compute in bfloat16. The rest keeps its precision
+    under autocast: temperature and boxes need the digits.
+    """
+    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=half)
+    root = fully_shard(model, mesh=mesh)
+    # A batch may lack a modality, and with it the gradients of its heads.
+    root.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+def share_split(model: nn.Module) -> float:
+    """The share of a model's numbers, trained and frozen, of which a process holds a piece."""
+    sizes = [(p.numel(), _is_split(p)) for p in model.parameters()]
+    return sum(size for size, is_split in sizes if is_split) / sum(size for size, _ in sizes)
+
+
+def _is_split(parameter: Tensor) -> bool:
+    return (
+        isinstance(parameter, DTensor)
+        and parameter.device_mesh.size() > 1
+        and all(placement.is_shard() for placement in parameter.placements)
+    )
+
+
+def check_parallel(wrapped: nn.Module, train: TrainRecipe) -> None:
+    """A ConfigError if a model that is ready to train is not shared as the recipe says."""
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    stage = {"zero2": 2, "zero3": 3}.get(train.parallel)
+    if train.parallel == "fsdp":
+        share = share_split(wrapped)
+        took, found = share > 0.9, f"{share:.0%} of the model's numbers are split"
+    elif stage is not None:
+        of_engine: Callable[[], int] | None = getattr(wrapped, "zero_optimization_stage", None)
+        found = "DeepSpeed does not hold the model"
+        if of_engine is not None:
+            found = f"DeepSpeed runs at stage {of_engine()}"
+        took = of_engine is not None and of_engine() == stage
+    else:
+        took = ranks == 1 or isinstance(wrapped, DistributedDataParallel)
+        found = f"the model is a plain {type(wrapped).__name__}, whose gradients nobody averages"
+    if not took:
+        raise ConfigError(
+            f"train.parallel {train.parallel} did not take: {found} over {ranks} processes; this "
+            "is an error of the program, please report it with the versions of torch, accelerate "
+            "and transformers"
+        )
 
 
 def keep_step(model: nn.Module) -> None:
@@ -204,15 +267,19 @@ def whole(parameter: Tensor) -> Tensor:
     return parameter.detach()
 
 
+def piece(value: Tensor, like: Tensor) -> Tensor:
+    """A whole value, split as the parameter ``like``, if that is split; each takes its piece."""
+    value = value.view(like.shape)  # a single number may be a vector in another run
+    if not isinstance(like, DTensor):
+        return value
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
     """Set a parameter to a whole value; each process takes its piece."""
-    if isinstance(parameter, DTensor):
-        value = value.to(parameter.device, parameter.dtype)
-        pieces = distribute_tensor(value, parameter.device_mesh, parameter.placements)
-        parameter.copy_(pieces)
-    else:
-        parameter.copy_(value)
+    parameter.copy_(piece(value.to(parameter.dtype), parameter))
 
 
 def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], here: bool) -> None:
@@ -222,7 +289,7 @@ def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], 
     """
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            single = hasattr(parameter, "was_single")
+            single = name in module.__dict__.get(SINGLE, ())
             if (isinstance(parameter, DTensor) or single) and wanted(
                 f"{path}.{name}" if path else name, parameter
             ):
@@ -230,3 +297,30 @@ def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], 
                 value = value.view(()) if single else value
                 if here:
                     module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state with whole tensors, on the CPU: the same whatever the processes share.
+
+    All processes call this.
+    """
+    state = optimizer.state_dict()
+    state["state"] = {
+        number: {
+            name: whole(value).cpu() if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return state
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Set an optimizer's state from whole tensors, of any number of processes."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        like = parameters[number]
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.numel() == like.numel() and name != "step":
+                values[name] = piece(value, like)
+    optimizer.load_state_dict(state)

@@ -167,7 +167,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     need: Need = "caption" if isinstance(recipe, Stage2Run) else "conversation"
     mixture = open_mixture(recipe.data, need, recipe.train.seed)
     set_seed(recipe.train.seed)
-    chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
+    chat = build_chat(recipe.model)
     model: nn.Module = chat.model
     examples: ChatDataset
     if isinstance(recipe, Stage2Run):

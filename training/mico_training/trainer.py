@@ -12,13 +12,12 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
 import torch
-from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -26,12 +25,15 @@ from mico_chat.errors import ConfigError
 from mico_training.parallel import (
     Modes,
     assign,
+    check_parallel,
     checkpoint_activations,
     frozen_modules,
     give_a_dimension,
     keep_step,
-    layer_classes,
+    load_optimizer_state,
+    optimizer_state,
     parallel_arguments,
+    split,
     whole,
 )
 from mico_training.recipe import Run, TrainRecipe, changes
@@ -45,7 +47,8 @@ OBJECTIVES = (
 )
 COMPONENTS = (*(f"{name}_loss" for name in OBJECTIVES), "reward", "greedy_reward")
 WEIGHTS = "model.safetensors"
-SCHEDULER = "scheduler.pt"
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+SAMPLES = "samples_per_step"
 
 
 def training_arguments(recipe: Run) -> TrainingArguments:
@@ -188,20 +191,23 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 class MicoTrainer(Trainer):
     """The Trainer of a recipe's ``train`` section; ``options`` are the Trainer's own arguments."""
 
-    def __init__(self, *, model: nn.Module, train: TrainRecipe, **options: Any) -> None:
-        super().__init__(model, **options)
-        # A loss is a mean over its batch; accumulation averages the batches.
-        self.model_accepts_loss_kwargs = False
-        self.recipe = train
+    def __init__(
+        self, *, model: nn.Module, args: TrainingArguments, train: TrainRecipe, **options: Any
+    ) -> None:
         if train.gradient_checkpointing:
             checkpoint_activations(model)
         self.modes = Modes(model)
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            plugin.transformer_cls_names_to_wrap = layer_classes(model)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if train.parallel != "ddp":
             give_a_dimension(model)
             keep_step(model)
+        if train.parallel == "fsdp":
+            split(model, args.device.type, train.bf16)
+        super().__init__(model, args, **options)
+        # The Trainer then leaves placement and gradients of the model to the model.
+        self.is_distributed_loading_by_transformers = train.parallel == "fsdp"
+        # A loss is a mean over its batch; accumulation averages the batches.
+        self.model_accepts_loss_kwargs = False
+        self.recipe = train
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
@@ -255,14 +261,19 @@ class MicoTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(gathered, folder / WEIGHTS, metadata={"format": "pt"})
 
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """Nothing is deferred: whole gradients of several batches need more memory than traffic."""
+        return nullcontext()
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """As the Trainer, but FSDP and DeepSpeed leave the frozen weights out."""
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
-        elif self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        elif self.recipe.parallel == "fsdp":
+            state = optimizer_state(self.optimizer)
+            if self.args.should_save:
+                torch.save(state, Path(output_dir) / OPTIMIZER)
         else:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -270,19 +281,37 @@ class MicoTrainer(Trainer):
             scheduler: Any = self.lr_scheduler
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As the Trainer; ``trainer_state.json``, written next, says that all ranks are done."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the Trainer, but each process takes its pieces of the optimizer's state."""
+        if checkpoint is None or self.recipe.parallel != "fsdp":
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        files: Any = {"map_location": "cpu", "weights_only": True, "mmap": True}
+        state = torch.load(Path(checkpoint) / OPTIMIZER, **files)
+        load_optimizer_state(self.optimizer, state)
+        cast(Any, self.lr_scheduler).load_state_dict(
+            torch.load(Path(checkpoint) / SCHEDULER, weights_only=True)
+        )
+
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
         """As the Trainer, but DeepSpeed does not look for frozen weights."""
         prepare: Any = super()._prepare_for_training
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
-            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = prepare(max_steps, train_dataloader, None)
-        engine: Any = self.model_wrapped
-        found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
-        if found is None:
-            raise ConfigError(f"{resume_from_checkpoint}: DeepSpeed's checkpoint is missing")
-        self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
+        own = self.is_deepspeed_enabled and resume_from_checkpoint is not None
+        prepared = prepare(max_steps, train_dataloader, None if own else resume_from_checkpoint)
+        check_parallel(cast(nn.Module, self.model_wrapped), self.recipe)
+        if own:
+            engine: Any = self.model_wrapped
+            found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
+            if found is None:
+                raise ConfigError(f"{resume_from_checkpoint}: DeepSpeed's checkpoint is missing")
+            self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         return prepared
 
     def _load_from_checkpoint(
@@ -312,17 +341,15 @@ class MicoTrainer(Trainer):
 def last_checkpoint(arguments: TrainingArguments) -> Path | None:
     """The newest complete checkpoint, or None.
 
-    The Trainer writes ``trainer_state.json`` last. A folder without it is skipped here, and written
-    again later.
+    The Trainer writes ``trainer_state.json`` last, after every rank's files. A folder without it is
+    skipped here, and written again later.
     """
     found = Path(str(arguments.output_dir)).glob("checkpoint-*")
     numbered = {int(path.name[11:]): path for path in found if path.name[11:].isdigit()}
     for _, path in sorted(numbered.items(), reverse=True):
-        ranks = len(list(path.glob("rng_state*.pth")))
         with suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_bytes())
-            if ranks >= int(arguments.world_size):
-                return path
+            return path
         logger.warning("%s is incomplete, so it is not used", path)
     return None
 
@@ -333,10 +360,12 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
     Writes ``log.jsonl`` (every logged step) and ``loss.png`` into the output folder.
     """
     output, kept = recipe.output, recipe.output / "recipe.json"
+    samples = examples_per_step(trainer.args)
     checkpoint = last_checkpoint(trainer.args)
     if checkpoint is not None:
         logger.info("%s: resuming from %s", output, checkpoint.name)
         before = json.loads(kept.read_bytes()) if kept.is_file() else {}
+        _check_samples(before.pop(SAMPLES, samples), samples, checkpoint)
         changed = ", ".join(changes(before, recipe.model_dump(mode="json")) if before else ())
         if changed:
             logger.warning(
@@ -344,10 +373,22 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
             )
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
-        kept.write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
+        content = {SAMPLES: samples} | recipe.model_dump(mode="json")
+        kept.write_text(json.dumps(content, indent=1), encoding="utf-8")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
         history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)
         lines = [json.dumps(entry) for entry in history if "loss" in entry]
         (output / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         plot_losses(history, output / "loss.png", title)
+
+
+def _check_samples(before: int, now: int, checkpoint: Path) -> None:
+    """A ConfigError if a run would go on at another sample than the one after its last."""
+    if before != now:
+        raise ConfigError(
+            f"{checkpoint} was trained with {before} samples a step, over all processes, but now "
+            f"there are {now}: with as many processes as now, set train.batch_size and "
+            f"train.accumulation so that batch_size x accumulation x processes is {before}, or "
+            "choose another output"
+        )
