@@ -104,6 +104,9 @@ def _is_4bit(module: nn.Module) -> bool:
 SINGLE = "single_numbers"
 """A module's attribute with the names of its parameters that :func:`give_a_dimension` changed."""
 
+DEEPSPEED = "ds_status"
+"""The attribute of a parameter that DeepSpeed's stage 3 splits: whether it is whole now."""
+
 BUCKET = 50_000_000
 """The numbers that DeepSpeed sends at once; its default of 500 million is much on a small card."""
 
@@ -124,7 +127,7 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
         raise MissingExtraError(f"train.parallel {train.parallel}", "deepspeed")
     config = {
         "zero_optimization": {
-            "stage": 2,
+            "stage": int(train.parallel[-1]),
             # Only a GPU has streams that can overlap.
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
@@ -136,6 +139,7 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "train_batch_size": "auto",
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
     return {"deepspeed": config}
 
@@ -179,9 +183,29 @@ def split(model: nn.Module, device_type: str, bf16: bool) -> None:
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for layer in layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=half)
-    root = fully_shard(model, mesh=mesh)
-    # A batch may lack a modality, and with it the gradients of its heads.
-    root.set_reduce_scatter_unused_params(True, recurse=False)
+    fully_shard(model, mesh=mesh)
+
+
+def fetch_by_layer(engine: Any) -> None:
+    """Have DeepSpeed's stage 3 put layers together one by one, and all other weights once a step.
+
+    It would do so for each module that runs. Processes with other media run other modules, and
+    would wait for each other's.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    offload, model = engine.optimizer.parameter_offload, engine.module
+    offload._remove_module_hooks()
+    start = offload.get_param_coordinator().reset_step
+    offload.fwd_pre_hook = model.register_forward_pre_hook(lambda *_: start())
+    for layer in layers(model):
+        set_z3_leaf_module(layer, True)
+        offload._register_deepspeed_module(layer)
+    rest: list[Any] = [owner.get_parameter(name) for owner, name in outside_layers(model)]
+    for parameter in rest:
+        parameter.ds_persist = True
+    engine.optimizer.persistent_parameters = rest  # gathered again after each update
+    rest[0].all_gather(rest)
 
 
 def share_split(model: nn.Module) -> float:
@@ -222,25 +246,41 @@ def check_parallel(wrapped: nn.Module, train: TrainRecipe) -> None:
         )
 
 
-def keep_step(model: nn.Module) -> None:
-    """Have every batch run the encoder and use the whole bridge, whatever media it has.
+def outside_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The parameters outside :func:`layers`, as modules and names, in one order everywhere."""
+    inside = {id(p) for layer in layers(model) for p in layer.parameters()}
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) not in inside
+    ]
 
-    Processes that share weights or gradients wait for each other at both.
+
+def keep_step(model: nn.Module) -> None:
+    """Have every batch run the encoder, and give a gradient to each trained weight outside layers.
+
+    Processes that share a model wait for each other at both, whatever media a batch has. The
+    gradients come in one order: DeepSpeed sends them as they come.
     """
+    rest = outside_layers(model)
+    nothing: list[Tensor] = []
+
+    def use_all(module: nn.Module, args: Any) -> None:
+        # The first use of a weight in a forward pass is the last in the backward pass.
+        weights = (owner._parameters[name] for owner, name in rest)
+        uses = [w.sum() * 0 for w in weights if w is not None and w.requires_grad]
+        nothing[:] = [sum(uses, start=torch.zeros((), device=uses[0].device))] if uses else []
+
+    def add_nothing(module: nn.Module, args: Any, outputs: Any) -> None:
+        if nothing and outputs["loss"] is not None:
+            outputs["loss"] = outputs["loss"] + nothing.pop()
+
     for module in model.modules():
         if isinstance(module, MicoChatForConditionalGeneration):
-            module.bridge.register_forward_hook(partial(_use_all, module))
             module.register_forward_pre_hook(_show_blank_picture, with_kwargs=True)
-
-
-def _use_all(
-    chat: MicoChatForConditionalGeneration, bridge: nn.Module, args: Any, context: Tensor
-) -> Tensor:
-    """Context tokens, with a gradient of zero to each trained weight that leads to them."""
-    modules = (chat.context, chat.concepts, chat.bridge)
-    weights = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
-    nothing = sum((weight.sum() * 0 for weight in weights), start=context.new_zeros(()))
-    return context + nothing.to(context.dtype)
+    model.register_forward_pre_hook(use_all, prepend=True)
+    model.register_forward_hook(add_nothing)
 
 
 def _show_blank_picture(
@@ -264,6 +304,12 @@ def whole(parameter: Tensor) -> Tensor:
     """A whole parameter, detached; it may share memory with the parameter."""
     if isinstance(parameter, DTensor):
         return cast(Tensor, cast(Any, parameter.detach()).full_tensor())
+    status = getattr(parameter, DEEPSPEED, None)
+    if status is not None and status.name == "NOT_AVAILABLE":
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
     return parameter.detach()
 
 
@@ -290,9 +336,8 @@ def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], 
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             single = name in module.__dict__.get(SINGLE, ())
-            if (isinstance(parameter, DTensor) or single) and wanted(
-                f"{path}.{name}" if path else name, parameter
-            ):
+            split_here = isinstance(parameter, DTensor) or hasattr(parameter, DEEPSPEED)
+            if (split_here or single) and wanted(f"{path}.{name}" if path else name, parameter):
                 value = whole(parameter).cpu()
                 value = value.view(()) if single else value
                 if here:

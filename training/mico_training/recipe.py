@@ -104,8 +104,9 @@ class TrainRecipe(Section):
     ``accumulation``: passes before an update. ``end_lr``: where the schedule ("linear" or "cosine")
     ends, instead of zero. ``gradient_checkpointing``: transformer layers run again in the backward
     pass, which saves the memory of their activations. ``parallel``: what processes share: nothing
-    (``ddp``: each has the whole model), all weights (``fsdp``), or gradients and optimizer states
-    (``zero2``, DeepSpeed's). ``group_by_length``: batches of conversations of similar length
+    (``ddp``: each has the whole model), all weights (``fsdp``, PyTorch's; ``zero3``, DeepSpeed's),
+    or gradients and optimizer states (``zero2``, DeepSpeed's). ``group_by_length``: batches of
+    conversations of similar length
     (stages 2 and 3). ``lr_multipliers``: beginning of a parameter's name -> factor on ``lr``.
     ``freeze``: beginnings of names of parameters that do not train. ``arguments``: further fields
     of Hugging Face's ``TrainingArguments``.
@@ -127,7 +128,7 @@ class TrainRecipe(Section):
     keep_checkpoints: int = Field(default=2, gt=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
-    parallel: Literal["ddp", "fsdp", "zero2"] = "ddp"
+    parallel: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
     seed: int = 0
     workers: int = Field(default=0, ge=0)
     max_length: int = Field(default=512, gt=1)

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mico_chat.errors import ConfigError
 from mico_training.parallel import (
@@ -27,6 +28,7 @@ from mico_training.parallel import (
     assign,
     check_parallel,
     checkpoint_activations,
+    fetch_by_layer,
     frozen_modules,
     give_a_dimension,
     keep_step,
@@ -89,9 +91,13 @@ def training_arguments(recipe: Run) -> TrainingArguments:
             key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
             raise ConfigError(f"train.arguments.{name}: set train.{key} instead")
     try:
-        return TrainingArguments(**(settings | train.arguments))
+        arguments = TrainingArguments(**(settings | train.arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+    # Models are built whole, and split when they are complete. Hugging Face would split them as it
+    # reads them, for DeepSpeed's stage 3, in one process, before it knows of the others.
+    unset_hf_deepspeed_config()
+    return arguments
 
 
 def _schedule(train: TrainRecipe) -> dict[str, Any]:
@@ -306,6 +312,8 @@ class MicoTrainer(Trainer):
         own = self.is_deepspeed_enabled and resume_from_checkpoint is not None
         prepared = prepare(max_steps, train_dataloader, None if own else resume_from_checkpoint)
         check_parallel(cast(nn.Module, self.model_wrapped), self.recipe)
+        if self.recipe.parallel == "zero3":
+            fetch_by_layer(self.model_wrapped)
         if own:
             engine: Any = self.model_wrapped
             found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
