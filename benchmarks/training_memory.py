@@ -41,7 +41,8 @@ from benchmarks.systems import machine, publish, table
 from mico_training.build_model import add_lora, build_chat, hold_encoder
 from mico_training.estimate import estimate
 from mico_training.recipe import Stage3Run
-from mico_training.trainer import MicoTrainer, train_only, training_arguments
+from mico_training.trained import train_only
+from mico_training.trainer import MicoTrainer, training_arguments
 
 MALLOC = {
     "MALLOC_ARENA_MAX": "1",

@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_training.build_model import add_lora, build_chat
-from mico_training.parallel import Modes, checkpoint_activations
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.stages import train_stage2, train_stage3
-from mico_training.trainer import train_only
+from mico_training.trained import Modes, checkpoint_activations, train_only
 from tests.tiny import chat_model
 from tests.training.test_runs import logged, losses, write_recipe
 

@@ -27,9 +27,15 @@ from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import QUESTION_LENGTH
 from mico_training import build_model
-from mico_training.parallel import BUCKET, Modes, checkpoint_activations, layer_classes
+from mico_training.parallel import BUCKET, layers
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
-from mico_training.trainer import freeze, parameter_groups, train_only
+from mico_training.trained import (
+    Modes,
+    checkpoint_activations,
+    freeze,
+    parameter_groups,
+    train_only,
+)
 
 GPUS = {
     "rtx-3090": (71e12, 24),
@@ -93,7 +99,7 @@ class Estimate:
         """The bytes of one process by use, each use with a remark."""
         train, model, step = self.recipe.train, self.recipe.model, self.step
         parallel = train.parallel if self.processes > 1 else "ddp"
-        spread = self.processes if parallel == "fsdp" else 1
+        spread = self.processes if parallel in ("fsdp", "zero3") else 1
         split = self.processes if parallel != "ddp" else 1
         dtypes = {"encoder": model.encoder_dtype, "llm": model.llm_quantization or model.llm_dtype}
         found: dict[str, tuple[float, str]] = {
@@ -106,13 +112,13 @@ class Estimate:
             together = 2 * max(step.layers, default=0) + whole - sum(step.layers)
             remark = "the current layer, the next one, and the weights outside of layers"
             found["put together"] = together, remark
-        if parallel == "zero2" and train.bf16:
+        if parallel.startswith("zero") and train.bf16:
             found["master weights"] = trained * 4 / split, "float32 copies of the trained weights"
         remark = f"of {_count(trained)} parameters, as many as exist at the peak"
         found[GRADIENTS] = step.peak[GRADIENTS] / split, remark
         remark = "AdamW: two numbers for each trained parameter"
         found[OPTIMIZER] = step.peak[OPTIMIZER] / split, remark
-        if parallel == "zero2":
+        if parallel.startswith("zero"):
             found["buckets"] = 2 * min(BUCKET, trained) * 4, "being sent"
         remark = "the inputs of layers that are computed again"
         found[ACTIVATIONS] = step.peak[ACTIVATIONS], remark * train.gradient_checkpointing
@@ -247,10 +253,9 @@ def rehearse(recipe: Recipe) -> Step:
         live.name(GRADIENTS, (parameter.grad for parameter in trained))
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=False)
         optimizer.step()
-    classes = set(layer_classes(model))
-    layers = [held_bytes(m.parameters()) for m in model.modules() if type(m).__name__ in classes]
+    sizes = [held_bytes(layer.parameters()) for layer in layers(model)]
     tokens = train.batch_size * length
-    return Step(weights, live.peak(), kept, flops, layers, tokens, train.batch_size * units)
+    return Step(weights, live.peak(), kept, flops, sizes, tokens, train.batch_size * units)
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, int, list[Tensor]]]:

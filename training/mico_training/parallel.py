@@ -1,13 +1,4 @@
-"""What a run sets on a model's modules: their modes, and their shares in several processes.
-
-A frozen module stays in evaluation mode: a frozen batch norm must not move. Two sorts of modules
-get the flag ``training`` all the same, without the modules below them:
-
-* a layer that recomputes its activations, which it does in training mode only;
-* bitsandbytes' 4-bit layer: in evaluation mode on a CPU, at the first input without a gradient (a
-  batch of text alone), it repacks its weights for inference and gives no gradient from then on.
-
-Several processes share the work as ``train.parallel`` says:
+"""How several processes share a model, as ``train.parallel`` says.
 
 ``ddp``    every process holds the whole model, and gradients are averaged.
 ``fsdp``   every parameter is split over the processes. A transformer layer is whole only while it
@@ -34,72 +25,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import TrainRecipe
-
-
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules that have parameters, all of them frozen."""
-    parameters = list(model.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        return [model]
-    return [module for child in model.children() for module in frozen_modules(child)]
-
-
-class Modes:
-    """Sets the modes of a model's modules; built once it is known what trains."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._frozen = frozen_modules(model)
-        self._exceptions = [
-            module
-            for module in model.modules()
-            if (isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing)
-            or _is_4bit(module)
-        ]
-
-    def set(self) -> None:
-        """Set the modes before a step, after ``model.train()``."""
-        for module in self._frozen:
-            module.eval()
-        for module in self._exceptions:
-            module.training = True
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Let transformer layers keep only their input, and run again in the backward pass.
-
-    These are the layers of language model and text branch, and the encoder's blocks if the encoder
-    trains. Not reentrant: the inputs of a frozen layer carry the bridge's gradient, and in a batch
-    of text alone they carry none.
-    """
-    again: Any = partial(checkpoint, use_reentrant=False)
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.gradient_checkpointing = True
-            cast(Any, module)._gradient_checkpointing_func = again
-        elif isinstance(module, OmniEncoder) and trains(module.vit):
-            cast(Any, module.vit).set_grad_checkpointing(True)
-
-
-def trains(*modules: nn.Module) -> bool:
-    return any(p.requires_grad for module in modules for p in module.parameters())
-
-
-def _is_4bit(module: nn.Module) -> bool:
-    # By name: bitsandbytes need not be installed.
-    return type(module).__name__ == "Linear4bit" and type(module).__module__.startswith(
-        "bitsandbytes"
-    )
-
 
 SINGLE = "single_numbers"
 """A module's attribute with the names of its parameters that :func:`give_a_dimension` changed."""
@@ -179,6 +113,11 @@ def split(model: nn.Module, device_type: str, bf16: bool) -> None:
     With ``bf16`` the layers' weights travel and compute in bfloat16. The rest keeps its precision
     under autocast: temperature and boxes need the digits.
     """
+    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        raise ConfigError(
+            "train.parallel fsdp cannot split model.llm_quantization int8, whose scales lie "
+            "beside the weights: use nf4, or leave out train.parallel"
+        )
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for layer in layers(model):
@@ -206,6 +145,21 @@ def fetch_by_layer(engine: Any) -> None:
         parameter.ds_persist = True
     engine.optimizer.persistent_parameters = rest  # gathered again after each update
     rest[0].all_gather(rest)
+
+
+def load_deepspeed(engine: Any, checkpoint: str) -> None:
+    """Read DeepSpeed's own files; a ConfigError if they are of another number of processes."""
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+
+    try:
+        found, _ = engine.load_checkpoint(checkpoint, load_module_strict=False)
+    except ZeRORuntimeException as error:
+        raise ConfigError(
+            f"{checkpoint}: {error} Start as many processes as before; only ddp and fsdp go on "
+            "with another number"
+        ) from error
+    if found is None:
+        raise ConfigError(f"{checkpoint}: DeepSpeed's checkpoint is missing")
 
 
 def share_split(model: nn.Module) -> float:
@@ -257,11 +211,12 @@ def outside_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
     ]
 
 
-def keep_step(model: nn.Module) -> None:
+def keep_step(model: nn.Module, bf16: bool = False) -> None:
     """Have every batch run the encoder, and give a gradient to each trained weight outside layers.
 
     Processes that share a model wait for each other at both, whatever media a batch has. The
-    gradients come in one order: DeepSpeed sends them as they come.
+    gradients come in one order: DeepSpeed sends them as they come. ``bf16``: whether the model runs
+    under autocast.
     """
     rest = outside_layers(model)
     nothing: list[Tensor] = []
@@ -273,18 +228,19 @@ def keep_step(model: nn.Module) -> None:
         nothing[:] = [sum(uses, start=torch.zeros((), device=uses[0].device))] if uses else []
 
     def add_nothing(module: nn.Module, args: Any, outputs: Any) -> None:
-        if nothing and outputs["loss"] is not None:
+        if nothing and outputs.get("loss") is not None:
             outputs["loss"] = outputs["loss"] + nothing.pop()
 
     for module in model.modules():
         if isinstance(module, MicoChatForConditionalGeneration):
-            module.register_forward_pre_hook(_show_blank_picture, with_kwargs=True)
+            blank = partial(_show_blank_picture, bf16)
+            module.register_forward_pre_hook(blank, with_kwargs=True)
     model.register_forward_pre_hook(use_all, prepend=True)
     model.register_forward_hook(add_nothing)
 
 
 def _show_blank_picture(
-    chat: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    bf16: bool, chat: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """A batch of text alone runs the encoder on a blank picture, which changes nothing."""
     assert isinstance(chat, MicoChatForConditionalGeneration)
@@ -294,8 +250,9 @@ def _show_blank_picture(
     one = torch.ones(1, dtype=torch.long, device=chat.device)
     side = chat.config.encoder_config.image_size
     pixels = torch.zeros(1, 3, side, side, device=chat.device)
-    blank = chat.context_tokens(one - 1, one, pixel_values=pixels)[0]
-    embeds = chat.embed_prompt(kwargs["input_ids"], {})
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+        blank = chat.context_tokens(one - 1, one, pixel_values=pixels)[0]
+        embeds = chat.embed_prompt(kwargs["input_ids"], {})
     embeds = embeds + blank.sum().to(embeds.dtype) * 0
     return args, kwargs | {"input_ids": None, "inputs_embeds": embeds}
 
@@ -319,7 +276,8 @@ def piece(value: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return value
     value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    pieces = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return cast(Tensor, pieces.clone())  # not a view, which would hold the whole value
 
 
 @torch.no_grad()

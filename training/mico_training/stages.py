@@ -44,13 +44,12 @@ from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.scst import Cider, ScstTrainer
 from mico_training.set_prediction import SetPrediction
+from mico_training.trained import freeze, train_only
 from mico_training.trainer import (
     MicoTrainer,
     draws,
     examples_per_step,
-    freeze,
     train,
-    train_only,
     training_arguments,
 )
 

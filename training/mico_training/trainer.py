@@ -11,7 +11,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -24,14 +24,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mico_chat.errors import ConfigError
 from mico_training.parallel import (
-    Modes,
     assign,
     check_parallel,
-    checkpoint_activations,
     fetch_by_layer,
-    frozen_modules,
     give_a_dimension,
     keep_step,
+    load_deepspeed,
     load_optimizer_state,
     optimizer_state,
     parallel_arguments,
@@ -40,6 +38,7 @@ from mico_training.parallel import (
 )
 from mico_training.recipe import Run, TrainRecipe, changes
 from mico_training.records import plot_losses
+from mico_training.trained import Modes, checkpoint_activations, parameter_groups, trainable_state
 
 logger = logging.getLogger(__name__)
 
@@ -121,79 +120,6 @@ def draws(arguments: TrainingArguments) -> int:
     return int(arguments.max_steps) * examples_per_step(arguments)
 
 
-def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """Freeze the parameters below the prefixes; a ConfigError if a prefix has none."""
-    _set_trained(model, prefixes, "freeze", False)
-
-
-def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """Freeze all but the parameters below the prefixes; a ConfigError if a prefix has none."""
-    model.requires_grad_(False)
-    _set_trained(model, prefixes, "trainable", True)
-
-
-def _set_trained(model: nn.Module, prefixes: Iterable[str], key: str, trains: bool) -> None:
-    for prefix in prefixes:
-        found = [parameter for name, parameter in model.named_parameters() if _below(name, prefix)]
-        for parameter in found:
-            parameter.requires_grad_(trains)
-        if not found:
-            tops = ", ".join(name for name, _ in model.named_children())
-            raise ConfigError(f"{key}: no parameter is below {prefix!r}; the parts are {tops}")
-
-
-def _below(name: str, prefix: str) -> bool:
-    """Whether a parameter's name is a prefix or lies below it; the wrappers of DDP and of set
-    prediction are ignored."""
-    name = name.removeprefix("module.").removeprefix("chat.")
-    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
-
-
-def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
-    """Trainable parameters by weight decay and learning rate; a ConfigError if none trains."""
-    embeddings = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-    unused = set(train.lr_multipliers)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        matching = [prefix for prefix in train.lr_multipliers if _below(name, prefix)]
-        prefix = max(matching, key=len, default="")
-        unused -= set(matching)
-        plain = parameter.ndim < 2 or id(parameter) in embeddings or "embed" in name.split(".")[-1]
-        decay = 0.0 if plain else train.weight_decay
-        lr = train.lr * train.lr_multipliers.get(prefix, 1.0)
-        groups.setdefault((decay, lr), []).append(parameter)
-    if unused:
-        raise ConfigError(
-            f"train.lr_multipliers: no trained parameter is below {', '.join(sorted(unused))}"
-        )
-    if not groups:
-        raise ConfigError("every parameter is frozen, so nothing would be trained")
-    return [
-        {"params": parameters, "weight_decay": decay, "lr": lr}
-        for (decay, lr), parameters in groups.items()
-    ]
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that train, and persistent buffers outside frozen modules, by name."""
-    state: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    frozen = {id(inner) for module in frozen_modules(model) for inner in module.modules()}
-    for path, module in model.named_modules():
-        if id(module) in frozen:
-            continue
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                state[f"{path}.{name}" if path else name] = buffer
-    return state
-
-
 class MicoTrainer(Trainer):
     """The Trainer of a recipe's ``train`` section; ``options`` are the Trainer's own arguments."""
 
@@ -205,7 +131,7 @@ class MicoTrainer(Trainer):
         self.modes = Modes(model)
         if train.parallel != "ddp":
             give_a_dimension(model)
-            keep_step(model)
+            keep_step(model, train.bf16)
         if train.parallel == "fsdp":
             split(model, args.device.type, train.bf16)
         super().__init__(model, args, **options)
@@ -315,10 +241,7 @@ class MicoTrainer(Trainer):
         if self.recipe.parallel == "zero3":
             fetch_by_layer(self.model_wrapped)
         if own:
-            engine: Any = self.model_wrapped
-            found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
-            if found is None:
-                raise ConfigError(f"{resume_from_checkpoint}: DeepSpeed's checkpoint is missing")
+            load_deepspeed(self.model_wrapped, str(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         return prepared
 

@@ -38,7 +38,8 @@ from mico_training.research.modalities.media import MediaInput
 from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig
 from mico_training.research.modalities.samples import Array, Sample, Target
 from mico_training.research.modalities.table import TableInput
-from mico_training.trainer import MicoTrainer, draws, freeze, train, training_arguments
+from mico_training.trained import freeze
+from mico_training.trainer import MicoTrainer, draws, train, training_arguments
 
 logger = logging.getLogger(__name__)
 
