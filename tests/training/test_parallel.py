@@ -4,6 +4,7 @@ Every run here is real: processes of one group on CPUs over gloo, as torchrun st
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ from transformers import TrainerCallback
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, MissingExtraError
+from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import parallel, trainer
 from mico_training.parallel import parallel_arguments, split
@@ -37,8 +39,10 @@ from tests.training.test_runs import losses, write_recipe
 
 pytestmark = pytest.mark.slow
 
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["mico_training.stages"])
+FORKS.set_forkserver_preload(["mico_training.stages", *(["deepspeed"] if DEEPSPEED else [])])
 """The new processes have torch imported already: each import would take ten seconds."""
 
 STAGES = {1: train_stage1, 2: train_stage2, 3: train_stage3}
@@ -81,7 +85,7 @@ class Share(TrainerCallback):
         for parameter in model.parameters():
             every += getattr(parameter, "ds_numel", parameter.numel())
             here += local(parameter).numel()
-        share = (every - here) / (every - every / args.world_size)
+        share = (every - here) / (every - every / max(args.world_size, 2))
         folder = Path(args.output_dir) / "shares"
         folder.mkdir(exist_ok=True)
         dtensors = sum(isinstance(p, DTensor) for p in model.parameters())
@@ -98,6 +102,10 @@ def local(parameter: Tensor) -> Tensor:
 def train(stage: int, recipe: Path) -> None:
     if Share not in transformers.trainer.DEFAULT_CALLBACKS:
         transformers.trainer.DEFAULT_CALLBACKS.append(Share)
+    if DEEPSPEED:  # its sums through shared memory would have to be compiled first
+        import deepspeed.comm.torch
+
+        deepspeed.comm.torch.build_shm_op = lambda: None
     STAGES[stage](recipe)
 
 
@@ -105,9 +113,7 @@ def shares(folder: Path) -> list[dict[str, float]]:
     return [json.loads(path.read_text()) for path in sorted((folder / "out/shares").iterdir())]
 
 
-def write(
-    folder: Path, shards: Path, model: Any, train: dict[str, Any], **sections: Any
-) -> Path:
+def write(folder: Path, shards: Path, model: Any, train: dict[str, Any], **sections: Any) -> Path:
     """A recipe of a few steps with a small batch."""
     train = {"batch_size": 2, "gradient_checkpointing": True} | train
     return write_recipe(folder, shards, model, train=train, **sections)
@@ -123,85 +129,221 @@ def on_llama(llama: Path, quantization: str | None = None) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def uneven(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of shards where one process has pictures and sounds, and the other text alone."""
     samples = []
     for number in range(8):
         made = scene(number)
         turns = made.turns[:2] if number % 4 < 2 else made.turns[3:]
         samples.append(dataclasses.replace(made, turns=turns))
-    (tmp_path / "uneven").mkdir()
-    write_shard(tmp_path / "uneven/train-000000.tar", samples)
-    return tmp_path / "uneven"
+    folder = tmp_path_factory.mktemp("uneven")
+    write_shard(folder / "train-000000.tar", samples)
+    return folder
 
 
-deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: pip install 'mico-chat[deepspeed]'",
+needs_deepspeed = pytest.mark.skipif(
+    not DEEPSPEED, reason="DeepSpeed is not installed: pip install 'mico-chat[deepspeed]'"
 )
-ZERO = [
-    pytest.param("zero2", None, id="zero2", marks=deepspeed),
-    pytest.param("zero3", None, id="zero3", marks=deepspeed),
-]
 STEPS = 20
+TWENTY = {"steps": STEPS, "save_steps": STEPS}
+ALONE = dict.fromkeys(["matching", "caption", "tagging", "region", "concept"], 0.0)
+"""Stage 1 with contrast alone, over the whole batch: the other objectives draw at random in each
+process, and would draw other things."""
+FROZEN = ["encoder.vit.patch_embed", "encoder.stem"]
+"""They have batch norms, which would see another batch in each process."""
 
 
-def test_stage_1_in_two_processes_is_stage_1_in_one(
-    tmp_path: Path, shards: Path, tiny_pretraining: Path
-) -> None:
-    """Contrast alone, over the whole batch: the other objectives draw at random in each process.
+@pytest.fixture(scope="module")
+def recipe_of(
+    uneven: Path, shards: Path, tiny_pretraining: Path, llama: Path
+) -> Callable[..., Path]:
+    """Writes the recipe of a stage; the global batch is 4 samples whatever the processes."""
 
-    The patch embedding has a batch norm, which would see another batch, so it is frozen.
-    """
-    weights = dict.fromkeys(["matching", "caption", "tagging", "region", "concept"], 0.0)
-    found = {}
-    for name, ranks, ways in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("fsdp", 2, "fsdp")):
-        train_ = {"parallel": ways, "batch_size": 4 // ranks, "steps": STEPS, "save_steps": STEPS}
-        train_["freeze"] = ["encoder.vit.patch_embed", "encoder.stem"]
-        sections: Any = {"train": train_, "stage1": {"weights": weights}}
-        recipe = write(tmp_path / name, shards, tiny_pretraining, **sections)
-        run(ranks, train, 1, recipe)
-        found[name] = losses(tmp_path / name)
-    assert len(found["one"]) == STEPS
-    assert found["fsdp"] == pytest.approx(found["one"], rel=1e-3)
-    assert found["ddp"] == pytest.approx(found["one"], rel=1e-3)
-    check_split(tmp_path / "fsdp")
-    assert all(part["share"] == 0 for part in shares(tmp_path / "ddp"))
-    a = MicoForPretraining.from_pretrained(tmp_path / "ddp/out").state_dict()
-    b = MicoForPretraining.from_pretrained(tmp_path / "fsdp/out").state_dict()
-    assert {name: value.shape for name, value in a.items()} == {n: v.shape for n, v in b.items()}
+    def written(
+        folder: Path, stage: int, ranks: int, quantization: str | None = None, **train: Any
+    ) -> Path:
+        if stage == 1:
+            settings = {"batch_size": 4 // ranks, "freeze": FROZEN} | train
+            return write(folder, shards, tiny_pretraining, settings, stage1={"weights": ALONE})
+        # The loss of a batch is a mean over its tokens, so that one process needs batches of two.
+        settings = {"batch_size": min(2, 4 // ranks), "accumulation": max(1, 2 // ranks)} | train
+        return write(folder, uneven, on_llama(llama, quantization), settings)
+
+    return written
 
 
-def check_split(folder: Path) -> None:
-    for part in shares(folder):
-        assert part["share"] > 0.9
-        assert part["dtensors"] == part["of"]
+@pytest.fixture(scope="module")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, recipe_of: Callable[..., Path]
+) -> Callable[[int, str | None], Path]:
+    """The folder of a run of a stage in one process; each runs once."""
+
+    @functools.cache
+    def run_alone(stage: int, quantization: str | None) -> Path:
+        folder = tmp_path_factory.mktemp(f"alone{stage}")
+        run(1, train, stage, recipe_of(folder, stage, 1, quantization, **TWENTY))
+        return folder
+
+    return run_alone
 
 
-@pytest.mark.parametrize(
-    ("stage", "ways", "quantization"),
-    [
-        pytest.param(2, "fsdp", None, id="stage2-fsdp"),
-        pytest.param(3, "fsdp", None, id="stage3-fsdp"),
-        pytest.param(3, "fsdp", "nf4", id="stage3-fsdp-nf4"),
+RUNS = [
+    *[pytest.param("fsdp", stage, None, id=f"fsdp-{stage}") for stage in STAGES],
+    *[pytest.param("fsdp", stage, "nf4", id=f"fsdp-{stage}-nf4") for stage in (2, 3)],
+    *[
+        pytest.param(ways, stage, None, id=f"{ways}-{stage}", marks=needs_deepspeed)
+        for ways in ("zero2", "zero3")
+        for stage in STAGES
     ],
-)
+]
+
+
+@pytest.mark.parametrize(("ways", "stage", "quantization"), RUNS)
 def test_two_processes_that_share_a_model_train_as_one(
     tmp_path: Path,
-    uneven: Path,
-    llama: Path,
-    stage: int,
+    recipe_of: Callable[..., Path],
+    alone: Callable[[int, str | None], Path],
     ways: str,
+    stage: int,
     quantization: str | None,
 ) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    steps = {"steps": STEPS, "save_steps": STEPS}
-    model = on_llama(llama, quantization)
-    train(stage, write(one, uneven, model, steps | {"accumulation": 2}))
-    run(2, train, stage, write(two, uneven, model, steps | {"parallel": ways}))
-    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
-    check_split(two)
+    one = alone(stage, quantization)
+    run(2, train, stage, recipe_of(tmp_path, stage, 2, quantization, parallel=ways, **TWENTY))
+    assert len(losses(tmp_path)) == STEPS
+    assert losses(tmp_path) == pytest.approx(losses(one), rel=1e-3)
+    assert len(shares(tmp_path)) == 2
+    for rank in shares(tmp_path):
+        assert (rank["share"] > 0.9) is (ways != "zero2")  # which splits gradients, not weights
+        assert rank["dtensors"] == (rank["of"] if ways == "fsdp" else 0)
+    same_folder(stage, one, tmp_path)
+
+
+def same_folder(stage: int, one: Path, other: Path) -> None:
+    """Whatever shares the model, the folder at the end has the same weights under one class."""
+    kind: Any = MicoForPretraining if stage == 1 else MicoChatForConditionalGeneration
+    a, b = (kind.from_pretrained(folder / "out").state_dict() for folder in (one, other))
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-2, atol=1e-2)
+    assert json.loads((other / "out/config.json").read_text())["architectures"] == [kind.__name__]
+    kept = [load_file(f / f"out/checkpoint-{STEPS}/model.safetensors") for f in (one, other)]
+    assert set(kept[0]) == set(kept[1])
+
+
+def go_on(stage: int, recipe: Path, output: Path) -> None:
+    """Train; then train again, from the checkpoint in the middle."""
+    train(stage, recipe)
+    if dist.get_rank() == 0:
+        (output / "log.jsonl").rename(output / "whole.jsonl")
+        shutil.rmtree(output / "checkpoint-4")
+    dist.barrier()
+    train(stage, recipe)
+
+
+def test_four_processes_stop_and_two_or_one_go_on_at_the_same_sample(
+    tmp_path: Path, recipe_of: Callable[..., Path]
+) -> None:
+    """Rank r's batch k is number k x ranks + r of the draws, and its losses are the sample's."""
+    recipe = recipe_of(tmp_path, 3, 4, parallel="fsdp", keep_checkpoints=3)
+    run(4, train, 3, recipe)
+    whole = losses(tmp_path)
+    middle, end = (tmp_path / f"out/checkpoint-{step}" for step in (2, 4))
+    held = sum(file.stat().st_size for file in middle.iterdir())
+    trained = sum(value.numel() * 4 for value in load_file(middle / "model.safetensors").values())
+    assert held < 4 * trained  # weights and two states of the optimizer, once for all processes
+    for ranks, settings in (
+        (2, {"parallel": "fsdp", "accumulation": 2}),
+        (1, {"parallel": "ddp", "accumulation": 4}),
+    ):
+        shutil.rmtree(end)
+        (tmp_path / "out/log.jsonl").unlink()
+        recipe_of(tmp_path, 3, 4, **settings, keep_checkpoints=3)
+        run(ranks, train, 3, recipe)
+        assert losses(tmp_path) == pytest.approx(whole, rel=1e-4)
+    shutil.rmtree(end)
+    recipe_of(tmp_path, 3, 4, parallel="fsdp")
+    with pytest.raises(ConfigError, match=r"checkpoint-2 was trained with 4 samples a step.* 2:"):
+        run(2, train, 3, recipe)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("ways", ["zero2", "zero3"])
+def test_deepspeed_goes_on_with_as_many_processes(
+    tmp_path: Path, recipe_of: Callable[..., Path], ways: str
+) -> None:
+    recipe = recipe_of(tmp_path, 3, 2, parallel=ways)
+    run(2, go_on, 3, recipe, tmp_path / "out")
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path, "whole.jsonl"), rel=1e-5)
+    shutil.rmtree(tmp_path / "out/checkpoint-4")
+    recipe_of(tmp_path, 3, 4, parallel=ways)
+    with pytest.raises(ConfigError, match="Start as many processes as before"):
+        run(4, train, 3, recipe)
+
+
+def train_whole(recipe: Path) -> None:
+    """As if what splits models did nothing, and said nothing."""
+    trainer.split = lambda *_: None  # type: ignore[assignment]
+    train_stage3(recipe)
+
+
+def test_a_run_that_is_not_split_ends(tmp_path: Path, recipe_of: Callable[..., Path]) -> None:
+    recipe = recipe_of(tmp_path, 3, 2, parallel="fsdp")
+    with pytest.raises(ConfigError, match=r"parallel fsdp did not take: 0% .* over 2 processes"):
+        run(2, train_whole, recipe)
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_a_model_that_is_not_shared_as_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(ways: Any, model: nn.Module) -> None:
+        parallel.check_parallel(model, TrainRecipe(lr=1e-3, steps=1, parallel=ways))
+
+    check("ddp", nn.Linear(2, 2))  # alone
+    engine = nn.Linear(2, 2)
+    engine.zero_optimization_stage = lambda: 2  # type: ignore[assignment]
+    check("zero2", engine)
+    for ways, model, found in (
+        ("zero3", engine, "DeepSpeed runs at stage 2"),
+        ("zero2", nn.Linear(2, 2), "DeepSpeed does not hold the model"),
+    ):
+        with pytest.raises(ConfigError, match=f"train.parallel {ways} did not take: {found}"):
+            check(ways, model)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="ddp did not take: the model is a plain Linear"):
+        check("ddp", nn.Linear(2, 2))
+
+
+def test_gpus_are_split_by_the_lines_that_split_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No branch asks for the device: its type goes to the mesh, and nowhere else."""
+    made: list[Any] = []
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    monkeypatch.setattr(parallel, "init_device_mesh", lambda *mesh: made.append(mesh))
+    monkeypatch.setattr(parallel, "fully_shard", lambda *of, **how: made.append((of, how)))
+    model = MicoForPretraining(MicoConfig.tiny())
+    split(model, "cpu", bf16=True)
+    on_cpu = made.copy()
+    made.clear()
+    split(model, "cuda", bf16=True)
+    assert (on_cpu[0], made[0]) == (("cpu", (8,)), ("cuda", (8,)))
+    assert on_cpu[1:] == made[1:]
+    assert len(made) == 2 + len(parallel.layers(model))
+
+
+def test_packed_weights_of_eight_bits_cannot_be_split() -> None:
+    class Linear8bitLt(nn.Linear): ...
+
+    with pytest.raises(ConfigError, match=r"cannot split .*llm_quantization int8"):
+        split(nn.Sequential(Linear8bitLt(2, 2)), "cpu", bf16=False)
+
+
+def test_sharing_needs_several_processes_and_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TrainRecipe(lr=1e-3, steps=1, parallel="zero3")
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node"):
+        parallel_arguments(train)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MissingExtraError, match=r"pip install 'mico-chat\[deepspeed\]'"):
+        parallel_arguments(train)
 
 
 def contrast(recipe: Path, folder: Path, answer: Path) -> None:

@@ -55,9 +55,9 @@ from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.data.mixture import Mixture
-from mico_training.trained import trains
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.starts import start_from
+from mico_training.trained import trains
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

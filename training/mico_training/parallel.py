@@ -136,10 +136,11 @@ def fetch_by_layer(engine: Any) -> None:
     offload, model = engine.optimizer.parameter_offload, engine.module
     offload._remove_module_hooks()
     start = offload.get_param_coordinator().reset_step
-    offload.fwd_pre_hook = model.register_forward_pre_hook(lambda *_: start())
-    for layer in layers(model):
+    # Before the hooks of keep_step, which may run the encoder.
+    offload.fwd_pre_hook = model.register_forward_pre_hook(lambda *_: start(), prepend=True)
+    for number, layer in enumerate(layers(model)):
         set_z3_leaf_module(layer, True)
-        offload._register_deepspeed_module(layer)
+        offload._register_deepspeed_module(layer, count=[number])
     rest: list[Any] = [owner.get_parameter(name) for owner, name in outside_layers(model)]
     for parameter in rest:
         parameter.ds_persist = True

@@ -106,10 +106,9 @@ class TrainRecipe(Section):
     pass, which saves the memory of their activations. ``parallel``: what processes share: nothing
     (``ddp``: each has the whole model), all weights (``fsdp``, PyTorch's; ``zero3``, DeepSpeed's),
     or gradients and optimizer states (``zero2``, DeepSpeed's). ``group_by_length``: batches of
-    conversations of similar length
-    (stages 2 and 3). ``lr_multipliers``: beginning of a parameter's name -> factor on ``lr``.
-    ``freeze``: beginnings of names of parameters that do not train. ``arguments``: further fields
-    of Hugging Face's ``TrainingArguments``.
+    conversations of similar length (stages 2 and 3). ``lr_multipliers``: beginning of a parameter's
+    name -> factor on ``lr``. ``freeze``: beginnings of names of parameters that do not train.
+    ``arguments``: further fields of Hugging Face's ``TrainingArguments``.
     """
 
     lr: float = Field(gt=0.0)
@@ -283,7 +282,7 @@ class Stage3Recipe(Section):
     probability of a question about simulated concepts (``SimulatedNames``). ``words``: probability
     of drawn words in an example's first medium (``RecognisedWords``). ``given``: probability, at
     the first step, that a conversation's things are true ones instead of those that the encoder
-    finds (``GivenThings``); it falls to 0 until the last step. Not for ``fsdp`` and ``zero2``.
+    finds (``GivenThings``); it falls to 0 until the last step. For ``ddp`` alone.
     """
 
     trainable: tuple[str, ...] = ("bridge",)
