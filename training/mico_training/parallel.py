@@ -19,6 +19,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -148,19 +149,15 @@ def fetch_by_layer(engine: Any) -> None:
     rest[0].all_gather(rest)
 
 
-def load_deepspeed(engine: Any, checkpoint: str) -> None:
+def load_deepspeed(engine: Any, checkpoint: Path) -> None:
     """Read DeepSpeed's own files; a ConfigError if they are of another number of processes."""
-    from deepspeed.runtime.zero.utils import ZeRORuntimeException
-
-    try:
-        found, _ = engine.load_checkpoint(checkpoint, load_module_strict=False)
-    except ZeRORuntimeException as error:
+    before, now = len(list(checkpoint.glob("*/*_optim_states.pt"))), dist.get_world_size()
+    if before != now:
         raise ConfigError(
-            f"{checkpoint}: {error} Start as many processes as before; only ddp and fsdp go on "
-            "with another number"
-        ) from error
-    if found is None:
-        raise ConfigError(f"{checkpoint}: DeepSpeed's checkpoint is missing")
+            f"{checkpoint} has DeepSpeed's files of {before} processes, but now there are {now}: "
+            f"start {before}; only ddp and fsdp go on with another number"
+        )
+    engine.load_checkpoint(str(checkpoint), load_module_strict=False)
 
 
 def share_split(model: nn.Module) -> float:

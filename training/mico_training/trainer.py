@@ -241,7 +241,7 @@ class MicoTrainer(Trainer):
         if self.recipe.parallel == "zero3":
             fetch_by_layer(self.model_wrapped)
         if own:
-            load_deepspeed(self.model_wrapped, str(resume_from_checkpoint))
+            load_deepspeed(self.model_wrapped, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         return prepared
 
