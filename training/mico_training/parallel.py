@@ -275,7 +275,7 @@ def piece(value: Tensor, like: Tensor) -> Tensor:
         return value
     value = value.to(like.device)
     pieces = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-    return cast(Tensor, pieces.clone())  # not a view, which would hold the whole value
+    return pieces.clone()  # not a view, which would hold the whole value
 
 
 @torch.no_grad()
@@ -300,12 +300,12 @@ def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], 
                     module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(optimizer: Any) -> dict[str, Any]:
     """An optimizer's state with whole tensors, on the CPU: the same whatever the processes share.
 
     All processes call this.
     """
-    state = optimizer.state_dict()
+    state: dict[str, Any] = optimizer.state_dict()
     state["state"] = {
         number: {
             name: whole(value).cpu() if isinstance(value, Tensor) else value
@@ -316,7 +316,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return state
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     """Set an optimizer's state from whole tensors, of any number of processes."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():

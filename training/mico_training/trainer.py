@@ -12,7 +12,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -193,7 +193,7 @@ class MicoTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(gathered, folder / WEIGHTS, metadata={"format": "pt"})
 
-    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+    def _defer_fsdp_gradient_reduction(self) -> Any:
         """Nothing is deferred: whole gradients of several batches need more memory than traffic."""
         return nullcontext()
 
@@ -237,7 +237,7 @@ class MicoTrainer(Trainer):
         prepare: Any = super()._prepare_for_training
         own = self.is_deepspeed_enabled and resume_from_checkpoint is not None
         prepared = prepare(max_steps, train_dataloader, None if own else resume_from_checkpoint)
-        check_parallel(cast(nn.Module, self.model_wrapped), self.recipe)
+        check_parallel(self.model_wrapped, self.recipe)
         if self.recipe.parallel == "zero3":
             fetch_by_layer(self.model_wrapped)
         if own:
