@@ -184,7 +184,8 @@ def plain_trainer(stage: str, folder: Path) -> float:
     from mico_training.data.media import MediaLoader
     from mico_training.data.mixture import open_mixture
     from mico_training.recipe import Stage2Run, Stage3Run, load_recipe
-    from mico_training.trainer import draws, train_only, training_arguments
+    from mico_training.trained import train_only
+    from mico_training.trainer import draws, training_arguments
 
     kind: Any = Stage2Run if stage == "stage 2" else Stage3Run
     run = load_recipe(kind, recipe(stage, folder))

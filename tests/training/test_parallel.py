@@ -122,7 +122,7 @@ def train_alone(stage: int, recipe: Path) -> None:
     AdamW moves a weight whose gradient is zero by its momentum, and leaves one without a gradient.
     So a step without sounds would tell the two apart.
     """
-    ordinary = trainer.checkpoint_activations
+    ordinary = cast(Any, trainer).checkpoint_activations
 
     def also_keep_step(model: nn.Module) -> None:
         ordinary(model)
