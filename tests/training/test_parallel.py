@@ -5,6 +5,7 @@ Every run here is real: processes of one group on CPUs over gloo, as torchrun st
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -110,26 +111,9 @@ def train(stage: int, recipe: Path) -> None:
     if Share not in everywhere:
         everywhere.append(Share)
     if DEEPSPEED:  # its sums through shared memory would have to be compiled first
-        import deepspeed.comm.torch
-
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None
     STAGES[stage](recipe)
-
-
-def train_alone(stage: int, recipe: Path) -> None:
-    """Train in one process, but give a gradient to each weight, as where a model is shared.
-
-    AdamW moves a weight whose gradient is zero by its momentum, and leaves one without a gradient.
-    So a step without sounds would tell the two apart.
-    """
-    ordinary = cast(Any, trainer).checkpoint_activations
-
-    def also_keep_step(model: nn.Module) -> None:
-        ordinary(model)
-        parallel.keep_step(model)
-
-    cast(Any, trainer).checkpoint_activations = also_keep_step
-    train(stage, recipe)
 
 
 def shares(folder: Path) -> list[dict[str, float]]:
@@ -207,7 +191,7 @@ def alone(
     @functools.cache
     def run_alone(stage: int, quantization: str | None) -> Path:
         folder = tmp_path_factory.mktemp(f"alone{stage}")
-        run(1, train_alone, stage, recipe_of(folder, stage, 1, quantization, **TWENTY))
+        run(1, train, stage, recipe_of(folder, stage, 1, quantization, **TWENTY))
         return folder
 
     return run_alone
@@ -283,7 +267,7 @@ def test_four_processes_stop_and_two_or_one_go_on_at_the_same_sample(
         shutil.rmtree(end)
         (tmp_path / "out/log.jsonl").unlink()
         recipe_of(tmp_path, 3, 4, **settings, keep_checkpoints=3)
-        run(ranks, train_alone if ranks == 1 else train, 3, recipe)
+        run(ranks, train, 3, recipe)
         assert losses(tmp_path) == pytest.approx(whole, rel=1e-4)
     shutil.rmtree(end)
     recipe_of(tmp_path, 3, 4, parallel="fsdp")

@@ -213,8 +213,10 @@ def keep_step(model: nn.Module, bf16: bool = False) -> None:
     """Have every batch run the encoder, and give a gradient to each trained weight outside layers.
 
     Processes that share a model wait for each other at both, whatever media a batch has. The
-    gradients come in one order: DeepSpeed sends them as they come. ``bf16``: whether the model runs
-    under autocast.
+    gradients come in one order: DeepSpeed sends them as they come. One process does the same:
+    AdamW moves a weight whose gradient is zero by its momentum, and leaves one without a gradient,
+    so that a step without sounds would tell them apart. ``bf16``: whether the model runs under
+    autocast.
     """
     rest = outside_layers(model)
     nothing: list[Tensor] = []

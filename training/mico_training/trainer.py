@@ -129,9 +129,9 @@ class MicoTrainer(Trainer):
         if train.gradient_checkpointing:
             checkpoint_activations(model)
         self.modes = Modes(model)
+        keep_step(model, train.bf16)
         if train.parallel != "ddp":
             give_a_dimension(model)
-            keep_step(model, train.bf16)
         if train.parallel == "fsdp":
             split(model, args.device.type, train.bf16)
         super().__init__(model, args, **options)
