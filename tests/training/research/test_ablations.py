@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,21 +15,19 @@ import torch
 
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.model.config import MicoEncoderConfig, MicoTextConfig
-from mico_chat.model.contrastive import MediaContext
 from mico_training.build_model import pretraining_config
 from mico_training.data.mixture import open_source
-from mico_training.recipe import DataRecipe
+from mico_training.recipe import DataRecipe, Stage1Recipe
 from mico_training.records import result_of
 from mico_training.research.ablations import run as runs
 from mico_training.research.ablations.__main__ import main
+from mico_training.research.ablations.evaluation import Pool, Ranked, Reranking, pools, retrieval
 from mico_training.research.ablations.grid import TABLE, TABLES, Cell, Row, Table, cells
 from mico_training.research.ablations.report import changes, markdown, over_seeds, report
 from mico_training.research.ablations.run import (
     Settings,
     all_results,
-    pools,
     prepare,
-    reranked,
     run,
 )
 from mico_training.world.sample import write_shard
@@ -89,8 +88,11 @@ def test_a_run_leaves_its_figures_and_its_curve_and_is_not_repeated(
     assert set(one["retrieval"]) == set(other["retrieval"]) == {"image", "audio"}
     assert "matching" not in one["retrieval"]["image"]
     pool = other["retrieval"]["image"]
-    assert (pool["media"], pool["queries"]) == (5, 3)
+    assert (pool["media"], pool["queries"]) == (3, 2)
     assert 0 <= pool["matching"]["R@1"] <= pool["matching"]["R@5"] == 100
+    assert "reranking" not in one
+    chosen = [by for by in other["tuning"]["matching"] if by.items() >= other["reranking"].items()]
+    assert [by["R@1"] for by in chosen] == [max(by["R@1"] for by in other["tuning"]["matching"])]
     assert other["parameters"]["all"] > other["parameters"]["encoder"] > 0
     assert not list(settings.folder(everything, 0).glob("checkpoint-*"))
 
@@ -181,7 +183,7 @@ def test_what_cannot_run_is_one_line(
 def test_every_cell_is_a_setting_of_its_own(tmp_path: Path) -> None:
     shipped = Settings(ROOT / "training/recipes/ablations.yaml", (), "held-out", tmp_path, 250)
     every = cells(TABLES)
-    assert len({cell.name for cell in every}) == len(every) == 17
+    assert len({cell.name for cell in every}) == len(every) == 21
     described = [runs.described(shipped, cell, 0) for cell in every]
     without_names = [json.dumps(d | {"cell": ""}, sort_keys=True) for d in described]
     assert len(set(without_names)) == len(every)
@@ -216,29 +218,63 @@ def test_of_other_kinds_there_is_neither_medium_nor_caption(data: Path) -> None:
 
 
 def test_media_of_one_caption_share_a_query(data: Path) -> None:
-    source = open_source(DataRecipe(path=f"{data}/shards/validation-*.tar"), "caption")
-    image, audio = pools(source, most=100)
+    source = open_source(DataRecipe(path=f"{data}/shards/train-*.tar"), "caption")
+    (_, image), (_, audio) = pools(source, most=100)
     assert (image.kind, audio.kind) == ("image", "audio")
-    assert image.queries == ("a red square", "a green square", "a blue square")
-    assert image.relevant == (frozenset({0, 3}), frozenset({1, 4}), frozenset({2, 5}))
-    assert audio.queries == ("a tone",)
-    assert audio.relevant == (frozenset(range(6)),)
-    assert [len(pool.media) for pool in pools(source, most=4)] == [4, 4]
+    assert set(image.queries) == {"a red square", "a green square", "a blue square"}
+    assert len(image.queries) == len(image.relevant) == 3
+    assert sum(map(len, image.relevant)) == len(image.media) == 6
+    assert (audio.queries, audio.relevant) == (("a tone",), (frozenset(range(6)),))
 
 
-def test_the_matching_head_moves_the_best_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four candidates the best two are matched; the others stay behind, in their order."""
+def test_no_reported_medium_is_in_the_half_that_tunes(data: Path) -> None:
+    source = open_source(DataRecipe(path=f"{data}/shards/*.tar"), "caption")
+    for most, sizes in ((100, 9), (4, 4)):
+        for tuning, reported in pools(source, most):
+            assert tuning.kind == reported.kind
+            assert len(tuning.media) == len(reported.media) == sizes
+            assert not {m.name for m in tuning.media} & {m.name for m in reported.media}
+    again = pools(source, 4)
+    assert [one.media for pair in again for one in pair] == [
+        one.media for pair in pools(source, 4) for one in pair
+    ]
 
-    class Space:
-        def match_logits(self, rows: list[list[int]], context: int) -> torch.Tensor:
-            return torch.tensor([{0: 20.0, 1: 22.0}.get(context, 40.0) for _ in rows])
 
-    monkeypatch.setattr("mico_training.research.ablations.run.RERANKED", 2)
-    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
-    media: Any = [MediaContext(n, None) for n in range(4)]  # type: ignore[arg-type]
-    ranked: Any = reranked(scores, [[1]], media, Space())  # type: ignore[arg-type]
-    assert ranked.argsort(descending=True).tolist() == [[1, 0, 2, 3]]
-    assert scores.tolist() == torch.tensor([[0.9, 0.8, 0.7, 0.6]]).tolist()
+def test_figures_are_of_the_reported_half_and_the_choice_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one half the matching head is right about the second of two media, in the other wrong."""
+    scores = torch.tensor([[2.0, 1.0, 0.0]])
+    media: Any = ("a", "b", "c")
+    right = {half: Pool("image", media, (half,), (frozenset({1}),)) for half in ("tune", "report")}
+    matches = {"tune": [{0: 0.0, 1: 9.0, 2: 1.0}], "report": [{0: 9.0, 1: 0.0, 2: 1.0}]}
+
+    def rank(parts: Any, loader: Any, recipe: Any, pool: Pool) -> Ranked:
+        return Ranked(pool, scores, matches[pool.queries[0]])
+
+    monkeypatch.setattr("mico_training.research.ablations.evaluation.rank", rank)
+    parts: Any = SimpleNamespace(model=torch.nn.Identity())
+    found = retrieval(parts, None, Stage1Recipe(), [(right["tune"], right["report"])])  # type: ignore[arg-type]
+    assert found["reranking"] == {"candidates": 2, "weight": 1.0}
+    assert found["tuning"]["contrastive"] == 0
+    assert found["retrieval"]["image"]["contrastive"]["R@1"] == 0
+    assert found["retrieval"]["image"]["matching"]["R@1"] == 0
+    swapped = retrieval(parts, None, Stage1Recipe(), [(right["report"], right["tune"])])  # type: ignore[arg-type]
+    assert swapped["retrieval"]["image"]["matching"]["R@1"] == 100
+
+
+@pytest.mark.parametrize(
+    ("by", "right"),
+    [(None, 0), (Reranking(2, 1.0), 1), (Reranking(3, 1.0), 2), (Reranking(3, 0.1), 0)],
+)
+def test_only_the_best_candidates_are_ranked_again(by: Reranking | None, right: int) -> None:
+    """Matching likes the last of three most; contrast the first."""
+    media: Any = ("a", "b", "c")
+    pool = Pool("image", media, ("q",), (frozenset({right}),))
+    scores = torch.tensor([[5.0, 4.0, 3.0]])
+    ranked = Ranked(pool, scores, [{0: 0.0, 1: 2.0, 2: 4.0}])
+    assert ranked.recalls(by)["R@1"] == 100
+    assert scores.tolist() == [[5.0, 4.0, 3.0]]
 
 
 # --- what the tables say ------------------------------------------------------------------------
@@ -331,6 +367,7 @@ def test_the_report_of_what_is_there(tmp_path: Path) -> None:
     assert "11.0 ± 1.4" in said
     assert "+20.5 (paper +3.2): agrees" in said
     assert "## Pretraining process (Table 7 l-n)" in said
+    assert "| (n) Con+Match+Gen | equations 4, 5, 6 | 2 |" in said
     assert "## Model scale" not in said  # the default alone compares with nothing
     assert len(json.loads(data.read_text())) == 4
     for picture in pictures:

@@ -148,8 +148,9 @@ class ContextCollator:
                 # A video's sound track need not be of the thing that the frames show.
                 labels += [NO_CONCEPT] * (medium.track is not None)
             # Regions of clips are left out: the encoder sees single frames, so no motion.
-            for own, inputs in regions_by_part(example.regions, media):
-                found.append(own if len(inputs) == 1 else ())
+            if self.recipe.weights.region > 0:
+                for own, inputs in regions_by_part(example.regions, media):
+                    found.append(own if len(inputs) == 1 else ())
         regions = region_batch(found, self._word)
         batch = self.loader.batch(rows)
         if any(example.simulated >= 0 for example in examples):

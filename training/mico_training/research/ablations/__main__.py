@@ -27,9 +27,10 @@ from mico_training.research.ablations.run import (
 logger = logging.getLogger(__name__)
 RECIPE = Path("training/recipes/ablations.yaml")
 SHARDS = "train-0000[0-2]?.tar"
-"""Thirty of the mini's 57: a run sees each of their 30,000 samples about four times."""
+"""Thirty of the mini's shards, 15,000 samples."""
 
-UNSEEN = "train-00003[0-3].tar"
+UNSEEN = "train-0000[34][2-9].tar"
+"""Sixteen shards, of which only the media that are ranked get features."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="steps of each run; default: as in the recipe")
     processes = "number of runs at the same time, which share the cores; default: 1"
     add("--processes", type=int, default=1, help=processes)
-    pool = "number of held-out media of each kind to rank; default: 250"
+    pool = "number of held-out media of each kind to tune on, and to rank; default: 250"
     add("--pool", type=int, default=250, help=pool)
     held_out = (
         f"shards to evaluate on; default: {UNSEEN}, new scenes of things that were trained on. "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mico_training.records import markdown_table, panels, smoothed, spread
-from mico_training.research.ablations.grid import FIGURES, TABLE, TABLES, Figure, Table
+from mico_training.research.ablations.grid import FIGURES, TABLES, Figure, Table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """The results of a cell's seeds, by the cell's name."""
@@ -141,12 +141,12 @@ def _head(results: Results) -> str:
         "# Ablations\n\n"
         f"{len(runs)} runs, {train['batch_size']} samples a step, {' or '.join(map(str, steps))} "
         f"steps, {hours:.1f} hours of one process on {any_run['device']} ({'; '.join(machines)}). "
-        "Text-to-medium R@1 in per cent on held-out samples, re-ranked by the matching head where "
-        f"it was trained: mean over seeds ± standard deviation. Candidates: {pool}. The average is "
-        "that of video, audio and image; depth and normal maps are beside it, for the paper has "
-        "none. *By contrast alone* is the ranking before the matching head's; R@10 of the average "
-        "is the same in both, for the head orders the best ten. The paper's figures are means over "
-        "its data sets of a kind. What stands for what: "
+        "Text-to-medium R@1 in per cent on held-out samples, re-ranked with the matching head "
+        f"where it was trained: mean over seeds ± standard deviation. Candidates: {pool}. The "
+        "average is that of video, audio and image; depth and normal maps are beside it, for the "
+        "paper has none. *By contrast alone* is the ranking before that. *Re-ranked* says for each seed how many of the best candidates were ranked again, and the weight of "
+        "the matching logit in it, as found on other media than those of the figures. The paper's "
+        "figures are means over its data sets of a kind. What stands for what: "
         "[docs/ablations.md](../../docs/ablations.md).\n\n"
         "Signs: *agrees* or *differs*, of ours with the paper's; *within the seeds* where the "
         "seeds of the two settings overlap, so that the sign is no finding."
@@ -154,7 +154,7 @@ def _head(results: Results) -> str:
 
 
 def _rows(table: Table, results: Results) -> str:
-    head = ["", "here", *KINDS_SHOWN, "average", "by contrast alone", "R@10"]
+    head = ["", "here", "seeds", *KINDS_SHOWN, "average", "by contrast alone", "R@10", "re-ranked"]
     head += ["paper: video", "audio", "image", "average", "seconds", "parameters"]
     lines = []
     for row in table.rows:
@@ -165,16 +165,23 @@ def _rows(table: Table, results: Results) -> str:
             [
                 f"({row.letter}) {row.label}",
                 row.here,
+                str(len(runs)),
                 *(spread(over_seeds(runs, kind)) for kind in KINDS_SHOWN),
                 spread(over_seeds(runs, "average")),
                 spread(over_seeds(runs, "average", "contrastive")),
                 spread(over_seeds(runs, "average", k=10)),
+                ", ".join(map(_reranked, runs)),
                 *paper,
                 f"{fmean(seconds):.0f}" if seconds else "-",
                 f"{runs[0]['parameters']['all'] / 1e6:.2f} M" if runs else "-",
             ]
         )
     return markdown_table(head, lines, texts=2)
+
+
+def _reranked(run: Mapping[str, Any]) -> str:
+    by = run.get("reranking")
+    return "-" if by is None else f"{by['candidates']} by {by['weight']:g}"
 
 
 def _changes(table: Table, results: Results) -> str:
@@ -192,13 +199,13 @@ def _changes(table: Table, results: Results) -> str:
 
 # --- pictures -----------------------------------------------------------------------------------
 
-PANELS = {"modalities": "loss", "data": "loss", "size": "loss", "objectives": "contrastive_loss"}
-"""The loss that each panel shows; rows with other objectives have only this part in common."""
+PART = {"objectives": "contrastive_loss"}
+"""The loss that a panel shows where it is not the whole: the part that all rows have in common."""
 
 
 def curves(results: Results, path: Path) -> Path:
     """Training loss over the steps: mean of the seeds, and a band from the least to the most."""
-    shown = [(TABLE[of], name) for of, name in PANELS.items() if TABLE[of].compared(results)]
+    shown = [(of, PART.get(of.name, "loss")) for of in TABLES if of.compared(results)]
     with panels(path, len(shown)) as drawn:
         for axes, (table, name) in zip(drawn, shown, strict=True):
             for row in table.rows:

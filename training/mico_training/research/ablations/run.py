@@ -1,9 +1,6 @@
 """One run of the ablations: a cell with a seed is trained and evaluated.
 
-The evaluation is text-to-medium retrieval on held-out samples, with a pool of candidates for each
-kind. A query is a caption; every medium that has this caption is a right answer. The contrastive
-score ranks all candidates; if the matching head was trained, it orders the best ``RERANKED`` of
-them, as in the paper's appendix B.
+What the evaluation does: :mod:`mico_training.research.ablations.evaluation`.
 """
 
 import json
@@ -13,34 +10,38 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from mico_chat.checkpoints.assemble import usual_preprocessing
 from mico_chat.evaluation.report import machine
-from mico_chat.evaluation.retrieval import recall_at_k, rerank
-from mico_chat.media import KINDS, Kind, MediaFile
-from mico_chat.model.context import Units
-from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
+from mico_chat.media import MediaFile
 from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, kept_vocabulary, pretraining_config, text_config
-from mico_training.data.batches import thinned
 from mico_training.data.media import LoadedMedium, MediaLoader, media_loader
-from mico_training.data.mixture import open_mixture, open_source
-from mico_training.data.sample import Source
-from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
-from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Recipe, Stage1Run, load_recipe
+from mico_training.data.mixture import Mixture, open_mixture, open_source
+from mico_training.data.sample import TrainingSample
+from mico_training.mini_init import (
+    DETAIL,
+    STEM_PREPROCESSING,
+    load_stem,
+    set_word_vectors,
+    word_vectors,
+)
+from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.records import RESULT, run_once
+from mico_training.research.ablations.evaluation import Pool, pools, retrieval
 from mico_training.research.ablations.grid import ARCHITECTURES, Architecture, Cell
 from mico_training.stages import pretrain
 from mico_training.trainer import last_checkpoint, training_arguments
@@ -54,7 +55,7 @@ class Settings:
     """What all runs have in common.
 
     A cell's own overrides come after ``overrides``. ``validation`` names the held-out shards, and
-    ``pool`` is the number of media of each kind that are ranked.
+    ``pool`` is the number of media of each kind that are ranked, in each half.
     """
 
     recipe: Path
@@ -98,9 +99,18 @@ def prepare(settings: Settings) -> None:
     if _of_mini(parts.model) and not settings.words.is_file():
         width = parts.model.config.text_config.hidden_size
         save_file({"words": word_vectors(tokenizer, width)}, settings.words)
-    held_out = open_mixture([DataRecipe(path=settings.validation)], "caption", 0)
-    for part in (mixture, held_out):
+    ranked = [
+        TrainingSample(medium.name, {"medium": medium})
+        for pool in (pool for halves in held_out(settings) for pool in halves)
+        for medium in pool.media
+    ]
+    for part in (mixture, Mixture([ranked], [1.0], 0)):
         media_loader(recipe, training_arguments(recipe), parts.model, parts.preprocessing, part)
+
+
+def held_out(settings: Settings) -> list[tuple[Pool, Pool]]:
+    """The held-out media of each kind, to tune on and to report."""
+    return pools(open_source(DataRecipe(path=settings.validation), "caption"), settings.pool)
 
 
 def _of_mini(model: MicoForPretraining) -> bool:
@@ -120,10 +130,14 @@ def build(
     config = pretraining_config(recipe, text_config(tokenizer))
     config.concept_config = None
     model = ARCHITECTURES[architecture](config)
+    as_wide_as_bert(model.text.bert)
     if words is not None:
         set_word_vectors(model, words)
-    if _of_mini(model):
+    preprocessing = usual_preprocessing(config)
+    if _of_mini(model):  # its features are those of the mini's own recipes
         load_stem(model)
+        cast(nn.Module, model.encoder.stem).to(torch.bfloat16).to(torch.float32)
+        preprocessing = STEM_PREPROCESSING.model_copy(update={"detail": DETAIL})
     elif config.encoder_config.stem is not None:
         assert model.encoder.stem is not None
         with torch.random.fork_rng():
@@ -131,7 +145,32 @@ def build(
             model.encoder.stem.load_state_dict(
                 Stem(config.encoder_config.stem, config.encoder_config.image_size).state_dict()
             )
-    return Pretraining(model, tokenizer, usual_preprocessing(config))
+    return Pretraining(model, tokenizer, preprocessing)
+
+
+def as_wide_as_bert(bert: nn.Module) -> None:
+    """Give a narrow BERT's linear layers the variance that BERT's own have at its width of 768.
+
+    With its 0.02 a width of 128 begins with words that hardly see each other or the media.
+    """
+    for module in bert.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02 * (768 / module.in_features) ** 0.5)
+
+
+@dataclass(frozen=True)
+class CoarseLoader(MediaLoader):
+    """Media on a coarser grid than the cached features': a third of the tokens, and of the time."""
+
+    grid: int = 4
+
+    def load(self, medium: MediaFile, generator: np.random.Generator | None = None) -> LoadedMedium:
+        fine = super().load(medium, generator)
+        inputs, track = (
+            None if units is None else F.adaptive_avg_pool2d(units, self.grid)
+            for units in (fine.inputs, fine.track)
+        )
+        return replace(fine, inputs=inputs, track=track)
 
 
 def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
@@ -165,16 +204,14 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
         recipe.model, cell.architecture, AutoTokenizer.from_pretrained(settings.tokenizer), words
     )
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, None)
+    loader = CoarseLoader(
+        loader.preprocessing, loader.cache, loader.limits, parts.model.encoder.grid
+    )
     resumed = last_checkpoint(arguments) is not None
     built = time.perf_counter()
     trainer = pretrain(recipe, arguments, parts, mixture, loader)
     trained = time.perf_counter()
-    held_out = open_source(DataRecipe(path=settings.validation), "caption")
-    retrieval = {
-        pool.kind: {"media": len(pool.media), "queries": len(pool.queries)}
-        | recalls(parts, loader, recipe.stage1, pool)
-        for pool in pools(held_out, settings.pool)
-    }
+    found = retrieval(parts, loader, recipe.stage1, held_out(settings))
     return {
         "samples": sum(len(source) for source in mixture.sources),
         "parameters": parameters(parts.model),
@@ -191,7 +228,7 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
             for entry in trainer.state.log_history
             if "loss" in entry
         ],
-        "retrieval": retrieval,
+        **found,
     }
 
 
@@ -241,104 +278,3 @@ def _begin(parent: int, threads: int) -> None:
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(threads)
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-# --- the evaluation -------------------------------------------------------------------------------
-
-RERANKED = 10
-"""Of 250 candidates; the paper re-ranks 50 of 1,000 and more."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Media of one kind, queries, and for each query the numbers of the right media."""
-
-    kind: Kind
-    media: tuple[MediaFile, ...]
-    queries: tuple[str, ...]
-    relevant: tuple[frozenset[int], ...]
-
-
-def pools(source: Source, most: int) -> list[Pool]:
-    """A pool of at most ``most`` media for each kind in the source, chosen by a fixed seed.
-
-    The first caption of each medium is a query; media with the same caption share it.
-    """
-    media: dict[Kind, list[tuple[MediaFile, tuple[str, ...]]]] = {}
-    for index in range(len(source)):
-        sample = source[index]
-        for key, medium in sample.media.items():
-            if sample.captions.get(key):
-                media.setdefault(medium.kind, []).append((medium, sample.captions[key]))
-    found = []
-    for kind in (kind for kind in KINDS if kind in media):
-        order = np.random.default_rng(0).permutation(len(media[kind]))[:most]
-        kept = [media[kind][index] for index in sorted(order)]
-        queries = tuple(dict.fromkeys(captions[0] for _, captions in kept))
-        relevant = tuple(
-            frozenset(place for place, (_, captions) in enumerate(kept) if query in captions)
-            for query in queries
-        )
-        found.append(Pool(kind, tuple(medium for medium, _ in kept), queries, relevant))
-    return found
-
-
-@torch.inference_mode()
-def recalls(
-    parts: Pretraining, loader: MediaLoader, recipe: Stage1Recipe, pool: Pool
-) -> dict[str, dict[str, float]]:
-    """R@1, 5, 10 in per cent by the contrastive score, and by the matching head if trained.
-
-    ``recipe`` decides, as in training, how much of a medium and of a caption is used.
-    """
-    parts.model.train(False)
-    space = ContrastiveSpace(parts.model, parts.tokenizer)
-    media = [
-        _context(parts.model, space, loader, thinned(loader.load(medium), recipe))
-        for medium in pool.media
-    ]
-    rows = space.truncated(pool.queries, recipe.caption_length)
-    texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
-    scores = texts @ torch.stack([medium.vector for medium in media]).T  # (Q, M)
-    rankings = {"contrastive": scores}
-    if recipe.weights.matching > 0:
-        rankings["matching"] = reranked(scores, rows, media, space)
-    return {
-        name: {f"R@{k}": 100 * share for k, share in recall_at_k(ranked, pool.relevant).items()}
-        for name, ranked in rankings.items()
-    }
-
-
-def _context(
-    model: MicoForPretraining, space: ContrastiveSpace, loader: MediaLoader, medium: LoadedMedium
-) -> MediaContext:
-    """A medium, and a clip's sound track beside it."""
-    batch = {name: value.to(model.device) for name, value in loader.batch([[medium]]).items()}
-    kind, counts = batch["media_kind"], batch["media_units"]
-    features = batch.get("stem_features")
-    if features is None:
-        features = model.encoder.features(batch["pixel_values"])
-    units = Units.of(kind, counts)
-    tokens = model.in_context(model.unit_tokens(features, units), features, kind, counts)
-    row = torch.zeros(len(tokens), dtype=torch.long)
-    return space.of_tokens(tokens, units, row, 1)[0]
-
-
-def reranked(
-    scores: Tensor,
-    rows: Sequence[list[int]],
-    media: Sequence[MediaContext],
-    space: ContrastiveSpace,
-) -> Tensor:
-    """Scores (Q, M) with each query's best candidates above all others, by the matching head."""
-    scores = scores.double()  # float32 cannot tell two very sure matches apart
-    top = scores.topk(min(RERANKED, len(media)), 1).indices
-    matches: list[dict[int, float]] = [{} for _ in rows]
-    for number, medium in enumerate(media):
-        queries = (top == number).any(1).nonzero().flatten().tolist()
-        if queries:
-            logits = space.match_logits([rows[query] for query in queries], medium.context)
-            for query, match in zip(queries, logits.double().sigmoid().tolist(), strict=True):
-                matches[query][number] = match
-    rerank(scores, top, matches)
-    return scores
