@@ -244,7 +244,7 @@ def test_figures_are_of_the_reported_half_and_the_choice_of_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In one half the matching head is right about the second of two media, in the other wrong."""
-    scores = torch.tensor([[2.0, 1.0, 0.0]])
+    scores = torch.tensor([[0.8, 0.4, 0.0]])
     media: Any = ("a", "b", "c")
     right = {half: Pool("image", media, (half,), (frozenset({1}),)) for half in ("tune", "report")}
     matches = {"tune": [{0: 0.0, 1: 9.0, 2: 1.0}], "report": [{0: 9.0, 1: 0.0, 2: 1.0}]}
@@ -265,16 +265,16 @@ def test_figures_are_of_the_reported_half_and_the_choice_of_the_other(
 
 @pytest.mark.parametrize(
     ("by", "right"),
-    [(None, 0), (Reranking(2, 1.0), 1), (Reranking(3, 1.0), 2), (Reranking(3, 0.1), 0)],
+    [(None, 0), (Reranking(2, 1.0), 1), (Reranking(3, 1.0), 2), (Reranking(3, 0.25), 0)],
 )
 def test_only_the_best_candidates_are_ranked_again(by: Reranking | None, right: int) -> None:
-    """Matching likes the last of three most; contrast the first."""
-    media: Any = ("a", "b", "c")
+    """Matching likes the third of four most, contrast the first, and the fourth is never tried."""
+    media: Any = ("a", "b", "c", "d")
     pool = Pool("image", media, ("q",), (frozenset({right}),))
-    scores = torch.tensor([[5.0, 4.0, 3.0]])
-    ranked = Ranked(pool, scores, [{0: 0.0, 1: 2.0, 2: 4.0}])
+    scores = torch.tensor([[0.8, 0.6, 0.4, -0.4]])
+    ranked = Ranked(pool, scores, [{0: 0.0, 1: 2.0, 2: 4.0}], temperature=0.1)
     assert ranked.recalls(by)["R@1"] == 100
-    assert scores.tolist() == [[5.0, 4.0, 3.0]]
+    assert torch.equal(scores, torch.tensor([[0.8, 0.6, 0.4, -0.4]]))
 
 
 # --- what the tables say ------------------------------------------------------------------------

@@ -91,22 +91,25 @@ def _pool(kind: Kind, media: Sequence[tuple[MediaFile, tuple[str, ...]]]) -> Poo
 
 @dataclass(frozen=True)
 class Ranked:
-    """A pool's contrastive logits (Q, M), and the matching logits of each query's best media.
+    """A pool's cosines (Q, M), and the matching logits of each query's best media.
 
-    ``matches`` is None where the matching head was not trained.
+    ``matches`` is None where the matching head was not trained. Cosines over the ``temperature``
+    are contrastive logits.
     """
 
     pool: Pool
     scores: Tensor
     matches: Sequence[dict[int, float]] | None
+    temperature: float = 1.0
 
     def recalls(self, by: Reranking | None = None) -> dict[str, float]:
         """R@1, 5, 10 in per cent, by contrast or re-ranked."""
         scores = self.scores.clone()
         if self.matches is not None and by is not None:
             top = scores.topk(min(by.candidates, scores.shape[1]), 1).indices
+            rest = (1 - by.weight) / self.temperature
             mixed = [
-                {n: by.weight * match + (1 - by.weight) * float(row[n]) for n, match in of.items()}
+                {n: by.weight * match + rest * float(row[n]) for n, match in of.items()}
                 for row, of in zip(self.scores, self.matches, strict=True)
             ]
             rerank(scores, top, mixed)
@@ -171,7 +174,7 @@ def rank(parts: Pretraining, loader: MediaLoader, recipe: Stage1Recipe, pool: Po
     rows = space.truncated(pool.queries, recipe.caption_length)
     texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
     temperature = parts.model.temperature.clamp(0.01, 0.5).item()
-    scores = (texts @ torch.stack([medium.vector for medium in media]).T).double() / temperature
+    scores = (texts @ torch.stack([medium.vector for medium in media]).T).double()
     if recipe.weights.matching == 0:
         return Ranked(pool, scores, None)
     top = scores.topk(min(max(CANDIDATES), len(media)), 1).indices
@@ -182,7 +185,7 @@ def rank(parts: Pretraining, loader: MediaLoader, recipe: Stage1Recipe, pool: Po
             logits = space.match_logits([rows[query] for query in queries], medium.context)
             for query, match in zip(queries, logits.tolist(), strict=True):
                 matches[query][number] = match
-    return Ranked(pool, scores, matches)
+    return Ranked(pool, scores, matches, temperature)
 
 
 def _context(
