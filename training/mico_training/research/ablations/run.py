@@ -256,9 +256,12 @@ def all_results(settings: Settings, cells: Sequence[Cell]) -> dict[str, list[dic
 def side_by_side(
     settings: Settings, runs: Sequence[tuple[Cell, int]], processes: int
 ) -> Iterator[tuple[Cell, int, BaseException | None]]:
-    """Do runs, ``processes`` at a time; yields each as it ends, with its error if it failed."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    """Do runs, ``processes`` at a time; yields each as it ends, with its error if it failed.
+
+    Each has its share of the cores as threads, or ``OMP_NUM_THREADS`` where that is set.
+    """
+    share = max(1, (os.cpu_count() or 1) // processes)
+    threads = int(os.environ.setdefault("OMP_NUM_THREADS", str(share)))
     with ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=_begin, initargs=(os.getpid(), threads)
     ) as pool:
