@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from mico_chat.checkpoints.assemble import usual_preprocessing
+from mico_chat.checkpoints.load import STEM_PREPROCESSING
 from mico_chat.evaluation.report import machine
 from mico_chat.media import MediaFile
 from mico_chat.model.encoder import Stem
@@ -32,13 +33,7 @@ from mico_training.build_model import Pretraining, kept_vocabulary, pretraining_
 from mico_training.data.media import LoadedMedium, MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture, open_source
 from mico_training.data.sample import TrainingSample
-from mico_training.mini_init import (
-    DETAIL,
-    STEM_PREPROCESSING,
-    load_stem,
-    set_word_vectors,
-    word_vectors,
-)
+from mico_training.mini_init import DETAIL, load_stem, set_word_vectors, word_vectors
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.records import RESULT, run_once
 from mico_training.research.ablations.evaluation import Pool, pools, retrieval
@@ -166,11 +161,8 @@ class CoarseLoader(MediaLoader):
 
     def load(self, medium: MediaFile, generator: np.random.Generator | None = None) -> LoadedMedium:
         fine = super().load(medium, generator)
-        inputs, track = (
-            None if units is None else F.adaptive_avg_pool2d(units, self.grid)
-            for units in (fine.inputs, fine.track)
-        )
-        return replace(fine, inputs=inputs, track=track)
+        coarse = [F.adaptive_avg_pool2d(units, self.grid) for _, units in fine.parts()]
+        return LoadedMedium(fine.kind, *coarse)
 
 
 def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
