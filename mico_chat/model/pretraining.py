@@ -112,6 +112,7 @@ class MicoForPretraining(PreTrainedModel):
         )
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.objective_weights = dict.fromkeys(OBJECTIVES, 1.0)
+        self.hardness = 1.0  # of the negatives of matching
         self.mask_token_id = text.mask_token_id
         PreTrainedModel.post_init(self)
         if chat is not None:  # only now: they may be in use, and have their buffers
@@ -326,7 +327,7 @@ class MicoForPretraining(PreTrainedModel):
         to_text: Tensor,
         to_media: Tensor,
     ) -> Tensor:
-        """Eq. (5): pairs, and negatives drawn in proportion to their similarity.
+        """Eq. (5): pairs, and negatives drawn in proportion to exp(similarity · hardness).
 
         A negative may be of any rank. It is of the same corpora as its pair, so that E_Sam gives no
         answer away. A joint sample that is alone with its corpora counts as one without E_Sam.
@@ -342,7 +343,7 @@ class MicoForPretraining(PreTrainedModel):
         other[:, rank * n : (rank + 1) * n].fill_diagonal_(0.0)
 
         def draw(similarity: Tensor) -> tuple[Tensor, Tensor]:
-            weights = similarity.softmax(1).nan_to_num() + 1e-6
+            weights = (self.hardness * similarity).softmax(1).nan_to_num() + 1e-6
             weights = weights.masked_fill(similarity == float("-inf"), 0.0) * other
             none = weights.sum(1, keepdim=True) == 0  # all other captions are the same
             weights = weights + none * other

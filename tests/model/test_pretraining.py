@@ -122,6 +122,27 @@ def test_matching_draws_no_positives(
     assert len(seen) > 2 * n, "negatives vary"
 
 
+@pytest.mark.parametrize(("hardness", "nearest"), [(1.0, 0.9), (1e-3, 1 / 3)])
+def test_hardness_decides_how_alike_a_negative_is(
+    model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch, hardness: float, nearest: float
+) -> None:
+    """The share of negatives that are the text nearest to the picture but its own, of three."""
+    n = 4
+    b = batch(n)
+    model.hardness = hardness
+    with torch.no_grad():
+        model.temperature.fill_(0.01)
+        media, text = features(model, b)
+    logits = (media @ text.T / 0.01).fill_diagonal_(float("-inf"))
+    calls = matches(model, monkeypatch)
+    for seed in range(60):
+        torch.manual_seed(seed)
+        model(**b)
+    best = b["input_ids"][logits.argmax(1)]
+    share = sum(int((ids[n : 2 * n] == best).all(1).sum()) for ids, *_ in calls) / (60 * n)
+    assert share == pytest.approx(nearest, abs=0.1)
+
+
 def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretraining) -> None:
     b = batch(3)
     b["input_ids"][1:] = b["input_ids"][0]

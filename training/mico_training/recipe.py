@@ -211,7 +211,8 @@ class Stage1Recipe(Section):
     """Pretraining: equations 1 to 6.
 
     ``cross_corpus``: probability of a context from two corpora or more, at most ``most_corpora``
-    (eq. 3). ``caption_length``: tokens of all captions of a sample. ``most_units``: the number of
+    (eq. 3). ``hardness``: matching draws its negatives in proportion to exp(similarity · hardness);
+    the less, the easier they are. ``caption_length``: tokens of all captions of a sample. ``most_units``: the number of
     frames of a video and slices of a sound to use; training draws them, one of each of equal runs,
     and evaluation takes the middle ones. ``most_slices``: another number for slices; 0 leaves a
     video's sound track out. ``questions``: the data are questions and answers, and the caption
@@ -227,6 +228,7 @@ class Stage1Recipe(Section):
 
     weights: ObjectiveWeights = ObjectiveWeights()
     mask_probability: Probability = 0.6
+    hardness: float = Field(default=1.0, gt=0.0)
     cross_corpus: Probability = 0.0
     most_corpora: int = Field(default=3, ge=2)
     caption_length: int = Field(default=40, gt=2)

@@ -101,6 +101,7 @@ def pretrain(
         )
     if recipe.stage1.subtitles and model.text.subtitle is None:
         raise ConfigError("stage1.subtitles needs a model with text_config.subtitles: true")
+    model.hardness = recipe.stage1.hardness
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
     dataset: QuestionDataset | ContextDataset | SimulatedCaptions = QuestionDataset(
