@@ -135,12 +135,12 @@ def test_hardness_decides_how_alike_a_negative_is(
         media, text = features(model, b)
     logits = (media @ text.T / 0.01).fill_diagonal_(float("-inf"))
     calls = matches(model, monkeypatch)
-    for seed in range(60):
+    for seed in range(25):
         torch.manual_seed(seed)
         model(**b)
     best = b["input_ids"][logits.argmax(1)]
-    share = sum(int((ids[n : 2 * n] == best).all(1).sum()) for ids, *_ in calls) / (60 * n)
-    assert share == pytest.approx(nearest, abs=0.1)
+    share = sum(int((ids[n : 2 * n] == best).all(1).sum()) for ids, *_ in calls) / (25 * n)
+    assert share == pytest.approx(nearest, abs=0.12)
 
 
 def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretraining) -> None:
