@@ -34,7 +34,7 @@ from mico_training.data.media import LoadedMedium
 from mico_training.data.mixture import BLOCK, Mixture
 from mico_training.data.sample import TrainingSample
 from mico_training.data.shards import ShardSource
-from mico_training.recipe import Stage1Recipe
+from mico_training.recipe import ObjectiveWeights, Stage1Recipe
 
 
 def numbers(name: str, length: int) -> list[TrainingSample]:
@@ -187,6 +187,16 @@ def test_training_draws_a_unit_of_each_run_by_the_draw_alone() -> None:
     assert torch.equal(places // 3, torch.arange(3.0).expand(len(places), 3))
     middles = collate([replace(example, seed=None) for example in examples])["places"]
     assert middles.unique(dim=0).tolist() == [[1, 4, 7]]
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_regions_are_read_only_for_their_objective(mixture: Mixture, weight: float) -> None:
+    recipe = Stage1Recipe(weights=ObjectiveWeights(region=weight))
+    words = learn_vocabulary(["a red square", "a tone"], size=64)
+    collate = ContextCollator(words, cast(Any, Blank()), {}, recipe)
+    examples = [ContextDataset(mixture, 8, 1.0, 0.0)[draw] for draw in range(8)]
+    assert any(any(example.regions) for example in examples)
+    assert ("region_box" in collate(examples)) == (weight > 0)
 
 
 def test_the_seed_of_each_data_set_depends_on_the_draw(mixture: Mixture) -> None:

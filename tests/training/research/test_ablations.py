@@ -8,13 +8,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from transformers import BertModel
 
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.media import MediaFile
 from mico_chat.model.config import MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.preprocessing import Preprocessing
 from mico_training.build_model import pretraining_config
 from mico_training.data.mixture import open_source
 from mico_training.recipe import DataRecipe, Stage1Recipe
@@ -25,8 +28,10 @@ from mico_training.research.ablations.evaluation import Pool, Ranked, Reranking,
 from mico_training.research.ablations.grid import TABLE, TABLES, Cell, Row, Table, cells
 from mico_training.research.ablations.report import changes, markdown, over_seeds, report
 from mico_training.research.ablations.run import (
+    CoarseLoader,
     Settings,
     all_results,
+    as_wide_as_bert,
     prepare,
     run,
 )
@@ -212,6 +217,36 @@ def test_of_other_kinds_there_is_neither_medium_nor_caption(data: Path) -> None:
     assert list(source[3].media) == list(source[3].captions) == ["audio.wav"]
     with pytest.raises(DataError, match="no sample has a caption about a medium of: depth"):
         open_source(recipe.model_copy(update={"modalities": ("depth",)}), "caption")
+
+
+# --- the model and its features ------------------------------------------------------------------
+
+
+def test_cells_of_a_coarser_grid_are_means_of_finer_ones() -> None:
+    fine = torch.arange(2 * 3 * 16.0).view(2, 3, 4, 4)
+    clip = MediaFile("video", b"", "clip")
+    cache: Any = {clip: [fine, fine[:1]]}
+    loaded = CoarseLoader(Preprocessing(), cache, grid=2).load(clip)
+    assert loaded.kind == "video"
+    assert loaded.track is not None
+    assert (loaded.inputs.shape, loaded.track.shape) == ((2, 3, 2, 2), (1, 3, 2, 2))
+    assert loaded.inputs[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    alone = CoarseLoader(Preprocessing(), cast(Any, {clip: [fine]}), grid=4).load(clip)
+    assert torch.equal(alone.inputs, fine)
+    assert alone.track is None
+
+
+def test_a_narrow_bert_begins_with_the_variance_of_a_wide_one() -> None:
+    config = MicoTextConfig(hidden_size=128, num_attention_heads=2, intermediate_size=512)
+    bert = BertModel(config.bert(), add_pooling_layer=False)
+    as_wide_as_bert(bert)
+    layer: Any = bert.encoder.layer[0]
+    for linear in (layer.attention.self.query, layer.output.dense):
+        spread = float(linear.weight.detach().std()) * linear.in_features**0.5
+        assert spread == pytest.approx(0.02 * 768**0.5, rel=0.05)
+    assert float(bert.embeddings.position_embeddings.weight.detach().std()) == pytest.approx(
+        0.02, rel=0.05
+    )
 
 
 # --- retrieval ----------------------------------------------------------------------------------
