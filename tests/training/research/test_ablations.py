@@ -292,6 +292,7 @@ def test_figures_are_of_the_reported_half_and_the_choice_of_the_other(
     found = retrieval(parts, None, Stage1Recipe(), [(right["tune"], right["report"])])  # type: ignore[arg-type]
     assert found["reranking"] == {"candidates": 2, "weight": 1.0}
     assert found["tuning"]["contrastive"] == 0
+    assert found["tuning"]["matching"][0] == {"candidates": 2, "weight": 1.0, "R@1": 100}
     assert found["retrieval"]["image"]["contrastive"]["R@1"] == 0
     assert found["retrieval"]["image"]["matching"]["R@1"] == 0
     swapped = retrieval(parts, None, Stage1Recipe(), [(right["report"], right["tune"])])  # type: ignore[arg-type]
