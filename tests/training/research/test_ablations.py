@@ -193,7 +193,7 @@ def test_every_cell_is_a_setting_of_its_own(tmp_path: Path) -> None:
     without_names = [json.dumps(d | {"cell": ""}, sort_keys=True) for d in described]
     assert len(set(without_names)) == len(every)
     assert all(d["recipe"]["stage1"]["weights"]["region"] == 0 for d in described)
-    for name, width, depth in (("default", 128, 2), ("giant", 256, 4), ("text-decoder", 128, 0)):
+    for name, width, depth in (("default", 64, 2), ("giant", 128, 4), ("text-decoder", 64, 0)):
         cell = next(cell for cell in every if cell.name == name)
         encoder = pretraining_config(shipped.load(cell).model, MicoTextConfig()).encoder_config
         assert isinstance(encoder, MicoEncoderConfig)
