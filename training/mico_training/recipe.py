@@ -212,18 +212,18 @@ class Stage1Recipe(Section):
 
     ``cross_corpus``: probability of a context from two corpora or more, at most ``most_corpora``
     (eq. 3). ``hardness``: matching draws its negatives in proportion to exp(similarity · hardness);
-    the less, the easier they are. ``caption_length``: tokens of all captions of a sample. ``most_units``: the number of
-    frames of a video and slices of a sound to use; training draws them, one of each of equal runs,
-    and evaluation takes the middle ones. ``most_slices``: another number for slices; 0 leaves a
-    video's sound track out. ``questions``: the data are questions and answers, and the caption
-    objective predicts an answer after its question (appendix B.2); the other objectives must have
-    weight 0. ``scst``: captions learn from their own CIDEr (:mod:`.scst`), which needs a model that
-    writes captions already, ``caption`` as the only objective and ``train.parallel: ddp``.
-    ``subtitles``: the subtitles of the data are read, by a model with
-    ``text_config.subtitles``. ``simulate``: probability that a picture alone is captioned as a
-    drawn concept, and its posterior simulated, for a model with ``text_config.name_tokens``.
-    ``tokenizer``: folder or hub name of a new model's text tokenizer; without it, a WordPiece
-    ``vocabulary`` of this size is learnt from the captions.
+    the less, the easier they are. ``caption_length``: tokens of all captions of a sample.
+    ``most_units``: the number of frames of a video and slices of a sound to use; training draws
+    them, one of each of equal runs, and evaluation takes the middle ones. ``most_slices``: another
+    number for slices; 0 leaves a video's sound track out. ``questions``: the data are questions and
+    answers, and the caption objective predicts an answer after its question (appendix B.2); the
+    other objectives must have weight 0. ``scst``: captions learn from their own CIDEr
+    (:mod:`.scst`), which needs a model that writes captions already, ``caption`` as the only
+    objective and ``train.parallel: ddp``. ``subtitles``: the subtitles of the data are read, by a
+    model with ``text_config.subtitles``. ``simulate``: probability that a picture alone is
+    captioned as a drawn concept, and its posterior simulated, for a model with
+    ``text_config.name_tokens``. ``tokenizer``: folder or hub name of a new model's text tokenizer;
+    without it, a WordPiece ``vocabulary`` of this size is learnt from the captions.
     """
 
     weights: ObjectiveWeights = ObjectiveWeights()
