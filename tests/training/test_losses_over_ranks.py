@@ -14,7 +14,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.ranks import fetch_rows, gather_rows, of_one_length
 from mico_chat.model.text_branch import Corpora
 from tests.tiny import SIDE, pretraining_model
-from tests.training.test_parallel import two_ranks
+from tests.training.test_parallel import run
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def in_halves(answer: Path) -> None:
 def test_two_ranks_match_as_one_process_with_the_whole_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two_ranks(in_halves, tmp_path / "answer.pt")
+    run(2, in_halves, tmp_path / "answer.pt")
     drawn: list[Tensor] = []
 
     def noted(weights: Tensor, n: int) -> Tensor:
@@ -150,7 +150,7 @@ def of_other_rank(answer: Path) -> None:
 
 
 def test_the_hardest_negative_is_taken_from_another_rank(tmp_path: Path) -> None:
-    two_ranks(of_other_rank, tmp_path)
+    run(2, of_other_rank, tmp_path)
     ranks = [torch.load(tmp_path / str(rank)) for rank in range(2)]
     for rank, one in enumerate(ranks):
         own, far = [10 + 2 * rank, 11 + 2 * rank], 12 - 2 * rank

@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ def rewards(folder: Path) -> list[float]:
 
 
 SCST = {
-    "train": {"lr": 2e-3, "steps": 40, "save_steps": 40, "log_steps": 10, "schedule": "constant"},
+    "train": {"lr": 2e-3, "steps": 160, "save_steps": 160, "log_steps": 20, "schedule": "constant"},
     "stage1": {"scst": True},
 }
 
@@ -146,8 +147,8 @@ def test_the_reward_rises_and_a_shuffled_one_teaches_nothing(
     monkeypatch.setattr(stages, "Cider", Shuffled)
     train_stage1(recipe(tmp_path / "shuffled", beginner, **SCST))
     real, shuffled = rewards(tmp_path / "real"), rewards(tmp_path / "shuffled")
-    assert real[-1] > 1.15 * real[0]
-    assert shuffled[-1] < 1.05 * shuffled[0]
+    assert fmean(real[-2:]) > 1.2 * real[0]
+    assert fmean(shuffled[-2:]) < 0.75 * fmean(real[-2:])
 
 
 @pytest.mark.parametrize(
