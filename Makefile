@@ -4,7 +4,7 @@
 # make test-vllm  the tests of the vLLM engine and of the service on it, in an environment of its own
 # make test-lmms  the tests of the lmms-eval plugin and of its client, in an environment of its own
 # make bench      race the engines and the training loops, in about 35 minutes; the tables go to benchmarks/results
-# make ablations  the paper's Tables 1 and 7 with small models, after make mini's data
+# make ablations  the paper's Tables 1 and 7 and its context embeddings, with small models, after make mini's data
 # make modalities fine-tune on small data sets of seven modalities, beside simple baselines
 # make mini       train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 

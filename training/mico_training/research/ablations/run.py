@@ -144,10 +144,7 @@ def build(
 
 
 def as_wide_as_bert(bert: nn.Module) -> None:
-    """Give a narrow BERT's linear layers the variance that BERT's own have at its width of 768.
-
-    With its 0.02 a width of 128 begins with words that hardly see each other or the media.
-    """
+    """Give a narrow BERT's linear layers the variance that BERT's own have at its width of 768."""
     for module in bert.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02 * (768 / module.in_features) ** 0.5)
@@ -155,7 +152,7 @@ def as_wide_as_bert(bert: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class CoarseLoader(MediaLoader):
-    """Media on a coarser grid than the cached features': a third of the tokens, and of the time."""
+    """Media on a coarser grid than the cached features': a third of the tokens."""
 
     grid: int = 4
 
@@ -170,7 +167,7 @@ class CoarseLoader(MediaLoader):
 
 @cache
 def _shares(fine: int, coarse: int) -> Tensor:
-    """How much of each fine cell is in each coarse one: ten times as fast as the pooling itself."""
+    """How much of each fine cell is in each coarse one. Their product is the mean."""
     cells = torch.eye(fine**2).unflatten(1, (fine, fine))
     return F.adaptive_avg_pool2d(cells, coarse).flatten(1)
 
