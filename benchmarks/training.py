@@ -92,7 +92,7 @@ def write_data(folder: Path) -> None:
     lines: dict[str, list[dict[str, Any]]] = {"captions": [], "talk": []}
     table = ["filepath\ttitle"]
     for number in range(SAMPLES):
-        picture, caption = jpeg(generator), sentence(generator, generator.integers(6, 21))
+        picture, caption = jpeg(generator), sentence(generator, int(generator.integers(6, 21)))
         name = f"pictures/{number}.jpg"
         (folder / name).write_bytes(picture)
         lines["captions"].append({"image": name, "caption": caption})

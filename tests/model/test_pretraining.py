@@ -40,7 +40,9 @@ def batch(n: int = 3, length: int = 6) -> dict[str, Tensor]:
 
 def features(model: MicoForPretraining, b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Pooled media and text features of a batch."""
-    media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
+    media: dict[str, Any] = {
+        k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")
+    }
     pooled = model.encode(**media, n=len(b["input_ids"])).pooled
     return pooled, model.encode_text(b["input_ids"], b["attention_mask"])
 
@@ -146,7 +148,9 @@ def test_hardness_decides_how_alike_a_negative_is(
 def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretraining) -> None:
     b = batch(3)
     b["input_ids"][1:] = b["input_ids"][0]
-    media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
+    media: dict[str, Any] = {
+        k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")
+    }
     shown = model.encode(**media, n=3)
     logits = model.match(b["input_ids"], b["attention_mask"], shown.context, shown.mask)
     expected = F.binary_cross_entropy_with_logits(logits, torch.ones(3))

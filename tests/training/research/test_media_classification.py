@@ -137,7 +137,7 @@ def test_an_encoder_with_an_ear_needs_none_here() -> None:
     config = MicoConfig.tiny().encoder_config
     config.ear_blocks = 1
     spec = MediaInput.of("audio", Preprocessing(image_size=64), 2)
-    own = {"input_spec": spec.model_dump(mode="json"), "encoder_config": config}
+    own: dict[str, Any] = {"input_spec": spec.model_dump(mode="json"), "encoder_config": config}
     target = Target(task="classification", classes=("a", "b")).model_dump(mode="json")
     model = MicoForModality(MicoModalityConfig(modality="audio", target_spec=target, **own))
     slices = {"pixel_values": torch.ones(3, 3, 64, 64), "units": torch.tensor([1, 2])}
