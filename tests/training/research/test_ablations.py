@@ -117,6 +117,8 @@ def test_a_result_of_other_settings_is_no_result(settings: Settings) -> None:
     made = runs.described(settings, cell, 0)
     (folder / "result.json").write_text(json.dumps(made))
     assert result_of(folder, made) == made
+    estimated = replace(settings, overrides=(*settings.overrides, "expect.units=9"))
+    assert result_of(folder, runs.described(estimated, cell, 0)) == made
     longer = replace(settings, overrides=(*settings.overrides, "train.steps=9"))
     with pytest.raises(ConfigError, match=r"made with recipe\.train\.steps 8, but now .* is 9"):
         result_of(folder, runs.described(longer, cell, 0))

@@ -174,7 +174,9 @@ def _shares(fine: int, coarse: int) -> Tensor:
 
 def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
     """What decides a run's result."""
-    recipe = settings.load(cell, seed).model_dump(mode="json", exclude={"output", "features"})
+    recipe = settings.load(cell, seed).model_dump(
+        mode="json", exclude={"output", "features", "expect"}
+    )
     recipe["stage1"].pop("tokenizer")
     return {
         "cell": cell.name,
