@@ -110,6 +110,11 @@ def test_jsonl_captions_each_medium(folder: Path) -> None:
     path = lines(folder / "train.jsonl", media | {"captions": captions})
     sample = ManifestSource(path, "caption")[0]
     assert sample.captions == {"image2": ("A dog.",), "audio": ("Purring.", "A purr.")}
+    both = [{"caption": "A cat.", "captions": given} for given in (captions, ["Two cats."])]
+    path = lines(folder / "both.jsonl", *(media | words for words in both))
+    named, listed = (ManifestSource(path, "caption")[n].captions for n in range(2))
+    assert named == {"image": ("A cat.",)} | sample.captions
+    assert listed == {"image": ("A cat.", "Two cats.")}
     heard = ManifestSource(path, "caption", kinds=frozenset({"audio"}))[0]
     assert (list(heard.media), list(heard.captions)) == (["audio"], ["audio"])
     assert len(ManifestSource(path, "caption", kinds=frozenset({"video"}))) == 0
@@ -129,10 +134,7 @@ def test_jsonl_captions_each_medium(folder: Path) -> None:
         ({"captions": {"image": "A cow."}}, "of 'image', but its media are: none"),
         ({"image": "cat.jpg", "captions": {"image": 3}}, "'image' is neither a string nor a list"),
         ({"image": "cat.jpg", "captions": {"image": [""]}}, "'image' is empty"),
-        (
-            {"image": "cat.jpg", "caption": "A.", "captions": ["B."]},
-            "both 'caption' and 'cap",
-        ),
+        ({"image": "cat.jpg", "captions": 3}, "'captions' is neither a string nor a list"),
         ({"image": "cat.jpg", "captions": {}}, "lacks all of 'caption', 'messages'"),
         ({"messages": [QUESTION]}, "with an answer; they are user"),
         ({"messages": [ANSWER, QUESTION]}, "with an answer; they are assistant, user"),

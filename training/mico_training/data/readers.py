@@ -169,21 +169,20 @@ def _strings(record: dict[str, Any], key: str, otherwise: Any) -> tuple[str, ...
 
 
 def _captions(record: dict[str, Any], media: dict[str, MediaFile]) -> dict[str, tuple[str, ...]]:
-    """The captions of each medium; those without a medium's name are the first one's."""
-    captions = record.get("captions", ())
-    if "caption" in record and "captions" in record:
-        raise RecordError("has both 'caption' and 'captions'; give one")
+    """The captions of each medium; ``caption``, and ``captions`` in a list, are the first one's."""
+    first, captions = next(iter(media), ""), record.get("captions", ())
     if isinstance(captions, dict):
         for name in captions:
             if name not in media:
                 known = ", ".join(media) or "none"
                 raise RecordError(f"has a caption of {name!r}, but its media are: {known}")
         found = {name: _strings(captions, name, ()) for name in captions}
-        return {name: texts for name, texts in found.items() if texts}
-    texts = _strings(record, "caption", captions)
-    if texts and not media:
+    else:
+        found = {first: _strings(record, "captions", ())}
+    found[first] = (*_strings(record, "caption", ()), *found.get(first, ()))
+    if found[first] and not media:
         raise RecordError(f"has a caption but no medium ({', '.join(KINDS)})")
-    return {next(iter(media)): texts} if texts else {}
+    return {name: texts for name, texts in found.items() if texts}
 
 
 def _media(record: dict[str, Any], root: Location) -> dict[str, MediaFile]:
