@@ -113,7 +113,7 @@ def test_jsonl_captions_each_medium(folder: Path) -> None:
     both = [{"caption": "A cat.", "captions": given} for given in (captions, ["Two cats."])]
     path = lines(folder / "both.jsonl", *(media | words for words in both))
     named, listed = (ManifestSource(path, "caption")[n].captions for n in range(2))
-    assert named == {"image": ("A cat.",)} | sample.captions
+    assert named == {"image": ("A cat.",), **sample.captions}
     assert listed == {"image": ("A cat.", "Two cats.")}
     heard = ManifestSource(path, "caption", kinds=frozenset({"audio"}))[0]
     assert (list(heard.media), list(heard.captions)) == (["audio"], ["audio"])
