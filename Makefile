@@ -89,7 +89,7 @@ $(LLAMACPP): | $(BIN)/python
 # The data engine's instruments come without their dependencies: PyAudio, which only live playback needs,
 # would have to be compiled.
 $(DEVELOPING): pyproject.toml $(RUNNING)
-	$(UV) --editable '.[server,ui,terminal,reads,train,eval,modalities,dev]'
+	$(UV) --editable '.[server,ui,terminal,reads,train,eval,modalities,data,ray,dev]'
 	$(UV) --no-deps 'tinysoundfont>=0.3.6,<0.4'
 	@touch $@
 

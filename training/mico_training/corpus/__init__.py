@@ -1,0 +1,1 @@
+"""From people's own videos to shards for training: clips, frames, sound, annotations."""
