@@ -19,6 +19,7 @@ import typer
 
 from mico_chat import __version__
 from mico_chat.cli import hub, models
+from mico_chat.cli.data import data
 from mico_chat.cli.keys import keys
 from mico_chat.cli.options import (
     ALL_ARGUMENTS,
@@ -59,6 +60,7 @@ app = typer.Typer(
 app.add_typer(models.export, name="export")
 app.add_typer(models.convert, name="convert")
 app.add_typer(keys, name="keys")
+app.add_typer(data, name="data")
 
 _OWN = " Default: the model's own."
 

@@ -379,7 +379,7 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
-R = TypeVar("R", bound=Run)
+R = TypeVar("R", bound=Section)
 
 
 def load_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> R:

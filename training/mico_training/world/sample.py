@@ -8,7 +8,7 @@ time, owner or mode, so equal samples give equal bytes.
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -77,13 +77,18 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     partial = path.with_suffix(".partial")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            for member, data in {"json": sample.record().encode(), **sample.files}.items():
-                info = tarfile.TarInfo(f"{sample.id}.{member}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+            add_sample(tar, sample.id, sample.record(), sample.files)
             count += 1
     partial.replace(path)
     return count
+
+
+def add_sample(tar: tarfile.TarFile, key: str, record: str, files: Mapping[str, bytes]) -> None:
+    """Add ``KEY.json`` and the media; their bytes depend on nothing else."""
+    for member, data in {"json": record.encode(), **files}.items():
+        info = tarfile.TarInfo(f"{key}.{member}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
 
 
 def read_shard(path: str | Path) -> Iterator[Sample]:

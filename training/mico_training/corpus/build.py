@@ -1,0 +1,201 @@
+"""A build from beginning to end: sources, clips, annotations, shards, report.
+
+Each step leaves a table in ``build/`` beside the shards (:mod:`.rows`). A step that is done is not
+done again, so the same command goes on after an end of any kind. ``build/recipe.yaml`` says what
+a build was begun with.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import yaml
+from filelock import FileLock, Timeout
+
+from mico_chat.errors import ConfigError
+from mico_chat.media.addresses import located
+from mico_training.corpus.annotating import Annotating
+from mico_training.corpus.annotators.base import annotator_class
+from mico_training.corpus.pack import SHARD, STAGE, Packer
+from mico_training.corpus.places import PARTIAL, Place
+from mico_training.corpus.recipe import BuildRecipe
+from mico_training.corpus.rows import ANNOTATED, FILE, INDEX, SOURCE
+from mico_training.corpus.run import Job, Step, Work, clean, run_job
+from mico_training.recipe import changes
+
+log = logging.getLogger(__name__)
+
+RECIPE = "build/recipe.yaml"
+SOURCES = "build/sources.parquet"
+FILES = "build/files"
+CLIPS = "build/clips.parquet"
+INDEXES = "build/index"
+AT_ONCE = 64
+"""Files of a part, when each is cut in no time."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """``counts``: of each reason why a file or a clip was left out. ``seconds``: of this run."""
+
+    clips: int
+    shards: int
+    counts: dict[str, int]
+    seconds: float
+
+
+def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> Built:
+    """Make shards of ``sources`` in a folder or at an address, or go on with them.
+
+    Raises:
+        ConfigError: ``output`` holds a build of another recipe or other sources, or another
+            process works on it; or an annotator cannot be imported.
+        MissingExtraError: there are workers, and no Ray.
+    """
+    from mico_training.corpus.manifest import select
+    from mico_training.corpus.report import write_report
+    from mico_training.corpus.sources import rows_of
+
+    began = time.monotonic()
+    for annotator in recipe.annotators:
+        annotator_class(annotator.use)
+    place = Place(output)
+    run = runner(recipe)
+    with alone(place):
+        begin(place, recipe, sources)
+        cutting, packing = jobs(recipe, output)
+        sweep(place, cutting, packing)
+        if not place.exists(SOURCES):
+            place.write_rows(SOURCES, SOURCE, rows_of(sources, recipe))
+        if not place.exists(CLIPS):
+            run(place, cutting)
+            select(place, recipe)
+        run(place, packing)
+        sweep(place, cutting, packing)
+        write_report(output)
+        return count(place, time.monotonic() - began)
+
+
+def runner(recipe: BuildRecipe) -> Any:
+    if not recipe.workers and not os.environ.get("RAY_ADDRESS"):
+        return run_job
+    from mico_training.corpus.ray_run import run_job as run
+
+    return partial(run, workers=recipe.workers)
+
+
+def jobs(recipe: BuildRecipe, output: str) -> tuple[Job, Job]:
+    """The two jobs between which the manifest lies."""
+    cut = Step("cut", partial(cutter, recipe), FILE, batch=1)
+    annotate = [
+        Step(
+            one.use,
+            partial(Annotating, one, recipe.shards.unsafe),
+            ANNOTATED,
+            one.batch_size,
+            one.actors if isinstance(one.actors, tuple) else (one.actors, one.actors),
+            one.cpus,
+            one.gpus,
+        )
+        for one in recipe.annotators
+    ]
+    n = recipe.shards.samples
+    pack = Step(STAGE, partial(Packer, recipe.shards, output), INDEX, n)
+    return (
+        Job("files", SOURCES, FILES, (cut,), unit=1, part=AT_ONCE),
+        Job("clips", CLIPS, INDEXES, (*annotate, pack), unit=n, part=n),
+    )
+
+
+def cutter(recipe: BuildRecipe) -> Work:
+    from mico_training.corpus.cuts import cut
+
+    return partial(map, partial(cut, recipe=recipe))
+
+
+def begin(place: Place, recipe: BuildRecipe, sources: Sequence[str]) -> None:
+    """Write what a build is made of; of one that was begun before, check it."""
+    found = [located(one) for one in sources]
+    paths = [str(one.absolute() if isinstance(one, Path) else one) for one in found]
+    # How many processes do the work changes nothing about the result.
+    now = {"sources": paths, "recipe": recipe.model_dump(mode="json", exclude={"workers"})}
+    if place.exists(RECIPE):
+        before = yaml.safe_load(place.read(RECIPE))
+        for key, (then, value) in changes(before, now).items():
+            raise ConfigError(
+                f"{place.address} was begun with {key} {then}, not {value}: give another --output, "
+                f"or the recipe and the sources of {place.address}/{RECIPE}"
+            )
+        return
+    if strange := [name for name in place.names() if SHARD.fullmatch(name)]:
+        raise ConfigError(
+            f"{place.address} holds {strange[0]}, but no {RECIPE}: give another --output"
+        )
+    with place.scratch() as path:
+        path.write_text(yaml.safe_dump(now, allow_unicode=True), encoding="utf-8")
+        place.put(path, RECIPE)
+
+
+@contextmanager
+def alone(place: Place) -> Iterator[None]:
+    """Let no other process of this machine work on a folder meanwhile."""
+    if place.folder is None:
+        yield
+        return
+    (place.folder / "build").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.folder / "build/lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"{place.address}: another build writes here; let it end") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(place: Place, *jobs: Job) -> None:
+    """Remove what a run that was killed left behind: partial files, and shards without rows."""
+    for name in place.names(PARTIAL):
+        place.remove(name)
+    for job in jobs:
+        clean(place, job)
+    known = shards_of(place)
+    for name in place.names(ending=".tar"):
+        if SHARD.fullmatch(name) and name not in known:
+            place.remove(name)
+
+
+def shards_of(place: Place) -> set[str]:
+    found: set[str] = set()
+    for part in place.names(INDEXES, ".parquet"):
+        for batch in place.batches(part, ["shard"]):
+            found.update(pc.unique(batch.column("shard")).to_pylist())
+    return found - {"", None}
+
+
+def count(place: Place, seconds: float) -> Built:
+    reasons: Counter[str] = Counter()
+    for name in (*place.names(FILES, ".parquet"), CLIPS):
+        reasons.update(_reasons(place, name))
+    del reasons[""]
+    for name in place.names(INDEXES, ".parquet"):
+        reasons.update(_reasons(place, name))
+    clips = reasons.pop("", 0)
+    return Built(clips, len(shards_of(place)), dict(reasons.most_common()), seconds)
+
+
+def _reasons(place: Place, name: str) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for batch in place.batches(name, ["reason"]):
+        for one in pc.value_counts(pc.fill_null(batch.column(0), "")).to_pylist():
+            found[one["values"]] += one["counts"]
+    return found
