@@ -1,7 +1,7 @@
 """Sounds: any container, codec, rate and channel layout to 16 kHz mono float32."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -52,11 +52,11 @@ def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
 
 def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: MediaLimits) -> Audio:
     stream = container.streams.audio[0]
-    track = _Track(file, stream)
+    track = Track(file, stream)
     wanted = int(limits.max_seconds * SAMPLE_RATE)
     blocks: list[NDArray[np.float32]] = []
     n = 0
-    for block in track.blocks(container):
+    for block in track.blocks(frames_of(container, stream, track.damage)):
         blocks.append(block)
         n += len(block)
         if n > wanted:
@@ -65,9 +65,7 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
         raise file.damaged(
             f"no sound can be decoded from this {fmt} file (no samples, damaged or cut off)"
         )
-    samples = np.concatenate(blocks)[:wanted]
-    samples = np.nan_to_num(samples, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
-    np.clip(samples, -1.0, 1.0, out=samples)
+    samples = joined(blocks)[:wanted]
 
     seconds = len(samples) / SAMPLE_RATE
     cut = []
@@ -86,6 +84,13 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
         cut.append(f"{len(track.damage)} damaged pieces of sound are left out")
     found = {"sample_rate": track.rate, "channels": track.channels, "cut": cut}
     return Audio(samples, report=file.report(fmt, kind="audio", seconds=seconds, **found))
+
+
+def joined(blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Blocks of samples as one, (n,), in [-1, 1] whatever was decoded."""
+    samples = np.concatenate(blocks)
+    samples = np.nan_to_num(samples, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+    return np.clip(samples, -1.0, 1.0, out=samples)
 
 
 def _check_claim(file: MediaFile) -> None:
@@ -120,20 +125,22 @@ def _check_claim(file: MediaFile) -> None:
 
 
 @dataclass
-class _Track:
+class Track:
+    """A stream of sound, of whatever rate and channels; ``rate`` and ``channels`` are the first."""
+
     file: MediaFile
     stream: AudioStream
     rate: int = 0
     channels: int = 0
     damage: list[Exception] = field(default_factory=list)
 
-    def blocks(self, container: InputContainer) -> Iterator[NDArray[np.float32]]:
-        """Blocks of samples, float32 (n,) at 16 kHz mono."""
+    def blocks(self, frames: Iterable[AudioFrame]) -> Iterator[NDArray[np.float32]]:
+        """The frames' samples in blocks, float32 (n,) at 16 kHz mono."""
         if self.stream.codec_context is None:  # decoding would crash PyAV 15
             raise MediaError(self.file.name, "its codec is unknown", "unsupported")
         resampler: AudioResampler | None = None
         current: tuple[object, ...] = ()
-        for frame in frames_of(container, self.stream, self.damage):
+        for frame in frames:
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or shape != current:  # some streams change their format
                 if resampler is not None:
@@ -187,7 +194,15 @@ def index_of(stream: Stream) -> Sequence[Any]:
 
 def frames_of(container: InputContainer, stream: Stream, damage: list[Exception]) -> Iterator[Any]:
     """A stream's frames. Errors of skipped packets, and of an early end, go to ``damage``."""
-    packets = container.demux(stream)
+    for packet in packets_of(container, [stream], damage):
+        yield from decoded(packet, damage)
+
+
+def packets_of(
+    container: InputContainer, streams: Sequence[Stream], damage: list[Exception]
+) -> Iterator[Any]:
+    """The packets of some streams, in the file's order. An early end goes to ``damage``."""
+    packets = container.demux(*streams)
     while True:
         try:
             packet = next(packets, None)
@@ -197,11 +212,17 @@ def frames_of(container: InputContainer, stream: Stream, damage: list[Exception]
             return
         if packet is None:
             return
-        try:
-            yield from packet.decode()
-        except (av.InvalidDataError, av.EOFError) as error:
-            log.debug("packet left out: %r", error)
-            damage.append(error)
+        yield packet
+
+
+def decoded(packet: Any, damage: list[Exception]) -> Sequence[Any]:
+    """A packet's frames; none, and the error in ``damage``, if it cannot be decoded."""
+    try:
+        return packet.decode()  # type: ignore[no-any-return]
+    except (av.InvalidDataError, av.EOFError) as error:
+        log.debug("packet left out: %r", error)
+        damage.append(error)
+        return ()
 
 
 @contextmanager

@@ -86,13 +86,19 @@ def _targets(file: MediaFile, timeline: Timeline, n: int) -> list[int]:
 
 
 def _video_stream(file: MediaFile, fmt: str, container: InputContainer) -> VideoStream:
-    streams = container.streams
-    for stream in streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:  # cover art
-            return stream
-    if streams.audio:
+    if stream := picture_stream(container):
+        return stream
+    if container.streams.audio:
         raise MediaError(file.name, f"this {fmt} file has sound but no video; attach it as audio")
     raise MediaError(file.name, f"this {fmt} file has no streams (no video, no sound)")
+
+
+def picture_stream(container: InputContainer) -> VideoStream | None:
+    """The first video stream that is no cover art."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    return None
 
 
 def _take(
@@ -112,17 +118,29 @@ def _take(
         if tick in taken:  # shown for longer than an interval
             continue
         limits.check_pixels(file.name, frame.width, frame.height)
-        turns = round(frame.rotation / 90) % 4  # counter-clockwise, by the display matrix
-        on_its_side = turns % 2 == 1
         if not taken:
-            width, height = frame.width, frame.height
-            upright = (height, width) if on_its_side else (width, height)
-        width, height = limits.fitted(*upright)
-        if on_its_side:
-            width, height = height, width
-        scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-        taken[tick] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
+            upright = upright_size(frame)
+        taken[tick] = upright_pixels(frame, limits.fitted(*upright))
     return taken, upright
+
+
+def quarter_turns(frame: VideoFrame) -> int:
+    """How often a frame is turned by 90 degrees counter-clockwise, by the display matrix."""
+    return round(frame.rotation / 90) % 4
+
+
+def upright_size(frame: VideoFrame) -> tuple[int, int]:
+    """(width, height) of a frame as it is shown."""
+    sides = frame.width, frame.height
+    return sides[::-1] if quarter_turns(frame) % 2 else sides
+
+
+def upright_pixels(frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A frame as it is shown, RGB (H, W, 3), scaled to ``size``: (width, height)."""
+    turns = quarter_turns(frame)
+    width, height = size[::-1] if turns % 2 else size
+    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+    return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
 
 
 def _sound_track(file: MediaFile, fmt: str, limits: MediaLimits, cut: list[str]) -> Audio | None:
