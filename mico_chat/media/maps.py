@@ -1,12 +1,20 @@
-"""Depth maps and maps of surface normals, from image files and numpy arrays."""
+"""Depth maps and maps of surface normals, from image files and numpy arrays.
 
+A PNG of depth may say what its numbers mean: a text chunk :data:`MARK` with a :class:`DepthMark`.
+:func:`encode_depth` writes it.
+"""
+
+import io
 import math
 import zipfile
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from PIL import ImageFile
+from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mico_chat.errors import MediaError
 from mico_chat.media.file import (
@@ -27,19 +35,65 @@ _WANTED = (
 MAX_DISTANCE = 1e6
 """Metres. No camera measures farther, and the inverse of a larger value is rounded away."""
 
+MARK = "mico-depth"
+_MOST = 65535  # of 16 bits
+
+
+class DepthMark(BaseModel):
+    """What the numbers of a PNG of depth mean.
+
+    ``unit`` "metre": number times ``scale`` is the distance. "inverse": it is an inverse distance
+    in a unit that nobody knows. 0 is a hole. ``estimated`` names the model that
+    saw the distances in a picture.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Literal["metre", "inverse"]
+    scale: float = Field(0.001, gt=0, le=MAX_DISTANCE, allow_inf_nan=False)
+    # Short and without spaces: it stands in pages and prompts, and files come from anybody.
+    estimated: str | None = Field(None, pattern=r"^[\w./:@+-]{1,96}$")
+
+
+def encode_depth(
+    values: NDArray[np.floating], unit: Literal["metre", "inverse"], estimated: str | None = None
+) -> bytes:
+    """A 16-bit PNG of distances (H, W), in millimetres while they fit, or of inverse distances.
+
+    Values that are not finite, and distances of 0 and less, are holes. An inverse distance of 0 and
+    less is the farthest.
+    """
+    values = values.astype(np.float64)
+    known = np.isfinite(values)
+    if unit == "metre":
+        known &= values > 0
+    largest = float(values[known].max(initial=0.0))
+    scale = 0.001 if unit == "metre" else 1.0
+    if (unit == "inverse" and largest > 0) or largest > _MOST * scale:
+        scale = largest / _MOST
+    numbers = np.where(known, (values / scale).round().clip(1, _MOST), 0).astype(np.uint16)
+    said = PngInfo()
+    mark = DepthMark(unit=unit, scale=scale, estimated=estimated)
+    said.add_text(MARK, mark.model_dump_json(exclude_none=True))
+    data = io.BytesIO()
+    Pillow.fromarray(numbers).save(data, "PNG", pnginfo=said)
+    return data.getvalue()
+
 
 def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     """Decode a depth map. Values that are 0, negative, not finite or too large become NaN: holes.
 
-    Integers of 16 bits or more are multiplied by the file's ``depth_scale``. In an 8-bit map
-    brighter is nearer. In the result larger is always farther.
+    Integers of 16 bits or more are multiplied by the file's ``depth_scale``, or by the scale of
+    their mark. In an 8-bit map, and in one of inverse distances, brighter is nearer. In the result
+    larger is always farther.
     """
+    mark = None
     fmt = file.format_among(IMAGE_FORMATS | ARRAY_FORMATS, "a depth map")
     if fmt in ARRAY_FORMATS:
         with decoder_errors(file, limits, f"damaged {fmt} (its array cannot be read)"):
             raw, hidden = read_array(file, fmt, limits), None
     else:
-        raw, hidden = _read_grey(file, fmt, limits)
+        raw, hidden, mark = _read_grey(file, fmt, limits)
     height, width = raw.shape
     kept = limits.fitted(width, height)
     raw = _nearest(raw, kept)
@@ -49,37 +103,57 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     holes = ~(np.isfinite(grey) & (grey > 0))
     if hidden is not None:
         holes |= _nearest(hidden, kept)
-    metric = raw.dtype != np.uint8
+    eight_bits = raw.dtype == np.uint8
+    metric = not eight_bits if mark is None else mark.unit == "metre"
     if not metric:
-        values = 1.0 - grey / 255.0
+        values = 1.0 - grey / (255.0 if eight_bits else float(_MOST))
     elif raw.dtype.kind == "f":
         values = grey
     else:
-        values = grey * np.float32(file.depth_scale)
+        values = grey * np.float32(file.depth_scale if mark is None else mark.scale)
     holes |= values > MAX_DISTANCE
     values = np.where(holes, np.float32(np.nan), values).astype(np.float32)
     if holes.all():
         found = f"all {width} x {height} values are 0, NaN, infinite or beyond 1,000 km"
         raise MediaError(file.name, f"no depth in it: {found}")
     cut = scaled_words((width, height), kept)
-    return Depth(values, metric, report=file.report(fmt, width=width, height=height, cut=cut))
+    estimated = None if mark is None else mark.estimated
+    report = file.report(fmt, width=width, height=height, cut=cut, estimated=estimated)
+    return Depth(values, metric, report=report)
 
 
 def _read_grey(
     file: MediaFile, fmt: str, limits: MediaLimits
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """An image's grey (H, W), uint8 or wider, and where it is transparent (H, W)."""
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None, DepthMark | None]:
+    """An image's grey (H, W), uint8 or wider, where it is transparent (H, W), and its mark."""
     with opened_raster(file, fmt, limits) as raster:
         raster.load()
+        mark = _mark(file, raster) if fmt == "PNG" else None
         if raster.mode.startswith("I") or raster.mode in ("F", "L"):
-            return np.array(raster), None
+            return np.array(raster), None, mark
         if raster.mode == "1":
-            return np.array(raster.convert("L")), None
+            return np.array(raster.convert("L")), None, mark
         colour = np.asarray(raster.convert("RGBA"))  # (H, W, 4)
     grey = colour[..., 0]
     if not ((grey == colour[..., 1]).all() and (grey == colour[..., 2]).all()):
         raise MediaError(file.name, f"a colour image (its three channels differ), but {_WANTED}")
-    return grey, colour[..., 3] == 0
+    return grey, colour[..., 3] == 0, mark
+
+
+def _mark(file: MediaFile, raster: ImageFile.ImageFile) -> DepthMark | None:
+    said = raster.info.get(MARK)
+    if said is None:
+        return None
+    try:
+        return DepthMark.model_validate_json(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its text"
+        raise MediaError(
+            file.name,
+            f"its text chunk {MARK!r} cannot be read ({where}: {first['msg']}); write "
+            'e.g. {"unit": "metre", "scale": 0.001}, or leave it out',
+        ) from error
 
 
 def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

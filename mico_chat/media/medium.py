@@ -74,6 +74,8 @@ class MediaReport(BaseModel):
     cut: list[str] = []  # sentences on what was left out or scaled down
     shown_as: Literal["picture"] | None = None
     """"picture": a map that the model lacks, shown to it as a picture with a legend."""
+    estimated: str | None = None
+    """The model that estimated a depth map from a picture; None: measured, rendered or unknown."""
     tokens: int | None = None  # context tokens, with those of the sound track
     written: tuple[WrittenText, ...] | None = None
     """The text in a picture or in a video's frames, in reading order; None: it was not read."""
@@ -214,6 +216,10 @@ class Depth(_Decoded):
         shape = self.values.shape
         _check("values", self.values, np.float32, "(H, W)", ok=len(shape) == 2)
         self._describe(width=shape[1], height=shape[0])
+
+    @property
+    def estimated(self) -> str | None:
+        return self.report.estimated
 
 
 Medium = Image | Audio | Video | Depth | Normal
