@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,14 +68,7 @@ class ChatModel(Model):
 
     @cached_property
     def _fingerprint(self) -> str:
-        adapter = self.assistant.adapter
-        if isinstance(adapter, MicoAdapter):
-            return fingerprint(adapter.model)
-        if (pair := gguf_files(self.name, self._options.mmproj)) is not None:
-            return files_fingerprint([file for file in (pair.model, pair.mmproj) if file])
-        folder = local_folder(model_folder(self.name))
-        files = (file for file in folder.iterdir() if file.suffix in WEIGHTS_AND_SETTINGS)
-        return files_fingerprint(sorted(files))
+        return weights_fingerprint(self.name, self.assistant.adapter, self._options.mmproj)
 
     @property
     def _precision(self) -> str:
@@ -121,7 +115,7 @@ class ChatModel(Model):
             self.assistant.encoder.cache.clear()
             asked = [[items[place].message()] for place in batch]
             found = self.assistant.try_all(asked, options)
-            yield from zip(batch, (_reply(one, max_tokens) for one in found), strict=True)
+            yield from zip(batch, (reply_of(one, max_tokens) for one in found), strict=True)
 
     def close(self) -> None:
         self._open.close()
@@ -132,7 +126,23 @@ def check_base_llm(name: str) -> None:
         raise ConfigError("the control base-llm needs a checkpoint whose base_llm is not its own")
 
 
-def _reply(found: Answer | MicoError, max_tokens: int) -> Reply:
+def weights_fingerprint(name: str, adapter: ModelAdapter, mmproj: Path | None = None) -> str:
+    """A digest of the weights and settings of the model that was loaded by this name."""
+    if isinstance(adapter, MicoAdapter):
+        return fingerprint(adapter.model)
+    if (pair := gguf_files(name, mmproj)) is not None:
+        return files_fingerprint([file for file in (pair.model, pair.mmproj) if file])
+    return folder_fingerprint(local_folder(model_folder(name)))
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A digest of the files in a model's folder on which its answers depend."""
+    files = (file for file in folder.iterdir() if file.suffix in WEIGHTS_AND_SETTINGS)
+    return files_fingerprint(sorted(files))
+
+
+def reply_of(found: Answer | MicoError, max_tokens: int) -> Reply:
+    """The reply that :meth:`Assistant.try_all` found, or the error that is no refusal."""
     if isinstance(found, Answer):
         first = found.choices[0]
         return Reply.of(first.text, first.finish_reason, max_tokens, first.confidence)

@@ -18,8 +18,9 @@ import PIL.Image
 from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelError
 from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import Item, Model, Reply, Task
-from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
+from mico_chat.media import Audio, Image, MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.file import mime_type
+from mico_chat.media.medium import Medium
 from mico_chat.messages import Message, Part, to_openai
 
 DEFAULT_KEY = "OPENAI_API_KEY"
@@ -114,13 +115,24 @@ class Endpoint(Model):
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        return at_once(
-            lambda item: self._answer(item, max_tokens), enumerate(items), self.concurrency
-        )
+        asked = ((place, [item.message()]) for place, item in enumerate(items))
+        return at_once(lambda one: self._answer(one, max_tokens), asked, self.concurrency)
 
-    def _answer(self, item: Item, max_tokens: int) -> Reply:
+    def ask_all(
+        self, conversations: Sequence[Sequence[Message]], max_tokens: int | None = None
+    ) -> list[Reply]:
+        """The replies to conversations, in their order; ``concurrency`` are asked at once.
+
+        Raises:
+            ModelError: the endpoint does not answer.
+        """
+        asked = enumerate(conversations)
+        found = dict(at_once(lambda one: self._answer(one, max_tokens), asked, self.concurrency))
+        return [found[place] for place in range(len(conversations))]
+
+    def _answer(self, conversation: Sequence[Message], max_tokens: int | None) -> Reply:
         try:
-            messages = self.messages([item.message()])
+            messages = self.messages(conversation)
         except MediaError as error:
             return Reply("broken", str(error))
         return self.ask(messages, max_tokens)
@@ -131,23 +143,19 @@ class Endpoint(Model):
         Raises:
             ModelError: the endpoint does not answer.
         """
-        import openai
         from openai.types.chat import ChatCompletion
 
         limit: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
-        try:
-            done = self._client.chat.completions.create(
+        done = self._called(
+            lambda: self._client.chat.completions.create(
                 model=self.name,
                 messages=messages,  # type: ignore[arg-type]  # more kinds than OpenAI's own
                 temperature=0,
                 **limit,
             )
-        except openai.APIStatusError as error:
-            if error.status_code < 500 and error.status_code not in NOT_REFUSED:
-                return Reply("refused", _one_line(error.message))
-            raise self._failed(error.message) from error
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
-            raise self._failed(str(error)) from error
+        )
+        if isinstance(done, Reply):
+            return done
         if not isinstance(done, ChatCompletion) or not done.choices:
             raise self._failed(f"its answer has no choices: {str(done)[:80]!r}")
         choice = done.choices[0]
@@ -156,6 +164,41 @@ class Endpoint(Model):
             confidence = None
         text = choice.message.content or ""
         return Reply.of(text, choice.finish_reason, max_tokens, confidence)
+
+    def embed(self, items: Sequence[str | Medium]) -> list[list[float]]:
+        """The vectors of texts and media; a server of this project has those of media.
+
+        Raises:
+            ModelError: the endpoint does not answer, or refuses an item.
+        """
+        shown: Any = [  # the frames of a video are one item
+            item if isinstance(item, str) else self.messages([Message.user(item)])[0]["content"]
+            for item in items
+        ]
+        done = self._called(
+            lambda: self._client.embeddings.create(
+                model=self.name, input=shown, encoding_format="float"
+            )
+        )
+        if isinstance(done, Reply):
+            raise self._failed(done.text)
+        vectors = [one.embedding for one in getattr(done, "data", None) or ()]
+        if len(vectors) != len(items):
+            raise self._failed(f"{len(vectors)} vectors for {len(items)} items")
+        return vectors
+
+    def _called(self, call: Callable[[], Given]) -> Given | Reply:
+        """What a call gives, or the reason of a refusal."""
+        import openai
+
+        try:
+            return call()
+        except openai.APIStatusError as error:
+            if error.status_code < 500 and error.status_code not in NOT_REFUSED:
+                return Reply("refused", _one_line(error.message))
+            raise self._failed(error.message) from error
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
+            raise self._failed(str(error)) from error
 
     def _failed(self, reason: str) -> ModelError:
         return ModelError(
@@ -168,7 +211,10 @@ class Endpoint(Model):
         self._decoder.close()
 
     def messages(self, conversation: Sequence[Message]) -> list[dict[str, Any]]:
-        """A conversation in OpenAI's format, with media as data URIs or in base64."""
+        """A conversation in OpenAI's format, with media as data URIs or in base64.
+
+        Decoded media are sent as JPEG and WAV, a decoded video as its frames without sound.
+        """
         shown = [
             replace(message, content=tuple(p for part in message.content for p in self._fit(part)))
             for message in conversation
@@ -181,16 +227,19 @@ class Endpoint(Model):
 
     def _fit(self, part: Part) -> list[Part]:
         """The parts to send for a part: a video may become stills, and a sound a WAV file."""
-        if not isinstance(part, MediaFile):
-            return [part]
-        if part.kind == "video" and self._video_as_frames is not None:
-            video = self._decoder.decode(part)
-            assert isinstance(video, Video)
-            return [MediaFile("image", _jpeg(frame), part.name) for frame in video.frames]
-        if part.kind == "audio" and self._audio_as_wav and not _is_input_audio(part):
-            audio = self._decoder.decode(part)
-            assert isinstance(audio, Audio)
-            return [MediaFile("audio", _wav(audio), part.name)]
+        if isinstance(part, MediaFile):
+            video = part.kind == "video" and self._video_as_frames is not None
+            sound = part.kind == "audio" and self._audio_as_wav and not _is_input_audio(part)
+            if not (video or sound):
+                return [part]
+            part = self._decoder.decode(part)
+        match part:
+            case Video():
+                return [MediaFile("image", _jpeg(frame), part.name) for frame in part.frames]
+            case Image():
+                return [MediaFile("image", _jpeg(part.pixels), part.name)]
+            case Audio():
+                return [MediaFile("audio", _wav(part), part.name)]
         return [part]
 
 

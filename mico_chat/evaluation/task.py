@@ -246,12 +246,13 @@ class Reply:
     """An answer, or the reason why the model refuses the item or its medium is broken.
 
     Refused and broken items do not count as wrong answers. ``confidence`` is that of an answer
-    about media, if the model gives it.
+    about media, if the model gives it. ``cut``: the answer reached the limit of its tokens.
     """
 
     kind: Literal["answer", "refused", "broken"]
     text: str
     confidence: float | None = None
+    cut: bool = field(default=False, compare=False)
 
     @classmethod
     def of(
@@ -262,7 +263,7 @@ class Reply:
         confidence: float | None = None,
     ) -> Reply:
         if text or finish_reason != "length":
-            return cls("answer", text, confidence)
+            return cls("answer", text, confidence, finish_reason == "length")
         return cls(
             "refused",
             f"the model wrote no answer within {max_tokens} tokens: a model that thinks "

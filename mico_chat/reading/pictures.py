@@ -29,7 +29,7 @@ stripes had less, apart from single characters."""
 MAX_LINES = 150
 
 
-def _models() -> tuple[Path, Path] | None:
+def models() -> tuple[Path, Path] | None:
     """The weights of detection and recognition, found without importing the package."""
     found = importlib.util.find_spec("rapidocr")
     if found is None or found.origin is None or importlib.util.find_spec("onnxruntime") is None:
@@ -40,7 +40,7 @@ def _models() -> tuple[Path, Path] | None:
 
 
 def installed() -> bool:
-    return _models() is not None
+    return models() is not None
 
 
 class PictureReader:
@@ -82,7 +82,7 @@ class PictureReader:
         if self._engine is None:
             from rapidocr import RapidOCR
 
-            detection, recognition = _models() or (None, None)
+            detection, recognition = models() or (None, None)
             self._engine = RapidOCR(
                 params={
                     "Global.log_level": "critical",

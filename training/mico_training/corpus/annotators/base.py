@@ -109,7 +109,17 @@ class Annotator(Protocol):
         ...
 
 
-OURS: dict[str, str] = {}
+_HERE = __name__.rpartition(".")[0]
+OURS: dict[str, str] = {
+    "caption": f"{_HERE}.captions:Captions",
+    "speech": f"{_HERE}.words:Speech",
+    "text": f"{_HERE}.words:Text",
+    "depth": f"{_HERE}.depth:Depths",
+    "normal": f"{_HERE}.normals:Normals",
+    "fuse": f"{_HERE}.fusion:Fusion",
+    "tags": f"{_HERE}.tags:Tags",
+    "safety": f"{_HERE}.safety:Safety",
+}
 """Name in a recipe -> module:class."""
 
 
