@@ -29,7 +29,7 @@ class Drawn(Clip):
         return Video(self.pictures[places], centres * self.seconds)
 
     @property
-    def sound(self) -> Audio | None:  # type: ignore[override]
+    def sound(self) -> Audio | None:
         return None if self.samples is None else Audio(self.samples)
 
 

@@ -31,9 +31,10 @@ def captions(answer: Any, clips: Any, **options: Any) -> tuple[list[list[Annotat
         return one(clips), requests
 
 
-def pixels(part: dict[str, Any]) -> PIL.Image.Image:
+def grey(part: dict[str, Any]) -> int:
+    """The grey of the picture in a part, which a JPEG changes a little."""
     data = part["image_url"]["url"].partition(";base64,")[2]
-    return PIL.Image.open(io.BytesIO(base64.b64decode(data)))
+    return int(np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data)))).mean())
 
 
 def test_a_clip_is_shown_as_frames_in_order() -> None:
@@ -45,9 +46,7 @@ def test_a_clip_is_shown_as_frames_in_order() -> None:
     assert said.text == "A wall gets brighter."
     assert np.isnan(said.score)
     *frames, question = parts(request)
-    assert [pixels(frame).getpixel((5, 5))[0] for frame in frames] == pytest.approx(
-        [20, 90, 160, 230], abs=3
-    )
+    assert [grey(frame) for frame in frames] == pytest.approx([20, 90, 160, 230], abs=3)
     assert "one video clip" in question["text"]
     assert clip.asked == [(4, 448)]
 
@@ -58,7 +57,7 @@ def test_the_middle_frame_and_the_sound() -> None:
         lambda _: (200, "Grey."), [clip], medium="image", side=100, prompt="Hm?"
     )
     picture, question = parts(request)
-    assert pixels(picture).getpixel((0, 0)) == pytest.approx((128, 128, 128), abs=3)
+    assert grey(picture) == pytest.approx(128, abs=3)
     assert question["text"] == "Hm?"
     ((said,),), (request,) = captions(lambda _: (200, "A tone."), [clip], medium="audio")
     assert (said.medium, said.text) == ("audio", "A tone.")
@@ -71,7 +70,7 @@ def test_many_clips_are_asked_at_once_and_answers_come_to_their_clips() -> None:
     clips = [drawn(plain(10 * n)) for n in range(20)]
 
     def answer(request: dict[str, Any]) -> tuple[int, str]:
-        return 200, f"Grey {round(pixels(parts(request)[0]).getpixel((0, 0))[0] / 10)}."
+        return 200, f"Grey {round(grey(parts(request)[0]) / 10)}."
 
     found, _ = captions(answer, clips, medium="image", at_once=5)
     assert [said.text for (said,) in found] == [f"Grey {n}." for n in range(20)]
@@ -122,8 +121,8 @@ def test_a_version_names_all_that_answers_depend_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MY_KEY", "secret")
 
     def version(**options: Any) -> str:
-        given = {"url": "http://127.0.0.1:9/v1", "model": "org/m"} | options
-        with closing(made("caption", **given)) as one:
+        given = {"url": "http://127.0.0.1:9/v1", "model": "org/m"}
+        with closing(made("caption", **given | options)) as one:
             return str(one.version)
 
     first = version()
@@ -164,7 +163,12 @@ def scenes() -> list[Any]:
 
 
 def test_a_model_in_this_process(tiny_chat: Path, scenes: list[Any]) -> None:
-    options = {"model": str(tiny_chat), "engine": "transformers", "max_tokens": 6, "frames": 3}
+    options: dict[str, Any] = {
+        "model": str(tiny_chat),
+        "engine": "transformers",
+        "max_tokens": 6,
+        "frames": 3,
+    }
     with (
         closing(made("caption", **options)) as one,
         closing(made("caption", **options, at_once=3)) as three,

@@ -31,7 +31,8 @@ def embedded(request: dict[str, Any]) -> tuple[int, bytes]:
 
 
 def tags(clips: Any, answer: Any = embedded, **options: Any) -> Any:
-    options = {"words": WORDS, "template": "a {}", "model": "m"} | options
+    given: dict[str, Any] = {"words": WORDS, "template": "a {}", "model": "m"}
+    options = given | options
     with answering(answer) as (url, requests), closing(made("tags", url=url, **options)) as one:
         return one(clips), requests
 
@@ -73,13 +74,14 @@ def test_words_of_a_file_and_bad_ones(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("cat\n\n dog \ncat\ntree\n")
     _, (texts, *_) = tags([], words=str(tmp_path / "words.txt"))
     assert texts["input"] == ["a cat", "a dog", "a tree"]
-    for options, reason in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"words": []}, "words: expected at least one word"),
         ({"words": "no/such.txt"}, "words: no/such.txt cannot be read"),
         ({"medium": "depth"}, "medium: expected one of image, video, audio, got 'depth'"),
         ({"template": "a"}, "template: expected a text with"),
         ({"top": 0}, "must be at least 1"),
-    ]:
+    ]
+    for options, reason in wrong:
         with pytest.raises(ConfigError, match=reason):
             tags([], **options)
 

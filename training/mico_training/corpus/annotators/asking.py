@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.folders import model_name
 from mico_chat.engine.base import GenerationOptions, request_error
-from mico_chat.errors import ConfigError, MediaError
+from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat import reply_of, weights_fingerprint
 from mico_chat.evaluation.endpoint import Endpoint, key_of
 from mico_chat.evaluation.task import Reply
@@ -71,7 +71,6 @@ class Asker(Protocol):
         """The replies in order.
 
         Raises:
-            MediaError: of a medium that the model cannot take.
             ModelError: the model or URL does not answer.
         """
         ...
@@ -120,10 +119,8 @@ class OwnModel:
         replies: list[Reply] = []
         for start in range(0, len(conversations), self._at_once):
             asked = conversations[start : start + self._at_once]
-            for found in self._assistant.try_all(asked, options):
-                if isinstance(found, MediaError):
-                    raise found
-                replies.append(reply_of(found, self._how.max_tokens))
+            found = self._assistant.try_all(asked, options)
+            replies += [reply_of(one, self._how.max_tokens) for one in found]
         return replies
 
     def close(self) -> None:

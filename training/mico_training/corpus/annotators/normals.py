@@ -81,7 +81,7 @@ class Normals:
 
     def _derived(self, clips: Sequence[Clip]) -> Iterator[tuple[int, Floats]]:
         for place, clip in enumerate(clips):
-            for depth in clip.said("depth")[-1:]:
+            for depth in clip.said("depth")[:1]:  # the one that is packed
                 read = decode_depth(MediaFile("depth", depth.data, clip.id), MediaLimits())
                 if not read.metric:
                     raise ConfigError(
