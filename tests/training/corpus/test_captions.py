@@ -121,7 +121,7 @@ def test_a_version_names_all_that_answers_depend_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MY_KEY", "secret")
 
     def version(**options: Any) -> str:
-        given = {"url": "http://127.0.0.1:9/v1", "model": "org/m"}
+        given: dict[str, Any] = {"url": "http://127.0.0.1:9/v1", "model": "org/m"}
         with closing(made("caption", **given | options)) as one:
             return str(one.version)
 
