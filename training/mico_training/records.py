@@ -98,7 +98,7 @@ def panels(
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str = "") -> None:
