@@ -1,5 +1,6 @@
 """The data engine: from a folder of videos, or a list of a million, to shards for training."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,3 +49,46 @@ def build(
     if built.clips:
         pattern = f"{output.rstrip('/')}/*.tar"
         print(f"next: mico-chat train-stage1, with `data: [{{path: {pattern}}}]` in its recipe")
+
+
+Shards = Annotated[
+    str,
+    typer.Argument(
+        metavar="SHARDS", help="The folder or address of a build, or a pattern: 'shards/*.tar'."
+    ),
+]
+
+
+@data.command()
+def look(
+    shards: Shards,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page; 0: any free one.")
+    ] = 7870,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one page that needs no server instead."),
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips on the page of --html.")] = 24,
+) -> None:
+    """Look at clips in the browser: frames, sound, captions, depth; also those left out, and why.
+
+    mico-chat data look shards
+
+    mico-chat data look 'shards/*.tar' --html page.html
+    """
+    import webbrowser
+
+    with extra("data", "mico-chat data look"):
+        from mico_training.corpus.look import serve, write_page
+    if html is not None:
+        print(f"{html}: {write_page(shards, html, clips)} clips")
+        return
+
+    def show(url: str) -> None:
+        print(f"{url} (end with Ctrl-C)", flush=True)
+        if not no_open:
+            webbrowser.open(url)
+
+    serve(shards, port, show)
