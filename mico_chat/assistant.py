@@ -203,13 +203,13 @@ class Assistant:
         return asyncio.run(_gathered(self.answer(messages, options) for messages in batch))
 
     def try_all(
-        self, batch: Sequence[Sequence[Message]], options: GenerationOptions
+        self, batch: Sequence[Sequence[Message]], options: GenerationOptions, *, salt: str = ""
     ) -> list[Answer | MicoError]:
         """Like :meth:`answer_all`; the error of a failed request takes the place of its answer."""
 
         async def one(messages: Sequence[Message]) -> Answer | MicoError:
             try:
-                return await self.answer(messages, options)
+                return await self.answer(messages, options, salt=salt)
             except MicoError as error:
                 return error
 

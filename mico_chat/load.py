@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import local_folder, model_folder, model_name
-from mico_chat.engine.base import Engine, GenerationOptions, check_sizes
+from mico_chat.engine.base import SIZES, Engine, GenerationOptions, check_sizes
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.reading import installed_reader
@@ -229,7 +229,8 @@ def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
         try:
             return _with_llamacpp(model, options)
         except ModelError as error:
-            if options.engine != "auto" or options.quantization is not None or options.arguments:
+            for_both = set(options.arguments) <= set(SIZES["transformers"])
+            if options.engine != "auto" or options.quantization is not None or not for_both:
                 raise
             logger.info("engine: transformers (not llamacpp: %s)", error)
     return _with_transformers(model, options)

@@ -14,11 +14,12 @@ from scipy.io import wavfile
 
 from mico_chat.errors import ConfigError, MediaError, ModelError
 from mico_training.corpus.annotators.asking import ModelAtUrl
-from mico_training.corpus.annotators.base import Annotation
-from tests.evaluation.openai_endpoint import answering, body, parts
-from tests.training.corpus.clips import Scene
+from mico_training.corpus.annotators.base import Annotation, Clip
+from tests.evaluation.openai_endpoint import answering, body, parts, text
+from tests.training.corpus.clips import Scene, make_video
 from tests.training.corpus.drawn import drawn, made, plain
 
+URL = "http://127.0.0.1:9/v1"
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)).astype(np.float32)
 
 
@@ -64,6 +65,25 @@ def test_the_middle_frame_and_the_sound() -> None:
     sound = parts(request)[0]["input_audio"]
     rate, samples = wavfile.read(io.BytesIO(base64.b64decode(sound["data"])))
     assert (sound["format"], rate, len(samples)) == ("wav", 16_000, 16_000)
+
+
+def test_several_media_by_one_model() -> None:
+    clips = [drawn(plain(0, 128, 250)), drawn(plain(5), TONE)]
+    prompts = {"image": "Look.", "audio": "Listen."}
+    found, requests = captions(
+        lambda request: (200, f"To {text(request)}"),
+        clips,
+        medium=["image", "audio", "video"],
+        prompt=prompts,
+        at_once=1,
+    )
+    assert [[one.medium for one in said] for said in found] == [
+        ["image", "video"],
+        ["image", "audio", "video"],
+    ]
+    assert [one.text for one in found[1][:2]] == ["To Look.", "To Listen."]
+    assert "one video clip" in found[0][1].text
+    assert len(requests) == 5
 
 
 def test_many_clips_are_asked_at_once_and_answers_come_to_their_clips() -> None:
@@ -121,15 +141,21 @@ def test_a_version_names_all_that_answers_depend_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MY_KEY", "secret")
 
     def version(**options: Any) -> str:
-        given: dict[str, Any] = {"url": "http://127.0.0.1:9/v1", "model": "org/m"}
+        given: dict[str, Any] = {"url": URL, "model": "org/m"}
         with closing(made("caption", **given | options)) as one:
             return str(one.version)
 
     first = version()
     assert first.startswith("org/m@url+")
-    same = {"api_key_env": "MY_KEY"}, {"at_once": 3}, {"url": "http://127.0.0.1:8/v1"}
+    same: list[dict[str, Any]] = [{"api_key_env": "MY_KEY"}, {"at_once": 3}, {"url": f"{URL}/x"}]
     assert {version(**options) for options in same} == {first}
-    others = [{"prompt": "Hm?"}, {"frames": 2}, {"side": 99}, {"max_tokens": 9}, {"revision": "7"}]
+    others: list[dict[str, Any]] = [
+        {"prompt": "Hm?"},
+        {"frames": 2},
+        {"side": 99},
+        {"max_tokens": 9},
+        {"revision": "7"},
+    ]
     others += [{"model": "n"}, {"medium": "image"}, {"least": 0.5}]
     assert len({version(**options) for options in others} | {first}) == 9
     assert "secret" not in version(api_key_env="MY_KEY")
@@ -139,6 +165,8 @@ def test_a_version_names_all_that_answers_depend_on(monkeypatch: pytest.MonkeyPa
     ("options", "reason"),
     [
         ({"medium": "depth"}, "medium: expected image or video or audio, got 'depth'"),
+        ({"medium": ["image", "smell"]}, "medium: expected image or video or audio, got .*smell"),
+        ({"medium": []}, r"expected image or video or audio, got \[\]"),
         ({"frames": 0}, "frames: expected at least 1, got 0"),
         ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1, got 0"),
         ({"tempo": 3}, "tempo: extra inputs are not permitted"),
@@ -147,13 +175,13 @@ def test_a_version_names_all_that_answers_depend_on(monkeypatch: pytest.MonkeyPa
 )
 def test_bad_options(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        made("caption", **{"url": "http://127.0.0.1:9/v1"} | options)
+        made("caption", **{"url": URL} | options)
 
 
 def test_a_model_that_does_not_read_the_medium(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ModelAtUrl, "reads", ("image", "video"))
     with pytest.raises(ConfigError, match="caption: medium: m reads image or video, not audio"):
-        made("caption", url="http://127.0.0.1:9/v1", model="m", medium="audio")
+        made("caption", url=URL, model="m", medium="audio")
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +191,7 @@ def scenes() -> list[Any]:
 
 
 def test_a_model_in_this_process(tiny_chat: Path, scenes: list[Any]) -> None:
-    options: dict[str, Any] = {
-        "model": str(tiny_chat),
-        "engine": "transformers",
-        "max_tokens": 6,
-        "frames": 3,
-    }
+    options: dict[str, Any] = {"model": str(tiny_chat), "engine": "transformers", "max_tokens": 6}
     with (
         closing(made("caption", **options)) as one,
         closing(made("caption", **options, at_once=3)) as three,
@@ -180,11 +203,20 @@ def test_a_model_in_this_process(tiny_chat: Path, scenes: list[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_mini_describes_clips(base_llm_folder: Path, scenes: list[Any]) -> None:
-    for medium, answered in (("video", 3), ("audio", 1)):
-        with closing(made("caption", medium=medium, max_tokens=24)) as mini:
-            found = mini(scenes)
-        said = [one for of_clip in found for one in of_clip]
-        assert len(said) == answered
-        assert all(0 < one.score <= 1 and one.medium == medium for one in said)
-        assert all(one.version.startswith("mini@") for one in said)
+def test_the_mini_describes_files(base_llm_folder: Path, tmp_path: Path) -> None:
+    clips = []
+    for n, sound in enumerate((0.3, None)):
+        file = make_video(tmp_path / f"{n}.mp4", [Scene(n, 5.0)], sound=sound, audio_codec="aac")
+        size = file.stat().st_size
+        where = {"address": str(file), "member": "", "offset": 0, "size": size}
+        clips.append(Clip(where | {"id": str(n), "start": 0.0, "end": 5.0}))
+    with closing(made("caption", medium=["image", "video", "audio"], max_tokens=24)) as mini:
+        found = mini(clips)
+        assert mini(clips[1:]) == found[1:]
+    assert [[one.medium for one in said] for said in found] == [
+        ["image", "video", "audio"],
+        ["image", "video"],
+    ]
+    for said in (one for of_clip in found for one in of_clip):
+        assert 0 < said.score <= 1
+        assert said.version.startswith("mini@")

@@ -75,6 +75,7 @@ def test_words_of_a_file_and_bad_ones(tmp_path: Path) -> None:
     _, (texts, *_) = tags([], words=str(tmp_path / "words.txt"))
     assert texts["input"] == ["a cat", "a dog", "a tree"]
     wrong: list[tuple[dict[str, Any], str]] = [
+        ({"words": None}, "words: m names nothing here, so list the words"),
         ({"words": []}, "words: expected at least one word"),
         ({"words": "no/such.txt"}, "words: no/such.txt cannot be read"),
         ({"medium": "depth"}, "medium: expected one of image, video, audio, got 'depth'"),
@@ -98,6 +99,9 @@ def test_tags_of_the_mini(base_llm_folder: Path) -> None:
     with closing(OwnSpace("mini")) as space:
         vectors = space.vectors(["a cat", "a dog"])
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+        assert "lion" in space.names("image")
+        assert "applause" in space.names("audio")
+        assert "applause" not in space.names("image")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from mico_chat.errors import ConfigError
 from mico_chat.media.addresses import located
 from mico_training.corpus.annotating import Annotating
-from mico_training.corpus.annotators.base import annotator_class
+from mico_training.corpus.annotators.base import check_options
 from mico_training.corpus.pack import SHARD, STAGE, Packer
 from mico_training.corpus.places import PARTIAL, Place
 from mico_training.corpus.recipe import BuildRecipe
@@ -66,7 +66,7 @@ def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> Built:
 
     began = time.monotonic()
     for annotator in recipe.annotators:
-        annotator_class(annotator.use)
+        check_options(annotator.use, annotator.options)
     place = Place(output)
     run = runner(recipe)
     with alone(place):

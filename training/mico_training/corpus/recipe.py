@@ -37,6 +37,10 @@ class ClipsRecipe(Section):
         return self
 
 
+NEEDS = {"normal": "depth", "fuse": "caption"}
+"""Annotators that read what another says; normals by a model of their own do not."""
+
+
 class AnnotatorRecipe(Section):
     """One annotator: ``use`` is one of ours or ``package.module:Class``, ``options`` its arguments.
 
@@ -80,3 +84,19 @@ class BuildRecipe(Section):
     shards: ShardsRecipe = ShardsRecipe()
     workers: int = Field(default=0, ge=0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "BuildRecipe":
+        before: set[str] = set()
+        for one in self.annotators:
+            needed = NEEDS.get(one.use)
+            if one.options.get("model") and one.use == "normal":
+                needed = None
+            # Anybody's own annotator may say anything.
+            if needed and needed not in before and not any(":" in use for use in before):
+                raise ConfigError(
+                    f"annotators: {one.use!r} goes on from what {needed!r} says: put a {needed!r} "
+                    "before it"
+                )
+            before.add(one.use)
+        return self

@@ -15,7 +15,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat import reply_of, weights_fingerprint
 from mico_chat.evaluation.endpoint import Endpoint, key_of
 from mico_chat.evaluation.task import Reply
-from mico_chat.load import EngineOptions, load_assistant
+from mico_chat.load import EngineOptions, choose_engine, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message
@@ -87,6 +87,7 @@ class OwnModel:
 
     def __init__(self, how: Asking) -> None:
         self._how = how
+        self._asked = 0
         self._at_once = how.at_once or 1
         options = EngineOptions(
             engine=how.engine,
@@ -95,7 +96,7 @@ class OwnModel:
             device=how.device,
             max_running=self._at_once,
             context_cache_bytes=0,  # what was encoded in another batch has other last bits
-            arguments=how.engine_args,
+            arguments=self._arguments(),
             chat_defaults=False,
             trust_remote_code=how.trust_remote_code,
         )
@@ -108,6 +109,13 @@ class OwnModel:
         self.is_mini = isinstance(self._assistant.adapter, MicoAdapter)
         self.reads = self._assistant.input_modalities
 
+    def _arguments(self) -> dict[str, Any]:
+        """With one slot no keys of an earlier prompt lie beside a prompt's own."""
+        how = self._how
+        engine = choose_engine(EngineOptions(how.engine, how.quantization, device=how.device))[0]
+        one = {"n_slots": 1} if self._at_once == 1 and engine != "vllm" else {}
+        return one | how.engine_args
+
     def version(self, **settings: Any) -> str:
         weights = weights_fingerprint(self._how.model, self._assistant.adapter)
         engine = {"engine": self._assistant.engine.name}
@@ -119,7 +127,9 @@ class OwnModel:
         replies: list[Reply] = []
         for start in range(0, len(conversations), self._at_once):
             asked = conversations[start : start + self._at_once]
-            found = self._assistant.try_all(asked, options)
+            self._asked += 1
+            # A salt of its own: a prompt that goes on from another's start has other last bits.
+            found = self._assistant.try_all(asked, options, salt=str(self._asked))
             replies += [reply_of(one, self._how.max_tokens) for one in found]
         return replies
 

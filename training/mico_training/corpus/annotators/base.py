@@ -13,7 +13,8 @@ One instance serves one process, and loads its model when it is made.
 """
 
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -137,3 +138,15 @@ def annotator_class(use: str) -> type[Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"annotators: use: {use!r} cannot be imported: {error}") from error
     return found  # type: ignore[no-any-return]
+
+
+def check_options(use: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the class does not take, before hours of work and not after them."""
+    taken = inspect.signature(annotator_class(use)).parameters.values()
+    named = {one.name: one for one in taken if one.kind is not one.VAR_KEYWORD}
+    if len(named) == len(taken) and (unknown := sorted(options.keys() - named)):
+        raise ConfigError(
+            f"{use}: it lacks the option {unknown[0]!r}; its options are {', '.join(named)}"
+        )
+    if missing := [n for n, one in named.items() if one.default is one.empty and n not in options]:
+        raise ConfigError(f"{use}: the option {missing[0]!r} is needed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from mico_chat.errors import ConfigError
@@ -47,10 +47,12 @@ _SENTENCE = re.compile(r".*[.!?](?=\s|$)", re.S)
 
 
 class Captions:
-    """One caption of the clip's middle frame ("image"), its frames ("video") or its sound.
+    """Captions of the clip's middle frame ("image"), its frames ("video") or its sound ("audio").
 
-    ``frames`` of a clip are shown, no side longer than ``side`` pixels. Answers whose confidence is
-    below ``least`` are left out; a model that gives none is believed. ``asking`` are the fields of
+    ``medium`` is one of them or a list, for a caption of each; ``prompt`` is one question, or one
+    for each medium. ``frames`` of a clip are shown, no side longer than ``side`` pixels. Answers
+    whose confidence is below ``least`` are left out; a model that gives none is believed.
+    ``asking`` are the fields of
     :class:`~mico_training.corpus.annotators.asking.Asking`.
     """
 
@@ -58,51 +60,62 @@ class Captions:
 
     def __init__(
         self,
-        medium: Shown = "video",
-        prompt: str | None = None,
+        medium: Shown | Sequence[Shown] = "video",
+        prompt: str | Mapping[Shown, str] | None = None,
         frames: int = 8,
         side: int = 448,
         least: float = 0.0,
         **asking: Any,
     ) -> None:
-        if medium not in get_args(Shown):
+        media: Sequence[Shown] = (medium,) if isinstance(medium, str) else medium
+        if not media or not set(media) <= set(get_args(Shown)):
             raise ConfigError(f"caption: medium: expected {_or(get_args(Shown))}, got {medium!r}")
+        how = Asking.of(self.name, asking)
         if frames < 1:
             raise ConfigError(f"caption: frames: expected at least 1, got {frames}")
-        self._how = Asking.of(self.name, asking)
-        self._model = asker(self._how)
-        if medium not in self._model.reads:
-            raise ConfigError(
-                f"caption: medium: {self._how.model} reads {_or(self._model.reads) or 'texts'}, "
-                f"not {medium}"
-            )
-        self._medium: Shown = medium
+        self._model = asker(how)
+        for one in media:
+            if one not in self._model.reads:
+                reads = _or(self._model.reads) or "texts"
+                raise ConfigError(f"caption: medium: {how.model} reads {reads}, not {one}")
+        usual = OF_THE_MINI if self._model.is_mini else DETAILED
+        own = dict.fromkeys(media, prompt) if isinstance(prompt, str) else prompt or {}
+        self._prompts = {one: own.get(one, usual[one]) for one in media}
         self._frames, self._side, self._least = frames, side, least
-        self._prompt = prompt or (OF_THE_MINI if self._model.is_mini else DETAILED)[medium]
-        shown = {"medium": medium, "frames": frames, "side": side, "least": least}
-        self.version = self._model.version(prompt=self._prompt, **shown)
+        self.version = self._model.version(
+            prompts=self._prompts, frames=frames, side=side, least=least
+        )
 
     def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
-        shown = {place: medium for place, clip in enumerate(clips) if (medium := self._of(clip))}
-        asked = [[Message.user(medium, self._prompt)] for medium in shown.values()]
+        shown: list[tuple[int, Shown]] = []
+        asked: list[list[Message]] = []
+        for place, clip in enumerate(clips):
+            for kind, prompt in self._prompts.items():
+                if (medium := shown_of(clip, kind, self._frames, self._side)) is not None:
+                    shown.append((place, kind))
+                    asked.append([Message.user(medium, prompt)])
         found: list[list[Annotation]] = [[] for _ in clips]
-        for place, reply in zip(shown, self._model.ask(asked), strict=True):
+        for (place, kind), reply in zip(shown, self._model.ask(asked), strict=True):
             text = caption_in(reply)
-            score = float("nan") if reply.confidence is None else reply.confidence
+            score = float("nan") if reply.confidence is None else round(reply.confidence, 4)
             if text and not score < self._least:
-                said = Annotation(self.name, self.version, "caption", self._medium, text, score)
+                said = Annotation(self.name, self.version, "caption", kind, text, score)
                 found[place].append(said)
         return found
 
-    def _of(self, clip: Clip) -> Medium | None:
-        if self._medium == "audio":
-            return clip.sound
-        if self._medium == "image":
-            return Image(clip.middle(self._side).frames[0])
-        return clip.frames(self._frames, self._side)
-
     def close(self) -> None:
         self._model.close()
+
+
+def shown_of(clip: Clip, kind: Shown, frames: int, side: int) -> Medium | None:
+    """What a model is shown of a clip; None for no sound."""
+    match kind:
+        case "audio":
+            return clip.sound
+        case "image":
+            return Image(clip.middle(side).frames[0])
+        case "video":
+            return clip.frames(frames, side)
 
 
 def caption_in(reply: Reply) -> str:

@@ -19,17 +19,20 @@ from mico_chat.checkpoints.load import load_encoder, load_pretraining
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.endpoint import Endpoint, key_of
 from mico_chat.evaluation.task import fingerprint
-from mico_chat.media import Image, MediaDecoder
+from mico_chat.media import MediaDecoder
 from mico_chat.media.medium import Medium
 from mico_chat.similarity import Similarity
 from mico_training.corpus.annotators.base import Annotation, Clip, Shown
+from mico_training.corpus.annotators.captions import shown_of
 from mico_training.corpus.annotators.naming import version_of
 
 Vectors = NDArray[np.float32]
 
 
 class Space(Protocol):
-    """Where texts and media have vectors of unit length."""
+    """Where texts and media have vectors of unit length. ``names``: those that its model knows."""
+
+    def names(self, medium: Shown) -> list[str]: ...
 
     def version(self, **settings: Any) -> str: ...
 
@@ -41,7 +44,8 @@ class Space(Protocol):
 class Tags:
     """The ``top`` tags of each clip among ``words``, a list or a file with one word a line.
 
-    ``medium`` is what they are compared with; ``template`` makes a text of a word. ``score`` is the
+    Without words they are the names that the model's concepts have, if it runs here. ``medium`` is
+    what they are compared with; ``template`` makes a text of a word. ``score`` is the
     cosine, and tags below ``least`` are left out. ``model`` is a chat model of this project with
     its text branch, here or behind ``url``, whose ``/v1/embeddings`` takes media.
     """
@@ -50,7 +54,7 @@ class Tags:
 
     def __init__(
         self,
-        words: Sequence[str] | str | Path,
+        words: Sequence[str] | str | Path | None = None,
         medium: Shown = "image",
         template: str = "{}",
         top: int = 1,
@@ -63,7 +67,7 @@ class Tags:
         revision: str = "",
         device: str | None = None,
     ) -> None:
-        self._words = words_of(self.name, words)
+        listed = None if words is None else words_of(self.name, words)
         if medium not in get_args(Shown):
             known = ", ".join(get_args(Shown))
             raise ConfigError(f"tags: medium: expected one of {known}, got {medium!r}")
@@ -78,13 +82,17 @@ class Tags:
             if url is None
             else SpaceAtUrl(model, url, api_key_env, revision)
         )
+        self._words = self._space.names(medium) if listed is None else listed
+        if not self._words:
+            raise ConfigError(f"tags: words: {model} names nothing here, so list the words")
         self._known = self._space.vectors([template.format(word) for word in self._words])
         shown = {"medium": medium, "template": template, "frames": frames, "side": side}
         chosen = {"words": self._words, "top": top, "least": least}
         self.version = self._space.version(**shown, **chosen)
 
     def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
-        media = {place: medium for place, clip in enumerate(clips) if (medium := self._of(clip))}
+        shown = [shown_of(clip, self._medium, self._frames, self._side) for clip in clips]
+        media = {place: medium for place, medium in enumerate(shown) if medium is not None}
         found: list[list[Annotation]] = [[] for _ in clips]
         if not media:
             return found
@@ -96,13 +104,6 @@ class Tags:
                     said = Annotation(self.name, self.version, "tag", self._medium, word, score)
                     found[place].append(said)
         return found
-
-    def _of(self, clip: Clip) -> Medium | None:
-        if self._medium == "audio":
-            return clip.sound
-        if self._medium == "image":
-            return Image(clip.middle(self._side).frames[0])
-        return clip.frames(self._frames, self._side)
 
     def close(self) -> None:
         self._space.close()
@@ -121,12 +122,23 @@ class OwnSpace:
             opened.callback(self._space.close)
             self._open = opened.pop_all()
         self._weights = fingerprint(branch)
+        self._concepts = chat.config.concept_config
+
+    def names(self, medium: Shown) -> list[str]:
+        concepts = self._concepts
+        if concepts is None:
+            return []
+        seen, heard = concepts.visual_names or [], concepts.sound_names or []
+        plain = concepts.plain_names or [*seen, *heard]
+        return sorted(set(plain[len(seen) :] if medium == "audio" else plain[: len(seen)]))
 
     def version(self, **settings: Any) -> str:
         return version_of(self._name, self._weights, **settings)
 
     def vectors(self, items: Sequence[str | Medium]) -> Vectors:
-        # One by one: the last bits of a batch depend on what else is in it.
+        if all(isinstance(item, str) for item in items):
+            return asyncio.run(self._space.embed(items)).vectors
+        # Media one by one: the last bits of a batch depend on what else is in it.
         return np.concatenate([asyncio.run(self._space.embed([item])).vectors for item in items])
 
     def close(self) -> None:
@@ -139,6 +151,9 @@ class SpaceAtUrl:
     def __init__(self, model: str, url: str, api_key_env: str | None, revision: str) -> None:
         self._model, self._revision = model, revision
         self._endpoint = Endpoint(model, url, key_of(api_key_env, "api_key_env"))
+
+    def names(self, medium: Shown) -> list[str]:
+        return []
 
     def version(self, **settings: Any) -> str:
         return version_of(self._model, self._revision or "url", **settings)

@@ -80,9 +80,10 @@ class Text:
     def _of(self, clip: Clip) -> list[Annotation]:
         shown = clip.frames(self._frames, self._side)
         seen: dict[str, list[tuple[float, float]]] = {}  # of each line its times and confidences
+        # The frame that is shown as the clip begins may have appeared before.
         for pixels, time in zip(shown.frames, shown.times, strict=True):
             for line in self._reader.read(np.ascontiguousarray(pixels)):
-                seen.setdefault(line.text, []).append((float(time), line.confidence))
+                seen.setdefault(line.text, []).append((max(0.0, float(time)), line.confidence))
         return [
             Annotation(
                 self.name,
