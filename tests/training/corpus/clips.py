@@ -16,6 +16,10 @@ ENCRYPTION = {
     "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
     "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
 }
+QUICK: dict[str, dict[str, object]] = {
+    "libx264": {"preset": "ultrafast", "threads": "1"},
+    "libvpx": {"deadline": "realtime", "cpu-used": "8"},
+}
 MILLISECOND = Fraction(1, 1000)
 
 
@@ -69,8 +73,7 @@ def make_video(
         stream.pix_fmt = "yuv420p"
         stream.gop_size = gop
         stream.codec_context.time_base = MILLISECOND if variable else Fraction(1, fps)
-        if codec == "libx264":
-            stream.options = {"preset": "ultrafast", "threads": "1"}
+        stream.options = dict(QUICK.get(codec, {}))
         tracks = [
             container.add_stream(audio_codec, rate=RATE, layout="mono")
             for _ in range(0 if sound is None else sounds)

@@ -118,8 +118,10 @@ def pictures_of(row: Row, container: InputContainer) -> VideoStream:
     Ray sets ``OMP_NUM_THREADS`` to the CPUs that an operator reserved.
     """
     stream = picture_stream(container)
-    if stream is None:
+    if stream is None and container.streams.audio:
         raise MediaError(name_of(row), "has no pictures, only sound", "no pictures")
+    if stream is None:
+        raise MediaError(name_of(row), "has neither pictures nor sound", "damaged")
     if stream.codec_context is None:  # decoding would crash PyAV 15
         raise MediaError(name_of(row), "its video has a codec that FFmpeg does not know", "damaged")
     stream.codec_context.thread_count = int(os.environ.get("OMP_NUM_THREADS") or 0)

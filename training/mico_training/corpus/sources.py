@@ -132,7 +132,7 @@ class _Given:
                 for key, _, _, members in samples_of(place):
                     said = _said(members) | _texts(about or {})
                     for name, member in members.items():
-                        if _ending(name) in VIDEOS:
+                        if name.rpartition(".")[2].lower() in VIDEOS:
                             part = (f"{key}.{name}", member.offset, member.size)
                             yield self._row(place, said, *part)
                 return
