@@ -177,9 +177,11 @@ class OmniEncoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (see :meth:`features`) to tokens (U, T, D)."""
-        if self.stem is not None:
-            features = features[:, : self.stem.seen_dim]
-        return cast(Tensor, cast(Any, self.vit).forward_features(features))
+        return cast(Tensor, cast(Any, self.vit).forward_features(self.seen(features)))
+
+    def seen(self, features: Tensor) -> Tensor:
+        """The features that are for the ViT: those that the ear heard are not."""
+        return features if self.stem is None else features[:, : self.stem.seen_dim]
 
 
 def init_buffers(module: nn.Module) -> None:

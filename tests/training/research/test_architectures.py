@@ -95,6 +95,19 @@ def test_each_unit_goes_through_its_own_encoder_in_any_order() -> None:
             )
 
 
+@pytest.mark.parametrize("architecture", ALL)
+def test_what_the_ear_heard_reaches_no_encoder(architecture: Architecture) -> None:
+    """An encoder with an ear has its features behind the stem's."""
+    model = model_of(architecture).eval()
+    b = batch([3, 1, 1, 0])
+    with torch.inference_mode():
+        features = model.encoder.features(b["pixel_values"])
+        heard = torch.randn(len(features), 3, *features.shape[2:])
+        units = Units.of(b["media_kind"], b["media_units"])
+        with_ear = model.unit_tokens(torch.cat([features, heard], dim=1), units)
+        assert torch.equal(with_ear, model.unit_tokens(features, units))
+
+
 def test_a_decoder_looks_back_alone() -> None:
     """The last cell changes [CLS], which comes after it, and no cell before."""
     moved = {}

@@ -48,8 +48,9 @@ class PerModalityEncoders(MicoForPretraining):
         """Each unit through its kind's ViT, (U, T, D)."""
         vits = [self.encoder.vit, *(self.others[kind] for kind in KINDS[1:])]
         chosen = [(units.kind == number).nonzero().squeeze(1) for number in range(len(KINDS))]
+        seen = self.encoder.seen(features)
         made = [
-            cast(Tensor, cast(Any, vit).forward_features(features[mine]))
+            cast(Tensor, cast(Any, vit).forward_features(seen[mine]))
             for vit, mine in zip(vits, chosen, strict=True)
             if len(mine)
         ]
