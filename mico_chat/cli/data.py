@@ -1,5 +1,6 @@
 """The data engine: from a folder of videos, or a list of a million, to shards for training."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,12 @@ def build(
     values = list(overrides or [])
     if workers is not None:
         values.append(f"workers={workers}")
-    built = make(load_recipe(BuildRecipe, config, values), sources, output)
+    recipe = load_recipe(BuildRecipe, config, values)
+    try:
+        built = make(recipe, sources, output)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with {output}", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(in_columns([[reason, f"{count:,}"] for reason, count in built.counts.items()]))
     print(f"{built.clips:,} clips in {built.shards:,} shards; this run took {built.seconds:,.0f} s")
     if built.clips:

@@ -9,12 +9,11 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import yaml
@@ -68,10 +67,9 @@ def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> Built:
     for annotator in recipe.annotators:
         check_options(annotator.use, annotator.options)
     place = Place(output)
-    run = runner(recipe)
-    with alone(place):
+    cutting, packing = jobs(recipe, output)
+    with alone(place), runner(recipe, cutting, packing) as run:
         begin(place, recipe, sources)
-        cutting, packing = jobs(recipe, output)
         sweep(place, cutting, packing)
         if not place.exists(SOURCES):
             place.write_rows(SOURCES, SOURCE, rows_of(sources, recipe))
@@ -84,12 +82,16 @@ def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> Built:
         return count(place, time.monotonic() - began)
 
 
-def runner(recipe: BuildRecipe) -> Any:
+@contextmanager
+def runner(recipe: BuildRecipe, *jobs: Job) -> Iterator[Callable[[Place, Job], None]]:
+    """What does a job: this process, or Ray."""
     if not recipe.workers and not os.environ.get("RAY_ADDRESS"):
-        return run_job
-    from mico_training.corpus.ray_run import run_job as run
+        yield run_job
+        return
+    from mico_training.corpus import ray_run
 
-    return partial(run, workers=recipe.workers)
+    with ray_run.cluster(recipe.workers, jobs):
+        yield ray_run.run_job
 
 
 def jobs(recipe: BuildRecipe, output: str) -> tuple[Job, Job]:

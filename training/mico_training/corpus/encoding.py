@@ -1,6 +1,7 @@
 """Frames and sounds to the files of a shard; the same pixels and samples give the same bytes."""
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
 
 import av
@@ -27,17 +28,17 @@ def mp4(frames: NDArray[np.uint8], seconds: float, sound: Audio | None) -> bytes
         video.codec_context.thread_count = 1
         video.gop_size = max(1, round(2 * rate))
         video.time_base = video.codec_context.time_base = Fraction(1, TICKS)
-        audio = (
-            None if sound is None else container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-        )
+        packets: list[av.Packet] = []
+        if sound is not None:
+            audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            packets += _encoded(audio, sound.samples, "fltp")
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(width, height, "yuv420p")
             frame.pts, frame.time_base = round(number * TICKS / rate), Fraction(1, TICKS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        if audio is not None and sound is not None:
-            _encode(container, audio, sound.samples, "fltp")
+            packets += video.encode(frame)
+        packets += video.encode()
+        container.mux(sorted(packets, key=_when))  # both side by side, for players
     return file.getvalue()
 
 
@@ -47,24 +48,25 @@ def flac(sound: Audio) -> bytes:
     with av.open(file, "w", format="flac", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
         stream.codec_context.format = "s16"
-        _encode(container, stream, (sound.samples * 32767).round().astype(np.int16), "s16")
+        samples = (sound.samples * 32767).round().astype(np.int16)
+        container.mux(list(_encoded(stream, samples, "s16")))
     return file.getvalue()
 
 
-def _encode(
-    container: av.container.OutputContainer,
-    stream: av.AudioStream,
-    samples: NDArray[np.float32] | NDArray[np.int16],
-    form: str,
-) -> None:
+def _encoded(
+    stream: av.AudioStream, samples: NDArray[np.float32] | NDArray[np.int16], form: str
+) -> Iterator[av.Packet]:
     frame = av.AudioFrame.from_ndarray(samples[None], format=form, layout="mono")
     frame.sample_rate, frame.time_base, frame.pts = SAMPLE_RATE, Fraction(1, SAMPLE_RATE), 0
     fifo = av.AudioFifo()
     fifo.write(frame)
-    size = stream.codec_context.frame_size or 4096
-    while part := fifo.read(size, partial=True):
-        container.mux(stream.encode(part))
-    container.mux(stream.encode())
+    while part := fifo.read(stream.codec_context.frame_size or 4096, partial=True):
+        yield from stream.encode(part)
+    yield from stream.encode()
+
+
+def _when(packet: av.Packet) -> float:
+    return float((packet.dts or 0) * packet.time_base)
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:
