@@ -7,8 +7,8 @@ from typing import Any
 
 import fsspec
 import pytest
-import webdataset
 from filelock import FileLock
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, ModelError
@@ -100,8 +100,11 @@ def test_training_reads_the_shards(made: tuple[Path, Built]) -> None:
 
 
 def test_webdataset_reads_the_shards(made: tuple[Path, Built]) -> None:
-    shards = [str(path) for path in made[0].glob("*.tar")]
-    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    samples = []
+    for shard in made[0].glob("*.tar"):
+        with shard.open("rb") as stream:  # webdataset itself leaves files open
+            files = tar_file_expander([{"url": str(shard), "stream": stream}])
+            samples += list(group_by_keys(files))
     assert {sample["__key__"] for sample in samples} == records(made[0]).keys()
     assert all({"json", "video.mp4", "audio.flac"} <= sample.keys() for sample in samples)
 
@@ -158,6 +161,21 @@ def test_an_annotator_that_forgets_a_clip_ends_the_run(videos: Path, tmp_path: P
     with pytest.raises(ModelError, match="forgetful answered 3 times for 4 clips"):
         build(recipe_of(annotators=[forgetful]), [str(videos)], str(tmp_path))
     assert not left_behind(tmp_path)
+
+
+def test_a_wrong_annotator_is_refused_at_once(videos: Path, tmp_path: Path) -> None:
+    for use, options, wrong in (
+        ("nothing", {}, "use: 'nothing' is none of"),
+        ("tests.training.corpus.annotators:Nobody", {}, "cannot be imported"),
+        ("tests.training.corpus.annotators:Told", {"cals": "x"}, "lacks the option 'cals'"),
+    ):
+        with pytest.raises(ConfigError, match=wrong):
+            build(
+                recipe_of(annotators=[{"use": use, "options": options}]),
+                [str(videos)],
+                str(tmp_path),
+            )
+    assert not list(tmp_path.iterdir())
 
 
 def test_clips_that_nobody_described(videos: Path, tmp_path: Path) -> None:

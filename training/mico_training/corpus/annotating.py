@@ -45,6 +45,11 @@ class Annotating:
                     row["detail"] = f"{self.annotator.name} scored {worst:.2f} > {self.unsafe:g}"
             yield from batch
 
+    def close(self) -> None:
+        """Give back what the annotator holds, such as a connection; not all hold something."""
+        if close := getattr(self.annotator, "close", None):
+            close()
+
     def _ask(self, clips: Sequence[Clip]) -> list[Sequence[Annotation] | MediaError]:
         try:
             said = self.annotator(clips)

@@ -24,6 +24,8 @@ from mico_training.world.sample import add_sample
 SHARD = re.compile(r"[0-9a-f]{32}\.tar")
 """The names of shards: a hash of their clips' ids."""
 STAGE = "pack"
+FUSED = "fuse"
+"""The annotator that joins what others said."""
 MEMBERS = {"video": "video.mp4", "image": "image.jpg", "audio": "audio.flac"}
 MAPS: dict[Role, str] = {"depth": "depth.png", "normal": "normal.png"}
 TOLD = ("annotator", "version", "role", "medium", "text", "score", "start", "end")
@@ -93,14 +95,15 @@ class Packer:
 
 def longest(row: Row, side: int) -> int:
     """The longer side of a clip whose shorter one is ``side``; no clip is made larger."""
-    shorter, longer = sorted((row["width"], row["height"]))
+    sides: tuple[int, int] = (row["width"], row["height"])
+    shorter, longer = sorted(sides)
     return min(longer, round(longer * side / shorter))
 
 
 def captions_of(clip: Clip) -> dict[str, list[str]]:
     """The sentences about each member; about the video, those fused of several come first."""
     found: dict[str, list[str]] = {}
-    for caption in clip.said("caption"):
+    for caption in sorted(clip.said("caption"), key=lambda said: said.annotator != FUSED):
         found.setdefault(MEMBERS[caption.medium], []).append(caption.text)
     if text := clip.row.get("text"):
         found.setdefault(MEMBERS["video"], []).append(text)

@@ -99,6 +99,7 @@ def context(place: Place, job: Job, system: FileSystem) -> DataContext:
     settings: DataContext = DataContext.get_current().copy()
     settings.target_max_block_size = BLOCK_BYTES
     settings.enable_progress_bars = sys.stderr.isatty()
+    settings.use_datasource_v2 = False  # it starts processes to read what is one small file
     settings.checkpoint_config = CheckpointConfig(
         "id",
         place.path(job.checkpoint),

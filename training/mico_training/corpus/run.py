@@ -7,6 +7,7 @@ the parts end, and repeats what no part holds.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +77,15 @@ def run_job(place: Place, job: Job) -> None:
     total = count_to_do(place, job.source, known)
     if not total:
         return
-    works = [step.make() for step in job.steps]
     rows = rows_to_do(place, job.source, known)
-    with tqdm(rows, job.title, total, unit=" rows", disable=None, smoothing=0.05) as bar:
+    with (
+        ExitStack() as held,
+        tqdm(rows, job.title, total, unit=" rows", disable=None, smoothing=0.05) as bar,
+    ):
+        works = [step.make() for step in job.steps]
+        for work in works:
+            if close := getattr(work, "close", None):
+                held.callback(close)
         for part in _parts(_units(bar, job, works), job.part):
             name = f"{job.output}/{name_of(row['id'] for row in part)}.parquet"
             place.write_rows(name, job.steps[-1].schema, part)
@@ -111,8 +118,8 @@ def rows_to_do(place: Place, name: str, known: NDArray[Any]) -> Iterator[Row]:
 
 
 def count_to_do(place: Place, name: str, known: NDArray[Any]) -> int:
-    columns = [c for c in ("id", "reason") if c in place.columns(name)]
-    return sum(pc.sum(_wanted(b, known)).as_py() or 0 for b in place.batches(name, columns))
+    columns: list[str] = [c for c in ("id", "reason") if c in place.columns(name)]
+    return sum(_wanted(batch, known).true_count for batch in place.batches(name, columns))
 
 
 def _wanted(batch: pa.RecordBatch, known: NDArray[Any]) -> pa.Array:

@@ -1,0 +1,301 @@
+"""The data engine: clips a second, how it scales, what a row costs, and what a kill costs.
+
+    python -m benchmarks.data_engine throughput --output benchmarks/results
+    python -m benchmarks.data_engine scaling --output benchmarks/results
+    python -m benchmarks.data_engine rows --output benchmarks/results
+    python -m benchmarks.data_engine kill --output benchmarks/results
+
+``throughput`` builds shards of drawn clips with 0, 1 and 2 workers. ``scaling`` runs stages that
+wait on simulated clusters: nodes of Ray that all lie on this machine. ``rows`` runs stages that do
+nothing on a manifest of 100,000 rows, and watches memory. ``kill`` kills builds at random moments,
+starts them again, and compares the shards with those of a build that was left alone.
+"""
+
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import psutil
+import typer
+import yaml
+
+from benchmarks import fake_stages
+from benchmarks.systems import clip, machine, publish, table
+from mico_training.corpus.build import build
+from mico_training.corpus.places import Place
+from mico_training.corpus.recipe import BuildRecipe
+from mico_training.corpus.run import run_job
+from mico_training.records import panels
+
+app = typer.Typer(help=__doc__, rich_markup_mode=None)
+Output = Annotated[Path | None, typer.Option(help="Folder for the results.")]
+
+RECIPE = {
+    "clips": {"near": -1, "least_motion": 0.0},
+    "annotators": [{"use": "benchmarks.fake_stages:Numbered"}],
+    "shards": {"samples": 20},
+}
+SECONDS = 6.0
+BENDS = 0.8
+"""The curve bends where a node does less than this part of what one node does alone."""
+
+
+def head(command: str, *packages: str) -> str:
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine('av', 'pyarrow', *packages)}. Made by "
+        f"`python -m benchmarks.data_engine {command}`.\n\n"
+    )
+
+
+def draw_videos(folder: Path, n: int) -> Path:
+    folder.mkdir()
+    for seed in range(n):
+        clip(folder / f"{seed:05d}.mp4", seed, SECONDS)
+    return folder
+
+
+# --- clips a second -------------------------------------------------------------------------------
+
+
+@app.command()
+def throughput(output: Output = None, clips: int = 200, repeats: int = 3) -> None:
+    rows: list[list[str]] = []
+    with TemporaryDirectory() as temporary:
+        videos = draw_videos(Path(temporary) / "videos", clips)
+        for workers in (0, 1, 2):
+            found = []
+            for repeat in range(repeats):
+                recipe = BuildRecipe.model_validate(RECIPE | {"workers": workers})
+                built = build(recipe, [str(videos)], f"{temporary}/{workers}-{repeat}")
+                assert built.clips == clips, built.counts
+                found.append(built.seconds)
+            best = min(found)
+            rows.append([str(workers), f"{clips / best:.2f}", f"{best:.1f} s"])
+    publish(
+        "# Data engine: clips a second\n\n" + head("throughput", "ray") + f"{clips} clips of "
+        f"{SECONDS:g} s, 640 x 480, from files to shards; the best of {repeats}. Ray's own start "
+        "is counted.\n\n" + table(["workers", "clips a second", "whole build"], rows) + "\n",
+        "data-engine-throughput.md",
+        output,
+    )
+
+
+# --- a simulated cluster --------------------------------------------------------------------------
+
+
+@app.command()
+def scaling(
+    output: Output = None,
+    nodes: str = "1,2,4,8",
+    rows_a_node: int = 400,
+    describe: float = 0.25,
+    pack: float = 0.1,
+) -> None:
+    """Each node has one GPU, for a model, and two CPUs, for encoders."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from mico_training.corpus import ray_run
+
+    counts = [int(n) for n in nodes.split(",")]
+    rates: list[float] = []
+    for n in counts:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        for _ in range(n):
+            cluster.add_node(num_cpus=2, num_gpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        try:
+            with TemporaryDirectory() as folder:
+                place = Place(folder)
+                fake_stages.write_manifest(place, rows_a_node * n)
+                job = fake_stages.job(describe, pack, actors=n, samples=50, gpus=1.0)
+                start = time.perf_counter()
+                ray_run.run_job(place, job)
+                rates.append(rows_a_node * n / (time.perf_counter() - start))
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+    shares = [rate / n / (rates[0] / counts[0]) for rate, n in zip(rates, counts, strict=True)]
+    bend = next((n for n, share in zip(counts, shares, strict=True) if share < BENDS), None)
+    most = 1 / max(describe, pack / 2)
+    cells = [
+        [str(n), f"{rate:.1f}", f"{share:.2f}", f"{rate / (most * n):.2f}"]
+        for n, rate, share in zip(counts, rates, shares, strict=True)
+    ]
+    titles = ["nodes", "rows a second", "a node beside one alone", "of what the waits allow"]
+    bends = f"at {bend} nodes" if bend else f"nowhere up to {counts[-1]} nodes"
+    if output is not None:
+        with panels(output / "data-engine-scaling.png") as (axes,):
+            axes.plot(counts, rates, "o-", label="measured")
+            axes.plot(counts, [rates[0] / counts[0] * n for n in counts], "--", label="even")
+            axes.set(xlabel="nodes", ylabel="rows a second")
+    publish(
+        "# Data engine: a simulated cluster\n\n" + head("scaling", "ray") + "Nodes of Ray's test "
+        f"cluster, all on this machine, with one GPU and two CPUs each; {rows_a_node} rows a node. "
+        f"A model waits {describe:g} s for a row, an encoder {pack:g} s. The start of the "
+        f"processes is counted.\n\n{table(titles, cells)}\n\nThe curve bends {bends}: there a node "
+        f"does less than {BENDS:.0%} of what one does alone.\n\n![](data-engine-scaling.png)\n",
+        "data-engine-scaling.md",
+        output,
+    )
+
+
+# --- many rows ------------------------------------------------------------------------------------
+
+
+class Memory:
+    """The memory of this process and those that it started, over time (PSS, in MB)."""
+
+    def __init__(self) -> None:
+        self.samples: list[float] = []
+        self._over = threading.Event()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while True:
+            self.samples.append(sum(map(_pss, [own, *own.children(recursive=True)])) / 1e6)
+            if self._over.wait(1.0):
+                return
+
+    def tenths(self) -> list[float]:
+        """The most in each tenth of the time."""
+        n = len(self.samples)
+        cut = [
+            self.samples[n * i // 10 : max(n * i // 10 + 1, n * (i + 1) // 10)] for i in range(10)
+        ]
+        return [max(part) for part in cut if part]
+
+
+def _pss(process: psutil.Process) -> int:
+    with suppress(psutil.Error, OSError):
+        return int(process.memory_full_info().pss)
+    return 0
+
+
+@app.command()
+def rows(output: Output = None, n: int = 100_000, workers: int = 2) -> None:
+    from mico_training.corpus import ray_run
+
+    cells: list[list[str]] = []
+    job = fake_stages.job(0.0, 0.0, actors=1, samples=1000)
+    for name in ("one process", f"Ray, {workers} workers"):
+        memory = Memory()
+        with TemporaryDirectory() as folder:
+            place = Place(folder)
+            fake_stages.write_manifest(place, n)
+            if name == "one process":
+                with memory.watched():
+                    start = time.perf_counter()
+                    run_job(place, job)
+                    took = time.perf_counter() - start
+            else:
+                with ray_run.cluster(workers, (job,)), memory.watched():
+                    start = time.perf_counter()
+                    ray_run.run_job(place, job)
+                    took = time.perf_counter() - start
+            done = sum(
+                place.parquet(p).metadata.num_rows for p in place.names(job.output, ".parquet")
+            )
+            assert done == n, (done, n)
+        tenths = " ".join(f"{one:.0f}" for one in memory.tenths())
+        cells.append([name, f"{took:.1f} s", f"{1e3 * took / n:.2f} ms", tenths])
+    titles = ["run", "took", "a row", "most memory in each tenth of the time, MB"]
+    publish(
+        f"# Data engine: {n:,} rows\n\n" + head("rows", "ray") + f"A manifest of {n:,} clips and "
+        "stages that do nothing. Memory is that of all processes, shared pages counted once (PSS)."
+        f"\n\n{table(titles, cells)}\n",
+        "data-engine-rows.md",
+        output,
+    )
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+def members(folder: Path) -> dict[str, str]:
+    """The hash of each member of all shards; a member that is there twice is an error."""
+    found: dict[str, str] = {}
+    for shard in folder.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            for info in tar:
+                file = tar.extractfile(info)
+                assert file is not None
+                assert info.name not in found, f"{info.name} is there twice"
+                found[info.name] = hashlib.sha256(file.read()).hexdigest()
+    return found
+
+
+@app.command()
+def kill(
+    output: Output = None, clips: int = 200, kills: int = 20, workers: int = 0, seed: int = 0
+) -> None:
+    """Kill a build again and again until it ends; then begin another, until all kills are done."""
+    generator = random.Random(seed)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        videos = draw_videos(folder / "videos", clips)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", "mico_chat.cli", "data", "build", str(videos)]
+            command += ["--config", str(folder / "recipe.yaml"), "--output", str(folder / name)]
+            command += ["--workers", str(workers)]
+            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        began = time.perf_counter()
+        assert start("alone").wait() == 0
+        whole = time.perf_counter() - began
+        alone = members(folder / "alone")
+        done = builds = 0
+        while done < kills:
+            name = f"killed-{builds}"
+            builds += 1
+            while True:
+                process = start(name)
+                try:
+                    wait = generator.uniform(0, whole / 4) if done < kills else None
+                    assert process.wait(wait) == 0
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    done += 1
+            found = members(folder / name)
+            assert found == alone, f"{name}: {len(found)} members, not {len(alone)}, or other bytes"
+    how = f"Ray with {workers} workers" if workers else "one process"
+    publish(
+        "# Data engine: kills\n\n"
+        + head("kill", *(["ray"] if workers else []))
+        + f"{clips} clips, "
+        f"{how}; a build left alone takes {whole:.0f} s. {done} SIGKILLs, each at a random moment, "
+        f"in {builds} builds that were started again after each: every build ended with each clip "
+        f"once, and {len(alone):,} members of its shards are byte for byte those of the build that "
+        "was left alone.\n",
+        f"data-engine-kill{'-ray' if workers else ''}.md",
+        output,
+    )
+
+
+if __name__ == "__main__":
+    app()
