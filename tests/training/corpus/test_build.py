@@ -1,7 +1,10 @@
 """A build from files to shards: what is in them, what is left out and why, what is refused."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from tests.training.corpus.builds import (
     records,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
 SPECIAL = {"damaged": "plain03", "unsafe": "plain07"}
 
 
@@ -224,6 +228,31 @@ def test_command(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         main([*command, "--set", "shards.sample=6"])
     assert end.value.code == 2
     assert "did you mean 'samples'?" in capsys.readouterr().err
+
+
+ENCODED = """
+import hashlib
+import numpy as np
+from mico_training.corpus.encoding import flac, jpeg, mp4
+from mico_chat.media import Audio
+blocks = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+picture = np.kron(blocks, np.ones((6, 6, 1), np.uint8))[:32, :43]
+frames = np.stack([np.roll(picture, i, axis=1) for i in range(30)])
+sound = Audio(np.sin(np.arange(80_000) / 9).astype(np.float32) / 3)
+files = mp4(frames, 5.0, None), mp4(frames, 5.0, sound), flac(sound), jpeg(frames[0])
+print(*(hashlib.sha256(file).hexdigest() for file in files))
+"""
+
+
+def test_encoders_read_no_memory_that_they_have_not_written() -> None:
+    found = set()
+    for perturb in ("85", "170"):  # glibc fills new memory with it
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "training")))
+        env = os.environ | {"PYTHONPATH": paths, "MALLOC_PERTURB_": perturb}
+        command = [sys.executable, "-c", ENCODED]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 def test_batches_take_no_more_than_asked_for() -> None:

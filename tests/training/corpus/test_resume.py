@@ -28,7 +28,7 @@ from tests.training.corpus.builds import (
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-KILLS = 4
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ class Run:
         return self.calls.read_text().split() if self.calls.exists() else []
 
 
+@pytest.mark.slow
 def test_kills(videos: Path, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
     run = Run(tmp_path, videos)
     # 12 cuts, 6 questions and 6 files of shards and index are 48 moments, without the others.

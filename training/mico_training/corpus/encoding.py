@@ -1,8 +1,11 @@
 """Frames and sounds to the files of a shard; the same pixels and samples give the same bytes."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -11,7 +14,9 @@ from PIL import Image
 
 from mico_chat.media import SAMPLE_RATE, Audio
 
-X264 = {"preset": "veryfast", "crf": "23", "threads": "1"}
+X264 = {"preset": "veryfast", "crf": "23", "threads": "1", "mbtree": "0"}
+"""Without macroblock trees: x264 reads memory there that it has not written, so that the bytes of
+one clip differed from run to run."""
 QUALITY = 90
 TICKS = 90_000
 """Of a second: the clock of frames."""
@@ -28,7 +33,7 @@ def mp4(frames: NDArray[np.uint8], seconds: float, sound: Audio | None) -> bytes
         video.codec_context.thread_count = 1
         video.gop_size = max(1, round(2 * rate))
         video.time_base = video.codec_context.time_base = Fraction(1, TICKS)
-        packets: list[av.Packet] = []
+        packets: list[av.Packet[Any]] = []
         if sound is not None:
             audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
             packets += _encoded(audio, sound.samples, "fltp")
@@ -55,7 +60,7 @@ def flac(sound: Audio) -> bytes:
 
 def _encoded(
     stream: av.AudioStream, samples: NDArray[np.float32] | NDArray[np.int16], form: str
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[Any]]:
     frame = av.AudioFrame.from_ndarray(samples[None], format=form, layout="mono")
     frame.sample_rate, frame.time_base, frame.pts = SAMPLE_RATE, Fraction(1, SAMPLE_RATE), 0
     fifo = av.AudioFifo()
@@ -65,7 +70,7 @@ def _encoded(
     yield from stream.encode()
 
 
-def _when(packet: av.Packet) -> float:
+def _when(packet: av.Packet[Any]) -> float:
     return float((packet.dts or 0) * packet.time_base)
 
 
