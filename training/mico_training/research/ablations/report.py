@@ -207,7 +207,7 @@ PART = {"objectives": "contrastive_loss"}
 def curves(results: Results, path: Path) -> Path:
     """Training loss over the steps: mean of the seeds, and a band from the least to the most."""
     shown = [(of, PART.get(of.name, "loss")) for of in TABLES if of.compared(results)]
-    with panels(path, len(shown)) as drawn:
+    with panels(path, len(shown), columns=3) as drawn:
         for axes, (table, name) in zip(drawn, shown, strict=True):
             for row in table.rows:
                 runs = results.get(row.cell.name, ())
@@ -225,14 +225,16 @@ def curves(results: Results, path: Path) -> Path:
 def bars(results: Results, path: Path) -> Path:
     """R@1 of each row of each table: mean of the seeds, and a line from the least to the most."""
     tables = [table for table in TABLES if table.compared(results)]
-    with panels(path, len(tables)) as drawn:
+    with panels(path, len(tables), columns=3) as drawn:
         for axes, table in zip(drawn, tables, strict=True):
             for place, row in enumerate(table.rows):
                 values = over_seeds(results.get(row.cell.name, ()), "average")
                 if values:
                     mean = fmean(values)
                     error = [[mean - min(values)], [max(values) - mean]]
-                    label = f"({row.letter}) {row.label}"
-                    axes.bar(place, mean, yerr=error, capsize=4, label=label)
-            axes.set(title=table.name, ylabel="R@1, average of kinds (%)", xticks=[])
+                    axes.barh(place, mean, xerr=error, capsize=4)
+            labels = [f"({row.letter}) {row.label}" for row in table.rows]
+            axes.set_yticks(range(len(labels)), labels)
+            axes.invert_yaxis()
+            axes.set(title=table.name, xlabel="R@1, average of kinds (%)")
     return path
