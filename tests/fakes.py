@@ -227,7 +227,7 @@ class FakeAssistant(Assistant):
             self.cancelled.set()
             raise
 
-    def try_all(self, batch: Any, options: GenerationOptions) -> Any:
+    def try_all(self, batch: Any, options: GenerationOptions, *, salt: str = "") -> Any:
         self.batches.append(len(batch))
         return super().try_all(batch, options)
 
