@@ -229,7 +229,7 @@ class FakeAssistant(Assistant):
 
     def try_all(self, batch: Any, options: GenerationOptions, *, salt: str = "") -> Any:
         self.batches.append(len(batch))
-        return super().try_all(batch, options)
+        return super().try_all(batch, options, salt=salt)
 
     def close(self) -> None:
         self.closed = True
