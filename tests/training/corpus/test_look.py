@@ -127,6 +127,22 @@ def test_clips_that_were_left_out_say_why(site: Page) -> None:
     assert "The source file is not there any more" in text
 
 
+def test_frames_of_a_clip_that_was_left_out_come_from_its_file(tmp_path: Path) -> None:
+    output = build(tmp_path, clips=12)
+    file = tmp_path / "videos" / "films 4.mp4"
+    file.parent.mkdir()
+    file.write_bytes(video("blue", seconds=7.0))
+    with site_of(str(output)) as page:
+        address = page.address("source", "", reason="dark")
+        status, headers, content = page.get(address)
+        assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+        assert Image.open(io.BytesIO(content)).width > 300, "four frames in a row"
+        file.write_bytes(b"no video")
+        assert page.get(page.address("source", "", reason="unsafe"))[0] == 422
+        kept = page.address("file", "video").replace("/file/", "/source/")
+        assert page.get(kept)[0] == 404, "a clip that is in a shard has its own media"
+
+
 def test_media_are_those_of_the_shard(site: Page) -> None:
     status, headers, content = site.get(site.address("file", "video"))
     assert (status, headers["Content-Type"], content) == (200, "video/mp4", video("red"))

@@ -61,7 +61,7 @@ class Look:
         self.template = pages().get_template("look.html")
         self.style = pages().get_template("look.css").render()
         self._shown: OrderedDict[int, Entry] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._decoding = threading.Lock(), threading.Lock()
 
     def page(self, query: str) -> str:
         """A page of the clips that pass the filters in an address."""
@@ -143,7 +143,8 @@ class Look:
     def _of_source(self, entry: Entry) -> bytes:
         from mico_training.corpus.annotators.base import Clip
 
-        frames = Clip(entry.row).frames(4, 240).frames
+        with self._decoding:  # decoded frames stay in a store that threads do not share
+            frames = Clip(entry.row).frames(4, 240).frames
         return pictures.contact_sheet(frames)
 
 

@@ -204,15 +204,6 @@ class Built:
             found += [self._entry(int(n), row) for n, row in zip(wanted, rows, strict=True)]
         return found
 
-    def row(self, number: int) -> Row:
-        """A row of the tables; an IndexError if there is none."""
-        if not 0 <= number < self._ends[-1]:
-            raise IndexError(number)
-        table = int(self._ends.searchsorted(number, side="right")) - 1
-        place = np.array([number - self._ends[table]])
-        row: Row = rows_at(self.place, self._tables[table], place).to_pylist()[0]
-        return row
-
     def _entry(self, number: int, row: Row) -> Entry:
         annotations = row.get("annotations") or []
         shard = row.get("shard") or ""
