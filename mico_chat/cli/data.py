@@ -1,6 +1,7 @@
 """The data engine: from a folder of videos, or a list of a million, to shards for training."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from mico_chat.cli.models import Config, Overrides
 from mico_chat.cli.options import extra, in_columns, log_to_stderr
+from mico_chat.errors import ConfigError
 
 data = typer.Typer(
     help="Make training data of your own videos.", no_args_is_help=True, rich_markup_mode=None
@@ -64,6 +66,8 @@ Shards = Annotated[
     ),
 ]
 
+Build = Annotated[str, typer.Argument(metavar="SHARDS", help="The folder or address of a build.")]
+
 
 @data.command()
 def look(
@@ -98,3 +102,58 @@ def look(
             webbrowser.open(url)
 
     serve(shards, port, show)
+
+
+@data.command()
+def subset(
+    shards: Build,
+    sizes: Annotated[
+        str, typer.Option(metavar="SIZES", help="Clips of each subset: 1M,10M; the smallest first.")
+    ],
+    output: Annotated[str, typer.Option(metavar="DIR", help="Folder or address for the subsets.")],
+    seed: Annotated[int, typer.Option(help="Another seed takes other clips.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Clips a shard.")] = 1000,
+) -> None:
+    """Write subsets, each within the next, with all sources, lengths, media and concepts.
+
+    mico-chat data subset shards --sizes 1M,10M --output subsets
+    """
+    with extra("data", "mico-chat data subset"):
+        from mico_training.corpus.subsets import sizes_of
+        from mico_training.corpus.subsets import subset as write
+    print(write(shards, sizes_of(sizes), seed, output, samples))
+
+
+@data.command()
+def remove(
+    shards: Build,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Ids: .txt, one a line; .csv or .parquet, with a column id."
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="All clips of a source. Repeatable.")
+    ] = None,
+    licence: Annotated[
+        list[str] | None, typer.Option(help="All clips with a licence. Repeatable.")
+    ] = None,
+) -> None:
+    """Take clips out of finished shards. A later build does not bring them back.
+
+    mico-chat data remove shards --ids withdrawn.txt
+    """
+    with extra("data", "mico-chat data remove"):
+        from mico_training.corpus.remove import Asked, read_ids
+        from mico_training.corpus.remove import remove as take_out
+    if ids is None and not source and not licence:
+        raise ConfigError("nothing to remove: give --ids FILE, --source NAME or --licence NAME")
+    asked = Asked(sources=tuple(source or ()), licences=tuple(licence or ()))
+    if ids is not None:
+        asked = replace(asked, ids=read_ids(ids))
+    done = take_out(shards, asked)
+    for missing in done.missing:
+        print(f"not found: {missing}")
+    print(f"{done.clips:,} clips taken out of {done.shards:,} shards", end="")
+    print(f"; {done.known:,} of {len(asked.ids):,} ids found" if ids is not None else "")

@@ -65,16 +65,16 @@ def write_report(output: str | Path) -> None:
 
 
 def markdown(title: str, sections: Sequence[Section], alt: str) -> str:
-    parts = [f"# {_plain(title)}"]
+    parts = [f"# {plain(title)}"]
     for section in sections:
-        parts += [f"## {section.title}", *map(_plain, section.words)]
+        parts += [f"## {section.title}", *map(plain, section.words)]
         if section.rows:
-            rows = [[_plain(cell) for cell in row] for row in section.rows]
+            rows = [[plain(cell) for cell in row] for row in section.rows]
             parts.append(markdown_table(section.titles, rows, section.texts))
     return "\n\n".join([*parts, f"![{alt}](report.png)"]) + "\n"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escaped)

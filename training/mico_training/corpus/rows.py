@@ -108,4 +108,5 @@ REASONS = {
     "damaged": "its frames or its sound cannot be decoded",
     "unsafe": "an annotator of safety scored it above its limit",
     "no caption": "no annotator described it",
+    "removed": "taken out of the finished shards",
 }
