@@ -25,9 +25,10 @@ from mico_chat.media.addresses import located
 from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import IN_WORDS, Kind
 from mico_training.corpus import pictures
+from mico_training.corpus.filters import KEPT, Asked
 from mico_training.corpus.report import pages
 from mico_training.corpus.rows import REASONS
-from mico_training.corpus.shelf import KEPT, Asked, Built, Entry, Shelf, open_shelf
+from mico_training.corpus.shelf import Built, Entry, Shelf, open_shelf
 
 PAGE = 24
 HOST = "127.0.0.1"

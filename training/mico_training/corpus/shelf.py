@@ -22,6 +22,7 @@ from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, located, matching
 from mico_chat.media.kinds import KINDS
 from mico_training.corpus.build import CLIPS, INDEXES
+from mico_training.corpus.filters import KEPT, LEFT_OUT, Asked, passing_rows
 from mico_training.corpus.places import Place
 from mico_training.corpus.rows import Row
 from mico_training.corpus.tables import batches, elements, rows_at, rows_in, tables, texts
@@ -30,26 +31,10 @@ from mico_training.data.sample import TrainingSample
 from mico_training.data.shards import FORM, sample_of, scan
 from mico_training.data.tar import members_of, samples_of
 
-KEPT, LEFT_OUT = "kept", "left out"
 MOST = 500
 """Sources to choose from, the largest ones."""
 REMEMBERED = 64
 """Filters whose rows stay in memory: 8 bytes for each row that they find."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Filters. ``reason``: :data:`KEPT`, :data:`LEFT_OUT`, or one reason. One and the same
-    statement about a clip must come from the ``annotator``, score from ``least`` to ``most``, and
-    have all ``words``. ``medium``: a kind that is described."""
-
-    reason: str = KEPT
-    source: str = ""
-    annotator: str = ""
-    least: float | None = None
-    most: float | None = None
-    words: str = ""
-    medium: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,7 +173,7 @@ class Built:
         if asked not in self._found:
             found = [np.zeros(0, np.int64)]
             for name, first, batch in self._batches():
-                passing = pc.and_(self._shown(name, batch), _passing(asked, batch))
+                passing = pc.and_(self._shown(name, batch), passing_rows(asked, batch))
                 found.append(first + np.flatnonzero(passing.to_numpy(zero_copy_only=False)))
             self._found[asked] = np.concatenate(found)
         while len(self._found) > REMEMBERED:
@@ -215,43 +200,6 @@ class Built:
             problem = f"the shard {shard} {'is missing' if location is None else 'lacks this clip'}"
             return Entry(row["id"], number, row, annotations=annotations, problem=problem)
         return _of_shard(number, row, location, *place)
-
-
-def _passing(asked: Asked, batch: pa.RecordBatch) -> pa.Array:
-    reason = texts(batch, "reason")
-    if asked.reason in (KEPT, LEFT_OUT):
-        passing = pc.equal(pc.equal(reason, ""), asked.reason == KEPT)
-    else:
-        passing = pc.equal(reason, asked.reason)
-    if asked.source:
-        passing = pc.and_(passing, pc.equal(texts(batch, "source"), asked.source))
-    scored = asked.least is not None or asked.most is not None
-    words = asked.words.split()
-    if asked.annotator or scored or words:
-        said = np.zeros(len(batch), bool)
-        if "annotations" in batch.schema.names:
-            rows, fields = elements(batch, "annotations")
-            fits = _having(fields["text"], words)
-            if asked.annotator:
-                fits = pc.and_(fits, pc.equal(fields["annotator"], asked.annotator))
-            if asked.least is not None:
-                fits = pc.and_(fits, pc.greater_equal(fields["score"], asked.least))
-            if asked.most is not None:
-                fits = pc.and_(fits, pc.less_equal(fields["score"], asked.most))
-            said[rows[pc.fill_null(fits, False).to_numpy(zero_copy_only=False)]] = True
-        if words and not asked.annotator and not scored:
-            said |= _having(texts(batch, "text"), words).to_numpy(zero_copy_only=False)
-        passing = pc.and_(passing, pa.array(said))
-    return passing
-
-
-def _having(column: pa.Array, words: Sequence[str]) -> pa.Array:
-    """Whether each text has all words, in capitals or not."""
-    column = pc.fill_null(column, "")
-    having = pa.array(np.ones(len(column), bool))
-    for word in words:
-        having = pc.and_(having, pc.match_substring(column, word, ignore_case=True))
-    return having
 
 
 def _name(shard: Location) -> str:

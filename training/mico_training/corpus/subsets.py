@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
 from typing import BinaryIO
 
 import numpy as np
@@ -137,9 +136,9 @@ def read_strata(source: Place, seed: int) -> Strata:
         name: Classes.read(found, CONCEPTS if name == "concept" else None)
         for name, found in parts.items()
     }
-    code = reduce(
-        lambda code, kind: code * len(kind.names) + kind.of, classes.values(), np.int64(0)
-    )
+    code = np.zeros(sum(map(len, orders)), np.int64)
+    for kind in classes.values():
+        code = code * len(kind.names) + kind.of
     codes, of = np.unique(code, return_inverse=True)
     names = []
     for one in codes.tolist():
