@@ -46,6 +46,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("made"), N)
 
 
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A report takes seconds; one test reads it."""
+    if request.function is not test_clips_go_and_all_others_stay_as_they_are:
+        monkeypatch.setattr(removing, "write_report", lambda output: None)
+
+
 @pytest.fixture
 def output(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "out"))
