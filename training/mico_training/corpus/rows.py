@@ -71,7 +71,7 @@ ANNOTATION = pa.struct(
         "role": pa.string(),
         "medium": pa.string(),
         "text": pa.string(),
-        "score": pa.float32(),
+        "score": pa.float64(),  # as given, so that a record is the same whatever rows went through
         "data": pa.binary(),
         "start": pa.float64(),
         "end": pa.float64(),
