@@ -44,6 +44,7 @@ class BatchRunner:
         self._service = service
         self._store: BatchStore = service.batches
         self._endpoints = endpoints
+        self._lines = 0  # that have begun and not ended
 
     async def run(self) -> None:
         while True:
@@ -85,7 +86,10 @@ class BatchRunner:
                     if request is None or status != "in_progress":
                         return
                 await self._turn()
-                line, well = await self._line(batch, request)
+                try:
+                    line, well = await self._line(batch, request)
+                finally:
+                    self._lines -= 1
                 (output if well else failures).add(line)
 
         try:
@@ -102,9 +106,14 @@ class BatchRunner:
         logger.info("batch %s: %s, %s", batch.id, ended, counts)
 
     async def _turn(self) -> None:
-        """Wait until the clients that wait for answers leave room."""
-        while not self._service.models.has_room:
+        """Wait until the clients that wait for answers leave room, and take a place.
+
+        A line that has begun may not be among the models' requests yet: half of them is the most.
+        """
+        most = (self._service.settings.max_requests + 1) // 2
+        while self._lines >= most or not self._service.models.has_room:
             await asyncio.sleep(_WAIT_S)
+        self._lines += 1
 
     async def _line(self, batch: BatchRecord, request: Mapping[str, Any]) -> tuple[Any, bool]:
         """A line of the batch's output, or of its errors."""

@@ -1,5 +1,6 @@
 """OpenAI's own client sends files and batches, to a service that restarts now and then."""
 
+import asyncio
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from openai.types import Batch
 
 from mico_chat.assistant import Assistant
 from mico_server import batch_runner
+from mico_server.batch_runner import BatchRunner
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeAssistant
 from tests.server.conftest import BOTH, Start
@@ -219,7 +221,18 @@ def test_files_and_batches_are_a_tenants_own(tmp_path: Path) -> None:
         assert lines_of(client, batch.output_file_id)
 
 
-def test_a_batch_leaves_room_for_those_who_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+def test_a_batch_leaves_room_for_those_who_wait(
+    tmp_path: Path, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where lines take their time between their turn and the model."""
+    asked = BatchRunner._asked
+
+    async def paused(self: BatchRunner, *given: Any) -> Any:
+        await asyncio.sleep(pause_s)
+        return await asked(self, *given)
+
+    monkeypatch.setattr(BatchRunner, "_asked", paused)
     gate = threading.Event()
     assistant = FakeAssistant(gate)
     settings: dict[str, Any] = {"max_requests": 4, "max_batch_requests": 64}

@@ -158,10 +158,15 @@ def test_an_interrupt_says_how_to_go_on(
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, clips)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Told, "__call__", interrupted)
-        with pytest.raises(SystemExit) as end:
-            main(command)
+    # A shell lets its background jobs ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Told, "__call__", interrupted)
+            with pytest.raises(SystemExit) as end:
+                main(command)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert end.value.code == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert len(finished(output)) == 5
@@ -182,8 +187,10 @@ def cluster() -> Iterator[None]:
     """Ray for all tests of this file, as its start takes seconds."""
     from mico_training.corpus import ray_run
 
-    with ray_run.cluster(1, building.jobs(recipe_of(), "nowhere")):
-        yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("RAY_ADDRESS", raising=False)
+        with ray_run.cluster(1, building.jobs(recipe_of(), "nowhere")):
+            yield
 
 
 @needs_ray
