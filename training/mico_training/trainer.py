@@ -37,7 +37,7 @@ from mico_training.parallel import (
     whole,
 )
 from mico_training.recipe import Run, TrainRecipe, changes
-from mico_training.records import plot_losses
+from mico_training.records import plot_losses, write_json
 from mico_training.trained import Modes, checkpoint_activations, parameter_groups, trainable_state
 
 logger = logging.getLogger(__name__)
@@ -305,7 +305,7 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
         content = {SAMPLES: samples} | recipe.model_dump(mode="json")
-        kept.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(kept, content)  # as a whole: a slower process may be about to read it
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
         history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)
