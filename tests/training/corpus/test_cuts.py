@@ -12,9 +12,11 @@ import av
 import numpy as np
 import pyarrow as pa
 import pytest
+from scenedetect.common import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
 
 from mico_training.corpus.cuts import cut
-from mico_training.corpus.measures import Looks
+from mico_training.corpus.measures import Looks, Scenes
 from mico_training.corpus.recipe import BuildRecipe, ClipsRecipe
 from mico_training.corpus.rows import FILE, REASONS, Row
 from mico_training.corpus.sources import rows_of
@@ -290,6 +292,20 @@ def test_a_member_of_a_tar_is_as_the_file(tmp_path: Path) -> None:
     assert {k: v for k, v in inside.items() if k not in where} == {
         k: v for k, v in alone.items() if k not in where
     }
+
+
+def test_scenes_are_those_that_pyscenedetect_finds(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", [Scene(seed, 2.0) for seed in range(6)], fps=25)
+    theirs, ours = AdaptiveDetector(min_scene_len=15), Scenes(min_scene_len=0.6)
+    cuts = []
+    with av.open(str(path)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            pixels = frame.to_ndarray(format="bgr24")
+            found = theirs.process_frame(FrameTimecode(number, 25.0), pixels)
+            cuts += [code.seconds for code in found]
+            assert ours.process_frame(number / 25, pixels) == [code.seconds for code in found]
+            assert ours._frame_score == pytest.approx(theirs._frame_score)
+    assert cuts == [2, 4, 6, 8, 10]
 
 
 def test_the_same_file_gives_the_same_row(tmp_path: Path) -> None:

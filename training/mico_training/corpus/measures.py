@@ -12,8 +12,10 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import av
+import cv2
 import imagehash
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -22,7 +24,6 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
-from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detectors import AdaptiveDetector
 
 from mico_chat.media import MediaLimits
@@ -30,8 +31,8 @@ from mico_chat.media.video import quarter_turns, tick_of
 from mico_training.corpus.recipe import ClipsRecipe
 from mico_training.corpus.rows import Row
 
-SIDE = 128
-"""Pixels of a reduced frame's longer side."""
+SEEN, MEASURED = 64, 128
+"""Pixels of the longer side of a frame in which scenes are sought, and of one that is measured."""
 SPACING = 0.5
 """Seconds between two frames that are measured."""
 SHORTEST_SCENE = 0.6
@@ -86,7 +87,11 @@ class Loudness:
             self._energy.frombytes(more)
             self._n.frombytes(more)
         samples = _floats(frame)
-        self._energy[place] += float(np.vdot(samples, samples))
+        energy = float(np.vdot(samples, samples))
+        if not math.isfinite(energy):  # sound of floats may hold anything
+            samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0).clip(-1, 1)
+            energy = float(np.vdot(samples, samples))
+        self._energy[place] += energy
         self._n[place] += samples.size
         self.heard = True
 
@@ -103,11 +108,27 @@ def _floats(frame: AudioFrame) -> NDArray[np.float32]:
     """Samples of all channels, full scale is 1."""
     samples = frame.to_ndarray().ravel()
     if samples.dtype.kind == "f":
-        return np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
+        return samples.astype(np.float32, copy=False)
     zero = 128 if samples.dtype.kind == "u" else 0
     scale = 2.0 ** (8 * samples.dtype.itemsize - 1)
     floats: NDArray[np.float32] = (samples.astype(np.float32) - zero) / np.float32(scale)
     return floats
+
+
+class Scenes(AdaptiveDetector):  # type: ignore[misc]  # PySceneDetect has no types
+    """The detector as it is, with times in seconds instead of its own time codes, which it only
+    subtracts and compares. What it computes of two frames is computed by OpenCV in one step: the
+    mean difference of hue, saturation and value. Both take most of its time otherwise.
+    """
+
+    _before: Any = None
+
+    def _calculate_frame_score(self, timecode: float, frame_img: NDArray[np.uint8]) -> float:
+        colours = cv2.cvtColor(frame_img, cv2.COLOR_BGR2HSV)
+        before, self._before = self._before, colours
+        if before is None:
+            return 0.0
+        return float(cv2.norm(colours, before, cv2.NORM_L1)) / colours.size
 
 
 class Looks:
@@ -115,16 +136,15 @@ class Looks:
 
     def __init__(self, stream: VideoStream, zero: float, recipe: ClipsRecipe) -> None:
         self.zero = zero
-        self.base = stream.time_base or Fraction(1, av.time_base)
+        self._tick = float(stream.time_base or Fraction(1, av.time_base))
         rate = float(stream.average_rate or 0)
-        self._rate = FrameTimecode(0, rate if 0.001 < rate < 10_000 else 25.0)
-        self._detector = AdaptiveDetector(recipe.threshold, min_scene_len=SHORTEST_SCENE)
+        self._detector = Scenes(recipe.threshold, min_scene_len=SHORTEST_SCENE)
         self._reduce, self._measure = VideoReformatter(), VideoReformatter()
-        self._size = (0, 0)
+        self._seen = self._measured = (0, 0)
         self._spacing = min(SPACING, recipe.shortest / 2) - 1e-6
         self.n_frames = 0
         self.first = self.last = 0.0
-        self._shown = 1 / float(self._rate.frame_rate or 25)
+        self._shown = 1 / rate if 0.001 < rate < 10_000 else 0.04
         self._cuts: list[float] = []
         self._damaged: array[float] = array("d")
         self._previous: NDArray[np.int16] | None = None
@@ -144,23 +164,26 @@ class Looks:
 
     def see(self, frame: VideoFrame, damaged: bool) -> None:
         """The next frame; ``damaged`` if some before it could not be decoded."""
-        time = round(float(tick_of(frame) * self.base) - self.zero, 6)
+        time = round(tick_of(frame) * self._tick - self.zero, 6)
         if not self.n_frames:
             self.first = self.last = time
-            self._size = MediaLimits(max_side=SIDE).fitted(frame.width, frame.height)
+            sides = frame.width, frame.height
+            self._seen, self._measured = (
+                MediaLimits(max_side=side).fitted(*sides) for side in (SEEN, MEASURED)
+            )
         time = max(time, self.last)  # time stamps may be wrong, but frames have an order
         if frame.duration:
-            self._shown = float(frame.duration * self.base)
+            self._shown = frame.duration * self._tick
         elif time > self.last:
             self._shown = time - self.last
         self.last = time
         self.n_frames += 1
         if damaged or frame.is_corrupt:
             self._damaged.append(time)
-        small = self._reduce.reformat(frame, *self._size, "bgr24", interpolation="FAST_BILINEAR")
-        code = FrameTimecode(Timecode(round(time * 1e6), Fraction(1, 1_000_000)), self._rate)
-        for found in self._detector.process_frame(code, small.to_ndarray()):
-            self._cuts.append(found.seconds)
+        small = self._reduce.reformat(
+            frame, *self._seen, "bgr24", interpolation="FAST_BILINEAR", threads=1
+        )
+        self._cuts += self._detector.process_frame(time, small.to_ndarray())
         if not self._times or time - self._times[-1] >= self._spacing:
             self._sample(frame, time)
 
@@ -169,8 +192,10 @@ class Looks:
             self._damaged.append(self.last)
 
     def _sample(self, frame: VideoFrame, time: float) -> None:
-        grey = self._measure.reformat(frame, *self._size, "gray", interpolation="AREA").to_ndarray()
-        upright = np.ascontiguousarray(np.rot90(grey, quarter_turns(frame)))
+        grey = self._measure.reformat(
+            frame, *self._measured, "gray", interpolation="AREA", threads=1
+        )
+        upright = np.ascontiguousarray(np.rot90(grey.to_ndarray(), quarter_turns(frame)))
         luma = upright.astype(np.int16)
         change = math.nan
         if self._previous is not None and self._previous.shape == luma.shape:
