@@ -34,8 +34,18 @@ def names(*sources: str | Path) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     videos = tmp_path / "videos"
-    (videos / "deep").mkdir(parents=True)
-    for name in ("b.mp4", "a.MKV", "deep/c.webm", "song.flac", "notes.txt", "page.html", "bare"):
+    for name in ("late", "deep", "empty"):
+        (videos / name).mkdir(parents=True)
+    for name in (
+        "b.mp4",
+        "a.MKV",
+        "late/d.avi",
+        "deep/c.webm",
+        "song.flac",
+        "notes.txt",
+        "page.html",
+        "bare",
+    ):
         (videos / name).write_bytes(b"12345")
     return videos
 
@@ -61,7 +71,7 @@ def memory() -> Iterator[str]:
 
 def test_a_folder_gives_its_media_in_order(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert names(folder) == ["a.MKV", "b.mp4", "song.flac", "c.webm"]
+        assert names(folder) == ["a.MKV", "b.mp4", "song.flac", "c.webm", "d.avi"]
     assert "3 files are no videos" in caplog.text
     (row, *_) = rows(folder / "b.mp4")
     about = {"source": "ours", "licence": "CC0", "text": "", "member": "", "offset": 0, "size": 5}
@@ -73,7 +83,7 @@ def test_a_file_that_is_named_twice_is_one_row(
 ) -> None:
     monkeypatch.chdir(folder)
     assert names(folder / "b.mp4", folder, "b.mp4", f"{folder}/deep/../b.mp4") == [
-        "b.mp4", "a.MKV", "song.flac", "c.webm",
+        "b.mp4", "a.MKV", "song.flac", "c.webm", "d.avi",
     ]  # fmt: skip
 
 
