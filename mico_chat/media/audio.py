@@ -212,7 +212,10 @@ def packets_of(
             return
         if packet is None:
             return
-        yield packet
+        # Theora's empty packet stands for the frame before it. FFmpeg takes none; the one without
+        # a time is PyAV's own, for the frames that a decoder still holds.
+        if packet.size or packet.dts is None:
+            yield packet
 
 
 def decoded(packet: Any, damage: list[Exception]) -> Sequence[Any]:

@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 
 from mico_chat.errors import MediaError
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video, decode
-from mico_chat.media.audio import frames_of
+from mico_chat.media.audio import decoded, frames_of, packets_of
 from mico_chat.media.video import FrameReader, timeline_of
 from tests.made import write_pictures
 
@@ -229,6 +229,28 @@ def test_frames_of_many_sizes_become_the_firsts() -> None:
     assert video.frames.shape == (3, 48, 64, 3)
     assert np.abs(video.frames.astype(int) - (200, 100, 50)).max() < 8
     assert (video.report.width, video.report.height, video.report.cut) == (64, 48, [])
+
+
+def test_an_empty_packet_is_no_damage() -> None:
+    """Theora writes one for a frame that is like the one before it; so can NUT, for any codec."""
+    clip = io.BytesIO()
+    with av.open(clip, "w", format="nut") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for shade in range(0, 250, 10):
+            pixels = np.full((48, 64, 3), shade, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                empty = av.Packet(0)
+                empty.stream, empty.time_base = stream, packet.time_base
+                empty.pts, empty.dts = packet.pts, packet.dts
+                container.mux(empty if shade == 100 else packet)
+        container.mux(stream.encode(None))
+    clip.seek(0)
+    damage: list[Exception] = []
+    with av.open(clip, "r") as container:
+        packets = packets_of(container, [container.streams.video[0]], damage)
+        assert sum(len(decoded(packet, damage)) for packet in packets) == 24
+    assert not damage
 
 
 def test_sound_only_is_no_video(make_sound: Callable[..., Path]) -> None:

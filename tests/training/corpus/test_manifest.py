@@ -130,7 +130,7 @@ def test_a_detail_says_what_was_found_and_the_limit(tmp_path: Path) -> None:
     place = write(tmp_path, [file("a", clips)])
     select(place, BuildRecipe(clips=ClipsRecipe(quietest=-50)))
     assert [row["detail"] for row in manifest(place)] == [
-        "its brightness is 0.010; the least is 0.06 (clips.darkest)",
+        "its brightness is 0.010; the least is 0.02 (clips.darkest)",
         "its motion is 0.0010; the least is 0.002 (clips.least_motion)",
         "a scene of 1.50 s; the least is 5 (clips.shortest)",
         "it has no sound; the least is -50.0 dB (clips.quietest)",

@@ -21,7 +21,7 @@ class ClipsRecipe(Section):
     shortest: float = Field(default=5.0, gt=0)
     longest: float = Field(default=30.0, gt=0)
     threshold: float = Field(default=3.0, gt=0)
-    darkest: float = Field(default=0.06, ge=0, le=1)
+    darkest: float = Field(default=0.02, ge=0, le=1)
     least_motion: float = Field(default=0.002, ge=0, le=1)
     quietest: float | None = None
     near: int = Field(default=4, ge=-1, le=16)
