@@ -75,7 +75,8 @@ class Weights:
 
     def __init__(self, file: Path) -> None:
         llama_cpp.llama_backend_init()
-        _LOG.setLevel(logging.ERROR)  # llama.cpp logs each change of the number of threads
+        # llama-cpp-python takes warnings for errors: of each step that is given up, for one.
+        _LOG.setLevel(logging.CRITICAL)
         with llama_cpp_errors() as errors:
             self.pointer = llama_cpp.llama_model_load_from_file(
                 os.fsencode(file), llama_cpp.llama_model_default_params()
