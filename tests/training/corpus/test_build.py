@@ -27,6 +27,7 @@ from tests.training.corpus.builds import (
     recipe_of,
     records,
 )
+from tests.training.corpus.clips import Scene, make_video
 
 ROOT = Path(__file__).resolve().parents[3]
 SPECIAL = {"damaged": "plain03", "unsafe": "plain07"}
@@ -101,6 +102,14 @@ def test_training_reads_the_shards(made: tuple[Path, Built]) -> None:
     assert isinstance(media["image.jpg"], Image)
     assert media["image.jpg"].pixels.shape[:2] == (32, 43)
     assert isinstance(media["depth.png"], Depth)
+
+
+def test_a_silent_track_is_no_sound(tmp_path: Path) -> None:
+    """A model that is asked about silence invents something."""
+    make_video(tmp_path / "silent.mp4", [Scene(1, 5.0)], fps=6, sound=0.0)
+    build(recipe_of(), [str(tmp_path / "silent.mp4")], str(tmp_path / "made"))
+    (members,) = records(tmp_path / "made").values()
+    assert list(members) == ["json", "video.mp4", "image.jpg", "depth.png"]
 
 
 def test_webdataset_reads_the_shards(made: tuple[Path, Built]) -> None:

@@ -26,6 +26,8 @@ from mico_training.corpus.rows import Row
 Role = Literal["caption", "speech", "text", "depth", "normal", "tag", "safety"]
 Shown = Literal["image", "video", "audio"]
 """What of a clip a text describes: its middle frame, its frames, or its sound track."""
+SILENCE = -70.0
+"""dB of full scale. What a model says of a softer sound track is invented."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,13 @@ class Clip:
 
     @cached_property
     def sound(self) -> Audio | None:
-        """The sound track, 16 kHz mono; None if there is none, or it cannot be decoded."""
+        """The sound track, 16 kHz mono; None if there is none, or only silence, or it cannot be
+        decoded."""
         from mico_training.corpus.footage import sound_of
 
+        loudness = self.row.get("loudness")
+        if loudness is not None and loudness < SILENCE:
+            return None
         return sound_of(self.row)
 
     def said(self, role: Role, medium: Shown | None = None) -> tuple[Annotation, ...]:
