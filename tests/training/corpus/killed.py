@@ -13,7 +13,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from mico_training.corpus import build, cuts
+from mico_training.corpus import build
+from mico_training.corpus.apart import Apart
 from mico_training.corpus.places import Place
 from mico_training.corpus.recipe import BuildRecipe
 from tests.training.corpus.annotators import Told
@@ -42,7 +43,7 @@ class Moments:
 
 def main(moment: str, recipe: str, output: str, source: str) -> None:
     moments = Moments(int(moment))
-    for owner, name in ((Place, "put"), (cuts, "cut"), (Told, "__call__")):
+    for owner, name in ((Place, "put"), (Apart, "_one"), (Told, "__call__")):
         setattr(owner, name, moments.around(getattr(owner, name)))
     content = Path(recipe).read_text(encoding="utf-8")
     build.build(BuildRecipe.model_validate_json(content), [source], output)

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.media import Audio, Depth, Image, Video, decode
+from mico_chat.media import Audio, Depth, Image, MediaFile, Video, decode
 from mico_training.corpus.build import Built, build
 from mico_training.corpus.places import batched
 from mico_training.data.shards import ShardSource
@@ -28,6 +30,7 @@ from tests.training.corpus.builds import (
     records,
 )
 from tests.training.corpus.clips import Scene, make_video
+from tests.training.corpus.test_cuts import BAD
 
 ROOT = Path(__file__).resolve().parents[3]
 SPECIAL = {"damaged": "plain03", "unsafe": "plain07"}
@@ -110,6 +113,36 @@ def test_a_silent_track_is_no_sound(tmp_path: Path) -> None:
     build(recipe_of(), [str(tmp_path / "silent.mp4")], str(tmp_path / "made"))
     (members,) = records(tmp_path / "made").values()
     assert list(members) == ["json", "video.mp4", "image.jpg", "depth.png"]
+
+
+def test_bad_files_end_in_the_report_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name, (make, _, _) in BAD.items():
+        make(folder / name)
+    make_video(folder / "instant.mp4", [Scene(5, 0.1)])
+    make_video(folder / "turned.mp4", [Scene(6)], rotation=90)
+    make_video(folder / "variable.mp4", [Scene(7)], variable=True)
+    built = build(recipe_of(), [str(folder)], str(tmp_path / "made"))
+    assert built.clips == 2
+    assert built.counts == Counter(reason for _, reason, _ in BAD.values()) + Counter(["too short"])
+    report = (tmp_path / "made/build/report.md").read_text().replace("\\", "")
+    told = {row[0]: row[-1] for row in table_rows(report)}
+    for name, (_, reason, detail) in BAD.items():
+        assert re.search(f"{re.escape(name)}: .*{detail}", told[reason])
+    assert "instant.mp4, 0.0 to 0.1 s: a scene of 0.10 s" in told["too short"]
+    for members in records(tmp_path / "made").values():
+        record = json.loads(members["json"])
+        video = decode(MediaFile("video", members["video.mp4"]))
+        assert isinstance(video, Video)
+        turned = record["address"].endswith("turned.mp4")
+        assert video.frames.shape[1:3] == ((42, 32) if turned else (32, 42))
+
+
+def table_rows(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        if line.startswith("| "):
+            yield [cell.strip() for cell in line.split("|")[1:-1]]
 
 
 def test_webdataset_reads_the_shards(made: tuple[Path, Built]) -> None:

@@ -22,6 +22,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.media.addresses import located
 from mico_training.corpus.annotating import Annotating
 from mico_training.corpus.annotators.base import check_options
+from mico_training.corpus.apart import Apart
 from mico_training.corpus.pack import SHARD, STAGE, Packer
 from mico_training.corpus.places import PARTIAL, Place
 from mico_training.corpus.recipe import BuildRecipe
@@ -115,9 +116,9 @@ def jobs(recipe: BuildRecipe, output: str) -> tuple[Job, Job]:
 
 
 def cutter(recipe: BuildRecipe) -> Work:
-    from mico_training.corpus.cuts import cut
+    from mico_training.corpus.cuts import crashed, cut
 
-    return partial(map, partial(cut, recipe=recipe))
+    return Apart(partial(cut, recipe=recipe), crashed)
 
 
 def begin(place: Place, recipe: BuildRecipe, sources: Sequence[str]) -> None:

@@ -37,8 +37,7 @@ SCRAMBLED = ("encv", "drmi")
 def cut(row: Row, recipe: BuildRecipe) -> Row:
     """The ``FILE`` row of a ``SOURCE`` row."""
     began = time.perf_counter()
-    found: Row = {"content": "", "seconds": 0.0, "width": 0, "height": 0, "fps": 0.0}
-    found |= {"has_sound": False, "clips": [], "reason": "", "detail": ""}
+    found = _nothing()
     try:
         _watch(row, recipe.clips, found)
     except MediaError as error:
@@ -48,6 +47,17 @@ def cut(row: Row, recipe: BuildRecipe) -> Row:
         said = f"FFmpeg cannot decode it: {error.strerror or type(error).__name__}"
         found |= {"clips": [], "reason": "broken", "detail": said}
     return {**row, **found, "took": time.perf_counter() - began}
+
+
+def crashed(row: Row, how: str) -> Row:
+    """The row of a file of which the process that cut it died."""
+    said = f"FFmpeg crashed on it ({how})"
+    return {**row, **_nothing(), "reason": "broken", "detail": said, "took": 0.0}
+
+
+def _nothing() -> Row:
+    found: Row = {"content": "", "seconds": 0.0, "width": 0, "height": 0, "fps": 0.0}
+    return found | {"has_sound": False, "clips": [], "reason": "", "detail": ""}
 
 
 def _watch(row: Row, recipe: ClipsRecipe, found: Row) -> None:

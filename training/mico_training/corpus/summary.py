@@ -113,6 +113,11 @@ def summarize(place: Place) -> Summary:
         found.stages[CUTTING].add(len(batch), pc.sum(took).as_py())
     columns = [*WHERE, "start", "end", "reason", "detail", "brightness", "loudness"]
     for batch in all_batches(place, CLIPS, columns):
+        # A file without clips has a row of no length. Why was told above, but of the same bytes.
+        files = batch.filter(pc.equal(batch.column("end"), 0.0))
+        same = files.filter(pc.equal(texts(files, "reason"), "same file"))
+        _add_reasons(found.lost["file"], same.drop_columns(["start", "end"]))
+        batch = batch.filter(pc.greater(batch.column("end"), 0.0))
         seconds = pc.subtract(batch.column("end"), batch.column("start"))
         kept = pc.equal(texts(batch, "reason"), "")
         found.cut.add(len(batch), pc.sum(seconds).as_py())
