@@ -101,7 +101,9 @@ def main(
     stored = sum(path.stat().st_size for path in Path(shards).glob("*.tar"))
     kept = sum(amount.count for amount in summary.written.values())
     measured = per_clip(summary)
-    by_model = {name: measured.pop(name) for name in ("caption", "tags") if name in measured}
+    by_model: dict[str, float] = {
+        name: measured.pop(name) for name in ("caption", "tags") if name in measured
+    }
     cells, cores = rows_of(measured, clips, cpu_price, "hours of a core")
     title = ["stage", "ms a clip", "hours", "US $"]
     parts = [

@@ -54,10 +54,11 @@ def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
     pixels = np.where(np.isnan(values)[..., None], 0, _coloured(places)).astype(np.uint8)
     ends = (f"{near:.2g} m", f"{far:.2g} m") if medium.metric else ("near", "far")
     named = f" ({ends[0]})", f" ({ends[1]})"
+    how = f", estimated by {medium.estimated}," if medium.estimated else ""
     words = (
-        "A depth map as a picture: yellow is the nearest{}, dark blue the farthest{}, black "
+        "A depth map{} as a picture: yellow is the nearest{}, dark blue the farthest{}, black "
         "unknown.\n"
-    ).format(*(named if medium.metric else ("", "")))
+    ).format(how, *(named if medium.metric else ("", "")))
     return Image(_with_strip(pixels, ends), report=medium.report), words
 
 

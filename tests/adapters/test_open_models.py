@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import mico_chat.open_models as open_models
+from mico_chat.adapters.pictures import as_picture
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions, Prompt
@@ -196,6 +197,8 @@ def test_maps_are_shown_as_pictures(replica: Path, assistant: Assistant) -> None
     said = assistant.adapter.tokenizer.decode(ids)
     legend = "yellow is the nearest (0.5 m), dark blue the farthest (4 m), black unknown.\n"
     assert f"{legend}{QUESTION}" in said
+    guess = Depth(depth().values, report=MediaReport(name="", kind="depth", estimated="some/net"))
+    assert "A depth map, estimated by some/net, as a picture: yellow" in as_picture(guess)[1]
     other = Depth(np.where(np.isnan(depth().values), 1, depth().values[::-1]))
     answers = [
         run(tokens_of(assistant, Message.user(one, QUESTION)))[0] for one in (maps[0], other)

@@ -16,6 +16,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.media.file import HEAD_BYTES
 from mico_chat.media.medium import MediaReport
+from mico_ui import describe
 from mico_ui.browser.cards import Previewer, kinds_of, preview_of
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import read_examples
@@ -96,6 +97,11 @@ def test_facts_of_depth() -> None:
     assert "25%" in metric.facts[1]
     relative = preview_of(Depth(np.array([[0.0, 1.0]], np.float32), metric=False), "r.png")
     assert "(relative)" in relative.facts[0]
+    assert "estimated" not in relative.pictures[0].caption
+    report = MediaReport(name="r.png", kind="depth", estimated="some/net")
+    guessed = preview_of(Depth(np.array([[1.0, 2.0]], np.float32), report=report), "r.png")
+    assert guessed.pictures[0].caption.startswith("estimated: ")
+    assert describe.facts(report) == ("estimated by some/net",)
     large = preview_of(Normal(np.zeros((500, 1000, 3), np.uint8)), "n.png")
     shown = base64.b64decode(large.pictures[0].src.partition(",")[2])
     assert Pillow.open(io.BytesIO(shown)).size == (360, 180)

@@ -41,6 +41,8 @@ def facts(report: MediaReport) -> tuple[str, ...]:
     found = []
     if report.width and report.height:
         found.append(f"{report.width} × {report.height} px")  # noqa: RUF001
+    if report.estimated:
+        found.append(f"estimated by {report.estimated}")
     if report.seconds is not None:
         found.append(f"{report.seconds:.1f} s")
     if report.frames_used is not None and report.frames_total is not None:

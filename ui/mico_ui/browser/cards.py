@@ -129,6 +129,8 @@ def preview_of(medium: Medium, name: str) -> Preview:
             if holes := float(np.isnan(medium.values).mean()):
                 facts.append(f"not measured: {max(holes, 0.01):.0%} (grey)")
             alt, caption = f"depth map {name} in colours, {facts[0]}", "bright is near, dark is far"
+            if medium.estimated:
+                alt, caption = f"estimated {alt}", f"estimated: {caption}"
             colours = depth_pixels(medium.values)
             shown = _picture(colours, STILL_SIDE, alt, caption, lossless=True)
             return Preview(pictures=(shown,), facts=tuple(facts))
