@@ -62,6 +62,10 @@ def test_its_options() -> None:
     assert [one.text for one in said] == ["Dog."]
     assert text(request) == "Join.\n\nSeen: A dog runs on grass."
     assert request["max_tokens"] == 9
+    _, (request,) = fused(
+        lambda _: (200, ""), [drawn(said=[note("speech", "audio", "la " * 9999)])], kinds=1
+    )
+    assert len(text(request).partition("Said: ")[2]) == 1500
     assert fused(lambda _: (400, "too long"), [drawn(said=NOTES)])[0] == [[]]
     with pytest.raises(ModelError, match="does not answer"):
         fused(lambda _: (404, "no model"), [drawn(said=NOTES)])

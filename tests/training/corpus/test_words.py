@@ -10,6 +10,7 @@ from PIL import ImageDraw, ImageFont
 from scipy.io import wavfile
 
 from mico_chat.errors import MissingExtraError, ModelError
+from mico_chat.media.medium import WrittenText
 from mico_chat.reading import pictures, speech
 from mico_training.corpus.annotators.base import Annotation
 from tests.training.corpus.drawn import drawn, made, plain
@@ -38,6 +39,23 @@ def test_a_line_of_several_frames_counts_once_with_its_times() -> None:
     assert reader([drawn(plain(200))]) == [[]]
     assert reader.version.startswith("PP-OCRv6@")
     assert reader.version != made("text", frames=3).version
+
+
+class Unsteady:
+    """Reads the same in each frame, with another confidence."""
+
+    def __init__(self) -> None:
+        self.sure = iter((0.7, 0.9, 0.8))
+
+    def read(self, pixels: object) -> list[WrittenText]:
+        return [WrittenText(text="EXIT", box=(0, 0, 1, 1), confidence=next(self.sure))]
+
+
+@written
+def test_the_surest_frame_gives_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PictureReader", Unsteady)
+    ((said,),) = made("text", frames=3)([drawn(plain(1, 2, 3))])
+    assert said.score == 0.9
 
 
 def test_what_is_said_has_its_times(talk: Path) -> None:
