@@ -18,7 +18,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.media import Audio, Depth, Image, MediaFile, Video, decode
+from mico_training.corpus.annotators.base import Annotation
 from mico_training.corpus.build import Built, build
+from mico_training.corpus.pack import captions_of
 from mico_training.corpus.places import batched
 from mico_training.data.shards import ShardSource
 from tests.training.corpus.builds import (
@@ -30,6 +32,7 @@ from tests.training.corpus.builds import (
     records,
 )
 from tests.training.corpus.clips import Scene, make_video
+from tests.training.corpus.drawn import drawn
 from tests.training.corpus.test_cuts import BAD
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -105,6 +108,18 @@ def test_training_reads_the_shards(made: tuple[Path, Built]) -> None:
     assert isinstance(media["image.jpg"], Image)
     assert media["image.jpg"].pixels.shape[:2] == (32, 43)
     assert isinstance(media["depth.png"], Depth)
+
+
+def test_a_fused_caption_comes_first_and_that_of_the_file_last() -> None:
+    said = [
+        Annotation("caption", "1", "caption", "video", "A dog."),
+        Annotation("caption", "1", "caption", "audio", "A bark."),
+        Annotation("fuse", "1", "caption", "video", "It barks."),
+    ]
+    assert captions_of(drawn(said=said, text="My dog")) == {
+        "video.mp4": ["It barks.", "A dog.", "My dog"],
+        "audio.flac": ["A bark."],
+    }
 
 
 def test_a_silent_track_is_no_sound(tmp_path: Path) -> None:
