@@ -215,3 +215,20 @@ def test_normals_by_a_model(tmp_path: Path) -> None:
     assert plain_axes.shape == (36, 48, 3)
     np.testing.assert_allclose(np.linalg.norm(plain_axes, axis=-1), 1, atol=0.03)
     np.testing.assert_allclose(opencv_axes, plain_axes * (1, -1, -1), atol=0.02)
+
+
+def test_the_small_network_sees_what_is_near() -> None:
+    """A box on a floor, before a wall: the floor is nearer below, and the box than the wall."""
+    room = np.full((120, 160, 3), 120, np.uint8)
+    room[70:] = np.linspace(90, 60, 50)[:, None, None]
+    room[50:100, 60:100] = (170, 60, 40)
+    annotator = made("depth")
+    ((said,),) = annotator([drawn(room[None])])
+    depth = read(said)
+    assert (depth.metric, depth.estimated, depth.values.shape) == (False, "mini-depth", (120, 160))
+    box = depth.values[52:68, 65:95].mean()
+    assert box < depth.values[10:40].mean()
+    assert depth.values[112:].mean() < box
+    beside = depth.values[52:68, 5:35].mean()  # a map of any room would have the same there
+    assert box < 0.95 * beside
+    assert annotator.version.startswith("mini-depth@")

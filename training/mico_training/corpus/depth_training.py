@@ -2,7 +2,7 @@
 
 ::
 
-    python -m mico_training.corpus.depth_training --output mico_chat/models/depth
+    python -m mico_training.corpus.depth_training mico_chat/models/mini
 
 It draws the rooms, trains the decoder, measures it on rooms of things that no training room shows,
 beside a constant plane and a floor (the mean map of the training rooms), and draws a sheet of
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mico_chat.model.depth import DepthNet
+from mico_chat.model.depth import WEIGHTS, DepthNet, load_stem, pixels_of
 from mico_training.world.compose import camera
 from mico_training.world.photographs import photographs
 from mico_training.world.room_scenes import SIZE, room_scene
@@ -72,10 +72,6 @@ def rooms(folder: Path, split: Split, n: int, processes: int, part: int = 200) -
     read = [np.load(file) for file in files.values()]
     pictures = np.concatenate([one["pictures"] for one in read])[:n]
     return pictures, np.concatenate([one["depths"] for one in read])[:n]
-
-
-def inputs(pictures: NDArray[np.uint8]) -> Tensor:
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - 127) / 128
 
 
 def loss_of(guess: Tensor, depth: Tensor) -> Tensor:
@@ -131,7 +127,7 @@ def train(net: DepthNet, data: Rooms, epochs: int, folder: Path) -> None:
         for at in tqdm(range(per_epoch), f"epoch {epoch + 1} of {epochs}"):
             rows = np.sort(order[at * BATCH : (at + 1) * BATCH])
             depth = torch.from_numpy(depths[rows]).float()
-            x, depth = augmented(inputs(pictures[rows]), depth, generator)
+            x, depth = augmented(pixels_of(pictures[rows]), depth, generator)
             loss = loss_of(net(x), depth)
             optimizer.zero_grad()
             loss.backward()
@@ -154,7 +150,7 @@ def train(net: DepthNet, data: Rooms, epochs: int, folder: Path) -> None:
 @torch.inference_mode()
 def guesses(net: DepthNet, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     net.eval()
-    parts = [net(inputs(pictures[at : at + BATCH])) for at in range(0, len(pictures), BATCH)]
+    parts = [net(pixels_of(pictures[at : at + BATCH])) for at in range(0, len(pictures), BATCH)]
     return np.asarray(torch.cat(parts).exp().numpy(), np.float32)
 
 
@@ -195,31 +191,25 @@ def sheet(pictures: NDArray[np.uint8], maps: list[NDArray[Any]], path: Path) -> 
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
-def load_stem(net: DepthNet, checkpoint: Path) -> None:
-    weights = load_file(checkpoint / "model.safetensors")
-    own = {k.removeprefix("encoder.stem.cnn."): v for k, v in weights.items() if ".stem.cnn." in k}
-    net.cnn.load_state_dict(own)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the small depth network on drawn rooms.")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("checkpoint", type=Path, help="whose stem it reads, and where it goes")
     parser.add_argument("--work", type=Path, default=Path("runs/depth"))
-    parser.add_argument("--stem", type=Path, default=Path("mico_chat/models/mini"))
-    parser.add_argument("--rooms", type=int, default=8000)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--rooms", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     torch.manual_seed(0)
     net = DepthNet()
-    load_stem(net, asked.stem)
+    load_stem(net, asked.checkpoint)
     data = rooms(asked.work, "train", asked.rooms, asked.processes)
     held_out = rooms(asked.work, "validation", 400, asked.processes)
     train(net, data, asked.epochs, asked.work)
-    asked.output.mkdir(parents=True, exist_ok=True)
+    output = asked.checkpoint / WEIGHTS
+    output.parent.mkdir(exist_ok=True)
     weights = {k: v.half().contiguous() for k, v in net.decoder.state_dict().items()}
-    save_file(weights, asked.output / "model.safetensors")
+    save_file(weights, output)
     depths = data[1].astype(np.float64)
     known = depths > 0
     plane = np.full(held_out[1].shape, np.median(depths[known]))
