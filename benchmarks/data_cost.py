@@ -102,7 +102,7 @@ def main(
     kept = sum(amount.count for amount in summary.written.values())
     measured = per_clip(summary)
     by_model: dict[str, float] = {
-        name: measured.pop(name) for name in ("caption", "tags") if name in measured
+        name: measured.pop(name) for name in ("caption", "tags", "depth") if name in measured
     }
     cells, cores = rows_of(measured, clips, cpu_price, "hours of a core")
     title = ["stage", "ms a clip", "hours", "US $"]

@@ -20,8 +20,10 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -42,7 +44,7 @@ app = typer.Typer(help=__doc__, rich_markup_mode=None)
 Output = Annotated[Path | None, typer.Option(help="Folder for the results.")]
 
 RECIPE = {
-    "clips": {"near": -1, "least_motion": 0.0},
+    "clips": {"near": -1, "least_motion": 0.0, "threshold": 1e6},  # a clip is a file
     "annotators": [{"use": "benchmarks.fake_stages:Numbered"}],
     "shards": {"samples": 20},
 }
@@ -60,8 +62,9 @@ def head(command: str, *packages: str) -> str:
 
 def draw_videos(folder: Path, n: int) -> Path:
     folder.mkdir()
-    for seed in range(n):
-        clip(folder / f"{seed:05d}.mp4", seed, SECONDS)
+    files = [folder / f"{seed:05d}.mp4" for seed in range(n)]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(clip, files, range(n), repeat(SECONDS)))
     return folder
 
 
@@ -75,9 +78,9 @@ def throughput(output: Output = None, clips: int = 200, repeats: int = 3) -> Non
         videos = draw_videos(Path(temporary) / "videos", clips)
         for workers in (0, 1, 2):
             found = []
-            for repeat in range(repeats):
+            for number in range(repeats):
                 recipe = BuildRecipe.model_validate(RECIPE | {"workers": workers})
-                built = build(recipe, [str(videos)], f"{temporary}/{workers}-{repeat}")
+                built = build(recipe, [str(videos)], f"{temporary}/{workers}-{number}")
                 assert built.clips == clips, built.counts
                 found.append(built.seconds)
             best = min(found)
@@ -289,8 +292,8 @@ def kill(
         + head("kill", *(["ray"] if workers else []))
         + f"{clips} clips, "
         f"{how}; a build left alone takes {whole:.0f} s. {done} SIGKILLs, each at a random moment, "
-        f"in {builds} builds that were started again after each: every build ended with each clip "
-        f"once, and {len(alone):,} members of its shards are byte for byte those of the build that "
+        f"in {builds} build{'s' * (builds != 1)}, started again after each: each ended with each "
+        f"clip once, and {len(alone):,} members of its shards are byte for byte those of the build that "
         "was left alone.\n",
         f"data-engine-kill{'-ray' if workers else ''}.md",
         output,
