@@ -293,8 +293,8 @@ def kill(
         + f"{clips} clips, "
         f"{how}; a build left alone takes {whole:.0f} s. {done} SIGKILLs, each at a random moment, "
         f"in {builds} build{'s' * (builds != 1)}, started again after each: each ended with each "
-        f"clip once, and {len(alone):,} members of its shards are byte for byte those of the build that "
-        "was left alone.\n",
+        f"clip once, and {len(alone):,} members of its shards are byte for byte those of the "
+        "build that was left alone.\n",
         f"data-engine-kill{'-ray' if workers else ''}.md",
         output,
     )
