@@ -14,12 +14,12 @@ from mico_chat.adapters.base import segments_of, shown_kinds
 from mico_chat.calls import CallFormat
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
+from mico_chat.explain import explain, n_prompts
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import MeasuredMedium, MediaReport, Medium
-from mico_chat.messages import Message
-from mico_chat.wire import Choice, Estimate, TokenLogprob, Usage
+from mico_chat.media.medium import EncodedMedium, MeasuredMedium, MediaReport
+from mico_chat.messages import Message, media_of
+from mico_chat.wire import Choice, Estimate, Explanation, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from mico_chat.adapters.base import ModelAdapter, PromptLayout
@@ -38,6 +38,7 @@ class Answer(BaseModel):
     choices: tuple[Choice, ...]
     usage: Usage
     media: tuple[MediaReport, ...] = ()
+    explanation: Explanation | None = None
 
     @property
     def text(self) -> str:
@@ -56,6 +57,7 @@ class GatheredAnswer:
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in self.texts]
         self._ends = [Delta()] * n
         self._usage: Usage | None = None
+        self._explanation: Explanation | None = None
 
     def add(self, item: Delta | tuple[MediaReport, ...]) -> None:
         if not isinstance(item, Delta):
@@ -66,6 +68,7 @@ class GatheredAnswer:
         if item.finish_reason is not None:
             self._ends[item.index] = item
         self._usage = item.usage or self._usage
+        self._explanation = item.explanation or self._explanation
 
     def answer(self) -> Answer:
         if self._usage is None:
@@ -80,7 +83,12 @@ class GatheredAnswer:
             )
             for text, end, values in zip(self.texts, self._ends, self._logprobs, strict=True)
         )
-        return Answer(choices=choices, usage=self._usage, media=self.reports)
+        return Answer(
+            choices=choices,
+            usage=self._usage,
+            media=self.reports,
+            explanation=self._explanation,
+        )
 
 
 class Assistant:
@@ -139,7 +147,7 @@ class Assistant:
         ``prefix`` is the beginning of the answer. Only conversations with the same ``salt`` share
         encoded media and computed tokens: give each tenant its own salt.
         """
-        media = await self.encoder.encode(_media_of(messages), salt=salt)
+        media = await self.encoder.encode(media_of(messages), salt=salt)
         layout = await asyncio.to_thread(self._layout, messages, media, prefix)
         calls = any(message.tools for message in messages)
         shown = self.adapter.template.call_tokens if calls else frozenset()
@@ -150,7 +158,7 @@ class Assistant:
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
         """How many tokens a request would take. Its media are decoded, but not encoded."""
-        media = await self.encoder.measure(_media_of(messages), salt=salt)
+        media = await self.encoder.measure(media_of(messages), salt=salt)
         layout = await asyncio.to_thread(self._layout, messages, media, options.prefix)
         n_tokens = sum(len(part) for part in layout)
         length = self.engine.max_position
@@ -162,6 +170,7 @@ class Assistant:
             context_length=length,
             fits=n_tokens + max_tokens <= length,
             media=tuple(medium.report for medium in media),
+            explain_prompts=n_prompts([one.report for one in media]) if options.explain else None,
         )
 
     async def stream(
@@ -177,9 +186,45 @@ class Assistant:
             for index in range(options.n):
                 yield Delta(index=index, text=prefix)
         options = options.over(self.defaults)
+        if options.explain:
+            if options.n > 1:
+                raise RequestError.at("explain", f"expected one answer, got n={options.n}")
+            if not self.engine.scores:
+                raise RequestError.at(
+                    "explain",
+                    f"the {self.engine.name} engine cannot; llamacpp and transformers can",
+                )
+            if not reports:
+                raise RequestError.at("explain", "no medium, on which an answer could rest")
+        tokens: list[int] = []
         async with aclosing(self.engine.generate(prompt, options)) as deltas:
             async for delta in deltas:
+                tokens += delta.token_ids
+                if options.explain and delta.usage is not None:
+                    if delta.text:  # nobody should wait for it
+                        yield Delta(text=delta.text, logprobs=delta.logprobs)
+                    if delta.finish_reason == "stop":  # the token that ends it is not shown
+                        del tokens[-1:]
+                    explanation = await self._explained(messages, tokens, prefix, salt)
+                    update = {"text": "", "logprobs": (), "explanation": explanation}
+                    delta = delta.model_copy(update=update)
                 yield self._marked(delta)
+
+    async def _explained(
+        self, messages: Sequence[Message], answer: Sequence[int], prefix: str, salt: str
+    ) -> Explanation | None:
+        if not answer:
+            return None
+
+        async def laid(variants: Sequence[Sequence[EncodedMedium]]) -> list[Prompt]:
+            def prompts() -> list[Prompt]:
+                layouts = [self._layout(messages, media, prefix) for media in variants]
+                return [Prompt(segments_of(layout), salt) for layout in layouts]
+
+            return await asyncio.to_thread(prompts)
+
+        media = media_of(messages)
+        return await explain(self.engine, self.encoder, laid, media, answer, salt=salt)
 
     def _marked(self, delta: Delta) -> Delta:
         if self.unsure_below is None or delta.confidence is None:
@@ -232,15 +277,6 @@ class Assistant:
 
 async def _gathered(answers: Iterable[Awaitable[T]]) -> list[T]:
     return await asyncio.gather(*answers)
-
-
-def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
-    last = messages[-1] if messages else None
-    if last is None or last.role not in ("user", "tool") or not last.content:
-        raise RequestError(
-            "the last message must be the user's or a tool's result, and not be empty", "messages"
-        )
-    return [medium for message in messages for medium in message.media]
 
 
 def decode_media(messages: Sequence[Message], decoder: Decoder) -> list[Message]:

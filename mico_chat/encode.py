@@ -208,11 +208,23 @@ class MediaEncoder:
         self._thread.start()
 
     async def encode(
-        self, media: Sequence[MediaFile | Medium], *, salt: str = ""
+        self,
+        media: Sequence[MediaFile | Medium],
+        *,
+        salt: str = "",
+        beside: Sequence[MediaFile | Medium] | None = None,
+        read: bool = True,
     ) -> list[EncodedMedium]:
-        """The tokens and report of each medium. Only requests with the same ``salt`` share work."""
-        shown = self._shown(media)
-        return await asyncio.gather(*(self._encode(medium, shown, salt) for medium in media))
+        """The tokens and report of each medium. Only requests with the same ``salt`` share work.
+
+        ``beside``: all media of the conversation, if these stand in for some of them. Without
+        ``read``, no text or speech is recognised.
+        """
+        shown = self._shown(media if beside is None else beside)
+        return await asyncio.gather(*(self._encode(medium, shown, salt, read) for medium in media))
+
+    async def decoded(self, media: Sequence[MediaFile | Medium]) -> list[Medium]:
+        return await asyncio.gather(*(self._decoded(medium) for medium in media))
 
     async def measure(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
@@ -235,12 +247,16 @@ class MediaEncoder:
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def _encode(
-        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str
+        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str, read: bool
     ) -> EncodedMedium:
         key = await asyncio.to_thread(self._key, medium, shown, salt)
+        if not read:
+            key += b"unread"
 
         async def encode() -> EncodedMedium:
             decoded = await self._decoded(medium)
+            if not read:
+                return await self._encoded(key, decoded, shown)
             encoded, words = await asyncio.gather(
                 self._encoded(key, decoded, shown), self._words_of(key, decoded)
             )

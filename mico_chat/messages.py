@@ -342,3 +342,12 @@ def _llava_paths(record: Mapping[str, Any], kind: Kind, root: Path) -> list[Path
         if not isinstance(path, str) or not path:
             raise RequestError.at(kind, f"expected a path or a list of paths, got {type_of(path)}")
     return [root / path for path in paths]
+
+
+def media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
+    last = messages[-1] if messages else None
+    if last is None or last.role not in ("user", "tool") or not last.content:
+        raise RequestError(
+            "the last message must be the user's or a tool's result, and not be empty", "messages"
+        )
+    return [medium for message in messages for medium in message.media]

@@ -156,7 +156,7 @@ def _disagreement(llm: Any, adapter: TransformersAdapter, batched: Any) -> str |
             theirs = llm(**adapter.whole_inputs(prompt, prepared.inputs)).logits[0, -1].float()
         ids, context = prompt.tokens(0, len(prompt))
         positions = None if prompt.positions is None else prompt.positions[:, :-1]
-        (ours,) = batched.run([Chunk(0, 0, ids, True, context, positions)])
+        (ours,) = batched.run([Chunk(0, 0, ids, 1, context, positions)])
         batched.truncate(0, 0)
         ours, theirs = ours - ours.mean(), theirs.to(ours.device) - theirs.mean()
         alike = float(torch.cosine_similarity(ours, theirs, dim=0))

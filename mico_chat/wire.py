@@ -60,6 +60,55 @@ class TokenLogprob(_Answer):
     top: tuple[TokenLogprob, ...] = ()
 
 
+class ExplainedPart(_Answer):
+    """A part of a medium: a "tile" of a still or map, a "frame" or the "sound track" of a video, a
+    "stretch" of a sound, or the "words" that were read or heard in it.
+
+    ``effect`` is how much the answer's log-probability falls without it, in nats; ``box`` are the
+    left, top, right and bottom edge as parts of the width and height, ``time`` the first and last
+    second.
+    """
+
+    what: str
+    effect: float
+    box: tuple[float, float, float, float] | None = None
+    time: tuple[float, float] | None = None
+
+
+class ExplainedMedium(_Answer):
+    """``effect`` as of a part; ``share``, 0 to 1, of the effects of all media above 0."""
+
+    effect: float
+    share: float
+    parts: tuple[ExplainedPart, ...] = ()
+
+
+class ExplainedWord(_Answer):
+    """A word of the answer, with the space before it: its log-probability, and the effect of each
+    medium on it. ``medium`` is the number, from 0, of the one with the largest; null if none has
+    any."""
+
+    text: str
+    logprob: float
+    effects: tuple[float, ...]
+    medium: int | None
+
+
+class Explanation(_Answer):
+    """What an answer rests on: each medium, and each part, was left out in turn, and the answer's
+    own tokens scored again.
+
+    ``logprob`` is the answer's log-probability, ``without_media`` that with all media left out.
+    ``same_without_media``: each token is the likeliest then, too.
+    """
+
+    words: tuple[ExplainedWord, ...]
+    media: tuple[ExplainedMedium, ...]
+    logprob: float
+    without_media: float
+    same_without_media: bool
+
+
 class Choice(_Answer):
     """One of the ``n`` answers to a question.
 
@@ -82,7 +131,8 @@ class ChatResponse(_Answer):
 
     ``choices`` has all ``n`` answers if more than one was requested, the first one too.
     ``logprobs`` has those of the first answer's tokens if they were requested. ``confidence`` and
-    ``unsure`` are those of the first answer, as in ``Choice``. ``conversation_id`` continues the
+    ``unsure`` are those of the first answer, as in ``Choice``. ``explanation`` is there if it was
+    asked for. ``conversation_id`` continues the
     conversation, and ``turn`` (from 1) is the number of this message in it. Both are null if the
     answer is not stored.
     """
@@ -98,6 +148,7 @@ class ChatResponse(_Answer):
     logprobs: tuple[TokenLogprob, ...] = ()
     confidence: float | None = None
     unsure: bool | None = None
+    explanation: Explanation | None = None
 
 
 class MediaEvent(_Answer):
@@ -129,7 +180,8 @@ class Estimate(_Answer):
 
     ``prompt_tokens`` includes ``media_tokens``, the context tokens. The request ``fits`` when
     prompt and ``max_tokens`` are within ``context_length``. ``media`` has one report for each
-    medium, in the order of the request.
+    medium, in the order of the request. For a request with ``explain``, ``explain_prompts`` counts
+    the prompts after which the answer is scored again, each about as long as the question's.
     """
 
     prompt_tokens: int
@@ -138,6 +190,7 @@ class Estimate(_Answer):
     context_length: int
     fits: bool
     media: tuple[MediaReport, ...] = ()
+    explain_prompts: int | None = None
 
 
 # --- Stored media and conversations ---

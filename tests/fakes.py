@@ -100,6 +100,7 @@ class FakeEngine:
 
     name = "fake"
     max_position = 1000
+    scores = False
     failure: str | None = None
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:

@@ -29,7 +29,7 @@ LAYERS = (
     ("engine",),
     ("reading",),
     ("adapters",),
-    ("encode", "similarity", "assistant"),
+    ("encode", "similarity", "assistant", "explain"),
     ("load", "open_models", "gguf_models"),
     ("beforehand",),
     ("evaluation",),

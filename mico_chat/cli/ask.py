@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, field
@@ -20,11 +20,15 @@ from tqdm import tqdm
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import DataError, MediaError, MissingFileError
+from mico_chat.explain import LEAST_EFFECT
 from mico_chat.load import without_collection
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message, with_depth_scale
+from mico_chat.wire import ExplainedPart, Explanation
+
+SHOWN_PARTS = 3
 
 
 class Waiting(Live):
@@ -84,6 +88,10 @@ class Asking:
                     waiting.stop()
                     self.out.write(delta.text + " (not sure)" * bool(delta.unsure))
                     self.out.flush()
+                if isinstance(delta, Delta) and delta.explanation is not None:
+                    names = [medium.name for medium in messages[-1].media]
+                    found = "\n".join(explained(delta.explanation, names))
+                    self.out.write(f"\n\n{found}")
         waiting.stop()
         self.out.write("\n")
 
@@ -149,12 +157,37 @@ def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:
         pool.shutdown(wait=False)  # if the user interrupts, closing the decoder ends the work
 
 
+def explained(explanation: Explanation, names: Sequence[str]) -> Iterator[str]:
+    """An explanation in lines: a medium each, with its share, its words and what matters in it."""
+    if explanation.same_without_media:
+        yield "Without any medium, the model would answer the same."
+    for number, (name, medium) in enumerate(zip(names, explanation.media, strict=True)):
+        words = " ".join(word.text.strip() for word in explanation.words if word.medium == number)
+        yield f"{medium.share:4.0%}  {name}{f': {words}' if words else ''}"
+        parts = sorted(medium.parts, key=lambda part: -part.effect)[:SHOWN_PARTS]
+        for part in parts:
+            if part.effect > LEAST_EFFECT:
+                yield f"      {_place_of(part)} ({part.effect:.1f})"
+
+
+def _place_of(part: ExplainedPart) -> str:
+    if part.box is not None:
+        left, top, right, bottom = part.box
+        return f"{left:.0%} to {right:.0%} from the left, {top:.0%} to {bottom:.0%} from the top"
+    if part.time is not None:
+        start, end = part.time
+        return f"{part.what} at {start:.1f} s" if start == end else f"{start:.1f} to {end:.1f} s"
+    return {"words": "the words in it"}.get(part.what, f"the {part.what}")
+
+
 def _details(answer: Answer) -> dict[str, Any]:
+    told = answer.explanation
     return {
         "answer": answer.text,
         **answer.choices[0].model_dump(include={"finish_reason", "confidence", "unsure"}),
         "usage": answer.usage.model_dump(),
         "media": [report.model_dump(mode="json") for report in answer.media],
+        **({} if told is None else {"explanation": told.model_dump(mode="json")}),
     }
 
 

@@ -128,6 +128,10 @@ def ask(
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Tell which medium the answer rests on; it takes longer."),
+    ] = False,
     depth_scale: Annotated[
         float, typer.Option(help="Metres for one unit of a 16-bit depth map.")
     ] = 0.001,

@@ -31,6 +31,7 @@ class AloneModel:
     max_idle_cells = 0
     reuses_starts = False
     decodes_apart = False
+    scores = False
 
     def __init__(self, model: Any, inputs: Callable[[Prompt], dict[str, Tensor]]) -> None:
         self._model = model

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import AsyncGenerator, Collection, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mico_chat.errors import ConfigError, RequestError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER, Segment
-from mico_chat.wire import FinishReason, TokenLogprob, Usage
+from mico_chat.wire import Explanation, FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,7 @@ class GenerationOptions(BaseModel):
     likeliest tokens; the token that ends the answer has none. ``n`` answers are sampled from one
     prompt. ``json_schema`` limits the answer to JSON that fits the schema. ``prefix`` is the
     beginning of the answer: the model continues it, and its tokens count as prompt tokens.
+    ``explain`` asks which media the answer rests on (:mod:`mico_chat.explain`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class GenerationOptions(BaseModel):
     n: int = Field(1, ge=1, le=16)
     json_schema: dict[str, Any] | None = None
     prefix: str = ""
+    explain: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
@@ -94,12 +96,15 @@ def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError
 class Prompt:
     """Segments in order. Prompts of the same ``salt`` share the computation of a common start.
 
-    ``shown`` are special tokens that the text of the answer shows; it leaves out the others.
+    ``shown`` are special tokens that the text of the answer shows; it leaves out the others. The
+    last ``scored`` tokens are an answer that is there already: instead of continuing the prompt, an
+    engine gives these tokens with their log-probabilities.
     """
 
     segments: tuple[Segment, ...]
     salt: str = ""
     shown: frozenset[int] = frozenset()
+    scored: int = 0
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)
@@ -107,6 +112,15 @@ class Prompt:
     @property
     def media_tokens(self) -> int:
         return sum(len(s) for s in self.segments if isinstance(s, ContextBlock))
+
+    @cached_property
+    def answer(self) -> list[int]:
+        """The tokens that are scored."""
+        return self.tokens(len(self) - self.scored, len(self))[0]
+
+    def with_answer(self, tokens: Sequence[int]) -> Prompt:
+        """This prompt and an answer to it that is to be scored."""
+        return replace(self, segments=(*self.segments, tuple(tokens)), scored=len(tokens))
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
@@ -197,7 +211,7 @@ class Delta(BaseModel):
     If the prompt has media, the last delta of an answer has ``avg_logprob``: the mean
     log-probability of the answer's tokens, which are those that have ``logprobs``. The first of
     several is left out: it is how an answer begins. It is None for an answer without tokens. The
-    assistant adds ``unsure``.
+    assistant adds ``unsure`` and, to the last delta of a request, the ``explanation``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -210,6 +224,7 @@ class Delta(BaseModel):
     unsure: bool | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    explanation: Explanation | None = None
 
     @property
     def confidence(self) -> float | None:
@@ -236,6 +251,8 @@ class Engine(Protocol):
 
     name: str
     max_position: int  # tokens that a prompt and its answer may have together
+    scores: bool
+    """Whether it can give the log-probabilities of an answer that is there already."""
 
     @property
     def failure(self) -> str | None:

@@ -30,6 +30,7 @@ class BatchingEngine:
         max_running: int = 16,
     ) -> None:
         self.name = name
+        self.scores = model.scores
         self.failure: str | None = None
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, ends, max_running=max_running)

@@ -102,6 +102,7 @@ class LlamaCppModel:
 
     reuses_starts = True
     decodes_apart = False
+    scores = True
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class LlamaCppModel:
         callback = ctypes.cast(function, llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._context, callback, argument)
         # Compute a token with one thread, to measure how long a step takes.
-        self._batch.fill([Chunk(0, 0, [0], False)], self._table)
+        self._batch.fill([Chunk(0, 0, [0], 0)], self._table)
         self._decode(1, 1)
         self.truncate(0, 0)
 
@@ -272,6 +273,11 @@ class LlamaCppSampler:
             token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
         else:
             token = self._constrained(values)
+        return _sampled(values, token, self._n_likeliest)
+
+    def score(self, logits: int, token: int) -> Sampled:
+        pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
+        values = np.ctypeslib.as_array(pointer, (self._n_vocab,))
         return _sampled(values, token, self._n_likeliest)
 
     def _constrained(self, logits: NDArray[np.float32]) -> int:
@@ -418,12 +424,12 @@ def _parts(chunk: Chunk) -> list[Chunk]:
             context = (rows[row : row + n],)
             row += n
         positions = None if chunk.positions is None else chunk.positions[:, at : at + n]
-        last = chunk.wants_logits and at + n == chunk.length
+        wanted = max(0, min(n, at + n - (chunk.length - chunk.wanted)))
         part = replace(
             chunk,
             start=chunk.start + at,
             ids=chunk.ids[at : at + n],
-            wants_logits=last,
+            wanted=wanted,
             context=context,
             positions=positions,
         )
@@ -461,7 +467,8 @@ class _Batch:
         # A token of text has one position. (A, n): all of the first axis, then of the second, ..
         axes = self._axes if context else 1
         positions = self._pos[: axes * total].reshape(axes, total)
-        at, places = 0, []
+        at = 0
+        places: list[int] = []
         base, size = self._numbers.ctypes.data, self._numbers.itemsize
         for chunk in chunks:
             end = at + chunk.length
@@ -473,9 +480,8 @@ class _Batch:
                 positions[3:, at:end] = 0
             self._sequences[at:end] = base + size * chunk.slot
             self._logits[at:end] = 0
-            if chunk.wants_logits:
-                self._logits[end - 1] = 1
-                places.append(end - 1)
+            self._logits[end - chunk.wanted : end] = 1
+            places += range(end - chunk.wanted, end)
             at = end
         self.struct.n_tokens = total
         if context and table is not None:

@@ -32,7 +32,7 @@ class Chunk:
     """Consecutive tokens of one slot, from position ``start``.
 
     The id of a context token is :data:`~mico_chat.model.splice.PLACEHOLDER`; ``context`` has the
-    tokens, (m, W) of each medium. ``wants_logits`` asks for the logits after the last token.
+    tokens, (m, W) of each medium. The logits after each of the last ``wanted`` tokens are needed.
     ``positions`` (A, n) are those of the tokens on the A axes of a rotary embedding, where they are
     not the places from ``start`` on. ``prompt`` is the prompt that a chunk is a part of. The tokens
     of a chunk that is not ``causal`` attend to all of its tokens.
@@ -41,7 +41,7 @@ class Chunk:
     slot: int
     start: int
     ids: Many[int]
-    wants_logits: bool
+    wanted: int
     context: Many[Tensor] = ()
     positions: Tensor | None = None
     prompt: Prompt | None = None
@@ -69,6 +69,10 @@ class Sampler(Protocol):
 
     def sample(self, logits: Any) -> Sampled: ...
 
+    def score(self, logits: Any, token: int) -> Sampled:
+        """A token that somebody else chose."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -80,7 +84,8 @@ class Model(Protocol):
     keep ``max_idle_cells`` tokens for reuse, besides those of the last finished sequence: in some
     engines a step takes longer if more tokens are held. A model that does not reuse the starts of
     prompts gets each prompt whole. One that ``decodes_apart`` computes the next tokens of answers
-    and the tokens of prompts in forwards of their own.
+    and the tokens of prompts in forwards of their own. One that ``scores`` gives the logits after
+    more than the last token of a chunk.
     """
 
     n_slots: int
@@ -90,9 +95,10 @@ class Model(Protocol):
     max_batch: int
     reuses_starts: bool
     decodes_apart: bool
+    scores: bool
 
     def run(self, batch: Many[Chunk]) -> list[Any]:
-        """Compute chunks of different slots in one step; returns the logits that are wanted."""
+        """Compute chunks of different slots in one step; the logits that are wanted, in order."""
         ...
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -134,6 +140,7 @@ class Sequence:
         self.index = index
         self.length = len(prompt)
         self.tokens: list[int] = []
+        self.scored = 0
         self.computed = 0
         self.cached = 0
         self.slot: Slot | None = None
@@ -141,7 +148,12 @@ class Sequence:
 
     @property
     def max_length(self) -> int:
-        return self.length + self.options.max_tokens
+        return self.length + (0 if self.prompt.scored else self.options.max_tokens)
+
+    @property
+    def first_wanted(self) -> int:
+        """The place of the first token whose logits are wanted: the one before the answer."""
+        return self.length - self.prompt.scored - 1
 
     @property
     def decoding(self) -> bool:
@@ -157,13 +169,15 @@ class Sequence:
         if self.decoding:
             if positions is not None:
                 positions = positions[:, -1:] + (start - self.length)
-            return Chunk(self.slot.number, start, self.tokens[-1:], True, (), positions)
+            return Chunk(self.slot.number, start, self.tokens[-1:], 1, (), positions)
         stop, causal = self.prompt.stop(start, room)
+        if self.prompt.scored:  # nothing follows the answer's last token
+            stop = min(stop, self.length - 1)
         ids, context = self.prompt.tokens(start, stop)
         if positions is not None:
             positions = positions[:, start:stop]
-        last = stop == self.length
-        return Chunk(self.slot.number, start, ids, last, context, positions, self.prompt, causal)
+        wanted = max(0, stop - max(start, self.first_wanted))
+        return Chunk(self.slot.number, start, ids, wanted, context, positions, self.prompt, causal)
 
 
 class PrefillBudget:
@@ -298,8 +312,11 @@ class Scheduler:
         logits = self.model.run(chunks)
         for sequence, chunk in batch:
             self._record(sequence, chunk)
-        wanting = [sequence for sequence, chunk in batch if chunk.wants_logits]
-        steps = [self._sample(*pair) for pair in zip(wanting, logits, strict=True)]
+        wanting = [pair for pair in batch for _ in range(pair[1].wanted)]
+        steps = [
+            self._score(sequence, at) if sequence.prompt.scored else self._sample(sequence, at)
+            for (sequence, _), at in zip(wanting, logits, strict=True)
+        ]
         prompt = sum(chunk.length for chunk in chunks) - decoding
         self._prefill.observe(decoding, prompt, self._clock() - before)
         return steps
@@ -449,13 +466,24 @@ class Scheduler:
             self.remove(sequence)
         return Step(sequence, sampled, reason)
 
+    def _score(self, sequence: Sequence, logits: Any) -> Step:
+        """The log-probability of the answer's next token; it is not computed again by itself."""
+        answer = sequence.prompt.answer
+        token = answer[sequence.scored]
+        sequence.scored += 1
+        last = sequence.scored == len(answer)
+        sampled = sequence.sampler.score(logits, token)
+        if last:
+            self.remove(sequence)
+        return Step(sequence, sampled, "length" if last else None)
+
 
 def _common(held: Many[Hashable], sequence: Sequence) -> int:
-    """How many tokens at the start are equal; the prompt's last is computed for its logits.
+    """How many tokens at the start are equal; those whose logits are wanted are computed.
 
     A medium is shared as a whole: its tokens may have one position together.
     """
     wanted = sequence.prompt.identities
-    most = min(len(held), sequence.length - 1)
+    most = min(len(held), sequence.first_wanted)
     equal = next((at for at in range(most) if held[at] != wanted[at]), most)
     return sequence.prompt.before_block(equal)

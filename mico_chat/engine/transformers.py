@@ -46,6 +46,7 @@ class TransformersModel:
 
     reuses_starts = True
     decodes_apart = True
+    scores = True
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class TransformersModel:
         self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         # Configs describe the bytes of a token in different ways, so they are measured.
-        self.run([Chunk(0, 0, [0], False)])
+        self.run([Chunk(0, 0, [0], 0)])
         self.truncate(0, 0)
         # A layer that reuses another layer's keys and values has none.
         token_bytes = sum(layer.cell_bytes for layer in self._layers if layer.is_initialized)
@@ -82,7 +83,7 @@ class TransformersModel:
         self._cells.limit = self.n_cells
 
     def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
-        """Compute chunks of different slots; float32 logits (V,) after each chunk that wants them.
+        """Compute chunks of different slots; float32 logits (V,) after each token that wants them.
 
         Chunks of similar length share a forward, so that less than half of it is padding; chunks of
         one token have their own. Tokens that a slot holds after a chunk's start are dropped: a
@@ -91,14 +92,13 @@ class TransformersModel:
         groups: dict[int, list[int]] = {}
         for place, chunk in enumerate(batch):
             groups.setdefault(chunk.length.bit_length(), []).append(place)
-        logits: dict[int, Tensor] = {}
+        logits: dict[int, Sequence[Tensor]] = {}
         if self._device.type == "cpu":
             torch.set_num_threads(min(free_cores()(), self._threads))
         with torch.inference_mode():
             for group in groups.values():
-                wanting = [place for place in group if batch[place].wants_logits]
-                logits.update(zip(wanting, self._forward([batch[p] for p in group]), strict=True))
-        return [logits[place] for place in sorted(logits)]
+                logits.update(zip(group, self._forward([batch[p] for p in group]), strict=True))
+        return [row for place in sorted(logits) for row in logits[place]]
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._cells.truncate(target, 0)
@@ -119,17 +119,23 @@ class TransformersModel:
         self._layers.clear()
         self._cache.layers.clear()
 
-    def _forward(self, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
-        """One forward of rows padded on the right; logits (V,) of the rows that want them."""
+    def _forward(self, chunks: Sequence[Chunk]) -> list[Sequence[Tensor]]:
+        """One forward of rows padded on the right; of each row the logits (V,) that it wants."""
         places, mask = self._cells.place(chunks)
         hidden = self._decoder.hidden(
             self._decoder.embedded(chunks), positions_of(chunks, places), mask, self._cache
         )
-        rows = [row for row, chunk in enumerate(chunks) if chunk.wants_logits]
-        if not rows:
-            return []
-        last = hidden[rows, [chunks[row].length - 1 for row in rows]]
-        return list(self._decoder.logits(last).float())
+        ends = [(row, chunk.length - n) for row, chunk in enumerate(chunks) for n in _last(chunk)]
+        if not ends:
+            return [() for _ in chunks]
+        rows, columns = map(list, zip(*ends, strict=True))
+        logits = self._decoder.logits(hidden[rows, columns]).float()
+        return list(logits.split([chunk.wanted for chunk in chunks]))
+
+
+def _last(chunk: Chunk) -> range:
+    """How far each token whose logits are wanted is from the chunk's end."""
+    return range(chunk.wanted, 0, -1)
 
 
 # --- keys and values ----------------------------------------------------------------------------
@@ -300,6 +306,10 @@ class TorchSampler:
                 token = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
             self._ids = torch.cat([self._ids, token], dim=1)
             return self._sampled(int(token), logits)
+
+    def score(self, logits: Tensor, token: int) -> Sampled:
+        with torch.inference_mode():
+            return self._sampled(token, logits)
 
     def close(self) -> None: ...
 

@@ -67,6 +67,7 @@ class VllmEngine:
     """
 
     name = "vllm"
+    scores = False  # it gives no log-probabilities of a prompt of embeddings
 
     def __init__(
         self,

@@ -218,4 +218,4 @@ def _whole(prompt: Prompt, ids: Sequence[int]) -> Chunk:
     if positions is not None:
         after = positions[:, -1:] + torch.arange(len(ids))
         positions = torch.cat([positions[:, :-1], after], 1)
-    return Chunk(0, 0, [*asked, *ids], True, context, positions)
+    return Chunk(0, 0, [*asked, *ids], 1, context, positions)

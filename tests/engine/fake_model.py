@@ -69,6 +69,11 @@ class FakeSampler:
         top = tuple((token + n, -0.5 - n) for n in range(self._options.logprobs or 0))
         return Sampled(token, -9.0 if token == END else -0.5, top)
 
+    def score(self, held: Held, token: int) -> Sampled:
+        """The token that the rule gives has -0.5, another one -9."""
+        found = self.sample(held)
+        return Sampled(token, -0.5 if token == found.token else -9.0, found.top)
+
     def close(self) -> None:
         self._model.samplers.remove(self)  # KeyError when it was closed before
 
@@ -78,6 +83,7 @@ class FakeModel:
 
     reuses_starts = True
     decodes_apart = False
+    scores = True
 
     def __init__(
         self,
@@ -117,7 +123,11 @@ class FakeModel:
             held += _names(chunk.ids, chunk.context)
             assert len(held) == chunk.start + chunk.length <= self.max_position
         assert sum(map(len, self.slots)) <= self.n_cells
-        return [list(self.slots[chunk.slot]) for chunk in batch if chunk.wants_logits]
+        return [
+            self.slots[chunk.slot][: chunk.start + chunk.length - before]
+            for chunk in batch
+            for before in reversed(range(chunk.wanted))
+        ]
 
     def copy(self, source: int, target: int, length: int) -> None:
         assert not self.slots[target], "the target is not empty"

@@ -66,6 +66,35 @@ def test_a_prefix_that_is_taken_over(model: Model, llm: LlamaForCausalLM) -> Non
     assert answer(model, [first], scheduler=scheduler) == expected[:1]
 
 
+@pytest.mark.parametrize("max_batch", [512, 8])
+def test_a_given_answer_is_scored(opened: Open, llm: LlamaForCausalLM, max_batch: int) -> None:
+    """In steps of any size, beside answers that grow, and after a start that is there already."""
+    model = opened(n_slots=8, max_batch=max_batch)
+    scheduler = Scheduler(model, (), max_running=8)
+    said = text(7, seed=50)
+    asked = [prompt.with_answer(said) for prompt in prompts()[:6]]
+    for _ in range(2):  # the second time, slots hold the prompts and the answer
+        beside = Sequence(Prompt((text(30, seed=60),)), GenerationOptions(max_tokens=20))
+        scored = [Sequence(prompt, GenerationOptions(max_tokens=1, logprobs=1)) for prompt in asked]
+        found: dict[Sequence, list[Any]] = {sequence: [] for sequence in (*scored, beside)}
+        for sequence in found:
+            scheduler.add(sequence)
+        while not scheduler.idle:
+            for step in scheduler.step():
+                found[step.sequence].append(step.result)
+        assert [one.token for one in found[beside]] == generated(llm, beside.prompt, 20)
+        for sequence in scored:
+            with torch.inference_mode():
+                logits = llm(inputs_embeds=embed(llm, sequence.prompt)).logits[0]
+            expected = logits[-8:-1].log_softmax(-1)
+            results = found[sequence]
+            assert [one.token for one in results] == list(said)
+            values = torch.tensor([one.logprob for one in results])
+            check_close(values, expected[range(7), list(said)])
+            assert [one.top[0][0] for one in results] == expected.argmax(-1).tolist()
+    model.close()
+
+
 def check_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 

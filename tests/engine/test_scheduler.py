@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, PrefillBudget, Scheduler, Sequence
+from mico_chat.engine.scheduler import Chunk, PrefillBudget, Sampled, Scheduler, Sequence
 from mico_chat.errors import RequestError
 from tests.engine.fake_model import END, FakeModel, block, expected, ids
 
@@ -69,6 +69,35 @@ def test_together_equals_alone(max_batch: int, n_slots: int) -> None:
     scheduler = scheduler_of(model)
     assert answers(scheduler, *prompts) == right(*prompts)
     assert answers(scheduler, *prompts[::-1]) == right(*prompts[::-1])
+    assert not model.samplers
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 512])
+def test_a_given_answer_is_scored_and_not_continued(max_batch: int) -> None:
+    model = FakeModel(n_slots=3, n_cells=600, max_batch=max_batch)
+    scheduler = scheduler_of(model)
+    prompts = ragged(8)
+    whole = right(*prompts, options=GenerationOptions(max_tokens=5))
+    asked = [
+        prompt.with_answer([*answer[:4], 5 if answer[4] != 5 else 6])
+        for prompt, answer in zip(prompts, whole, strict=True)
+    ]
+    scored = put(scheduler, *asked)
+    growing = put(scheduler, *prompts)
+    found: dict[Sequence, list[float]] = {sequence: [] for sequence in (*scored, *growing)}
+    ends = []
+    while not scheduler.idle:
+        for step in scheduler.step():
+            assert isinstance(step.result, Sampled)
+            assert step.result.logprob is not None
+            found[step.sequence].append(step.result.logprob)
+            if step.finish_reason and step.sequence in scored:
+                ends.append(step.finish_reason)
+    assert [found[one][:4] for one in scored] == [[-0.5] * 4] * 8
+    assert [found[one][4:] for one in scored] == [[-9.0]] * 8
+    assert ends == ["length"] * 8
+    assert [one.tokens for one in growing] == right(*prompts)
+    assert all(not one.tokens for one in scored)
     assert not model.samplers
 
 

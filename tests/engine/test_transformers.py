@@ -22,7 +22,9 @@ def test_logits_come_in_order_for_chunks_that_want_them(llm: LlamaForCausalLM) -
     model = TransformersModel(llm, n_slots=5)
     batch = [text(n, seed=n) for n in (9, 1, 4, 2, 1)]
     wanting = (0, 2, 3, 4)
-    logits = model.run([Chunk(slot, 0, ids, slot in wanting) for slot, ids in enumerate(batch)])
+    logits = model.run(
+        [Chunk(slot, 0, ids, int(slot in wanting)) for slot, ids in enumerate(batch)]
+    )
     assert len(logits) == 4
     for slot, row in zip(wanting, logits, strict=True):
         torch.testing.assert_close(row, whole(llm, batch[slot]))
@@ -34,10 +36,10 @@ def test_nan_stays_in_its_row(llm: LlamaForCausalLM) -> None:
     model = TransformersModel(llm, n_slots=2)
     ids = text(4)
     broken = torch.full((3, WIDTH), float("nan"))
-    logits = model.run([Chunk(0, 0, 3 * [PLACEHOLDER], True, [broken]), Chunk(1, 0, ids[:2], True)])
+    logits = model.run([Chunk(0, 0, 3 * [PLACEHOLDER], 1, [broken]), Chunk(1, 0, ids[:2], 1)])
     assert logits[0].isnan().all()
     torch.testing.assert_close(logits[1], whole(llm, ids[:2]))
-    assert len(model.run([Chunk(0, 3, [5], True), Chunk(1, 2, ids[2:3], True)])) == 2
+    assert len(model.run([Chunk(0, 3, [5], 1), Chunk(1, 2, ids[2:3], 1)])) == 2
     torch.testing.assert_close(feed(model, 1, 3, ids[3:]), whole(llm, ids))
 
 
@@ -63,7 +65,7 @@ def test_memory_grows_with_what_is_held(llm: LlamaForCausalLM) -> None:
     for slot in range(4):
         model.truncate(slot, 0)
     batch = [text(1024, seed=slot) for slot in range(4)]
-    model.run([Chunk(slot, 0, ids, False) for slot, ids in enumerate(batch)])
+    model.run([Chunk(slot, 0, ids, 0) for slot, ids in enumerate(batch)])
     assert model._cells.capacity == model.n_cells
     model.truncate(2, 1023)
     last = feed(model, 2, 1023, batch[2][1023:])

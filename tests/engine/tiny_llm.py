@@ -84,7 +84,7 @@ def generated(llm: Any, prompt: Prompt, n: int = 12) -> list[int]:
 
 def feed(model: Any, slot: int, start: int, ids: Many[int], *context: Tensor) -> Tensor:
     """The logits (V,) of either engine's model after some tokens."""
-    (found,) = model.run([Chunk(slot, start, ids, True, context)])
+    (found,) = model.run([Chunk(slot, start, ids, 1, context)])
     if isinstance(model, TransformersModel):
         assert isinstance(found, Tensor)
         return found

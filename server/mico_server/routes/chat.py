@@ -273,6 +273,7 @@ class ChatTurn:
             logprobs=first.logprobs,
             confidence=first.confidence,
             unsure=first.unsure,
+            explanation=answer.explanation,
         )
 
     async def keep_part(self, gathered: GatheredAnswer) -> None:

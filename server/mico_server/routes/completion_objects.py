@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from mico_chat.assistant import Answer
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import FinishReason, TokenLogprob, Usage
+from mico_chat.wire import Explanation, FinishReason, TokenLogprob, Usage
 from mico_server.routes.tool_use import AnswerReader, ToolUse
 
 
@@ -108,7 +108,10 @@ class CompletionUsage(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """OpenAI's answer, and ``media``: a report of each medium in the order of the request."""
+    """OpenAI's answer, and ``media``: a report of each medium in the order of the request.
+
+    ``explanation`` is there if the request has ``explain``.
+    """
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -117,6 +120,7 @@ class ChatCompletion(BaseModel):
     choices: list[CompletionChoice]
     usage: CompletionUsage
     media: tuple[MediaReport, ...]
+    explanation: Explanation | None = None
 
 
 def completion(model: str, answer: Answer, use: ToolUse) -> ChatCompletion:
@@ -141,6 +145,7 @@ def completion(model: str, answer: Answer, use: ToolUse) -> ChatCompletion:
         choices=choices,
         usage=CompletionUsage.of(answer.usage),
         media=answer.media,
+        explanation=answer.explanation,
     )
 
 

@@ -77,7 +77,8 @@ class ResponseFormat(BaseModel):
 
 
 class ChatCompletionRequest(BaseModel):
-    """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
+    """OpenAI's request, with the sampling options that vLLM adds, ``depth_scale``, and ``explain``:
+    which media the answer rests on.
 
     ``defaults`` of /v1/models has the options that a request does not set. Fields without a
     meaning here (``user``, ``metadata``, ``store``, ``media_io_kwargs``, ...) are ignored.
@@ -106,6 +107,7 @@ class ChatCompletionRequest(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     depth_scale: DepthScale = 0.001
+    explain: bool = False
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -132,7 +134,7 @@ class ChatCompletionRequest(BaseModel):
             raise RequestError.at("stream_options", "needs stream: true")
 
     def options(self) -> GenerationOptions:
-        same = {"temperature", "top_p", "top_k", "min_p", "n"}
+        same = {"temperature", "top_p", "top_k", "min_p", "n", "explain"}
         same |= {"repetition_penalty", "presence_penalty", "frequency_penalty"}
         values = self.model_dump(include=same, exclude_none=True)
         if (most := self.max_completion_tokens or self.max_tokens) is not None:
@@ -266,7 +268,10 @@ async def _chunks(
                 if item.finish_reason is not None:
                     rated = {"confidence": item.confidence, "unsure": item.unsure}
                     reason = reason_of(item.finish_reason, reader)
-                    yield event(chunk(index, {}, finish_reason=reason, **rated))
+                    last = chunk(index, {}, finish_reason=reason, **rated)
+                    if item.explanation is not None:
+                        last["explanation"] = item.explanation.model_dump(mode="json")
+                    yield event(last)
                 if item.usage is not None and wants_usage:
                     usage = CompletionUsage.of(item.usage).model_dump()
                     yield event({**head, "choices": [], "usage": usage})

@@ -1,0 +1,257 @@
+"""Which medium, and which part of it, an answer rests on: leave one out, score the answer again.
+
+Each part of each medium is replaced by a blank of its kind: grey, silence, a map without shape. The
+answer's own tokens are scored after each such prompt, all of them in the same steps of the model.
+A part's *effect* on a token is how much the token's log-probability falls without the part (Li et
+al. 2016, "Understanding Neural Networks through Representation Erasure", equation 1). Effects tell
+what this answer rests on, not whether it is right; two media that say the same hide each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_chat.engine.base import Engine, GenerationOptions, Prompt
+from mico_chat.errors import RequestError
+from mico_chat.media.file import MediaFile
+from mico_chat.media.medium import (
+    Audio,
+    Depth,
+    EncodedMedium,
+    Image,
+    MediaReport,
+    Medium,
+    Normal,
+    Video,
+    Words,
+)
+from mico_chat.wire import ExplainedMedium, ExplainedPart, ExplainedWord, Explanation, TokenLogprob
+
+if TYPE_CHECKING:
+    from mico_chat.encode import MediaEncoder
+
+Floats = NDArray[np.float64]
+
+TILES = 4
+"""A still is cut into so many rows and columns."""
+MOST_FRAMES = 16
+STRETCHES = 8
+"""A sound is cut into so many parts of equal length."""
+GREY = 127
+MOST_PARTS = 512
+LEAST_EFFECT = 0.05
+"""Nats that an answer loses without a medium; less is the noise of rounding."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is left out: of the medium at ``place`` all (no ``what``), or a part.
+
+    ``blank`` is the medium without it; None: the words that were read or heard in it are left out.
+    ``box``: left, top, right, bottom, as parts of the width and height. ``time``: its first and
+    last second.
+    """
+
+    place: int
+    what: str = ""
+    blank: Medium | None = None
+    box: tuple[float, float, float, float] | None = None
+    time: tuple[float, float] | None = None
+
+
+def parts_of(place: int, medium: Medium, words: Words) -> Iterator[Part]:
+    """The whole medium first, then its parts."""
+    yield Part(place, blank=blanked(medium))
+    if words.written or words.spoken:
+        yield Part(place, "words")
+    match medium:
+        case Image() | Normal() | Depth():
+            yield from _tiles(place, medium)
+        case Audio():
+            yield from _stretches(place, medium)
+        case Video():
+            yield from _frames(place, medium)
+            if medium.audio is not None and medium.audio.samples.any():
+                silent = replace(medium, audio=_silent(medium.audio))
+                yield Part(place, "sound track", silent)
+
+
+def blanked(medium: Medium) -> Medium:
+    """A medium of the same size that shows or says nothing."""
+    match medium:
+        case Image():
+            return replace(medium, pixels=np.full_like(medium.pixels, GREY))
+        case Normal():  # a wall that faces the viewer
+            wall = np.array([GREY, GREY, 255], np.uint8)
+            return replace(medium, pixels=np.broadcast_to(wall, medium.pixels.shape).copy())
+        case Depth():
+            flat = np.full_like(medium.values, 1.0 if medium.metric else 0.5)
+            return replace(medium, values=flat)
+        case Audio():
+            return _silent(medium)
+        case Video():
+            sound = None if medium.audio is None else _silent(medium.audio)
+            return replace(medium, frames=np.full_like(medium.frames, GREY), audio=sound)
+
+
+def _silent(sound: Audio) -> Audio:
+    return replace(sound, samples=np.zeros_like(sound.samples))
+
+
+def _tiles(place: int, medium: Image | Normal | Depth) -> Iterator[Part]:
+    name = "values" if isinstance(medium, Depth) else "pixels"
+    whole, empty = getattr(medium, name), getattr(blanked(medium), name)
+    rows, columns = (np.linspace(0, n, TILES + 1).round().astype(int) for n in whole.shape[:2])
+    for top, bottom in pairwise(rows):
+        for left, right in pairwise(columns):
+            if top == bottom or left == right:
+                continue
+            cut = whole.copy()
+            cut[top:bottom, left:right] = empty[top:bottom, left:right]
+            height, width = whole.shape[:2]
+            box = (left / width, top / height, right / width, bottom / height)
+            yield Part(place, "tile", replace(medium, **{name: cut}), box=box)
+
+
+def _stretches(place: int, medium: Audio) -> Iterator[Part]:
+    ends = np.linspace(0, len(medium.samples), STRETCHES + 1).round().astype(int)
+    for start, end in pairwise(ends):
+        if start == end:
+            continue
+        cut = medium.samples.copy()
+        cut[start:end] = 0
+        time = (start / medium.sample_rate, end / medium.sample_rate)
+        yield Part(place, "stretch", replace(medium, samples=cut), time=time)
+
+
+def _frames(place: int, medium: Video) -> Iterator[Part]:
+    """Runs of frames, each frame alone where there are few."""
+    n = len(medium.frames)
+    ends = np.linspace(0, n, min(n, MOST_FRAMES) + 1).round().astype(int)
+    for start, end in pairwise(ends):
+        cut = medium.frames.copy()
+        cut[start:end] = GREY
+        time = (float(medium.times[start]), float(medium.times[end - 1]))
+        yield Part(place, "frame", replace(medium, frames=cut), time=time)
+
+
+def n_prompts(reports: Sequence[MediaReport]) -> int:
+    """The prompts after which the answer is scored; a silent sound track takes one less."""
+    whole_and_none = 2
+    return whole_and_none + sum(map(_n_parts, reports))
+
+
+def _n_parts(report: MediaReport) -> int:
+    n = 1 + bool(report.written or report.spoken)
+    match report.kind:
+        case "video":
+            return n + min(report.frames_used or 0, MOST_FRAMES) + bool(report.audio_used)
+        case "audio":
+            return n + STRETCHES
+    return n + TILES**2
+
+
+Laid = Callable[[Sequence[Sequence[EncodedMedium]]], Awaitable[list[Prompt]]]
+"""The conversation's prompt with each of several lists of media in the place of its own."""
+
+
+async def explain(
+    engine: Engine,
+    encoder: MediaEncoder,
+    laid: Laid,
+    media: Sequence[MediaFile | Medium],
+    answer: Sequence[int],
+    *,
+    salt: str = "",
+) -> Explanation:
+    """What the tokens of ``answer`` rest on, of all ``media`` of a conversation.
+
+    Raises:
+        RequestError: there are too many media, or the engine cannot score an answer.
+    """
+    decoded = await encoder.decoded(media)
+    whole = await encoder.encode(media, salt=salt)
+    known = [one.words for one in whole]
+    parts = [part for at, one in enumerate(decoded) for part in parts_of(at, one, known[at])]
+    if len(parts) > MOST_PARTS:
+        raise RequestError.at("explain", f"{len(parts)} parts of media, more than {MOST_PARTS}")
+    blanks = [part.blank for part in parts if part.blank is not None]
+    encoded = iter(await encoder.encode(blanks, salt=salt, beside=media, read=False))
+    variants: list[list[EncodedMedium]] = [list(whole)]
+    nothing: list[EncodedMedium] = []
+    for part in parts:
+        if part.blank is None:
+            one = replace(whole[part.place], words=Words())
+        elif part.what:
+            one = replace(next(encoded), words=known[part.place])
+        else:
+            one = next(encoded)
+            nothing.append(one)
+        variants.append([*whole[: part.place], one, *whole[part.place + 1 :]])
+    prompts = await laid([*variants, nothing])
+    first, *others, last = await asyncio.gather(
+        *(score(engine, prompt.with_answer(answer)) for prompt in prompts)
+    )
+    before = np.array([one.logprob for one in first])
+    effects = [before - np.array([one.logprob for one in scored]) for scored in others]
+    return Explanation(
+        words=_words(first, parts, effects),
+        media=tuple(_media(parts, effects, len(media))),
+        logprob=float(before.sum()),
+        without_media=sum(one.logprob for one in last),
+        same_without_media=all(one.top[0].token_id == one.token_id for one in last),
+    )
+
+
+async def score(engine: Engine, prompt: Prompt) -> list[TokenLogprob]:
+    """The log-probability of each token of a prompt's answer, and the likeliest at its place."""
+    found: list[TokenLogprob] = []
+    options = GenerationOptions(max_tokens=1, logprobs=1)
+    async with aclosing(engine.generate(prompt, options)) as deltas:
+        async for delta in deltas:
+            found += delta.logprobs
+    return found
+
+
+def _media(parts: Sequence[Part], effects: Sequence[Floats], n: int) -> Iterator[ExplainedMedium]:
+    sums = [float(one.sum()) for one in effects]
+    whole = [effect for part, effect in zip(parts, sums, strict=True) if not part.what]
+    above = sum(effect for effect in whole if effect > LEAST_EFFECT)
+    for place in range(n):
+        effect = whole[place]
+        own = tuple(
+            ExplainedPart(what=part.what, effect=effect, box=part.box, time=part.time)
+            for part, effect in zip(parts, sums, strict=True)
+            if part.place == place and part.what
+        )
+        share = effect / above if effect > LEAST_EFFECT else 0.0
+        yield ExplainedMedium(effect=effect, share=share, parts=own)
+
+
+def _words(
+    tokens: Sequence[TokenLogprob], parts: Sequence[Part], effects: Sequence[Floats]
+) -> tuple[ExplainedWord, ...]:
+    """Tokens joined to words: a token that begins with a space begins one."""
+    starts = [at for at, one in enumerate(tokens) if not at or one.token[:1].isspace()]
+    whole = [one for part, one in zip(parts, effects, strict=True) if not part.what]
+    words = []
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        own = tuple(float(one[start:end].sum()) for one in whole)
+        most = max(range(len(own)), key=own.__getitem__, default=None)
+        words.append(
+            ExplainedWord(
+                text="".join(one.token for one in tokens[start:end]),
+                logprob=sum(one.logprob for one in tokens[start:end]),
+                effects=own,
+                medium=most if most is not None and own[most] > LEAST_EFFECT else None,
+            )
+        )
+    return tuple(words)
