@@ -201,7 +201,7 @@ class Assistant:
             async for delta in deltas:
                 tokens += delta.token_ids
                 if options.explain and delta.usage is not None:
-                    if delta.text:  # nobody should wait for it
+                    if delta.text or delta.logprobs:  # nobody should wait for them
                         yield Delta(text=delta.text, logprobs=delta.logprobs)
                     if delta.finish_reason == "stop":  # the token that ends it is not shown
                         del tokens[-1:]

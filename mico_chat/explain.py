@@ -212,12 +212,16 @@ async def explain(
 
 
 async def score(engine: Engine, prompt: Prompt) -> list[TokenLogprob]:
-    """The log-probability of each token of a prompt's answer, and the likeliest at its place."""
+    """The log-probability of each token of a prompt's answer, and the likeliest at its place.
+
+    A token's text is what it adds to the answer.
+    """
     found: list[TokenLogprob] = []
     options = GenerationOptions(max_tokens=1, logprobs=1)
     async with aclosing(engine.generate(prompt, options)) as deltas:
         async for delta in deltas:
-            found += delta.logprobs
+            for one in delta.logprobs:
+                found.append(one.model_copy(update={"token": delta.text}))
     return found
 
 

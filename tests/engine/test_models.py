@@ -90,7 +90,8 @@ def test_a_given_answer_is_scored(opened: Open, llm: LlamaForCausalLM, max_batch
             results = found[sequence]
             assert [one.token for one in results] == list(said)
             values = torch.tensor([one.logprob for one in results])
-            check_close(values, expected[range(7), list(said)])
+            # llama.cpp holds keys and values in half precision.
+            torch.testing.assert_close(values, expected[range(7), list(said)], atol=0.05, rtol=0)
             assert [one.top[0][0] for one in results] == expected.argmax(-1).tolist()
     model.close()
 
