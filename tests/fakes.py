@@ -22,7 +22,16 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
 from mico_chat.reading.speech import Listening
-from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
+from mico_chat.wire import (
+    Estimate,
+    ExplainedMedium,
+    ExplainedPart,
+    ExplainedWord,
+    Explanation,
+    FinishReason,
+    TokenLogprob,
+    Usage,
+)
 
 HELD_S = 300
 """Seconds after which a held answer fails, so that no test hangs."""
@@ -114,6 +123,22 @@ class FakeEngine:
         """There is nothing to end."""
 
 
+EXPLAINED = Explanation(
+    words=(ExplainedWord(text="fake", logprob=-0.5, effects=(2.0,), medium=0),),
+    media=(
+        ExplainedMedium(
+            effect=2.0,
+            share=1.0,
+            parts=(ExplainedPart(what="tile", effect=1.5, box=(0.0, 0.0, 0.25, 0.25)),),
+        ),
+    ),
+    logprob=-0.5,
+    without_media=-2.5,
+    same_without_media=False,
+)
+"""Of an answer about a picture."""
+
+
 class FakeAssistant(Assistant):
     """Answers with the names of the media and the question; refuses a question with ``refuse``.
 
@@ -198,6 +223,7 @@ class FakeAssistant(Assistant):
                 Delta(
                     index=index,
                     avg_logprob=mean,
+                    explanation=EXPLAINED if options.explain else None,
                     finish_reason=end,
                     usage=usage if last else None,
                 )

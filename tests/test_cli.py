@@ -17,7 +17,7 @@ from mico_chat.cli import models
 from mico_chat.cli.ask import Asking, Waiting
 from mico_chat.cli.main import main
 from mico_chat.engine.base import GenerationOptions
-from tests.fakes import FakeAssistant, FakeDecoder
+from tests.fakes import EXPLAINED, FakeAssistant, FakeDecoder
 
 
 class Terminal:
@@ -119,6 +119,17 @@ def test_an_answer_that_is_not_sure(terminal: Terminal) -> None:
     for text, shown in (("perhaps", "perhaps (not sure)"), ("A cat?", "A cat?")):
         assert terminal("ask", "--image", "a.png", text)[1] == f"[image a.png] {shown}\n"
     assert terminal("ask", "perhaps")[1] == "[] perhaps\n"
+
+
+def test_what_an_answer_rests_on(terminal: Terminal) -> None:
+    _, out, _ = terminal("ask", "--image", "a.png", "--explain", "Hi")
+    assert out.splitlines()[1:] == [
+        "",
+        "100%  a.png: fake",
+        "      0% to 25% from the left, 0% to 25% from the top (1.5)",
+    ]
+    _, out, _ = terminal("ask", "--image", "a.png", "--explain", "--json", "Hi")
+    assert json.loads(out)["explanation"] == EXPLAINED.model_dump(mode="json")
 
 
 def test_options_reach_the_assistant(terminal: Terminal) -> None:

@@ -165,7 +165,10 @@ def ask(
     )
     # An option that the user leaves out is not set: the model may have defaults of its own.
     fields = GenerationOptions.model_fields
-    given = {k: v for k, v in ctx.params.items() if k in fields and v not in (None, (), [])}
+    unset: tuple[Any, ...] = (None, (), [])
+    given = {k: v for k, v in ctx.params.items() if k in fields and v not in unset}
+    if not explain:
+        del given["explain"]
     media = media_in_order(ctx)
     with MediaDecoder(MediaLimits()) as decoder:
         asking = Asking(

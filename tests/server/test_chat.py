@@ -19,7 +19,7 @@ from mico_chat.errors import ConfigError, ModelError
 from mico_server.app import serve
 from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
-from tests.fakes import FakeAssistant, FakeEngine
+from tests.fakes import EXPLAINED, FakeAssistant, FakeEngine
 from tests.server.conftest import Start
 from tests.server.running import error_of, events_of, running, wait_until_ready
 from tests.server.sent import data_uri
@@ -60,6 +60,7 @@ def test_every_option_of_the_form(start: Start) -> None:
         "json_schema": schema,
         "stop": ["a", "b"],
         "prefix": "It is",
+        "explain": True,
     }
     assert {*given} == set(GenerationOptions.model_fields)
     assistant = FakeAssistant()
@@ -68,6 +69,25 @@ def test_every_option_of_the_form(start: Start) -> None:
     response = start(assistant).post("/v1/chat", data={"message": "Hi", **form})
     assert response.status_code == 200
     assert assistant.options == [GenerationOptions(**given)]
+
+
+def test_an_explanation_comes_where_it_was_asked_for(start: Start) -> None:
+    client = start(FakeAssistant())
+    files = {"image": ("a.png", b"x")}
+    expected = EXPLAINED.model_dump(mode="json")
+    for asked, found in (({}, None), ({"explain": "true"}, expected)):
+        form = {"message": "Hi", **asked}
+        assert client.post("/v1/chat", data=form, files=files).json()["explanation"] == found
+        streamed = client.post("/v1/chat", data={**form, "stream": "true"}, files=files)
+        assert events_of(streamed.text)[-1][1]["explanation"] == found
+    picture = {"type": "image_url", "image_url": {"url": data_uri("image/png", b"x")}}
+    body = {"model": "fake", "messages": [{"role": "user", "content": [picture]}], "explain": True}
+    assert client.post("/v1/chat/completions", json=body).json()["explanation"] == expected
+    lines = client.post("/v1/chat/completions", json=body | {"stream": True}).text.split("\n\n")
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    (last,) = [chunk for chunk in chunks if chunk["choices"][0]["finish_reason"]]
+    assert last["explanation"] == expected
+    assert all("explanation" not in chunk for chunk in chunks if chunk is not last)
 
 
 @pytest.mark.parametrize("mark", [None, 0.5])
