@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -189,13 +190,7 @@ class Assistant:
         if options.explain:
             if options.n > 1:
                 raise RequestError.at("explain", f"expected one answer, got n={options.n}")
-            if not self.engine.scores:
-                raise RequestError.at(
-                    "explain",
-                    f"the {self.engine.name} engine cannot; llamacpp and transformers can",
-                )
-            if not reports:
-                raise RequestError.at("explain", "no medium, on which an answer could rest")
+            self._check_explains(len(reports))
         tokens: list[int] = []
         async with aclosing(self.engine.generate(prompt, options)) as deltas:
             async for delta in deltas:
@@ -205,26 +200,51 @@ class Assistant:
                         yield Delta(text=delta.text, logprobs=delta.logprobs)
                     if delta.finish_reason == "stop":  # the token that ends it is not shown
                         del tokens[-1:]
-                    explanation = await self._explained(messages, tokens, prefix, salt)
-                    update = {"text": "", "logprobs": (), "explanation": explanation}
+                    update: dict[str, Any] = {"text": "", "logprobs": ()}
+                    if tokens:
+                        update["explanation"] = await self.explain(
+                            messages, tokens, prefix=prefix, salt=salt
+                        )
                     delta = delta.model_copy(update=update)
                 yield self._marked(delta)
 
-    async def _explained(
-        self, messages: Sequence[Message], answer: Sequence[int], prefix: str, salt: str
-    ) -> Explanation | None:
+    async def explain(
+        self,
+        messages: Sequence[Message],
+        answer: str | Sequence[int],
+        *,
+        prefix: str = "",
+        salt: str = "",
+    ) -> Explanation:
+        """What an answer to a conversation rests on; ``answer`` is its text, or its tokens.
+
+        Raises:
+            RequestError: there is no medium, no answer, or the engine scores no given answers.
+        """
+        media = media_of(messages)
+        self._check_explains(len(media))
         if not answer:
-            return None
+            raise RequestError.at("explain", "the answer is empty")
+
+        def prompt(variant: Sequence[EncodedMedium]) -> Prompt:
+            asked = Prompt(segments_of(self._layout(messages, variant, prefix)), salt)
+            if not isinstance(answer, str):
+                return asked.with_answer(answer)
+            whole = Prompt(segments_of(self._layout(messages, variant, prefix + answer)), salt)
+            return replace(whole, scored=len(whole) - len(asked))
 
         async def laid(variants: Sequence[Sequence[EncodedMedium]]) -> list[Prompt]:
-            def prompts() -> list[Prompt]:
-                layouts = [self._layout(messages, media, prefix) for media in variants]
-                return [Prompt(segments_of(layout), salt) for layout in layouts]
+            return await asyncio.to_thread(lambda: [prompt(variant) for variant in variants])
 
-            return await asyncio.to_thread(prompts)
+        return await explain(self.engine, self.encoder, laid, media, salt=salt)
 
-        media = media_of(messages)
-        return await explain(self.engine, self.encoder, laid, media, answer, salt=salt)
+    def _check_explains(self, media: int) -> None:
+        if not self.engine.scores:
+            raise RequestError.at(
+                "explain", f"the {self.engine.name} engine cannot; llamacpp and transformers can"
+            )
+        if not media:
+            raise RequestError.at("explain", "no medium, on which an answer could rest")
 
     def _marked(self, delta: Delta) -> Delta:
         if self.unsure_below is None or delta.confidence is None:

@@ -160,7 +160,7 @@ def _n_parts(report: MediaReport) -> int:
 
 
 Laid = Callable[[Sequence[Sequence[EncodedMedium]]], Awaitable[list[Prompt]]]
-"""The conversation's prompt with each of several lists of media in the place of its own."""
+"""The conversation's prompt, with its answer, and with each of several lists of media."""
 
 
 async def explain(
@@ -168,11 +168,10 @@ async def explain(
     encoder: MediaEncoder,
     laid: Laid,
     media: Sequence[MediaFile | Medium],
-    answer: Sequence[int],
     *,
     salt: str = "",
 ) -> Explanation:
-    """What the tokens of ``answer`` rest on, of all ``media`` of a conversation.
+    """What an answer, with which the prompts that are ``laid`` end, rests on of all ``media``.
 
     Raises:
         RequestError: there are too many media, or the engine cannot score an answer.
@@ -197,9 +196,7 @@ async def explain(
             nothing.append(one)
         variants.append([*whole[: part.place], one, *whole[part.place + 1 :]])
     prompts = await laid([*variants, nothing])
-    first, *others, last = await asyncio.gather(
-        *(score(engine, prompt.with_answer(answer)) for prompt in prompts)
-    )
+    first, *others, last = await asyncio.gather(*(score(engine, prompt) for prompt in prompts))
     before = np.array([one.logprob for one in first])
     effects = [before - np.array([one.logprob for one in scored]) for scored in others]
     return Explanation(

@@ -26,7 +26,7 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
-from mico_chat.wire import AnswerDefaults, Estimate, LoadState, ModelStatus
+from mico_chat.wire import AnswerDefaults, Estimate, Explanation, LoadState, ModelStatus
 from mico_server.errors import NotReadyError, RequestTimeoutError
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Caller
@@ -177,6 +177,11 @@ class ModelHost:
     async def estimate(self, question: Question) -> Estimate:
         return await self.guarded(
             self.assistant.estimate(question.messages, question.options, salt=question.tenant)
+        )
+
+    async def explain(self, question: Question, answer: str) -> Explanation:
+        return await self.guarded(
+            self.assistant.explain(question.messages, answer, salt=question.tenant)
         )
 
     async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:

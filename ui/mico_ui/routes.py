@@ -158,6 +158,12 @@ def delete_turns(id_: str, first: int) -> Call[wire.Deleted]:
     return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(wire.Deleted))
 
 
+def explanation(id_: str, turn: int) -> Call[wire.Explanation]:
+    """Which media the answer of a turn rests on."""
+    path = f"/v1/conversations/{_quoted(id_)}/turns/{turn}/explanation"
+    return Call("POST", path, read_as(wire.Explanation))
+
+
 def upload(
     medium: Upload, depth_scale: float | str | None = None, *, model: str | None = None
 ) -> Call[wire.MediaObject]:

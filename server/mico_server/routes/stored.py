@@ -9,11 +9,13 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat import wire
+from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.wire import Deleted, MediaObject
+from mico_server.errors import NotFoundError
 from mico_server.http.errors import error_responses
 from mico_server.routes.chat_request import (
     FILE_SCHEMA,
@@ -24,7 +26,7 @@ from mico_server.routes.chat_request import (
     saved,
     validated,
 )
-from mico_server.service import CurrentCaller, CurrentService, while_connected
+from mico_server.service import CurrentCaller, CurrentService, Question, while_connected
 from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
@@ -119,6 +121,33 @@ async def delete_turns(
     """
     await service.conversations.truncate(caller.tenant, conversation_id, turn)
     return Deleted(id=conversation_id)
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/turns/{turn}/explanation",
+    responses=error_responses(400, 404, 410, 504),
+)
+async def explain_turn(
+    request: Request,
+    conversation_id: str,
+    turn: int,
+    service: CurrentService,
+    caller: CurrentCaller,
+) -> wire.Explanation:
+    """Which media of the conversation the answer of a turn rests on.
+
+    Each medium, and each of its parts, is left out in turn, and the answer is scored again. The
+    media are those of this turn and all before it, in order.
+    """
+    found = await service.conversations.load(caller.tenant, conversation_id)
+    turns = [one for one in found.turns if one.number <= turn]
+    if not turns or turns[-1].number != turn or turns[-1].finish_reason == "unanswered":
+        raise NotFoundError(f"conversation {conversation_id} has no answer in turn {turn}")
+    *before, answer = service.conversations.messages(replace(found, turns=tuple(turns)))
+    async with AsyncExitStack() as stack:
+        host = await service.use(request, stack, found.model)
+        question = Question(before, GenerationOptions(), caller.tenant)
+        return await while_connected(request.receive, host.explain(question, answer.text))
 
 
 # --- Media ---

@@ -31,6 +31,7 @@ SCRIPTS = (
     "models",
     "cards",
     "attachments",
+    "why",
     "turns",
     "composer",
     "library",

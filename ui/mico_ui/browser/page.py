@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError, validate_call
 
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import ConversationList, Estimate, ModelInfo
+from mico_chat.wire import ConversationList, Estimate, Explanation, ModelInfo
 from mico_ui import describe, routes
 from mico_ui.browser.cards import Attached, Card, MediaDesk
 from mico_ui.browser.turns import (
@@ -107,7 +107,7 @@ class Page:
     def functions(self) -> list[PageFunction]:
         server = (self.health, self.estimate, self.compare)
         media = (self.desk.attach, self.forget, self.desk.preview, self.original)
-        answers = (self.answers.ask, self.answers.follow, self.answers.stop)
+        answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
@@ -161,6 +161,9 @@ class Page:
 
     async def delete_turns(self, visitor: Visitor, id: str, first: int) -> None:
         await visitor.send(self.api, routes.delete_turns(id, first))
+
+    async def explain(self, visitor: Visitor, id: str, turn: int) -> Explanation:
+        return await visitor.send(self.api, routes.explanation(id, turn))
 
     async def export(
         self, visitor: Visitor, id: str, form: Literal["markdown", "json"]

@@ -33,6 +33,7 @@ window.mico = { parts: [] };
     trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
     down: "M7 10l5 5 5-5",
     play: "M8 5l11 7-11 7z",
+    why: "M9 9a3 3 0 1 1 4.200 2.700c-.800.400-1.200 1-1.200 1.900v.900M12 17.500h.01M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18z",
   };
   mico.icon = function (name) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");

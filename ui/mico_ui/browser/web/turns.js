@@ -266,6 +266,7 @@
     if (!turn.answer) {
       turn.text = el("div", { class: "text" });
       turn.after = el("div", { class: "after" });
+      turn.why = el("section", { class: "why", hidden: true, "aria-label": "What the answer rests on" });
       turn.answer = el("div", { class: "answer" }, turn.text, turn.after);
       turn.element.append(turn.answer);
     }
@@ -301,10 +302,14 @@
         view.finish_reason === "length" && el("button", { type: "button", class: "continue", onclick: () => mico.ask(view.message, view.media, view.turn, view.message, view) }, "Continue"),
         problem,
         view.state !== "unanswered" && mico.report(view),
-        el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), view.answer && !view.problem ? button("retry", "Answer again", () => retry(turn)) : el("button", { type: "button", onclick: () => retry(turn) }, "Ask again")),
+        turn.why,
+        el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), view.answer && isKept(turn) && mediaUpTo(turn).length > 0 && button("why", "Which medium made this answer?", () => mico.why(turn.why, view.turn, mediaUpTo(turn))), view.answer && !view.problem ? button("retry", "Answer again", () => retry(turn)) : el("button", { type: "button", onclick: () => retry(turn) }, "Ask again")),
       ].filter(Boolean),
     );
   }
+
+  // All media of the conversation up to a turn.
+  const mediaUpTo = (turn) => mico.chat.turns.slice(0, mico.chat.turns.indexOf(turn) + 1).flatMap(({ view }) => view.media);
 
   // With a button that copies it, and reachable by the keyboard, for it may scroll.
   function codeBlock(pre) {

@@ -1,0 +1,72 @@
+// Which medium an answer rests on: its words in the colours of the media, and heat over each medium.
+(function (mico) {
+  const { el } = mico;
+  const COLOURS = 5; // of style.css: rests-0 to rests-4
+  const LEAST = 0.05; // nats, as in mico_chat/explain.py
+  const colour = (number) => `rests-${number % COLOURS}`;
+  const nats = (effect) => `${effect >= 0 ? "-" : "+"}${Math.abs(effect).toFixed(1)}`;
+
+  // Ask the server, and show what it found below the answer. `cards`: all media up to this turn.
+  mico.why = async function (place, turn, cards) {
+    place.replaceChildren(el("p", { class: "note", role: "status" }, "Leaving out each medium, and each of its parts, in turn ..."));
+    place.hidden = false;
+    try {
+      const found = await mico.call("explain", { id: mico.chat.id, turn });
+      place.replaceChildren(...drawn(found, cards));
+    } catch (error) {
+      const problem = el("p", { class: "problem", role: "alert" });
+      mico.tell(problem, error);
+      place.replaceChildren(problem);
+    }
+  };
+
+  function drawn(found, cards) {
+    const words = found.words.map(({ text, medium, effects }) => {
+      if (medium === null) return document.createTextNode(text);
+      const rests = `rests on ${cards[medium].name}: ${nats(effects[medium])} without it`;
+      return el("mark", { class: colour(medium), title: rests }, text);
+    });
+    const media = found.media.map((medium, number) => shown(medium, cards[number], number));
+    const same = found.same_without_media && el("p", { class: "note same" }, "Without any medium, the answer would have been the same.");
+    const legend = "The numbers are what the answer's log-probability loses when a medium, or the part below the heat, is left out.";
+    return [el("p", { class: "words" }, ...words), same, el("div", { class: "rests" }, media), el("p", { class: "note" }, legend)].filter(Boolean);
+  }
+
+  function shown(medium, card, number) {
+    const percent = Math.round(100 * medium.share);
+    const most = Math.max(LEAST, ...medium.parts.map((part) => part.effect));
+    const heat = (part) => Math.max(0, part.effect) / most;
+    const of = (what) => medium.parts.filter((part) => part.what === what);
+    const others = [...of("sound track"), ...of("words")];
+    return el(
+      "section",
+      { class: "rest", "data-kind": card.kind },
+      el("h2", {}, el("mark", { class: colour(number) }, card.name), ` ${percent} % `, el("span", { class: "facts" }, nats(medium.effect))),
+      el("span", { class: "share-bar", "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })),
+      picture(card, of("tile"), heat),
+      timeline(of("frame"), heat, "frame"),
+      timeline(of("stretch"), heat, "stretch"),
+      others.length > 0 && el("p", { class: "facts" }, others.map((part) => `${part.what === "words" ? "words read or heard in it" : part.what}: ${nats(part.effect)}`).join(", ")),
+    );
+  }
+
+  // A still with its tiles over it, the more it rests on one, the warmer.
+  function picture(card, tiles, heat) {
+    if (!tiles.length) return null;
+    const cells = tiles.map((tile) => {
+      const [left, top, right, bottom] = tile.box.map((edge) => 100 * edge);
+      return el("span", { class: "cell", style: `left:${left}%;top:${top}%;width:${right - left}%;height:${bottom - top}%;opacity:${(0.75 * heat(tile)).toFixed(3)}`, title: nats(tile.effect) });
+    });
+    const best = tiles.reduce((one, other) => (other.effect > one.effect ? other : one));
+    const [left, top] = best.box.map((edge) => Math.round(100 * edge));
+    return el("div", { class: "heat", role: "img", "aria-label": `It rests most on the part at ${left} % from the left and ${top} % from the top` }, mico.thumbnail(card), ...cells);
+  }
+
+  function timeline(parts, heat, what) {
+    if (!parts.length) return null;
+    const best = parts.reduce((one, other) => (other.effect > one.effect ? other : one));
+    const label = `It rests most on the ${what} at ${best.time[0].toFixed(1)} s`;
+    const cells = parts.map((part) => el("span", { title: `${part.time[0].toFixed(1)} to ${part.time[1].toFixed(1)} s: ${nats(part.effect)}` }, el("span", { style: `opacity:${heat(part).toFixed(3)}` }), el("small", {}, part.time[0].toFixed(1))));
+    return el("div", { class: "timeline", role: "img", "aria-label": label }, cells);
+  }
+})(window.mico);
