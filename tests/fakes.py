@@ -173,6 +173,7 @@ class FakeAssistant(Assistant):
         self.options: list[GenerationOptions] = []
         self.asked: list[list[Message]] = []
         self.salts: list[str] = []
+        self.explained: list[tuple[list[Message], str | Sequence[int], str]] = []
         self.started = threading.Semaphore(0)
         self.cancelled = threading.Event()
         self.closed = False
@@ -228,6 +229,19 @@ class FakeAssistant(Assistant):
                     usage=usage if last else None,
                 )
             )
+
+    async def explain(
+        self,
+        messages: Sequence[Message],
+        answer: str | Sequence[int],
+        *,
+        prefix: str = "",
+        salt: str = "",
+    ) -> Explanation:
+        self.explained.append((decode_media(messages, self.decoder), answer, salt))
+        if not any(message.media for message in messages):
+            raise RequestError("explain: no medium")
+        return EXPLAINED
 
     async def estimate(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""

@@ -9,7 +9,7 @@ import httpx
 
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message
-from tests.fakes import FakeAssistant
+from tests.fakes import EXPLAINED, FakeAssistant
 from tests.server.conftest import Start
 from tests.server.running import error_of, events_of, new_key
 
@@ -175,6 +175,29 @@ def test_conversations_are_listed_searched_renamed_and_deleted(start: Start) -> 
     assert client.get("/v1/conversations", params={"before": ids["100%"]}).status_code == 404
 
 
+def test_what_a_stored_answer_rests_on(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    first = ask(client, "One?", ("image", ("a.png", b"x")))
+    id_ = first["conversation_id"]
+    second = ask(client, "Two?", ("audio", ("b.wav", b"y")), conversation_id=id_)
+    url = f"/v1/conversations/{id_}/turns"
+    for turn, kinds, said in ((1, ["image"], first), (2, ["image", "audio"], second)):
+        response = client.post(f"{url}/{turn}/explanation")
+        assert (response.status_code, response.json()) == (200, EXPLAINED.model_dump(mode="json"))
+        messages, answer, salt = assistant.explained[-1]
+        assert [m.kind for message in messages for m in message.media] == kinds
+        assert messages[-1].text == ("One?", "Two?")[turn - 1]
+        assert (answer, salt) == (said["answer"], assistant.salts[0])
+    for turn in (0, 3):
+        response = client.post(f"{url}/{turn}/explanation")
+        assert response.status_code == 404
+        assert f"no answer in turn {turn}" in error_of(response)["message"]
+    plain = ask(client, "Hi")["conversation_id"]
+    response = client.post(f"/v1/conversations/{plain}/turns/1/explanation")
+    assert (response.status_code, error_of(response)["message"]) == (400, "explain: no medium")
+
+
 def test_other_tenants_see_nothing_of_a_conversation(start: Start, tmp_path: Path) -> None:
     assistant = FakeAssistant()
     alice = start(assistant)
@@ -191,6 +214,7 @@ def test_other_tenants_see_nothing_of_a_conversation(start: Start, tmp_path: Pat
             bob.patch(url, json={"title": "Bob's"}),
             bob.delete(url),
             bob.delete(f"{url}/turns/1"),
+            bob.post(f"{url}/turns/1/explanation"),
             bob.get("/v1/conversations", params={"before": id_}),
             bob.post("/v1/chat", data={"message": "x", "conversation_id": id_}),
         ]

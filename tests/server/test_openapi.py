@@ -95,6 +95,11 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         batch = client.post("/v1/batches", json=asked).json()["id"]
         assert client.post(f"/v1/batches/{batch}/cancel").status_code in (200, 409)
         assert client.get(f"/v1/batches/{batch}").status_code == 200
+        # No random message has a picture.
+        picture = {"image": ("a.png", sent.png(sent.square()))}
+        told = client.post("/v1/chat", data={"message": "x"}, files=picture).json()
+        url = f"/v1/conversations/{told['conversation_id']}/turns/1/explanation"
+        assert client.post(url).status_code == 200
         counts = client.get("/metrics").text
     assert done.returncode == 0, done.stdout + done.stderr
     (cases,) = re.findall(r"(\d+) generated", done.stdout)

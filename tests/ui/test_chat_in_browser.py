@@ -1,5 +1,6 @@
 """Asking, stopping, changing and finding again: what a user does all day, in a real browser."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     expect(first).to_contain_text("CC0")
     first.click()
     assert "cup" in chat.text(1).lower()
+    chat.press("Which medium made this answer?")
+    why = chat.answer(1).locator(".why")
+    expect(why.locator(".words")).to_have_text(chat.text(1).removesuffix("(not sure)").strip())
+    expect(why.locator("mark", has_text="cup")).to_have_attribute("title", re.compile("rests on"))
+    assert why.locator(".heat .cell").count() == 16
+    expect(why.locator(".rest h2")).to_contain_text("100 %")
     chat.press("New chat")
     chat.press("Which way is the dragon going?")
     assert "right" in chat.text(1).lower()

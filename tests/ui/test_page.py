@@ -241,6 +241,7 @@ def test_users_see_their_own_alone(page: Page) -> None:
         ("rename", {"id": conversation, "title": "x"}),
         ("delete", {"id": conversation}),
         ("delete_turns", {"id": conversation, "first": 1}),
+        ("explain", {"id": conversation, "turn": 1}),
         ("export", {"id": conversation, "form": "json"}),
     ):
         assert conversation in call(page, name, YOU, **sent), name
