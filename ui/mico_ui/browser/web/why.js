@@ -24,18 +24,19 @@
     const words = found.words.map(({ text, medium, effects }) => {
       if (medium === null) return document.createTextNode(text);
       const rests = `rests on ${cards[medium].name}: ${nats(effects[medium])} without it`;
-      return el("mark", { class: colour(medium), title: rests }, text);
+      const [space, word] = [text.match(/^\s*/)[0], text.trimStart()];
+      return [space, el("mark", { class: colour(medium), title: rests }, word)];
     });
-    const media = found.media.map((medium, number) => shown(medium, cards[number], number));
+    const most = Math.max(LEAST, ...found.media.flatMap(({ parts }) => parts.map((part) => part.effect)));
+    const heat = (part) => Math.max(0, part.effect) / most;
+    const media = found.media.map((medium, number) => shown(medium, cards[number], number, heat));
     const same = found.same_without_media && el("p", { class: "note same" }, "Without any medium, the answer would have been the same.");
     const legend = "The numbers are what the answer's log-probability loses when a medium, or the part below the heat, is left out.";
-    return [el("p", { class: "words" }, ...words), same, el("div", { class: "rests" }, media), el("p", { class: "note" }, legend)].filter(Boolean);
+    return [el("p", { class: "words" }, words.flat()), same, el("div", { class: "rests" }, media), el("p", { class: "note" }, legend)].filter(Boolean);
   }
 
-  function shown(medium, card, number) {
+  function shown(medium, card, number, heat) {
     const percent = Math.round(100 * medium.share);
-    const most = Math.max(LEAST, ...medium.parts.map((part) => part.effect));
-    const heat = (part) => Math.max(0, part.effect) / most;
     const of = (what) => medium.parts.filter((part) => part.what === what);
     const others = [...of("sound track"), ...of("words")];
     return el(
@@ -44,7 +45,8 @@
       el("h2", {}, el("mark", { class: colour(number) }, card.name), ` ${percent} % `, el("span", { class: "facts" }, nats(medium.effect))),
       el("span", { class: "share-bar", "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })),
       picture(card, of("tile"), heat),
-      timeline(of("frame"), heat, "frame"),
+      of("stretch").length > 0 && el("div", { class: "wave" }, mico.thumbnail(card)),
+      timeline(of("frame"), heat, "frame", card.pictures),
       timeline(of("stretch"), heat, "stretch"),
       others.length > 0 && el("p", { class: "facts" }, others.map((part) => `${part.what === "words" ? "words read or heard in it" : part.what}: ${nats(part.effect)}`).join(", ")),
     );
@@ -62,11 +64,14 @@
     return el("div", { class: "heat", role: "img", "aria-label": `It rests most on the part at ${left} % from the left and ${top} % from the top` }, mico.thumbnail(card), ...cells);
   }
 
-  function timeline(parts, heat, what) {
+  // What is over time: each part below its frame, if there are as many pictures as parts.
+  function timeline(parts, heat, what, pictures = []) {
     if (!parts.length) return null;
+    const frames = pictures.filter((one) => / s$/.test(one.caption));
     const best = parts.reduce((one, other) => (other.effect > one.effect ? other : one));
     const label = `It rests most on the ${what} at ${best.time[0].toFixed(1)} s`;
-    const cells = parts.map((part) => el("span", { title: `${part.time[0].toFixed(1)} to ${part.time[1].toFixed(1)} s: ${nats(part.effect)}` }, el("span", { style: `opacity:${heat(part).toFixed(3)}` }), el("small", {}, part.time[0].toFixed(1))));
+    const frame = (number) => frames.length === parts.length && el("img", { src: frames[number].src, alt: "" });
+    const cells = parts.map((part, number) => el("span", { title: `${part.time[0].toFixed(1)} to ${part.time[1].toFixed(1)} s: ${nats(part.effect)}` }, frame(number), el("span", { style: `opacity:${heat(part).toFixed(3)}` }), el("small", {}, part.time[0].toFixed(1))));
     return el("div", { class: "timeline", role: "img", "aria-label": label }, cells);
   }
 })(window.mico);
