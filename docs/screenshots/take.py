@@ -101,6 +101,18 @@ def everything(browser: Browser, url: str, prefix: str, **context: Any) -> None:
         example(shown, "What is in this photograph?")
         shown.locator(".log").evaluate("element => element.scrollTo(0, 0)")
         take(shown, f"{prefix}answer")
+    explained(browser, url, prefix, **context)
+
+
+def explained(browser: Browser, url: str, prefix: str, **context: Any) -> None:
+    """Which medium made an answer."""
+    with page(browser, url, **context) as shown:
+        example(shown, "Do the picture and the sound belong together?")
+        shown.get_by_role("button", name="Which medium made this answer?").click()
+        rests = shown.locator(".why .rests")
+        rests.wait_for(timeout=WAIT_MS)
+        rests.scroll_into_view_if_needed()
+        take(shown, f"{prefix}why")
 
 
 @contextmanager
