@@ -30,9 +30,11 @@ def mini(base_llm_folder: Path) -> tuple[Any, Any]:
 
 
 def test_weights_stay_small() -> None:
-    sizes = [path.stat().st_size for path in (MODELS / "mini").rglob("*.safetensors")]
-    assert len(sizes) == 4
-    assert sum(sizes) <= 60_000_000
+    files = (MODELS / "mini").rglob("*.safetensors")
+    sizes = {file.parent.name: file.stat().st_size for file in files}
+    assert sizes.keys() == {"mini", "lora", "pretraining", "depth"}
+    assert sizes.pop("depth") <= 2_000_000
+    assert sum(sizes.values()) <= 60_000_000
 
 
 def test_what_the_folder_says_is_what_pack_writes() -> None:
