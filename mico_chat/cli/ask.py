@@ -89,7 +89,7 @@ class Asking:
                     self.out.write(delta.text + " (not sure)" * bool(delta.unsure))
                     self.out.flush()
                 if isinstance(delta, Delta) and delta.explanation is not None:
-                    names = [medium.name for medium in messages[-1].media]
+                    names = [Path(medium.name).name for medium in messages[-1].media]
                     found = "\n".join(explained(delta.explanation, names))
                     self.out.write(f"\n\n{found}")
         waiting.stop()
