@@ -60,15 +60,13 @@ MODELS = (
 
 def per_clip(summary: Summary) -> dict[str, float]:
     """Seconds of one core for a clip of ``CLIP_SECONDS``, by stage."""
-    written = sum(amount.seconds for amount in summary.written.values())
-    clips = sum(amount.count for amount in summary.written.values())
     watched = sum(amount.seconds for amount in summary.files.values())
     found = {}
     for name, took in summary.stages.items():
         if name == CUTTING:
             found[name] = took.seconds / watched * CLIP_SECONDS
         else:
-            longer = CLIP_SECONDS / (written / clips) if name in PER_SECOND else 1.0
+            longer = CLIP_SECONDS / mean_length(summary) if name in PER_SECOND else 1.0
             found[name] = took.seconds / took.count * longer
     return found
 

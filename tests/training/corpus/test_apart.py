@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -21,6 +22,8 @@ def work(row: Row) -> Row:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "exit":
             os._exit(3)
+        case "sleep":
+            time.sleep(600)
         case "raise":
             raise ModelError("this row")
     return row | {"process": os.getpid()}
@@ -78,3 +81,20 @@ def test_the_process_ends_with_who_started_it() -> None:
         process = psutil.Process(int(starter.stdout.readline()))
         starter.kill()
     assert process.wait(timeout=60) is not psutil.STATUS_RUNNING
+
+
+def test_an_interrupt_does_not_wait_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = Apart(work, crashed)
+    (first,) = apart(rows("well"))
+
+    def interrupted(stream: object, n: int) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mico_training.corpus.apart.read_frame", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(apart(rows("sleep")))
+    assert not psutil.pid_exists(first["process"])
+    (second,) = apart(rows("well"))
+    assert second["number"] == 0
+    apart.close()

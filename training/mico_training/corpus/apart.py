@@ -6,6 +6,7 @@ pipe does, so that it does not outlive who started it.
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +48,8 @@ class Apart:
             code = self._end()
             how = f"signal {-code}" if code < 0 else f"exit status {code}"
             return self.crashed(row, how)
-        except BaseException:  # an interrupt leaves an answer in the pipe that nobody reads
+        except BaseException:  # of an interrupt; the answer would stay in the pipe
+            process.kill()
             self._end()
             raise
         if isinstance(found, BaseException):
@@ -79,6 +81,7 @@ class Apart:
 
 def serve() -> None:
     """The process: rows in, rows out, or the exception that the work raised."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # no library prints into the answers
     work: Any = None
