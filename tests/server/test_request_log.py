@@ -115,6 +115,13 @@ def test_one_line_a_request(client: httpx.Client, log: io.StringIO) -> None:
     }
 
 
+def test_fields_that_a_library_keeps_for_itself_are_left_out(log: io.StringIO) -> None:
+    library.warning("slow", extra={"_private_ns": 1795833235, "frames": 3})
+    (line,) = lines(log)
+    assert (line["event"], line["frames"]) == ("slow", 3)
+    assert not [name for name in line if name.startswith("_")]
+
+
 def test_nothing_said_is_logged(client: httpx.Client, log: io.StringIO) -> None:
     files = {"image": ("private-name.jpg", b"secret bytes")}
     client.post("/v1/chat?q=secret", data={"message": "secret words"}, files=files)

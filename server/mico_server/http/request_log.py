@@ -165,7 +165,11 @@ def configure_logging(level: str, format: str, stream: IO[str] | None = None) ->
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _without_private,
+                *rendering,
+            ],
         )
     )
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -174,6 +178,11 @@ def configure_logging(level: str, format: str, stream: IO[str] | None = None) ->
     for name in ("mico_chat", "mico_server", "uvicorn"):
         logging.getLogger(name).setLevel(threshold)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # RequestLog says more
+
+
+def _without_private(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Leave out what libraries keep in records for themselves (Ray's ``_ray_timestamp_ns``)."""
+    return {name: value for name, value in event.items() if not name.startswith("_")}
 
 
 def _escape(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
