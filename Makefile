@@ -154,6 +154,7 @@ bench: setup-dev
 	$(UV) --editable '.[bench]'
 	$(BIN)/python -m benchmarks --output benchmarks/results
 	$(BIN)/python -m benchmarks.training --output benchmarks/results
+	$(BIN)/python -m benchmarks.summary --output benchmarks/results
 
 format: setup-dev
 	$(BIN)/ruff format .

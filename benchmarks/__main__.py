@@ -31,8 +31,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks import overhead
 from benchmarks.raw_llama import memory_bandwidth
 from benchmarks.sections import AT_ONCE, SECTIONS, Bench, Measured
+from benchmarks.summary import Ratio, keep
 from benchmarks.systems import InVllm, Ours, PlainTransformers, machine
 from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 from mico_chat.checkpoints.load import load_chat, load_encoder
@@ -75,6 +77,9 @@ def main() -> None:
             markdown, figures = "\n\n".join(parts), json.dumps(results, indent=1)
             (options.output / "engines.md").write_text(f"{markdown}\n", encoding="utf-8")
             (options.output / "engines.json").write_text(f"{figures}\n", encoding="utf-8")
+            if name in RATIOS:
+                packages = ("torch", "transformers", "llama-cpp-python")
+                keep(name, RATIOS[name](results[name]), options.output, "engines.md", packages)
             if name in PLOTS:
                 PLOTS[name](results[name]).savefig(options.output / f"{name}.png", dpi=110)
 
@@ -170,6 +175,66 @@ def _plot_growth(curves: dict[str, dict[str, list[float]]]) -> Figure:
     return figure
 
 
+def _decoding_ratios(rates: dict[str, dict[str, float]]) -> list[Ratio]:
+    """Of llama.cpp's engine; beside 8 streams stands the best of the others."""
+    loop, ours = "llama.cpp loop", "llamacpp"
+    one, many, prefill = rates["one"], rates["many"], rates["prefill"]
+    best = max((name for name in many if name != ours), key=many.__getitem__)
+    found = [
+        ("decode of one stream", one, loop, 1.0),
+        ("8 streams of 64 + 64 tokens", many, best, 1.1),
+    ]
+    if "vllm" in prefill:
+        found.append(("prompt of 300 tokens", prefill, "vllm", 1.0))
+    return [
+        Ratio.beside_of(measure, rate[ours], "tokens/s", beside, rate[beside], goal)
+        for measure, rate, beside, goal in found
+    ]
+
+
+def _followup_ratios(seconds: dict[str, float]) -> list[Ratio]:
+    name, beside = "first token of a second question about a picture", "the first question"
+    first, second = seconds["first"], seconds["second"]
+    return [Ratio.beside_of(name, second, "s", beside, first, 0.15, at_most=True)]
+
+
+def _stalls_ratios(found: dict[str, float]) -> list[Ratio]:
+    pause = "longest pause beside a prompt of 1,500 tokens"
+    first = "first token of a prompt of 1,500 tokens beside 4 answers"
+    usual, alone = found["usual"], found["alone"]
+    return [
+        Ratio.beside_of(pause, found["longest"], "s", "a usual step", usual, 2.0, at_most=True),
+        Ratio.beside_of(first, found["first"], "s", "alone", alone, 2.0, at_most=True),
+    ]
+
+
+def _serving_ratios(rows: list[dict[str, Any]]) -> list[Ratio]:
+    rates = {r["system"]: r["rate"] for r in rows if (r["input"], r["at_once"]) == ("image", 16)}
+    name, beside = "16 pictures at once", "transformers"
+    return [Ratio.beside_of(name, rates["llamacpp"], "tokens/s", beside, rates[beside], 1.2)]
+
+
+def _overhead_ratios(found: dict[str, dict[str, list[float]]]) -> list[Ratio]:
+    """The slowest way in a stream to the first text, the slowest of all at 16 answers."""
+    base, ratios = overhead.BASE, []
+    for part, name in (("first", "first text"), ("picture", "first text about a picture")):
+        ways = {way: 1e3 * statistics.median(values) for way, values in found[part].items()}
+        later = max(value for way, value in ways.items() if way != base) - ways[base]
+        measure = f"{name} over HTTP, later than in process"
+        ratios.append(Ratio(measure=measure, value=later, unit="ms", goal=5.0, at_most=True))
+    rates = {way: statistics.median(values) for way, values in found["rate"].items()}
+    rate = min(value for way, value in rates.items() if way != base)
+    measure = "16 answers over HTTP"
+    return [*ratios, Ratio.beside_of(measure, rate, "tokens/s", base, rates[base], 0.95)]
+
+
+RATIOS: dict[str, Callable[[Any], list[Ratio]]] = {
+    "decoding": _decoding_ratios,
+    "followup": _followup_ratios,
+    "stalls": _stalls_ratios,
+    "serving": _serving_ratios,
+    "overhead": _overhead_ratios,
+}
 PLOTS: dict[str, Callable[[Any], Figure]] = {"serving": _plot_serving, "growth": _plot_growth}
 
 if __name__ == "__main__":

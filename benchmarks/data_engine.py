@@ -33,6 +33,7 @@ import typer
 import yaml
 
 from benchmarks import fake_stages
+from benchmarks.summary import Ratio, keep
 from benchmarks.systems import clip, machine, publish, table
 from mico_training.corpus.build import build
 from mico_training.corpus.places import Place
@@ -48,6 +49,7 @@ RECIPE = {
     "annotators": [{"use": "benchmarks.fake_stages:Numbered"}],
     "shards": {"samples": 20},
 }
+PACKAGES = ("av", "pyarrow", "ray")
 SECONDS = 6.0
 BENDS = 0.8
 """The curve bends where a node does less than this part of what one node does alone."""
@@ -152,6 +154,9 @@ def scaling(
         "data-engine-scaling.md",
         output,
     )
+    name, each = f"a node of a cluster of {counts[-1]} beside one alone", rates[-1] / counts[-1]
+    ratio = Ratio.beside_of(name, each, "rows/s", "one node", rates[0] / counts[0])
+    keep("data-engine-scaling", [ratio], output, "data-engine-scaling.md", PACKAGES)
 
 
 # --- many rows ------------------------------------------------------------------------------------
@@ -231,6 +236,9 @@ def rows(output: Output = None, n: int = 100_000, workers: int = 2) -> None:
         "data-engine-rows.md",
         output,
     )
+    each = 1e3 * took / n
+    ratio = Ratio(measure=f"{n:,} rows on Ray", value=each, unit="ms a row", goal=2.0, at_most=True)
+    keep("data-engine-rows", [ratio], output, "data-engine-rows.md", PACKAGES)
 
 
 # --- kills ----------------------------------------------------------------------------------------

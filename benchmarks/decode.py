@@ -25,6 +25,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, table
 from mico_training.corpus.cuts import cut
 from mico_training.corpus.footage import frames_of
@@ -40,7 +41,7 @@ FRAMES = 8
 SIDE = 448
 
 
-def make(path: Path, size: tuple[int, int], seconds: int) -> Path:
+def make(path: Path, size: tuple[int, int], seconds: int, *, silent: bool = False) -> Path:
     """A camera that pans over a landscape, with the noise of a sensor; H.264 and AAC."""
     width, height = size
     draw = np.random.default_rng(0)
@@ -50,9 +51,8 @@ def make(path: Path, size: tuple[int, int], seconds: int) -> Path:
     noise = draw.normal(0, 4, (height + 64, width + 64, 1)).astype(np.int16)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast"})
-        sound = container.add_stream("aac", rate=44_100, layout="stereo")
+        sound = None if silent else container.add_stream("aac", rate=44_100, layout="stereo")
         assert isinstance(video, av.VideoStream)
-        assert isinstance(sound, av.AudioStream)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         for number in range(seconds * RATE):
             at, (y, x) = 3 * number % (3 * width), draw.integers(0, 64, 2)
@@ -60,12 +60,13 @@ def make(path: Path, size: tuple[int, int], seconds: int) -> Path:
             pixels = shown.clip(0, 255).astype(np.uint8)
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(video.encode(None))
-        for start in range(0, seconds * 44_100, 1024):
-            samples = draw.normal(0, 0.1, (2, 1024)).astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
-            frame.sample_rate, frame.pts = 44_100, start
-            container.mux(sound.encode(frame))
-        container.mux(sound.encode(None))
+        if isinstance(sound, av.AudioStream):
+            for start in range(0, seconds * 44_100, 1024):
+                samples = draw.normal(0, 0.1, (2, 1024)).astype(np.float32)
+                frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = 44_100, start
+                container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
     return path
 
 
@@ -81,14 +82,14 @@ def times_of(start: float) -> list[float]:
     return [start + CLIP * (2 * i + 1) / (2 * FRAMES) for i in range(FRAMES)]
 
 
-def seek_each(path: Path, start: float, size: tuple[int, int]) -> list[NDArray[Any]]:
+def seek_each(path: Path, goals: Sequence[float], size: tuple[int, int]) -> list[NDArray[Any]]:
     """PyAV, a seek for each frame, scaled as ours are."""
     taken = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         assert stream.time_base is not None
-        for goal in times_of(start):
+        for goal in goals:
             container.seek(round(goal / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 if frame.time is not None and frame.time + 1 / RATE > goal:
@@ -150,7 +151,7 @@ def measure(path: Path, repeats: int) -> tuple[Row, dict[str, float]]:
         for start in map(float, starts[number::repeats]):
             part = {**about, "start": start, "end": start + CLIP}
             ways: dict[str, Callable[[], Sized]] = {
-                "seeking": partial(seek_each, path, start, size),
+                "seeking": partial(seek_each, path, times_of(start), size),
                 "frames_of": partial(ours, part),
             }
             if codec:
@@ -167,7 +168,7 @@ def main(
     repeats: int = 5,
 ) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    whole, parts = [], []
+    whole, parts, kept = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         made = [(Path(folder) / f"{height}p.mp4", (width, height)) for width, height in SIZES]
         for path in files or [make(path, size, seconds) for path, size in made]:
@@ -177,15 +178,27 @@ def main(
             whole.append([name, *rates, f"{found['cut'] / found['bare']:.2f}"])
             taken = [f"{found[way]:,.1f}" if way in found else "-" for way in WAYS]
             parts.append([name, *taken, f"{found['frames_of'] / found['seeking']:.2f}"])
+            for what, way, other, beside in RACED:
+                if other in found:
+                    rates_of = found[way], "frames/s", beside, found[other]
+                    kept.append(Ratio.beside_of(f"{what}, {name}", *rates_of, 0.9))
     _, why = torchcodec()
     publish(text(whole, parts, why), "decode.md", output)
+    keep("decode", kept, output, "decode.md", PACKAGES)
 
 
+PACKAGES = ("av", "scenedetect-headless", "imagehash")
 WAYS = ("seeking", "torchcodec", "frames_of")
+RACED = (
+    ("cutting", "cut", "bare", "PyAV that only decodes"),
+    ("frames of parts", "frames_of", "seeking", "PyAV, seeking each"),
+    ("frames of parts", "frames_of", "torchcodec", "torchcodec"),
+)
+"""What is compared, our way, the other way, and its name."""
 
 
 def text(whole: Sequence[Sequence[str]], parts: Sequence[Sequence[str]], why: str) -> str:
-    about = machine("av", "scenedetect-headless", "imagehash")
+    about = machine(*PACKAGES)
     return (
         "# Reading videos\n\n"
         f"{datetime.now(UTC):%Y-%m-%d}, {about}. Made by `python -m benchmarks.decode`. "

@@ -17,6 +17,7 @@ from typing import Any
 
 import typer
 
+from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, table
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
@@ -114,6 +115,9 @@ def main(items: Path, output: Path | None = None, n: int = 20, seed: int = 0) ->
         "explanations.md",
         output,
     )
+    name = "explanations: the deciding medium has the largest share"
+    ratio = Ratio(measure=name, value=100 * right / whole, unit="%", goal=95.0)
+    keep("explanations", [ratio], output, "explanations.md", ("torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import typer
 
 from benchmarks.http_client import address_of
 from benchmarks.overhead import Asked, OverHttp, noisy_picture
+from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, service, table
 from mico_chat.engine.cpu import usable_cores
 from tests import replicas
@@ -77,6 +78,10 @@ def main(
         f"tokens of a picture, random weights in {dtype}: the figures are of speed alone)"
     )
     publish(_report(found, about, repeats), "open-models.md", output)
+    pair = [_rate(found[AT_ONCE[0], name]) for name in (OURS, THEIRS)]
+    name = f"{AT_ONCE[0]} pictures at once, another project's model"
+    ratio = Ratio.beside_of(name, pair[0], "tokens/s", THEIRS, pair[1], 3.0)
+    keep("open-models", [ratio], output, "open-models.md", ("torch", "transformers"))
 
 
 @contextmanager
@@ -129,13 +134,14 @@ async def _race(server: OverHttp, n: int, rng: random.Random) -> Race:
     return Race(time.perf_counter() - start, sum(tokens for _, tokens in answers))
 
 
+def _rate(races: list[Race]) -> float:
+    return statistics.median(race.tokens / race.seconds for race in races)
+
+
 def _report(found: dict[tuple[int, str], list[Race]], about: str, repeats: int) -> str:
     rows = []
     for n in AT_ONCE:
-        rate = {
-            name: statistics.median(race.tokens / race.seconds for race in found[n, name])
-            for name in (OURS, THEIRS)
-        }
+        rate = {name: _rate(found[n, name]) for name in (OURS, THEIRS)}
         for name in (OURS, THEIRS):
             seconds = [race.seconds for race in found[n, name]]
             spread = f"{statistics.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"

@@ -26,6 +26,7 @@ import typer
 import yaml
 from PIL import Image
 
+from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, table
 from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.engine.cpu import usable_cores
@@ -284,20 +285,35 @@ def measure(system: str, stage: str, folder: Path) -> float:
     return float(done.stdout.split()[-1])
 
 
+PACKAGES = ("torch", "transformers", "open_clip_torch", "timm", "peft")
+
+
+def _pair(found: dict[tuple[str, str], list[float]], stage: str) -> list[list[float]]:
+    return [values for (at, _), values in found.items() if at == stage]
+
+
+def ratios(found: dict[tuple[str, str], list[float]]) -> list[Ratio]:
+    kept = []
+    for stage, (_, beside, unit) in LOOPS.items():
+        ours, theirs = map(statistics.median, _pair(found, stage))
+        kept.append(Ratio.beside_of(f"training, {stage}", ours, f"{unit}/s", beside, theirs, 1.2))
+    return kept
+
+
 def report(found: dict[tuple[str, str], list[float]], repeats: int) -> str:
     rows = []
     for stage, (our_name, their_name, unit) in LOOPS.items():
-        mine, theirs = (values for (at, _), values in found.items() if at == stage)
+        mine, theirs = _pair(found, stage)
         both = [statistics.median(values) for values in (mine, theirs)]
         ranges = [f"{min(values):.1f} to {max(values):.1f}" for values in (mine, theirs)]
         cells = [f"{value:.1f} ({span})" for value, span in zip(both, ranges, strict=True)]
         rows.append([stage, f"{unit}/s", our_name, cells[0], their_name, cells[1]])
         rows[-1].append(f"{both[0] / both[1]:.2f}")
     head = ["", "", "ours", "", "beside", "", "ratio"]
-    packages = machine("torch", "transformers", "open_clip_torch", "timm", "peft")
     return (
         "# Training steps beside other loops\n\n"
-        f"{datetime.now(UTC):%Y-%m-%d}; {packages}. Made by `python -m benchmarks.training`; "
+        f"{datetime.now(UTC):%Y-%m-%d}; {machine(*PACKAGES)}. "
+        "Made by `python -m benchmarks.training`; "
         f"medians of {repeats} runs in turns, the range in brackets. bfloat16 autocast in all. "
         f"Stage 1: {VIT} of timm, text towers of {LAYERS} layers of {WIDTH}, batch {BATCH}. "
         f"Stages 2 and 3: the same ViT, a bridge, SmolLM2-135M, batch {TALK_BATCH}; stage 3 "
@@ -329,6 +345,7 @@ def main(
                     print(name, system, f"{found[name, system][-1]:.1f}", flush=True)
     if stages == list(LOOPS):
         publish(report(found, repeats), "training.md", output)
+        keep("training", ratios(found), output, "training.md", PACKAGES)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""Every ratio in one table, with its goal, its machine, and the reason where it falls short.
+
+``python -m benchmarks.summary --output benchmarks/results`` writes ``README.md`` there, from the
+JSON files in its folder ``ratios``. Each benchmark writes a file of its own, by :func:`keep`.
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from benchmarks.systems import machine, table
+from mico_chat.errors import ConfigError
+
+FOLDER = "ratios"
+
+REASONS: dict[str, str] = {
+    "cutting, 360p.mp4, 640 x 360": (
+        "Cutting also decodes the sound, seeks scenes and measures motion; a small frame costs "
+        "little to decode."
+    ),
+}
+"""Why a measure falls short, where it is known."""
+
+
+class Ratio(BaseModel):
+    """A figure of ours, alone or beside another system's; the goal is of the ratio if it has one.
+
+    ``at_most``: the goal is an upper bound.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    measure: str
+    value: float
+    unit: str
+    beside: str = ""
+    ratio: float | None = None
+    goal: float | None = None
+    at_most: bool = False
+
+    @classmethod
+    def beside_of(
+        cls,
+        measure: str,
+        value: float,
+        unit: str,
+        beside: str,
+        other: float,
+        goal: float | None = None,
+        *,
+        at_most: bool = False,
+    ) -> "Ratio":
+        """Our ``value`` over the ``other``, which is that of ``beside``."""
+        return cls(
+            measure=measure,
+            value=value,
+            unit=unit,
+            beside=beside,
+            ratio=value / other,
+            goal=goal,
+            at_most=at_most,
+        )
+
+    @property
+    def figure(self) -> float:
+        return self.value if self.ratio is None else self.ratio
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the goal is reached, to two places; None: it has no goal."""
+        if self.goal is None:
+            return None
+        figure = round(self.figure, 2)
+        return figure <= self.goal if self.at_most else figure >= self.goal
+
+    @property
+    def wanted(self) -> str:
+        return "" if self.goal is None else f"{'≤' if self.at_most else '≥'} {self.goal:g}"
+
+
+class Kept(BaseModel):
+    """The ratios of one run of a benchmark; ``report`` is its Markdown file in the results."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    report: str
+    date: date
+    machine: str
+    ratios: list[Ratio]
+
+
+def keep(
+    name: str,
+    ratios: Sequence[Ratio],
+    folder: Path | None,
+    report: str,
+    packages: Sequence[str] = ("torch",),
+) -> None:
+    """Write ``ratios/NAME.json`` into the folder of results, if there is one."""
+    if folder is None:
+        return
+    today = datetime.now(UTC).date()
+    kept = Kept(report=report, date=today, machine=machine(*packages), ratios=list(ratios))
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER / f"{name}.json").write_text(
+        f"{kept.model_dump_json(indent=1, exclude_defaults=True)}\n", encoding="utf-8"
+    )
+
+
+def read(folder: Path) -> list[Kept]:
+    """What all benchmarks kept, by the names of their files.
+
+    Raises:
+        ConfigError: there is none, or one cannot be read.
+    """
+    found = []
+    for file in sorted((folder / FOLDER).glob("*.json")):
+        try:
+            found.append(Kept.model_validate_json(file.read_bytes()))
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            where = ".".join(map(str, first["loc"]))
+            said = ": ".join(filter(None, (where, first["msg"])))
+            raise ConfigError(f"{file}: {said}; run its benchmark again") from error
+    if not found:
+        raise ConfigError(f"{folder / FOLDER}: no *.json is there; run a benchmark first")
+    return found
+
+
+def text(found: Sequence[Kept], reasons: dict[str, str]) -> str:
+    machines = list(dict.fromkeys(kept.machine for kept in found))
+    marks = {True: "holds", False: "**falls short**", None: "-"}
+    rows, short = [], []
+    for kept in found:
+        for one in kept.ratios:
+            ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
+            cells = [one.measure, f"{one.value:.4g} {one.unit}", one.beside, ratio, one.wanted]
+            link = f"[{kept.date}]({kept.report})"
+            rows.append([*cells, marks[one.holds], link, str(machines.index(kept.machine) + 1)])
+            if one.holds is False:
+                why = reasons.get(one.measure, "The reason is not known yet.")
+                short.append(f"* **{one.measure}**: {one.figure:.3g}, not {one.wanted}. {why}")
+    goals = [one for kept in found for one in kept.ratios if one.goal is not None]
+    head = ["measure", "measured", "beside", "ratio", "goal", "", "run", "machine"]
+    numbered = "\n".join(f"{number}. {name}" for number, name in enumerate(machines, 1))
+    return (
+        "# Every ratio\n\n"
+        "Made by `python -m benchmarks.summary`, from what each benchmark measured last. "
+        f"{len(goals) - len(short)} of {len(goals)} goals hold. A ratio is ours over that of what "
+        f"stands beside it; without one, the goal is of the figure itself.\n\n{table(head, rows)}"
+        f"\n\n## Machines\n\n{numbered}\n\n## What falls short\n\n"
+        + ("\n".join(short) if short else "Nothing.")
+        + "\n"
+    )
+
+
+def main(output: Path = Path("benchmarks/results")) -> None:
+    try:
+        written = text(read(output), REASONS)
+    except ConfigError as error:
+        sys.exit(str(error))
+    (output / "README.md").write_text(written, encoding="utf-8")
+    print(written, end="")
+
+
+if __name__ == "__main__":
+    typer.run(main)
