@@ -157,7 +157,7 @@ def frames(path: Path, size: tuple[int, int], n: int, seconds: int) -> dict[str,
     }
 
 
-def main(output: Path | None = None, repeats: int = 9, seconds: int = 20) -> None:
+def main(output: Path | None = None, repeats: int = 5, seconds: int = 20) -> None:
     """``seconds`` is the length of sounds and clips."""
     torch.set_num_threads(1)
     preprocessing = load_encoder("mini")[1].preprocessing
