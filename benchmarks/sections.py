@@ -201,13 +201,16 @@ def followup(bench: Bench) -> Measured:
     found: list[list[float]] = []
     for repeat in range(max(5, bench.repeats) + 1):
         media = [draw("image", bench.folder, 10_000 + repeat)]
-        asked = [Question(text, media, 8) for text in (ABOUT["image"], "Which colour is it?")]
+        second = "Which colour is it?"
+        asked = [Question(text, media, 8) for text in (ABOUT["image"], second)]
+        # The first of the seeded questions encodes the picture by itself.
+        asked += [Question(second, media, 8, seed=1)] * 2
         found.append([bench.llamacpp.race([question])[0][0] for question in asked])
-    first, second = map(statistics.median, zip(*found[1:], strict=True))
-    return {"first": first, "second": second}, (
+    first, later, _, seeded = map(statistics.median, zip(*found[1:], strict=True))
+    return {"first": first, "second": later, "seeded": seeded}, (
         "## A second question about the same picture\n\n"
-        f"First token after {first:.3f} s, of the second question after {second:.3f} s: "
-        f"{second / first:.2f} of it."
+        f"First token after {first:.3f} s, of the second question after {later:.3f} s: "
+        f"{later / first:.2f} of it. With a seed, which reuses nothing, after {seeded:.3f} s."
     )
 
 

@@ -75,6 +75,7 @@ class Question:
     media: Sequence[tuple[Kind, str]] = ()
     n_tokens: int = 32
     ids: Sequence[int] = ()
+    seed: int | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -163,7 +164,7 @@ class Ours(System):
         self.assistant = Assistant(engine, encoder, name="mini")
 
     async def answer(self, question: Question) -> AsyncGenerator[None, None]:
-        options = GenerationOptions(max_tokens=question.n_tokens)
+        options = GenerationOptions(max_tokens=question.n_tokens, seed=question.seed)
         if question.ids:  # a salt of its own: no part of the prompt is computed already
             prompt = Prompt((tuple(question.ids),), str(time.time_ns()))
             items: AsyncGenerator[Any, None] = self.engine.generate(prompt, options)

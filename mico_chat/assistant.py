@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from mico_chat import __version__
 from mico_chat.adapters.base import segments_of, shown_kinds
 from mico_chat.calls import CallFormat
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
@@ -127,6 +128,12 @@ class Assistant:
         return self.encoder.adapter
 
     @property
+    def fingerprint(self) -> str:
+        """What computes the answers. With "varies" at the end, a seed does not repeat an answer."""
+        name = f"mico-{__version__}-{self.engine.name}"
+        return name if self.engine.repeats else f"{name}-varies"
+
+    @property
     def input_modalities(self) -> tuple[Kind, ...]:
         """The kinds of medium that may be shown to the model, maps as pictures too."""
         return shown_kinds(self.adapter.input_modalities)
@@ -141,14 +148,15 @@ class Assistant:
         return self.encoder.cache.stats()
 
     async def prepare(
-        self, messages: Sequence[Message], *, prefix: str = "", salt: str = ""
+        self, messages: Sequence[Message], *, prefix: str = "", salt: str = "", alone: bool = False
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
 
         ``prefix`` is the beginning of the answer. Only conversations with the same ``salt`` share
-        encoded media and computed tokens: give each tenant its own salt.
+        encoded media and computed tokens: give each tenant its own salt. ``alone``: no
+        medium is encoded in a batch with others.
         """
-        media = await self.encoder.encode(media_of(messages), salt=salt)
+        media = await self.encoder.encode(media_of(messages), salt=salt, alone=alone)
         layout = await asyncio.to_thread(self._layout, messages, media, prefix)
         calls = any(message.tools for message in messages)
         shown = self.adapter.template.call_tokens if calls else frozenset()
@@ -181,12 +189,13 @@ class Assistant:
         prefix = options.prefix
         if prefix and options.json_schema is not None:
             raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
-        prompt, reports = await self.prepare(messages, prefix=prefix, salt=salt)
+        options = options.over(self.defaults)
+        seeded = options.seed is not None
+        prompt, reports = await self.prepare(messages, prefix=prefix, salt=salt, alone=seeded)
         yield reports
         if prefix:
             for index in range(options.n):
                 yield Delta(index=index, text=prefix)
-        options = options.over(self.defaults)
         if options.explain:
             if options.n > 1:
                 raise RequestError.at("explain", f"expected one answer, got n={options.n}")

@@ -168,6 +168,7 @@ class _Shared(Generic[E]):
 @dataclass(eq=False)
 class _Job:
     prepared: Prepared
+    alone: bool
     done: Future[ContextBlock]
 
     @property
@@ -214,14 +215,18 @@ class MediaEncoder:
         salt: str = "",
         beside: Sequence[MediaFile | Medium] | None = None,
         read: bool = True,
+        alone: bool = False,
     ) -> list[EncodedMedium]:
         """The tokens and report of each medium. Only requests with the same ``salt`` share work.
 
         ``beside``: all media of the conversation, if these stand in for some of them. Without
-        ``read``, no text or speech is recognised.
+        ``read``, no text or speech is recognised. ``alone``: not in a batch with other media, on
+        which the last bits would depend.
         """
         shown = self._shown(media if beside is None else beside)
-        return await asyncio.gather(*(self._encode(medium, shown, salt, read) for medium in media))
+        return await asyncio.gather(
+            *(self._encode(medium, shown, salt, read, alone) for medium in media)
+        )
 
     async def decoded(self, media: Sequence[MediaFile | Medium]) -> list[Medium]:
         return await asyncio.gather(*(self._decoded(medium) for medium in media))
@@ -247,22 +252,21 @@ class MediaEncoder:
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def _encode(
-        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str, read: bool
+        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str, read: bool, alone: bool
     ) -> EncodedMedium:
         key = await asyncio.to_thread(self._key, medium, shown, salt)
-        if not read:
-            key += b"unread"
+        own = key + b"unread" * (not read) + b"alone" * alone
 
         async def encode() -> EncodedMedium:
             decoded = await self._decoded(medium)
             if not read:
-                return await self._encoded(key, decoded, shown)
+                return await self._encoded(own, decoded, shown, alone)
             encoded, words = await asyncio.gather(
-                self._encoded(key, decoded, shown), self._words_of(key, decoded)
+                self._encoded(own, decoded, shown, alone), self._words_of(key, decoded)
             )
             return replace(encoded, words=words)
 
-        encoded, cached = await self._encodings.get(key, medium.name, encode)
+        encoded, cached = await self._encodings.get(own, medium.name, encode)
         return replace(encoded, report=_report(medium, encoded, cached=cached))
 
     async def _measure(
@@ -323,13 +327,15 @@ class MediaEncoder:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoding, self._decoder.decode, medium)
 
-    async def _encoded(self, key: bytes, medium: Medium, shown: Sequence[Kind]) -> EncodedMedium:
+    async def _encoded(
+        self, key: bytes, medium: Medium, shown: Sequence[Kind], alone: bool
+    ) -> EncodedMedium:
         prepared = await asyncio.to_thread(self._prepared, medium, shown)
         keys = (key, key + b"audio")  # of the medium, and of its sound track
         started = time.perf_counter()
         blocks = await asyncio.gather(
             *(
-                self._block(replace(part, key=own))
+                self._block(replace(part, key=own), alone)
                 for own, part in zip(keys, prepared, strict=False)
             )
         )
@@ -341,8 +347,8 @@ class MediaEncoder:
         report = first.report.model_copy(update={"encode_ms": encode_ms})
         return replace(first, audio=tracks[0] if tracks else None, report=report)
 
-    async def _block(self, prepared: Prepared) -> ContextBlock:
-        job = _Job(prepared, Future())
+    async def _block(self, prepared: Prepared, alone: bool) -> ContextBlock:
+        job = _Job(prepared, alone, Future())
         with self._lock:
             self._check_open()
             self._jobs.put(job)
@@ -385,7 +391,11 @@ class MediaEncoder:
                     self._jobs.put(None)
                     break
                 batch.append(more)
-            self._run([job for job in batch if job.done.set_running_or_notify_cancel()])
+            wanted = [job for job in batch if job.done.set_running_or_notify_cancel()]
+            self._run([job for job in wanted if not job.alone])
+            for job in wanted:
+                if job.alone:
+                    self._run([job])
         # No job comes after the None: both are put under the lock.
 
     def _run(self, batch: list[_Job]) -> None:

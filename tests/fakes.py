@@ -109,6 +109,7 @@ class FakeEngine:
 
     name = "fake"
     max_position = 1000
+    repeats = True
     scores = False
     failure: str | None = None
 

@@ -184,6 +184,21 @@ async def test_requests_that_wait_are_encoded_in_one_forward(
 
 
 @in_loop
+async def test_media_that_are_to_be_alone_share_no_forward(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    model.gate.clear()
+    first = asyncio.create_task(encoded(encoder, picture(0)))
+    await until(model.entered.is_set)
+    media = [picture(1), picture(2)]
+    others = [asyncio.create_task(encoder.encode(media, alone=alone)) for alone in (False, True)]
+    await until(lambda: encoder._jobs.qsize() == 4)
+    model.gate.set()
+    await asyncio.gather(first, *others)
+    assert sorted(model.forwards) == [1, 1, 1, 2]
+
+
+@in_loop
 async def test_a_batch_has_an_end(encoder: MediaEncoder, model: Watched) -> None:
     model.gate.clear()
     first = asyncio.create_task(encoded(encoder, picture(0)))

@@ -30,14 +30,15 @@ class GenerationOptions(BaseModel):
     A checkpoint may set other defaults (:meth:`of_checkpoint`). ``temperature`` 0 is greedy.
     ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The penalties count the answer's
     tokens, not the prompt's: ``repetition_penalty`` divides a repeated token's logit (and
-    multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty``
-    as often as the token occurs. ``stop`` lists texts: the answer ends before the first of them.
-    ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for the model's own
-    log-probability of each token, without temperature and penalties, and for this number of the
-    likeliest tokens; the token that ends the answer has none. ``n`` answers are sampled from one
-    prompt. ``json_schema`` limits the answer to JSON that fits the schema. ``prefix`` is the
-    beginning of the answer: the model continues it, and its tokens count as prompt tokens.
-    ``explain`` asks which media the answer rests on (:mod:`mico_chat.explain`).
+    multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty`` as
+    often as the token occurs. ``stop`` lists texts: the answer ends before the first of them.
+    ``seed`` makes a sampled answer repeatable: while such a request runs alone, it is computed as
+    by an engine that has just started. ``logprobs`` asks for the model's own log-probability of
+    each token, without temperature and penalties, and for this number of the likeliest tokens; the
+    token that ends the answer has none. ``n`` answers are sampled from one prompt. ``json_schema``
+    limits the answer to JSON that fits the schema. ``prefix`` is the beginning of the answer: the
+    model continues it, and its tokens count as prompt tokens. ``explain`` asks which media the
+    answer rests on (:mod:`mico_chat.explain`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -251,6 +252,8 @@ class Engine(Protocol):
 
     name: str
     max_position: int  # tokens that a prompt and its answer may have together
+    repeats: bool
+    """Whether a request with a seed gives the same answer whatever ran before, if it runs alone."""
     scores: bool
     """Whether it can give the log-probabilities of an answer that is there already."""
 

@@ -20,6 +20,8 @@ class BatchingEngine:
     ``ends`` are the tokens that end an answer. At most ``max_running`` sequences run at once.
     """
 
+    repeats = True
+
     def __init__(
         self,
         model: Model,

@@ -346,11 +346,14 @@ class Scheduler:
         """Give slots to waiting sequences in order, until slots or cells run out.
 
         A sequence whose prompt begins like one that is being computed waits for it, and then
-        reuses the common start.
+        reuses the common start. The last bits of what a model computes depend on the cells that are
+        used: a sequence with a seed that is alone finds none used.
         """
         for sequence in list(self.waiting):
             if len(self.running) >= self._max_running:
                 return
+            if sequence.options.seed is not None and not self.running:
+                self.forget()
             donor, common = self._donor(sequence)
             if self._common_with_running(sequence) > common:
                 continue

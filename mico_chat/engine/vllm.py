@@ -67,6 +67,7 @@ class VllmEngine:
     """
 
     name = "vllm"
+    repeats = False  # its kernels depend on the batch, and what a graph was captured for
     scores = False  # it gives no log-probabilities of a prompt of embeddings
 
     def __init__(

@@ -72,7 +72,7 @@ class Preprocessing(BaseModel):
 
     def _pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(n, H, W, 3) uint8 -> (n, 3, S, S) float in [0, 1]."""
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).contiguous()
         return self._resize(x.float() / 255)
 
     def _resize(self, x: Tensor) -> Tensor:

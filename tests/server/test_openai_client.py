@@ -90,6 +90,7 @@ def test_a_stream_is_the_same_answer_with_the_same_usage(client: OpenAI) -> None
     assert last.choices == []
     assert usage_of(last) == usage_of(whole)
     assert len({(chunk.id, chunk.model, chunk.created) for chunk in chunks}) == 1
+    assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
     assert [r["name"] for r in told[0].media] == [r["name"] for r in whole.media]  # type: ignore[attr-defined]
 
 

@@ -43,7 +43,8 @@ async def _completion(body: ChatCompletionRequest, service: Service, tenant: str
         async with service.models.use(body.model) as host:
             question, use = completions.to_question(body, messages, host, service, tenant)
             with use.explained():
-                return completion(body.model, await host.answer(question), use)
+                fingerprint = host.assistant.fingerprint
+                return completion(body.model, fingerprint, await host.answer(question), use)
 
 
 async def _response(body: ResponseRequest, service: Service, tenant: str) -> ResponseObject:

@@ -110,20 +110,22 @@ class CompletionUsage(BaseModel):
 class ChatCompletion(BaseModel):
     """OpenAI's answer, and ``media``: a report of each medium in the order of the request.
 
-    ``explanation`` is there if the request has ``explain``.
+    ``explanation`` is there if the request has ``explain``. ``system_fingerprint`` ends with
+    "varies" if the engine may answer a request with the same ``seed`` in another way.
     """
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: CompletionUsage
     media: tuple[MediaReport, ...]
     explanation: Explanation | None = None
 
 
-def completion(model: str, answer: Answer, use: ToolUse) -> ChatCompletion:
+def completion(model: str, fingerprint: str, answer: Answer, use: ToolUse) -> ChatCompletion:
     choices = []
     for index, choice in enumerate(answer.choices):
         reader = use.reader()
@@ -142,6 +144,7 @@ def completion(model: str, answer: Answer, use: ToolUse) -> ChatCompletion:
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=model,
+        system_fingerprint=fingerprint,
         choices=choices,
         usage=CompletionUsage.of(answer.usage),
         media=answer.media,

@@ -178,6 +178,7 @@ async def chat_completions(
         messages = await while_connected(request.receive, reading)
         host = await service.use(request, stack, body.model)
         question, use = to_question(body, messages, host, service, caller.tenant)
+        fingerprint = host.assistant.fingerprint
         if body.stream:
             return await EventStream.started(
                 _chunks(host, question, use, body, stack.pop_all()),
@@ -186,7 +187,7 @@ async def chat_completions(
             )
         with use.explained():
             answer = await while_connected(request.receive, host.answer(question))
-    return completion(body.model, answer, use)
+    return completion(body.model, fingerprint, answer, use)
 
 
 async def read_messages(
@@ -230,6 +231,7 @@ async def _chunks(
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": body.model,
+        "system_fingerprint": host.assistant.fingerprint,
         **({"usage": None} if wants_usage else {}),
     }
 
