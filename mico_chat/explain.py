@@ -3,8 +3,10 @@
 Each part of each medium is replaced by a blank of its kind: grey, silence, a map without shape. The
 answer's own tokens are scored after each such prompt, all of them in the same steps of the model.
 A part's *effect* on a token is how much the token's log-probability falls without the part (Li et
-al. 2016, "Understanding Neural Networks through Representation Erasure", equation 1). Effects tell
-what this answer rests on, not whether it is right; two media that say the same hide each other.
+al. 2016, "Understanding Neural Networks through Representation Erasure", equation 1). A clip that
+shows nothing often leaves a model's first guess about motion; so a clip is also shown backwards, and
+the larger effect of the two is the clip's. Effects tell what this answer rests on, not whether it
+is right; two media that say the same hide each other.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ STRETCHES = 8
 """A sound is cut into so many parts of equal length."""
 GREY = 127
 MOST_PARTS = 512
-LEAST_EFFECT = 0.05
-"""Nats that an answer loses without a medium; less is the noise of rounding."""
+LEAST_EFFECT = 0.1
+"""Nats that an answer loses without a medium. Another blank, or none, makes such a difference to
+answers that rest on no medium (``benchmarks/results/explanations.md``)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def parts_of(place: int, medium: Medium, words: Words) -> Iterator[Part]:
             yield from _stretches(place, medium)
         case Video():
             yield from _frames(place, medium)
+            if len(medium.frames) > 1:
+                yield Part(place, "order", replace(medium, frames=medium.frames[::-1].copy()))
             if medium.audio is not None and medium.audio.samples.any():
                 silent = replace(medium, audio=_silent(medium.audio))
                 yield Part(place, "sound track", silent)
@@ -153,7 +158,8 @@ def _n_parts(report: MediaReport) -> int:
     n = 1 + bool(report.written or report.spoken)
     match report.kind:
         case "video":
-            return n + min(report.frames_used or 0, MOST_FRAMES) + bool(report.audio_used)
+            frames = report.frames_used or 0
+            return n + min(frames, MOST_FRAMES) + (frames > 1) + bool(report.audio_used)
         case "audio":
             return n + STRETCHES
     return n + TILES**2
@@ -199,9 +205,10 @@ async def explain(
     first, *others, last = await asyncio.gather(*(score(engine, prompt) for prompt in prompts))
     before = np.array([one.logprob for one in first])
     effects = [before - np.array([one.logprob for one in scored]) for scored in others]
+    whole_effects = [_whole(place, parts, effects) for place in range(len(media))]
     return Explanation(
-        words=_words(first, parts, effects),
-        media=tuple(_media(parts, effects, len(media))),
+        words=_words(first, whole_effects),
+        media=tuple(_media(parts, effects, whole_effects)),
         logprob=float(before.sum()),
         without_media=sum(one.logprob for one in last),
         same_without_media=all(one.top[0].token_id == one.token_id for one in last),
@@ -222,27 +229,34 @@ async def score(engine: Engine, prompt: Prompt) -> list[TokenLogprob]:
     return found
 
 
-def _media(parts: Sequence[Part], effects: Sequence[Floats], n: int) -> Iterator[ExplainedMedium]:
-    sums = [float(one.sum()) for one in effects]
-    whole = [effect for part, effect in zip(parts, sums, strict=True) if not part.what]
-    above = sum(effect for effect in whole if effect > LEAST_EFFECT)
-    for place in range(n):
-        effect = whole[place]
+def _whole(place: int, parts: Sequence[Part], effects: Sequence[Floats]) -> Floats:
+    """The effects (tokens,) of a medium as a whole."""
+    own = [
+        effect
+        for part, effect in zip(parts, effects, strict=True)
+        if part.place == place and part.what in ("", "order")
+    ]
+    return max(own, key=np.sum)
+
+
+def _media(
+    parts: Sequence[Part], effects: Sequence[Floats], whole: Sequence[Floats]
+) -> Iterator[ExplainedMedium]:
+    sums = [float(effect.sum()) for effect in whole]
+    above = sum(effect for effect in sums if effect > LEAST_EFFECT)
+    for place, effect in enumerate(sums):
         own = tuple(
-            ExplainedPart(what=part.what, effect=effect, box=part.box, time=part.time)
-            for part, effect in zip(parts, sums, strict=True)
+            ExplainedPart(what=part.what, effect=float(one.sum()), box=part.box, time=part.time)
+            for part, one in zip(parts, effects, strict=True)
             if part.place == place and part.what
         )
         share = effect / above if effect > LEAST_EFFECT else 0.0
         yield ExplainedMedium(effect=effect, share=share, parts=own)
 
 
-def _words(
-    tokens: Sequence[TokenLogprob], parts: Sequence[Part], effects: Sequence[Floats]
-) -> tuple[ExplainedWord, ...]:
+def _words(tokens: Sequence[TokenLogprob], whole: Sequence[Floats]) -> tuple[ExplainedWord, ...]:
     """Tokens joined to words: a token that begins with a space begins one."""
     starts = [at for at, one in enumerate(tokens) if not at or one.token[:1].isspace()]
-    whole = [one for part, one in zip(parts, effects, strict=True) if not part.what]
     words = []
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
         own = tuple(float(one[start:end].sum()) for one in whole)

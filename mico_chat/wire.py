@@ -61,8 +61,8 @@ class TokenLogprob(_Answer):
 
 
 class ExplainedPart(_Answer):
-    """A part of a medium: a "tile" of a still or map, a "frame" or the "sound track" of a video, a
-    "stretch" of a sound, or the "words" that were read or heard in it.
+    """A part of a medium: a "tile" of a still or map, a "frame", the "order" of the frames or the
+    "sound track" of a video, a "stretch" of a sound, or the "words" that were read or heard in it.
 
     ``effect`` is how much the answer's log-probability falls without it, in nats; ``box`` are the
     left, top, right and bottom edge as parts of the width and height, ``time`` the first and last
@@ -76,7 +76,8 @@ class ExplainedPart(_Answer):
 
 
 class ExplainedMedium(_Answer):
-    """``effect`` as of a part; ``share``, 0 to 1, of the effects of all media above 0."""
+    """``effect`` as of a part, of a video that of the order of its frames if it is larger;
+    ``share``, 0 to 1, of the effects of all media that have one."""
 
     effect: float
     share: float

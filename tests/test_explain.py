@@ -1,6 +1,7 @@
 """What an answer rests on: every part is left out, and effects are what the model itself says."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,14 @@ def video(n: int, track: Audio | None) -> Video:
             {"": 1, "tile": 16},
         ),
         (sound(), SPOKEN, {"": 1, "words": 1, "stretch": 8}),
-        (video(5, None), Words(), {"": 1, "frame": 5}),
-        (video(40, sound()), Words(), {"": 1, "frame": 16, "sound track": 1}),
-        (video(3, Audio(np.zeros(100, np.float32))), Words(), {"": 1, "frame": 3}),
+        (video(5, None), Words(), {"": 1, "frame": 5, "order": 1}),
+        (
+            video(40, sound()),
+            Words(),
+            {"": 1, "frame": 16, "order": 1, "sound track": 1},
+        ),
+        (video(1, None), Words(), {"": 1, "frame": 1}),
+        (video(3, Audio(np.zeros(100, np.float32))), Words(), {"": 1, "frame": 3, "order": 1}),
     ],
 )
 def test_parts_cover_a_medium_and_each_changes_its_own_alone(
@@ -79,7 +85,7 @@ def test_parts_cover_a_medium_and_each_changes_its_own_alone(
     assert empty.shape == whole.shape
     changed = np.zeros(whole.shape[: 1 if name in ("samples", "frames") else 2], int)
     for part in parts:
-        if part.blank is None or part.what in ("", "sound track"):
+        if part.blank is None or part.what in ("", "order", "sound track"):
             continue
         differs = getattr(part.blank, name) != whole
         changed += differs.reshape(*changed.shape, -1).any(-1)
@@ -128,14 +134,20 @@ def test_effects_are_what_the_model_says_without_a_medium(assistant: Assistant) 
     for number, medium in enumerate(found.media):
         by_words = sum(word.effects[number] for word in found.words)
         assert medium.effect == pytest.approx(by_words, abs=1e-3)
-        media: list[Medium] = [first, second]
-        media[number] = blanked(media[number])
-        prompt, _ = run(assistant.prepare([shown(*media, "What?")]))
-
-        without = sum(
-            one.logprob for one in run(score(assistant.engine, prompt.with_answer(tokens)))
-        )
-        assert found.logprob - without == pytest.approx(medium.effect, abs=1e-3)
+        stood: list[Medium] = [blanked((first, second)[number])]
+        if number == 1:
+            stood.append(replace(second, frames=second.frames[::-1].copy()))
+        effects = []
+        for other in stood:
+            media: list[Medium] = [first, second]
+            media[number] = other
+            prompt, _ = run(assistant.prepare([shown(*media, "What?")]))
+            scored = run(score(assistant.engine, prompt.with_answer(tokens)))
+            effects.append(found.logprob - sum(one.logprob for one in scored))
+        assert medium.effect == pytest.approx(max(effects), abs=1e-3)
+        if number == 1:
+            (order,) = (part for part in medium.parts if part.what == "order")
+            assert order.effect == pytest.approx(effects[1], abs=1e-3)
     above = [medium for medium in found.media if medium.share]
     assert sum(medium.share for medium in above) == pytest.approx(1 if above else 0)
 

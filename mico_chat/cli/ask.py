@@ -177,7 +177,8 @@ def _place_of(part: ExplainedPart) -> str:
     if part.time is not None:
         start, end = part.time
         return f"{part.what} at {start:.1f} s" if start == end else f"{start:.1f} to {end:.1f} s"
-    return {"words": "the words in it"}.get(part.what, f"the {part.what}")
+    names = {"words": "the words in it", "order": "the order of its frames"}
+    return names.get(part.what, f"the {part.what}")
 
 
 def _details(answer: Answer) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 (function (mico) {
   const { el } = mico;
   const COLOURS = 5; // of style.css: rests-0 to rests-4
-  const LEAST = 0.05; // nats, as in mico_chat/explain.py
+  const LEAST = 0.1; // nats, as in mico_chat/explain.py
   const colour = (number) => `rests-${number % COLOURS}`;
   const nats = (effect) => `${effect >= 0 ? "-" : "+"}${Math.abs(effect).toFixed(1)}`;
 
@@ -38,7 +38,8 @@
   function shown(medium, card, number, heat) {
     const percent = Math.round(100 * medium.share);
     const of = (what) => medium.parts.filter((part) => part.what === what);
-    const others = [...of("sound track"), ...of("words")];
+    const others = [...of("order"), ...of("sound track"), ...of("words")];
+    const names = { order: "the order of its frames", words: "words read or heard in it" };
     return el(
       "section",
       { class: "rest", "data-kind": card.kind },
@@ -48,7 +49,7 @@
       of("stretch").length > 0 && el("div", { class: "wave" }, mico.thumbnail(card)),
       timeline(of("frame"), heat, "frame", card.pictures),
       timeline(of("stretch"), heat, "stretch"),
-      others.length > 0 && el("p", { class: "facts" }, others.map((part) => `${part.what === "words" ? "words read or heard in it" : part.what}: ${nats(part.effect)}`).join(", ")),
+      others.length > 0 && el("p", { class: "facts" }, others.map((part) => `${names[part.what] ?? part.what}: ${nats(part.effect)}`).join(", ")),
     );
   }
 
