@@ -4,9 +4,9 @@ Each part of each medium is replaced by a blank of its kind: grey, silence, a ma
 answer's own tokens are scored after each such prompt, all of them in the same steps of the model.
 A part's *effect* on a token is how much the token's log-probability falls without the part (Li et
 al. 2016, "Understanding Neural Networks through Representation Erasure", equation 1). A clip that
-shows nothing often leaves a model's first guess about motion; so a clip is also shown backwards, and
-the larger effect of the two is the clip's. Effects tell what this answer rests on, not whether it
-is right; two media that say the same hide each other.
+shows nothing often leaves a model's first guess about motion; so a clip is also shown backwards,
+and the larger effect of the two is the clip's. Effects tell what this answer rests on, not whether
+it is right; two media that say the same hide each other.
 """
 
 from __future__ import annotations
