@@ -1,6 +1,7 @@
 """What other busy programs cost an answer: one thread, one a core, and as the engine chooses.
 
     python -m benchmarks.busy --output benchmarks/results
+    taskset -c 0 python -m benchmarks.busy --output benchmarks/results
 
 Three services run side by side and are asked in turns, one question at a time, with nothing beside
 them, beside a busy program of low priority (``nice``), and beside one and two of usual priority.
@@ -21,6 +22,7 @@ import typer
 
 from benchmarks.http_client import address_of
 from benchmarks.overhead import Asked, OverHttp, noisy_picture
+from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, service, table
 from mico_chat.engine.cpu import usable_cores
 
@@ -60,7 +62,22 @@ def main(output: Path = Path("benchmarks/results"), repeats: int = 15) -> None:
             name: _measure(services, count, nice, repeats)
             for name, (count, nice) in NEIGHBOURS.items()
         }
-    publish(_report(found, repeats), "busy.md", output)
+    cores = usable_cores()
+    name = "busy" if cores > 1 else "busy-1-core"
+    publish(_report(found, repeats), f"{name}.md", output)
+    keep(name, _ratios(found, cores), output, f"{name}.md", ("torch", "llama-cpp-python"))
+
+
+def _ratios(found: dict[str, Found], cores: int) -> list[Ratio]:
+    """What the engine's choice reaches of its share of the cores; low priority leaves it all."""
+    quiet, *beside = (statistics.median(column[CHOSEN][0]) for column in found.values())
+    ratios = []
+    for (name, (count, nice)), rate in zip(list(NEIGHBOURS.items())[1:], beside, strict=True):
+        share = 1.0 if nice else cores / (cores + count)
+        where = f"tokens/s beside {name}, {cores} core{'s' if cores > 1 else ''}"
+        stands = f"{share:.2f} of a quiet machine's"
+        ratios.append(Ratio.beside_of(where, rate, "tokens/s", stands, quiet * share, 0.9))
+    return ratios
 
 
 @contextmanager
