@@ -1,6 +1,7 @@
 """llama.cpp alone: the shortest loops that its library allows, as the mark to reach."""
 
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,57 @@ import llama_cpp
 import numpy as np
 
 BATCH = 512
+
+
+class Loop:
+    """A context for ``n_seq`` sequences of at most ``length`` tokens. Nothing is ever freed."""
+
+    def __init__(
+        self,
+        file: Path,
+        threads: int,
+        n_seq: int,
+        length: int,
+        *,
+        unified: bool,
+        batch: int = BATCH,
+    ) -> None:
+        llama_cpp.llama_backend_init()
+        model = llama_cpp.llama_model_load_from_file(
+            os.fsencode(file), llama_cpp.llama_model_default_params()
+        )
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = length * n_seq
+        params.n_batch = BATCH
+        params.n_ubatch = batch
+        params.n_seq_max = n_seq
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = unified
+        params.no_perf = True
+        self._context = llama_cpp.llama_init_from_model(model, params)
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        self._sampler = llama_cpp.llama_sampler_init_greedy()
+
+    def step(self, rows: Sequence[tuple[int, int, int]], asked: Sequence[int]) -> list[int]:
+        """Compute rows of (token, position, stream); the next tokens after the asked rows."""
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for row, (token, position, stream) in enumerate(rows):
+            batch.token[row] = token
+            batch.pos[row] = position
+            batch.n_seq_id[row] = 1
+            batch.seq_id[row][0] = stream
+            batch.logits[row] = 0
+        for row in asked:
+            batch.logits[row] = 1
+        if llama_cpp.llama_decode(self._context, batch) != 0:
+            raise RuntimeError("llama_decode failed")
+        context = self._context
+        return [int(llama_cpp.llama_sampler_sample(self._sampler, context, row)) for row in asked]
+
+    def clear(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
 
 def run_raw(
@@ -22,55 +74,56 @@ def run_raw(
     Returns:
         seconds to the first tokens, and seconds of the decoding after them.
     """
-    llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(
-        os.fsencode(file), llama_cpp.llama_model_default_params()
-    )
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = 512 * len(prompts)
-    params.n_batch = params.n_ubatch = BATCH
-    params.n_seq_max = len(prompts)
-    params.n_threads = params.n_threads_batch = threads
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    params.kv_unified = unified
-    params.no_perf = True
-    context = llama_cpp.llama_init_from_model(model, params)
-    batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
-    sampler = llama_cpp.llama_sampler_init_greedy()
-
-    def step(rows: Sequence[tuple[int, int, int]], asked: Sequence[int]) -> list[int]:
-        """Compute rows of (token, position, stream); the next tokens after the asked rows."""
-        batch.n_tokens = len(rows)
-        for row, (token, position, stream) in enumerate(rows):
-            batch.token[row] = token
-            batch.pos[row] = position
-            batch.n_seq_id[row] = 1
-            batch.seq_id[row][0] = stream
-            batch.logits[row] = 0
-        for row in asked:
-            batch.logits[row] = 1
-        if llama_cpp.llama_decode(context, batch) != 0:
-            raise RuntimeError("llama_decode failed")
-        return [int(llama_cpp.llama_sampler_sample(sampler, context, row)) for row in asked]
+    loop = Loop(file, threads, len(prompts), 512, unified=unified)
 
     def run(n: int) -> tuple[float, float]:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        loop.clear()
         start = time.perf_counter()
         rows = [(t, p, s) for s, prompt in enumerate(prompts) for p, t in enumerate(prompt)]
         last = {sum(len(p) for p in prompts[: s + 1]) - 1 for s in range(len(prompts))}
         tokens = []
         for begin in range(0, len(rows), BATCH):
             part = rows[begin : begin + BATCH]
-            tokens += step(part, [row for row in range(len(part)) if begin + row in last])
+            tokens += loop.step(part, [row for row in range(len(part)) if begin + row in last])
         first = time.perf_counter()
         ends = [len(prompt) for prompt in prompts]
         streams = range(len(prompts))
         for number in range(n - 1):
-            tokens = step([(tokens[s], ends[s] + number, s) for s in streams], streams)
+            tokens = loop.step([(tokens[s], ends[s] + number, s) for s in streams], streams)
         return first - start, time.perf_counter() - first
 
     run(4)
     return run(n_tokens)
+
+
+def run_steps(
+    file: Path, threads: int, rows: Sequence[int], chunks: Sequence[int], length: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of a step that gives each of so many answers a token; and seconds of a prompt of
+    ``length`` tokens, computed in chunks of so many. Medians; nothing is freed.
+    """
+    decoding, prompts = [], []
+    loop = Loop(file, threads, max(rows), 256, unified=True)
+    for n in rows:
+        loop.clear()
+        seconds = []
+        for place in range(40):
+            start = time.perf_counter()
+            loop.step([(1000 + place, place, stream) for stream in range(n)], range(n))
+            seconds.append(time.perf_counter() - start)
+        decoding.append(statistics.median(seconds))
+    for n in chunks:
+        loop = Loop(file, threads, 1, length, unified=True, batch=n)
+        seconds = []
+        for _ in range(3):
+            loop.clear()
+            start = time.perf_counter()
+            for begin in range(0, length, n):
+                end = min(begin + n, length)
+                loop.step([(1000 + at % 500, at, 0) for at in range(begin, end)], ())
+            seconds.append(time.perf_counter() - start)
+        prompts.append(statistics.median(seconds))
+    return decoding, prompts
 
 
 def memory_bandwidth(threads: int) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import overhead
-from benchmarks.raw_llama import run_raw
+from benchmarks.raw_llama import run_raw, run_steps
 from benchmarks.systems import (
     LlamaCppServer,
     Ours,
@@ -151,6 +151,28 @@ def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) ->
         if whole:
             return len(prompts) * n / run(n)
         return (n - 1) / (run(n) - run(1))
+
+
+def steps(bench: Bench) -> Measured:
+    """llama.cpp's own steps: what more answers, and chunks of other sizes, cost."""
+    rows, chunks, length = (1, 2, 4, 8, 16), (8, 16, 32, 63, 64, 128, 512), 1500
+    arguments = (bench.file, bench.threads, rows, chunks, length)
+    decoding, prompts = bench.own_process.submit(run_steps, *arguments).result()
+    answers = [
+        [str(n), f"{1e3 * s:.1f}", f"{s / decoding[0]:.2f}", f"{n / s:.0f}"]
+        for n, s in zip(rows, decoding, strict=True)
+    ]
+    parts = [
+        [str(n), f"{s:.2f}", f"{1e3 * s / length:.2f}", f"{length / s:.0f}"]
+        for n, s in zip(chunks, prompts, strict=True)
+    ]
+    figures = {"rows": rows, "decoding": decoding, "chunks": chunks, "prompts": prompts}
+    return figures, (
+        "## llama.cpp's own steps\n\nA token for each of some answers in one step:\n\n"
+        + table(["answers", "ms a step", "of one answer's", "tokens/s"], answers)
+        + f"\n\nA prompt of {length} tokens, in chunks:\n\n"
+        + table(["tokens a chunk", "s in all", "ms a token", "tokens/s"], parts)
+    )
 
 
 def serving(bench: Bench) -> Measured:
@@ -310,6 +332,7 @@ def _overhead(bench: Bench) -> Measured:
 
 SECTIONS: dict[str, Callable[[Bench], Measured]] = {
     "decoding": decoding,
+    "steps": steps,
     "followup": followup,
     "stalls": stalls,
     "growth": growth,
