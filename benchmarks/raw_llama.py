@@ -1,5 +1,6 @@
 """llama.cpp alone: the shortest loops that its library allows, as the mark to reach."""
 
+import logging
 import os
 import statistics
 import time
@@ -27,6 +28,7 @@ class Loop:
         batch: int = BATCH,
     ) -> None:
         llama_cpp.llama_backend_init()
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # thousands of lines
         model = llama_cpp.llama_model_load_from_file(
             os.fsencode(file), llama_cpp.llama_model_default_params()
         )
