@@ -29,6 +29,7 @@ from benchmarks.systems import (
     table,
 )
 from mico_chat.assistant import decode_media
+from mico_chat.checkpoints.gguf_export import gguf_of
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import Video
@@ -154,24 +155,23 @@ def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) ->
 
 
 def steps(bench: Bench) -> Measured:
-    """llama.cpp's own steps: what more answers, and chunks of other sizes, cost."""
-    rows, chunks, length = (1, 2, 4, 8, 16), (8, 16, 32, 63, 64, 128, 512), 1500
-    arguments = (bench.file, bench.threads, rows, chunks, length)
-    decoding, prompts = bench.own_process.submit(run_steps, *arguments).result()
-    answers = [
-        [str(n), f"{1e3 * s:.1f}", f"{s / decoding[0]:.2f}", f"{n / s:.0f}"]
-        for n, s in zip(rows, decoding, strict=True)
-    ]
-    parts = [
-        [str(n), f"{s:.2f}", f"{1e3 * s / length:.2f}", f"{length / s:.0f}"]
-        for n, s in zip(chunks, prompts, strict=True)
-    ]
-    figures = {"rows": rows, "decoding": decoding, "chunks": chunks, "prompts": prompts}
+    """llama.cpp's own steps: what more answers, chunks of other sizes, and bfloat16 cost."""
+    rows, chunks, length = (1, 2, 4, 8, 16), (8, 16, 63, 64, 128, 512), 1500
+    figures: dict[str, Any] = {"rows": rows, "chunks": chunks}
+    answers, parts = [], []
+    for name in dict.fromkeys((bench.quantization, "BF16")):
+        arguments = (gguf_of(bench.model, name), bench.threads, rows, chunks, length)
+        decoding, prompts = bench.own_process.submit(run_steps, *arguments).result()
+        figures[name] = {"decoding": decoding, "prompts": prompts}
+        for n, s in zip(rows, decoding, strict=True):
+            answers.append([name, str(n), f"{1e3 * s:.1f}", f"{n / s:.0f}"])
+        for n, s in zip(chunks, prompts, strict=True):
+            parts.append([name, str(n), f"{1e3 * s / length:.2f}", f"{length / s:.0f}"])
     return figures, (
         "## llama.cpp's own steps\n\nA token for each of some answers in one step:\n\n"
-        + table(["answers", "ms a step", "of one answer's", "tokens/s"], answers)
+        + table(["weights", "answers", "ms a step", "tokens/s"], answers)
         + f"\n\nA prompt of {length} tokens, in chunks:\n\n"
-        + table(["tokens a chunk", "s in all", "ms a token", "tokens/s"], parts)
+        + table(["weights", "tokens a chunk", "ms a token", "tokens/s"], parts)
     )
 
 

@@ -50,8 +50,10 @@ STRETCHES = 8
 GREY = 127
 MOST_PARTS = 512
 LEAST_EFFECT = 0.1
-"""Nats that an answer loses without a medium. Another blank, or none, makes such a difference to
-answers that rest on no medium (``benchmarks/results/explanations.md``)."""
+"""Nats that an answer or a word loses without a medium that it rests on; less is noise."""
+LEAST_IF_SAME = 0.5
+"""The same for an answer that the model would have given without any medium: such an answer loses
+up to 0.4 nats without a medium that has nothing to do with it."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,14 @@ async def explain(
     before = np.array([one.logprob for one in first])
     effects = [before - np.array([one.logprob for one in scored]) for scored in others]
     whole_effects = [_whole(place, parts, effects) for place in range(len(media))]
+    same = all(one.top[0].token_id == one.token_id for one in last)
+    least = LEAST_IF_SAME if same else LEAST_EFFECT
     return Explanation(
-        words=_words(first, whole_effects),
-        media=tuple(_media(parts, effects, whole_effects)),
+        words=_words(first, whole_effects, least),
+        media=tuple(_media(parts, effects, whole_effects, least)),
         logprob=float(before.sum()),
         without_media=sum(one.logprob for one in last),
-        same_without_media=all(one.top[0].token_id == one.token_id for one in last),
+        same_without_media=same,
     )
 
 
@@ -240,21 +244,23 @@ def _whole(place: int, parts: Sequence[Part], effects: Sequence[Floats]) -> Floa
 
 
 def _media(
-    parts: Sequence[Part], effects: Sequence[Floats], whole: Sequence[Floats]
+    parts: Sequence[Part], effects: Sequence[Floats], whole: Sequence[Floats], least: float
 ) -> Iterator[ExplainedMedium]:
     sums = [float(effect.sum()) for effect in whole]
-    above = sum(effect for effect in sums if effect > LEAST_EFFECT)
+    above = sum(effect for effect in sums if effect > least)
     for place, effect in enumerate(sums):
         own = tuple(
             ExplainedPart(what=part.what, effect=float(one.sum()), box=part.box, time=part.time)
             for part, one in zip(parts, effects, strict=True)
             if part.place == place and part.what
         )
-        share = effect / above if effect > LEAST_EFFECT else 0.0
+        share = effect / above if effect > least else 0.0
         yield ExplainedMedium(effect=effect, share=share, parts=own)
 
 
-def _words(tokens: Sequence[TokenLogprob], whole: Sequence[Floats]) -> tuple[ExplainedWord, ...]:
+def _words(
+    tokens: Sequence[TokenLogprob], whole: Sequence[Floats], least: float
+) -> tuple[ExplainedWord, ...]:
     """Tokens joined to words: a token that begins with a space begins one."""
     starts = [at for at, one in enumerate(tokens) if not at or one.token[:1].isspace()]
     words = []
@@ -266,7 +272,7 @@ def _words(tokens: Sequence[TokenLogprob], whole: Sequence[Floats]) -> tuple[Exp
                 text="".join(one.token for one in tokens[start:end]),
                 logprob=sum(one.logprob for one in tokens[start:end]),
                 effects=own,
-                medium=most if most is not None and own[most] > LEAST_EFFECT else None,
+                medium=most if most is not None and own[most] > least else None,
             )
         )
     return tuple(words)
