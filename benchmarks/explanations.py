@@ -4,9 +4,9 @@
 the mini about a picture, a sound or a clip with another medium beside it, in both orders. Which
 medium decides is found without the explanation: each medium is exchanged for others of its kind. A
 scene counts if the answer changes with the medium that the question is about, and without it, and
-never with the other one; the first should then have the largest share. General questions count whose answer is the
-same with other media and with none; there no medium should have a share. What does not count is the
-model's own mixing-up of media, and is told too.
+never with the other one; the first should then have the largest share. General questions count
+whose answer is the same with other media and with none; there no medium should have a share. What
+does not count is the model's own mixing-up of media, and is told too.
 """
 
 import asyncio
@@ -156,9 +156,9 @@ def main(items: Path, output: Path | None = None, n: int = 20, seed: int = 0) ->
         "`python -m benchmarks.explanations data/mini/items/items.jsonl --n "
         f"{n} --seed {seed}`, with the mini.\n\n"
         "The question is about one of two media. A scene counts if the answer changes when that "
-        f"medium is exchanged, in {EXCHANGES - 1} of {EXCHANGES} tries, and when it is not shown, and "
-        "never when the other one is exchanged: then that medium decides. In the scenes that do not count, the model itself mixes "
-        "the media up, or says the same of everything.\n\n"
+        f"medium is exchanged, in {EXCHANGES - 1} of {EXCHANGES} tries, and when it is not shown, "
+        "and never when the other one is exchanged: then that medium decides. In the scenes that "
+        "do not count, the model itself mixes the media up, or says the same of everything.\n\n"
         + table(["about", "beside", "scenes", "count", "largest share", "mean share"], rows)
         + f"\n\nIn all {right} of {whole}: {right / max(1, whole):.0%}.\n\n"
         f"General questions beside two media. Of {asked}, {unmoved} got the same answer with other "
