@@ -23,21 +23,22 @@ REASONS: dict[str, str] = {
         "little to decode."
     ),
     "8 streams of 64 + 64 tokens": (
-        "With 8 answers a step of llama.cpp's takes 3.5 times as long as with one, and with 2 already "
-        "twice as long (`--only steps`): its product of 8-bit weights with few columns is slow. vLLM "
-        "multiplies in bfloat16. Guessed tokens would be such columns too, so guessing does not pay."
+        "With 8 answers a step of llama.cpp's takes 3.5 times as long as with one, and with 2 "
+        "already twice as long (`--only steps`): its product of 8-bit weights with few columns is "
+        "slow. vLLM multiplies in bfloat16. Guessed tokens would be such columns too, so guessing "
+        "does not pay."
     ),
     "prompt of 300 tokens": (
         "llama.cpp multiplies 8-bit weights slower than vLLM's oneDNN multiplies bfloat16. The "
         "model as BF16 (`--quantization BF16`) is nearer, and slower for one answer."
     ),
     "longest pause beside a prompt of 1,500 tokens": (
-        "The step beside must compute some of the prompt, and llama.cpp's attention takes fewer than "
+        "Such a step must compute some of the prompt, and llama.cpp's attention takes fewer than "
         "64 tokens one by one, so that each costs more the longer the prompt is (`--only steps`)."
     ),
     "first token of a prompt of 1,500 tokens beside 4 answers": (
-        "In chunks of 8 tokens a prompt takes longer than in chunks of 512 (`--only steps`); larger "
-        "chunks would make the pauses of the answers longer."
+        "In chunks of 8 tokens a prompt takes longer than in chunks of 512 (`--only steps`); "
+        "larger chunks would make the pauses of the answers longer."
     ),
 }
 """Why a measure falls short, where it is known."""
