@@ -6,7 +6,7 @@ another number of clips. What needs a GPU is worked out from the model's FLOPs a
 Nothing here was run on a GPU. Prices change: give yours.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.systems import machine, publish, table
+from mico_chat.errors import ConfigError
 from mico_training.corpus.places import Place
 from mico_training.corpus.summary import CUTTING, Summary, summarize
 from mico_training.estimate import GPUS, REACHED
@@ -28,6 +29,9 @@ AT_ONCE = 64
 """Clips that a language model writes about at once: they share one reading of the weights."""
 BANDWIDTH = {"l4": 0.3e12, "a100-80gb": 2.04e12, "h100-80gb": 3.35e12}
 """Bytes a second of the memory, as the maker states them."""
+CPU_PRICE, STORAGE_PRICE = 0.05, 0.023
+GPU_PRICES = "l4=0.80,a100-80gb=2.70,h100-80gb=6.90"
+"""In US $, of a core and of each GPU for an hour, and of 1 GB for a month: round ones of clouds."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,13 @@ def main(
     shards: str,
     output: Path | None = None,
     clips: int = CLIPS,
-    cpu_price: Annotated[float, typer.Option(help="Of one core for an hour, in US $.")] = 0.05,
-    gpu_prices: Annotated[str, typer.Option(help="Of one GPU for an hour: l4=0.8,...")] = (
-        "l4=0.80,a100-80gb=2.70,h100-80gb=6.90"
-    ),
-    storage_price: Annotated[float, typer.Option(help="Of 1 GB for a month, in US $.")] = 0.023,
+    cpu_price: Annotated[float, typer.Option(help="Of one core for an hour, in US $.")] = CPU_PRICE,
+    gpu_prices: Annotated[
+        str, typer.Option(help="Of one GPU for an hour: l4=0.8,...")
+    ] = GPU_PRICES,
+    storage_price: Annotated[
+        float, typer.Option(help="Of 1 GB for a month, in US $.")
+    ] = STORAGE_PRICE,
     days: float = 7.0,
 ) -> None:
     place = Place(shards)
@@ -119,7 +125,7 @@ def main(
         f"({REACHED:g} x FLOP/s) + tokens out x 2 bytes x parameters read / (bytes a second x "
         f"{AT_ONCE} clips at once).\n",
     ]
-    for gpu, price in ((one.split("=")[0], float(one.split("=")[1])) for one in _split(gpu_prices)):
+    for gpu, price in prices_of(gpu_prices).items():
         seconds = {f"{one.stage}: {one.model}": one.seconds(gpu) for one in MODELS}
         found, whole = rows_of(seconds, clips, price, "hours of a GPU")
         parts += [
@@ -148,8 +154,20 @@ def named(left_out: dict[str, float]) -> str:
     return f"The mini's own stages are left out ({told} a clip): GPUs do them here."
 
 
-def _split(text: str) -> Sequence[str]:
-    return text.split(",")
+def prices_of(text: str) -> dict[str, float]:
+    """The price of each GPU in ``l4=0.8,h100-80gb=6.9``."""
+    found = {}
+    for one in text.split(","):
+        gpu, _, price = one.partition("=")
+        if gpu not in BANDWIDTH:
+            raise ConfigError(f"gpu_prices: {gpu!r} is none of the GPUs {', '.join(BANDWIDTH)}")
+        try:
+            found[gpu] = float(price)
+        except ValueError:
+            found[gpu] = 0.0
+        if not 0 < found[gpu] < math.inf:
+            raise ConfigError(f"gpu_prices: {one!r}: write it as {gpu}=0.8, in US $")
+    return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,159 @@
+"""The queue of a replica on a card: against theory, and in what it says when its inputs change."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.assumptions import Assumptions
+from benchmarks.data_cost import prices_of
+from benchmarks.queueing import Limits, checks, fluid_rate, largest_rate
+from benchmarks.replica import Card, simulate
+from benchmarks.traffic import DAY, Medium, Traffic, day_curve
+from mico_chat.errors import ConfigError
+
+CARD = Card(bandwidth=1e12, flops=1e14, weights=1e10, per_token=1e10, kv=5e5, room=50_000)
+PICTURE = Medium(tokens=32, flops=5e11, cached=1 << 19)
+TRAFFIC = Traffic(2.0, media=(PICTURE,))
+LIMITS = Limits(first=1.0, token=0.05)
+
+
+def one_at_a_time(**changes: Any) -> tuple[Card, Traffic]:
+    """Steps of 10 ms, and answers of 100 tokens to questions of one."""
+    card = replace(CARD, kv=0.0, most=1)
+    return card, Traffic(**{"rate": 0.5, "turns": 1.0, "answer": 100, "sigma": 1e-9, **changes})
+
+
+def test_queues_whose_answer_is_known() -> None:
+    found = list(checks(seconds=60_000))
+    assert {name for name, *_ in found} == {"M/D/1", "M/G/1", "M/G/inf"}
+    for name, what, simulated, known in found:
+        assert simulated == pytest.approx(known, rel=0.06), (name, what)
+
+
+def test_one_answer_alone_takes_its_steps() -> None:
+    """The prompt's step gives the first token, and each token reads what was said before it."""
+    card = replace(CARD, kv=1e7)
+    run = simulate(card, Traffic(1e-4, turns=1.0, prompt=50, answer=200, sigma=1e-9), 2e6)
+    steps = np.arange(51, 250)  # tokens that are read for each later token
+    assert np.mean(run.first) == pytest.approx(card.step(50, 50))
+    assert np.mean(run.token) == pytest.approx(np.mean([card.step(1, n) for n in steps.tolist()]))
+    assert run.running < 0.01
+
+
+def test_the_time_of_many_steps_is_the_sum_of_each() -> None:
+    for n, context, seconds in ((1, 0, 0.5), (20, 5_000, 0.3), (200, 40_000, 1.0)):
+        count, took = CARD.steps_until(n, context, seconds, 1_000)
+        alone = [CARD.step(n, context + n * i) for i in range(count)]
+        assert took == pytest.approx(sum(alone))
+        if count > 1:  # otherwise the products are the slower, and each step is looked at
+            assert sum(alone[:-1]) < seconds <= took
+
+
+def test_more_traffic_waits_longer_and_a_better_card_bears_more() -> None:
+    quiet, busy = (simulate(CARD, replace(TRAFFIC, rate=rate), 2_000).p99() for rate in (0.5, 4.0))
+    assert busy[0] > quiet[0]
+    assert busy[1] > quiet[1]
+    rates = [
+        largest_rate(card, TRAFFIC, LIMITS, answers=500)[0]
+        for card in (CARD, replace(CARD, bandwidth=2e12), replace(CARD, room=5_000))
+    ]
+    assert rates[2] < rates[0] < rates[1]
+    strict = largest_rate(CARD, TRAFFIC, Limits(first=0.2, token=0.03), answers=500)[0]
+    assert strict < rates[0]
+
+
+def test_no_rate_is_beyond_the_fluid_bound_or_the_limits() -> None:
+    rate, bound = largest_rate(CARD, TRAFFIC, LIMITS, answers=500)
+    assert 0 < rate < bound
+    run = simulate(CARD, replace(TRAFFIC, rate=rate), 3_600)
+    assert LIMITS.kept(run)
+    assert not LIMITS.kept(simulate(CARD, replace(TRAFFIC, rate=1.1 * bound), 3_600))
+    assert fluid_rate(CARD, run, Limits(first=1.0, token=0.009)) == 0, "a step takes 10 ms alone"
+    assert largest_rate(CARD, TRAFFIC, Limits(1.0, 0.009), answers=100) == (0, 0)
+
+
+def test_never_more_is_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import replica
+
+    seen = []
+
+    class Watched(replica._Replica):
+        def _advance(self, steps: int, seconds: float) -> None:
+            super()._advance(steps, seconds)
+            assert self.context <= self.used
+            seen.append(self.used + self.kept._total)
+            assert len(self.running) + len(self.prefilling) <= self.card.most
+
+    monkeypatch.setattr(replica, "_Replica", Watched)
+    card = replace(CARD, room=6_000, most=9)
+    run = simulate(card, replace(TRAFFIC, rate=6.0), 600)
+    assert max(seen) <= 6_000
+    assert max(seen) > 5_000
+    assert len(run.first) == len(run.held), "all that waited were answered"
+
+
+def test_what_stays_is_used_again() -> None:
+    """With room for all, follow-ups compute their own question alone, and no medium twice."""
+    given = replace(TRAFFIC, rate=0.5, sigma=1e-9)
+    run = simulate(replace(CARD, room=10**9), replace(given, cache=1e12), 20_000)
+    assert 0 < run.followups == run.kept
+    assert run.followups / len(run.first) == pytest.approx(0.5, abs=0.05), "of two turns one"
+    assert run.shown_again == run.encoded_again == run.followups
+    assert max(run.computed) == 70 + PICTURE.tokens
+    little = simulate(CARD, replace(given, cache=3 * PICTURE.cached), 20_000)
+    assert little.encoded_again < little.shown_again
+    strangers = simulate(CARD, replace(given, sticky=False), 20_000)
+    assert strangers.kept == strangers.encoded_again == 0
+    assert sum(strangers.encoded) == PICTURE.flops * len(strangers.encoded)
+    assert max(strangers.computed) > 300, "the whole conversation"
+
+
+@pytest.mark.parametrize("peak", [1.0, 2.0, 3.0])
+def test_the_curve_of_a_day(peak: float) -> None:
+    curve = day_curve(np.linspace(0, 1, 10_001), peak)
+    assert curve.max() == pytest.approx(peak)
+    assert curve[:-1].mean() == pytest.approx(1)
+    starts = Traffic(2.0, peak=peak).starts(np.random.default_rng(0), DAY)
+    assert len(starts) == pytest.approx(DAY, rel=0.02), "a start for each two turns"
+    noon = ((starts > 0.48 * DAY) & (starts < 0.52 * DAY)).mean() / 0.04
+    assert noon == pytest.approx(peak, rel=0.05)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    runs = [simulate(CARD, TRAFFIC, 500, seed) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_a_card_without_room_for_a_conversation() -> None:
+    with pytest.raises(ConfigError, match=r"room for 3,000 tokens.*may have 4,096"):
+        simulate(replace(CARD, room=3_000), TRAFFIC, 100)
+
+
+@pytest.mark.parametrize(
+    ("pair", "error"),
+    [
+        ("peak", r"--set peak: write it as name=value"),
+        ("peek=2", r"--set peek: no such assumption; they are bandwidth_share, "),
+        ("peak=0.5", r"--set peak=0\.5: .*greater than or equal to 1"),
+        ("flops_share=1.5", r"flops_share=1\.5: .*less than or equal to 1"),
+        ("users=many", r"users=many: .*valid number"),
+        ("users=nan", r"users=nan: .*finite number"),
+        ("think=inf", r"think=inf: .*finite number"),
+        ("gpu_prices=l4=0.8", r"it lacks a100-80gb, h100-80gb"),
+        ("gpu_prices=l5=1", r"'l5' is none of the GPUs l4, a100-80gb"),
+        ("gpu_prices=l4=cheap", r"'l4=cheap': write it as l4=0\.8"),
+        ("gpu_prices=l4=-1", r"'l4=-1': write it as l4=0\.8"),
+    ],
+)
+def test_wrong_assumptions(pair: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        Assumptions.read([pair])
+
+
+def test_assumptions_change() -> None:
+    found = Assumptions.read(["peak=3", "gpu_prices=l4=1,a100-80gb=2,h100-80gb=3"])
+    assert found.peak == 3
+    assert prices_of(found.gpu_prices)["l4"] == 1
