@@ -67,7 +67,7 @@ class Assumptions(BaseModel):
     )
     disk_price: Positive = Field(0.1, description="US $, 1 GB of disk for a month; a round price")
     gpu_prices: str = Field(GPU_PRICES, description="US $, a GPU for an hour; as in data-cost.md")
-    simulated: int = Field(20_000, ge=100, description="answers of a simulation at least")
+    simulated: int = Field(10_000, ge=100, description="answers of a simulation at least")
     seed: int = Field(0, ge=0, description="of all draws")
 
     @classmethod

@@ -31,11 +31,9 @@ def report(found: Capacity) -> str:
         "GPU.** [docs/capacity.md](../../docs/capacity.md) explains the figures.\n",
     ]  # fmt: skip
     fields = type(given).model_fields.items()
-    rows = [
-        [f"`{name}`", f"{getattr(given, name):,}" if name != "gpu_prices" else given.gpu_prices,
-         field.description or ""]
-        for name, field in fields
-    ]  # fmt: skip
+    values = {name: getattr(given, name) for name in type(given).model_fields}
+    shown = {n: v if isinstance(v, str) else f"{v:,}".removesuffix(".0") for n, v in values.items()}
+    rows = [[f"`{name}`", shown[name], field.description or ""] for name, field in fields]
     sections = [
         ("Assumed", ["assumption", "value", "where it comes from"], rows),
         ("Counted", tables.FORMULA, tables.counted(found)),

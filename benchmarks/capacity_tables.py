@@ -241,7 +241,8 @@ def beside(found: Capacity) -> Iterator[list[str]]:
     yield [
         "cores of the database",
         f"{cores:.1f}",
-        f"{fleet.COPIES} copies x peak x {1e3 * turn.seconds:.1f} ms / core_share",
+        f"{fleet.COPIES} copies x peak x {1e3 * turn.seconds:.1f} ms / core_share; "
+        "at most, disk included",
     ]
     yield [
         "database grows",

@@ -56,8 +56,8 @@ def largest_rate(
 
 
 def run_at(card: Card, traffic: Traffic, rate: float, seed: int, answers: int) -> Run:
-    """So many answers or more at a steady rate, and ten times as long as a user thinks."""
-    seconds = max(answers / rate, 10 * traffic.think)
+    """So many answers or more at a steady rate, and 36 times as long as a user thinks: an hour."""
+    seconds = max(answers / rate, 36 * traffic.think)
     return simulate(card, replace(traffic, rate=rate, peak=1.0), seconds, seed)
 
 

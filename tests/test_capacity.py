@@ -1,6 +1,8 @@
 """The queue of a replica on a card: against theory, and in what it says when its inputs change."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,14 +10,16 @@ import pytest
 
 from benchmarks.assumptions import Assumptions
 from benchmarks.data_cost import prices_of
-from benchmarks.queueing import Limits, checks, fluid_rate, largest_rate
+from benchmarks.queueing import Limits, checks, fluid_rate, largest_rate, run_at
 from benchmarks.replica import Card, simulate
 from benchmarks.traffic import DAY, Medium, Traffic, day_curve
 from mico_chat.errors import ConfigError
 
+ROOT = Path(__file__).parents[1]
+
 CARD = Card(bandwidth=1e12, flops=1e14, weights=1e10, per_token=1e10, kv=5e5, room=50_000)
 PICTURE = Medium(tokens=32, flops=5e11, cached=1 << 19)
-TRAFFIC = Traffic(2.0, media=(PICTURE,))
+TRAFFIC = Traffic(2.0, media=(PICTURE,), think=10.0)
 LIMITS = Limits(first=1.0, token=0.05)
 
 
@@ -65,11 +69,11 @@ def test_more_traffic_waits_longer_and_a_better_card_bears_more() -> None:
 
 
 def test_no_rate_is_beyond_the_fluid_bound_or_the_limits() -> None:
-    rate, bound = largest_rate(CARD, TRAFFIC, LIMITS, answers=500)
+    rate, bound = largest_rate(CARD, TRAFFIC, LIMITS, answers=500, seed=3)
     assert 0 < rate < bound
-    run = simulate(CARD, replace(TRAFFIC, rate=rate), 3_600)
+    run = run_at(CARD, TRAFFIC, rate, 3, 500)
     assert LIMITS.kept(run)
-    assert not LIMITS.kept(simulate(CARD, replace(TRAFFIC, rate=1.1 * bound), 3_600))
+    assert not LIMITS.kept(run_at(CARD, TRAFFIC, 1.1 * bound, 3, 500))
     assert fluid_rate(CARD, run, Limits(first=1.0, token=0.009)) == 0, "a step takes 10 ms alone"
     assert largest_rate(CARD, TRAFFIC, Limits(1.0, 0.009), answers=100) == (0, 0)
 
@@ -157,3 +161,16 @@ def test_assumptions_change() -> None:
     found = Assumptions.read(["peak=3", "gpu_prices=l4=1,a100-80gb=2,h100-80gb=3"])
     assert found.peak == 3
     assert prices_of(found.gpu_prices)["l4"] == 1
+
+
+def test_the_page_has_no_figure_of_its_own() -> None:
+    """Tables of docs/capacity.md are the command's, and so are the figures of its summary."""
+    page = (ROOT / "docs/capacity.md").read_text(encoding="utf-8")
+    output = (ROOT / "benchmarks/results/capacity.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    assert [row for row in rows if row not in output.splitlines()] == []
+    summary = page.split("## In short")[1].split("\n![")[0]
+    figures = re.findall(r"(?<![\w.-])\d[\d,.]*\d|(?<![\w.-])\d\b", summary)
+    assert len(figures) > 15
+    assert [one for one in figures if one not in output] == []
