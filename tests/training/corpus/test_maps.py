@@ -1,17 +1,15 @@
 """Depth and normals by tiny random models, and what their PNGs say."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
-    Dinov2Config,
     DPTImageProcessor,
     GLPNConfig,
     ViTConfig,
@@ -20,43 +18,11 @@ from transformers import (
 from mico_chat.errors import ConfigError, MediaError, ModelError
 from mico_chat.media import Depth, MediaFile, Normal, decode
 from mico_chat.media.maps import encode_depth
+from mico_chat.reading.depths import gives_metres
 from mico_training.corpus.annotators.base import Annotation
-from mico_training.corpus.annotators.depth import gives_metres
+from tests.depth_models import LAYERS, depth_model
 from tests.training.corpus.clips import Scene
 from tests.training.corpus.drawn import drawn, made, plain
-
-LAYERS: dict[str, Any] = {"out_indices": [1, 2, 3, 4]}
-
-
-def depth_model(folder: Path, kind: str, max_depth: int = 1, flat: bool = False) -> str:
-    """A random Depth Anything; a ``flat`` one sees a plane at half its ``max_depth``."""
-    torch.manual_seed(0)
-    backbone = Dinov2Config(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=28,
-        reshape_hidden_states=False,
-        **LAYERS,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        reassemble_hidden_size=16,
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        head_hidden_size=4,
-        depth_estimation_type=kind,
-        max_depth=max_depth,
-    )
-    model = DepthAnythingForDepthEstimation(config)
-    with torch.no_grad():
-        for weight in model.head.parameters():
-            weight.normal_(std=0.0 if flat else 0.5)
-        if kind == "relative":
-            nn.init.constant_(cast(Tensor, model.head.conv3.bias), 3.0)
-    model.save_pretrained(folder)
-    DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
-    return str(folder)
 
 
 def read(said: Annotation) -> Depth:
