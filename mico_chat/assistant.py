@@ -18,9 +18,10 @@ from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
 from mico_chat.media.decoder import Decoder
+from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import EncodedMedium, MeasuredMedium, MediaReport
-from mico_chat.messages import Message, media_of
+from mico_chat.media.medium import EncodedMedium, MeasuredMedium, MediaReport, Medium
+from mico_chat.messages import Message, TextPart, media_of, without_depth
 from mico_chat.wire import Choice, Estimate, Explanation, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -162,6 +163,38 @@ class Assistant:
         shown = self.adapter.template.call_tokens if calls else frozenset()
         prompt = Prompt(segments_of(layout), salt, shown)
         return prompt, tuple(medium.report for medium in media)
+
+    @property
+    def depth_model(self) -> str | None:
+        """The model that estimates depth maps of pictures."""
+        return None if self.encoder.depths is None else self.encoder.depths.name
+
+    async def depth_of(self, picture: MediaFile | Medium, *, salt: str = "") -> MediaFile:
+        """The depth map of a picture, estimated from it alone: a file that says so.
+
+        Raises:
+            RequestError: no estimator is loaded.
+        """
+        return await self.encoder.estimated(picture, salt=salt)
+
+    async def with_depth(self, messages: Sequence[Message], *, salt: str = "") -> list[Message]:
+        """The messages; a depth map that is estimated from it stands behind each picture.
+
+        A message that has a depth map gets none.
+
+        Raises:
+            RequestError: no estimator is loaded.
+        """
+        self.encoder.check_estimates()
+        found = []
+        for message in messages:
+            parts = list(message.content)
+            places = [at for at, part in enumerate(parts) if not isinstance(part, TextPart)]
+            for number in reversed(without_depth(message.media)):
+                at = places[number]
+                parts.insert(at + 1, await self.depth_of(message.media[number], salt=salt))
+            found.append(replace(message, content=tuple(parts)))
+        return found
 
     async def estimate(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""

@@ -21,15 +21,17 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.adapters.base import ModelAdapter, Prepared, check_reads
 from mico_chat.engine.cpu import free_cores, usable_cores
-from mico_chat.errors import MediaError, ModelError
+from mico_chat.errors import MediaError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
@@ -37,6 +39,7 @@ from mico_chat.media.medium import (
     Audio,
     ContextBlock,
     EncodedMedium,
+    Image,
     MeasuredMedium,
     MediaReport,
     Medium,
@@ -46,8 +49,12 @@ from mico_chat.media.medium import (
 )
 from mico_chat.reading import Reader
 
+if TYPE_CHECKING:
+    from mico_chat.reading.depths import DepthEstimator
+
 DEFAULT_CACHE_BYTES = 256 << 20
 WORDS_CACHE_BYTES = 8 << 20
+DEPTHS_CACHE_BYTES = 32 << 20  # estimated depth maps, as files
 MAX_UNITS = 64  # a batch with this many units (stills, frames, slices) takes no more media
 DECODING_THREADS = 8  # at most this many media wait for the decoder's few processes
 
@@ -179,8 +186,9 @@ class _Job:
 class MediaEncoder:
     """A model's adapter behind a cache of context tokens.
 
-    ``reader`` recognises text and speech; without one, media have no words. The caller closes
-    ``decoder``. If you change the model so that it gives other tokens, change ``variant`` too.
+    ``reader`` recognises text and speech; without one, media have no words. ``depths`` estimates
+    the depth of pictures, where that is asked for. The caller closes ``decoder``. If you change the
+    model so that it gives other tokens, change ``variant`` too.
     """
 
     def __init__(
@@ -190,11 +198,14 @@ class MediaEncoder:
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         reader: Reader | None = None,
+        depths: DepthEstimator | None = None,
     ) -> None:
         self._encodings: _Shared[EncodedMedium] = _Shared(cache_bytes)
         self._words: _Shared[Words] = _Shared(WORDS_CACHE_BYTES)
         self.cache = self._encodings.cache
         self.reader = reader
+        self.depths = depths
+        self._depths: _Shared[NDArray[np.uint8]] = _Shared(DEPTHS_CACHE_BYTES)
         self.adapter = adapter
         self.variant = ""
         self._decoder = decoder
@@ -237,6 +248,39 @@ class MediaEncoder:
         """Like :meth:`encode`, but media that are not cached are only decoded and counted."""
         shown = self._shown(media)
         return await asyncio.gather(*(self._measure(medium, shown, salt) for medium in media))
+
+    async def estimated(self, picture: MediaFile | Medium, *, salt: str = "") -> MediaFile:
+        """The depth map of a picture, estimated from it alone: a file that says so.
+
+        Raises:
+            RequestError: there is no estimator.
+        """
+        depths = self.check_estimates()
+        key = await asyncio.to_thread(self._key, picture, (), salt)
+
+        async def estimate() -> NDArray[np.uint8]:
+            decoded = await self._decoded(picture)
+            assert isinstance(decoded, Image)
+
+            def work(_: threading.Event) -> bytes:
+                with free_cores().take() as threads:
+                    torch.set_num_threads(min(threads, self._threads))
+                    return depths.estimate(decoded)
+
+            return np.frombuffer(await self._in_reading(work), np.uint8)
+
+        data, _ = await self._depths.get(key, picture.name, estimate)
+        return MediaFile("depth", data.tobytes(), f"depth of {Path(picture.name).name}.png")
+
+    def check_estimates(self) -> DepthEstimator:
+        """The estimator of depth; a :class:`RequestError` if there is none."""
+        if self.depths is None:
+            raise RequestError.at(
+                "estimate_depth",
+                "nothing estimates depth here: set MICO_DEPTH_MODEL to mini or to the name of a "
+                "depth estimator of transformers, and start again",
+            )
+        return self.depths
 
     def _shown(self, media: Sequence[MediaFile | Medium]) -> tuple[Kind, ...]:
         for medium in media:

@@ -68,7 +68,8 @@ class EngineOptions:
     generation options and mark of unsure answers are not used, and text and speech are recognised
     only if ``MICO_READS`` says so: an evaluation measures the weights alone. Python code that a
     model's folder brings is run only with ``trust_remote_code``. ``mmproj`` is the projector of a
-    GGUF model's media; by default the one beside it.
+    GGUF model's media; by default the one beside it. ``depth_model`` estimates the depth of
+    pictures, where a question asks for it (:func:`mico_chat.reading.depths.depth_estimator`).
     """
 
     engine: str = "auto"
@@ -83,6 +84,7 @@ class EngineOptions:
     chat_defaults: bool = True
     trust_remote_code: bool = False
     mmproj: Path | None = None
+    depth_model: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -105,6 +107,11 @@ def load_assistant(
     """
     options = options or EngineOptions()
     with without_collection():
+        depths = None
+        if options.depth_model is not None:
+            from mico_chat.reading.depths import depth_estimator
+
+            depths = depth_estimator(options.depth_model, options.device)
         loaded = _loaded(model, options)
         from mico_chat.adapters.mico import MicoAdapter
         from mico_chat.checkpoints.load import has_text_branch, load_pretraining
@@ -120,6 +127,7 @@ def load_assistant(
             decoder,
             cache_bytes=options.context_cache_bytes,
             reader=installed_reader(reads),
+            depths=depths,
         )
 
         assistant = Assistant(loaded.engine, encoder, name=model_name(model))

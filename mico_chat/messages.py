@@ -87,6 +87,16 @@ def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
     return tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
 
 
+def without_depth(media: Sequence[MediaFile | Medium]) -> list[int]:
+    """The places of the pictures among a message's media, if it has no depth map of its own.
+
+    Nobody knows which of several pictures a depth map belongs to: beside one, none lacks it.
+    """
+    if any(medium.kind == "depth" for medium in media):
+        return []
+    return [place for place, medium in enumerate(media) if medium.kind == "image"]
+
+
 def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Message]:
     return [m.with_files(lambda file: replace(file, depth_scale=depth_scale)) for m in messages]
 

@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     reads: bool | None = None
     """Whether text in pictures and speech in recordings are recognised and put into the prompt.
     None: where the parts for it are installed, and not in evaluations."""
+    depth_model: str | None = None
+    """Estimates the distances in a picture, where a question asks for it: mini, or a depth
+    estimator of transformers. None: a server refuses to."""
 
 
 def cache_dir() -> Path:

@@ -332,8 +332,10 @@ class ModelInfo(_Answer):
     """A served model in OpenAI's shape, and what it takes.
 
     ``modalities`` are the kinds of media that it reads. ``context_length`` is in tokens.
-    ``system_prompt`` is the model's own; a request's own system message replaces it. These two,
-    ``embeddings`` and ``defaults`` are null until the model has been loaded for the first time.
+    ``system_prompt`` is the model's own; a request's own system message replaces it.
+    ``depth_model`` estimates depth maps of pictures; null if the server estimates none. These
+    three, ``embeddings`` and ``defaults`` are null until the model has been loaded for the first
+    time.
     """
 
     id: str
@@ -347,6 +349,7 @@ class ModelInfo(_Answer):
     embeddings: bool | None = None
     system_prompt: str | None = None
     defaults: AnswerDefaults | None = None
+    depth_model: str | None = None
 
 
 class ModelList(_Answer):

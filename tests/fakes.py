@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from mico_chat.assistant import Assistant, decode_media
-from mico_chat.encode import CacheStats, ContextCache
+from mico_chat.encode import CacheStats, ContextCache, MediaEncoder
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.errors import MediaError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.maps import encode_depth
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
 from mico_chat.reading.speech import Listening
@@ -94,14 +95,31 @@ class FakeListener:
 
 
 class FakeEar:
-    """The part of a media encoder that listens. Without a listener it cannot."""
+    """The parts of a media encoder that listen and that estimate depth: a wall, 2 m away.
+
+    Without a listener it cannot listen, and with no ``depths`` not estimate.
+    """
+
+    check_estimates = MediaEncoder.check_estimates
 
     def __init__(self, decoder: Decoder, listener: FakeListener | None) -> None:
         self._decoder = decoder
+        self.depths: Any = None
         self.reader = None if listener is None else SimpleNamespace(listener=listener)
+
+    async def estimated(self, picture: MediaFile | Medium, *, salt: str = "") -> MediaFile:
+        self.check_estimates()  # type: ignore[misc]
+        if isinstance(picture, MediaFile):
+            self._decoder.decode(picture)
+        data = encode_depth(np.full((4, 6), 2.0), "metre", self.depths.name)
+        return MediaFile("depth", data, f"depth of {picture.name}.png")
 
     async def listened(self, file: MediaFile, listen: Callable[..., Any]) -> Any:
         return listen(self._decoder.decode(file), threading.Event())
+
+
+WALL = SimpleNamespace(name="fake-depth")
+"""An estimator's name is all that a :class:`FakeEar` needs of it."""
 
 
 class FakeEngine:

@@ -17,7 +17,7 @@ from mico_chat.cli import models
 from mico_chat.cli.ask import Asking, Waiting
 from mico_chat.cli.main import main
 from mico_chat.engine.base import GenerationOptions
-from tests.fakes import EXPLAINED, FakeAssistant, FakeDecoder
+from tests.fakes import EXPLAINED, WALL, FakeAssistant, FakeDecoder
 
 
 class Terminal:
@@ -28,10 +28,12 @@ class Terminal:
         self.decoder = FakeDecoder()
         self.loads: list[str | None] = []
         self.engines: list[tuple[Any, ...]] = []
+        self.depth_models: list[str | None] = []
         self._capsys = capsys
 
     def load(self, model: str, decoder: FakeDecoder, how: Any, similarity: bool) -> FakeAssistant:
         self.loads.append(model)
+        self.depth_models.append(how.depth_model)
         self.engines.append((how.engine, how.quantization, how.device, how.dtype))
         return self.assistant
 
@@ -112,6 +114,29 @@ def test_json_is_one_object(terminal: Terminal) -> None:
     assert set(answer["usage"]) == tokens
     assert (answer["media"][0]["kind"], answer["media"][0]["name"]) == ("depth", "e.png")
     assert terminal.decoder.depth_scales == [0.01]
+
+
+def test_depth_is_estimated_of_each_picture(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal.assistant.encoder.depths = WALL
+    shown = "image a.png, depth depth of a.png.png"
+    asked = ("ask", "--image", "a.png", "--estimate-depth")
+    assert terminal(*asked, "Far?")[1] == f"[{shown}] Far?\n"
+    assert [one["kind"] for one in json.loads(terminal(*asked, "--json", "Far?")[1])["media"]] == [
+        *("image", "depth")
+    ]
+    monkeypatch.setenv("MICO_DEPTH_MODEL", "some/model")
+    batch = write_lines(
+        *(Path("b.jsonl"), {"id": 1, "message": "Far?", "image": "a.png"}),
+        {"id": 2, "message": "Far?", "image": "a.png", "depth": "e.png"},
+    )
+    lines = read_lines(terminal("ask", "--batch", batch, "--estimate-depth")[1])
+    assert [line["answer"] for line in lines] == [
+        *(f"[{shown}] Far?", "[image a.png, depth e.png] Far?")
+    ]
+    assert terminal("ask", "--image", "a.png", "Far?")[1] == "[image a.png] Far?\n"
+    assert terminal.depth_models == ["mini", "mini", "some/model", None]
 
 
 def test_an_answer_that_is_not_sure(terminal: Terminal) -> None:

@@ -54,7 +54,8 @@ def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
     pixels = np.where(np.isnan(values)[..., None], 0, _coloured(places)).astype(np.uint8)
     ends = (f"{near:.2g} m", f"{far:.2g} m") if medium.metric else ("near", "far")
     named = f" ({ends[0]})", f" ({ends[1]})"
-    how = f", estimated by {medium.estimated}," if medium.estimated else ""
+    unit = "" if medium.metric else " without a unit"
+    how = f", estimated by {medium.estimated}{unit}," if medium.estimated else ""
     words = (
         "A depth map{} as a picture: yellow is the nearest{}, dark blue the farthest{}, black "
         "unknown.\n"

@@ -1,5 +1,7 @@
 """``mico-chat ask``: one question about some media, or a file of them."""
 
+from __future__ import annotations
+
 import asyncio
 import importlib
 import json
@@ -60,6 +62,7 @@ class Asking:
     as_json: bool
     depth_scale: float
     out: TextIO
+    estimate_depth: bool = False
 
     def one(self, question: str, media: Sequence[tuple[Kind, Path]], waiting: Waiting) -> None:
         """Print the answer to one question: piece by piece, or as one JSON object."""
@@ -73,6 +76,9 @@ class Asking:
                 messages = _decoded(messages, self.decoder)
             waiting.say("loading the model")
             with closing(self.load()) as assistant:
+                if self.estimate_depth:
+                    waiting.say("estimating depth")
+                    messages = asyncio.run(assistant.with_depth(messages))
                 waiting.say("answering")
                 if self.as_json:
                     (answer,) = assistant.answer_all([messages], self.options)
@@ -122,9 +128,11 @@ class Asking:
                         request.messages = decode_media(messages, self.decoder)
                     except MediaError as error:
                         request.error = str(error)
-                good = [request.messages for request in batch if request.error is None]
-                if good and assistant is None:
+                if assistant is None and any(request.error is None for request in batch):
                     assistant = stack.enter_context(closing(self.load()))
+                if assistant is not None and self.estimate_depth:
+                    _estimate_depth(assistant, batch)
+                good = [request.messages for request in batch if request.error is None]
                 answers = iter(assistant.try_all(good, self.options) if assistant else [])
                 for request in batch:
                     result = next(answers) if request.error is None else request.error
@@ -138,6 +146,15 @@ class Asking:
                 self.out.flush()
                 bar.update(len(batch))
         return failed
+
+
+def _estimate_depth(assistant: Assistant, batch: Sequence[_Request]) -> None:
+    for request in batch:
+        if request.error is None:
+            try:
+                request.messages = asyncio.run(assistant.with_depth(request.messages))
+            except MediaError as error:
+                request.error = str(error)
 
 
 def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:

@@ -135,6 +135,14 @@ def ask(
     depth_scale: Annotated[
         float, typer.Option(help="Metres for one unit of a 16-bit depth map.")
     ] = 0.001,
+    estimate_depth: Annotated[
+        bool,
+        typer.Option(
+            "--estimate-depth",
+            help="Estimate a depth map of each picture and show it too. MICO_DEPTH_MODEL names the "
+            "model: a depth estimator of transformers, or mini. Default: mini.",
+        ),
+    ] = False,
     engine: Engine = "auto",
     quantization: Quantization = None,
     load_in_4bit: LoadIn4bit = False,
@@ -161,7 +169,13 @@ def ask(
         model_folder(name)  # a misspelt one is reported at once
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
     how = EngineOptions(
-        engine, quantized, dtype, device, trust_remote_code=trust_remote_code, mmproj=mmproj
+        engine,
+        quantized,
+        dtype,
+        device,
+        trust_remote_code=trust_remote_code,
+        mmproj=mmproj,
+        depth_model=(Settings().depth_model or "mini") if estimate_depth else None,
     )
     # An option that the user leaves out is not set: the model may have defaults of its own.
     fields = GenerationOptions.model_fields
@@ -178,6 +192,7 @@ def ask(
             as_json,
             depth_scale,
             sys.stdout,
+            estimate_depth,
         )
         if batch is None:
             if question is None:

@@ -118,8 +118,8 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
         raise MediaError(file.name, f"no depth in it: {found}")
     cut = scaled_words((width, height), kept)
     estimated = None if mark is None else mark.estimated
-    report = file.report(fmt, width=width, height=height, cut=cut, estimated=estimated)
-    return Depth(values, metric, report=report)
+    found = {"width": width, "height": height, "cut": cut, "estimated": estimated}
+    return Depth(values, metric, report=file.report(fmt, **found, metric=metric))
 
 
 def _read_grey(

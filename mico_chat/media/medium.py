@@ -76,6 +76,8 @@ class MediaReport(BaseModel):
     """"picture": a map that the model lacks, shown to it as a picture with a legend."""
     estimated: str | None = None
     """The model that estimated a depth map from a picture; None: measured, rendered or unknown."""
+    metric: bool | None = None
+    """Of a depth map: True if its distances are metres, False if they have no unit."""
     tokens: int | None = None  # context tokens, with those of the sound track
     written: tuple[WrittenText, ...] | None = None
     """The text in a picture or in a video's frames, in reading order; None: it was not read."""

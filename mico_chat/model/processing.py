@@ -38,6 +38,8 @@ SHOWN_AS: dict[Kind, str] = {
     "depth": "Depth map: ",
     "normal": "Normal map: ",
 }
+ESTIMATED = "Estimated depth map: "
+"""In place of "Depth map: ", if a model made the map of a picture."""
 SOUND_TRACK = "Sound track: "
 WRITTEN = 'Text in the {}: "{}"'
 SPOKEN = 'A voice says: "{}"'
@@ -183,7 +185,7 @@ class MicoChatProcessor:
     def _shown(self, medium: MeasuredMedium) -> list[PromptPart]:
         """The parts of a prompt that stand in place of a medium."""
         parts: list[PromptPart] = [
-            PromptText(SHOWN_AS[medium.kind]),
+            PromptText(ESTIMATED if medium.report.estimated else SHOWN_AS[medium.kind]),
             Placeholders(self.context_token_id, self._own_length(medium)),
         ]
         # Text that was read is text that anybody may have written: never markup.
