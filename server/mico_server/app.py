@@ -217,6 +217,7 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
             arguments=settings.engine_arguments,
             trust_remote_code=settings.trust_remote_code,
             mmproj=settings.mmproj,
+            depth_model=Settings().depth_model,
         )
         names = settings.model or (Settings().model,)
         if settings.max_models_bytes is None and len(names) > 1:

@@ -100,6 +100,7 @@ class ModelHost:
             "embeddings": self.loaded.similarity is not None,
             "system_prompt": self.loaded.system_prompt,
             "defaults": AnswerDefaults.model_validate(self.loaded.defaults),
+            "depth_model": self.loaded.depth_model,
         }
 
     def status(self) -> ModelStatus:
@@ -183,6 +184,16 @@ class ModelHost:
         return await self.guarded(
             self.assistant.explain(question.messages, answer, salt=question.tenant)
         )
+
+    def check_estimates(self) -> None:
+        """Refuse a request for an estimated depth map if no model makes any."""
+        self.assistant.encoder.check_estimates()
+
+    async def with_depth(self, messages: Sequence[Message], tenant: str) -> list[Message]:
+        return await self.guarded(self.assistant.with_depth(messages, salt=tenant))
+
+    async def depth_of(self, picture: MediaFile, tenant: str) -> MediaFile:
+        return await self.guarded(self.assistant.depth_of(picture, salt=tenant))
 
     async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
         question = Question([Message.user(medium)], GenerationOptions(), tenant)

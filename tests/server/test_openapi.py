@@ -20,6 +20,7 @@ from mico_chat.media.decoder import Decoder
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.reading import MediaReader
+from mico_chat.reading.depths import depth_estimator
 from mico_chat.reading.speech import Listener
 from mico_chat.similarity import Similarity
 from mico_server.settings import ServerSettings
@@ -45,6 +46,7 @@ def embedding_assistant(decoder: Decoder) -> Assistant:
     torch.manual_seed(0)
     branch = MicoForPretraining(MicoConfig.tiny(), mico_of(assistant.adapter).model)
     branch.train(False)
+    assistant.encoder.depths = depth_estimator("mini")
     assistant.encoder.reader = MediaReader(listener=cast(Listener, FakeListener("Hello there.")))
     assistant.similarity = Similarity(
         branch, letters(), mico_of(assistant.adapter).processor, decoder
@@ -100,6 +102,9 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         told = client.post("/v1/chat", data={"message": "x"}, files=picture).json()
         url = f"/v1/conversations/{told['conversation_id']}/turns/1/explanation"
         assert client.post(url).status_code == 200
+        shown = client.get(f"/v1/conversations/{told['conversation_id']}").json()["turns"][0]
+        url = f"/v1/media/{shown['media'][0]['id']}/depth"
+        assert client.post(url).status_code == 201
         counts = client.get("/metrics").text
     assert done.returncode == 0, done.stdout + done.stderr
     (cases,) = re.findall(r"(\d+) generated", done.stdout)

@@ -17,9 +17,10 @@ from mico_chat.messages import (
     openai_part,
     urls_of,
     with_depth_scale,
+    without_depth,
 )
 from mico_chat.similarity import Item
-from mico_server.service import Service
+from mico_server.service import ModelHost, Service
 from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
 
@@ -98,6 +99,15 @@ class MediaReader:
         if isinstance(item, list):
             return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
         return part(item, where)
+
+
+async def with_depth(
+    host: ModelHost, messages: Sequence[Message], tenant: str, settings: ServerSettings
+) -> list[Message]:
+    """The messages, an estimated depth map behind each picture of a message that has none."""
+    shown = sum(len(message.media) + len(without_depth(message.media)) for message in messages)
+    check_number(shown, "estimate_depth", settings)
+    return await host.with_depth(messages, tenant)
 
 
 def check_number(n: int, name: str, settings: ServerSettings) -> None:

@@ -41,7 +41,7 @@ async def _completion(body: ChatCompletionRequest, service: Service, tenant: str
     async with service.media.work_folder() as folder:
         messages = await completions.read_messages(body, service, tenant, folder)
         async with service.models.use(body.model) as host:
-            question, use = completions.to_question(body, messages, host, service, tenant)
+            question, use = await completions.to_question(body, messages, host, service, tenant)
             with use.explained():
                 fingerprint = host.assistant.fingerprint
                 return completion(body.model, fingerprint, await host.answer(question), use)
@@ -51,7 +51,7 @@ async def _response(body: ResponseRequest, service: Service, tenant: str) -> Res
     async with service.media.work_folder() as folder:
         messages = await responses.read_input(body, service, tenant, folder)
         async with service.models.use(body.model) as host:
-            question, use = responses.to_question(body, messages, host, service, tenant)
+            question, use = await responses.to_question(body, messages, host, service, tenant)
             return await responses.respond(body, host, question, use)
 
 

@@ -16,12 +16,14 @@ from mico_chat.engine.base import Delta
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
-from mico_chat.messages import Message, with_depth_scale
+from mico_chat.messages import Message, with_depth_scale, without_depth
 from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
 from mico_server.errors import NotFoundError
+from mico_server.fetch.media_reader import check_number
 from mico_server.http.errors import error_responses
 from mico_server.routes.chat_request import (
     ChatForm,
+    FormMedium,
     chat_body,
     read_chat,
     stream_response,
@@ -37,6 +39,7 @@ from mico_server.service import (
     event,
     while_connected,
 )
+from mico_server.store.blobs import WorkFolder
 from mico_server.store.conversations import (
     Conversation,
     NewTurn,
@@ -86,6 +89,8 @@ async def chat(
         turn = await ChatTurn.begin(service, caller.tenant, form, stack)
         async with AsyncExitStack() as admission:
             host = await service.use(request, admission, turn.model)
+            if form.fields.estimate_depth:
+                await while_connected(request.receive, turn.estimate_depth(host, folder))
             await stack.enter_async_context(turn.stored())
             # The stack ends the admission first, then takes the question back.
             await stack.enter_async_context(admission.pop_all())
@@ -192,6 +197,20 @@ class ChatTurn:
         messages = with_question(self._before, Message.user(*media, *texts))
         messages = with_depth_scale(messages, self._form.fields.depth_scale)
         return Question(messages, self._form.options, self._tenant)
+
+    async def estimate_depth(self, host: ModelHost, folder: WorkFolder) -> None:
+        """Show an estimated depth map behind each picture of the message that has none."""
+        host.check_estimates()
+        media = list(self._form.media)
+        places = without_depth([medium.file for medium in media])
+        check_number(len(media) + len(places), "estimate_depth", self._service.settings)
+        for place in reversed(places):
+            depth = await host.depth_of(media[place].file, self._tenant)
+            path = folder.file(f"depth-{place}")
+            await asyncio.to_thread(path.write_bytes, depth.read())
+            media.insert(place + 1, FormMedium(replace(depth, source=path)))
+        self._form = replace(self._form, media=tuple(media))
+        self.question = self._question([medium.file for medium in media])
 
     @asynccontextmanager
     async def stored(self) -> AsyncIterator[None]:

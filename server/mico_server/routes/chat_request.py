@@ -30,6 +30,14 @@ DepthScale = Annotated[
     float, Field(gt=0, le=1000, description="metres for one unit of a 16-bit depth map")
 ]
 
+EstimateDepth = Annotated[
+    bool,
+    Field(
+        description="estimate a depth map of each picture, and show it behind the picture; a "
+        "message that has a depth map gets none. Needs a server with MICO_DEPTH_MODEL"
+    ),
+]
+
 
 class ChatFields(BaseModel):
     """The fields of a question of /v1/chat beside the media and the options."""
@@ -51,6 +59,7 @@ class ChatFields(BaseModel):
     stream: bool = Field(False, description="answer with server-sent events")
     store: bool = Field(True, description="keep the conversation, to continue it by its id")
     depth_scale: DepthScale = 0.001
+    estimate_depth: EstimateDepth = False
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import RequestError
 from mico_chat.messages import Message
 from mico_chat.wire import Estimate
-from mico_server.fetch.media_reader import MediaReader
+from mico_server.fetch.media_reader import MediaReader, with_depth
 from mico_server.http.errors import error_responses
 from mico_server.routes.chat import ChatTurn
 from mico_server.routes.chat_request import (
     SCHEMAS,
     DepthScale,
+    EstimateDepth,
     chat_body,
     is_json,
     json_object,
@@ -77,8 +78,8 @@ class ResponseFormat(BaseModel):
 
 
 class ChatCompletionRequest(BaseModel):
-    """OpenAI's request, with the sampling options that vLLM adds, ``depth_scale``, and ``explain``:
-    which media the answer rests on.
+    """OpenAI's request, with the sampling options that vLLM adds, ``depth_scale``,
+    ``estimate_depth``, and ``explain``: which media the answer rests on.
 
     ``defaults`` of /v1/models has the options that a request does not set. Fields without a
     meaning here (``user``, ``metadata``, ``store``, ``media_io_kwargs``, ...) are ignored.
@@ -107,6 +108,7 @@ class ChatCompletionRequest(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     depth_scale: DepthScale = 0.001
+    estimate_depth: EstimateDepth = False
     explain: bool = False
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -177,7 +179,8 @@ async def chat_completions(
         reading = read_messages(body, service, caller.tenant, folder)
         messages = await while_connected(request.receive, reading)
         host = await service.use(request, stack, body.model)
-        question, use = to_question(body, messages, host, service, caller.tenant)
+        asking = to_question(body, messages, host, service, caller.tenant)
+        question, use = await while_connected(request.receive, asking)
         fingerprint = host.assistant.fingerprint
         if body.stream:
             return await EventStream.started(
@@ -201,7 +204,7 @@ async def read_messages(
     return await reader.messages(body.messages)
 
 
-def to_question(
+async def to_question(
     body: ChatCompletionRequest,
     messages: Sequence[Message],
     host: ModelHost,
@@ -213,6 +216,8 @@ def to_question(
         body.tools, body.tool_choice, body.parallel_tool_calls, host.assistant, service.settings
     )
     options = use.options(body.options(), "response_format")
+    if body.estimate_depth:
+        messages = await with_depth(host, messages, tenant, service.settings)
     return Question(use.told(messages), options, tenant), use
 
 
@@ -299,10 +304,13 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
             body = validated(ChatCompletionRequest, given)
             messages = await read_messages(body, service, caller.tenant, folder)
             host = await service.use(request, stack, body.model)
-            question, _ = to_question(body, messages, host, service, caller.tenant)
+            asking = to_question(body, messages, host, service, caller.tenant)
+            question, _ = await while_connected(request.receive, asking)
         else:
             form = await read_chat(request, service, caller.tenant, folder, given)
             turn = await ChatTurn.begin(service, caller.tenant, form, stack)
-            question = turn.question
             host = await service.use(request, stack, turn.model)
+            if form.fields.estimate_depth:
+                await while_connected(request.receive, turn.estimate_depth(host, folder))
+            question = turn.question
         return await while_connected(request.receive, host.estimate(question))

@@ -15,9 +15,9 @@ from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import RequestError
 from mico_chat.fields import check_object, check_one_of, check_text, string_at
 from mico_chat.messages import Message
-from mico_server.fetch.media_reader import MediaReader
+from mico_server.fetch.media_reader import MediaReader, with_depth
 from mico_server.http.errors import error_responses
-from mico_server.routes.chat_request import SCHEMAS, DepthScale, stream_response
+from mico_server.routes.chat_request import SCHEMAS, DepthScale, EstimateDepth, stream_response
 from mico_server.routes.response_objects import ResponseBuilder, ResponseObject
 from mico_server.routes.tool_use import ToolUse, tool_use
 from mico_server.service import (
@@ -51,7 +51,8 @@ class TextOptions(BaseModel):
 
 
 class ResponseRequest(BaseModel):
-    """OpenAI's request, with ``depth_scale`` and the sampling options that vLLM adds.
+    """OpenAI's request, with ``depth_scale``, ``estimate_depth`` and the sampling options that vLLM
+    adds.
 
     Nothing is stored: send the items of the conversation again with each request. Fields without a
     meaning here (``store``, ``metadata``, ``reasoning``, ``include``, ...) are ignored.
@@ -74,6 +75,7 @@ class ResponseRequest(BaseModel):
     parallel_tool_calls: bool | None = None
     stream: bool | None = False
     depth_scale: DepthScale = 0.001
+    estimate_depth: EstimateDepth = False
     previous_response_id: str | None = None
     conversation: Any = None
     background: bool | None = None
@@ -136,7 +138,8 @@ async def responses(
         reading = read_input(body, service, caller.tenant, folder)
         messages = await while_connected(request.receive, reading)
         host = await service.use(request, stack, body.model)
-        question, use = to_question(body, messages, host, service, caller.tenant)
+        asking = to_question(body, messages, host, service, caller.tenant)
+        question, use = await while_connected(request.receive, asking)
         if body.stream:
             return await EventStream.started(
                 _events(host, question, use, body, stack.pop_all()),
@@ -164,7 +167,7 @@ async def read_input(
     return messages
 
 
-def to_question(
+async def to_question(
     body: ResponseRequest,
     messages: Sequence[Message],
     host: ModelHost,
@@ -181,6 +184,8 @@ def to_question(
         flat=True,
     )
     options = use.options(body.options(), "text.format")
+    if body.estimate_depth:
+        messages = await with_depth(host, messages, tenant, service.settings)
     return Question(use.told(messages), options, tenant), use
 
 

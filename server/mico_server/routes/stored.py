@@ -1,5 +1,6 @@
 """/v1/conversations and /v1/media: what the service keeps for a tenant."""
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Annotated, Any
@@ -222,6 +223,40 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
             file.path,
             file.name,
             ttl_s=fields.ttl_s or service.settings.media_ttl_s,
+            report=report,
+        )
+    return MediaObject.model_validate(record)
+
+
+@router.post(
+    "/v1/media/{media_id}/depth",
+    status_code=201,
+    responses=error_responses(400, 404, 410, 413, 422, 504),
+)
+async def estimate_depth(
+    request: Request,
+    media_id: str,
+    service: CurrentService,
+    caller: CurrentCaller,
+    model: Annotated[str | None, Query(description="as in an upload")] = None,
+) -> MediaObject:
+    """Store the depth map of a stored picture, estimated from it by MICO_DEPTH_MODEL.
+
+    Its report names that model. Show it behind its picture to ask about both.
+    """
+    picture = await service.stored_part(caller.tenant, media_id, "image")
+    async with service.media.work_folder() as folder, AsyncExitStack() as stack:
+        host = await service.use(request, stack, model)
+        depth = await while_connected(request.receive, host.depth_of(picture, caller.tenant))
+        report = await while_connected(request.receive, host.inspect(depth, caller.tenant))
+        path = folder.file("depth")
+        await asyncio.to_thread(path.write_bytes, depth.read())
+        record = await service.media.add(
+            caller.tenant,
+            depth.kind,
+            path,
+            depth.name,
+            ttl_s=service.settings.media_ttl_s,
             report=report,
         )
     return MediaObject.model_validate(record)
