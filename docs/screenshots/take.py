@@ -3,6 +3,7 @@
 python -m docs.screenshots.take               # needs Debian's chromium
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ WAIT_MS = 60_000
 
 
 def main() -> None:
+    os.environ["MICO_DEPTH_MODEL"] = "mini"  # of the server
     with (
         TemporaryDirectory() as data,
         local_server(["--model", "mini", "--data-dir", data]) as (api, secret),
@@ -102,6 +104,14 @@ def everything(browser: Browser, url: str, prefix: str, **context: Any) -> None:
         shown.locator(".log").evaluate("element => element.scrollTo(0, 0)")
         take(shown, f"{prefix}answer")
     explained(browser, url, prefix, **context)
+    with page(browser, url, **context) as shown:
+        attach(shown, "coffee.jpg")
+        shown.get_by_role("button", name="Estimate the depth of coffee.jpg").click()
+        expect(shown.locator(".chip[data-kind=depth] img")).to_be_visible(timeout=WAIT_MS)
+        shown.get_by_label("Message", exact=True).fill("How far is it?")
+        shown.get_by_label("Message", exact=True).press("Enter")
+        report(shown)
+        take(shown, f"{prefix}depth")
 
 
 def explained(browser: Browser, url: str, prefix: str, **context: Any) -> None:

@@ -21,7 +21,7 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_server.app import create_app
 from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
-from tests.fakes import FakeAssistant
+from tests.fakes import WALL, FakeAssistant
 
 START_S = 240
 """A machine that tests other things meanwhile loads the model slowly."""
@@ -121,6 +121,7 @@ def _serve(port: int, folder: Path, words: Any, models: Mapping[str, Sequence[Ki
     def load(name: str) -> FakeAssistant:
         assistant = FakeAssistant(allowed=lambda: float(words.value), decoder=decoder)
         assistant.name, assistant.reads = name, tuple(models[name])
+        assistant.encoder.depths = WALL
         return assistant
 
     with MediaDecoder() as decoder:

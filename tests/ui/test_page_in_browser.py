@@ -460,3 +460,18 @@ def test_only_visitors_through_a_proxy_need_a_key(
     expect(proxied.banner).to_be_hidden()
     proxied.ask("Name a colour.")
     assert proxied.text(1)
+
+
+def test_depth_is_estimated_of_a_picture(chat: ChatPage) -> None:
+    chat.attach(EXAMPLES / "sheep.jpg")
+    chat.press("Estimate the depth of sheep.jpg")
+    expect(chat.chips).to_have_count(2)
+    depth = chat.chips.nth(1)
+    assert depth.get_attribute("data-kind") == "depth"
+    expect(depth.locator("img")).to_have_attribute("alt", re.compile("^estimated depth map"))
+    expect(depth).to_contain_text("nearest 2.00 m")
+    expect(chat.page.get_by_role("button", name="Estimate the depth")).to_have_count(0)
+    chat.ask("How far?")
+    assert chat.text(1) == "[image sheep.jpg, depth depth of sheep.jpg.png] How far?"
+    chat.answer(1).locator("details.report summary").click()
+    expect(chat.answer(1).locator(".report")).to_contain_text("estimated by fake-depth")

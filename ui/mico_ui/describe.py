@@ -42,7 +42,8 @@ def facts(report: MediaReport) -> tuple[str, ...]:
     if report.width and report.height:
         found.append(f"{report.width} × {report.height} px")  # noqa: RUF001
     if report.estimated:
-        found.append(f"estimated by {report.estimated}")
+        unit = " (relative)" if report.metric is False else ""
+        found.append(f"estimated by {report.estimated}{unit}")
     if report.seconds is not None:
         found.append(f"{report.seconds:.1f} s")
     if report.frames_used is not None and report.frames_total is not None:

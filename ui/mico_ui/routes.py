@@ -174,6 +174,12 @@ def upload(
     return Call("POST", "/v1/media", read_as(wire.MediaObject), form=fields)
 
 
+def estimate_depth(id_: str, *, model: str | None = None) -> Call[wire.MediaObject]:
+    """Store a depth map of a stored picture, which a model estimates."""
+    path = f"/v1/media/{_quoted(id_)}/depth"
+    return Call("POST", path, read_as(wire.MediaObject), {"model": model})
+
+
 def medium(id_: str) -> Call[wire.MediaObject]:
     return Call("GET", f"/v1/media/{_quoted(id_)}", read_as(wire.MediaObject))
 

@@ -225,6 +225,14 @@ class MediaDesk:
         card = await self._card(visitor, stored.id, _report_of(stored), file.path)
         return card.model_copy(update={"kinds": kinds})
 
+    async def estimate_depth(self, visitor: Visitor, id: str) -> Card:
+        """The card of a depth map that the server estimates of a stored picture."""
+        call = routes.estimate_depth(id, model=visitor.model or None)
+        stored = await visitor.send(self.api, call)
+        content = await visitor.send(self.api, routes.medium_content(stored.id))
+        card = await self._card(visitor, stored.id, _report_of(stored), content)
+        return card.model_copy(update={"kinds": (stored.kind,)})
+
     async def preview(self, visitor: Visitor, shown: MediumId) -> Card:
         """The card of a medium that the server has, with pictures."""
         stored = await visitor.send(self.api, routes.medium(shown.id))

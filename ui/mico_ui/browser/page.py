@@ -106,7 +106,8 @@ class Page:
 
     def functions(self) -> list[PageFunction]:
         server = (self.health, self.estimate, self.compare)
-        media = (self.desk.attach, self.forget, self.desk.preview, self.original)
+        desk = self.desk
+        media = (desk.attach, self.forget, desk.preview, desk.estimate_depth, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
         examples = (self.examples, self.attach_example, self.compare_example)
@@ -238,7 +239,7 @@ def _shown(model: ModelInfo) -> dict[str, Any]:
     """A model as the page shows it."""
     defaults = {} if model.defaults is None else model.defaults.model_dump()
     return {
-        **model.model_dump(include={"id", "context_length", "embeddings"}),
+        **model.model_dump(include={"id", "context_length", "embeddings", "depth_model"}),
         "kinds": model.modalities,
         "status": model.status.value,
         "reason": model.status.reason,

@@ -34,6 +34,7 @@ SETTINGS = {
     "stop": 'end the answer before this text; several as ["a", "b"]',
     "json_schema": "answer with JSON of this schema",
     "depth_scale": "metres for one unit of a 16-bit depth map",
+    "estimate_depth": "true: a depth map is estimated of each picture and shown too",
 }
 """Settings of an answer, by the server's names; the server checks the values."""
 

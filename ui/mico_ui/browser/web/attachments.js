@@ -79,6 +79,25 @@
       else this.list.closest("form, .drop").querySelector("textarea, button").focus();
     }
 
+    // The estimated depth map of a picture, behind it.
+    async estimateDepth(item, button) {
+      button.disabled = true;
+      mico.tell(this.problem, null);
+      try {
+        const card = await mico.call("estimate_depth", { id: item.card.id });
+        button.remove();
+        const place = this.items.indexOf(item);
+        const found = { card, kind: card.kind, file: null };
+        if (place < 0) return;
+        this.items.splice(place + 1, 0, found);
+        this.draw();
+        item.element.after(found.element);
+      } catch (error) {
+        button.disabled = false;
+        mico.tell(this.problem, error);
+      }
+    }
+
     forget(item) {
       // Examples and questions asked again show media that a conversation may show too: those stay.
       if (item.card && item.file) mico.call("forget", { id: item.card.id }).catch(() => undefined);
@@ -136,12 +155,15 @@
               asText && el("option", { value: "text", title: card.spoken }, "as text"),
             )
           : el("span", { class: "kind" }, mico.KIND_NAMES[card.kind]);
-      const facts = [...card.facts.filter((f) => f.startsWith("nearest") || /^[\d.]+ s$/.test(f)), card.tokens ? `${card.tokens} tokens` : ""];
+      const facts = [...card.facts.filter((f) => /^(nearest|estimated)/.test(f) || /^[\d.]+ s$/.test(f)), card.tokens ? `${card.tokens} tokens` : ""];
+      const estimates = card.kind === "image" && this === mico.attachments && mico.model()?.depth_model;
+      const depth = estimates && mico.button("depth", `Estimate the depth of ${name}`, (event) => this.estimateDepth(item, event.currentTarget));
       return el(
         "li",
         { class: "chip", "data-kind": card.kind },
         mico.openable(card),
         el("span", { class: "chip-words" }, el("span", { class: "name" }, name), choice, el("span", { class: "facts" }, facts.filter(Boolean).join(" · "))),
+        depth,
         remove,
       );
     }

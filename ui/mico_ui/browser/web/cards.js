@@ -73,7 +73,7 @@
   mico.smallCard = function (card) {
     const facts = el("span", { class: "facts" });
     show(facts, card, () => {
-      const words = [mico.KIND_NAMES[card.kind], ...card.facts.filter((fact) => fact.startsWith("nearest"))];
+      const words = [mico.KIND_NAMES[card.kind], ...card.facts.filter((fact) => /^(nearest|estimated)/.test(fact))];
       facts.textContent = [...words, card.tokens ? `${card.tokens} tokens` : ""].filter(Boolean).join(" · ");
     });
     return el(
