@@ -118,8 +118,9 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
         raise MediaError(file.name, f"no depth in it: {found}")
     cut = scaled_words((width, height), kept)
     estimated = None if mark is None else mark.estimated
-    found = {"width": width, "height": height, "cut": cut, "estimated": estimated}
-    return Depth(values, metric, report=file.report(fmt, **found, metric=metric))
+    size = {"width": width, "height": height}
+    report = file.report(fmt, **size, cut=cut, estimated=estimated, metric=metric)
+    return Depth(values, metric, report=report)
 
 
 def _read_grey(

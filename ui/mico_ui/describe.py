@@ -84,9 +84,10 @@ def distances(depth: Depth) -> str:
     """The nearest and the farthest measured distance of a depth map, in words."""
     if not np.isfinite(depth.values).any():
         return "nothing was measured"
-    unit = " m" if depth.metric else " (relative)"
     nearest, farthest = np.nanmin(depth.values), np.nanmax(depth.values)
-    return f"nearest {nearest:.2f}{unit}, farthest {farthest:.2f}{unit}"
+    if not depth.metric:
+        return f"nearest {nearest:.2f}, farthest {farthest:.2f} (relative)"
+    return f"nearest {nearest:.2f} m, farthest {farthest:.2f} m"
 
 
 def count(n: int, thing: str) -> str:
