@@ -34,7 +34,8 @@ class Model:
     def counted(cls, name: str, tokenizer: Any) -> Self:
         config = MicoChatConfig.named(name)
         serving = Serving.of(meta_chat(config), torch.bfloat16)
-        chat = meta_chat(config).eval()
+        chat: Any = meta_chat(config)
+        chat.eval()
         fake(chat)
         side, media = config.encoder_config.image_size, {}
         for kind, parts in PARTS.items():

@@ -182,13 +182,15 @@ def answer_cost(n_tokens: int, question: str, rounds: int = 3) -> float:
         finally:
             process.kill()  # nothing of what it stored is kept
             process.wait()
-    return (end.user + end.system - start.user - start.system) / (rounds * AT_ONCE)
+    seconds: float = end.user + end.system - start.user - start.system
+    return seconds / (rounds * AT_ONCE)
 
 
 class StandIn:
     """An engine that says as many words as it may, one every :data:`PACE` seconds."""
 
-    name, max_position, scores, failure = "stand-in", 8192, False, None
+    name, max_position, failure = "stand-in", 8192, None
+    scores = repeats = False
 
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
