@@ -23,10 +23,9 @@ REASONS: dict[str, str] = {
         "little to decode."
     ),
     "8 streams of 64 + 64 tokens": (
-        "With 8 answers a step of llama.cpp's takes 3.5 times as long as with one, and with 2 "
-        "already twice as long (`--only steps`): its product of 8-bit weights with few columns is "
-        "slow. vLLM multiplies in bfloat16. Guessed tokens would be such columns too, so guessing "
-        "does not pay."
+        "llama.cpp multiplies 8-bit weights slowly with few columns: a step for 2 answers takes "
+        "about twice as long as for one (`--only steps`). vLLM multiplies in bfloat16. Guessed "
+        "tokens would be such columns too, so guessing does not pay."
     ),
     "prompt of 300 tokens": (
         "llama.cpp multiplies 8-bit weights slower than vLLM's oneDNN multiplies bfloat16. The "

@@ -52,8 +52,8 @@ MOST_PARTS = 512
 LEAST_EFFECT = 0.1
 """Nats that an answer or a word loses without a medium that it rests on; less is noise."""
 LEAST_IF_SAME = 0.5
-"""The same for an answer that the model would have given without any medium: such an answer loses
-up to 0.4 nats without a medium that has nothing to do with it."""
+"""The same for an answer that the model would have given without any medium: it loses some tenths
+of a nat even without a medium that has nothing to do with it."""
 
 
 @dataclass(frozen=True)

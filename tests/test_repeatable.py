@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mico_chat import __version__
 from mico_chat.assistant import Answer, Assistant
@@ -23,10 +24,13 @@ SEEDED = GenerationOptions(max_tokens=24, temperature=1.0, seed=7, logprobs=2)
 
 @pytest.fixture(scope="module", params=["llamacpp", "transformers"])
 def assistant(request: pytest.FixtureRequest, base_llm_folder: Path) -> Iterator[Assistant]:
-    # With one thread: how a long context is cut between threads depends on their number.
+    # With one thread: how products and long contexts are cut depends on the number of threads.
     arguments = {"threads": 1} if request.param == "llamacpp" else {}
     options = EngineOptions(request.param, arguments=arguments)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     loaded = load_assistant("mini", FakeDecoder(), options, similarity=False)
+    torch.set_num_threads(before)
     loaded.encoder.reader = None
     with closing(loaded):
         yield loaded

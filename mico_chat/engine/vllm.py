@@ -67,7 +67,7 @@ class VllmEngine:
     """
 
     name = "vllm"
-    repeats = False  # its kernels depend on the batch, and what a graph was captured for
+    repeats = False  # nobody has shown that its last bits do not depend on what ran before
     scores = False  # it gives no log-probabilities of a prompt of embeddings
 
     def __init__(
