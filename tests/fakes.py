@@ -100,7 +100,7 @@ class FakeEar:
     Without a listener it cannot listen, and with no ``depths`` not estimate.
     """
 
-    check_estimates = MediaEncoder.check_estimates
+    check_estimates: Any = MediaEncoder.check_estimates
 
     def __init__(self, decoder: Decoder, listener: FakeListener | None) -> None:
         self._decoder = decoder
@@ -108,7 +108,7 @@ class FakeEar:
         self.reader = None if listener is None else SimpleNamespace(listener=listener)
 
     async def estimated(self, picture: MediaFile | Medium, *, salt: str = "") -> MediaFile:
-        self.check_estimates()  # type: ignore[misc]
+        self.check_estimates()
         if isinstance(picture, MediaFile):
             self._decoder.decode(picture)
         data = encode_depth(np.full((4, 6), 2.0), "metre", self.depths.name)
