@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import argparse
 import datetime
-import json
 import multiprocessing
 import signal
 import statistics
@@ -33,7 +32,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import overhead
 from benchmarks.raw_llama import memory_bandwidth
-from benchmarks.sections import AT_ONCE, SECTIONS, Bench, Measured
+from benchmarks.sections import AT_ONCE, SECTIONS, Bench
 from benchmarks.summary import Ratio, keep
 from benchmarks.systems import InVllm, Ours, PlainTransformers, machine
 from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
@@ -43,6 +42,10 @@ from mico_chat.engine.llamacpp import LlamaCppModel
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.media import MediaDecoder
 from mico_training.estimate import measured_throughput
+
+PACKAGES = ("torch", "transformers", "llama-cpp-python")
+OWN_REPORT = ("serving", "overhead")
+"""Sections that write a report of their own; all others share one."""
 
 
 def main() -> None:
@@ -67,21 +70,19 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         bench = _bench(options, stack)
-        limits, heading = _limits(bench)
-        results, parts = {"machine": limits}, [heading]
+        heading = _limits(bench)
+        reports: dict[str, list[str]] = defaultdict(lambda: [heading])
         for name in options.only:
             print(f"== {name}", flush=True)
-            results[name], part = SECTIONS[name](bench)
-            parts.append(part)
+            figures, part = SECTIONS[name](bench)
             print(part, flush=True)
-            markdown, figures = "\n\n".join(parts), json.dumps(results, indent=1)
-            (options.output / "engines.md").write_text(f"{markdown}\n", encoding="utf-8")
-            (options.output / "engines.json").write_text(f"{figures}\n", encoding="utf-8")
+            file = f"{name if name in OWN_REPORT else 'engines'}.md"
+            reports[file].append(part)
+            (options.output / file).write_text("\n\n".join([*reports[file], ""]), encoding="utf-8")
             if name in RATIOS:
-                packages = ("torch", "transformers", "llama-cpp-python")
-                keep(name, RATIOS[name](results[name]), options.output, "engines.md", packages)
+                keep(name, RATIOS[name](figures), options.output, file, PACKAGES)
             if name in PLOTS:
-                PLOTS[name](results[name]).savefig(options.output / f"{name}.png", dpi=110)
+                PLOTS[name](figures).savefig(options.output / f"{name}.png", dpi=110)
 
 
 def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
@@ -117,22 +118,25 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
     )
 
 
-def _limits(bench: Bench) -> Measured:
-    """How fast the machine is at best."""
+def _limits(bench: Bench) -> str:
+    """How fast the machine is at best. A prompt needs no logits but the last token's."""
     bandwidth = memory_bandwidth(bench.threads)
     single, half = measured_throughput(half=False), measured_throughput(half=True)
     size, n = bench.file.stat().st_size, bench.repeats
-    text = (
+    vllm = f", {bench.vllm.version}" if bench.vllm else ""
+    llm = bench.plain.llm
+    flops = 2 * (llm.num_parameters() - llm.get_input_embeddings().weight.numel())
+    return (
         f"# Engines, {datetime.date.today()}\n\n"
-        f"{machine('torch', 'transformers', 'llama-cpp-python')}; {bench.threads} threads; model "
+        f"{machine(*PACKAGES)}{vllm}; {bench.threads} threads; model "
         f"{bench.model}, {bench.quantization} ({size / 1e6:.0f} MB). "
         f"{'One measurement each' if n == 1 else f'Medians of {n} repeats'}, all systems in turn."
         f"\n\nLimits of the machine: it reads {bandwidth / 1e9:.1f} GB/s, so a token of one stream "
         f"cannot come faster than {bandwidth / size:.0f} a second; it multiplies "
-        f"{single / 1e9:.0f} GFLOP/s in float32 and {half / 1e9:.0f} in bfloat16, so a prefill of "
-        f"this language model (0.27 GFLOP a token) cannot exceed {half / 0.27e9:.0f} tokens/s."
+        f"{single / 1e9:.0f} GFLOP/s in float32 and {half / 1e9:.0f} in bfloat16, so a prompt for "
+        f"this language model ({flops / 1e9:.2f} GFLOP a token) cannot exceed "
+        f"{half / flops:.0f} tokens/s."
     )
-    return {"bandwidth": bandwidth, "file_bytes": size}, text
 
 
 def _plot_serving(rows: list[dict[str, Any]]) -> Figure:

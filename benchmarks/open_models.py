@@ -29,7 +29,7 @@ import typer
 from benchmarks.http_client import address_of
 from benchmarks.overhead import Asked, OverHttp, noisy_picture
 from benchmarks.summary import Ratio, keep
-from benchmarks.systems import machine, publish, service, table
+from benchmarks.systems import DEVICE, machine, publish, service, table
 from mico_chat.engine.cpu import usable_cores
 from tests import replicas
 from tests.replicas.qwen import Size
@@ -90,7 +90,7 @@ def _theirs(model: str, dtype: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("transformers")), "serve", model]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", dtype]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", DEVICE, "--dtype", dtype]
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=silent, stderr=silent)
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_S

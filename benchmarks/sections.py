@@ -17,6 +17,7 @@ import torch
 from benchmarks import overhead
 from benchmarks.raw_llama import run_raw, run_steps
 from benchmarks.systems import (
+    InVllm,
     LlamaCppServer,
     Ours,
     PlainTransformers,
@@ -57,7 +58,7 @@ class Bench:
     llamacpp: Ours
     transformers: Ours
     plain: PlainTransformers
-    vllm: System | None
+    vllm: InVllm | None
     model: str
     quantization: str
     file: Path
@@ -138,7 +139,7 @@ def _stamps(system: System, prompts: list[list[int]], n: int) -> list[Stamps]:
 
 
 def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> float:
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=bench.plain.llm.device)
 
     def run(tokens: int) -> float:
         start = time.perf_counter()

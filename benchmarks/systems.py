@@ -38,6 +38,9 @@ from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
 from mico_ui.local_server import local_server
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where torch's systems compute; their loaders choose it too."""
+
 END_S = 60.0
 """Seconds that vLLM's process may take to end before it is killed."""
 
@@ -48,7 +51,8 @@ STAMPS = "stamps "
 def machine(*packages: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     python = platform.python_version()
-    return f"{processor()[0]}, {usable_cores()} cores; Python {python}, {versions}"
+    card = f", {torch.cuda.get_device_name()}" if DEVICE == "cuda" else ""
+    return f"{processor()[0]}, {usable_cores()} cores{card}; Python {python}, {versions}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -207,6 +211,7 @@ class PlainTransformers(System):
     def _generate(self, question: Question, streamer: Any) -> None:
         with self._lock, torch.inference_mode():
             inputs = self._processor([decode_media(question.messages, self._decoder)])
+            inputs = inputs.to(self._chat.device)
             if "pixel_values" in inputs:
                 inputs["pixel_values"] = inputs["pixel_values"].to(self._chat.dtype)
             n = question.n_tokens
@@ -292,7 +297,7 @@ class InVllm(System):
             text=True,
             start_new_session=True,
         )
-        self._next()  # a line without stamps, once the model is loaded
+        self.version: str = self._next()  # once the model is loaded
         self._signal(signal.SIGSTOP)
 
     def race(self, questions: Sequence[Question]) -> list[Stamps]:
@@ -303,7 +308,7 @@ class InVllm(System):
         return found
 
     def _next(self) -> Any:
-        """The stamps of the next line that has some: libraries print other lines."""
+        """What the next line of ours says: libraries print other lines."""
         for line in self._process.stdout or ():
             if line.startswith(STAMPS):
                 return json.loads(line.removeprefix(STAMPS))
@@ -323,6 +328,8 @@ class InVllm(System):
 
 def main(model: str, arguments: str) -> None:
     """vLLM's process: races the questions of each line of its standard input."""
+    import vllm
+
     from mico_chat.checkpoints.load import load_encoder
     from mico_chat.checkpoints.pretrained import plain_llm
     from mico_chat.engine.vllm import VllmEngine
@@ -339,7 +346,7 @@ def main(model: str, arguments: str) -> None:
         engine = VllmEngine(vllm_arguments, processor.tokenizer, (), table=no_table)
         system = Ours(engine, encoder, processor, decoder)
         with closing(system.assistant):
-            print(f"{STAMPS}[]", flush=True)
+            print(f"{STAMPS}{json.dumps(f'vllm {vllm.__version__}')}", flush=True)
             for line in sys.stdin:
                 questions = [Question(**one) for one in json.loads(line)]
                 print(f"{STAMPS}{json.dumps(system.race(questions))}", flush=True)

@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.summary import Ratio, keep
-from benchmarks.systems import machine, publish, table
+from benchmarks.systems import DEVICE, machine, publish, table
 from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.engine.cpu import usable_cores
 
@@ -253,7 +253,7 @@ def open_clip(stage: str, folder: Path) -> float:
         [
             *("--train-data", str(folder / "captions.tsv"), "--dataset-type", "csv"),
             *("--batch-size", str(BATCH), "--epochs", "1"),
-            *("--model", "beside", "--precision", "amp_bf16", "--device", "cpu", "--workers", "1"),
+            *("--model", "beside", "--precision", "amp_bf16", "--device", DEVICE, "--workers", "1"),
             *("--logs", str(folder / "logs"), "--save-frequency", "0", "--warmup", "10"),
             *("--lr", "1e-4", "--grad-clip-norm", "1.0"),
         ]
