@@ -24,7 +24,7 @@ class Assumptions(BaseModel):
     bandwidth_share: Share = Field(
         0.7,
         description="share of the data sheet's bytes/s that a step reaches; llama.cpp's own loop "
-        "reaches 180 of 253 tokens/s on a CPU (engines.md)",
+        "reached 180 of 253 tokens/s on a CPU on 2026-11-25, 129 of 251 on 2026-11-28 (engines.md)",
     )
     flops_share: Share = Field(
         REACHED, description="share of the data sheet's FLOP/s; as in training's estimates"

@@ -21,7 +21,7 @@ from pathlib import Path
 import typer
 
 from benchmarks.http_client import address_of
-from benchmarks.overhead import Asked, OverHttp, noisy_picture
+from benchmarks.overhead import Asked, OverHttp, noisy_picture, question
 from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, service, table
 from mico_chat.engine.cpu import usable_cores
@@ -118,10 +118,9 @@ def _ask(
     client: OverHttp, rng: random.Random, n_tokens: int, *, picture: bool = False
 ) -> tuple[int, float]:
     """Tokens of the answer, and seconds until it was there; no two questions begin alike."""
-    message = f"{rng.getrandbits(32):x}: write the alphabet ten times."
     shown = noisy_picture(rng.getrandbits(31)) if picture else None
     start = time.perf_counter()
-    _, tokens = asyncio.run(client.ask(Asked(message, shown, n_tokens)))
+    _, tokens = asyncio.run(client.ask(Asked(question(rng), shown, n_tokens)))
     return tokens, time.perf_counter() - start
 
 
@@ -150,10 +149,10 @@ def _report(found: dict[str, Found], repeats: int) -> str:
         f"{machine('torch', 'llama-cpp-python')}; the mini in `mico-chat serve`, medians of "
         f"{repeats} answers, all services in turn (one answer alone where it took over "
         f"{PATIENCE_S:.0f} s). {nice}\n\n"
-        f"## Tokens/s of one answer of {N_TOKENS} tokens, prompt included\n\n"
+        f"## Tokens/s of one answer of at most {N_TOKENS} tokens, prompt included\n\n"
         f"{shown(rates, '.0f', better)}\n\n"
         f"## The slowest answer, in times of the fastest\n\n{shown(slowest, '.1f')}\n\n"
-        f"## Seconds of an answer of {PICTURE_TOKENS} tokens about a new picture\n\n"
+        f"## Seconds of an answer of at most {PICTURE_TOKENS} tokens about a new picture\n\n"
         f"{shown(seconds, '.2f')}\n"
     )
 

@@ -22,6 +22,9 @@ from mico_training.records import panels
 
 WARM = 0.1
 """The first part of the time, in which caches fill; it does not count for the line."""
+CACHE_BYTES = 1 << 24
+"""Of encoded media: some 100 pictures, which are shown in that part. The default is full after
+1,600, and memory rises until then."""
 MAY_RISE = {"resident memory, MB": 0.05, "p50, s": 0.1, "p95, s": 0.1}
 """The part of its mean by which each may rise from the line's beginning to its end."""
 
@@ -105,7 +108,8 @@ def main(
 ) -> None:
     """Some users for long, of whom some leave half-way; does memory or latency rise?"""
     with ExitStack() as stack:
-        one = Users(client_of(stack, n), n, 60 * minutes, think_s, pictures, n_tokens, leaving)
+        client = client_of(stack, n, "--context-cache-bytes", str(CACHE_BYTES))
+        one = Users(client, n, 60 * minutes, think_s, pictures, n_tokens, leaving)
         one.run()
     found = by_minute(one)
     text, ratios = report(found, WARM * minutes)
@@ -117,7 +121,7 @@ def main(
     what = (
         f"{n} users for {minutes:g} minutes: {len(one.answers):,} answers of at most {n_tokens} "
         f"tokens, {one.left:,} left half-way; a new picture with {pictures:.0%} of the questions, "
-        f"{think_s:g} s to think"
+        f"{think_s:g} s to think; a cache of {CACHE_BYTES >> 20} MiB for encoded media"
     )
     title = "# An hour of load" if minutes >= 60 else f"# {minutes:g} minutes of load"
     publish(f"{title}\n\n{about('hour', what)}{text}", "hour.md", output)

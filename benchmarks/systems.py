@@ -33,6 +33,7 @@ from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.engine.cpu import processor, usable_cores
+from mico_chat.errors import ConfigError
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
@@ -240,11 +241,13 @@ class LlamaCppServer(System):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         url = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(300):
+            while True:
                 try:
                     httpx.get(f"{url}/v1/models", trust_env=False).raise_for_status()
                     break
                 except httpx.HTTPError:
+                    if process.poll() is not None:
+                        raise ConfigError(f"cannot start: {' '.join(command)}") from None
                     time.sleep(0.2)
             yield cls(url)
         finally:

@@ -19,7 +19,7 @@ import psutil
 import typer
 
 from benchmarks.http_client import address_of
-from benchmarks.overhead import Asked, OverHttp, noisy_picture
+from benchmarks.overhead import Asked, OverHttp, noisy_picture, question
 from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, service, table
 from mico_training.records import panels
@@ -66,9 +66,7 @@ class Users:
             shown = None
             if rng.random() < self.pictures:  # bytes behind a JPEG's end make it a new one
                 shown = rng.choice(pool) + rng.randbytes(8)
-            asked = Asked(
-                f"{rng.getrandbits(32):x}: write the alphabet ten times.", shown, self.n_tokens
-            )
+            asked = Asked(question(rng), shown, self.n_tokens)
             leaves = rng.random() < self.leaving
             began = self._now()
             with suppress(TimeoutError):
@@ -90,8 +88,8 @@ class Users:
             await asyncio.sleep(min(SAMPLE_S, self.seconds / 20))
 
 
-def client_of(stack: ExitStack, n: int) -> OverHttp:
-    url = service(stack, "--max-requests", str(max(64, n)))
+def client_of(stack: ExitStack, n: int, *flags: str) -> OverHttp:
+    url = service(stack, "--max-requests", str(max(64, n)), *flags)
     return OverHttp(address_of(url), "", chat=True, stream=True, store=True)
 
 
@@ -145,7 +143,7 @@ def main(
                 axes.set_xticks(counts, map(str, counts))
                 axes.set(xlabel="users", ylabel=label, ylim=(0, None))
     what = (
-        f"{n_tokens} tokens an answer, a new picture with {pictures:.0%} of the questions, "
+        f"at most {n_tokens} tokens an answer, a new picture with {pictures:.0%} of the questions, "
         f"{think_s:g} s to think, {seconds:g} s for each number of users"
     )
     head = ["users", "answers", "first text p50, s", "p95", "p99", "tokens/s of a user p50", "p5"]
