@@ -28,9 +28,9 @@ from mico_chat.messages import Message
 
 N_TOKENS = 64
 AT_ONCE = 16
-REST_S = 0.3
-"""Seconds before a question: work after an answer does not delay the next one, and the service no
-longer takes this process, which has drawn a picture, for a busy neighbour."""
+REST_S = 1.2
+"""Seconds before a question. The service looks at the last second for busy neighbours, and this
+process has drawn a picture, or answered in its turn."""
 BASE = "in process"
 
 
