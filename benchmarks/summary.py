@@ -45,7 +45,8 @@ REASONS: dict[str, str] = {
         "prompt of 300 tokens faster than llama.cpp (`--only decoding`)."
     ),
     "resident memory over the time of a load: rise at most": (
-        "The cache of encoded media, 256 MiB, was full after 39 minutes; memory did not rise then."
+        "The cache of encoded media, 256 MiB, was full after 39 minutes. Memory did not rise after "
+        "that."
     ),
     "decode of one stream": (
         "A token takes 0.1 ms longer than in the loop: its log-probability, its text, and the way "

@@ -247,7 +247,8 @@ class LlamaCppServer(System):
                     break
                 except httpx.HTTPError:
                     if process.poll() is not None:
-                        raise ConfigError(f"cannot start: {' '.join(command)}") from None
+                        said = f"llama-cpp-python's server ended at once: {' '.join(command)}"
+                        raise ConfigError(f"{said}; install llama-cpp-python[server]") from None
                     time.sleep(0.2)
             yield cls(url)
         finally:
