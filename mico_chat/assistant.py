@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from mico_chat import __version__
 from mico_chat.adapters.base import segments_of, shown_kinds
 from mico_chat.calls import CallFormat
-from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
+from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt, equal_start
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
 from mico_chat.media.decoder import Decoder
@@ -123,6 +123,7 @@ class Assistant:
         self.encoder = encoder
         # The tokenizer is switched between markup and a user's text: one thread at a time.
         self._tokenizing = threading.Lock()
+        self._own_start: tuple[str | None, Sequence[Hashable]] | None = None
 
     @property
     def adapter(self) -> ModelAdapter:
@@ -154,14 +155,11 @@ class Assistant:
         """A conversation's prompt, and the report of each of its media.
 
         ``prefix`` is the beginning of the answer. Only conversations with the same ``salt`` share
-        encoded media and computed tokens: give each tenant its own salt. ``alone``: no
-        medium is encoded in a batch with others.
+        encoded media and computed tokens, besides those of the system prompt: give each tenant
+        its own salt. ``alone``: no medium is encoded in a batch with others.
         """
         media = await self.encoder.encode(media_of(messages), salt=salt, alone=alone)
-        layout = await asyncio.to_thread(self._layout, messages, media, prefix)
-        calls = any(message.tools for message in messages)
-        shown = self.adapter.template.call_tokens if calls else frozenset()
-        prompt = Prompt(segments_of(layout), salt, shown)
+        prompt = await asyncio.to_thread(self._prompt, messages, media, prefix, salt)
         return prompt, tuple(medium.report for medium in media)
 
     @property
@@ -269,10 +267,10 @@ class Assistant:
             raise RequestError.at("explain", "the answer is empty")
 
         def prompt(variant: Sequence[EncodedMedium]) -> Prompt:
-            asked = Prompt(segments_of(self._layout(messages, variant, prefix)), salt)
+            asked = self._prompt(messages, variant, prefix, salt)
             if not isinstance(answer, str):
                 return asked.with_answer(answer)
-            whole = Prompt(segments_of(self._layout(messages, variant, prefix + answer)), salt)
+            whole = self._prompt(messages, variant, prefix + answer, salt)
             return replace(whole, scored=len(whole) - len(asked))
 
         async def laid(variants: Sequence[Sequence[EncodedMedium]]) -> list[Prompt]:
@@ -329,6 +327,24 @@ class Assistant:
             messages = [Message.system(self.system_prompt), *messages]
         with self._tokenizing:
             return self.adapter.layout(messages, media, prefix=prefix)
+
+    def _prompt(
+        self, messages: Sequence[Message], media: Sequence[EncodedMedium], prefix: str, salt: str
+    ) -> Prompt:
+        prompt = Prompt(segments_of(self._layout(messages, media, prefix)))
+        calls = any(message.tools for message in messages)
+        shown = self.adapter.template.call_tokens if calls else frozenset()
+        unsalted = equal_start(self._own_words(), prompt.identities)
+        return replace(prompt, salt=salt, shown=shown, unsalted=unsalted)
+
+    def _own_words(self) -> Sequence[Hashable]:
+        """The tokens with which each conversation without a system message begins."""
+        if self._own_start is None or self._own_start[0] != self.system_prompt:
+            prompt = self.system_prompt
+            asked = [self._layout([Message.user(text)], (), "") for text in "01"]
+            first, second = (Prompt(segments_of(layout)).identities for layout in asked)
+            self._own_start = prompt, first[: equal_start(first, second)]
+        return self._own_start[1]
 
     def close(self) -> None:
         self.engine.close()

@@ -97,6 +97,9 @@ def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError
 class Prompt:
     """Segments in order. Prompts of the same ``salt`` share the computation of a common start.
 
+    The first ``unsalted`` tokens are the service's own, such as its system prompt: prompts of every
+    salt share them, except in vLLM.
+
     ``shown`` are special tokens that the text of the answer shows; it leaves out the others. The
     last ``scored`` tokens are an answer that is there already: instead of continuing the prompt, an
     engine gives these tokens with their log-probabilities.
@@ -106,6 +109,7 @@ class Prompt:
     salt: str = ""
     shown: frozenset[int] = frozenset()
     scored: int = 0
+    unsalted: int = 0
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)
@@ -125,13 +129,17 @@ class Prompt:
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
-        """A value for each token; equal tokens of two prompts have equal values."""
+        """A value for each token. Two prompts share a start where the values are equal: the salt is
+        a part of the first one behind the ``unsalted`` tokens.
+        """
         found: list[Hashable] = []
         for segment in self.segments:
             if isinstance(segment, ContextBlock):
                 found += [(segment.key, place) for place in range(len(segment))]
             else:
                 found += segment
+        if self.salt:
+            found[self.unsalted] = (self.salt, found[self.unsalted])
         return tuple(found)
 
     @cached_property
@@ -201,6 +209,12 @@ class Prompt:
                     ids += segment[first:last]
             offset += len(segment)
         return ids, context
+
+
+def equal_start(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """How many values at the start of both are equal."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 class Delta(BaseModel):

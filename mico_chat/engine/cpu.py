@@ -145,7 +145,8 @@ class FreeCores:
 
     Programs of low priority (``nice``) do not count: they make room. ``counts`` returns the number
     of usable cores and the seconds that other programs have used them. ``running`` returns how many
-    threads of other programs run, or wait for a core, at this moment.
+    threads of other programs run, or wait for a core, at this moment; one of them may be a client
+    that has just asked, so after a long time both must say that there are neighbours.
     """
 
     WINDOW_S = 0.2  # systems count hundredths of a second: a shorter time is too coarse
@@ -174,7 +175,9 @@ class FreeCores:
             if seconds >= self.WINDOW_S:
                 cores, used = self._counts()
                 long = seconds >= self.LONG_S
-                others = self._running() if long else (used - self._used) / seconds
+                others = (used - self._used) / (self.LONG_S if long else seconds)
+                if long:
+                    others = min(others, self._running())
                 self._free = max(1, min(self.most, int(cores - others + self.PART)))
                 self._at, self._used = self._at + seconds, used
             return max(1, self._free - self._taken)
@@ -215,12 +218,15 @@ def _used_by_others() -> tuple[int, float]:
 
 def _running_now() -> int:
     """Threads of other programs that run or wait; 0 if the system does not count them."""
-    words = _words(Path("/proc/loadavg"))
+    before, words, after = _own_running(), _words(Path("/proc/loadavg")), _own_running()
     if len(words) < 4:
         return 0
+    return max(0, int(words[3].partition("/")[0]) - max(before, after))
+
+
+def _own_running() -> int:
     stats = ("".join(_lines(file)) for file in Path("/proc/self/task").glob("*/stat"))
-    ours = sum(stat.rpartition(")")[2].split()[:1] == ["R"] for stat in stats)
-    return max(0, int(words[3].partition("/")[0]) - ours)
+    return sum(stat.rpartition(")")[2].split()[:1] == ["R"] for stat in stats)
 
 
 def _lines(file: Path) -> list[str]:

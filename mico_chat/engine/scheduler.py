@@ -4,8 +4,8 @@ A :class:`Sequence` is a prompt and its growing answer. A :class:`Slot` is a pla
 keeps keys and values. The :class:`Scheduler` gives slots to sequences and makes steps. A step
 computes the next token of every sequence that decodes, and some prompt tokens of other sequences:
 as many as slow the step down little (chunked prefill, :class:`PrefillBudget`). The keys and values
-of a finished sequence stay in its slot until the room is needed: a prompt with the same salt and
-the same start reuses them.
+of a finished sequence stay in its slot until the room is needed: a prompt with the same start
+reuses them.
 
 The scheduler is pure Python in one thread, and its clock is an argument: tests use a fake model.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt
+from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt, equal_start
 from mico_chat.errors import RequestError
 from mico_chat.wire import FinishReason
 
@@ -117,7 +117,6 @@ class Slot:
     """A place for keys and values. ``held`` identifies its tokens, in order."""
 
     number: int
-    salt: str = ""
     held: list[Hashable] = field(default_factory=list)
     sequence: Sequence | None = None
     used: int = 0  # the last step that used it: the least recently used slot is emptied first
@@ -126,9 +125,6 @@ class Slot:
     def reserved(self) -> int:
         """The cells that are filled, or that the slot's sequence may fill."""
         return len(self.held) if self.sequence is None else self.sequence.max_length
-
-    def common(self, sequence: Sequence) -> int:
-        return _common(self.held, sequence) if self.salt == sequence.prompt.salt else 0
 
 
 class Sequence:
@@ -361,8 +357,7 @@ class Scheduler:
             if slot is None:
                 return
             self.waiting.remove(sequence)
-            slot.sequence, slot.salt = sequence, sequence.prompt.salt
-            sequence.slot = slot
+            slot.sequence, sequence.slot = sequence, slot
             sequence.computed = sequence.cached = common
             self.running.append(sequence)
             self._prompt_tokens += sequence.length
@@ -372,7 +367,7 @@ class Scheduler:
         """The slot that holds the longest start of a prompt, and the length; None and 0 if none."""
         if not self.model.reuses_starts:
             return None, 0
-        found = [(slot.common(sequence), slot) for slot in self.slots]
+        found = [(_common(slot.held, sequence), slot) for slot in self.slots]
         common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
         return (donor, common) if common else (None, 0)
 
@@ -381,7 +376,7 @@ class Scheduler:
             (
                 _common(other.prompt.identities, sequence)
                 for other in self.running
-                if not other.decoding and other.prompt.salt == sequence.prompt.salt
+                if not other.decoding
             ),
             default=0,
         )
@@ -394,12 +389,11 @@ class Scheduler:
         if not idle or room < 0:
             return None
         spare = [slot for slot in idle if slot is not donor]
-        # The sequence takes the donor itself, which loses its other tokens, or a copy of the start.
+        # The sequence takes the donor itself, which loses its other tokens, or a copy of the start:
+        # of another conversation it needs the service's own words alone.
         held = 0 if donor is None else len(donor.held)
-        if donor in idle and (2 * common >= held or held > (room if spare else 0)):
-            slot = donor
-        else:
-            slot = spare[0]
+        same = 2 * common >= held and common > sequence.prompt.unsalted
+        slot = donor if donor in idle and (same or held > (room if spare else 0)) else spare[0]
         self._empty_idle(room, [other for other in idle if other is not slot], donor)
         self._cut(slot, common if slot is donor else 0)
         if donor is not None and donor is not slot:
@@ -486,7 +480,5 @@ def _common(held: Many[Hashable], sequence: Sequence) -> int:
 
     A medium is shared as a whole: its tokens may have one position together.
     """
-    wanted = sequence.prompt.identities
-    most = min(len(held), sequence.first_wanted)
-    equal = next((at for at in range(most) if held[at] != wanted[at]), most)
-    return sequence.prompt.before_block(equal)
+    prompt = sequence.prompt
+    return prompt.before_block(min(sequence.first_wanted, equal_start(held, prompt.identities)))

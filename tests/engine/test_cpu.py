@@ -144,7 +144,17 @@ def test_use_by_others_long_ago_is_ignored() -> None:
     assert machine.free() == 2
     machine.passes(60.0)
     machine.others = 1.0
+    machine.passes(1.0)
     assert machine.free() == 1
+
+
+def test_a_client_that_has_just_asked_is_no_neighbour() -> None:
+    machine = Machine(2)
+    machine.passes(5.0)
+    machine.used, machine.others = 0.2, 1.0
+    assert machine.free() == 2
+    machine.passes(0.5)
+    assert machine.free() == 1, "it goes on"
 
 
 def test_two_computations_of_a_process_share_its_cores() -> None:

@@ -164,6 +164,35 @@ def test_a_salt_keeps_prefixes_apart() -> None:
         assert scheduler.stats().cached_tokens == (len(text) - 1) * (1 + ("", "a", "b").index(salt))
 
 
+def test_salts_share_the_service_s_own_words() -> None:
+    model = FakeModel()
+    scheduler = scheduler_of(model)
+    own = ids("be helpful ")
+    prompts = [
+        Prompt((own, ids("a secret of one tenant")), salt, unsalted=len(own))
+        for salt in ("a", "b", "", "a")
+    ]
+    cached = []
+    for prompt in prompts:
+        (sequence,) = put(scheduler, prompt)
+        finish(scheduler)
+        assert sequence.tokens == expected(prompt, EIGHT)
+        cached.append(sequence.cached)
+    assert cached == [0, len(own), len(own), len(prompts[0]) - 1]
+
+
+def test_another_conversation_leaves_a_short_one_its_tokens() -> None:
+    scheduler = scheduler_of(FakeModel())
+    own = ids("words of the service, more than of anybody else: ")
+    first, second = (Prompt((own, ids(text)), "a", unsalted=len(own)) for text in ("x?", "y?"))
+    (answer,) = answers(scheduler, first)
+    answers(scheduler, second)
+    next_turn = replace(first, segments=(*first.segments, tuple(answer), ids("z?")))
+    (sequence,) = put(scheduler, next_turn)
+    finish(scheduler)
+    assert sequence.cached == len(first) + 7
+
+
 def test_a_large_holder_is_copied_from() -> None:
     model = FakeModel(n_slots=3)
     scheduler = scheduler_of(model)
