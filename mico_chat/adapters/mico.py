@@ -58,11 +58,12 @@ class MicoAdapter:
 
     def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
         device, dtype = self.model.device, self.model.dtype
+        units = [one.inputs for one in batch]
         with torch.inference_mode():
             tokens = self.model.context_tokens(
                 torch.tensor([KINDS.index(one.measured.kind) for one in batch], device=device),
                 torch.tensor([one.measured.units for one in batch], device=device),
-                torch.cat([one.inputs for one in batch]).to(device, dtype),
+                (torch.cat(units) if len(units) > 1 else units[0]).to(device, dtype),
             )
         # Copies on the CPU: views would keep the whole batch in memory.
         rows = [rows.to("cpu", torch.float32, copy=True) for rows in tokens]

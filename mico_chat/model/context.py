@@ -67,6 +67,10 @@ class AlikeMedia(NamedTuple):
             rows = torch.tensor([starts[m] + i for m in media for i in range(n)])
             yield cls(media, rows.to(media_kind.device), media_kind[media], layout, n)
 
+    def of(self, units: Tensor) -> Tensor:
+        """These media's part of the batch's units (U, ...); not a copy if it is all of them."""
+        return units if len(self.rows) == len(units) else units[self.rows]
+
 
 class MultimodalContext(nn.Module):
     """E_M and E_C, learned absolute embeddings of the encoder's width D."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mico_chat.errors import ModelError
 from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.ear import WIDTH, ear
+from mico_chat.model.preprocessing import in_parts
 
 
 def _import_timm() -> Any:
@@ -158,7 +159,7 @@ class OmniEncoder(nn.Module):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The stem's features, which training may cache; the pixels where there is no stem."""
-        return pixel_values if self.stem is None else cast(Tensor, self.stem(pixel_values))
+        return pixel_values if self.stem is None else _computed(self.stem, pixel_values)
 
     def unit_features(
         self, pixel_values: Tensor | None, stem_features: Tensor | None, media_units: Tensor
@@ -177,11 +178,19 @@ class OmniEncoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (see :meth:`features`) to tokens (U, T, D)."""
-        return cast(Tensor, cast(Any, self.vit).forward_features(self.seen(features)))
+        return _computed(cast(Any, self.vit).forward_features, self.seen(features))
 
     def seen(self, features: Tensor) -> Tensor:
         """The features that are for the ViT: those that the ear heard are not."""
         return features if self.stem is None else features[:, : self.stem.seen_dim]
+
+
+def _computed(compute: Callable[[Tensor], Tensor], units: Tensor) -> Tensor:
+    """What ``compute`` makes of units: outside of training, of some at a time.
+
+    In training they are computed together: FSDP's processes must make equal numbers of calls.
+    """
+    return in_parts(compute, units) if torch.is_inference_mode_enabled() else compute(units)
 
 
 def init_buffers(module: nn.Module) -> None:

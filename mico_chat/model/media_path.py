@@ -85,8 +85,8 @@ class MediaPath(nn.Module):
         tokens, features = self.encoded(media_kind, media_units, pixel_values, stem_features)
         found: list[Tensor] = [tokens] * len(media_kind)
         for media in AlikeMedia.groups(media_kind, media_units):
-            pixels = None if pixel_values is None else pixel_values[media.rows]
-            group = self.alike_tokens(tokens[media.rows], features[media.rows], media, pixels)
+            pixels = None if pixel_values is None else media.of(pixel_values)
+            group = self.alike_tokens(media.of(tokens), media.of(features), media, pixels)
             for m, context in zip(media.media, group, strict=True):
                 found[m] = context
         return found

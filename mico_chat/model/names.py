@@ -91,7 +91,7 @@ class ConceptNames(nn.Module):
         features = features.to(concepts.log_scale.dtype)  # that of the encoder may differ
         posterior = features.new_zeros(len(features), len(self.name_ids), dtype=torch.float32)
         for media in AlikeMedia.groups(media_kind, media_units):
-            own = features[media.rows]
+            own = media.of(features)
             if media.layout == "slices":
                 units = media_units[media.media]
                 logits = torch.repeat_interleave(concepts.sound_logits(own, units), units, dim=0)

@@ -8,6 +8,7 @@ The released MiCo resizes whole too, but without ``antialias``, and its ``sampli
 ``"segments"``: :func:`released_preprocessing` has its settings.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import log
 
@@ -21,6 +22,22 @@ from torch.nn import functional as F
 from mico_chat.errors import MediaError
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.media.sampling import Sampling, of_segments
+
+PART = 32
+"""Units that are computed at a time: a long clip needs little more memory than its frames have."""
+
+
+def in_parts(compute: Callable[[Tensor], Tensor], units: Tensor) -> Tensor:
+    """What ``compute`` makes of the units (U, ...), ``PART`` at a time."""
+    first = compute(units[:PART])
+    if len(units) <= PART:
+        return first
+    found = first.new_empty(len(units), *first.shape[1:])
+    found[:PART] = first
+    for at in range(PART, len(units), PART):
+        found[at : at + PART] = compute(units[at : at + PART])
+    return found
+
 
 SAMPLE_RATE = 16_000
 FRAME, SHIFT, N_FFT = 400, 160, 512  # 25 ms window, 10 ms shift
@@ -72,8 +89,8 @@ class Preprocessing(BaseModel):
 
     def _pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(n, H, W, 3) uint8 -> (n, 3, S, S) float in [0, 1]."""
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).contiguous()
-        return self._resize(x.float().div_(255))
+        whole = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+        return in_parts(lambda x: self._resize(x.contiguous().float().div_(255)), whole)
 
     def _resize(self, x: Tensor) -> Tensor:
         size = [self.image_size * self.detail] * 2

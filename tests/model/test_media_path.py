@@ -21,6 +21,7 @@ from mico_chat.model.config import (
 )
 from mico_chat.model.context import AlikeMedia, KindProjections, MultimodalContext, Units
 from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder
+from mico_chat.model.preprocessing import PART
 from tests.tiny import SIDE, chat_model
 
 
@@ -46,6 +47,23 @@ def test_cached_features_equal_pixels(encoder: OmniEncoder, pixels: torch.Tensor
     cached = encoder.features(pixels)
     torch.testing.assert_close(encoder.unit_features(pixels, None, units), cached)
     torch.testing.assert_close(encoder.unit_features(None, cached, units), cached)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_many_units_are_encoded_in_parts(encoder: OmniEncoder, inference: bool) -> None:
+    pixels = torch.randn(2 * PART + 3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+    assert encoder.stem is not None
+    hook = encoder.stem.register_forward_hook(lambda *given: seen.append(len(given[2])))
+    with torch.inference_mode(inference), hook:
+        features = encoder.features(pixels)
+        tokens = encoder(features)
+    assert seen == ([PART, PART, 3] if inference else [len(pixels)])
+    with torch.no_grad():
+        for at in (0, PART - 1, PART, len(pixels) - 1):
+            one = encoder.features(pixels[at : at + 1])
+            torch.testing.assert_close(features[at : at + 1], one, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(tokens[at : at + 1], encoder(one), atol=1e-4, rtol=1e-4)
 
 
 def test_the_stem_keeps_colours_of_a_cell(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
