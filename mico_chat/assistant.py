@@ -338,13 +338,19 @@ class Assistant:
         return replace(prompt, salt=salt, shown=shown, unsalted=unsalted)
 
     def _own_words(self) -> Sequence[Hashable]:
-        """The tokens with which each conversation without a system message begins."""
-        if self._own_start is None or self._own_start[0] != self.system_prompt:
-            prompt = self.system_prompt
-            asked = [self._layout([Message.user(text)], (), "") for text in "01"]
+        """The tokens with which each conversation without a system message begins.
+
+        There are none if the chat template refuses such a conversation.
+        """
+        known, prompt = self._own_start, self.system_prompt
+        if known is None or known[0] != prompt:
+            try:
+                asked = [self._layout([Message.user(text)], (), "") for text in "01"]
+            except RequestError:
+                asked = [(), ()]
             first, second = (Prompt(segments_of(layout)).identities for layout in asked)
-            self._own_start = prompt, first[: equal_start(first, second)]
-        return self._own_start[1]
+            self._own_start = known = prompt, first[: equal_start(first, second)]
+        return known[1]
 
     def close(self) -> None:
         self.engine.close()

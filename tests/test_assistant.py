@@ -324,12 +324,29 @@ def test_kept_equals_computed(assistant: Assistant) -> None:
     assert assistant.context_cache.hits >= len(first.media)
 
 
-def test_salts_share_nothing(assistant: Assistant) -> None:
-    for salt, known in (("one", False), ("other", False), ("one", True)):
-        found = run(assistant.answer(SHOWN, OPTIONS, salt=salt))
-        usage = found.usage
-        assert (usage.cached_tokens == usage.prompt_tokens - 1) is known
-        assert found.media[0].cached is known
+def test_salts_share_the_markup_before_a_message_alone(assistant: Assistant) -> None:
+    found = [run(assistant.answer(SHOWN, OPTIONS, salt=salt)) for salt in ("one", "other", "one")]
+    markup = run(assistant.prepare(SHOWN, salt="one"))[0].unsalted
+    whole = found[0].usage.prompt_tokens - 1
+    assert markup < whole
+    assert [answer.usage.cached_tokens for answer in found] == [0, markup, whole]
+    assert [answer.media[0].cached for answer in found] == [False, False, True]
+
+
+def test_a_template_that_needs_a_system_message_is_served(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = assistant.adapter.layout
+
+    def strict(messages: Sequence[Message], *more: Any, **named: Any) -> Any:
+        if messages[0].role != "system":
+            raise RequestError("the model's chat template: a system message is missing")
+        return layout(messages, *more, **named)
+
+    monkeypatch.setattr(assistant.adapter, "layout", strict)
+    asked = [Message.system("Be brief."), *TEXT]
+    found = [run(assistant.answer(asked, OPTIONS, salt=salt)).usage for salt in "aab"]
+    assert [usage.cached_tokens for usage in found] == [0, found[0].prompt_tokens - 1, 0]
 
 
 def test_salts_share_the_system_prompt_of_the_model_alone(assistant: Assistant) -> None:

@@ -129,8 +129,10 @@ class Prompt:
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
-        """A value for each token. Two prompts share a start where the values are equal: the salt is
-        a part of the first one behind the ``unsalted`` tokens.
+        """A value for each token. Two prompts share a start as far as their values are equal.
+
+        The first value behind the ``unsalted`` tokens has the salt, so nothing behind it is shared
+        with another salt.
         """
         found: list[Hashable] = []
         for segment in self.segments:

@@ -390,7 +390,7 @@ class Scheduler:
             return None
         spare = [slot for slot in idle if slot is not donor]
         # The sequence takes the donor itself, which loses its other tokens, or a copy of the start:
-        # of another conversation it needs the service's own words alone.
+        # a new conversation, which needs the service's own words alone, takes a copy.
         held = 0 if donor is None else len(donor.held)
         same = 2 * common >= held and common > sequence.prompt.unsalted
         slot = donor if donor in idle and (same or held > (room if spare else 0)) else spare[0]

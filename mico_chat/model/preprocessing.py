@@ -26,6 +26,12 @@ from mico_chat.media.sampling import Sampling, of_segments
 PART = 32
 """Units that are computed at a time: a long clip needs little more memory than its frames have."""
 
+SAMPLE_RATE = 16_000
+FRAME, SHIFT, N_FFT = 400, 160, 512  # 25 ms window, 10 ms shift
+PREEMPHASIS = 0.97
+FBANK_MEAN, FBANK_STD = 15.41663, 2 * 6.55582  # of the released model's training sounds
+NEAREST, FARTHEST = 0.25, 32.0  # metres at the ends of the absolute depth channel
+
 
 def in_parts(compute: Callable[[Tensor], Tensor], units: Tensor) -> Tensor:
     """What ``compute`` makes of the units (U, ...), ``PART`` at a time."""
@@ -37,13 +43,6 @@ def in_parts(compute: Callable[[Tensor], Tensor], units: Tensor) -> Tensor:
     for at in range(PART, len(units), PART):
         found[at : at + PART] = compute(units[at : at + PART])
     return found
-
-
-SAMPLE_RATE = 16_000
-FRAME, SHIFT, N_FFT = 400, 160, 512  # 25 ms window, 10 ms shift
-PREEMPHASIS = 0.97
-FBANK_MEAN, FBANK_STD = 15.41663, 2 * 6.55582  # of the released model's training sounds
-NEAREST, FARTHEST = 0.25, 32.0  # metres at the ends of the absolute depth channel
 
 
 class Preprocessing(BaseModel):
