@@ -163,7 +163,7 @@ def engine_finding(name: str, outcome: Mapping[str, Any] | None, wanted: bool) -
         text = "not installed" + (f"; {remark}" if remark else "")
         return Finding(name, "problem" if essential else "note", text, fix)
     if "error" not in outcome:
-        return Finding(name, "ok", outcome["text"])
+        return Finding(name, "warning" if outcome.get("exposed") else "ok", outcome["text"])
     text = f"does not work: {outcome['error']}"
     if name == "llamacpp":  # auto would choose it; a build for another processor is killed
         return Finding(name, "problem", text, REBUILD_LLAMA_CPP)

@@ -155,7 +155,9 @@ def _decoder() -> dict[str, Any]:
     Image.new("RGB", (32, 32)).save(picture, "png")
     with MediaDecoder(MediaLimits()) as decoder:
         decoder.decode(MediaFile("image", picture.getvalue(), "made.png"))
-    return {"text": "its process starts and decodes a picture"}
+        exposed = decoder.exposed()
+    isolation = "and is isolated" if exposed is None else f"but is NOT isolated: {exposed}"
+    return {"text": f"its process decodes a picture {isolation}", "exposed": exposed}
 
 
 def _reading() -> dict[str, Any]:

@@ -5,11 +5,13 @@ import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Protocol, Self
 
@@ -20,28 +22,25 @@ from mico_chat.media.worker import read_header, read_medium, write_file, write_h
 
 log = logging.getLogger(__name__)
 
-_ENVIRONMENT = [
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH",
-    "SYSTEMROOT",
-    "TMPDIR",
-    "LANG",
-    "LC_ALL",
-]
-"""The worker gets these environment variables alone, and so none of the server's secrets."""
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""The worker gets of the environment what Python needs to start, and so no secret of the server."""
 
 _START_S = 60.0  # seconds in which a worker must start, on a slow disk and a busy machine
 _GRACE_S = 1.0
 """Seconds after the time limit before a worker is killed. A worker that stops decoding in this time
 stays in use."""
 
+_HANDS_FILES = sys.platform != "win32"
+"""Whether an open file can be handed to a worker. Otherwise it gets the file's bytes."""
+
 # Not multiprocessing: it would import the caller's main module, and with it torch. It also breaks
 # scripts without an `if __name__ == "__main__"` guard.
-_MAIN = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from mico_chat.media.worker import main; main()"
-)
+_MAIN = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from mico_chat.media.worker import main
+main(*map(int, sys.argv[2:]))
+"""
 
 
 class Decoder(Protocol):
@@ -75,6 +74,10 @@ class MediaDecoder:
     def pids(self) -> list[int]:
         return [pid for worker in self._workers if (pid := worker.pid) is not None]
 
+    def exposed(self) -> str | None:
+        """Why the workers that have started are not isolated; None if they are."""
+        return next((worker.exposed for worker in self._workers if worker.exposed), None)
+
     def close(self) -> None:
         """End the workers, and with them any decoding still under way."""
         for worker in self._workers:
@@ -93,7 +96,9 @@ _CLOSED = "this MediaDecoder is closed; make a new one"
 class _Worker:
     def __init__(self, limits: MediaLimits) -> None:
         self.limits = limits
+        self.exposed: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._files: socket.socket | None = None
         self._closed = False
         self._lock = threading.Lock()  # no process starts after ``close()``
 
@@ -110,8 +115,13 @@ class _Worker:
         with _deadline(process, self.limits.timeout_s + _GRACE_S) as passed:
             try:
                 requests, answers = _pipes(process)
-                write_file(requests, file)
-                return read_medium(answers, self.limits.memory_mb * 1024 * 1024)
+                write_file(requests, file, self._files)
+                header = read_header(answers)
+                try:
+                    return read_medium(answers, header, self.limits.memory_mb * 1024 * 1024)
+                finally:
+                    if header["large"]:  # the next medium gets a new process
+                        self.stop()
             except MediaError:
                 raise
             except (EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -140,30 +150,36 @@ class _Worker:
         with self._lock:
             if self._closed:
                 raise MicoError(_CLOSED)
-            process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, json.dumps(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
-            )
+            self._files, theirs = socket.socketpair() if _HANDS_FILES else (None, None)
+            handed = () if theirs is None else (theirs.fileno(),)
+            with theirs or nullcontext():
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _MAIN, json.dumps(path), *map(str, handed)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    pass_fds=handed,
+                    start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
+                )
             self._process = process
         with _deadline(process, _START_S):
             try:
                 requests, answers = _pipes(process)
                 write_header(requests, self.limits.model_dump())
                 requests.flush()
-                read_header(answers)
+                self.exposed = read_header(answers)["exposed"]
             except (EOFError, OSError, ValueError) as error:
                 if self._closed:
                     raise MicoError(_CLOSED) from error
-                process.kill()
+                _kill(process)
                 said = process.stderr.read().decode(errors="replace") if process.stderr else ""
                 self.stop()
                 last = said.strip().splitlines()[-1:] or ["it said nothing"]
                 raise MicoError(f"the media decoder process does not start: {last[0]}") from error
         log.debug("decoder process %d started", process.pid)
+        if self.exposed is not None:
+            _warn_once(self.exposed)
 
     def close(self) -> None:
         with self._lock:
@@ -172,9 +188,12 @@ class _Worker:
 
     def stop(self) -> None:
         process, self._process = self._process, None
+        files, self._files = self._files, None
+        if files is not None:
+            files.close()
         if process is None:
             return
-        process.kill()
+        _kill(process)
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
@@ -184,6 +203,22 @@ class _Worker:
                     log.debug("unsent request dropped")
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker with all that it has started: its session is a group of processes."""
+    if sys.platform == "win32":
+        process.kill()
+        return
+    with suppress(
+        ProcessLookupError, PermissionError
+    ):  # all have ended; macOS: but not been reaped
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@cache
+def _warn_once(why: str) -> None:
+    log.warning("media files are decoded in a process that is not isolated: %s", why)
+
+
 @contextmanager
 def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
     """Kill a process when the time is over. The event tells whether it was killed."""
@@ -191,7 +226,7 @@ def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[thre
 
     def kill() -> None:
         passed.set()
-        process.kill()
+        _kill(process)
 
     timer = threading.Timer(seconds, kill)
     timer.daemon = True

@@ -1,6 +1,7 @@
 """A medium before it is decoded: its file or bytes, its format, and the limits it must keep."""
 
 import io
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -225,6 +226,14 @@ class Remote:
 
 
 @dataclass(frozen=True)
+class OpenFile:
+    """A file that another process has opened and handed over. Its streams share one position."""
+
+    descriptor: int
+    size: int
+
+
+@dataclass(frozen=True)
 class MediaFile:
     """An encoded medium: in a file, in a tar file, at an address, or in memory.
 
@@ -234,7 +243,7 @@ class MediaFile:
     """
 
     kind: Kind
-    source: str | Path | TarMember | Remote | bytes
+    source: str | Path | TarMember | Remote | OpenFile | bytes
     name: str = ""
     depth_scale: float = 0.001
     sampling: Sampling = "uniform"
@@ -253,7 +262,7 @@ class MediaFile:
     def size(self) -> int:
         if isinstance(self.source, bytes):
             return len(self.source)
-        if isinstance(self.source, TarMember):
+        if isinstance(self.source, TarMember | OpenFile):
             return self.source.size
         try:
             if isinstance(self.source, Remote):
@@ -275,6 +284,10 @@ class MediaFile:
         try:
             if isinstance(self.source, TarMember | Remote):
                 return io.BytesIO(self.source.read())
+            if isinstance(self.source, OpenFile):
+                stream = os.fdopen(os.dup(self.source.descriptor), "rb")
+                stream.seek(0)
+                return stream
             return Path(self.source).open("rb")
         except (OSError, ValueError) as error:
             raise self.unreadable(error) from error

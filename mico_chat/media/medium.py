@@ -9,6 +9,7 @@ Legend: H height, W width, T frames, n samples or context tokens, L width of the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -255,6 +256,10 @@ class ContextBlock:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def is_finite(self) -> bool:
+        return bool(self.tokens.isfinite().all())
 
     @property
     def nbytes(self) -> int:

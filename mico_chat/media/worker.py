@@ -1,30 +1,39 @@
 """Decodes one medium in this process; and the worker process, which does nothing else.
 
 :class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` in a new interpreter, which has
-no state, files or secrets of the server. The pipes carry JSON headers and raw bytes, not pickle:
-even if a hostile file takes over the worker, the server reads only reports and arrays of numbers.
-A frame is a length, 8 bytes little-endian, and as many bytes.
+no state, files or secrets of the server, and isolates itself (:mod:`mico_chat.media.sandbox`). The
+pipes carry JSON headers and raw bytes, not pickle: even if a hostile file takes over the worker,
+the server reads only reports and arrays of numbers. A frame is a length, 8 bytes little-endian, and
+as many bytes. A file comes open, through a socket: the worker cannot open it.
 """
 
+import ctypes
 import dataclasses
 import faulthandler
+import gc
 import json
 import logging
+import mmap
 import os
 import signal
+import socket
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media.audio import decode_audio
-from mico_chat.media.file import MediaFile, MediaLimits, Remote, TarMember
+from mico_chat.media.file import MediaFile, MediaLimits, OpenFile, Remote, TarMember
 from mico_chat.media.image import decode_image
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.maps import decode_depth, decode_normal
@@ -38,6 +47,7 @@ from mico_chat.media.medium import (
     Video,
     with_track,
 )
+from mico_chat.media.sandbox import isolate
 from mico_chat.media.video import decode_video
 
 _DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
@@ -92,37 +102,98 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
 # --- the process ----------------------------------------------------------------------------------
 
 
-def main() -> None:
+_IMPORTED_LATE = (
+    "av.subtitles.stream",
+    "encodings.cp437",
+    "encodings.utf_8_sig",
+    "pillow_heif.as_plugin",
+)
+"""Modules that some files need, and that are imported at their first use. Then it is too late."""
+
+_KEPT_BYTES = 64 * 1024 * 1024
+"""Memory that an idle worker may keep, beside the 90 MiB or so that it has from the start."""
+
+
+class _Memory:
+    """This process's memory, by a file that is opened before no file can be."""
+
+    def __init__(self) -> None:
+        pages = Path("/proc/self/statm")  # Linux's
+        self._pages = pages.open("rb", buffering=0) if pages.exists() else None
+        # The function is looked up now as well. Only glibc has it.
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if self._pages else None
+        self._usual = self._resident() + _KEPT_BYTES
+
+    def stays_large(self, n_bytes: int) -> bool:
+        """Whether more is in use than usual and ``n_bytes``, after free memory is given back."""
+        if self._resident() <= self._usual + n_bytes:
+            return False
+        gc.collect()
+        if self._trim is not None:
+            self._trim(0)
+        return self._resident() > self._usual + n_bytes
+
+    def _resident(self) -> int:
+        if self._pages is None:
+            return 0
+        self._pages.seek(0)
+        return int(self._pages.read(100).split()[1]) * mmap.PAGESIZE
+
+
+def main(channel: int | None = None) -> None:
+    """Answer requests; files come through the socket ``channel``, if there is one."""
     # The answers' pipe gets a new file descriptor, so that no library prints into it.
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    files = None if channel is None else socket.socket(fileno=channel)
     limits = MediaLimits.model_validate(read_header(requests))
+    for module in _IMPORTED_LATE:
+        import_module(module)
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")  # to print one, Python reads the source that warns
     _limit_memory(limits.memory_mb)
-    write_header(answers, {"ready": True})
-    answers.flush()
+    memory = _Memory()
     nowhere = os.open(os.devnull, os.O_WRONLY)  # libraries print warnings on hostile files
+    write_header(answers, {"ready": True, "exposed": isolate()})
+    answers.flush()
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)
     while True:
         try:
-            _serve_one(requests, answers, limits)
+            _serve_one(requests, answers, files, limits, memory)
         except EOFError:
             return
 
 
-def _serve_one(requests: BinaryIO, answers: BinaryIO, limits: MediaLimits) -> None:
-    file = _read_file(requests, limits.max_bytes)
+def _serve_one(
+    requests: BinaryIO,
+    answers: BinaryIO,
+    files: socket.socket | None,
+    limits: MediaLimits,
+    memory: _Memory,
+) -> None:
+    answer = _answer(_read_file(requests, files, limits.max_bytes), limits)
+    if isinstance(answer, dict):
+        write_header(answers, answer | {"large": memory.stays_large(0)})
+    else:
+        n_bytes = sum(array.nbytes for part in with_track(answer) for array in _arrays(part))
+        _write_medium(answers, answer, memory.stays_large(n_bytes))
+    answers.flush()
+
+
+def _answer(file: MediaFile, limits: MediaLimits) -> Medium | dict[str, Any]:
+    """The medium, or the fields of a MediaError: the error itself would keep the file's bytes."""
     try:
         with _time_limit(limits, file.name):
-            medium = decode(file, limits)
+            return decode(file, limits)
     except MediaError as error:
-        _write_error(answers, error)
+        return _fields(error)
     except MemoryError:
-        _write_error(answers, limits.exceeded(file.name, "memory_mb", "decoding needs more memory"))
-    else:
-        _write_medium(answers, medium)
+        return _fields(limits.exceeded(file.name, "memory_mb", "decoding needs more memory"))
+    finally:
+        if isinstance(file.source, OpenFile):
+            os.close(file.source.descriptor)
 
 
 def _limit_memory(memory_mb: int) -> None:
@@ -187,28 +258,40 @@ def read_header(stream: IO[bytes]) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(read_frame(stream, _MAX_HEADER)))
 
 
-def write_file(stream: IO[bytes], file: MediaFile) -> None:
-    """Ask for a medium, by the path of its file or with its bytes."""
-    path = None if file.path is None else str(file.path.absolute())
-    data = file.read() if path is None else None
+def write_file(stream: IO[bytes], file: MediaFile, files: socket.socket | None = None) -> None:
+    """Ask for a medium: with its open file through the socket ``files``, or with its bytes."""
     header = {name: getattr(file, name) for name in _FILE_FIELDS}
-    write_header(stream, header | {"path": path})
-    if data is not None:
+    if files is None or file.path is None:
+        data = file.read()
+        write_header(stream, header | {"size": None})
         write_frame(stream, data)
-    stream.flush()
+        stream.flush()
+        return
+    with file.open() as opened:
+        write_header(stream, header | {"size": os.fstat(opened.fileno()).st_size})
+        stream.flush()
+        socket.send_fds(files, [b"f"], [opened.fileno()])
 
 
-def _read_file(stream: IO[bytes], max_bytes: int) -> MediaFile:
+def _read_file(stream: IO[bytes], files: socket.socket | None, max_bytes: int) -> MediaFile:
     header = read_header(stream)
-    source = header.pop("path")
-    if source is None:
-        source = read_frame(stream, max_bytes)
-    return MediaFile(source=source, **header)
+    size = header.pop("size")
+    if size is None:
+        return MediaFile(source=read_frame(stream, max_bytes), **header)
+    assert files is not None
+    _, descriptors, _, _ = socket.recv_fds(files, 1, 1)
+    if not descriptors:
+        raise EOFError("no file came")
+    return MediaFile(source=OpenFile(descriptors[0], size), **header)
 
 
-def _write_medium(stream: IO[bytes], medium: Medium) -> None:
+def _arrays(medium: Medium) -> list[NDArray[Any]]:
+    return [getattr(medium, name) for name in _ARRAYS[type(medium)]]
+
+
+def _write_medium(stream: IO[bytes], medium: Medium, large: bool) -> None:
     media = with_track(medium)
-    arrays = [[getattr(part, name) for name in _ARRAYS[type(part)]] for part in media]
+    arrays = [_arrays(part) for part in media]
     parts = [
         {
             "kind": part.kind,
@@ -218,21 +301,18 @@ def _write_medium(stream: IO[bytes], medium: Medium) -> None:
         }
         for part, own in zip(media, arrays, strict=True)
     ]
-    write_header(stream, {"parts": parts})
+    write_header(stream, {"parts": parts, "large": large})
     for array in (array for own in arrays for array in own):
         write_frame(stream, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    stream.flush()
 
 
-def _write_error(stream: IO[bytes], error: MediaError) -> None:
+def _fields(error: MediaError) -> dict[str, Any]:
     fields = {"name": error.name, "reason": error.reason, "fault": error.fault}
-    write_header(stream, {"error": type(error).__name__, **fields})
-    stream.flush()
+    return {"error": type(error).__name__, **fields}
 
 
-def read_medium(stream: IO[bytes], max_bytes: int) -> Medium:
-    """Receive a medium, or raise the MediaError sent in its place."""
-    header = read_header(stream)
+def read_medium(stream: IO[bytes], header: dict[str, Any], max_bytes: int) -> Medium:
+    """Receive the medium of a header, or raise the MediaError sent in its place."""
     if "error" in header:
         raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
     match [_read_part(stream, part, max_bytes) for part in header["parts"]]:

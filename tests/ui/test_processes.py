@@ -98,6 +98,24 @@ def test_a_server_that_dies_is_started_again_but_not_for_ever(
     assert all(line.endswith("; it is started again") for line in told)
 
 
+def test_the_local_secret_is_in_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "def main(argv, local_secret): print(local_secret, flush=True); sys.stdin.read()"
+    stub = local_server._MAIN.replace("from mico_chat.cli.main import main", command)
+    assert stub != local_server._MAIN
+    monkeypatch.setattr(local_server, "_MAIN", stub)
+    with local_server._start([], "ours-secret", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ours-secret\n"
+        child = psutil.Process(process.pid)
+        assert "ours-secret" not in f"{child.environ()} {child.cmdline()}"
+    got: list[str | None] = []
+    monkeypatch.setattr("mico_server.app.main", lambda *arguments: got.append(arguments[-1]))
+    for secret in ("ours-secret", None):
+        with pytest.raises(SystemExit):
+            mico_chat(["serve"], local_secret=secret)
+    assert got == ["ours-secret", None]
+
+
 @pytest.mark.slow
 def test_the_server_ends_with_us_however_we_end() -> None:
     script = (
@@ -298,7 +316,8 @@ def test_a_key_is_asked_for_and_taken_from_the_environment(
         assert piped("Hi") == (0, "[] Hi\n", "")
 
 
-def test_a_reader_may_close_the_pipe(client: Client) -> None:
+def test_a_reader_may_close_the_pipe(client: Client, assistant: FakeAssistant) -> None:
+    assistant.engine.max_position = 10_000  # whose question has more bytes than a pipe holds
     command = [*CHAT, "--api", client.api, "word " * 20_000]
     none, pipe = subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe) as process:

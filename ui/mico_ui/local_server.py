@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
@@ -18,9 +18,12 @@ from typing import IO, Any
 from mico_chat.errors import ConfigError
 from mico_ui.client import ApiError
 
-# The server ends when the process that started it ends: its standard input is closed then.
+# Standard input brings the secret, which an environment would show to other programs. The server
+# ends when the process that started it ends: the input is closed then.
 _MAIN = """
 import os, signal, sys, threading
+
+secret = sys.stdin.readline().strip() or None
 
 def end_with_parent():
     os.read(0, 1)
@@ -28,7 +31,7 @@ def end_with_parent():
 
 threading.Thread(target=end_with_parent, daemon=True).start()
 from mico_chat.cli.main import main
-main(sys.argv[1:])
+main(sys.argv[1:], local_secret=secret)
 """
 
 END_S = 40.0  # for the last answers of a server, before it is killed
@@ -52,14 +55,17 @@ def _new_secret() -> str:
 
 def _start(arguments: Sequence[str], secret: str, **streams: Any) -> subprocess.Popen[str]:
     """``mico-chat serve`` in its own session, so that Ctrl-C reaches only the parent process."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", _MAIN, "serve", *arguments],
         stdin=subprocess.PIPE,
         text=True,
-        env={**os.environ, "MICO_LOCAL_SECRET": secret},
         start_new_session=True,
         **streams,
     )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has died already, which its watcher reports
+        os.write(process.stdin.fileno(), f"{secret}\n".encode())
+    return process
 
 
 @dataclass
