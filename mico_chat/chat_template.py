@@ -11,10 +11,13 @@ content as JSON, so that the content is escaped in the same way.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
+import threading
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -32,6 +35,9 @@ from mico_chat.tools import Tool
 MARKER = "\ue000"
 """A private-use character, which templates do not contain. As JSON it may be written in ASCII."""
 
+RENDER_S = 20.0
+"""Seconds in which a template must be rendered: the longest conversation takes tenths of one."""
+
 _MARK = re.compile(r'(?:\ue000|\\+ue000)(\d+)(\\*)"(?:\ue000|\\+ue000)')
 Shown: TypeAlias = Mapping[str, Any] | Sequence[PromptPart]
 """A medium in a prompt: a part of the content for a template that writes its own markup for media,
@@ -45,6 +51,44 @@ Piece: TypeAlias = tuple[int | None, list[PromptPart]]
 
 def _no_media(medium: MediaFile | Medium) -> Shown:
     raise ValueError(f"{medium.name}: media are not shown here")
+
+
+class EndlessTemplateError(RequestError):
+    """A template that loops for too long."""
+
+
+class _EndlessError(Exception):
+    """Raised in the thread that renders."""
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Raise an error in this thread after a time: a template of somebody else's may loop for ever.
+
+    It reaches Python code alone, as Jinja's loops are; one call of C, such as the product of a text
+    and a number, runs to its end.
+    """
+    raised: Any = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread, lock, state = ctypes.c_ulong(threading.get_ident()), threading.Lock(), "runs"
+
+    def end() -> None:
+        nonlocal state
+        with lock:
+            if state == "runs":
+                state = "late"
+                raised(thread, ctypes.py_object(_EndlessError))
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            if state == "late":  # the error may not have come yet
+                raised(thread, None)
+            state = "ended"
 
 
 class ChatTemplate:
@@ -82,6 +126,8 @@ class ChatTemplate:
     def _probed(self, content: Any, tools: list[Any] | None = None) -> str:
         try:
             return self._rendered([{"role": "user", "content": content}], tools, True)
+        except EndlessTemplateError:
+            raise
         except RequestError:
             return ""
 
@@ -136,15 +182,19 @@ class ChatTemplate:
 
     def _rendered(self, chat: list[Any], tools: list[Any] | None, opens: bool) -> str:
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    chat,
-                    tools=tools,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=opens,
+            with _ended_after(RENDER_S):
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        chat,
+                        tools=tools,
+                        chat_template=self.source,
+                        tokenize=False,
+                        add_generation_prompt=opens,
+                    )
                 )
-            )
+        except _EndlessError as error:
+            reason = f"the model's chat template: rendering takes longer than {RENDER_S:g} s"
+            raise EndlessTemplateError(reason, "messages") from error
         except Exception as error:  # a template works with the client's values
             reason = " ".join(str(error).split())
             raise RequestError(f"the model's chat template: {reason}", "messages") from error

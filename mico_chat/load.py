@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import local_folder, model_folder, model_name
 from mico_chat.engine.base import SIZES, Engine, GenerationOptions, check_sizes
-from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
+from mico_chat.errors import ConfigError, MicoError, MissingExtraError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.reading import installed_reader
 from mico_chat.settings import Settings
@@ -112,7 +112,8 @@ def load_assistant(
             from mico_chat.reading.depths import depth_estimator
 
             depths = depth_estimator(options.depth_model, options.device)
-        loaded = _loaded(model, options)
+        with _readable(model):
+            loaded = _loaded(model, options)
         from mico_chat.adapters.mico import MicoAdapter
         from mico_chat.checkpoints.load import has_text_branch, load_pretraining
         from mico_chat.encode import MediaEncoder
@@ -148,6 +149,20 @@ def load_assistant(
                 branch, tokenizer, adapter.processor, decoder, cache_bytes=kept
             )
         return assistant
+
+
+@contextmanager
+def _readable(model: str | Path) -> Iterator[None]:
+    """Whatever a broken or hostile file of a model makes a library raise is a ModelError."""
+    try:
+        yield
+    except RequestError as error:  # nobody has asked yet: the model's own template refuses
+        raise ModelError(f"{model}: {error}") from error
+    except MicoError:
+        raise
+    except Exception as error:
+        kind, reason = type(error).__name__, " ".join(str(error).split())
+        raise ModelError(f"{model}: a file there is broken: {kind}: {reason}") from error
 
 
 def _unsure_below(generation: Mapping[str, Any]) -> float | None:
@@ -201,7 +216,7 @@ def is_mico(model: str | Path) -> bool:
     file = local_folder(model_folder(model), "config.json") / "config.json"
     try:
         kind = str(json.loads(file.read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{model}: its config.json cannot be read: {error}") from error
     return kind.startswith("mico")
 

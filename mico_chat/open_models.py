@@ -35,6 +35,8 @@ THINKERS = {
 MODALITIES: tuple[Kind, ...] = ("image", "audio", "video")
 """Of vLLM."""
 
+CONFIG, PROCESSOR = "config.json", "processor (tokenizer*.json, *_config.json, chat_template.jinja)"
+
 ALIKE = 0.999
 """The least cosine of two models' logits, about their mean, that count as equal."""
 
@@ -82,8 +84,9 @@ def load_in_vllm(model: str | Path, options: EngineOptions) -> Loaded:
 
     folder = local_folder(model_folder(model))
     trust = options.trust_remote_code
-    with _loading(model):
+    with _loading(model, CONFIG):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    with _loading(model, PROCESSOR):
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
     kinds = reads(processor)
     arguments = engine_arguments(
@@ -100,17 +103,17 @@ def load_in_vllm(model: str | Path, options: EngineOptions) -> Loaded:
 
 
 @contextmanager
-def _loading(model: str | Path) -> Iterator[None]:
+def _loading(model: str | Path, part: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # what a broken file makes transformers raise may be anything
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             raise ConfigError(
                 f"{model}: it brings Python code of its own, which is not run; read the code, and "
                 "if you trust it, add --trust-remote-code"
             ) from error
-        raise ModelError(f"{model}: transformers cannot load it: {reason}") from error
+        raise ModelError(f"{model}: transformers cannot load its {part}: {reason}") from error
 
 
 def _read(model: str | Path, options: EngineOptions, bitsandbytes: Any) -> tuple[Any, Any]:
@@ -120,8 +123,9 @@ def _read(model: str | Path, options: EngineOptions, bitsandbytes: Any) -> tuple
     dtype = options.dtype or "bfloat16"
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     trust = options.trust_remote_code
-    with _loading(model):
+    with _loading(model, CONFIG):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    with _loading(model, "weights (*.safetensors), or the model of config.json"):
         auto: Any = transformers.AutoModelForMultimodalLM
         if config.model_type in THINKERS:
             auto = getattr(transformers, THINKERS[config.model_type])
@@ -132,6 +136,7 @@ def _read(model: str | Path, options: EngineOptions, bitsandbytes: Any) -> tuple
             trust_remote_code=trust,
             **({} if bitsandbytes is None else {"device_map": {"": device}}),
         )
+    with _loading(model, PROCESSOR):
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
     if bitsandbytes is None:
         llm = llm.to(device)

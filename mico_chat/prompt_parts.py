@@ -19,11 +19,13 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias, cast
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeAlias, cast
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mico_chat.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,24 @@ PromptPart: TypeAlias = PromptText | Placeholders
 
 PartTokens: TypeAlias = list[tuple[int, int]]
 """Token ids, each with the number of its part; a token over several parts has the last one's."""
+
+
+P = ParamSpec("P")
+
+
+def _may_panic(tokenize: Callable[P, PartTokens]) -> Callable[P, PartTokens]:
+    @wraps(tokenize)
+    def tokens(*args: P.args, **named: P.kwargs) -> PartTokens:
+        try:
+            return tokenize(*args, **named)
+        except BaseException as error:
+            # Rust's panic is no Exception, and its class cannot be imported. Oniguruma gives up a
+            # regular expression of tokenizer.json after 10 million steps, and panics.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ModelError(f"the model's tokenizer (tokenizer.json) failed: {error}") from error
+
+    return tokens
 
 
 _IN_BRACKETS = re.compile(r"[<\[].*[>\]]", re.DOTALL)
@@ -126,6 +146,7 @@ def _without_tokens(backend: Tokenizer, control: Collection[int]) -> dict[str, A
     return {**spec, "added_tokens": kept, "post_processor": None}
 
 
+@_may_panic
 def _tokenize_apart(
     tokenizer: PreTrainedTokenizerBase,
     plain: Callable[[str], list[int]],
@@ -176,6 +197,7 @@ class JoinedParts:
         ours = [token for token, _ in self([PromptText(text)])]
         return ours == self._markup.encode(text, add_special_tokens=False).ids
 
+    @_may_panic
     def __call__(self, parts: Sequence[PromptPart]) -> PartTokens:
         tokens: PartTokens = []
         run: list[tuple[str, int]] = []

@@ -5,7 +5,8 @@ import re
 import threading
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,12 +22,12 @@ from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.errors import MissingExtraError, ModelError
-from mico_chat.media import Audio, MediaFile, Medium, decode
+from mico_chat.media import Audio, Image, MediaFile, Medium, decode
 from mico_chat.media.medium import SpokenText, Words, WrittenText
 from mico_chat.model.processing import MicoChatProcessor
-from mico_chat.reading import MAX_CHARACTERS, MediaReader, installed_reader, speech
+from mico_chat.reading import MAX_CHARACTERS, MAX_WIDTH, MediaReader, installed_reader, speech
 from mico_chat.reading import pictures as pictures_module
-from mico_chat.reading.pictures import PictureReader, reading_order
+from mico_chat.reading.pictures import PaddleEngine, PictureReader, reading_order
 from mico_chat.reading.speech import Listening
 from tests.conftest import TALK
 from tests.fakes import FakeDecoder
@@ -189,8 +190,36 @@ class ManyLines(PictureReader):
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
 
-    def read(self, pixels: NDArray[np.uint8]) -> list[WrittenText]:
+    def read(self, pixels: NDArray[np.uint8], enough: Any = None) -> list[WrittenText]:
         return [SIGN.model_copy(update={"text": text}) for text in self.texts]
+
+
+class Counted(PaddleEngine):
+    """Sees ``lines`` lines of 99 characters in a picture; ``log`` has the first pixel of each step.
+
+    ``before`` is called at the beginning of a step.
+    """
+
+    def __init__(self, lines: int, score: float = 0.99, width: float = 20.0) -> None:
+        self.lines, self.score, self.width = lines, score, width
+        self.log: list[int] = []
+        self.before: Callable[[], object] = lambda: None
+
+    def find(self, picture: NDArray[np.uint8]) -> tuple[NDArray[np.float64], list[Any]]:
+        self.before()
+        self.log.append(int(picture[0, 0, 0]))
+        tops = 10.0 * np.arange(self.lines)[:, None, None]
+        boxes = np.array([[[5, 0], [90, 0], [90, 8], [5, 8]]]) + tops * [0, 1]
+        return boxes, [(picture, self.width)] * self.lines
+
+    def recognise(self, line: Any) -> tuple[str, float]:
+        self.before()
+        self.log.append(int(line[0][0, 0, 0]))
+        return f"{len(self.log):03} {'x' * 95}", self.score
+
+
+def grey(shade: int) -> Image:
+    return Image(np.full((960, 960, 3), shade, np.uint8))
 
 
 class Talker(speech.Listener):
@@ -212,11 +241,69 @@ def silence(seconds: float) -> Audio:
 
 def test_long_text_is_cut_with_a_note() -> None:
     reader = MediaReader(pictures=ManyLines([f"{n} " + "x" * 100 for n in range(40)]))
-    words = reader.read(picture(), NEVER)
+    assert reader.read(picture(), NEVER).written is not None
+    engine = Counted(40)
+    words = MediaReader(pictures=PictureReader(engine)).read(grey(7), NEVER)
     assert words.written is not None
-    assert 0 < sum(len(line.text) for line in words.written) <= MAX_CHARACTERS
-    assert words.cut == (f"only the first {len(words.written)} of 40 lines of text are used",)
+    assert len(words.written) == MAX_CHARACTERS // 100 == len(engine.log) - 2, "the rest is unread"
+    assert words.cut == ("only the first 20 lines of text are used",)
+    assert [line.box[1] for line in words.written] == sorted(line.box[1] for line in words.written)
     assert MediaReader(pictures=ManyLines(["one"])).read(picture(), NEVER).cut == ()
+
+
+def test_the_frames_of_a_video_share_the_budget() -> None:
+    engine = Counted(12)
+    words = MediaReader(pictures=PictureReader(engine)).read(clip(8), NEVER)
+    assert len(words.written or ()) == 20
+    assert len(engine.log) == 1 + 12 + 1 + 9, "the last frame is not read"
+
+
+def test_an_unreadable_picture_ends() -> None:
+    engine = Counted(90, score=0.1, width=100.0)
+    words = MediaReader(pictures=PictureReader(engine)).read(grey(7), NEVER)
+    assert (words.written, words.cut) == ((), ("only the first 0 lines of text are used",))
+    assert len(engine.log) == 1 + MAX_WIDTH // 100 + 1
+
+
+def test_a_picture_that_nobody_waits_for_is_not_read_on() -> None:
+    stop, engine = threading.Event(), Counted(9)
+    engine.before = lambda: stop.set() if len(engine.log) == 3 else None
+    MediaReader(pictures=PictureReader(engine)).read(grey(7), stop)
+    assert len(engine.log) == 4
+
+
+class Asked(ThreadPoolExecutor):
+    """Knows how many steps were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.changed, self.n = threading.Condition(), 0
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        step = super().submit(*args, **named)
+        with self.changed:
+            self.n += 1
+            self.changed.notify_all()
+        return step
+
+
+def test_pictures_that_are_read_together_take_turns() -> None:
+    engine, asked = Counted(5), Asked()
+    reader = PictureReader(engine)
+    reader._steps = asked
+
+    def both_wait() -> None:
+        wanted = min(12, len(engine.log) + 2)  # this step, and one of the other picture
+        with asked.changed:
+            assert asked.changed.wait_for(lambda: asked.n >= wanted, 30)
+
+    engine.before = both_wait
+    both = [threading.Thread(target=reader.read, args=(grey(shade).pixels,)) for shade in (1, 2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert engine.log in ([1, 2] * 6, [2, 1] * 6)
 
 
 def test_long_speech_is_cut_with_a_note() -> None:
@@ -343,6 +430,20 @@ def test_pictures_without_text_and_of_any_shape(
 def test_a_small_picture_is_enlarged(pictures: PictureReader) -> None:
     canvas = Pillow.fromarray(sign("EXIT HERE")).crop((40, 120, 440, 230)).resize((128, 35))
     assert [line.text for line in pictures.read(np.asarray(canvas))] == ["EXIT HERE"]
+
+
+def test_lines_are_recognised_as_in_batches(pictures: PictureReader) -> None:
+    """Of lines of many widths; rapidocr itself recognises six at a time."""
+    canvas = Pillow.new("RGB", (640, 340), "white")
+    for row in range(7):
+        text = "The quick brown fox jumps over the lazy dog. " * 2
+        ImageDraw.Draw(canvas).text((20, 20 + 48 * row), text[: 4 + 6 * row], "black", font_size=22)
+    page = np.asarray(canvas)
+    ours = {(line.text, line.confidence) for line in pictures.read(page)}
+    assert pictures._engine is not None
+    found = pictures._engine._engine(page[..., ::-1].copy(), use_cls=False)
+    theirs = zip(found.txts, found.scores, strict=True)
+    assert ours == {(text.strip(), round(float(score), 3)) for text, score in theirs}
 
 
 def test_threads_may_read_at_the_same_time(pictures: PictureReader) -> None:

@@ -30,6 +30,9 @@ EXTRA = "reads"
 FRAMES = 3  # of a video are read: its first, its last and the one between them
 MAX_CHARACTERS = 2000
 """Characters of a medium's text, and as many of its speech: about 500 tokens each."""
+MAX_WIDTH = 2000.0
+"""The lines of a picture that are recognised have at most this width together, at a height of 1:
+8 s on a core. 150 lines of the least width have 1,000, and as many characters another 1,000."""
 
 
 class Reader(Protocol):
@@ -53,7 +56,7 @@ class MediaReader:
     def read(self, medium: Medium, stop: threading.Event) -> Words:
         match medium:
             case Image():
-                return self._written([(medium.pixels, None)])
+                return self._written([(medium.pixels, None)], stop)
             case Audio():
                 return self._spoken(medium, stop)
             case Video():
@@ -61,24 +64,36 @@ class MediaReader:
                 frames = [
                     (medium.frames[at], float(medium.times[at])) for at in dict.fromkeys(places)
                 ]
-                written = self._written(frames)
+                written = self._written(frames, stop)
                 track = Words() if medium.audio is None else self._spoken(medium.audio, stop)
                 return Words(written.written, track.spoken, (*written.cut, *track.cut))
         return Words()
 
-    def _written(self, pictures: Sequence[tuple[NDArray[np.uint8], float | None]]) -> Words:
-        if self.pictures is None:
+    def _written(
+        self, pictures: Sequence[tuple[NDArray[np.uint8], float | None]], stop: threading.Event
+    ) -> Words:
+        if self.pictures is None or stop.is_set():
             return Words()
         lines: dict[str, WrittenText] = {}  # a text of several frames counts once
+        full = False
+
+        def enough(texts: list[str], width: float) -> bool:
+            nonlocal full
+            known = list({**lines, **dict.fromkeys(texts)})
+            full |= width > MAX_WIDTH or _within_budget(known) < len(known)
+            return full or stop.is_set()
+
         for pixels, time in pictures:
-            for line in self.pictures.read(pixels):
+            for line in self.pictures.read(pixels, enough):
                 lines.setdefault(line.text, line.model_copy(update={"time": time}))
-        kept = _within_budget([one.text for one in lines.values()])
-        cut = f"only the first {kept} of {len(lines)} lines of text are used"
-        return Words(tuple(lines.values())[:kept], cut=() if kept == len(lines) else (cut,))
+            if enough([], 0):
+                break
+        kept = _within_budget(list(lines))
+        cut = f"only the first {kept} lines of text are used"
+        return Words(tuple(lines.values())[:kept], cut=(cut,) if full else ())
 
     def _spoken(self, sound: Audio, stop: threading.Event) -> Words:
-        if self.listener is None:
+        if self.listener is None or stop.is_set():
             return Words()
         said: list[SpokenText] = []
         end = min(sound.seconds, speech.LISTENED_S)
