@@ -5,6 +5,7 @@
 # make test-lmms  the tests of the lmms-eval plugin and of its client, in an environment of its own
 # make bench      race the engines and the training loops, in about 35 minutes; the tables go to benchmarks/results
 # make ablations  the paper's Tables 1 and 7 and its context embeddings, with small models, after make mini's data
+# make lock       write the image's lock files anew, in the versions that are installed here
 # make modalities fine-tune on small data sets of seven modalities, beside simple baselines
 # make mini       train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
@@ -50,7 +51,7 @@ LMMS_VENV := .venv-lmms
 LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
-.PHONY: setup setup-dev run test test-soak test-vllm test-lmms check bench format modalities mini ablations clean
+.PHONY: setup setup-dev run test test-soak test-vllm test-lmms check bench format lock modalities mini ablations clean
 
 # llama.cpp compiles while the other packages are installed.
 setup: | $(BIN)/python
@@ -110,6 +111,10 @@ test: setup-dev
 
 test-soak: setup-dev
 	$(PYTEST) -m soak
+
+# After `make check`: the image gets the packages that the tests have run with.
+lock: setup-dev
+	$(BIN)/python docker/lock.py
 
 # What vLLM brings for sound does not import beside torch's build for CPUs; nothing here uses it.
 $(VLLM_INSTALLED): pyproject.toml

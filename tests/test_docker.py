@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mico_chat.encode import CacheStats
 from mico_chat.engine.base import EngineStats
@@ -127,6 +129,55 @@ def test_requirements_are_the_projects_own(root: Path, docker: Path) -> None:
         assert wrong[-1] in result.stderr
 
 
+def locked(file: Path) -> dict[str, tuple[str, int]]:
+    """The version of each package of a lock file, and the number of its hashes."""
+    found = {}
+    for entry in re.sub(r"^#.*\n", "", file.read_text()).replace(" \\\n", "").splitlines():
+        requirement, *hashes = entry.split("    ")
+        name, version = requirement.partition(" ;")[0].split("==")
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes), entry
+        found[name] = version, len(hashes)
+    return found
+
+
+def test_the_locks_have_what_the_image_asks_for(root: Path, docker: Path) -> None:
+    image = (docker / "Dockerfile").read_text()
+    (extras,), (for_extras,) = (
+        re.findall(rf"^ARG {name}=(.*)$", image, re.MULTILINE) for name in ("EXTRAS", "LOCKED")
+    )
+    assert extras == for_extras
+    rest, torch = (locked(docker / name) for name in ("requirements.lock", "torch.lock"))
+    assert not rest.keys() & torch.keys()
+    assert {"torch", "torchvision"} < torch.keys()
+    files = rest | torch
+    assert all(hashes for _, hashes in files.values())
+    command = [sys.executable, docker / "requirements.py", root / "pyproject.toml", extras]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    for requirement in map(Requirement, asked):
+        found = files.get(canonicalize_name(requirement.name))
+        assert found is not None, f"{requirement}: make lock"
+        assert requirement.specifier.contains(found[0]), f"{requirement}: make lock"
+    for name in ("requirements.lock", "torch.lock"):
+        text = (docker / name).read_text()
+        assert extras in text.splitlines()[0], "make lock"
+        assert not re.search(r"://|index|\.org|\.com", text), "an address"
+    installs = re.findall(r"pip install (.*?)(?:;|\n\n)", image.replace("\\\n", " "), re.DOTALL)
+    for lock in ("requirements.lock", "torch.lock"):
+        (install,) = [one for one in installs if lock in one]
+        assert "--require-hashes" in install
+        assert "--no-deps" in install
+
+
+def test_images_are_named_by_digest(docker: Path) -> None:
+    compose, image = ((docker / name).read_text() for name in ("compose.yaml", "Dockerfile"))
+    named = re.findall(r"\$\{(\w+_IMAGE):-(\S+)\}$", compose, re.MULTILINE)
+    others = {name: default for name, default in named if name != "MICO_IMAGE"}
+    assert set(others) == {f"{n}_IMAGE" for n in ("MICO_BASE", "POSTGRES", "PROMETHEUS", "GRAFANA")}
+    for default in others.values():
+        assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*@sha256:[0-9a-f]{64}", default)
+    assert f"\nARG BASE_IMAGE={others['MICO_BASE_IMAGE']}\n" in image
+
+
 def test_no_secret_is_written_down(root: Path, docker: Path) -> None:
     for file in ("Dockerfile", ".env.example", *FILES, "prometheus.yaml"):
         for line in (docker / file).read_text().splitlines():
@@ -175,9 +226,16 @@ def test_compose_takes_the_files(docker: Path, files: tuple[str, ...]) -> None:
                 assert Path(volume["source"]).exists(), volume
             else:
                 assert volume["source"] in config["volumes"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["read_only"] is True
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        # A limit of memory holds what lies in a tmpfs and in shared memory too.
+        sizes = [re.fullmatch(r"/[\w/]+:size=(\d+)([mg])", where) for where in service["tmpfs"]]
+        tmpfs = sum(int(size[1]) << {"m": 20, "g": 30}[size[2]] for size in sizes if size)
+        assert None not in sizes
+        assert tmpfs + int(service.get("shm_size", 0)) < int(service["mem_limit"]), name
+        assert 0 < service["pids_limit"] <= 4096
     for name in ("setup", "metrics-key", "server", "ui"):
-        assert services[name]["cap_drop"] == ["ALL"]
-        assert services[name]["read_only"] is True
         assert services[name]["image"] == services["server"]["image"]
     assert "ports" not in services["postgres"]
     grace = re.fullmatch(r"(?:(\d+)m)?(\d+)s", services["server"]["stop_grace_period"])
@@ -185,6 +243,36 @@ def test_compose_takes_the_files(docker: Path, files: tuple[str, ...]) -> None:
     answers = ServerSettings.model_fields["shutdown_timeout_s"].default
     # A busy machine took 12 seconds more to end the rest.
     assert int(grace[1] or 0) * 60 + int(grace[2]) >= answers + DRAIN_S + 20
+
+
+@needs_compose
+def test_who_is_open_to_whom(docker: Path) -> None:
+    services = configured(docker, "compose.yaml", MICO_BIND="0.0.0.0", **ENVIRONMENT)["services"]
+    bound = {n: [p["host_ip"] for p in s["ports"]] for n, s in services.items() if "ports" in s}
+    here, everywhere = ["127.0.0.1"], ["0.0.0.0"]
+    assert bound == {"server": everywhere, "ui": everywhere, "prometheus": here, "grafana": here}
+
+    def beside(name: str) -> set[str]:
+        own = set(services[name]["networks"])
+        return {n for n, s in services.items() if n != name and own & set(s["networks"])}
+
+    assert beside("postgres") == {"server", "metrics-key"}
+    assert beside("prometheus") == {"server", "grafana"}
+    assert beside("ui") == {"server", "setup"}
+    # A body that is on its way lies on the disk, in a volume, and not in memory.
+    temporary = services["server"]["environment"]["TMPDIR"]
+    assert temporary in [v["target"] for v in services["server"]["volumes"] if "read_only" not in v]
+
+
+@needs_compose
+def test_limits_are_variables(docker: Path) -> None:
+    text = (docker / "compose.yaml").read_text()
+    limits = dict(re.findall(r"\$\{(\w+_(?:MEMORY|PIDS|TMP)):-(\w+)\}", text))
+    assert {"MICO_MEMORY", "MICO_UI_MEMORY", "POSTGRES_MEMORY", "MICO_UI_TMP"} < set(limits)
+    given = {name: "123m" if default[-1] in "mg" else "123" for name, default in limits.items()}
+    services = configured(docker, *FILES, **given, **ENVIRONMENT)["services"].values()
+    assert {int(service["mem_limit"]) for service in services} == {123 << 20}
+    assert {service["pids_limit"] for service in services} == {123}
 
 
 @needs_compose

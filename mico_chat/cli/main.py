@@ -45,6 +45,7 @@ from mico_chat.cli.options import (
     media_in_order,
     pair,
 )
+from mico_chat.cli.process_list import leave_process_list, without_passwords
 from mico_chat.engine.cpu import set_openmp
 from mico_chat.errors import MicoError, RequestError
 
@@ -217,7 +218,7 @@ def serve(ctx: typer.Context) -> None:
         return
     with extra("server", "mico-chat serve"):
         from mico_server.app import main
-    main(asked, partial(print, flush=True))
+    main(asked, partial(print, flush=True), ctx.obj)
 
 
 @app.command(cls=MediaInOrder)
@@ -316,6 +317,10 @@ def ui(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of the page behind a proxy: https://chat.example.org."),
+    ] = None,
 ) -> None:
     """Chat in the browser. Options of `mico-chat serve` are passed on to the server it starts.
 
@@ -332,7 +337,7 @@ def ui(
         if ctx.args or api_port is not None:
             given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
             raise RequestError(f"--api names a running server, but {given} is for one of our own")
-        page.main(api, host, port, announce, insecure=insecure)
+        page.main(api, host, port, announce, insecure=insecure, origins=origin or ())
         return
     with extra("server", "mico-chat ui"):
         from mico_server.settings import read_settings
@@ -340,7 +345,8 @@ def ui(
     own = read_settings(arguments)
     with server_beside(arguments, announce) as secret:
         address = local_url(own.host, own.port)
-        page.main(address, host, port, announce, insecure=insecure, secret=secret)
+        secure: dict[str, Any] = {"insecure": insecure, "origins": origin or ()}
+        page.main(address, host, port, announce, secret=secret, **secure)
 
 
 @app.command()
@@ -408,14 +414,21 @@ def _quiet_libraries() -> None:
         warnings.simplefilter("ignore")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ``argv`` without the program's name, by default the process's own."""
+def main(argv: Sequence[str] | None = None, local_secret: str | None = None) -> None:
+    """Entry point; ``argv`` without the program's name, by default the process's own.
+
+    ``local_secret`` is for ``serve``: a request with it needs no key.
+    """
+    if argv is None:
+        leave_process_list()
     from pydantic import ValidationError
 
     _quiet_libraries()
     set_openmp()
     try:
-        sys.exit(app(args=argv, prog_name="mico-chat", standalone_mode=False) or 0)
+        sys.exit(
+            app(args=argv, prog_name="mico-chat", standalone_mode=False, obj=local_secret) or 0
+        )
     except _UsageError as error:
         _fail_of_usage(error)
     except typer.Abort:
@@ -449,5 +462,5 @@ def _fail_of_usage(error: Any) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(without_passwords(message).split())}", file=sys.stderr)
     sys.exit(2)
