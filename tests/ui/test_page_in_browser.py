@@ -172,6 +172,19 @@ def test_an_upload_shows_its_progress(chat: ChatPage) -> None:
     assert max(found) < 100
 
 
+def test_a_refused_upload_says_why(chat: ChatPage, tmp_path: Path) -> None:
+    (tmp_path / "long.jpg").write_bytes(bytes(20 << 20))  # is refused before it has arrived
+    problem = chat.page.locator(".composer .chips-problem")
+    add = chat.page.locator(".composer input[type=file]").set_input_files
+    chat.page.evaluate("mico.profile = () => ({ user: 'nobody', key: '' })")
+    add(str(tmp_path / "long.jpg"))
+    expect(problem).to_contain_text("user: String should match pattern")
+    chat.page.evaluate("mico.largest = 19 << 20")
+    add(str(tmp_path / "long.jpg"))
+    expect(problem).to_contain_text("long.jpg: the file is too large: at most 19 MB")
+    expect(chat.chips).to_have_count(0)
+
+
 def test_code_is_coloured_and_copied(open_page: OpenPage) -> None:
     chat = open_page(permissions=["clipboard-read", "clipboard-write"])
     code = 'def add(a, b):\n    return a + b  # "<b>"\n'

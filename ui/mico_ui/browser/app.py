@@ -1,11 +1,12 @@
 """The application: one Gradio page, mounted in an application of its own with a strict policy.
 
 The page is a component of our own (``gr.HTML``): ``gr.Chatbot`` and ``gr.MultimodalTextbox`` have
-no place for a medium's report, a file's kind or the camera. Gradio does uploads, their cache and
-calls to Python. Its queue is not used: an answer would end with the browser's connection.
+no place for a medium's report, a file's kind or the camera. Gradio does the calls to Python. Its
+queue is not used: an answer would end with the browser's connection. Its uploads are not used: the
+door takes them.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.media import MediaLimits
 from mico_ui.browser.cards import MediaDesk, Previewer
+from mico_ui.browser.door import Door, Uploads, places
 from mico_ui.browser.page import Page, PageFunction
 from mico_ui.browser.visitor import NO_ACCESS, Access
 from mico_ui.client import AsyncClient
@@ -57,11 +59,18 @@ POLICY = "; ".join(
 )
 
 
-def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
-    """The page's application, for the server at ``api``; ``access`` is its visitors'."""
+def create_app(
+    api: str, access: Access = NO_ACCESS, *, loopback: bool = True, origins: Collection[str] = ()
+) -> FastAPI:
+    """The page's application, for the server at ``api``; ``access`` is its visitors'.
+
+    ``loopback`` and ``origins`` are :class:`~mico_ui.browser.door.Door`'s.
+    """
     AsyncClient(api)  # raises for a wrong address
     previewer = Previewer()
-    blocks = _blocks(api, previewer, access)
+    uploads, written = Uploads(Path(get_upload_folder())), set[str]()
+    desk = MediaDesk(api, previewer, uploads.folder, uploads.drop)
+    blocks = _blocks(desk, written, access)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +80,8 @@ def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
             previewer.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Policy)
+    app.add_middleware(Door, api, access, uploads, written, loopback, places(origins))
+    app.add_middleware(Policy)  # the outermost: its headers are on refusals, too
     mounted: FastAPI = gr.mount_gradio_app(
         app,
         blocks,
@@ -85,12 +95,11 @@ def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
         enable_monitoring=False,
         ssr_mode=False,
         mcp_server=False,
-        max_file_size=MediaLimits().max_bytes,
     )
     return mounted
 
 
-def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
+def _blocks(desk: MediaDesk, written: set[str], access: Access) -> gr.Blocks:
     scripts = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     blocks: gr.Blocks
     with gr.Blocks(
@@ -99,10 +108,8 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
         fill_width=True,
         delete_cache=(300, 1800),  # seconds between two clean-ups, and seconds that a file stays
     ) as blocks:
-        kept: set[str] = set()
-        blocks.temp_file_sets.append(kept)
-        desk = MediaDesk(api, previewer, Path(get_upload_folder()))
-        page = Page(desk, kept.add)
+        blocks.temp_file_sets.append(written)
+        page = Page(desk, written.add)
 
         def for_visitors(function: PageFunction) -> Callable[..., Any]:
             async def called(sent: dict[str, Any], request: gr.Request) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
         gr.HTML(
             html_template=(WEB / "page.html").read_text(encoding="utf-8"),
             head=f"<script>{scripts}</script>",
-            js_on_load="mico.start(element, server);",
+            js_on_load=f"mico.start(element, server, {MediaLimits().max_bytes});",
             apply_default_css=False,
             server_functions=[for_visitors(function) for function in page.functions()],
             elem_id="mico-page",

@@ -8,7 +8,7 @@ import asyncio
 import base64
 import io
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -203,18 +203,25 @@ def _same_frames(video: Video, report: MediaReport) -> bool:
 
 @dataclass(frozen=True)
 class MediaDesk:
-    """Takes media in and shows them. ``uploads`` is the folder that the page's uploads are in."""
+    """Takes media in and shows them. ``uploads`` is the folder that the page's uploads are in.
+
+    ``drop`` gets the path of an upload that is no longer needed.
+    """
 
     api: str
     previewer: Previewer
     uploads: Path
+    drop: Callable[[Path], None] = lambda path: None
 
     async def attach(self, visitor: Visitor, file: Attached) -> Card:
         """Send an upload to the server; any other path is refused, as a page must name none."""
         path = file.path.resolve()
         if not path.is_relative_to(self.uploads.resolve()) or not path.is_file():
             raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
-        return await self.attach_path(visitor, file.model_copy(update={"path": path}))
+        try:
+            return await self.attach_path(visitor, file.model_copy(update={"path": path}))
+        finally:
+            self.drop(path)
 
     async def attach_path(self, visitor: Visitor, file: Attached) -> Card:
         with file.path.open("rb") as opened:

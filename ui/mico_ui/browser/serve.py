@@ -5,7 +5,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from types import FrameType
 
@@ -27,6 +27,7 @@ def main(
     *,
     insecure: bool = False,
     secret: str | None = None,
+    origins: Collection[str] = (),
 ) -> None:
     """Serve the page for the server at ``api`` until interrupted; ``announce`` gets its address.
 
@@ -45,7 +46,7 @@ def main(
             os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
             from mico_ui.browser.app import create_app
 
-            app = create_app(api, access)
+            app = create_app(api, access, loopback=not shared, origins=origins)
         except ApiError as error:
             raise ConfigError(str(error)) from error
         shown = f"[{host}]" if ":" in host else host

@@ -231,13 +231,13 @@ class _Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """Asks questions; a page follows and stops the answers by user and name."""
+    """Asks questions; a page follows and stops the answers of its owner by their name."""
 
     desk: MediaDesk
-    _answers: dict[tuple[str, str], _Answer] = field(default_factory=dict)
+    _answers: dict[tuple[tuple[str, str], str], _Answer] = field(default_factory=dict)
 
     async def ask(self, visitor: Visitor, asked: PageQuestion) -> None:
-        key = visitor.user, asked.ask
+        key = visitor.owner, asked.ask
         if key in self._answers:
             return
         known = asked.model_dump(include={"ask", "conversation_id", "message"})
@@ -256,17 +256,17 @@ class Answers:
 
         The state is ``gone`` for an answer that ended a while ago or was never asked for here.
         """
-        answer = self._answers.get((visitor.user, ask))
+        answer = self._answers.get((visitor.owner, ask))
         return TurnView(ask=ask, state="gone") if answer is None else await answer.after(version)
 
     async def stop(self, visitor: Visitor, ask: str) -> None:
-        answer = self._answers.get((visitor.user, ask))
+        answer = self._answers.get((visitor.owner, ask))
         if answer is not None and answer.growing is not None:
             answer.growing.cancel()
 
     def answering(self, visitor: Visitor, conversation_id: str) -> TurnView | None:
-        for (user, _), answer in self._answers.items():
-            here = user == visitor.user and answer.question.conversation_id == conversation_id
+        for (owner, _), answer in self._answers.items():
+            here = owner == visitor.owner and answer.question.conversation_id == conversation_id
             if here and answer.view.state not in ENDED:
                 return answer.with_html()
         return None

@@ -5,6 +5,7 @@ The browser keeps the settings and sends them with every call; this process stor
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -87,6 +88,12 @@ class Visitor(Frozen):
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"]) or "profile"
             raise ApiError(f"{name}: {first['msg']}; see Settings", status=415) from error
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Whose things are this visitor's: the user, and a hash of the key, empty without one."""
+        key = self.key or self._access.secret
+        return self.user, hashlib.sha256(key.encode()).hexdigest() if key else ""
 
     def client(self, api: str) -> AsyncClient:
         key = self.key or self._access.secret

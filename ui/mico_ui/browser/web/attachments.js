@@ -7,15 +7,22 @@
   function upload(file, part) {
     const [form, request] = [new FormData(), new XMLHttpRequest()];
     form.append("files", file, file.name || "pasted");
+    const tooLarge = new mico.Problem({ message: `${file.name}: the file is too large: at most ${mico.largest >> 20} MB are taken.`, advice: "", away: false });
     return new Promise((resolve, reject) => {
+      if (file.size > mico.largest) return reject(tooLarge);
       request.upload.addEventListener("progress", (event) => event.lengthComputable && part(event.loaded / event.total));
       request.addEventListener("load", () => {
-        if (request.status === 200) resolve(JSON.parse(request.responseText)[0]);
-        else if (request.status === 413) reject(new mico.Problem({ message: `${file.name}: the file is too large.`, advice: "", away: false }));
-        else reject(mico.lostServer());
+        const answer = request.response;
+        if (request.status === 200 && answer) resolve(answer[0]);
+        else if (answer?.problem) reject(mico.failed(answer.problem));
+        else reject(request.status === 413 ? tooLarge : mico.lostServer()); // a proxy's words
       });
       request.addEventListener("error", () => reject(mico.lostServer()));
       request.open("POST", "gradio_api/upload");
+      request.responseType = "json";
+      const { user, key } = mico.profile();
+      request.setRequestHeader("x-mico-user", user);
+      request.setRequestHeader("x-mico-key", encodeURIComponent(key));
       request.send(form);
     });
   }

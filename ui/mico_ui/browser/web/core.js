@@ -97,15 +97,15 @@ window.mico = { parts: [] };
   mico.lostServer = () => new mico.Problem(LOST);
   mico.call = async function (name, data = {}) {
     const answer = await mico.server[name]({ ...data, profile: mico.profile() });
-    if (answer === undefined || answer === null) throw failed(LOST);
-    if (answer.problem) throw failed(answer.problem);
+    if (answer === undefined || answer === null) throw mico.failed(LOST);
+    if (answer.problem) throw mico.failed(answer.problem);
     return answer.value;
   };
   // Whoever watches the server's state looks again when it could not be reached.
-  function failed(problem) {
+  mico.failed = function (problem) {
     if (problem.away) mico.emit("away");
     return new mico.Problem(problem);
-  }
+  };
   mico.problemOf = (error) =>
     error instanceof mico.Problem ? error.problem : { message: String(error.message || error), advice: "", away: false };
   mico.tell = function (place, error) {
