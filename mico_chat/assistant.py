@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,6 +16,8 @@ from mico_chat.calls import CallFormat
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt, equal_start
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
+from mico_chat.fair import FairQueue
+from mico_chat.fields import check_bytes
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
@@ -122,7 +123,7 @@ class Assistant:
         self.engine = engine
         self.encoder = encoder
         # The tokenizer is switched between markup and a user's text: one thread at a time.
-        self._tokenizing = threading.Lock()
+        self._tokenizing = FairQueue(1, most=1, name="mico-tokenize")
         self._own_start: tuple[str | None, Sequence[Hashable]] | None = None
 
     @property
@@ -149,6 +150,15 @@ class Assistant:
     def context_cache(self) -> CacheStats:
         return self.encoder.cache.stats()
 
+    def check_length(self, messages: Sequence[Message], prefix: str = "") -> None:
+        """Refuse text that cannot fit, before its media are encoded and it is tokenised or stored.
+
+        Raises:
+            ContextLengthError: it has more bytes than the model's context could hold.
+        """
+        n_bytes = sum(message.n_bytes for message in messages) + len(prefix.encode())
+        check_bytes(n_bytes, self.engine.max_position, "messages")
+
     async def prepare(
         self, messages: Sequence[Message], *, prefix: str = "", salt: str = "", alone: bool = False
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
@@ -158,8 +168,9 @@ class Assistant:
         encoded media and computed tokens, besides those of the system prompt: give each tenant
         its own salt. ``alone``: no medium is encoded in a batch with others.
         """
+        self.check_length(messages, prefix)
         media = await self.encoder.encode(media_of(messages), salt=salt, alone=alone)
-        prompt = await asyncio.to_thread(self._prompt, messages, media, prefix, salt)
+        prompt = await self._tokenizing.run(salt, self._prompt, messages, media, prefix, salt)
         return prompt, tuple(medium.report for medium in media)
 
     @property
@@ -198,8 +209,9 @@ class Assistant:
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
         """How many tokens a request would take. Its media are decoded, but not encoded."""
+        self.check_length(messages, options.prefix)
         media = await self.encoder.measure(media_of(messages), salt=salt)
-        layout = await asyncio.to_thread(self._layout, messages, media, options.prefix)
+        layout = await self._tokenizing.run(salt, self._layout, messages, media, options.prefix)
         n_tokens = sum(len(part) for part in layout)
         length = self.engine.max_position
         max_tokens = options.over(self.defaults).max_tokens
@@ -274,7 +286,7 @@ class Assistant:
             return replace(whole, scored=len(whole) - len(asked))
 
         async def laid(variants: Sequence[Sequence[EncodedMedium]]) -> list[Prompt]:
-            return await asyncio.to_thread(lambda: [prompt(variant) for variant in variants])
+            return [await self._tokenizing.run(salt, prompt, variant) for variant in variants]
 
         return await explain(self.engine, self.encoder, laid, media, salt=salt)
 
@@ -325,8 +337,7 @@ class Assistant:
     ) -> PromptLayout:
         if self.system_prompt is not None and all(m.role != "system" for m in messages):
             messages = [Message.system(self.system_prompt), *messages]
-        with self._tokenizing:
-            return self.adapter.layout(messages, media, prefix=prefix)
+        return self.adapter.layout(messages, media, prefix=prefix)
 
     def _prompt(
         self, messages: Sequence[Message], media: Sequence[EncodedMedium], prefix: str, salt: str
@@ -353,6 +364,7 @@ class Assistant:
         return known[1]
 
     def close(self) -> None:
+        self._tokenizing.close()
         self.engine.close()
         self.encoder.close()
         if self.similarity is not None:

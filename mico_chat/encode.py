@@ -1,7 +1,8 @@
 """Media to context tokens and words, for many requests at once.
 
 Media are decoded in the decoder's process and preprocessed in threads. The units of all waiting
-requests are encoded in one batch; text and speech are recognised beside it. A medium of several
+requests are encoded in one batch; text and speech are recognised beside it. Tenants come in turn in
+each of these (:mod:`mico_chat.fair`). A medium of several
 requests, at once or one after the other, is encoded and read once: a digest of its bytes identifies
 it.
 
@@ -14,15 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict
 from mico_chat.adapters.base import ModelAdapter, Prepared, check_reads
 from mico_chat.engine.cpu import free_cores, usable_cores
 from mico_chat.errors import MediaError, ModelError, RequestError
+from mico_chat.fair import FairQueue
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 DEFAULT_CACHE_BYTES = 256 << 20
 WORDS_CACHE_BYTES = 8 << 20
 DEPTHS_CACHE_BYTES = 32 << 20  # estimated depth maps, as files
-MAX_UNITS = 64  # a batch with this many units (stills, frames, slices) takes no more media
-DECODING_THREADS = 8  # at most this many media wait for the decoder's few processes
+MAX_UNITS = 16  # a batch with this many units takes no more media: each takes 5 to 13 MB
+CLOSE_S = 5.0  # a batch may still take this long when the encoder is closed
 
 
 class CacheStats(BaseModel):
@@ -175,6 +176,7 @@ class _Shared(Generic[E]):
 @dataclass(eq=False)
 class _Job:
     prepared: Prepared
+    tenant: str
     alone: bool
     done: Future[ContextBlock]
 
@@ -209,13 +211,15 @@ class MediaEncoder:
         self.adapter = adapter
         self.variant = ""
         self._decoder = decoder
-        self._lock = threading.Lock()
-        self._reading = ThreadPoolExecutor(usable_cores(), "mico-read")  # of one thread each
+        cores = max(2, usable_cores())
         # Not asyncio's threads, in which a slow file would delay other requests.
-        self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
+        self._reading = FairQueue(cores, name="mico-read")  # of one thread each
+        self._decoding = FairQueue(cores, name="mico-decode")
         self._closed = False
         self._threads = torch.get_num_threads()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: dict[str, deque[_Job]] = {}
+        self._wake = threading.Condition()
+        self._since: float | None = None  # when the present batch began
         self._thread = threading.Thread(target=self._work, name="mico-encode", daemon=True)
         self._thread.start()
 
@@ -239,8 +243,8 @@ class MediaEncoder:
             *(self._encode(medium, shown, salt, read, alone) for medium in media)
         )
 
-    async def decoded(self, media: Sequence[MediaFile | Medium]) -> list[Medium]:
-        return await asyncio.gather(*(self._decoded(medium) for medium in media))
+    async def decoded(self, media: Sequence[MediaFile | Medium], *, salt: str = "") -> list[Medium]:
+        return await asyncio.gather(*(self._decoded(medium, salt) for medium in media))
 
     async def measure(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
@@ -256,10 +260,10 @@ class MediaEncoder:
             RequestError: there is no estimator.
         """
         depths = self.check_estimates()
-        key = await asyncio.to_thread(self._key, picture, (), salt)
+        key = await self._in_decoding(salt, self._key, picture, (), salt)
 
         async def estimate() -> NDArray[np.uint8]:
-            decoded = await self._decoded(picture)
+            decoded = await self._decoded(picture, salt)
             assert isinstance(decoded, Image)
 
             def work(_: threading.Event) -> bytes:
@@ -267,7 +271,7 @@ class MediaEncoder:
                     torch.set_num_threads(min(threads, self._threads))
                     return depths.estimate(decoded)
 
-            return np.frombuffer(await self._in_reading(work), np.uint8)
+            return np.frombuffer(await self._in_reading(salt, work), np.uint8)
 
         data, _ = await self._depths.get(key, picture.name, estimate)
         return MediaFile("depth", data.tobytes(), f"depth of {Path(picture.name).name}.png")
@@ -288,25 +292,26 @@ class MediaEncoder:
         return tuple(medium.kind for medium in media)
 
     def close(self) -> None:
-        with self._lock:
+        with self._wake:
             self._closed = True
-            self._jobs.put(None)
-        self._thread.join()
-        self._decoding.shutdown(wait=False, cancel_futures=True)
-        self._reading.shutdown(wait=False, cancel_futures=True)
+            self._wake.notify()
+        self._thread.join(CLOSE_S)
+        self._decoding.close()
+        self._reading.close()
 
     async def _encode(
         self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str, read: bool, alone: bool
     ) -> EncodedMedium:
-        key = await asyncio.to_thread(self._key, medium, shown, salt)
+        key = await self._in_decoding(salt, self._key, medium, shown, salt)
         own = key + b"unread" * (not read) + b"alone" * alone
 
         async def encode() -> EncodedMedium:
-            decoded = await self._decoded(medium)
+            decoded = await self._decoded(medium, salt)
             if not read:
-                return await self._encoded(own, decoded, shown, alone)
+                return await self._encoded(own, decoded, shown, salt, alone)
             encoded, words = await asyncio.gather(
-                self._encoded(own, decoded, shown, alone), self._words_of(key, decoded)
+                self._encoded(own, decoded, shown, salt, alone),
+                self._words_of(key, decoded, salt),
             )
             return replace(encoded, words=words)
 
@@ -316,13 +321,14 @@ class MediaEncoder:
     async def _measure(
         self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str
     ) -> MeasuredMedium:
-        key = await asyncio.to_thread(self._key, medium, shown, salt)
+        key = await self._in_decoding(salt, self._key, medium, shown, salt)
         found = self.cache.get(key)
         if found is not None:
             return replace(found, report=_report(medium, found, cached=True))
-        decoded = await self._decoded(medium)
+        decoded = await self._decoded(medium, salt)
         parts, words = await asyncio.gather(
-            asyncio.to_thread(self._prepared, decoded, shown), self._words_of(key, decoded)
+            self._in_decoding(salt, self._prepared, decoded, shown),
+            self._words_of(key, decoded, salt),
         )
         measured, *tracks = (part.measured for part in parts)
         measured = replace(measured, words=words, audio=tracks[0] if tracks else None)
@@ -339,47 +345,53 @@ class MediaEncoder:
         return [self.adapter.prepare(part, shown) for part in parts]
 
     async def listened(
-        self, recording: MediaFile, listen: Callable[[Audio, threading.Event], T]
+        self,
+        recording: MediaFile,
+        listen: Callable[[Audio, threading.Event], T],
+        *,
+        salt: str = "",
     ) -> T:
         """What ``listen`` makes of a recording, in a thread; its event is set if nobody waits."""
-        sound = await self._decoded(recording)
+        sound = await self._decoded(recording, salt)
         assert isinstance(sound, Audio)
-        return await self._in_reading(lambda stop: listen(sound, stop))
+        return await self._in_reading(salt, lambda stop: listen(sound, stop))
 
-    async def _words_of(self, key: bytes, medium: Medium) -> Words:
+    async def _words_of(self, key: bytes, medium: Medium, salt: str) -> Words:
         reader = self.reader
         if reader is None:
             return Words()
 
         async def read() -> Words:
-            return await self._in_reading(lambda stop: reader.read(medium, stop))
+            return await self._in_reading(salt, lambda stop: reader.read(medium, stop))
 
         return (await self._words.get(key, medium.name, read))[0]
 
-    async def _in_reading(self, work: Callable[[threading.Event], T]) -> T:
+    async def _in_reading(self, salt: str, work: Callable[[threading.Event], T]) -> T:
         self._check_open()
         stop = threading.Event()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reading, work, stop)
+            return await self._reading.run(salt, work, stop)
         finally:
             stop.set()
 
-    async def _decoded(self, medium: MediaFile | Medium) -> Medium:
+    async def _in_decoding(self, salt: str, work: Callable[..., T], *given: Any) -> T:
+        self._check_open()
+        return await self._decoding.run(salt, work, *given)
+
+    async def _decoded(self, medium: MediaFile | Medium, salt: str) -> Medium:
         if not isinstance(medium, MediaFile):
             return medium
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, self._decoder.decode, medium)
+        return await self._in_decoding(salt, self._decoder.decode, medium)
 
     async def _encoded(
-        self, key: bytes, medium: Medium, shown: Sequence[Kind], alone: bool
+        self, key: bytes, medium: Medium, shown: Sequence[Kind], salt: str, alone: bool
     ) -> EncodedMedium:
-        prepared = await asyncio.to_thread(self._prepared, medium, shown)
+        prepared = await self._in_decoding(salt, self._prepared, medium, shown)
         keys = (key, key + b"audio")  # of the medium, and of its sound track
         started = time.perf_counter()
         blocks = await asyncio.gather(
             *(
-                self._block(replace(part, key=own), alone)
+                self._block(replace(part, key=own), salt, alone)
                 for own, part in zip(keys, prepared, strict=False)
             )
         )
@@ -391,11 +403,12 @@ class MediaEncoder:
         report = first.report.model_copy(update={"encode_ms": encode_ms})
         return replace(first, audio=tracks[0] if tracks else None, report=report)
 
-    async def _block(self, prepared: Prepared, alone: bool) -> ContextBlock:
-        job = _Job(prepared, alone, Future())
-        with self._lock:
+    async def _block(self, prepared: Prepared, salt: str, alone: bool) -> ContextBlock:
+        job = _Job(prepared, salt, alone, Future())
+        with self._wake:
             self._check_open()
-            self._jobs.put(job)
+            self._jobs.setdefault(salt, deque()).append(job)
+            self._wake.notify()
         return await asyncio.wrap_future(job.done)
 
     def _check_open(self) -> None:
@@ -424,23 +437,44 @@ class MediaEncoder:
     # --- in the thread ----------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batch = [job]
-            while sum(j.units for j in batch) < MAX_UNITS:
-                try:
-                    more = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    self._jobs.put(None)
-                    break
-                batch.append(more)
+        while batch := self._next_batch():
+            self._since = time.monotonic()
             wanted = [job for job in batch if job.done.set_running_or_notify_cancel()]
             self._run([job for job in wanted if not job.alone])
             for job in wanted:
                 if job.alone:
                     self._run([job])
-        # No job comes after the None: both are put under the lock.
+            self._since = None
+
+    def _next_batch(self) -> list[_Job]:
+        """Waiting jobs, of one tenant after the other; none once the encoder is closed.
+
+        Where several tenants wait, each has one job in the batch: a small one is soon done.
+        """
+        with self._wake:
+            while not (self._jobs or self._closed):
+                self._wake.wait()
+            several, batch = len(self._jobs) > 1, list[_Job]()
+            for _ in range(len(self._jobs) if several else MAX_UNITS):
+                if not self._jobs or sum(job.units for job in batch) >= MAX_UNITS:
+                    break
+                tenant = next(iter(self._jobs))
+                waiting = self._jobs.pop(tenant)
+                batch.append(waiting.popleft())
+                if waiting:  # behind the other tenants
+                    self._jobs[tenant] = waiting
+            return batch
+
+    @property
+    def n_waiting(self) -> int:
+        """Media that wait for a batch."""
+        return sum(map(len, self._jobs.values()))
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the present batch began; 0 between batches."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
 
     def _run(self, batch: list[_Job]) -> None:
         if not batch:

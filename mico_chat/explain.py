@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +49,8 @@ STRETCHES = 8
 """A sound is cut into so many parts of equal length."""
 GREY = 127
 MOST_PARTS = 512
+AT_ONCE = 16  # blanked media that are held at once
+SCORED_AT_ONCE = 32  # prompts: about twice as many as the engines compute together
 LEAST_EFFECT = 0.1
 """Nats that an answer or a word loses without a medium that it rests on; less is noise."""
 LEAST_IF_SAME = 0.5
@@ -184,29 +186,40 @@ async def explain(
     Raises:
         RequestError: there are too many media, or the engine cannot score an answer.
     """
-    decoded = await encoder.decoded(media)
+    decoded = await encoder.decoded(media, salt=salt)
     whole = await encoder.encode(media, salt=salt)
     known = [one.words for one in whole]
-    parts = [part for at, one in enumerate(decoded) for part in parts_of(at, one, known[at])]
-    if len(parts) > MOST_PARTS:
-        raise RequestError.at("explain", f"{len(parts)} parts of media, more than {MOST_PARTS}")
-    blanks = [part.blank for part in parts if part.blank is not None]
-    encoded = iter(await encoder.encode(blanks, salt=salt, beside=media, read=False))
+    n_parts = sum(_n_parts(one.report) for one in whole)
+    if n_parts > MOST_PARTS:
+        raise RequestError.at("explain", f"{n_parts} parts of media, more than {MOST_PARTS}")
+    parts: list[Part] = []
     variants: list[list[EncodedMedium]] = [list(whole)]
     nothing: list[EncodedMedium] = []
-    for part in parts:
-        if part.blank is None:
-            one = replace(whole[part.place], words=Words())
-        elif part.what:
-            one = replace(next(encoded), words=known[part.place])
-        else:
-            one = next(encoded)
-            nothing.append(one)
-        variants.append([*whole[: part.place], one, *whole[part.place + 1 :]])
+    coming = chain.from_iterable(parts_of(at, one, known[at]) for at, one in enumerate(decoded))
+    # In a thread, and few at once: each is as large as its medium.
+    while group := await asyncio.to_thread(lambda: list(islice(coming, AT_ONCE))):
+        blanks = [part.blank for part in group if part.blank is not None]
+        encoded = iter(await encoder.encode(blanks, salt=salt, beside=media, read=False))
+        for part in group:
+            if part.blank is None:
+                one = replace(whole[part.place], words=Words())
+            elif part.what:
+                one = replace(next(encoded), words=known[part.place])
+            else:
+                one = next(encoded)
+                nothing.append(one)
+            variants.append([*whole[: part.place], one, *whole[part.place + 1 :]])
+            parts.append(replace(part, blank=None))
     prompts = await laid([*variants, nothing])
-    first, *others, last = await asyncio.gather(*(score(engine, prompt) for prompt in prompts))
+    room = asyncio.Semaphore(SCORED_AT_ONCE)  # all together would hold up the event loop
+
+    async def scored(prompt: Prompt) -> list[TokenLogprob]:
+        async with room:
+            return await score(engine, prompt)
+
+    first, *others, last = await asyncio.gather(*map(scored, prompts))
     before = np.array([one.logprob for one in first])
-    effects = [before - np.array([one.logprob for one in scored]) for scored in others]
+    effects = [before - np.array([one.logprob for one in those]) for those in others]
     whole_effects = [_whole(place, parts, effects) for place in range(len(media))]
     same = all(one.top[0].token_id == one.token_id for one in last)
     least = LEAST_IF_SAME if same else LEAST_EFFECT

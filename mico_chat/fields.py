@@ -6,7 +6,11 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from mico_chat.errors import RequestError
+from mico_chat.errors import ContextLengthError, RequestError
+
+BYTES_PER_TOKEN = 16
+"""Text with more bytes for each token of a context is refused before it is tokenised, which takes
+200 times its memory. English has 4 to 5 bytes a token; long runs of one sign alone have more."""
 
 
 def object_at(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
@@ -43,6 +47,17 @@ def check_text(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         reason = f"character {error.start} is half of a surrogate pair, which is no text"
         raise RequestError.at(where, reason) from error
+
+
+def check_bytes(n_bytes: int, max_tokens: int, where: str) -> None:
+    """Refuse text of so many bytes that it cannot fit into a context of ``max_tokens``."""
+    most = BYTES_PER_TOKEN * max_tokens
+    if n_bytes > most:
+        raise ContextLengthError(
+            f"this model's maximum context length is {max_tokens} tokens, but the text of {where} "
+            f"has {n_bytes} bytes, more than {most} ({BYTES_PER_TOKEN} for each token): send less",
+            where,
+        )
 
 
 def type_of(value: Any) -> str:

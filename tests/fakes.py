@@ -101,6 +101,7 @@ class FakeEar:
     """
 
     check_estimates: Any = MediaEncoder.check_estimates
+    busy_s = 0.0
 
     def __init__(self, decoder: Decoder, listener: FakeListener | None) -> None:
         self._decoder = decoder
@@ -114,7 +115,7 @@ class FakeEar:
         data = encode_depth(np.full((4, 6), 2.0), "metre", self.depths.name)
         return MediaFile("depth", data, f"depth of {picture.name}.png")
 
-    async def listened(self, file: MediaFile, listen: Callable[..., Any]) -> Any:
+    async def listened(self, file: MediaFile, listen: Callable[..., Any], *, salt: str) -> Any:
         return listen(self._decoder.decode(file), threading.Event())
 
 
@@ -130,9 +131,16 @@ class FakeEngine:
     repeats = True
     scores = False
     failure: str | None = None
+    busy_s = 0.0
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         raise AssertionError("a fake assistant needs no engine for its words")
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
+
+    def give_up(self, reason: str) -> None:
+        self.failure = reason
 
     def stats(self) -> EngineStats:
         fields = EngineStats.model_fields

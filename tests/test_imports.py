@@ -21,7 +21,7 @@ PACKAGES = {
 
 LAYERS = (
     ("errors", "settings"),
-    ("fields", "media", "prompt_parts"),
+    ("fair", "fields", "media", "prompt_parts"),
     ("calls", "messages", "tools", "wire"),
     ("chat_template",),
     ("model",),

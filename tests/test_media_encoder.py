@@ -1,9 +1,8 @@
 """Media to context tokens: in batches, each medium once, and errors reach only its requests."""
 
 import asyncio
-import functools
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from mico_chat.media import Image, MediaFile, Medium, Video
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import ContextBlock, EncodedMedium, MediaReport
 from mico_chat.model.processing import MicoChatProcessor
-from tests.tiny import clip, one_of_each, picture, run, shown
+from tests.tiny import clip, in_loop, one_of_each, picture, run, shown
 
 
 class Watched:
@@ -81,14 +80,6 @@ def encoder(
     yield encoder
     model.gate.set()
     encoder.close()
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def within_loop(**fixtures: Any) -> None:
-        run(test(**fixtures))
-
-    return within_loop
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -173,7 +164,7 @@ async def test_requests_that_wait_are_encoded_in_one_forward(
     await until(model.entered.is_set)
     media: list[Medium] = [picture(1), clip(3), picture(2)]
     others = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
-    await until(lambda: encoder._jobs.qsize() == 3)
+    await until(lambda: encoder.n_waiting == 3)
     model.gate.set()
     await first
     for task, medium in zip(others, media, strict=True):
@@ -192,7 +183,7 @@ async def test_media_that_are_to_be_alone_share_no_forward(
     await until(model.entered.is_set)
     media = [picture(1), picture(2)]
     others = [asyncio.create_task(encoder.encode(media, alone=alone)) for alone in (False, True)]
-    await until(lambda: encoder._jobs.qsize() == 4)
+    await until(lambda: encoder.n_waiting == 4)
     model.gate.set()
     await asyncio.gather(first, *others)
     assert sorted(model.forwards) == [1, 1, 1, 2]
@@ -205,7 +196,7 @@ async def test_a_batch_has_an_end(encoder: MediaEncoder, model: Watched) -> None
     await until(model.entered.is_set)
     many = [picture(seed) for seed in range(1, MAX_UNITS + 3)]
     others = asyncio.create_task(encoded(encoder, *many))
-    await until(lambda: encoder._jobs.qsize() == len(many))
+    await until(lambda: encoder.n_waiting == len(many))
     model.gate.set()
     await asyncio.gather(first, others)
     assert model.forwards == [1, MAX_UNITS, 2]
@@ -314,7 +305,7 @@ async def test_a_medium_given_up_in_the_queue_is_not_encoded(
     first = asyncio.create_task(encoded(encoder, number(b"1")))
     await until(model.entered.is_set)
     second = asyncio.create_task(encoded(encoder, number(b"2")))
-    await until(lambda: encoder._jobs.qsize() == 1)
+    await until(lambda: encoder.n_waiting == 1)
     await cancelled(second)
     model.gate.set()
     await first
@@ -349,7 +340,7 @@ async def test_a_medium_that_cannot_be_encoded_fails_alone(
     await until(model.entered.is_set)
     media = one_of_each()
     tasks = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
-    await until(lambda: encoder._jobs.qsize() == len(media) + 1)  # one has a sound track
+    await until(lambda: encoder.n_waiting == len(media) + 1)  # one has a sound track
     model.gate.set()
     await first
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -372,8 +363,7 @@ def test_a_closed_encoder_refuses_at_once(
     run(encoded(encoder, number()))
     encoder.close()
     encoder.close()
-    run(encoded(encoder, number()))  # from the cache
-    for message in (number(b"2"), picture(3)):
+    for message in (number(), number(b"2"), picture(3)):
         with pytest.raises(ModelError, match="closed"):
             run(encoded(encoder, message))
 
@@ -459,3 +449,47 @@ async def test_cached_tokens_keep_no_batch_in_memory(encoder: MediaEncoder) -> N
         tokens = medium.block.tokens
         assert tokens.dtype == torch.float32
         assert tokens.untyped_storage().nbytes() == tokens.nbytes
+
+
+@in_loop
+async def test_a_tenants_picture_is_not_encoded_behind_anothers(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    model.gate.clear()
+    first = asyncio.create_task(encoder.encode([picture(99)], salt="greedy"))
+    await until(model.entered.is_set)
+    many = [picture(n) for n in range(40)]
+    load = asyncio.create_task(encoder.encode(many, salt="greedy"))
+    await until(lambda: encoder.n_waiting == len(many))
+    small = asyncio.create_task(encoder.encode([picture(77)], salt="small"))
+    await until(lambda: encoder.n_waiting == len(many) + 1)
+    model.gate.set()
+    await asyncio.gather(first, load, small)
+    assert model.forwards == [1, 2, 16, 16, 7], "one of each tenant, then what is left"
+
+
+@in_loop
+async def test_a_tenants_clips_do_not_take_all_decoders(
+    model: Watched, processor: MicoChatProcessor
+) -> None:
+    entered, release = threading.Semaphore(0), threading.Event()
+
+    class Slow(NumberDecoder):
+        def decode(self, file: MediaFile) -> Medium:
+            if file.name == "slow":
+                entered.release()
+                release.wait(30)
+            return super().decode(file)
+
+    encoder = MediaEncoder(MicoAdapter(model, processor), Slow())
+    slow = [number(b"%d" % n, "slow") for n in range(30)]
+    load = [asyncio.create_task(encoder.encode([file], salt="greedy")) for file in slow]
+    for _ in range(2):
+        await asyncio.to_thread(entered.acquire)
+    for task in load[:20]:  # who leaves frees no decoder: it still works
+        task.cancel()
+    (small,) = await encoder.encode([number(b"99")], salt="small")
+    assert small.report.kind == "image"
+    release.set()
+    await asyncio.gather(*load, return_exceptions=True)
+    encoder.close()

@@ -2,16 +2,20 @@
 
 import base64
 from pathlib import Path
+from random import Random
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from mico_chat import messages
 from mico_chat.errors import MissingFileError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message, TextPart, from_llava, from_openai, to_openai, urls_of
 from tests.fakes import medium
 
+WHITE = ("", "", "", "", " ", "\r\n", "\t")
 PNG = b"\x89PNG\r\n\x1a\n rest"
 URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 
@@ -82,6 +86,25 @@ def test_openai_round_trip_of_a_call() -> None:
 def test_sent_media_say_what_they_are(data: bytes, mime: str) -> None:
     (message,) = to_openai([Message.user(MediaFile("image", data))])
     assert message["content"][0]["image_url"]["url"].startswith(f"data:{mime};base64,")
+
+
+def test_data_uris_are_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(0)
+    for piece in (5, 7, 1 << 20):
+        monkeypatch.setattr(messages, "_PIECE", piece)
+        for _ in range(1000):
+            text = "".join(random.choices("%%%%0aFgz4é,", k=random.randrange(40)))
+            assert messages.data_of(f"data:,{text}", "a") == unquote_to_bytes(text)
+            data = random.randbytes(1 + random.randrange(40))
+            text = "".join(f"{c}{random.choice(WHITE)}" for c in base64.b64encode(data).decode())
+            assert messages.data_of(f"DATA:image/png;Base64,{text}", "a") == data
+            assert (
+                messages.data_of(f"data:;base64,{''.join(text.split()).rstrip('=')}===", "a")
+                == data
+            )
+        for wrong in ("QUI=QUJD", "QQ==QQ==", "QUJDQ", "QUJDR0", "QU=J", "QUJDé", "Q-JD", "=QUJ"):
+            with pytest.raises(RequestError, match="a: not valid base64"):
+                messages.data_of(f"data:;base64,{wrong}", "a")
 
 
 @pytest.mark.parametrize("audio_format", ["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"])

@@ -1,7 +1,8 @@
 """Seeded tiny models, a tokenizer of letters, and small media, for tests of the model."""
 
 import asyncio
-from collections.abc import Coroutine
+import functools
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             return await work
 
     return asyncio.run(within())
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def within_loop(**fixtures: Any) -> None:
+        run(test(**fixtures))
+
+    return within_loop
 
 
 def command(*words: str, code: int = 0) -> None:

@@ -29,7 +29,9 @@ class Vocabulary:
         self._weights = weights
         self._vocab = vocab = llama_cpp.llama_model_get_vocab(weights.pointer)
         self._bos = llama_cpp.llama_vocab_bos(vocab)
-        names = {"bos_token": self._bos, "eos_token": llama_cpp.llama_vocab_eos(vocab)}
+        self.eos_token_id = llama_cpp.llama_vocab_eos(vocab)
+        self.bos_token_id = self._bos if self._bos >= 0 else None
+        names = {"bos_token": self._bos, "eos_token": self.eos_token_id}
         self._named = {n: self.id_to_token(token) for n, token in names.items() if token >= 0}
 
     # --- of a tokenizer -------------------------------------------------------------------------
@@ -65,6 +67,25 @@ class Vocabulary:
             if control or kind & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED:
                 found[token] = AddedToken(self.id_to_token(token), special=control)
         return found
+
+    # llguidance takes these three, and the two ids above (``TokenizerWrapper``).
+
+    @cached_property
+    def tokens(self) -> list[bytes]:
+        """The bytes that each token adds to a text."""
+        piece = ctypes.create_string_buffer(1 << 14)  # llama.cpp's longest tokens have 256 bytes
+        found = []
+        for token in range(llama_cpp.llama_vocab_n_tokens(self._vocab)):
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, piece, len(piece), 0, True)
+            found.append(piece.raw[: max(0, n)])
+        return found
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        return [number for number, token in self.added_tokens_decoder.items() if token.special]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenized(text, markup=False)
 
     def get_chat_template(self, source: str | None, tools: Any) -> str:
         template = llama_cpp.llama_model_chat_template(self._weights.pointer, None)

@@ -52,8 +52,8 @@ def create_key(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the key opens: chat, metrics (/metrics) or admin (/v1/keys). Repeatable. "
-            "Default: chat."
+            help="What the key opens: chat, metrics (/metrics) or admin (/v1/keys, and everybody's "
+            "batches). Repeatable. Default: chat."
         ),
     ] = None,
     take_history: Annotated[

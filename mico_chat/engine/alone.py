@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.cpu import free_cores
 from mico_chat.engine.decoder import cache_argument
+from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.transformers import TorchSampler
 
@@ -77,8 +78,11 @@ class AloneModel:
         if length == 0:
             self._ids = self._cache = None
 
-    def sampler(self, options: GenerationOptions, index: int) -> TorchSampler:
-        return TorchSampler(options, index, self._model.get_output_embeddings().weight.device)
+    def sampler(
+        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
+    ) -> TorchSampler:
+        device = self._model.get_output_embeddings().weight.device
+        return TorchSampler(options, index, device, grammar)
 
     def close(self) -> None:
         self.truncate(0, 0)

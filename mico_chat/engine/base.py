@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Collection, Hashable, Mapping, Seque
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+StopText = Annotated[str, Field(max_length=1000)]
+"""Each of an answer's tokens is compared with the stop texts: their length is work."""
+
+
 class GenerationOptions(BaseModel):
     """How an answer is generated. The default is greedy: the same request, the same answer.
 
@@ -31,7 +35,8 @@ class GenerationOptions(BaseModel):
     ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The penalties count the answer's
     tokens, not the prompt's: ``repetition_penalty`` divides a repeated token's logit (and
     multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty`` as
-    often as the token occurs. ``stop`` lists texts: the answer ends before the first of them.
+    often as the token occurs. ``stop`` lists at most 16
+    texts of at most 1,000 characters: the answer ends before the first of them.
     ``seed`` makes a sampled answer repeatable: while such a request runs alone, it is computed as
     by an engine that has just started. ``logprobs`` asks for the model's own log-probability of
     each token, without temperature and penalties, and for this number of the likeliest tokens; the
@@ -52,7 +57,7 @@ class GenerationOptions(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
     presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
-    stop: tuple[str, ...] = Field((), max_length=16)
+    stop: tuple[StopText, ...] = Field((), max_length=16, fail_fast=True)
     logprobs: int | None = Field(None, ge=0, le=20)
     n: int = Field(1, ge=1, le=16)
     json_schema: dict[str, Any] | None = None
@@ -283,6 +288,19 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> EngineStats: ...
+
+    def prepare(self) -> None:
+        """Do now what would hold up everybody during the first request that needs it."""
+        ...
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the present step began; 0 where the engine watches its own steps."""
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """Answer all requests with an error, because a step does not end; nothing works then."""
+        ...
 
     def close(self) -> None: ...
 

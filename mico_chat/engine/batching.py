@@ -2,16 +2,22 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
+from mico_chat.engine.grammar import Grammars
 from mico_chat.engine.request import FastTokenizer, Outbox, Request, check_prompt
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence, Step
-from mico_chat.errors import MicoError, ModelError
+from mico_chat.errors import MicoError, ModelError, RequestError
+from mico_chat.fair import FairQueue
 
 logger = logging.getLogger(__name__)
+
+CLOSE_S = 5.0
+"""Seconds that a step may still take when the engine is closed; its thread is left alone then."""
 
 
 class BatchingEngine:
@@ -36,6 +42,9 @@ class BatchingEngine:
         self.failure: str | None = None
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, ends, max_running=max_running)
+        self._grammars = Grammars(tokenizer.backend_tokenizer, ends)
+        self._compiling = FairQueue(1, name="mico-grammar")
+        self._since: float | None = None  # when the thread began what it does now
         self.max_position = self._scheduler.max_position
         self._requests: dict[Sequence, Request] = {}
         self._outbox = Outbox()
@@ -50,6 +59,11 @@ class BatchingEngine:
     ) -> AsyncGenerator[Delta, None]:
         check_prompt(prompt, options, self.max_position)
         request = Request(prompt, options, self._tokenizer)
+        if options.json_schema is not None:
+            compiling = self._compiling.run(
+                prompt.salt, self._grammars.compile, options.json_schema
+            )
+            request.grammar = await compiling
         if not self._post(lambda: self._add(request)):
             raise ModelError(self.failure or "the engine is closed")
         try:
@@ -62,6 +76,31 @@ class BatchingEngine:
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
 
+    def prepare(self) -> None:
+        try:
+            self._grammars.prepare()
+        except RequestError as error:
+            logger.info("%s", error)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the present step began; 0 between steps."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def give_up(self, reason: str) -> None:
+        """Answer all requests with an error, because the thread does not come back from its step.
+
+        Nothing is computed any more: the process must be started anew.
+        """
+        self.failure = reason
+        with self._wake:
+            self._closed = True
+        outbox = Outbox()  # the thread may be in the middle of its own
+        for request in set(self._requests.copy().values()):
+            outbox.add(request, ModelError(reason))
+        outbox.hand_over()
+
     def forget(self) -> None:
         self._post(self._scheduler.forget)
 
@@ -71,7 +110,10 @@ class BatchingEngine:
                 return
             self._closed = True
             self._wake.notify()
-        self._thread.join()
+        self._compiling.close()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            logger.error("a step of the engine does not end; its thread is left alone")
 
     def _post(self, action: Callable[[], None]) -> bool:
         """Let the thread run an action before its next step; False if the engine is closed."""
@@ -90,12 +132,14 @@ class BatchingEngine:
             while self._take():
                 self._step()
                 self._hand_over()
+                self._since = None
         except Exception as error:
             logger.exception("an unexpected error ended the engine")
             reason = self.failure = f"the engine ended: {error}"
         with self._wake:
             self._closed = True
         self._take()
+        self._since = None
         self._fail(reason)
         self._hand_over()
         self._scheduler.model.close()
@@ -108,6 +152,7 @@ class BatchingEngine:
             # Both are read under one lock: nothing is posted after the engine is closed.
             actions, self._inbox = self._inbox, deque()
             closed = self._closed
+        self._since = time.monotonic()
         for action in actions:
             action()
         return not closed
@@ -125,7 +170,8 @@ class BatchingEngine:
 
     def _add(self, request: Request) -> None:
         for index in range(request.options.n):
-            sequence = Sequence(request.prompt, request.options, index)
+            grammar = None if request.grammar is None else request.grammar.copy()
+            sequence = Sequence(request.prompt, request.options, index, grammar)
             try:
                 self._scheduler.add(sequence)
             except Exception as error:

@@ -13,11 +13,8 @@ llama.cpp counts positions where the scheduler counts tokens: :class:`_Places` k
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
-import math
 import os
-import re
 import secrets
 import time
 import weakref
@@ -31,15 +28,15 @@ import gguf
 import llama_cpp
 import numpy as np
 import torch
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mico_chat.checkpoints.gguf_export import llama_cpp_errors
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import Alarm, Threads
+from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.scheduler import Chunk, Sampled
-from mico_chat.errors import ModelError, RequestError
+from mico_chat.errors import ModelError
 from mico_chat.model.splice import PLACEHOLDER, splice
 
 DEFAULT_CACHE_BYTES = 512 << 20
@@ -57,14 +54,6 @@ _LOG = logging.getLogger("llama-cpp-python")
 
 _GIVEN_UP = 2
 """``llama_decode`` returns this if the abort callback has ended the step (``llama.h``)."""
-
-MOST_REPETITIONS = 1000
-"""The largest count of items or characters in a JSON schema. The grammar nests one rule for each:
-llama.cpp's parser refuses 2000 and runs out of stack at 20,000."""
-
-MOST_PATTERN_REPETITIONS = 100
-"""The largest product of all numbers in a pattern's ``{..}`` and the number of its ``?`` and ``*``.
-Each step tries all ways to omit parts: 3 s for ``(a?){100}``, minutes for 200."""
 
 
 class Weights:
@@ -218,8 +207,10 @@ class LlamaCppModel:
         end = length if self._places is None else self._places.truncate(slot, length)
         llama_cpp.llama_memory_seq_rm(self._memory, slot, end, -1)
 
-    def sampler(self, options: GenerationOptions, index: int) -> LlamaCppSampler:
-        return LlamaCppSampler(self._context, self._vocab, self.n_vocab, options, index)
+    def sampler(
+        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
+    ) -> LlamaCppSampler:
+        return LlamaCppSampler(self._context, self.n_vocab, options, index, grammar)
 
     def close(self) -> None:
         self._alarm.close()
@@ -229,19 +220,20 @@ class LlamaCppModel:
 
 
 class LlamaCppSampler:
-    """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
-
-    llama-cpp-python turns a JSON schema into a grammar, without the bounds of numbers.
-    """
+    """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`."""
 
     def __init__(
-        self, context: int, vocab: int, n_vocab: int, options: GenerationOptions, index: int
+        self,
+        context: int,
+        n_vocab: int,
+        options: GenerationOptions,
+        index: int,
+        grammar: Grammar | None = None,
     ) -> None:
         self._context = context
         self._n_vocab = n_vocab
         self._n_likeliest = options.logprobs or 0
-        schema = options.json_schema
-        self._grammar = None if schema is None else _grammar(vocab, schema)
+        self._grammar = grammar
         stages = []
         counts = (options.frequency_penalty, options.presence_penalty)
         penalties = (options.max_tokens, options.repetition_penalty, *counts)
@@ -286,31 +278,25 @@ class LlamaCppSampler:
         return _sampled(values, token, self._n_likeliest)
 
     def _constrained(self, logits: NDArray[np.float32]) -> int:
-        """Sample a token that the grammar allows.
-
-        The grammar is not in the chain: llama.cpp would abort the process if no token is allowed.
-        """
-        candidates = np.zeros(self._n_vocab, _CANDIDATE)
-        candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
+        """Sample a token that the grammar allows."""
+        assert self._grammar is not None
+        ids = np.flatnonzero(self._grammar.allowed(self._n_vocab))
+        candidates = np.zeros(len(ids), _CANDIDATE)
+        candidates["id"], candidates["logit"] = ids, logits[ids]
         array = llama_cpp.llama_token_data_array(
             data=_pointer(candidates, llama_cpp.llama_token_data),
-            size=self._n_vocab,
+            size=len(ids),
             selected=-1,
             sorted=False,
         )
-        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        if not candidates["logit"].max() > -np.inf:  # also if all are NaN
-            raise RequestError("json_schema: the model has no token for what must follow")
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
-        for sampler in (self._grammar, self._chain):
-            llama_cpp.llama_sampler_accept(sampler, token)
+        llama_cpp.llama_sampler_accept(self._chain, token)
+        self._grammar.accept(token)
         return token
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
-        if self._grammar is not None:
-            llama_cpp.llama_sampler_free(self._grammar)
 
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -324,47 +310,6 @@ def _sampled(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
     likeliest = np.argsort(-values, kind="stable")[:n] if n else ()
     top = tuple((int(i), float(values[i])) for i in likeliest)
     return Sampled(token, float(values[token]), top)
-
-
-_CHARACTER = re.compile(r'^char ::= \[\^"\\\\\]', re.MULTILINE)
-_JSON_CHARACTER = r'char ::= [^"\\\\\\x7F\\x00-\\x1F]'
-"""llama-cpp-python lets a string hold raw line breaks; JSON does not."""
-
-
-def _grammar(vocab: int, schema: dict[str, object]) -> Any:
-    try:
-        _check_repetitions(schema)
-        grammar = _CHARACTER.sub(_JSON_CHARACTER, json_schema_to_gbnf(json.dumps(schema))).encode()
-    except RequestError:
-        raise
-    except Exception as error:  # the converter has no error of its own for a bad schema
-        raise RequestError(f"json_schema: cannot be turned into a grammar: {error}") from error
-    with llama_cpp_errors() as errors:
-        stage = llama_cpp.llama_sampler_init_grammar(vocab, grammar, b"root")
-    if not stage:
-        raise RequestError(f"json_schema: llama.cpp refuses its grammar: {'; '.join(errors)}")
-    return stage
-
-
-def _check_repetitions(schema: object) -> None:
-    if isinstance(schema, list):
-        for part in schema:
-            _check_repetitions(part)
-    if not isinstance(schema, dict):
-        return
-    for key, value in schema.items():
-        most = MOST_REPETITIONS
-        n: float = 0
-        if key in ("minItems", "maxItems", "minLength", "maxLength"):
-            n = value if isinstance(value, int | float) else 0
-        elif key == "pattern" and isinstance(value, str):
-            most = MOST_PATTERN_REPETITIONS
-            counts = (re.findall(r"\d+", braces) for braces in re.findall(r"{[\d, ]+}", value))
-            n = math.prod(max(1, *map(int, numbers)) for numbers in counts if numbers)
-            n *= max(1, value.count("?") + value.count("*"))
-        if n > most:
-            raise RequestError(f"json_schema: {key} repeats {n} times, more than {most}")
-        _check_repetitions(value)
 
 
 class _Places:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from mico_chat.engine.base import Delta, GenerationOptions, Prompt
+from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.media.medium import ContextBlock
@@ -42,7 +43,7 @@ def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) 
         )
     # In llama.cpp's attention, NaN would spread to the other requests of the step.
     blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
-    if not all(bool(block.tokens.isfinite().all()) for block in blocks):
+    if not all(block.is_finite for block in blocks):
         raise ModelError("the context tokens of a medium hold values that are not numbers")
 
 
@@ -58,6 +59,7 @@ class Request:
         self.prompt, self.options = prompt, options
         self.loop = asyncio.get_running_loop()
         self.cached_tokens = 0
+        self.grammar: Grammar | None = None
         self._texts = [Detokenizer(tokenizer, options.stop, prompt.shown) for _ in range(options.n)]
         self._unfinished = set(range(options.n))
         self._logprobs: list[list[float]] = [[] for _ in range(options.n)]
@@ -232,7 +234,11 @@ class Detokenizer:
         return piece
 
     def _may_be_stop(self, text: str) -> int:
-        return max(
-            (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
-            default=0,
-        )
+        longest = 0
+        for stop in self._stop:
+            at = text.find(stop[0], max(0, len(text) + 1 - len(stop)))
+            while at >= 0 and len(text) - at > longest:
+                if stop.startswith(text[at:]):
+                    longest = len(text) - at
+                at = text.find(stop[0], at + 1)
+        return longest

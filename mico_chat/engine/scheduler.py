@@ -7,6 +7,10 @@ as many as slow the step down little (chunked prefill, :class:`PrefillBudget`). 
 of a finished sequence stay in its slot until the room is needed: a prompt with the same start
 reuses them.
 
+Tenants come in turn: a tenant's sequences take the places, and the tokens of a step, that others
+leave. A tenant without any finds a place although ``max_running`` sequences of others run, and its
+prompt is not computed behind theirs.
+
 The scheduler is pure Python in one thread, and its clock is an argument: tests use a fake model.
 """
 
@@ -21,10 +25,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt, equal_start
 from mico_chat.errors import RequestError
+from mico_chat.fair import Shares, owner_of
 from mico_chat.wire import FinishReason
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mico_chat.engine.grammar import Grammar
+
+
+STEP_S = 0.15
+"""Where several tenants ask, a step that computes prompts alone takes about so long: who comes then
+waits for it."""
+
+SHARED_S = 60.0  # several tenants ask: within these seconds
+
+RESERVED = 16
+"""One cell in 16 is for tenants that have no sequence running yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +124,11 @@ class Model(Protocol):
 
     def truncate(self, slot: int, length: int) -> None: ...
 
-    def sampler(self, options: GenerationOptions, index: int) -> Sampler: ...
+    def sampler(
+        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
+    ) -> Sampler:
+        """``grammar`` says which tokens may follow; the sampler keeps it up to date."""
+        ...
 
     def close(self) -> None: ...
 
@@ -130,8 +151,15 @@ class Slot:
 class Sequence:
     sampler: Sampler  # the scheduler makes it when it takes the sequence
 
-    def __init__(self, prompt: Prompt, options: GenerationOptions, index: int = 0) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        index: int = 0,
+        grammar: Grammar | None = None,
+    ) -> None:
         self.prompt = prompt
+        self.grammar = grammar
         self.options = options
         self.index = index
         self.length = len(prompt)
@@ -188,6 +216,7 @@ class PrefillBudget:
     FIRST = 32
     LEAST = 8
     LEAST_APART = 32  # a forward of 8 tokens reads all weights too, and takes nearly as long
+    LEAST_RUN = 64  # llama.cpp's attention takes fewer one by one
     SLOWDOWN = 2.0
 
     def __init__(self, *, apart: bool = False) -> None:
@@ -204,6 +233,12 @@ class PrefillBudget:
         elif self._decode is not None:
             added = max(0.0, seconds - self._passes * self._decode)
             self._token = _mean(self._token, added / prompt)
+
+    def within(self, seconds: float) -> int:
+        """Prompt tokens that a step computes in so many seconds, in whole runs of 64."""
+        if not self._token:
+            return self.LEAST_RUN
+        return max(self.LEAST_RUN, int(seconds / self._token) // self.LEAST_RUN * self.LEAST_RUN)
 
     def tokens(self, decoding: int, waiting: int, most: int) -> int:
         if not decoding:
@@ -248,10 +283,12 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self._ends = frozenset(ends)
         # A step must have room for a token of each sequence that decodes.
-        self._max_running = min(max_running, model.n_slots, model.max_batch)
+        most = min(model.n_slots, model.max_batch)
+        self._shares = Shares(min(max_running, most), min(2 * max_running, most))
         self._prefill = PrefillBudget(apart=model.decodes_apart)
         self._clock = clock
         self._steps = 0
+        self._asked: dict[str, float] = {}  # when each tenant asked last
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
     @property
@@ -261,6 +298,17 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         return not self.running and not self.waiting
+
+    @property
+    def _shared(self) -> bool:
+        """Whether several tenants asked of late. The bits that a seed is to repeat depend on the
+        length of steps: where one answer with a seed runs alone, it has the engine for itself.
+        """
+        if len(self.running) == 1 and self.running[0].options.seed is not None:
+            return False
+        now = self._clock()
+        self._asked = {name: at for name, at in self._asked.items() if now - at < SHARED_S}
+        return len(self._asked) > 1
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, which must fit into :attr:`max_position` tokens.
@@ -274,7 +322,8 @@ class Scheduler:
                 f"a medium has {max(whole)} tokens that must be computed together, but a step has "
                 f"at most {self.model.max_batch}: send a smaller one"
             )
-        sequence.sampler = self.model.sampler(sequence.options, sequence.index)
+        sequence.sampler = self.model.sampler(sequence.options, sequence.index, sequence.grammar)
+        self._asked[sequence.prompt.salt] = self._clock()
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -285,6 +334,7 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self.running.remove(sequence)
+            self._shares.give_back(sequence.prompt.salt)
             left, sequence.slot = sequence.slot, None
             left.sequence = None
             # The sequence that ended last keeps its tokens: its conversation may continue.
@@ -339,15 +389,29 @@ class Scheduler:
     # --- slots ----------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give slots to waiting sequences in order, until slots or cells run out.
+        """Give slots to waiting sequences, tenant by tenant, until slots or cells run out.
 
         A sequence whose prompt begins like one that is being computed waits for it, and then
         reuses the common start. The last bits of what a model computes depend on the cells that are
         used: a sequence with a seed that is alone finds none used.
         """
-        for sequence in list(self.waiting):
-            if len(self.running) >= self._max_running:
-                return
+        if self._shares.total == self._shares.most:
+            return
+        queues: dict[str, deque[Sequence]] = {}
+        for sequence in self.waiting:
+            own = queues.setdefault(sequence.prompt.salt, deque())
+            if len(own) < self._shares.places:  # to compare prompts takes time
+                own.append(sequence)
+        full = False  # no cells for somebody: only who has nothing running may still pass
+        while queues:
+            tenant = self._shares.next(queues)
+            assert tenant is not None
+            sequence = queues[tenant].popleft()
+            if not self._shares.may_enter(tenant) or (full and self._shares.holds(tenant)):
+                del queues[tenant]
+                continue
+            if not queues[tenant]:
+                del queues[tenant]
             if sequence.options.seed is not None and not self.running:
                 self.forget()
             donor, common = self._donor(sequence)
@@ -355,8 +419,11 @@ class Scheduler:
                 continue
             slot = self._slot_for(sequence, donor, common)
             if slot is None:
-                return
+                full = True
+                queues.pop(tenant, None)
+                continue
             self.waiting.remove(sequence)
+            self._shares.take(tenant)
             slot.sequence, sequence.slot = sequence, slot
             sequence.computed = sequence.cached = common
             self.running.append(sequence)
@@ -386,6 +453,8 @@ class Scheduler:
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
         room = self.model.n_cells - taken - sequence.max_length
+        if self._shares.holds(sequence.prompt.salt):  # some are left for other tenants
+            room -= self.model.n_cells // RESERVED
         if not idle or room < 0:
             return None
         spare = [slot for slot in idle if slot is not donor]
@@ -428,11 +497,15 @@ class Scheduler:
         """The next token of each answer, and as many prompt tokens as the prefill budget allows."""
         decoding = [sequence for sequence in self.running if sequence.decoding]
         batch = [(sequence, sequence.chunk(1)) for sequence in decoding]
-        waiting = len(self.running) - len(decoding)
-        room = self._prefill.tokens(len(decoding), waiting, self.model.max_batch - len(decoding))
-        for sequence in self.running:
-            if not sequence.decoding and room > 0:
-                chunk = sequence.chunk(room)
+        prompts = [sequence for sequence in self.running if not sequence.decoding]
+        waiting = _n_waiting(self.running, prompts)
+        most = self.model.max_batch - len(decoding)
+        if self._shared:
+            most = min(most, self._prefill.within(STEP_S))
+        room = self._prefill.tokens(len(decoding), waiting, most)
+        for sequence, most in _in_turn(prompts, room):
+            if room > 0:
+                chunk = sequence.chunk(min(most, room))
                 room -= chunk.length
                 batch.append((sequence, chunk))
         return batch
@@ -473,6 +546,33 @@ class Scheduler:
         if last:
             self.remove(sequence)
         return Step(sequence, sampled, "length" if last else None)
+
+
+def _n_waiting(running: Many[Sequence], prompts: Many[Sequence]) -> int:
+    """For how many prompts a step may take longer: a tenant's own prompts may slow down its
+    answers, but beside other tenants they count as one.
+    """
+    for name_of in (owner_of, str):
+        if len({name_of(sequence.prompt.salt) for sequence in running}) > 1:
+            return len({name_of(sequence.prompt.salt) for sequence in prompts})
+    return len(prompts)
+
+
+def _in_turn(prompts: Many[Sequence], room: int) -> list[tuple[Sequence, int]]:
+    """Prompts in the order in which a step computes them, and the most tokens of each.
+
+    With prompts of several tenants, a step has as many tokens of each tenant's first prompt as the
+    shortest of these lacks: a short prompt is complete after a step of few times its length.
+    """
+    first: dict[str, Sequence] = {}
+    for sequence in prompts:
+        first.setdefault(sequence.prompt.salt, sequence)
+    if len(first) < 2:
+        return [(sequence, room) for sequence in prompts]
+    shortest = min(sequence.length - sequence.computed for sequence in first.values())
+    most = max(PrefillBudget.FIRST, min(shortest, room // len(first)))
+    order = sorted(first.values(), key=lambda sequence: sequence.length - sequence.computed)
+    return [(sequence, most) for sequence in order]
 
 
 def _common(held: Many[Hashable], sequence: Sequence) -> int:

@@ -25,8 +25,8 @@ from transformers.generation import logits_process as hf
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import free_cores
 from mico_chat.engine.decoder import Decoder, positions_of
+from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.scheduler import Chunk, Sampled
-from mico_chat.errors import RequestError
 
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
@@ -111,8 +111,10 @@ class TransformersModel:
     def truncate(self, slot: int, length: int) -> None:
         self._cells.truncate(slot, length)
 
-    def sampler(self, options: GenerationOptions, index: int) -> TorchSampler:
-        return TorchSampler(options, index, self._decoder.logits_device)
+    def sampler(
+        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
+    ) -> TorchSampler:
+        return TorchSampler(options, index, self._decoder.logits_device, grammar)
 
     def close(self) -> None:
         """Free the keys and values. The caller owns the LLM."""
@@ -281,11 +283,14 @@ def _keep(pool: Tensor, states: Tensor, cells: _Cells) -> Tensor:
 class TorchSampler:
     """Samples from logits (V,) with Hugging Face's logits processors and its own generator."""
 
-    def __init__(self, options: GenerationOptions, index: int, device: torch.device) -> None:
-        if options.json_schema is not None:
-            raise RequestError(
-                "json_schema: the transformers engine cannot follow a schema; use --engine llamacpp"
-            )
+    def __init__(
+        self,
+        options: GenerationOptions,
+        index: int,
+        device: torch.device,
+        grammar: Grammar | None = None,
+    ) -> None:
+        self._grammar = grammar
         self._n_likeliest = options.logprobs or 0
         self._greedy = options.temperature < LEAST_TEMPERATURE
         self._processors = hf.LogitsProcessorList(_processors(options, greedy=self._greedy))
@@ -299,12 +304,17 @@ class TorchSampler:
     def sample(self, logits: Tensor) -> Sampled:
         with torch.inference_mode():
             row: Any = logits[None]  # transformers annotates tensor types of its own
+            if self._grammar is not None:
+                allowed = torch.from_numpy(self._grammar.allowed(len(logits))).to(logits.device)
+                row = row.masked_fill(~allowed, -torch.inf)
             scores: Tensor = self._processors(self._ids, row)
             if self._greedy:
                 token = scores.argmax(dim=-1, keepdim=True)
             else:
                 token = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
             self._ids = torch.cat([self._ids, token], dim=1)
+            if self._grammar is not None:
+                self._grammar.accept(int(token))
             return self._sampled(int(token), logits)
 
     def score(self, logits: Tensor, token: int) -> Sampled:

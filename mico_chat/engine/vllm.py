@@ -112,10 +112,18 @@ class VllmEngine:
         cache = config.cache_config
         self._cells = int(cache.num_gpu_blocks * cache.block_size)
 
+    busy_s = 0.0  # vLLM watches its own processes
+
     @property
     def failure(self) -> str | None:
         llm = self._llm  # None when the engine is closed
         return ENDED if llm is not None and llm.errored else None
+
+    def prepare(self) -> None:
+        """vLLM compiles grammars in its own process."""
+
+    def give_up(self, reason: str) -> None:
+        raise NotImplementedError("vLLM watches its own steps")
 
     async def generate(
         self, prompt: Prompt, options: GenerationOptions

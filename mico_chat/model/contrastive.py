@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.errors import RequestError
+from mico_chat.fields import check_bytes
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import EncodedMedium
 from mico_chat.model.context import Units
@@ -88,6 +89,7 @@ class ContrastiveSpace:
 
         The error for an empty or too long text names the text's place, ``where``.
         """
+        check_bytes(len(text.encode()), self.max_tokens, where)
         ids = self._tokenizer(text, split_special_tokens=True)["input_ids"]
         if len(ids) <= self._tokenizer.num_special_tokens_to_add():
             raise RequestError.at(where, "the text is empty")

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
-from tokenizers.decoders import Fuse
+from tokenizers.decoders import ByteFallback, Fuse, Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -33,7 +33,7 @@ Rule = Callable[[Held], int]
 
 def joined_letters() -> PreTrainedTokenizerFast:
     tokenizer = letters()
-    tokenizer.backend_tokenizer.decoder = Fuse()
+    tokenizer.backend_tokenizer.decoder = Sequence([ByteFallback(), Fuse()])
     return tokenizer
 
 
@@ -76,6 +76,10 @@ class FakeSampler:
 
     def close(self) -> None:
         self._model.samplers.remove(self)  # KeyError when it was closed before
+
+
+NO_TOP_K = 13
+"""The model refuses this value when it makes a sampler."""
 
 
 class FakeModel:
@@ -139,9 +143,9 @@ class FakeModel:
         assert length <= len(self.slots[slot])
         del self.slots[slot][length:]
 
-    def sampler(self, options: GenerationOptions, index: int) -> FakeSampler:
-        if options.json_schema is not None:
-            raise RequestError("json_schema: not here")
+    def sampler(self, options: GenerationOptions, index: int, grammar: Any = None) -> FakeSampler:
+        if options.top_k == NO_TOP_K:
+            raise RequestError("top_k: not here")
         return FakeSampler(self, options, index)
 
     def close(self) -> None:

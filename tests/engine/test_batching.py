@@ -21,6 +21,7 @@ from mico_chat.model.splice import Segment
 from mico_chat.wire import Usage
 from tests.engine.fake_model import (
     END,
+    NO_TOP_K,
     FakeModel,
     Held,
     Rule,
@@ -312,8 +313,8 @@ def test_prompts_that_are_refused(
 def test_an_option_that_the_model_lacks() -> None:
     model = FakeModel()
     with engine_of(model) as engine:
-        with pytest.raises(RequestError, match=r"^json_schema: not here$"):
-            run(deltas_of(engine, options=GenerationOptions(max_tokens=10, json_schema={}, n=3)))
+        with pytest.raises(RequestError, match=r"^top_k: not here$"):
+            run(deltas_of(engine, options=GenerationOptions(max_tokens=10, top_k=NO_TOP_K, n=3)))
         assert engine.stats().waiting == 0
         assert not model.samplers
         assert not model.batches

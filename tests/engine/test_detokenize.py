@@ -1,6 +1,7 @@
 """Text is given out once, when no later token can change it; the pieces join to the whole text."""
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,28 @@ def test_llamas_tokenizer_streams_what_it_decodes(tmp_path: Path, legacy: bool) 
     ids += [row[1:] for row in ids] + [[*row, tokenizer.eos_token_id] for row in ids]
     for row in ids:
         assert "".join(pieces(tokenizer, row)) == tokenizer.decode(row, skip_special_tokens=True)
+
+
+def test_the_work_of_stop_texts_does_not_grow_with_their_length(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    """Counted in calls of functions and methods, for an answer that nearly is a stop text."""
+
+    def calls(length: int) -> int:
+        stop = [f"{'a' * (length - 2)}{n:02}" for n in range(16)]
+        ids = encode(bytes_and_merges, "a" * 300)
+        detokenizer, counted = Detokenizer(bytes_and_merges, stop), 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal counted
+            counted += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            for token in ids:
+                detokenizer.add(token)
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    assert calls(1000) <= 1.1 * calls(400)

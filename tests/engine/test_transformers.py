@@ -4,6 +4,7 @@ import copy
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,7 +14,6 @@ from transformers import LlamaForCausalLM
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.transformers import FIRST_CELLS, TorchSampler, TransformersModel
-from mico_chat.errors import RequestError
 from mico_chat.model.splice import PLACEHOLDER
 from tests.engine.tiny_llm import WIDTH, answer, feed, generated, prompts, text, tiny_llm, whole
 
@@ -187,6 +187,25 @@ def test_logprobs_are_those_of_the_model() -> None:
         assert one.top == ()
 
 
-def test_a_schema_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"^json_schema: .*--engine llamacpp$"):
-        sample(1, json_schema={"type": "object"})
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_follows_the_grammar(temperature: float) -> None:
+    class OddTokens:
+        """Allows odd tokens alone, one less each time."""
+
+        def __init__(self) -> None:
+            self.accepted: list[int] = []
+
+        def allowed(self, n_vocab: int) -> Any:
+            found = np.arange(n_vocab) % 2 == 1
+            found[self.accepted] = False
+            return found
+
+        def accept(self, token: int) -> None:
+            self.accepted.append(token)
+
+    grammar: Any = OddTokens()
+    options = GenerationOptions(temperature=temperature, seed=1)
+    sampler = TorchSampler(options, 0, torch.device("cpu"), grammar)
+    n = len(LOGITS) // 2
+    found = [sampler.sample(LOGITS).token for _ in range(n)]
+    assert sorted(found) == list(range(1, len(LOGITS), 2))[:n]
