@@ -191,6 +191,7 @@ class StandIn:
 
     name, max_position, failure = "stand-in", 8192, None
     scores = repeats = False
+    busy_s = 0.0
 
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
@@ -204,6 +205,12 @@ class StandIn:
 
     def stats(self) -> EngineStats:
         return EngineStats.model_validate(dict.fromkeys(EngineStats.model_fields, 0))
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
+
+    def give_up(self, reason: str) -> None:
+        """Its steps end."""
 
     def close(self) -> None:
         """There is nothing to end."""

@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -32,6 +34,7 @@ from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
+from mico_server.http.protocol import allow_open_files, bounded_protocol
 from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models, ModelSource
 from mico_server.routes import (
@@ -52,10 +55,12 @@ from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
 from mico_server.store.media import MediaStore
+from mico_server.store.quota import Quota
+from mico_server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 5.0
+DRAIN_S = 4.0
 """Seconds in which cancelled requests may store the text that they have."""
 
 
@@ -73,6 +78,7 @@ def create_app(
 
     def loaded(source: ModelSource) -> Assistant:
         assistant = source.load()
+        assistant.engine.prepare()
         if settings.default_max_tokens is not None:
             asked = GenerationOptions(max_tokens=settings.default_max_tokens)
             assistant.defaults = asked.over(assistant.defaults)
@@ -82,6 +88,7 @@ def create_app(
         [replace(source, load=functools.partial(loaded, source)) for source in sources],
         max_requests=settings.max_requests,
         timeout_s=settings.request_timeout_s,
+        max_step_s=settings.max_step_s,
         max_bytes=settings.max_models_bytes,
         keep_alive_s=settings.keep_alive_s,
         on_ready=on_ready,
@@ -90,7 +97,8 @@ def create_app(
     database = Database(settings.database_url, settings.data_dir)
     keys = KeyStore(database)
     counting = counters(settings.rate_limit_store, database)
-    media_store = MediaStore(database, settings.media_folder)
+    quota = Quota(settings.max_stored_bytes, settings.max_stored_files)
+    media_store = MediaStore(database, settings.media_folder, quota)
     fetcher = None
     if settings.allow_urls:
         fetcher = Fetcher(
@@ -100,7 +108,7 @@ def create_app(
             hosts=settings.url_hosts,
         )
     conversations = ConversationStore(database, media_store)
-    batch_store = BatchStore(database, settings.media_folder / "uploads")
+    batch_store = BatchStore(database, settings.media_folder / "uploads", quota)
     service = Service(settings, models, keys, media_store, conversations, batch_store, fetcher)
 
     @contextlib.asynccontextmanager
@@ -138,12 +146,7 @@ def create_app(
         app.include_router(routes.router)
     # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)
-    app.add_middleware(
-        BodyLimit,
-        max_bytes=settings.max_body_bytes,
-        max_json_bytes=settings.max_json_bytes,
-        timeout_s=settings.body_timeout_s,
-    )
+    app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(RateLimit, default=settings.rate_limit, counters=counting)
     app.add_middleware(OriginGuard, loopback=loopback, cors_origins=settings.cors_origins)
     app.add_middleware(
@@ -196,16 +199,20 @@ def described(describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 # --- The process ---
 
 
-def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
-    """``mico-chat serve``; ``announce`` gets each line for the user."""
+def main(
+    settings: ServerSettings, announce: Callable[[str], None], local_secret: str | None = None
+) -> None:
+    """``mico-chat serve``; ``announce`` gets each line for the user.
+
+    A page or terminal chat that starts the service gives it ``local_secret``. Settings can be
+    printed, so it is none.
+    """
     configure_logging(settings.log_level, settings.log_format)
-    # A page or terminal chat that starts the service gives it this secret. Settings can be printed,
-    # so it is none; it is removed before processes start that decode other people's files.
-    local_secret = os.environ.pop("MICO_LOCAL_SECRET", None)
     quantization = asked_quantization(
         settings.quantization, settings.load_in_4bit, settings.load_in_8bit
     )
-    with MediaDecoder(MediaLimits(), workers=settings.decoder_workers) as decoder:
+    # Twice: beside one tenant's media there is a process for another tenant's.
+    with MediaDecoder(MediaLimits(), workers=2 * settings.decoder_workers) as decoder:
         options = EngineOptions(
             settings.engine,
             quantization,
@@ -222,11 +229,20 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
         names = settings.model or (Settings().model,)
         if settings.max_models_bytes is None and len(names) > 1:
             settings = settings.model_copy(update={"max_models_bytes": usable_bytes(options)})
+
+        def renew(reason: str) -> None:
+            logger.critical("%s; the service starts anew", reason)
+            decoder.close()
+            if local_secret is not None or settings.port == 0:
+                os._exit(1)  # whoever started it knows the secret and the port, and starts it again
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
         serve(
             [_source(name, decoder, options) for name in distinct(names)],
             announce=announce,
             settings=settings,
             local_secret=local_secret,
+            renew=renew,
         )
 
 
@@ -255,12 +271,14 @@ def serve(
     announce: Callable[[str], None],
     settings: ServerSettings,
     local_secret: str | None = None,
+    renew: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until interrupted. ``announce`` gets one line once the model answers.
 
     The address is bound first, so that a port in use is reported before minutes of loading. After
     SIGTERM or SIGINT running requests may end within ``shutdown_timeout_s``; after SIGTERM this
-    function returns normally. An error of loading the first model is raised.
+    function returns normally. An error of loading the first model is raised. ``renew`` starts the
+    process anew, for a reason; with it a :class:`Watchdog` ends what does not come on.
     """
     check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -271,13 +289,14 @@ def serve(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; "
             "try another --port"
         ) from error
+    allow_open_files(settings.max_connections)
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{address}:{bound.getsockname()[1]}"
     failures: list[Exception] = []
 
     def on_failed(error: Exception) -> None:
         failures.append(error)
-        server.should_exit = True
+        stop()
 
     app = create_app(
         sources,
@@ -286,18 +305,24 @@ def serve(
         on_failed=on_failed,
         local_secret=local_secret,
     )
-    server = uvicorn.Server(
+    watchdog = None
+    if renew is not None:
+        models = app.state.service.models
+        watchdog = Watchdog(models, max_step_s=settings.max_step_s, renew=renew, end=_end)
+    server = _Server(
+        watchdog,
         uvicorn.Config(
             app,
+            http=bounded_protocol(settings),
             log_config=None,  # set up by the caller
             access_log=False,  # RequestLog's is better
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_timeout_s,
-        )
+        ),
     )
 
     def stop(*_: object) -> None:
-        server.should_exit = True
+        server.handle_exit(signal.SIGTERM, None)
 
     # For a SIGTERM before uvicorn listens to it, and for the one that uvicorn raises when it ends.
     before = signal.signal(signal.SIGTERM, stop)
@@ -308,6 +333,30 @@ def serve(
         signal.signal(signal.SIGTERM, before)
     if failures:
         raise failures[0]
+
+
+class _Server(uvicorn.Server):
+    """Tells the watchdog that the event loop works, and when the process is to end."""
+
+    def __init__(self, watchdog: Watchdog | None, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._watchdog = watchdog
+        if watchdog is not None:
+            watchdog.start()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._watchdog is not None:
+            self._watchdog.beat()
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._watchdog is not None:
+            self._watchdog.end_within((self.config.timeout_graceful_shutdown or 0) + DRAIN_S)
+        super().handle_exit(sig, frame)
+
+
+def _end() -> None:
+    os._exit(1)
 
 
 async def _has_keys(settings: ServerSettings) -> bool:

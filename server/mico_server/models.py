@@ -30,6 +30,7 @@ from pydantic import BaseModel
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import EngineStats
 from mico_chat.errors import MicoError, ModelError
+from mico_chat.fair import Shares
 from mico_chat.media.kinds import KINDS, Kind
 from mico_server.errors import (
     BusyError,
@@ -75,7 +76,9 @@ class Models:
     """The models of a service, the first of which is the default. :meth:`run` is its whole life.
 
     The first model is loaded at once; then ``on_ready`` or ``on_failed`` is called. At most
-    ``max_requests`` run or wait at once; each may wait ``timeout_s`` seconds for its model. A model
+    ``max_requests`` of a tenant run or wait at once, and some more of tenants that have few; each
+    may wait ``timeout_s`` seconds for its model. While a step of a model lasts longer than
+    ``max_step_s``, the service is not ready. A model
     that no request has used for ``keep_alive_s`` seconds is unloaded.
     """
 
@@ -85,6 +88,7 @@ class Models:
         *,
         max_requests: int,
         timeout_s: float,
+        max_step_s: float = math.inf,
         max_bytes: int | None = None,
         keep_alive_s: float | None = None,
         on_ready: Callable[[], None] = lambda: None,
@@ -95,11 +99,12 @@ class Models:
             ModelHost(source, self.metrics, timeout_s, self._answered) for source in sources
         ]
         self.max_bytes = max_bytes
-        self._max_requests, self._timeout_s = max_requests, timeout_s
+        self._timeout_s = timeout_s
         self._keep_alive_s = keep_alive_s
+        self._max_step_s = max_step_s
         self._on_ready, self._on_failed = on_ready, on_failed
         self._state = "is still loading; try again soon"
-        self._requests = 0
+        self._requests = Shares(max_requests, max_requests + max(1, max_requests // 4))
         self._mean_s = 1.0
         self._turn = asyncio.Lock()  # loads and unloads come one after the other
         self._moved = asyncio.Event()
@@ -132,13 +137,13 @@ class Models:
 
     # --- Requests ---
 
-    def check(self) -> None:
-        """Check that the service is ready and takes another request."""
+    def check(self, tenant: str = "") -> None:
+        """Check that the service is ready and takes another request of a tenant."""
         self.check_ready()
-        if self._requests >= self._max_requests:
+        if not self._requests.may_enter(tenant):
             raise BusyError(
-                f"the service is busy: {self._requests} requests are running or waiting, which "
-                "is the limit; try again soon",
+                f"the service is busy: {self._requests.total} requests are running or waiting, and "
+                f"the limit is {self._requests.places} (MICO_SERVER_MAX_REQUESTS); try again soon",
                 min(math.ceil(self._mean_s), 60),
             )
 
@@ -149,12 +154,14 @@ class Models:
             self.check_ready()
         except NotReadyError:
             return False
-        return 2 * self._requests < self._max_requests
+        return 2 * self._requests.total < self._requests.places
 
     def check_ready(self) -> None:
         if self._state:
             raise NotReadyError(f"the model {self._state}")
         self.check_alive()
+        for host in self.hosts:
+            host.check_moving(self._max_step_s)
 
     def check_alive(self) -> None:
         """Check that the service need not be started again."""
@@ -170,11 +177,11 @@ class Models:
         raise ModelNotFoundError(f"no model {name!r} here; this server has {names}")
 
     @asynccontextmanager
-    async def use(self, name: str | None = None) -> AsyncIterator[ModelHost]:
-        """A model, loaded until the end of the block."""
-        self.check()
+    async def use(self, name: str | None = None, tenant: str = "") -> AsyncIterator[ModelHost]:
+        """A model, loaded until the end of the block, for a request of a tenant."""
+        self.check(tenant)
         host = self.named(name)
-        self._requests += 1
+        self._requests.take(tenant)
         try:
             await self._acquire(host, timeout_s=self._timeout_s)
             try:
@@ -182,7 +189,7 @@ class Models:
             finally:
                 self._release(host)
         finally:
-            self._requests -= 1
+            self._requests.give_back(tenant)
 
     async def _acquire(self, host: ModelHost, *, timeout_s: float | None) -> None:
         if host.loaded is None or host.leaving:

@@ -140,6 +140,26 @@ class ModelHost:
                 f"the model cannot answer any more: {failure}; start the service again"
             )
 
+    @property
+    def step_s(self) -> float:
+        """Seconds since the present step of the loaded model began."""
+        loaded = self.loaded
+        return 0.0 if loaded is None else max(loaded.engine.busy_s, loaded.encoder.busy_s)
+
+    def give_up(self, reason: str) -> None:
+        """Answer all requests of the model with an error: its step does not end."""
+        if self.loaded is not None:
+            self.loaded.engine.give_up(reason)
+
+    def check_moving(self, max_step_s: float) -> None:
+        """Refuse requests while a step lasts far too long."""
+        seconds = self.step_s
+        if seconds > max_step_s:
+            raise NotReadyError(
+                f"{self.name}: a step of the model has lasted {seconds:.0f} s, more than "
+                f"{max_step_s:g} (MICO_SERVER_MAX_STEP_S); try again later"
+            )
+
     async def stream(
         self, question: Question
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
@@ -239,7 +259,8 @@ class Service:
 
     async def use(self, request: Request, stack: AsyncExitStack, name: str | None) -> ModelHost:
         """A loaded model until ``stack`` closes, for a client that has sent its whole body."""
-        entering = stack.enter_async_context(self.models.use(name))
+        tenant = cast(Caller, request.state.caller).tenant
+        entering = stack.enter_async_context(self.models.use(name, tenant))
         return await while_connected(request.receive, entering)
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:

@@ -40,6 +40,9 @@ def _split(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Texts, separated by commas in a flag or variable."""
 
+Bound = Annotated[int | None, BeforeValidator(lambda value: None if value == "none" else value)]
+"""A limit; the text ``none`` takes it away."""
+
 
 class ServerSettings(BaseSettings):
     """Serve the model over HTTP.
@@ -138,9 +141,36 @@ class ServerSettings(BaseSettings):
         description="seconds for which an uploaded medium is kept that no conversation shows",
     )
 
+    max_stored_bytes: Bound = Field(
+        20 << 30, ge=1, description="most bytes of files and media that a key may store, or none"
+    )
+    max_stored_files: Bound = Field(
+        100_000, ge=1, description="most files and media that a key may store, or none"
+    )
+
     max_body_bytes: int = Field(512 << 20, ge=1, description="most bytes of a request's body")
     max_json_bytes: int = Field(
         64 << 20, ge=1, description="most bytes of a JSON body, which is held in memory"
+    )
+    max_json_values: int = Field(
+        1_000_000, ge=1, description="most braces, brackets, commas and colons of a JSON body"
+    )
+    max_bodies_bytes: int | None = Field(
+        None,
+        ge=2,
+        description="most bytes of all JSON bodies that are held in memory; one tenant may have "
+        "half [256 MiB, or 4 times max-json-bytes if that is more]",
+    )
+    max_connections: int = Field(1024, ge=1, description="most open connections")
+    max_connections_per_address: int = Field(
+        512,
+        ge=1,
+        description="most open connections of one address; behind a proxy all have the proxy's",
+    )
+    head_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="seconds in which the headers of a connection's next request must come",
     )
     max_media: int = Field(32, ge=1, description="most media of a request")
     max_text_bytes: int = Field(1 << 20, ge=1, description="most bytes of a text field")
@@ -156,6 +186,12 @@ class ServerSettings(BaseSettings):
         None,
         description="where requests are counted: memory, or redis://host:6379, which replicas "
         "share [the database if it is PostgreSQL, else memory]",
+    )
+    max_step_s: float = Field(
+        150.0,
+        gt=0,
+        description="seconds of one step of a model after which the service is not ready; after "
+        "twice as many it starts anew",
     )
     request_timeout_s: float = Field(300.0, gt=0, description="most seconds of a request")
     body_timeout_s: float = Field(
@@ -254,6 +290,8 @@ def shown_settings(settings: ServerSettings) -> str:
     for name, value in settings.model_dump(exclude={"config", "show_settings"}).items():
         if name in ("database_url", "rate_limit_store") and value is not None:
             value = without_password(value)
+        if value is None and ServerSettings.model_fields[name].default is not None:
+            value = "none"  # a bound that is taken away
         lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.assistant import Assistant
 from mico_server.app import create_app
+from mico_server.http.protocol import bounded_protocol
 from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
@@ -26,10 +27,16 @@ from mico_server.store.keys import KeyStore
 
 
 @contextmanager
-def live(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> Iterator[httpx.Client]:
-    """A client of the application, which runs until the end of the block."""
+def live(
+    app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", settings: ServerSettings | None = None
+) -> Iterator[httpx.Client]:
+    """A client of the application, which runs until the end of the block.
+
+    With settings its connections are bounded as those of a service.
+    """
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)
+    http = "auto" if settings is None else bounded_protocol(settings)
+    config = uvicorn.Config(app, http=http, log_config=None, access_log=False, lifespan=lifespan)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -50,7 +57,8 @@ def running(
     load: Callable[[], Assistant], settings: ServerSettings, *, ready: bool = True
 ) -> Iterator[httpx.Client]:
     """A client of a service, by default once its model is loaded."""
-    with live(create_app([ModelSource("fake", load)], settings), lifespan="on") as client:
+    app = create_app([ModelSource("fake", load)], settings)
+    with live(app, lifespan="on", settings=settings) as client:
         if ready:
             wait_until_ready(client)
         yield client

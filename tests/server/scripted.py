@@ -10,6 +10,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.batching import BatchingEngine
+from mico_chat.errors import RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
@@ -39,11 +40,11 @@ class ScriptedModel(FakeModel):
         self.schemas: list[dict[str, Any] | None] = []
         self.prompts: list[str] = []
 
-    def sampler(self, options: GenerationOptions, index: int) -> FakeSampler:
+    def sampler(self, options: GenerationOptions, index: int, grammar: Any = None) -> FakeSampler:
         self.schemas.append(options.json_schema)
         self.batches.clear()  # kept for other tests
-        if self._follows:
-            options = options.model_copy(update={"json_schema": None})
+        if options.json_schema is not None and not self._follows:
+            raise RequestError("json_schema: not here")
         return super().sampler(options, index)
 
     def _next(self, held: Held) -> int:

@@ -212,6 +212,30 @@ def test_a_key_opens_what_its_scopes_name(start: Start, scope: str) -> None:
                 assert f'scope="{needed}"' in response.headers["www-authenticate"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "opening"),
+    [
+        *((f"GET /v1/batches{rest}", {"chat", "admin"}) for rest in ("", "/batch-1", "?limit=1")),
+        ("POST /v1/batches/batch-1/cancel", {"chat", "admin"}),
+        *(
+            (f"POST /v1/batches{rest}", {"chat"})
+            for rest in ("", "/", "/a", "/a/b/cancel", "/a/cancel/")
+        ),
+        *((f"GET /v1/{rest}", {"chat"}) for rest in ("batchesx", "batches/a/b", "files/batches")),
+        ("GET //v1/batches", {"chat"}),
+        ("DELETE /v1/batches/batch-1", {"chat"}),
+    ],
+)
+def test_admins_see_and_cancel_batches(start: Start, asked: str, opening: set[str]) -> None:
+    keys = FakeKeys(**{scope: fake_key("key", "team", None, scope) for scope in PATHS})
+    client = start(keys, required=True)
+    method, path = asked.split()
+    for scope in PATHS:
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        response = exchange(client, f"{head}Authorization: Bearer {scope}\r\n\r\n".encode())
+        assert response.status_code == (200 if scope in opening else 403), scope
+
+
 def test_insecure_takes_anyone_but_no_wrong_key(start: Start) -> None:
     client = start(alice(), required=False, insecure=True)
     assert caller(client.get("/a")) == LOCAL

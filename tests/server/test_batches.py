@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,13 @@ from openai import OpenAI
 from openai.types import Batch
 
 from mico_chat.assistant import Assistant
+from mico_chat.engine.base import Delta
+from mico_chat.errors import RequestError
 from mico_server import batch_runner
 from mico_server.batch_runner import BatchRunner
+from mico_server.errors import UnavailableError
 from mico_server.settings import ServerSettings
+from mico_server.store.batches import BatchStore
 from tests.fakes import FakeAssistant
 from tests.server.conftest import BOTH, Start
 from tests.server.running import new_key, running
@@ -150,12 +155,19 @@ def test_responses_in_a_batch(tmp_path: Path) -> None:
         (jsonl([{**line("a"), "body": 3}]), 1, "expected an object"),
         (b"[" * 100_000 + b"\n", 1, "not JSON"),
         (jsonl([line("a", "x" * 3_000_000)]), 1, "MICO_SERVER_MAX_JSON_BYTES"),
+        (jsonl([line("\ud800")]), 1, "custom_id: half"),
+        (jsonl([line("a"), line("b", metadata={"half": "\udc00"})]), 2, "body.metadata.half: half"),
+        (jsonl([line("a")]).replace(b"hello", b"\xed\xa0\x80"), 1, "not JSON"),
+        (jsonl([line("a", metadata=[0] * 150_000)]), 1, "MICO_SERVER_MAX_JSON_VALUES"),
+        (jsonl([{**line("a"), "body": {str(n): 0 for n in range(300)}}]), 1, "over 256"),
+        (jsonl([line("a" * 513)]), 1, "513 characters, over 512"),
     ],
 )
 def test_a_file_that_is_wrong(
     tmp_path: Path, content: bytes, number: int | None, said: str
 ) -> None:
-    with service(tmp_path, FakeAssistant(), max_json_bytes=2_000_000) as client:
+    limits: dict[str, Any] = {"max_json_bytes": 2_000_000, "max_json_values": 150_000}
+    with service(tmp_path, FakeAssistant(), **limits) as client:
         file = client.files.create(file=("a.jsonl", content), purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
         batch = ended(client, batch)
@@ -164,7 +176,7 @@ def test_a_file_that_is_wrong(
         assert batch.errors.data is not None
         assert batch.errors.data[0].line == number
         assert said in str(batch.errors.data[0].message)
-        good = ended(client, begin(client, [line("a")]))
+        good = ended(client, begin(client, [line("\N{GRINNING FACE}" * 512)]))
         assert good.status == "completed"
 
 
@@ -188,6 +200,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
                 endpoint="/v1/audio/speech",  # type: ignore[arg-type]
                 completion_window="24h",
             )
+        for metadata in ({str(n): "" for n in range(17)}, {"a" * 65: "b"}, {"a": "b" * 513}):
+            with pytest.raises(openai.BadRequestError, match="metadata"):
+                client.batches.create(
+                    input_file_id=batch.input_file_id,
+                    endpoint=CHAT,
+                    completion_window="24h",
+                    metadata=metadata,
+                )
         gate.set()
         batch = ended(client, batch)
         with pytest.raises(openai.ConflictError, match="has ended"):
@@ -304,8 +324,9 @@ def test_a_batch_goes_on_after_a_restart(tmp_path: Path, database_url: str) -> N
         until(done)
     for path in (tmp_path / "data/media/uploads").iterdir():
         if b'"response"' in path.read_bytes():  # as if the process had died while it wrote
-            with path.open("ab") as file:
-                file.write(b'{"id": "batch_req_1", "custom_id": "4", "resp')
+            first, _, third = path.read_bytes().splitlines(keepends=True)
+            torn = b'{"id": "batch_req_1", "custom_id": "4", "resp'
+            path.write_bytes(first + bytes(64) + b"\n" + third + torn)
     assistant = FakeAssistant()
     with service(tmp_path, assistant, **settings) as client:
         batch = ended(client, batch)
@@ -314,7 +335,135 @@ def test_a_batch_goes_on_after_a_restart(tmp_path: Path, database_url: str) -> N
         assert {
             id_: one["body"]["choices"][0]["message"]["content"] for id_, one in answers.items()
         } == {str(n): f"[] number {n}" for n in range(6)}
-        assert len(assistant.asked) == 3, "what was answered before is not asked again"
+        assert len(assistant.asked) == 4, "what was answered before is not asked again"
+
+
+def test_a_fault_ends_its_batch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = batch_runner._Lines.add
+
+    def failing(self: Any, answered: Any) -> None:
+        if answered["custom_id"] == "full":
+            raise OSError(28, "No space left on device")
+        add(self, answered)
+
+    monkeypatch.setattr(batch_runner._Lines, "add", failing)
+    with service(tmp_path, FakeAssistant(), max_batch_requests=1) as client:
+        batch = begin(client, [line("a"), line("full"), line("b")])
+        other = begin(client, [line("c")])
+        batch = ended(client, batch)
+        assert (batch.status, list(lines_of(client, batch.output_file_id))) == ("failed", ["a"])
+        assert batch.request_counts is not None
+        assert (batch.request_counts.total, batch.request_counts.completed) == (3, 1)
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        assert batch.errors.data[0].code == "server_error"
+        assert ended(client, other).status == "completed"
+
+
+def test_a_batch_waits_while_the_database_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, away = BatchStore.count, threading.Event()
+
+    async def counted(self: BatchStore, *given: Any, **counts: Any) -> Any:
+        if not away.is_set():
+            away.set()
+            raise UnavailableError("the database cannot be reached")
+        return await count(self, *given, **counts)
+
+    monkeypatch.setattr(BatchStore, "count", counted)
+    with service(tmp_path, FakeAssistant()) as client:
+        batch = begin(client, [line("a")])
+        assert away.wait(WITHIN_S)
+        batches = [batch, begin(client, [line("b")])]  # which begins a round
+        assert [ended(client, one).status for one in batches] == ["completed"] * 2
+
+
+def test_an_answer_that_is_no_text(tmp_path: Path) -> None:
+    class Halves(FakeAssistant):
+        async def stream(self, *args: Any, **options: Any) -> Any:
+            async for item in super().stream(*args, **options):
+                if isinstance(item, Delta) and item.text == "hello":
+                    if len(self.asked) > 1:
+                        raise RequestError("no answer to \udfff")
+                    item = item.model_copy(update={"text": "\ud800"})
+                yield item
+
+    with service(tmp_path, Halves(), max_batch_requests=1) as client:
+        batch = ended(client, begin(client, [line(id_) for id_ in "ab"]))
+        assert batch.status == "completed"
+        said = lines_of(client, batch.output_file_id)["a"]["body"]["choices"][0]["message"]
+        assert said["content"] == "[] \ufffd"
+        error = lines_of(client, batch.error_file_id)["b"]["body"]["error"]
+        assert error["message"] == "no answer to \ufffd"
+
+
+def test_no_tenants_batch_waits_for_anothers(tmp_path: Path) -> None:
+    class Held(FakeAssistant):
+        async def stream(self, messages: Any, *args: Any, **options: Any) -> Any:
+            if messages[-1].text == "slow":
+                held.release()
+                await self._wait_until(gate.is_set)
+            async for item in super().stream(messages, *args, **options):
+                yield item
+
+    held, gate = threading.Semaphore(0), threading.Event()
+    one, other = (new_key(tmp_path / "data", name) for name in ("one", "other"))
+    with service(tmp_path, Held(), one, max_batch_requests=2) as client:
+        batches = [
+            begin(client.with_options(default_headers={"x-mico-user": user}), [line("a", "slow")])
+            for user in ("anna", "bob")
+        ]
+        slow = begin(client, [line(str(n), "slow") for n in range(9)])
+        assert held.acquire(timeout=WITHIN_S)
+        for n in range(2):  # all of the other tenant's lines, while those of the first are held
+            few = begin(client.with_options(api_key=other), [line("b", f"few {n}")])
+            assert ended(client.with_options(api_key=other), few).status == "completed"
+        assert client.batches.retrieve(slow.id).status == "validating"
+        assert not held.acquire(timeout=0), "the users of a key share its turn"
+        gate.set()
+        assert ended(client, slow).status == "completed"
+        for user, batch in zip(("anna", "bob"), batches, strict=True):
+            asker = client.with_options(default_headers={"x-mico-user": user})
+            assert ended(asker, batch).status == "completed"
+
+
+def test_an_operator_cancels_anybodys_batch(tmp_path: Path) -> None:
+    gate = threading.Event()
+    one, admin, both = (
+        new_key(tmp_path / "data", name, scopes=name.split())
+        for name in ("chat", "admin", "admin chat")
+    )
+    with service(tmp_path, FakeAssistant(gate), one) as client:
+        batch = begin(client, [line("a")])
+        for operator in (client.with_options(api_key=key) for key in (admin, both)):
+            assert [found.id for found in operator.batches.list()] == [batch.id]
+            assert operator.batches.retrieve(batch.id).id == batch.id
+            a_user = operator.with_options(default_headers={"x-mico-user": "anna"})
+            assert not a_user.batches.list().data
+            with pytest.raises(openai.NotFoundError):
+                a_user.batches.cancel(batch.id)
+            with pytest.raises((openai.PermissionDeniedError, openai.NotFoundError)):
+                operator.files.content(batch.input_file_id)
+        assert client.with_options(api_key=admin).batches.cancel(batch.id).status == "cancelling"
+        gate.set()
+        assert ended(client, batch).status == "cancelled"
+
+
+def test_what_a_key_may_store(tmp_path: Path) -> None:
+    with service(tmp_path, FakeAssistant(), max_stored_files=1) as client:
+        batch = ended(client, begin(client, [line("a")]))  # its answers are the second file
+        full = partial(pytest.raises, openai.APIStatusError, match=r"413.*MAX_STORED_FILES.*delete")
+        with full():
+            begin(client, [line("a")])
+        with full():
+            client.batches.create(
+                input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h"
+            )
+        assert len(list((tmp_path / "data/media/uploads").iterdir())) == 2
+        client.files.delete(batch.input_file_id)
+        client.files.delete(batch.output_file_id or "")
+        assert ended(client, begin(client, [line("a")])).status == "completed"
 
 
 def test_too_many_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

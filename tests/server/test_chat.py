@@ -201,7 +201,7 @@ JSON = {"headers": {"content-type": "application/json"}}
         (400, {"json": {"message": "x", "top_p": 7}}, "^top_p: .*got 7$"),
         (400, {"json": {"message": "x", "stream": "perhaps"}}, "^stream: .*got 'perhaps'$"),
         (400, {"json": {"message": "x", "conversation_id": "a\0"}}, "^conversation_id: a NUL char"),
-        (400, {"content": b'{"stop": ["\\ud800"]}', **JSON}, "^stop: .*surrogate"),
+        (400, {"content": b'{"stop": ["\\ud800"]}', **JSON}, r"^stop\[0\]: .*surrogate"),
         (400, {"content": "message=x"}, "^content-type: expected multipart/.* or .*, got nothing$"),
     ],
 )
@@ -259,6 +259,8 @@ def test_pages_that_need_no_network(start: Start) -> None:
         page = client.get(path)
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        assert page.headers["x-content-type-options"] == "nosniff"
         links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
         assert links
         for link in links:

@@ -19,6 +19,7 @@ from mico_server.http.auth import Auth
 from mico_server.http.errors import add_error_handlers
 from mico_server.http.limits import BodyLimit
 from mico_server.http.request_log import Metrics, RequestLog
+from mico_server.settings import ServerSettings
 from tests.server.running import live
 from tests.server.test_auth import alice, bearer
 
@@ -49,7 +50,7 @@ def of(metrics: Metrics) -> dict[str, float]:
 @pytest.fixture
 def client() -> Iterator[httpx.Client]:
     app, counted = FastAPI(), metrics()
-    app.add_middleware(BodyLimit, max_bytes=100, max_json_bytes=10, timeout_s=5)
+    app.add_middleware(BodyLimit, settings=ServerSettings(max_body_bytes=100, max_json_bytes=10))
     app.add_middleware(Auth, keys=alice("chat", "metrics"), required=True)
     add_error_handlers(app)
     app.get("/metrics")(counted.response)

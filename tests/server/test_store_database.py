@@ -9,13 +9,13 @@ import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, insert, select, text
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.errors import UnavailableError
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
-from mico_server.store.tables import blobs, metadata
+from mico_server.store.tables import blobs, media, metadata, now
 from tests.server.conftest import BOTH, POSTGRES
 from tests.server.postgres import Postgres
 
@@ -40,6 +40,9 @@ async def test_a_database_of_the_first_version_is_upgraded(
     await database.start()
     secret, _ = await KeyStore(database).create("old", "t", scopes=["chat", "metrics"])
     async with database.writing() as connection:
+        await connection.execute(insert(blobs).values(id="a", bytes=7))
+        old = {"id": "m", "tenant": "t/anna", "blob_id": "a", "kind": "image", "name": "x"}
+        await connection.execute(insert(media).values(**old, uploaded=True, created_at=now()))
         for change in (
             "ALTER TABLE keys DROP COLUMN scopes",
             "ALTER TABLE turns DROP COLUMN confidence",
@@ -47,6 +50,9 @@ async def test_a_database_of_the_first_version_is_upgraded(
             "DROP TABLE rate_limit_hits",
             "DROP TABLE files",
             "DROP TABLE batches",
+            "DROP INDEX ix_media_owner_blob_id_blob_bytes",
+            "ALTER TABLE media DROP COLUMN owner",
+            "ALTER TABLE media DROP COLUMN blob_bytes",
             "UPDATE alembic_version SET version_num = '0001'",
         ):
             await connection.execute(text(change))
@@ -59,6 +65,8 @@ async def test_a_database_of_the_first_version_is_upgraded(
     await database.start()
     async with database.reading() as connection:
         assert await connection.run_sync(differences) == []
+        sizes = await connection.execute(select(media.c.owner, media.c.blob_bytes))
+        assert sizes.one() == ("t", 7)
         if not database.is_sqlite:
             logged = text(
                 "SELECT relpersistence FROM pg_class WHERE oid = 'rate_limit_hits'::regclass"

@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from mico_chat.errors import RequestError
+from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_server.errors import ConflictError, GoneError, NotFoundError
 from mico_server.store import blobs as blob_files
+from mico_server.store.batches import BatchStore
 from mico_server.store.database import Database
+from mico_server.store.keys import History
+from mico_server.store.media import MediaStore
+from mico_server.store.quota import Quota
 from mico_server.store.tables import blobs
 from tests.server.conftest import BOTH
 from tests.server.stored import Stores
@@ -210,6 +214,58 @@ async def test_bytes_are_on_disk_before_the_record(
     monkeypatch.setattr(Database, "writing", writing)
     await stores.add()
     assert steps == ["sync", "begin", "replace", "sync", "sync", "sync"]
+
+
+class Limited(Stores):
+    """Of which one key may store 4 files and media, and 20 bytes."""
+
+    @property
+    def media(self) -> MediaStore:
+        return MediaStore(self.database, self.folder, Quota(20, 4))
+
+
+@BOTH
+async def test_a_key_has_a_quota_with_all_its_users(stores: Stores, tmp_path: Path) -> None:
+    own = Limited(stores.database, stores.folder)
+    first, same = await own.add(), await own.add(name="again.jpg")  # 5 bytes, once
+    await own.add(b"x" * 15, tenant="t/anna")
+    stored = own.files()
+    said = r"cat.jpg: .*21 bytes.*limit of 20 \(MICO_SERVER_MAX_STORED_BYTES\); delete .*/v1/media"
+    with pytest.raises(LimitError, match=said):
+        await own.add(b"y", tenant="t/bob")
+    with pytest.raises(LimitError, match=r"0.jpg: .*21 bytes"):
+        await own.say(send=[b"y"])
+    assert own.files() == stored, "nothing is left of what was refused"
+    await own.say()  # a text needs no place
+    for tenant in ("T", "t2", "other/t"):
+        await own.add(b"y" * 20, tenant=tenant)
+    path = tmp_path / "asked.jsonl"
+    path.write_bytes(b"")
+    batches = BatchStore(own.database, tmp_path / "uploads", Quota(20, 4))
+    file = await batches.add_file("t/anna", "asked.jsonl", path)
+    with pytest.raises(LimitError, match=r"5 files and media .*limit of 4 .*STORED_FILES"):
+        await own.add()
+    await batches.delete_file("t/anna", file.id)
+    for record in (first, same):
+        await own.media.delete("t", record.id)
+    await own.add(b"12345", tenant="t/bob")
+    await History(own.database, own.folder).move("t", "u")
+    await own.add(b"x" * 20)
+    with pytest.raises(LimitError, match="25 bytes"):
+        await own.add(b"y" * 5, tenant="u/bob")
+
+
+@BOTH
+async def test_a_quota_holds_for_those_who_add_at_once(
+    stores: Stores, database_url: str, tmp_path: Path
+) -> None:
+    other = Limited(Database(database_url, tmp_path / "data"), stores.folder)
+    await other.database.start()
+    pair = [Limited(stores.database, stores.folder), other]
+    adding = (pair[n % 2].add(bytes([n]), tenant=f"t/{n}") for n in range(12))
+    added = await asyncio.gather(*adding, return_exceptions=True)
+    assert sum(not isinstance(one, LimitError) for one in added) == len(stores.files()) == 4
+    await other.database.close()
 
 
 @BOTH

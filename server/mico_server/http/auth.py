@@ -27,8 +27,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, MicoError
+from mico_chat.fair import USER_SEPARATOR
 from mico_server.http.errors import error_response, mico_error_response
-from mico_server.store.keys import USER_SEPARATOR, KeyScope, KeyStore
+from mico_server.store.keys import KeyScope, KeyStore
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +97,15 @@ REQUIRE_KEY_HEADER = "x-mico-require-key"
 """The header that a program sends with the requests of other people. Such a request needs a key,
 even where the service asks its own machine for none."""
 
-_SCOPE_OF_PATH: dict[str, KeyScope] = {"/metrics": "metrics", "/v1/keys": "admin"}
-"""The scopes that the paths with these beginnings need; any other path needs ``chat``."""
+_SCOPES: tuple[tuple[str, tuple[KeyScope, ...]], ...] = (
+    (r"\S+ /metrics", ("metrics",)),
+    (r"\S+ /v1/keys", ("admin",)),
+    (r"GET /v1/batches(/[^/]+)?\Z|POST /v1/batches/[^/]+/cancel\Z", ("chat", "admin")),
+    ("", ("chat",)),
+)
+"""Beginnings of a method and a path, and the scopes of which such a request needs one; the first
+that matches decides. Routers may read the end of a path differently: where a scope opens only a
+part of the routes below a path, its pattern goes to the end."""
 
 _HOW = (
     "send 'Authorization: Bearer KEY' with a key of this service; "
@@ -117,6 +125,15 @@ class Caller:
     key_id: str | None = None
     rate_limit: str | None = None
     scopes: frozenset[str] = frozenset({"chat", "metrics"})
+
+    @property
+    def batches_of(self) -> str | None:
+        """The tenant whose batches the caller lists, sees and cancels.
+
+        None: those of all tenants, for a key of the scope ``admin`` whose request names no user.
+        """
+        all_ = "admin" in self.scopes and USER_SEPARATOR not in self.tenant
+        return None if all_ else self.tenant
 
 
 @dataclass
@@ -154,10 +171,10 @@ class Auth(Guard):
             code, message = _INVALID if any(given) else _MISSING
             challenge = {"www-authenticate": "Bearer"}
             raise Refused("auth", error_response(401, message, code, headers=challenge))
-        # The beginning of the path alone decides: routers may read its end differently.
-        found = (s for start, s in _SCOPE_OF_PATH.items() if scope["path"].startswith(start))
-        needed = next(found, "chat")
-        if needed not in caller.scopes:
+        asked = f"{scope['method']} {scope['path']}"
+        opening = next(scopes for start, scopes in _SCOPES if re.match(start, asked))
+        if caller.scopes.isdisjoint(opening):
+            needed = opening[0]
             has = ", ".join(sorted(caller.scopes)) or "none"
             sent = "none was sent" if caller.key_id is None else f"the key that was sent has {has}"
             message = (

@@ -26,10 +26,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
-from mico_server.errors import BodyTimeoutError, UnavailableError
+from mico_chat.fair import owner_of
+from mico_server.errors import BodyTimeoutError, BusyError, UnavailableError
 from mico_server.http.auth import Caller, Guard, Refused
 from mico_server.http.errors import error_response, mico_error_body
-from mico_server.settings import without_password
+from mico_server.http.json_body import VALUE_BYTES, BodyMemory, number_of_values
+from mico_server.settings import ServerSettings, without_password
 from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
@@ -41,63 +43,100 @@ _IN_MEMORY = (
     "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload media to "
     "/v1/media and send their ids"
 )
+_URLENCODED = (
+    "for a form of application/x-www-form-urlencoded (MICO_SERVER_MAX_TEXT_BYTES); send it as "
+    "multipart/form-data"
+)
+_VALUES = "(MICO_SERVER_MAX_JSON_VALUES); send less text and fewer values at once"
 
 
 @dataclass
 class BodyLimit:
     """ASGI middleware: refuses a body that is too long by its claim or by the bytes that arrive.
 
-    A multipart body goes to disk and may have ``max_bytes``. Any other body is held in memory and
-    may have ``max_json_bytes``, if that is less. The next piece of a body must arrive within
-    ``timeout_s`` seconds.
+    A multipart body goes to disk and may have ``max_body_bytes``. Any other body is held in memory
+    and may have ``max_json_bytes``, if that is less, and ``max_json_values``; ``max_bodies_bytes``
+    bounds all such bodies together, until their requests end. A form that is urlencoded may have
+    ``max_text_bytes``. The next piece of a body must arrive within ``body_timeout_s``.
     """
 
     app: ASGIApp
-    max_bytes: int
-    max_json_bytes: int
-    timeout_s: float
+    settings: ServerSettings
+
+    def __post_init__(self) -> None:
+        most = self.settings.max_bodies_bytes
+        self.memory = BodyMemory(most or max(256 << 20, 4 * self.settings.max_json_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        on_disk = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        limit, advice = self.max_bytes, "(MICO_SERVER_MAX_BODY_BYTES)"
-        if not on_disk and self.max_json_bytes < limit:
-            limit, advice = self.max_json_bytes, _IN_MEMORY
-        claimed = headers.get("content-length", "")
-        received, ended = 0, False
+        kind = headers.get("content-type", "").lower()
+        on_disk = kind.startswith("multipart/form-data")
+        settings = self.settings
+        limit, advice = settings.max_body_bytes, "(MICO_SERVER_MAX_BODY_BYTES)"
+        if not on_disk and settings.max_json_bytes < limit:
+            limit, advice = settings.max_json_bytes, _IN_MEMORY
+        if kind.startswith("application/x-www-form-urlencoded") and settings.max_text_bytes < limit:
+            limit, advice = settings.max_text_bytes, _URLENCODED
+        length = headers.get("content-length", "")
+        claimed = int(length) if length.isdecimal() else 0
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        tenant = "" if caller is None else owner_of(caller.tenant)
+        received, values, taken, ended = 0, 0, 0, False
 
         def refused(error: MicoError) -> HTTPException:
-            scope.setdefault("state", {})["refused"] = "body"
+            close, reason = {"connection": "close"}, "body"
+            if isinstance(error, BusyError):
+                close["retry-after"], reason = str(error.retry_after_s), "busy"
+            scope.setdefault("state", {})["refused"] = reason
             # While FastAPI reads a body, it replaces most other exceptions.
-            return HTTPException(error.status, mico_error_body(error), {"connection": "close"})
+            return HTTPException(error.status, mico_error_body(error), close)
 
-        def too_long(size: str) -> HTTPException:
-            reason = f"{size}, over the limit of {limit} {advice}"
+        def too_long(size: str, most: int, advice: str) -> HTTPException:
+            reason = f"{size}, over the limit of {most} {advice}"
             return refused(LimitError("request body", reason))
+
+        def hold(piece: bytes) -> None:
+            nonlocal values, taken
+            values += number_of_values(piece)
+            if values > settings.max_json_values:
+                size = f"at least {values} braces, brackets, commas and colons"
+                raise too_long(size, settings.max_json_values, _VALUES)
+            whole = received + VALUE_BYTES * values
+            try:
+                self.memory.take(tenant, taken, whole, claimed)
+            except (BusyError, LimitError) as error:
+                raise refused(error) from None
+            taken = whole
 
         async def limited() -> Message:
             nonlocal received, ended
-            if claimed.isdecimal() and int(claimed) > limit:
-                raise too_long(f"{int(claimed)} bytes")
+            if claimed > limit:
+                raise too_long(f"{claimed} bytes", limit, advice)
             try:
-                async with asyncio.timeout(None if ended else self.timeout_s):
+                async with asyncio.timeout(None if ended else settings.body_timeout_s):
                     message = await receive()
             except TimeoutError:
                 late = BodyTimeoutError(
-                    f"request body: no bytes arrived for {self.timeout_s:g} s after {received} "
-                    "bytes (MICO_SERVER_BODY_TIMEOUT_S); send it again"
+                    f"request body: no bytes arrived for {settings.body_timeout_s:g} s after "
+                    f"{received} bytes (MICO_SERVER_BODY_TIMEOUT_S); send it again"
                 )
                 raise refused(late) from None
             ended = not message.get("more_body", False)
-            received += len(message.get("body", b""))
+            piece = message.get("body", b"")
+            received += len(piece)
             if received > limit:
-                raise too_long(f"more than {limit} bytes")
+                raise too_long(f"more than {limit} bytes", limit, advice)
+            if piece and not on_disk:
+                hold(piece)
             return message
 
-        await self.app(scope, limited, send)
+        try:
+            await self.app(scope, limited, send)
+        finally:
+            self.memory.free(tenant, taken)
 
 
 # --- Requests of each key ---

@@ -48,9 +48,9 @@ _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # The pages /docs and /redoc start with a script that is part of the page.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; worker-src blob:"
+    "img-src 'self' data:; worker-src blob:; frame-ancestors 'none'"
 )
-"""A page of the service may load files of the service alone."""
+"""A page of the service may load files of the service alone, and no other page may frame it."""
 
 
 class RequestLog:
@@ -59,7 +59,7 @@ class RequestLog:
     It must wrap ``app.build_middleware_stack()``: a framework's handler of crashes is outside of
     its middlewares. The id of a request is the client's ``X-Request-Id`` if that is harmless,
     otherwise a new one; the answer has it in the same header. An answer without a content policy of
-    its own gets :data:`CONTENT_POLICY`.
+    its own gets :data:`CONTENT_POLICY`. No browser may guess the type of an answer.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics | None = None) -> None:
@@ -103,6 +103,7 @@ class RequestLog:
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
                 headers.setdefault("content-security-policy", CONTENT_POLICY)
+                headers.setdefault("x-content-type-options", "nosniff")
             elif message["type"] == "http.response.body":
                 bytes_out += len(message.get("body", b""))
                 complete = not message.get("more_body", False)

@@ -11,10 +11,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mico_chat.wire import Architecture, Live, ModelInfo, ModelList, Ready
 from mico_server.http.errors import error_responses
+from mico_server.http.json_body import JsonRoute
 from mico_server.service import CurrentService, ModelHost
 from mico_server.store.keys import KeyScope
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _STARTED = int(time.time())
 
@@ -79,7 +80,7 @@ class KeyRequest(BaseModel):
         str | None, Field(description="whose media and conversations it has; its own if not set")
     ] = None
     rate_limit: Annotated[str | None, Field(description="such as 60/minute")] = None
-    scopes: Annotated[list[KeyScope], Field(min_length=1)] = ["chat"]
+    scopes: Annotated[list[KeyScope], Field(min_length=1, fail_fast=True)] = ["chat"]
 
 
 class KeyObject(BaseModel):

@@ -15,9 +15,11 @@ from mico_chat.wire import Seconds
 from mico_server.batch_runner import Endpoint
 from mico_server.fetch.media_reader import display_name
 from mico_server.http.errors import error_responses
+from mico_server.http.json_body import JsonRoute
 from mico_server.routes import completions, responses
 from mico_server.routes.chat_request import (
     FILE_SCHEMA,
+    Metadata,
     check_known,
     open_form,
     request_body,
@@ -31,7 +33,7 @@ from mico_server.service import CurrentCaller, CurrentService, Service
 from mico_server.store.batches import ENDED, BatchRecord, BatchStatus, Purpose
 from mico_server.store.tables import check_text
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 # --- What batches may ask ---
@@ -40,7 +42,7 @@ router = APIRouter()
 async def _completion(body: ChatCompletionRequest, service: Service, tenant: str) -> ChatCompletion:
     async with service.media.work_folder() as folder:
         messages = await completions.read_messages(body, service, tenant, folder)
-        async with service.models.use(body.model) as host:
+        async with service.models.use(body.model, tenant) as host:
             question, use = await completions.to_question(body, messages, host, service, tenant)
             with use.explained():
                 fingerprint = host.assistant.fingerprint
@@ -50,13 +52,13 @@ async def _completion(body: ChatCompletionRequest, service: Service, tenant: str
 async def _response(body: ResponseRequest, service: Service, tenant: str) -> ResponseObject:
     async with service.media.work_folder() as folder:
         messages = await responses.read_input(body, service, tenant, folder)
-        async with service.models.use(body.model) as host:
+        async with service.models.use(body.model, tenant) as host:
             question, use = await responses.to_question(body, messages, host, service, tenant)
             return await responses.respond(body, host, question, use)
 
 
 async def _embeddings(body: EmbeddingsRequest, service: Service, tenant: str) -> EmbeddingList:
-    async with service.models.use(body.model) as host:
+    async with service.models.use(body.model, tenant) as host:
         return await embed(body, service, host, tenant)
 
 
@@ -206,7 +208,7 @@ class BatchRequest(BaseModel):
     input_file_id: str
     endpoint: BatchEndpoint
     completion_window: Literal["24h"] = "24h"
-    metadata: dict[str, str] | None = Field(None, max_length=16)
+    metadata: Metadata | None = None
 
 
 class RequestCounts(BaseModel):
@@ -279,7 +281,7 @@ class BatchList(BaseModel):
     last_id: str | None
 
 
-@router.post("/v1/batches", responses=error_responses(400, 404))
+@router.post("/v1/batches", responses=error_responses(400, 404, 413))
 async def create_batch(
     body: BatchRequest, service: CurrentService, caller: CurrentCaller
 ) -> BatchObject:
@@ -301,8 +303,8 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: str | None = None,
 ) -> BatchList:
-    """Batches, the newest first."""
-    found = await service.batches.batches(caller.tenant, limit=limit + 1, after=after)
+    """Batches, the newest first; with a key of the scope ``admin`` those of all tenants."""
+    found = await service.batches.batches(caller.batches_of, limit=limit + 1, after=after)
     data = [BatchObject.of(record) for record in found[:limit]]
     return BatchList(data=data, has_more=len(found) > limit, **_ends(data))
 
@@ -310,7 +312,7 @@ async def list_batches(
 @router.get("/v1/batches/{batch_id}", responses=error_responses(404))
 async def get_batch(batch_id: str, service: CurrentService, caller: CurrentCaller) -> BatchObject:
     """How far a batch has come."""
-    return BatchObject.of(await service.batches.batch(caller.tenant, batch_id))
+    return BatchObject.of(await service.batches.batch(caller.batches_of, batch_id))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", responses=error_responses(404, 409))
@@ -318,7 +320,7 @@ async def cancel_batch(
     batch_id: str, service: CurrentService, caller: CurrentCaller
 ) -> BatchObject:
     """End a batch early; what is answered by then stays."""
-    return BatchObject.of(await service.batches.cancel(caller.tenant, batch_id))
+    return BatchObject.of(await service.batches.cancel(caller.batches_of, batch_id))
 
 
 def _ends(data: list[Any]) -> dict[str, str | None]:

@@ -21,6 +21,7 @@ from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
 from mico_server.errors import NotFoundError
 from mico_server.fetch.media_reader import check_number
 from mico_server.http.errors import error_responses
+from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat_request import (
     ChatForm,
     FormMedium,
@@ -53,7 +54,7 @@ from mico_server.store.tables import is_id, new_id
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post(
@@ -82,13 +83,14 @@ async def chat(
     The message is stored before it is answered (`finish_reason` unanswered). It is taken back if
     it is refused, or if the client leaves before the first word.
     """
-    service.models.check()  # before anybody uploads a body that will be refused
+    service.models.check(caller.tenant)  # before anybody uploads a body that will be refused
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
         form = await read_chat(request, service, caller.tenant, folder)
         turn = await ChatTurn.begin(service, caller.tenant, form, stack)
         async with AsyncExitStack() as admission:
             host = await service.use(request, admission, turn.model)
+            host.assistant.check_length(turn.question.messages, form.options.prefix)
             if form.fields.estimate_depth:
                 await while_connected(request.receive, turn.estimate_depth(host, folder))
             await stack.enter_async_context(turn.stored())

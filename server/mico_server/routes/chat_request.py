@@ -1,7 +1,6 @@
 """A question of /v1/chat, a multipart form or a JSON object: one message, generation options, and
 media in the order of the form or object."""
 
-import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
@@ -21,6 +21,7 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import data_of, is_data_uri
 from mico_server.fetch.media_reader import MEDIA_SCHEME, check_number, display_name
+from mico_server.http.json_body import read_json
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
@@ -36,6 +37,24 @@ EstimateDepth = Annotated[
         description="estimate a depth map of each picture, and show it behind the picture; a "
         "message that has a depth map gets none. Needs a server with MICO_DEPTH_MODEL"
     ),
+]
+
+# An error for each wrong item of a long list would take a kilobyte and 10 us: the first must do.
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
+def _few(metadata: Any) -> Any:
+    """Refuse too many pairs before each of them gets an error of its own."""
+    if isinstance(metadata, dict) and len(metadata) > 16:
+        raise ValueError(f"{len(metadata)} pairs, over the limit of 16")
+    return metadata
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    BeforeValidator(_few),
+    Field(max_length=16, description="the client's own notes, of OpenAI's sizes"),
 ]
 
 
@@ -88,6 +107,8 @@ T = TypeVar("T", bound=BaseModel)
 SCHEMAS: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_name("openapi.yaml").read_text("utf-8")
 )
+_CHARSETS = frozenset({b"utf-8", b"us-ascii", b"iso-8859-1"})
+
 FILE_SCHEMA = {"type": "string", "format": "binary"}
 
 
@@ -198,10 +219,7 @@ async def _read(
         else:
             values[name] = value
     if isinstance(values.get("json_schema"), str):
-        try:
-            values["json_schema"] = json.loads(values["json_schema"])
-        except (ValueError, RecursionError) as error:
-            raise RequestError.at("json_schema", f"not JSON ({error})") from error
+        values["json_schema"] = read_json(values["json_schema"], "json_schema")
     options = GenerationOptions.of({name: values[name] for name in OPTION_NAMES if name in values})
     return ChatForm(tuple(media), options, validated(ChatFields, values))
 
@@ -221,10 +239,7 @@ async def _written(kind: Kind, value: Any, where: str, path: Path) -> MediaFile:
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"request body: not JSON ({error})") from error
+    body = await request.json()
     if not isinstance(body, dict):
         raise RequestError("request body: expected a JSON object")
     return body
@@ -239,6 +254,10 @@ async def open_form(
     if not content_type.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
         got = repr(content_type) if content_type else "nothing"
         raise RequestError(f"content-type: expected {expected}, got {got}")
+    _, options = parse_options_header(content_type)
+    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:  # codecs of Python's own, too
+        known = ", ".join(sorted(charset.decode() for charset in _CHARSETS))
+        raise RequestError(f"content-type: expected a charset of {known}, or none")
     form = request.form(
         max_files=settings.max_media, max_fields=64, max_part_size=settings.max_text_bytes
     )

@@ -18,11 +18,15 @@ from mico_chat.messages import Message
 from mico_chat.wire import Estimate
 from mico_server.fetch.media_reader import MediaReader, with_depth
 from mico_server.http.errors import error_responses
+from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat import ChatTurn
 from mico_server.routes.chat_request import (
     SCHEMAS,
     DepthScale,
     EstimateDepth,
+    Metadata,
+    Objects,
+    Texts,
     chat_body,
     is_json,
     json_object,
@@ -51,7 +55,7 @@ from mico_server.service import (
 )
 from mico_server.store.blobs import WorkFolder
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class StreamOptions(BaseModel):
@@ -89,7 +93,7 @@ class ChatCompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(examples=["mini"])
-    messages: list[dict[str, Any]] = Field(min_length=1, json_schema_extra=SCHEMAS["ChatMessages"])
+    messages: Objects = Field(min_length=1, json_schema_extra=SCHEMAS["ChatMessages"])
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -100,7 +104,7 @@ class ChatCompletionRequest(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     n: int | None = Field(None, ge=1, le=16)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -111,17 +115,17 @@ class ChatCompletionRequest(BaseModel):
     estimate_depth: EstimateDepth = False
     explain: bool = False
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    modalities: list[str] | None = None
+    modalities: Texts | None = None
     parallel_tool_calls: bool | None = None
     media_io_kwargs: dict[str, Any] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Any] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
 
@@ -197,7 +201,7 @@ async def read_messages(
     body: ChatCompletionRequest, service: Service, tenant: str, folder: WorkFolder
 ) -> list[Message]:
     """The messages of a request, their media read, if the request can be answered."""
-    service.models.check()
+    service.models.check(tenant)
     service.models.named(body.model)
     body.check()
     reader = MediaReader(service, tenant, folder, body.depth_scale)
@@ -296,7 +300,7 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
     Takes a request of /v1/chat or of /v1/chat/completions and decodes its media, but neither
     encodes nor answers.
     """
-    service.models.check()
+    service.models.check(caller.tenant)
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
         given = await json_object(request) if is_json(request) else None

@@ -17,7 +17,16 @@ from mico_chat.fields import check_object, check_one_of, check_text, string_at
 from mico_chat.messages import Message
 from mico_server.fetch.media_reader import MediaReader, with_depth
 from mico_server.http.errors import error_responses
-from mico_server.routes.chat_request import SCHEMAS, DepthScale, EstimateDepth, stream_response
+from mico_server.http.json_body import JsonRoute
+from mico_server.routes.chat_request import (
+    SCHEMAS,
+    DepthScale,
+    EstimateDepth,
+    Metadata,
+    Objects,
+    Texts,
+    stream_response,
+)
 from mico_server.routes.response_objects import ResponseBuilder, ResponseObject
 from mico_server.routes.tool_use import ToolUse, tool_use
 from mico_server.service import (
@@ -32,7 +41,7 @@ from mico_server.service import (
 )
 from mico_server.store.blobs import WorkFolder
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class TextFormat(BaseModel):
@@ -61,7 +70,7 @@ class ResponseRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(examples=["mini"])
-    input: str | list[dict[str, Any]] = Field(json_schema_extra=SCHEMAS["ResponseInput"])
+    input: str | Objects = Field(json_schema_extra=SCHEMAS["ResponseInput"])
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -82,8 +91,8 @@ class ResponseRequest(BaseModel):
     prompt: Any = None
     truncation: Literal["auto", "disabled"] | None = None
     store: bool | None = None
-    metadata: dict[str, Any] | None = None
-    include: list[str] | None = None
+    metadata: Metadata | None = None
+    include: Texts | None = None
     reasoning: dict[str, Any] | None = None
     service_tier: str | None = None
     stream_options: dict[str, Any] | None = None
@@ -154,7 +163,7 @@ async def read_input(
     body: ResponseRequest, service: Service, tenant: str, folder: WorkFolder
 ) -> list[Message]:
     """The conversation of a request, its media read, if the request can be answered."""
-    service.models.check()
+    service.models.check(tenant)
     service.models.named(body.model)
     body.check()
     items = [body.input] if isinstance(body.input, str) else body.input

@@ -18,6 +18,7 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.wire import Deleted, MediaObject
 from mico_server.errors import NotFoundError
 from mico_server.http.errors import error_responses
+from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat_request import (
     FILE_SCHEMA,
     DepthScale,
@@ -37,7 +38,7 @@ from mico_server.store.conversations import (
     text_in,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
@@ -191,7 +192,7 @@ _UPLOAD: dict[str, Any] = {
 )
 async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """Store a file, in the field of its kind, if it can be decoded."""
-    service.models.check()
+    service.models.check(caller.tenant)
     async with (
         open_form(request, service.settings) as form,
         service.media.work_folder() as folder,

@@ -134,7 +134,7 @@ async def transcribe(
     request: Request, service: CurrentService, caller: CurrentCaller
 ) -> Transcription | Response:
     """Write down what is said in a sound file, or in a video's sound track."""
-    service.models.check()
+    service.models.check(caller.tenant)
     async with (
         open_form(request, service.settings) as form,
         service.media.work_folder() as folder,
@@ -163,7 +163,8 @@ async def transcribe(
         listener = None if encoder.reader is None else encoder.reader.listener
         if listener is None:
             raise UnsupportedError(why_not_listening())
-        work = encoder.listened(file, partial(_written_down, fields, listener))
+        written = partial(_written_down, fields, listener)
+        work = encoder.listened(file, written, salt=caller.tenant)
         found = await while_connected(request.receive, host.guarded(work))
     match fields.response_format:
         case "verbose_json":

@@ -10,24 +10,27 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Row, Table, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, Table, delete, insert, select, true, update
 
+from mico_chat.fair import owner_of
 from mico_server.errors import ConflictError, GoneError
 from mico_server.store.blobs import sync
 from mico_server.store.database import Database, row_of, uninterrupted
-from mico_server.store.tables import batches, behind, check_text, files, new_id, now
+from mico_server.store.quota import Quota
+from mico_server.store.tables import batches, behind, belongs, check_text, files, new_id, now
 
 Purpose = Literal["batch", "batch_output"]
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "cancelling", "cancelled"
 ]
 ENDED: tuple[BatchStatus, ...] = ("failed", "completed", "cancelled")
+RUNNING: tuple[BatchStatus, ...] = ("validating", "in_progress", "finalizing", "cancelling")
 
 
 class FileRecord(BaseModel):
@@ -69,11 +72,13 @@ class BatchRecord(BaseModel):
 class BatchStore:
     """Records in the database, and files in ``folder``; replicas share both.
 
-    ``woken`` is set when there may be work for the runner of batches.
+    ``woken`` is set when there may be work for the runner of batches. Where a method takes None as
+    the tenant, it means all tenants.
     """
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(self, database: Database, folder: Path, quota: Quota | None = None) -> None:
         self.database = database
+        self._quota = quota or Quota()
         self.woken = asyncio.Event()
         self._folder = folder
 
@@ -94,11 +99,15 @@ class BatchStore:
         """Store a file of requests; it is moved away from ``path``."""
         check_text(name, "file")
         record = {"id": new_id("file"), "tenant": tenant, "purpose": "batch", "name": name}
+        record["owner"] = owner_of(tenant)
         values = {**record, "bytes": path.stat().st_size, "created_at": now()}
         target = self.path(record["id"])
         await asyncio.to_thread(self._move, path, target)
         try:
-            async with self.database.writing() as connection:
+            async with (
+                self.database.writing() as connection,
+                self._quota.within(connection, tenant, name),
+            ):
                 await connection.execute(insert(files).values(values))
         except BaseException:
             target.unlink()
@@ -161,32 +170,46 @@ class BatchStore:
             "errors": [],
             "created_at": now(),
         }
-        async with self.database.writing() as connection:
+        async with (
+            self.database.writing() as connection,
+            self._quota.within(connection, tenant, f"batch of {file}"),  # its answers are stored
+        ):
             await connection.execute(insert(batches).values(values))
         self.woken.set()
         return BatchRecord.model_validate(values)
 
     @uninterrupted
-    async def batch(self, tenant: str, id_: str) -> BatchRecord:
+    async def batch(self, tenant: str | None, id_: str) -> BatchRecord:
         return BatchRecord.model_validate(await self._row("batch", batches, tenant, id_))
 
     @uninterrupted
-    async def batches(self, tenant: str, *, limit: int, after: str | None) -> list[BatchRecord]:
+    async def batches(
+        self, tenant: str | None, *, limit: int, after: str | None
+    ) -> list[BatchRecord]:
         """Up to ``limit`` batches, the newest first, beginning behind the batch ``after``."""
-        query = select(batches).where(batches.c.tenant == tenant)
+        query = select(batches).where(_of(batches, tenant))
         rows = await self._page("batch", batches, query, tenant, limit, after)
         return [BatchRecord.model_validate(row) for row in rows]
 
     @uninterrupted
-    async def waiting(self) -> list[BatchRecord]:
-        """The batches of all tenants that have not ended, the oldest first."""
-        query = select(batches).where(batches.c.status.not_in(ENDED))
+    async def waiting(self) -> set[str]:
+        """The owners of batches that have not ended."""
+        query = select(batches.c.tenant).where(batches.c.status.in_(RUNNING)).distinct()
         async with self.database.reading() as connection:
-            rows = await connection.execute(query.order_by(batches.c.created_at, batches.c.id))
-            return [BatchRecord.model_validate(row) for row in rows]
+            return {owner_of(tenant) for tenant in await connection.scalars(query)}
 
     @uninterrupted
-    async def cancel(self, tenant: str, id_: str) -> BatchRecord:
+    async def next_of(self, owner: str, other_than: Collection[str]) -> BatchRecord | None:
+        """The oldest batch of an owner that has not ended."""
+        query = select(batches).where(batches.c.status.in_(RUNNING), belongs(batches, owner))
+        query = query.where(batches.c.id.not_in(other_than))
+        query = query.order_by(batches.c.created_at, batches.c.id).limit(1)
+        async with self.database.reading() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else BatchRecord.model_validate(row)
+
+    @uninterrupted
+    async def cancel(self, tenant: str | None, id_: str) -> BatchRecord:
         record = await self.batch(tenant, id_)
         if record.status in ENDED:
             raise ConflictError(f"batch {id_} has ended ({record.status}); it cannot be cancelled")
@@ -227,6 +250,7 @@ class BatchStore:
                     continue
                 made = {"id": file, "tenant": row.tenant, "purpose": "batch_output"}
                 made |= {"name": f"{id_}_{kind}.jsonl", "bytes": path.stat().st_size}
+                made |= {"owner": owner_of(row.tenant)}
                 await connection.execute(insert(files).values(**made, created_at=now()))
             return BatchRecord.model_validate((await connection.execute(query)).one())
 
@@ -242,9 +266,9 @@ class BatchStore:
     # --- Both ---
 
     async def _row(
-        self, what: Literal["file", "batch"], table: Table, tenant: str, id_: str
+        self, what: Literal["file", "batch"], table: Table, tenant: str | None, id_: str
     ) -> Row[Any]:
-        query = select(table).where(table.c.tenant == tenant, table.c.id == id_)
+        query = select(table).where(_of(table, tenant), table.c.id == id_)
         async with self.database.reading() as connection:
             return await row_of(what, id_, connection, query)
 
@@ -253,7 +277,7 @@ class BatchStore:
         what: Literal["file", "batch"],
         table: Table,
         query: Any,
-        tenant: str,
+        tenant: str | None,
         limit: int,
         after: str | None,
     ) -> Sequence[Row[Any]]:
@@ -264,3 +288,7 @@ class BatchStore:
             )
         async with self.database.reading() as connection:
             return (await connection.execute(query)).all()
+
+
+def _of(table: Table, tenant: str | None) -> ColumnElement[bool]:
+    return true() if tenant is None else table.c.tenant == tenant

@@ -4,6 +4,7 @@ A turn is stored before it is answered, in one transaction: the message with its
 Its answer is added later. If the process is killed meanwhile, the turn stays unanswered.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from mico_server.store.tables import (
 )
 
 MAX_TITLE = 200
+
+MOST_TITLED = 2000  # characters of a message, among which the words of its title are looked for
 
 UNTITLED = "New chat"
 """The title of a conversation whose first turn was taken back, until it has a first turn again."""
@@ -147,7 +150,8 @@ class ConversationStore:
         kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
         links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
         row = {"conversation_id": id_, "number": number, "created_at": turn.created_at}
-        row |= {"parts": [part.model_dump() for part in turn.parts], **_answer(turn)}
+        row |= {"parts": [part.model_dump() for part in turn.parts]}
+        row |= await asyncio.to_thread(_answer, turn)
         try:
             async with self._database.writing() as connection:
                 if create:
@@ -176,10 +180,11 @@ class ConversationStore:
         self, tenant: str, id_: str, number: int, turn: NewTurn, *, system: str | None = None
     ) -> None:
         """Answer a turn of :meth:`add_turn`; ``system`` replaces the old system message."""
+        values = await asyncio.to_thread(_answer, turn)
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
             answered = await connection.execute(
-                update(turns).where(_waiting(id_, number, turn)).values(_answer(turn))
+                update(turns).where(_waiting(id_, number, turn)).values(values)
             )
             if not answered.rowcount:
                 raise ConflictError(
@@ -335,7 +340,8 @@ def with_question(messages: Sequence[Message], question: Message) -> list[Messag
 
 def title_of(parts: Sequence[StoredPart]) -> str:
     """The first words of a message, at most 60 characters, or the kinds of its media."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text_in(parts)).split())
+    start = text_in(parts)[:MOST_TITLED]
+    words = " ".join("".join(c if c.isprintable() else " " for c in start).split())
     if not words:
         return ", ".join(dict.fromkeys(part.type for part in parts if part.type != "text"))
     if len(words) <= 60:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import limits
-from sqlalchemy import ColumnElement, Select, Table, exists, func, insert, or_, select, update
+from sqlalchemy import Select, exists, func, insert, select, update
 
 from mico_chat.errors import ConfigError, RequestError
+from mico_chat.fair import USER_SEPARATOR
 from mico_server.errors import NotFoundError
 from mico_server.store.blobs import blob_id, blob_path, copy
 from mico_server.store.database import Database, uninterrupted
 from mico_server.store.media import MediaStore, lock_blob
 from mico_server.store.tables import (
     batches,
+    belongs,
     blobs,
     check_text,
     conversations,
@@ -31,13 +33,11 @@ from mico_server.store.tables import (
     now,
 )
 
-USER_SEPARATOR = "/"  # between a tenant and its user; no name of a tenant has one
-
 KeyScope = Literal["chat", "metrics", "admin"]
 SCOPES: dict[KeyScope, str] = {
     "chat": "everything but what the other scopes open",
     "metrics": "GET /metrics",
-    "admin": "/v1/keys: make, list and revoke keys",
+    "admin": "/v1/keys: make, list and revoke keys; the batches of all tenants: list, see, cancel",
 }
 """The scopes that a key can have, and what each opens."""
 
@@ -206,7 +206,7 @@ class History:
         async with self.database.reading() as connection:
             counts = [
                 await connection.scalar(
-                    select(func.count()).select_from(table).where(_belongs(table, tenant))
+                    select(func.count()).select_from(table).where(belongs(table, tenant))
                 )
                 for table in (conversations, media)
             ]
@@ -223,14 +223,15 @@ class History:
             moved: dict[str, int] = {}
             for table in (conversations, files, batches):
                 rest = func.substr(table.c.tenant, len(source) + 1)
-                changed = update(table).where(_belongs(table, source))
-                done = await connection.execute(changed.values(tenant=target + rest))
+                changed = update(table).where(belongs(table, source))
+                owner = {"owner": target} if "owner" in table.c else {}
+                done = await connection.execute(changed.values(tenant=target + rest, **owner))
                 moved[table.name] = done.rowcount
             rows = (
                 await connection.execute(
                     select(media.c.id, media.c.tenant, media.c.blob_id, blobs.c.bytes)
                     .join(blobs, blobs.c.id == media.c.blob_id)
-                    .where(_belongs(media, source))
+                    .where(belongs(media, source))
                     .order_by(media.c.id)
                     .with_for_update(of=media)
                 )
@@ -241,7 +242,9 @@ class History:
                 await lock_blob(connection, new, row.bytes)
                 found += await asyncio.to_thread(copy, self.folder, row.blob_id, new)
                 await connection.execute(
-                    update(media).where(media.c.id == row.id).values(tenant=tenant, blob_id=new)
+                    update(media)
+                    .where(media.c.id == row.id)
+                    .values(tenant=tenant, owner=target, blob_id=new)
                 )
                 old.add(row.blob_id)
             if rows and not found:
@@ -251,11 +254,3 @@ class History:
                 )
         await MediaStore(self.database, self.folder).collect(old)
         return Amount(moved[conversations.name], len(rows))
-
-
-def _belongs(table: Table, tenant: str) -> ColumnElement[bool]:
-    """The rows of a tenant and of its users."""
-    # Not by LIKE: SQLite's LIKE does not distinguish A from a.
-    start = tenant + USER_SEPARATOR
-    users = func.substr(table.c.tenant, 1, len(start)) == start
-    return or_(table.c.tenant == tenant, users)

@@ -20,11 +20,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mico_chat.errors import RequestError
+from mico_chat.fair import owner_of
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_server.errors import ConflictError, GoneError
 from mico_server.store import blobs as blob_files
 from mico_server.store.database import Database, row_of, uninterrupted
+from mico_server.store.quota import Quota
 from mico_server.store.tables import (
     behind,
     blobs,
@@ -79,8 +81,9 @@ class NewMedium:
 class MediaStore:
     """Records in the database, and files in ``folder``; replicas share both."""
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(self, database: Database, folder: Path, quota: Quota | None = None) -> None:
         self._database = database
+        self._quota = quota or Quota()
         self._folder = folder.expanduser().absolute()
 
     def work_folder(self) -> blob_files.WorkFolder:
@@ -209,25 +212,33 @@ class MediaStore:
         expires_at: datetime | None = None,
     ) -> None:
         """Move files in and record them. If the transaction fails, :meth:`collect` their blobs."""
+        if not new:
+            return
         created = now()
         # In one order, so that two transactions never wait for each other's locks.
-        for medium in sorted(new, key=lambda medium: medium.sha256):
-            blob = blob_files.blob_id(tenant, medium.sha256)
-            await lock_blob(connection, blob, medium.bytes)
-            await asyncio.to_thread(blob_files.move_in, medium.path, self._folder, blob)
-            await connection.execute(
-                insert(media).values(
-                    id=medium.id,
-                    tenant=tenant,
-                    blob_id=blob,
-                    kind=medium.kind,
-                    name=medium.name,
-                    uploaded=uploaded,
-                    created_at=created,
-                    expires_at=expires_at,
-                    report=None if medium.report is None else report_json(medium.report),
+        ordered = sorted(new, key=lambda medium: medium.sha256)
+        async with self._quota.within(connection, tenant, ordered[0].name):
+            for medium in ordered:
+                blob = blob_files.blob_id(tenant, medium.sha256)
+                await lock_blob(connection, blob, medium.bytes)
+                await connection.execute(
+                    insert(media).values(
+                        id=medium.id,
+                        tenant=tenant,
+                        owner=owner_of(tenant),
+                        blob_id=blob,
+                        blob_bytes=medium.bytes,
+                        kind=medium.kind,
+                        name=medium.name,
+                        uploaded=uploaded,
+                        created_at=created,
+                        expires_at=expires_at,
+                        report=None if medium.report is None else report_json(medium.report),
+                    )
                 )
-            )
+        for medium in ordered:
+            blob = blob_files.blob_id(tenant, medium.sha256)
+            await asyncio.to_thread(blob_files.move_in, medium.path, self._folder, blob)
 
     async def show(
         self, connection: AsyncConnection, tenant: str, kinds: Mapping[str, Kind]

@@ -7,12 +7,14 @@ import re
 import secrets
 import unicodedata
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from mico_chat import fields
 from mico_chat.errors import RequestError
+from mico_chat.fair import USER_SEPARATOR
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
@@ -48,6 +50,14 @@ def behind(table: sa.Table, column: str, row: sa.Row[Any]) -> sa.ColumnElement[b
     return sa.or_(table.c[column] < row._mapping[column], sa.and_(same, table.c.id < id_))
 
 
+def belongs(table: sa.Table, tenant: str) -> sa.ColumnElement[bool]:
+    """The rows of a tenant and of its users."""
+    # Not by LIKE: SQLite's LIKE does not distinguish A from a.
+    start = tenant + USER_SEPARATOR
+    users = sa.func.substr(table.c.tenant, 1, len(start)) == start
+    return sa.or_(table.c.tenant == tenant, users)
+
+
 # PostgreSQL has no NUL in its texts, and no encoding has half of a surrogate pair.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -66,12 +76,37 @@ def cleaned(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+MOST_MARKS = 30
+"""Combining marks behind each other: Unicode's Stream-Safe Text Format (UAX #15, section 13)."""
+
+
 def folded(text: str) -> str:
     """The text without case and with one form of each accented letter, for searches.
 
-    Databases disagree on the case of all but ASCII letters, so Python does it.
+    Databases disagree on the case of all but ASCII letters, so Python does it. Python sorts the
+    combining marks of a letter in a time that grows with the square of their number, and nothing
+    else runs meanwhile: marks beyond :data:`MOST_MARKS` are left out.
     """
+    if text.isascii():
+        return text.casefold()
+    text = _too_many_marks().sub(r"\1", text)
+    return " ".join(map(_folded, text.split(" ")))  # other threads may run between two words
+
+
+def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+@cache
+def _too_many_marks() -> re.Pattern[str]:
+    """Too many characters in a row whose compatibility decomposition begins with a mark."""
+    last = 0x1E94A  # the last character with a combining class in Unicode 17
+    marks = "".join(
+        c
+        for c in map(chr, range(0x300, last + 1))
+        if unicodedata.combining(unicodedata.normalize("NFKD", c)[0])
+    )
+    return re.compile(f"([{marks}]{{{MOST_MARKS}}})[{marks}]+")
 
 
 _ID = sa.String(64)
@@ -131,7 +166,11 @@ media = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime, index=True),
     sa.Column("report", sa.JSON(none_as_null=True)),
+    # The tenant without its user, and the bytes of the blob: for sums over the index alone.
+    sa.Column("owner", sa.Text),
+    sa.Column("blob_bytes", sa.BigInteger),
     sa.Index(None, "tenant", "created_at", "id"),
+    sa.Index(None, "owner", "blob_id", "blob_bytes"),
 )
 
 conversations = sa.Table(
@@ -191,7 +230,9 @@ files = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("owner", sa.Text),  # as of media
     sa.Index(None, "tenant", "created_at", "id"),
+    sa.Index(None, "owner", "bytes"),
 )
 
 # Requests of a file that are answered in the background. The files of its answers are written while
