@@ -1,9 +1,15 @@
 """A process that does not come on is renewed or ended; the clock is the test's."""
 
+import socket
+import subprocess
+import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from mico_chat.engine.base import GenerationOptions, Prompt
@@ -113,7 +119,7 @@ async def test_an_engine_in_a_step_without_end_answers_with_an_error() -> None:
     engine.close()
 
 
-def test_a_service_whose_step_lasts_too_long_is_not_ready(tmp_path: Any) -> None:
+def test_a_service_whose_step_lasts_too_long_is_not_ready(tmp_path: Path) -> None:
     assistant = FakeAssistant()
     settings = ServerSettings(data_dir=tmp_path, max_step_s=3)
     with running(lambda: assistant, settings) as client:
@@ -126,3 +132,53 @@ def test_a_service_whose_step_lasts_too_long_is_not_ready(tmp_path: Any) -> None
         assert client.get("/health/live").status_code == 200
         assistant.engine.busy_s = 0.0  # type: ignore[misc]
         assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
+
+
+SERVICE = """
+import os, sys, threading
+from pathlib import Path
+from mico_server import app
+from mico_server.settings import read_settings
+from tests.fakes import FakeAssistant
+
+marker = Path(sys.argv[1])
+
+def load(*_):
+    assistant = FakeAssistant(gate=threading.Event())  # it answers nothing
+    if not marker.exists():
+        marker.touch()
+        assistant.engine.busy_s = 1e6
+    return assistant
+
+app.load_assistant = load
+print(os.getpid(), flush=True)
+app.main(read_settings(sys.argv[2:]), lambda line: print(line, flush=True))
+"""
+
+
+def test_a_real_process_is_renewed_and_ends_whatever_runs(tmp_path: Path) -> None:
+    """The same process, a new program: it is ready a second time. SIGTERM ends it beside a request
+    that never ends.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ["--port", str(port), "--data-dir", str(tmp_path / "data"), "--shutdown-timeout-s", "1"]
+    command = [sys.executable, "-c", SERVICE, str(tmp_path / "marker"), *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline().strip() for _ in range(4)]
+            assert lines[0] == lines[2] == str(process.pid)
+            assert lines[1] == lines[3] == f"mico-chat is ready at http://127.0.0.1:{port}"
+            asking = threading.Thread(target=_ask, args=(f"http://127.0.0.1:{port}/v1/chat",))
+            asking.start()
+            process.terminate()
+            assert process.wait(60) in (0, 1)
+            asking.join()
+        finally:
+            process.kill()
+
+
+def _ask(url: str) -> None:
+    with suppress(httpx.HTTPError):
+        httpx.post(url, data={"message": "x"}, timeout=60)

@@ -452,6 +452,7 @@ def test_only_visitors_through_a_proxy_need_a_key(
     chat.page.reload()
     expect(chat.page.locator(".model")).to_contain_text("tokens")
     expect(chat.conversations).to_have_count(1)
+    assert chat.text(1)  # the conversation is open again
     chat.ask("And another one?")
     assert chat.text(2)
     expect(chat.banner).to_be_hidden()

@@ -38,7 +38,8 @@
     const id = location.hash.slice(1) || mico.lastUnkept();
     mico.showConversation(null);
     try {
-      if (id) mico.showConversation(await mico.load(id));
+      const found = id && (await mico.load(id));
+      if (found && !mico.chat.turns.length) mico.showConversation(found); // else something has been asked meanwhile
     } catch (error) {
       const { away, setting } = mico.problemOf(error);
       if (id && !away && !setting) mico.banner(error);
