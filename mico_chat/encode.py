@@ -220,6 +220,8 @@ class MediaEncoder:
         self._jobs: dict[str, deque[_Job]] = {}
         self._wake = threading.Condition()
         self._since: float | None = None  # when the present batch began
+        self._batch: Sequence[_Job] = ()
+        self._given_up = False
         self._thread = threading.Thread(target=self._work, name="mico-encode", daemon=True)
         self._thread.start()
 
@@ -440,6 +442,7 @@ class MediaEncoder:
         while batch := self._next_batch():
             self._since = time.monotonic()
             wanted = [job for job in batch if job.done.set_running_or_notify_cancel()]
+            self._batch = wanted
             self._run([job for job in wanted if not job.alone])
             for job in wanted:
                 if job.alone:
@@ -465,6 +468,16 @@ class MediaEncoder:
                     self._jobs[tenant] = waiting
             return batch
 
+    def give_up(self, reason: str) -> None:
+        """Answer all requests with an error, because a batch does not end; nothing works then."""
+        with self._wake:
+            self._closed = self._given_up = True
+            waiting = [job for jobs in self._jobs.values() for job in jobs]
+            self._jobs.clear()
+        for job in (*self._batch, *waiting):
+            if not job.done.done():
+                job.done.set_exception(ModelError(reason))
+
     @property
     def n_waiting(self) -> int:
         """Media that wait for a batch."""
@@ -485,14 +498,17 @@ class MediaEncoder:
                 torch.set_num_threads(min(threads, self._threads))
                 blocks = self.adapter.encode([job.prepared for job in batch])
         except Exception as error:  # the waiting requests raise it
+            if self._given_up:
+                return
             if len(batch) == 1:
                 batch[0].done.set_exception(error)
                 return
             for job in batch:  # one by one: only the broken medium fails
                 self._run([job])
             return
-        for job, block in zip(batch, blocks, strict=True):
-            job.done.set_result(block)
+        if not self._given_up:
+            for job, block in zip(batch, blocks, strict=True):
+                job.done.set_result(block)
 
 
 def _report(medium: MediaFile | Medium, known: MeasuredMedium, *, cached: bool) -> MediaReport:

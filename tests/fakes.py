@@ -115,6 +115,9 @@ class FakeEar:
         data = encode_depth(np.full((4, 6), 2.0), "metre", self.depths.name)
         return MediaFile("depth", data, f"depth of {picture.name}.png")
 
+    def give_up(self, reason: str) -> None:
+        """Nothing waits here."""
+
     async def listened(self, file: MediaFile, listen: Callable[..., Any], *, salt: str) -> Any:
         return listen(self._decoder.decode(file), threading.Event())
 

@@ -493,3 +493,19 @@ async def test_a_tenants_clips_do_not_take_all_decoders(
     release.set()
     await asyncio.gather(*load, return_exceptions=True)
     encoder.close()
+
+
+@in_loop
+async def test_a_batch_without_end_is_given_up(encoder: MediaEncoder, model: Watched) -> None:
+    model.gate.clear()
+    asked = [asyncio.create_task(encoded(encoder, picture(9)))]
+    await until(model.entered.is_set)
+    asked += [asyncio.create_task(encoded(encoder, picture(n))) for n in range(2)]
+    await until(lambda: encoder.n_waiting == 2)
+    assert encoder.busy_s > 0
+    encoder.give_up("a step has lasted")
+    for task in asked:
+        with pytest.raises(ModelError, match="a step has lasted"):
+            await task
+    with pytest.raises(ModelError, match="closed"):
+        await encoded(encoder, picture(5))

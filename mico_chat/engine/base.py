@@ -299,7 +299,9 @@ class Engine(Protocol):
         ...
 
     def give_up(self, reason: str) -> None:
-        """Answer all requests with an error, because a step does not end; nothing works then."""
+        """Answer all requests with an error, where that can be: a step does not end, and the
+        process is about to be started anew.
+        """
         ...
 
     def close(self) -> None: ...

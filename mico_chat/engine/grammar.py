@@ -24,13 +24,14 @@ from mico_chat.errors import RequestError
 MOST_SCHEMA_BYTES = 128 << 10
 """OpenAI lets the names and values of a schema have 120,000 characters together."""
 
-_BOUNDS: dict[str, int] = {
-    "initial_lexer_fuel": 300_000,
-    "step_lexer_fuel": 50_000,
-    "step_max_items": 20_000,
-    "max_lexer_states": 20_000,
-    "max_grammar_size": 200_000,
-}
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=300_000,
+    step_lexer_fuel=50_000,
+    step_max_items=20_000,
+    max_lexer_states=20_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
 
 _JSON: Any = {
     # A small model writes spaces without end where it may: one, or a line break and an indent.
@@ -96,8 +97,7 @@ class Grammars:
         tokenizer = self.prepare()
         try:
             source = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
-            limits = LLParserLimits(**_BOUNDS, verbose_errors=False)  # type: ignore[arg-type]
-            matcher = LLMatcher(tokenizer, source, log_level=0, limits=limits)
+            matcher = LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS)
             reason = matcher.get_error()
         except ValueError as error:
             reason = str(error)

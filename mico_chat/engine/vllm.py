@@ -123,7 +123,7 @@ class VllmEngine:
         """vLLM compiles grammars in its own process."""
 
     def give_up(self, reason: str) -> None:
-        raise NotImplementedError("vLLM watches its own steps")
+        """Nothing: it is the media encoder that stands still, and the process that ends."""
 
     async def generate(
         self, prompt: Prompt, options: GenerationOptions

@@ -150,6 +150,7 @@ class ModelHost:
         """Answer all requests of the model with an error: its step does not end."""
         if self.loaded is not None:
             self.loaded.engine.give_up(reason)
+            self.loaded.encoder.give_up(reason)
 
     def check_moving(self, max_step_s: float) -> None:
         """Refuse requests while a step lasts far too long."""
