@@ -20,7 +20,7 @@ PACKAGES = {
 }
 
 LAYERS = (
-    ("errors", "settings"),
+    ("errors", "late", "settings"),
     ("fair", "fields", "media", "prompt_parts"),
     ("calls", "messages", "tools", "wire"),
     ("chat_template",),
