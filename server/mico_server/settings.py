@@ -170,7 +170,13 @@ class ServerSettings(BaseSettings):
     head_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="seconds in which the headers of a connection's next request must come",
+        description="seconds in which the headers of a request must come, from their first byte",
+    )
+    idle_timeout_s: int = Field(
+        75,
+        ge=1,
+        description="seconds for which a connection is kept between two requests; longer than a "
+        "proxy in front keeps it",
     )
     max_media: int = Field(32, ge=1, description="most media of a request")
     max_text_bytes: int = Field(1 << 20, ge=1, description="most bytes of a text field")

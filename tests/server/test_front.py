@@ -115,7 +115,7 @@ class Clock:
         self.transport.get_write_buffer_size.return_value = 0
         self.transport.is_closing.side_effect = lambda: self.ended
         config = uvicorn.Config(Echo(), log_config=None)
-        make: Any = bounded_protocol(ServerSettings(head_timeout_s=20))
+        make: Any = bounded_protocol(ServerSettings(head_timeout_s=20, idle_timeout_s=60))
         self.protocol: BoundedProtocol = make(
             config=config, server_state=ServerState(), app_state={}, _loop=self
         )
@@ -160,15 +160,23 @@ def test_the_next_head_on_a_connection() -> None:
     clock.after(10, GET + b"\r\n")
     assert not clock.after(999)  # while it is answered
     clock.answered()
-    assert not clock.after(4, b"G")  # before uvicorn ends an idle connection
-    assert [clock.after(15, b"E"), clock.after(1)] == [False, True]
-    again = Clock()
-    again.after(10, GET + b"\r\n")
-    again.answered()
-    again.after(4, GET + b"\r\n")
-    assert not again.after(999)
-    again.answered()
-    assert again.after(5)
+    assert not clock.after(59, b"\r\n")  # which begins no request
+    assert [clock.after(0, b"G"), clock.after(19, b"E"), clock.after(1)] == [False, False, True]
+    piped = Clock()
+    piped.after(1, GET + b"\r\nG")  # half a head waits while the request before it is answered
+    piped.after(999)
+    piped.answered()
+    assert [piped.after(19), piped.after(1)] == [False, True]
+
+
+def test_an_idle_connection_is_kept_for_the_next_request() -> None:
+    clock = Clock()
+    for idle in (1, 59, 59):
+        assert not clock.after(idle, GET + b"\r\n")
+        assert not clock.after(999)
+        clock.answered()
+    assert [clock.after(59), clock.after(1)] == [False, True]
+    assert ServerSettings().idle_timeout_s == 75  # longer than a proxy in front keeps it
 
 
 def test_a_body_that_dribbles_after_its_answer() -> None:

@@ -64,16 +64,23 @@ class Connections:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. It ends ``head_timeout_s`` after it began, or after its last answer, unless
-    the whole head of the next request has come by then.
+    """A connection. It ends ``head_timeout_s`` after it, or a request on it, began, unless the head
+    has come whole by then; and ``idle_s`` after its last answer, unless another request began.
     """
 
     def __init__(
-        self, *args: Any, connections: Connections, head_timeout_s: float, **options: Any
+        self,
+        *args: Any,
+        connections: Connections,
+        head_timeout_s: float,
+        idle_s: int,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.ws_protocol_class = None  # another protocol would take the connection from this one
         self._counted, self._head_timeout_s = connections, head_timeout_s
+        self._idle_s = self.timeout_keep_alive = idle_s
+        self._arriving = True
         self._address: str | None = None
         self._room, self._pieces = MAX_HEAD_BYTES, MAX_HEAD_PIECES
         self._deadline: asyncio.TimerHandle | None = None
@@ -112,6 +119,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests")  # to the parser, which gives up
         super().on_message_begin()
+        self._note(arriving=True)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._note(arriving=False)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) >= MAX_HEADERS:
@@ -150,19 +162,27 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[status] + b"".join(lines) + b"\r\n" + response.body)
         self.transport.close()
 
+    def _note(self, *, arriving: bool) -> None:
+        """Note that a request begins or has come whole, and set a running deadline anew."""
+        before, self._arriving = self._arriving, arriving
+        if self._deadline is not None and arriving != before:
+            self._wait()
+
     def _wait(self) -> None:
         self._stop_waiting()
         self._unsent = self.transport.get_write_buffer_size()
-        self._deadline = self.loop.call_later(self._head_timeout_s, self._late)
+        busy = self._arriving or self._unsent
+        seconds = self._head_timeout_s if busy else self._idle_s
+        self._deadline = self.loop.call_later(seconds, self._late)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+            self._deadline = None
 
     def _late(self) -> None:
-        unsent = self._unsent
-        if 0 < self.transport.get_write_buffer_size() < unsent:
-            self._wait()  # the client still takes its answer
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._wait()  # the client still takes its answer, or has just taken it
         else:
             self.transport.abort()
 
@@ -174,6 +194,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
         BoundedProtocol,
         connections=Connections(most, of_one),
         head_timeout_s=settings.head_timeout_s,
+        idle_s=settings.idle_timeout_s,
     )
     return cast("type[asyncio.Protocol]", made)  # uvicorn only calls it
 

@@ -17,6 +17,7 @@ from mico_ui.browser.visitor import Access
 from mico_ui.client import ApiError, Client, is_local
 
 START_S = 60.0  # a server may take this time to listen; its model may take longer
+IDLE_S = 75  # a connection is kept so long between two requests, as by the server
 
 
 def main(
@@ -51,6 +52,7 @@ def main(
             raise ConfigError(str(error)) from error
         shown = f"[{host}]" if ":" in host else host
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config.timeout_keep_alive = IDLE_S
         config.timeout_graceful_shutdown = 3  # pages keep a connection open for as long as they are
         server = uvicorn.Server(config)
 
