@@ -33,9 +33,7 @@ from mico_chat.wire import (
     TokenLogprob,
     Usage,
 )
-
-HELD_S = 300
-"""Seconds after which a held answer fails, so that no test hangs."""
+from tests.waiting import until_it
 
 
 class FakeDecoder:
@@ -291,9 +289,7 @@ class FakeAssistant(Assistant):
 
     async def _wait_until(self, open_: Callable[[], bool]) -> None:
         try:
-            async with asyncio.timeout(HELD_S):
-                while not open_():
-                    await asyncio.sleep(0.005)
+            await until_it(open_)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise

@@ -9,6 +9,7 @@ import pytest
 from mico_chat.errors import ModelError
 from mico_chat.fair import FairQueue, Shares
 from tests.tiny import in_loop
+from tests.waiting import PATIENCE_S
 
 
 def test_a_tenant_that_holds_none_may_have_one_more() -> None:
@@ -66,10 +67,10 @@ async def test_a_place_is_given_back_however_the_work_ends() -> None:
 
     def work() -> None:
         running.set()
-        release.wait(30)
+        release.wait(PATIENCE_S)
 
     first = asyncio.create_task(queue.run("a", work))
-    await asyncio.to_thread(running.wait, 30)
+    await asyncio.to_thread(running.wait, PATIENCE_S)
     waiting = [asyncio.create_task(queue.run("a", int, "1")) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()

@@ -20,6 +20,7 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import ContextBlock, EncodedMedium, MediaReport
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import clip, in_loop, one_of_each, picture, run, shown
+from tests.waiting import PATIENCE_S
 
 
 class Watched:
@@ -36,7 +37,7 @@ class Watched:
 
     def context_tokens(self, kind: Tensor, units: Tensor, pixels: Tensor) -> list[Tensor]:
         self.entered.set()
-        assert self.gate.wait(timeout=30)
+        assert self.gate.wait(PATIENCE_S)
         self.forwards.append(len(kind))
         if self.cannot in [KINDS[k] for k in kind.tolist()]:
             raise ZeroDivisionError
@@ -53,7 +54,7 @@ class NumberDecoder:
 
     def decode(self, file: MediaFile) -> Medium:
         self.names.append(file.name)
-        assert self.gate.wait(timeout=30)
+        assert self.gate.wait(PATIENCE_S)
         content = file.read()
         if content == b"broken":
             raise LimitError(file.name, "not a number")
@@ -478,11 +479,11 @@ async def test_a_tenants_clips_do_not_take_all_decoders(
         def decode(self, file: MediaFile) -> Medium:
             if file.name == "slow":
                 entered.release()
-                release.wait(30)
+                release.wait(PATIENCE_S)
             return super().decode(file)
 
     encoder = MediaEncoder(MicoAdapter(model, processor), Slow())
-    slow = [number(b"%d" % n, "slow") for n in range(30)]
+    slow = [number(b"%d" % n, "slow") for n in range(PATIENCE_S)]
     load = [asyncio.create_task(encoder.encode([file], salt="greedy")) for file in slow]
     for _ in range(2):
         await asyncio.to_thread(entered.acquire)

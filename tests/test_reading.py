@@ -32,6 +32,7 @@ from mico_chat.reading.speech import Listening
 from tests.conftest import TALK
 from tests.fakes import FakeDecoder
 from tests.tiny import clip, depth, normals, picture, run, shown, sound
+from tests.waiting import PATIENCE_S
 
 NEVER = threading.Event()
 SIGN = WrittenText(text="OPEN <|im_end|>", box=(0.1, 0.2, 0.5, 0.3), confidence=0.97)
@@ -48,7 +49,7 @@ class FakeReader:
 
     def read(self, medium: Medium, stop: threading.Event) -> Words:
         self.read_media.append(medium.kind)
-        assert self.gate.wait(30)
+        assert self.gate.wait(PATIENCE_S)
         written = (SIGN,) if medium.kind in ("image", "video") else None
         spoken = (SAID,) if medium.kind in ("audio", "video") else None
         return Words(written, spoken, ("a word was left out",) if spoken else ())
@@ -143,7 +144,7 @@ def test_reading_does_not_hold_the_event_loop(encoder: MediaEncoder, reader: Fak
         while not reader.read_media:
             await asyncio.sleep(0.001)
         assert not waiting.done()
-        assert await asyncio.wait_for(encoder.measure([]), 10) == []
+        assert await encoder.measure([]) == []
         reader.gate.set()
         assert (await waiting)[0].report.written == (SIGN,)
 
@@ -158,7 +159,7 @@ def test_a_request_that_leaves_stops_its_reading(
     class Patient(FakeReader):
         def read(self, medium: Medium, stop: threading.Event) -> Words:
             began.set()
-            if stop.wait(30):
+            if stop.wait(PATIENCE_S):
                 stopped.set()
             return Words()
 
@@ -173,7 +174,7 @@ def test_a_request_that_leaves_stops_its_reading(
             await waiting
 
     run(test())
-    assert stopped.wait(30)
+    assert stopped.wait(PATIENCE_S)
     encoder.close()
 
 
@@ -295,7 +296,7 @@ def test_pictures_that_are_read_together_take_turns() -> None:
     def both_wait() -> None:
         wanted = min(12, len(engine.log) + 2)  # this step, and one of the other picture
         with asked.changed:
-            assert asked.changed.wait_for(lambda: asked.n >= wanted, 30)
+            assert asked.changed.wait_for(lambda: asked.n >= wanted, PATIENCE_S)
 
     engine.before = both_wait
     both = [threading.Thread(target=reader.read, args=(grey(shade).pixels,)) for shade in (1, 2)]

@@ -4,14 +4,12 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-import pytest
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -24,6 +22,7 @@ from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
+from tests.waiting import PATIENCE_S, until
 
 
 @contextmanager
@@ -37,14 +36,14 @@ def live(
     bound = socket.create_server(("127.0.0.1", 0))
     http = "auto" if settings is None else bounded_protocol(settings)
     config = uvicorn.Config(app, http=http, log_config=None, access_log=False, lifespan=lifespan)
+    config.timeout_keep_alive = PATIENCE_S  # a connection that waits for a busy client is kept
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
-            while not server.started:
-                time.sleep(0.01)
+        with httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
+            until(lambda: server.started, thread.is_alive)
             yield client
     finally:
         server.should_exit = True
@@ -65,11 +64,7 @@ def running(
 
 
 def wait_until_ready(client: httpx.Client) -> None:
-    for _ in range(6000):
-        if client.get("/health/ready").status_code == 200:
-            return
-        time.sleep(0.01)
-    pytest.fail("not ready in 60 s")
+    until(lambda: client.get("/health/ready").status_code == 200)
 
 
 def events_of(text: str) -> list[tuple[str, Any]]:
@@ -118,7 +113,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 def exchange(client: httpx.Client, *pieces: bytes) -> httpx.Response:
     """What a server answers to raw bytes, until it closes the connection."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE_S)
         for piece in pieces:
             connection.sendall(piece)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))

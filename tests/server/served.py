@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.waiting import PATIENCE_S
+
 # What the clients' own settings could change.
 _FOREIGN = ("MICO_SERVER_", "MICO_MODEL", "OPENAI_", "LLM_", "LITELLM_")
 
@@ -34,7 +36,11 @@ _COMMAND = [sys.executable, "-m", "mico_chat.cli"]
 
 def _cli(*arguments: str) -> str:
     done = subprocess.run(
-        [*_COMMAND, *arguments], env=environment(), capture_output=True, text=True, timeout=60
+        [*_COMMAND, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -58,8 +64,6 @@ def served(data_dir: Path, *flags: str) -> Iterator[Served]:
     finally:
         process.terminate()
         try:
-            process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
+            process.communicate(timeout=PATIENCE_S)
+        finally:
             process.kill()
-            process.communicate()
-            raise

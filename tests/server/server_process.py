@@ -21,9 +21,9 @@ from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeDecoder
 from tests.server.echo import echoing_assistant
+from tests.waiting import PATIENCE_S
 
 _PRELOADED = ["mico_server.app", "mico_chat.encode", "tests.server.echo"]
-_START_S = 60.0
 
 
 class ServerProcess:
@@ -42,7 +42,7 @@ class ServerProcess:
         self.process.start()
         tell.close()
         try:
-            assert told.poll(_START_S), f"the service is not ready after {_START_S:g} s"
+            assert told.poll(PATIENCE_S), "the service is not ready, though it has not ended"
             self.url: str = told.recv().split()[-1]
         except BaseException:
             self.kill()
@@ -59,8 +59,8 @@ class ServerProcess:
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGTERM)
 
-    def exit_code(self, within_s: float) -> int | None:
-        self.process.join(within_s)
+    def exit_code(self) -> int | None:
+        self.process.join(PATIENCE_S)
         return self.process.exitcode
 
     def __enter__(self) -> ServerProcess:

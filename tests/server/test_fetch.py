@@ -5,7 +5,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -261,7 +260,7 @@ async def _until_closed(writer: asyncio.StreamWriter) -> None:
 
 
 async def _silent(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(30)
+    await asyncio.Event().wait()
 
 
 async def _slow_body(writer: asyncio.StreamWriter) -> None:
@@ -300,10 +299,8 @@ async def test_answers_that_are_refused(
     answer: Answer, status_: int, said: str, tmp_path: Path
 ) -> None:
     async with site({"/": answer}) as outside:
-        started = time.perf_counter()
         fetching = fetcher(timeout_s=0.5, max_redirects=2)
         error = await fails(fetching, f"http://media.test:{outside.port}/", tmp_path)
-        assert time.perf_counter() - started < 25
         assert error.status == status_
         assert isinstance(error, LimitError) == (status_ == 413)
         assert said in error.reason
@@ -366,7 +363,7 @@ async def test_a_handshake_that_hangs_leaves_no_connection(tmp_path: Path) -> No
         fetching = fetcher(timeout_s=0.3)
         error = await fails(fetching, f"https://media.test:{port}/", tmp_path)
         assert "took longer" in error.reason
-        await asyncio.wait_for(closed.wait(), 5)
+        await closed.wait()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from mico_server.http.protocol import (
 )
 from mico_server.settings import ServerSettings
 from tests.server.running import Echo, error_of, exchange, live
+from tests.waiting import until
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
@@ -71,10 +72,8 @@ def test_connections_of_one_address() -> None:
             refused = exchange(client)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert "MICO_SERVER_MAX_CONNECTIONS_PER_ADDRESS" in error_of(refused)["message"]
-        for _ in range(1000):  # until the service has seen that the other is gone
-            ended = exchange(client, GET + b"Connection: close\r\n\r\n")
-            if ended.status_code == 200:
-                break
+        # The service sees soon that the other is gone.
+        until(lambda: exchange(client, GET + b"Connection: close\r\n\r\n").status_code == 200)
         assert client.get("/a").status_code == 200
     assert app.requests == 4
 

@@ -19,9 +19,9 @@ from mico_server.settings import ServerSettings, read_settings
 from tests.fakes import FakeAssistant
 from tests.server.running import error_of, events_of, live, wait_until_ready
 from tests.server.test_metrics import samples
+from tests.waiting import PATIENCE_S
 
 MB = 1_000_000
-WAIT_S = 30
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Shelf:
         def load() -> Assistant:
             self.loading.release()
             if name in self.gates:
-                assert self.gates[name].wait(WAIT_S)
+                assert self.gates[name].wait(PATIENCE_S)
             if name in self.broken:
                 raise self.broken[name]
             self.events.append(f"+{name}")
@@ -61,6 +61,12 @@ class Shelf:
         with live(create_app(sources, asked), lifespan="on") as client:
             wait_until_ready(client)
             yield client
+
+
+@pytest.fixture(autouse=True)
+def _few_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of fakes leaves nothing to collect; all objects of this process take a second."""
+    monkeypatch.setattr("mico_server.models.gc.collect", lambda: 0)
 
 
 @pytest.fixture
@@ -151,8 +157,8 @@ def test_others_answer_while_a_model_is_loaded(tmp_path: Path, pool: ThreadPoolE
     shelf = Shelf(gates={"b": threading.Event()})
     with shelf.served(tmp_path, "ab") as client:
         waiting = [pool.submit(ask, client, "b") for _ in range(3)]
-        assert shelf.loading.acquire(timeout=WAIT_S)  # a
-        assert shelf.loading.acquire(timeout=WAIT_S)
+        assert shelf.loading.acquire(timeout=PATIENCE_S)  # a
+        assert shelf.loading.acquire(timeout=PATIENCE_S)
         assert states(client) == {"a": "loaded", "b": "loading"}
         assert said(ask(client, "a")) == "a: [] Hello"
         shelf.gates["b"].set()
@@ -179,7 +185,7 @@ def test_a_model_in_use_stays_and_the_others_wait_their_turn(
     shelf = Shelf(make=lambda name: FakeAssistant(gate if name == "a" else None))
     with shelf.served(tmp_path, "ab", max_models_bytes=150 * MB) as client:
         first = pool.submit(ask, client, "a", "first")
-        assert shelf.made["a"].started.acquire(timeout=WAIT_S)
+        assert shelf.made["a"].started.acquire(timeout=PATIENCE_S)
         second = pool.submit(ask, client, "b", "second")
         while states(client)["b"] != "loading":
             pass
@@ -201,18 +207,18 @@ def test_who_gives_up_waiting_costs_nothing(tmp_path: Path, pool: ThreadPoolExec
         settings = {"max_models_bytes": 150 * MB, "request_timeout_s": 300.0}
         client = stack.enter_context(shelf.served(tmp_path, "ab", **settings))
         first = pool.submit(ask, client, "a", "first")
-        assert shelf.made["a"].started.acquire(timeout=WAIT_S)
+        assert shelf.made["a"].started.acquire(timeout=PATIENCE_S)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
                 client.base_url.join("/v1/chat/completions"),
                 json={"model": "b", "messages": [{"role": "user", "content": "Hello"}]},
-                timeout=httpx.Timeout(WAIT_S, read=0.2),
+                timeout=httpx.Timeout(PATIENCE_S, read=0.2),
                 trust_env=False,
             )
         while states(client)["b"] != "unloaded":
             pass
         second = pool.submit(ask, client, "a", "second")
-        assert shelf.made["a"].started.acquire(timeout=WAIT_S)  # takes new requests again
+        assert shelf.made["a"].started.acquire(timeout=PATIENCE_S)  # takes new requests again
         gate.set()
         assert [said(one.result()) for one in (first, second)] == ["a: [] first", "a: [] second"]
         assert shelf.events == ["+a"]

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from mico_server.http.errors import add_error_handlers
 from mico_server.http.request_log import RequestLog, configure_logging
 from tests.server.running import exchange, live
 from tests.server.test_auth import alice, bearer
+from tests.waiting import until
 
 library = logging.getLogger("mico_chat.media.decoder")
 
@@ -50,13 +50,13 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
 
 def requests(log: io.StringIO, n: int = 1) -> list[dict[str, Any]]:
     """The access lines, as soon as there are ``n``: they are written after the answer is sent."""
-    for _ in range(500):
-        found = [line for line in lines(log) if line["event"] == "request"]
-        if len(found) >= n:
-            break
-        time.sleep(0.01)
-    assert len(found) == n
-    return found
+
+    def found() -> list[dict[str, Any]]:
+        return [line for line in lines(log) if line["event"] == "request"]
+
+    until(lambda: len(found()) >= n)
+    assert len(found()) == n
+    return found()
 
 
 def application() -> FastAPI:

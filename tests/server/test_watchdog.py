@@ -22,6 +22,7 @@ from tests.engine.fake_model import END, FakeModel, ids, joined_letters
 from tests.fakes import FakeAssistant
 from tests.server.running import running
 from tests.tiny import in_loop
+from tests.waiting import PATIENCE_S
 
 
 class Clock:
@@ -99,14 +100,14 @@ async def test_an_engine_in_a_step_without_end_answers_with_an_error() -> None:
 
     def stuck(_: Any) -> None:
         entered.set()
-        release.wait(60)
+        release.wait(PATIENCE_S)
 
     engine = BatchingEngine(FakeModel(before=stuck), joined_letters(), (END,), name="fake")
     answers = engine.generate(Prompt((ids("hi"),)), GenerationOptions(max_tokens=2))
     assert engine.busy_s == 0
 
     def notice() -> None:
-        entered.wait(60)
+        entered.wait(PATIENCE_S)
         engine.give_up("a step has lasted")
 
     threading.Thread(target=notice).start()
@@ -173,7 +174,7 @@ def test_a_real_process_is_renewed_and_ends_whatever_runs(tmp_path: Path) -> Non
             asking = threading.Thread(target=_ask, args=(f"http://127.0.0.1:{port}/v1/chat",))
             asking.start()
             process.terminate()
-            assert process.wait(60) in (0, 1)
+            assert process.wait(PATIENCE_S) in (0, 1)
             asking.join()
         finally:
             process.kill()
@@ -181,4 +182,4 @@ def test_a_real_process_is_renewed_and_ends_whatever_runs(tmp_path: Path) -> Non
 
 def _ask(url: str) -> None:
     with suppress(httpx.HTTPError):
-        httpx.post(url, data={"message": "x"}, timeout=60)
+        httpx.post(url, data={"message": "x"}, timeout=PATIENCE_S)

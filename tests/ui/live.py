@@ -5,7 +5,6 @@ import multiprocessing
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -22,9 +21,7 @@ from mico_server.app import create_app
 from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import WALL, FakeAssistant
-
-START_S = 240
-"""A machine that tests other things meanwhile loads the model slowly."""
+from tests.waiting import PATIENCE_S, until
 
 
 def free_port() -> int:
@@ -33,18 +30,17 @@ def free_port() -> int:
     return port
 
 
-def wait_for(url: str, alive: Callable[[], bool]) -> bool:
-    """Whether a process answers at ``url`` before it ends."""
-    deadline = time.monotonic() + START_S
-    with httpx.Client(trust_env=False) as client:
-        while time.monotonic() < deadline and alive():
+def wait_for(url: str, alive: Callable[[], bool]) -> None:
+    """Wait until a process answers at ``url``; fail when it ends before."""
+    with httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
+
+        def answers() -> bool:
             try:
-                if client.get(url).status_code == 200:
-                    return True
+                return client.get(url).status_code == 200
             except httpx.TransportError:
-                pass  # it does not listen yet
-            time.sleep(0.1)
-    return False
+                return False  # it does not listen yet
+
+        until(answers, alive, pause_s=0.1)
 
 
 class Command:
@@ -58,12 +54,15 @@ class Command:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         ready = ready if "://" in ready else self.url + ready
-        if not wait_for(ready, lambda: self._process.poll() is None):
-            pytest.fail(f"{command} does not answer; it said:\n{self.said()}")
+        try:
+            wait_for(ready, lambda: self._process.poll() is None)
+        except BaseException as error:
+            self._process.kill()
+            pytest.fail(f"{command} does not answer: {error}; it said:\n{self.said()}")
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(60)
+        self._process.wait(PATIENCE_S)
 
     def said(self) -> str:
         return self._log.read_text(errors="replace")
@@ -102,9 +101,11 @@ class FakeServer:
             target=_serve, args=(self._port, self._folder, self._words, self._models)
         )
         self._process.start()
-        if not wait_for(f"{self.url}/health/ready", self._process.is_alive):
+        try:
+            wait_for(f"{self.url}/health/ready", self._process.is_alive)
+        except BaseException:
             self.kill()
-            pytest.fail("the service with the fake assistant does not answer")
+            raise
 
     def kill(self) -> None:
         self._process.kill()
