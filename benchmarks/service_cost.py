@@ -37,7 +37,7 @@ from mico_chat.media.worker import decode
 from mico_chat.reading import Reader
 from mico_chat.wire import Usage
 from mico_server.app import serve
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
 from mico_server.store.database import Database

@@ -110,9 +110,9 @@ def needed_bytes(model: str | Path, options: EngineOptions) -> int:
         return weight_bytes(folder)
     import torch
 
+    from mico_chat.checkpoints.configs import chat_config
     from mico_chat.checkpoints.footprint import PROGRAM, Serving, meta_chat
     from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION
-    from mico_chat.checkpoints.load import chat_config
 
     config = chat_config(folder)
     engine, _ = engine_for(config, options)

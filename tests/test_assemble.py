@@ -10,13 +10,8 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, ViTConfig
 
 from mico_chat.checkpoints.assemble import _bridge, assemble, build, read_encoder, set_options
-from mico_chat.checkpoints.load import (
-    chat_config,
-    has_text_branch,
-    load_chat,
-    load_encoder,
-    load_pretraining,
-)
+from mico_chat.checkpoints.configs import chat_config
+from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder, load_pretraining
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoEncoderConfig

@@ -11,14 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mico_chat.checkpoints.assemble import assemble, save_text_branch
+from mico_chat.checkpoints.configs import chat_config
 from mico_chat.checkpoints.folders import LLM, LORA, llm_source, local_folder
-from mico_chat.checkpoints.load import (
-    chat_config,
-    has_text_branch,
-    load_chat,
-    load_encoder,
-    load_pretraining,
-)
+from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder, load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_llm, merge
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mico_chat.checkpoints.configs import read_part
 from mico_chat.checkpoints.folders import (
     PACKAGED,
     PREPROCESSING_FILE,
@@ -40,7 +41,6 @@ from mico_chat.checkpoints.load import (
     load_pretraining,
     load_strict,
     read_media_model,
-    read_part,
     read_token_table,
     text_tokenizer,
 )

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mico_chat.checkpoints.hub import AGAIN, FOREIGN, PICKLED, hub_reason
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.settings import cache_dir
 
@@ -106,35 +107,12 @@ def _pulled(name: str, hub: dict[str, Any]) -> Path | None:
     """The folder that ``mico-chat pull`` fetched, without the files for other programs."""
     from huggingface_hub import snapshot_download
 
-    from mico_chat.checkpoints.hub import AGAIN, FOREIGN, PICKLED
-
     ignored = [*FOREIGN, *PICKLED, *AGAIN, "*.gguf"]
     where = {**hub, "local_files_only": True}
     try:
         return Path(snapshot_download(name, ignore_patterns=ignored, **where))
     except (OSError, ValueError):
         return None
-
-
-def hub_reason(error: Exception) -> str:
-    """Why the hub's library raised an error, and what the user can do."""
-    from huggingface_hub import errors
-
-    causes: list[BaseException] = [error]
-    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(before)
-    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
-        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE keeps the hub from being asked"
-    if isinstance(error, errors.GatedRepoError):
-        return "the hub gives this model only to those who accepted its terms (hf auth login)"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub has no such model, or a private one (hf auth login)"
-    transport = {"TransportError", "ConnectionError"}  # of httpx and of requests
-    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
-    if isinstance(error, errors.LocalEntryNotFoundError) or names & transport:
-        return "the hub (Hugging Face) cannot be reached: is there a network?"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"the hub does not give it: {first}"
 
 
 def llm_source(folder: Path, config: MicoChatConfig) -> str | Path:

@@ -27,11 +27,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from mico_chat.checkpoints.configs import digest_of, named_folder
 from mico_chat.checkpoints.folders import built_once
 from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
-from mico_chat.checkpoints.load import digest_of, named_folder
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.late import late
 from mico_chat.settings import cache_dir
+
+# Importing it brings transformers' models: a file that was built before needs none.
+with late():
+    from mico_chat.checkpoints import pretrained
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -56,14 +61,11 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
         ConfigError, MissingExtraError: for an unknown quantization; if llama.cpp is not installed.
         ModelError: for a model or tokenizer that llama.cpp's ``llama`` architecture cannot hold.
     """
-    # A file that was built before needs no import of transformers' models.
-    from mico_chat.checkpoints.pretrained import load_llm
-
     _check(quantization)
     if output.is_dir():
         raise ConfigError(f"{output} is a folder: name the file to write in it")
     name, folder = named_folder(model)
-    llm = load_llm(folder)
+    llm = pretrained.load_llm(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=output.parent) as temporary:

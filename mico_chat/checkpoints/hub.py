@@ -16,7 +16,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mico_chat.checkpoints.folders import hub_reason
 from mico_chat.errors import ConfigError, ModelError
 
 FOREIGN = (
@@ -116,6 +115,27 @@ def _gguf_files(name: HubName, ggufs: Sequence[str]) -> list[str]:
         if of := [file for file in projectors if precision in Path(file).stem.lower().split("-")]:
             return [*found, of[0]]
     return [*found, *projectors[:1]]
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the hub's library raised an error, and what the user can do."""
+    from huggingface_hub import errors
+
+    causes: list[BaseException] = [error]
+    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(before)
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
+        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE keeps the hub from being asked"
+    if isinstance(error, errors.GatedRepoError):
+        return "the hub gives this model only to those who accepted its terms (hf auth login)"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model, or a private one (hf auth login)"
+    transport = {"TransportError", "ConnectionError"}  # of httpx and of requests
+    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    if isinstance(error, errors.LocalEntryNotFoundError) or names & transport:
+        return "the hub (Hugging Face) cannot be reached: is there a network?"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"the hub does not give it: {first}"
 
 
 # --- pulling --------------------------------------------------------------------------------------

@@ -7,12 +7,11 @@ longer than loading the mini.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -22,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from mico_chat.checkpoints.configs import chat_config, read_part
 from mico_chat.checkpoints.folders import (
-    PACKAGED,
     PRETRAINING,
     generation_of,
     llm_source,
@@ -31,16 +30,17 @@ from mico_chat.checkpoints.folders import (
     model_folder,
 )
 from mico_chat.errors import ModelError
+from mico_chat.late import late
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.encoder import init_buffers
 from mico_chat.model.media_path import MediaModel, MediaPath, TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 
-if TYPE_CHECKING:
-    # Importing these brings transformers' models, which takes longer than to load the mini.
-    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-    from mico_chat.model.pretraining import MicoForPretraining
+# Importing these brings transformers' models, which takes longer than to load the mini.
+with late():
+    from mico_chat.checkpoints import pretrained
+    from mico_chat.model import pretraining
 
 WEIGHTS = "model.safetensors"
 TABLE = "model.embed_tokens.weight"
@@ -55,13 +55,6 @@ TEXT_PARTS = (
 _IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 """For transformers' ``cached_file``: None where the file is missing."""
 
-_FORMAT = 2
-"""Raise this number when the same checkpoint gives another GGUF file: it is then built anew."""
-
-_WHOLE = 64 << 20
-"""Bytes. The digest takes the size and time of a larger file instead of its content, because
-reading 13 GB of weights takes as long as the rest of an engine's start."""
-
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """The EfficientNet-Lite stem was trained on (x - 127) / 128 of 8-bit values."""
 
@@ -71,18 +64,18 @@ def load_chat(
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     **options: Any,
-) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
+) -> tuple[pretrained.MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model ready to answer, and its processor.
 
     ``name_or_dir`` is ``mini``, a folder or a hub name. The default ``dtype`` is bfloat16, which
     halves the memory and is faster on recent CPUs too; the default ``device`` is ``cuda`` where
     there is one. ``options`` are those of ``from_pretrained``, such as ``quantization_config``.
     """
-    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-
     folder = local_folder(model_folder(name_or_dir))
     dtype = dtype or torch.bfloat16
-    model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype, **options)
+    model = pretrained.MicoChatForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, **options
+    )
     nn.Module.to(model, device or _device())
     return model.train(False), MicoChatProcessor.from_pretrained(folder)
 
@@ -186,58 +179,6 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **named)
 
 
-def read_part(auto: Any, name_or_dir: str | Path, part: str) -> Any:
-    """What an Auto class reads from a model's folder; its error becomes one line."""
-    try:
-        return auto.from_pretrained(name_or_dir)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{name_or_dir}: the {part} cannot be read: {reason}") from error
-
-
-def chat_config(folder: str | Path) -> MicoChatConfig:
-    """The config of a chat model's folder or hub name; a :class:`ModelError` if it is another's."""
-    config = read_part(AutoConfig, local_folder(folder, "config.json"), "configuration")
-    if not isinstance(config, MicoChatConfig):
-        raise ModelError(f"{folder}: a model of type {config.model_type!r}, expected 'mico_chat'")
-    return config
-
-
-def named_folder(model: str | Path) -> tuple[str, Path]:
-    """A model's short name, and its folder."""
-    found = model_folder(model)
-    return Path(found).resolve().name, local_folder(found)
-
-
-def digest_of(folder: Path) -> str:
-    """Twelve hexadecimal digits that change with a checkpoint's language model or tokenizer.
-
-    With ``base_llm`` the checkpoint's own weights do not count: they are encoder and bridge.
-    """
-    config = MicoChatConfig.without_llm(folder) or chat_config(folder)
-    parts = [f"format {_FORMAT}"]
-    about_media = ("processor_config.json", "generation_config.json")
-    files = [path for path in folder.glob("*.json") if path.name not in about_media]
-    files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
-    files += folder.glob("lora/*.*")
-    if config.base_llm is None:
-        files += [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    elif config.base_llm in PACKAGED:
-        parts.append(PACKAGED[config.base_llm].sha256)
-    elif isinstance(base := llm_source(folder, config), Path):
-        files += [*base.glob("*.safetensors"), *base.glob("*.bin")]
-    else:
-        parts.append(local_folder(base, "config.json").name)  # the hub's revision
-    for file in files:
-        stat = file.stat()
-        if stat.st_size > _WHOLE:
-            identity = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-        else:
-            identity = hashlib.sha256(file.read_bytes()).hexdigest()
-        parts.append(f"{file.name} {identity}")
-    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
-
-
 def has_text_branch(name_or_dir: str | Path) -> bool:
     return (local_folder(model_folder(name_or_dir)) / PRETRAINING).is_dir()
 
@@ -245,24 +186,22 @@ def has_text_branch(name_or_dir: str | Path) -> bool:
 def load_pretraining(
     name_or_dir: str | Path = "mini",
     chat: MediaPath | None = None,
-) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
+) -> tuple[pretraining.MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, in float32, and the branch's tokenizer.
 
     ``name_or_dir`` is a stage 1 folder, or a chat model's folder that keeps the text branch. With
     ``chat``, the model loaded from that folder, the encoder, context and concepts are shared as
     they are, and only the text branch is loaded, to the same device.
     """
-    from mico_chat.model.pretraining import MicoForPretraining
-
     folder = local_folder(model_folder(name_or_dir))
     beside = folder / PRETRAINING
     if not beside.is_dir():
         if not isinstance(read_part(AutoConfig, folder, "configuration"), MicoConfig):
             raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
         tokenizer = text_tokenizer(folder)
-        model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
+        model = pretraining.MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         return model.train(False), tokenizer
-    model = MicoForPretraining(MicoConfig.from_pretrained(beside), chat)
+    model = pretraining.MicoForPretraining(MicoConfig.from_pretrained(beside), chat)
     state = load_file(beside / WEIGHTS)
     own = load_file(folder / WEIGHTS) if chat is None else model.state_dict()
     shared = ("encoder.", "context.", "concepts.")

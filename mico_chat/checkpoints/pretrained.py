@@ -28,6 +28,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from mico_chat.checkpoints.configs import chat_config, digest_of, named_folder
 from mico_chat.checkpoints.folders import (
     LLM,
     LORA,
@@ -39,7 +40,6 @@ from mico_chat.checkpoints.folders import (
     model_folder,
     whole_folder,
 )
-from mico_chat.checkpoints.load import chat_config, digest_of, named_folder
 from mico_chat.errors import ModelError
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.encoder import init_buffers

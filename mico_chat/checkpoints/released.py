@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from mico_chat.checkpoints.configs import read_part
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE, check_new, whole_folder
-from mico_chat.checkpoints.load import read_part
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.model.context import PROJECTIONS

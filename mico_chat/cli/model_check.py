@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mico_chat.beforehand import engine_for
+from mico_chat.checkpoints.configs import chat_config
 from mico_chat.checkpoints.folders import (
     LORA,
     MODELS,
@@ -27,7 +28,6 @@ from mico_chat.checkpoints.gguf_export import (
     DEFAULT_QUANTIZATION,
     gguf_path,
 )
-from mico_chat.checkpoints.load import chat_config
 from mico_chat.cli.probes import ROOM, Finding, disk_free, gigabytes
 from mico_chat.engine.cpu import memory
 from mico_chat.errors import MicoError, ModelError

@@ -18,9 +18,9 @@ from mico_chat.adapters.base import ModelAdapter
 from mico_chat.adapters.mico import MicoAdapter, mico_of
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.assistant import Answer, Assistant
+from mico_chat.checkpoints.configs import chat_config
 from mico_chat.checkpoints.folders import LLM, base_llm_path, local_folder, model_folder
 from mico_chat.checkpoints.gguf_files import gguf_files
-from mico_chat.checkpoints.load import chat_config
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_chat.engine.cpu import processor
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.scores import CONFIDENCE, RIGHT, Row, answers
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS
@@ -334,8 +335,6 @@ def _not_compared(others: list[str]) -> list[str]:
 def machine() -> str:
     import torch
     import transformers
-
-    from mico_chat.engine.cpu import processor
 
     return (
         f"{processor()[0]}, {torch.get_num_threads()} threads, {date.today()}, "

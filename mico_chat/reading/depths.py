@@ -16,12 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from mico_chat.checkpoints.configs import named_folder
 from mico_chat.checkpoints.folders import model_folder
-from mico_chat.checkpoints.load import named_folder
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError
+from mico_chat.late import late
 from mico_chat.media.maps import encode_depth
 from mico_chat.media.medium import Image
 from mico_chat.model.depth import WEIGHTS, load_depth_net
+
+# It brings transformers.
+with late():
+    from mico_chat.reading import vision
 
 SMALL = "mini"
 """The network that comes with the mini: for machines without a hub."""
@@ -155,10 +160,8 @@ def depth_estimator(model: str, device: str | None = None) -> DepthEstimator:
         folder = model_folder(model)
         from transformers import AutoModelForDepthEstimation
 
-        from mico_chat.reading.vision import VisionModel
-
-        vision = VisionModel(asked, AutoModelForDepthEstimation, folder, device=device)
-        found = DepthEstimator(LargeDepth(vision))
+        large = vision.VisionModel(asked, AutoModelForDepthEstimation, folder, device=device)
+        found = DepthEstimator(LargeDepth(large))
     except MicoError as error:
         text = str(error).removeprefix("depth: ").removeprefix(f"{asked}: ")
         advice = "name a depth estimator of transformers, its folder, or mini"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
 
-from mico_chat.checkpoints.folders import hub_reason, model_name
+from mico_chat.checkpoints.folders import model_name
+from mico_chat.checkpoints.hub import hub_reason
 from mico_chat.errors import ConfigError, ModelError
 
 ON_A_GPU = 16

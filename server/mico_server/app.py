@@ -31,12 +31,13 @@ from mico_chat.settings import Settings
 from mico_chat.wire import DeltaEvent, MediaEvent
 from mico_server.batch_runner import BatchRunner
 from mico_server.fetch.fetcher import Fetcher
+from mico_server.host import ModelSource
 from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.protocol import allow_open_files, bounded_protocol
 from mico_server.http.request_log import RequestLog, configure_logging
-from mico_server.models import Models, ModelSource
+from mico_server.models import Models
 from mico_server.routes import (
     about,
     batches,

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +30,6 @@ from mico_chat.assistant import Assistant
 from mico_chat.engine.base import EngineStats
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.fair import Shares
-from mico_chat.media.kinds import KINDS, Kind
 from mico_server.errors import (
     BusyError,
     ModelNotFoundError,
@@ -39,8 +37,8 @@ from mico_server.errors import (
     NotReadyError,
     RequestTimeoutError,
 )
+from mico_server.host import ModelHost, ModelSource
 from mico_server.http.request_log import Metrics, ModelFigures
-from mico_server.service import ModelHost
 
 if TYPE_CHECKING:
     from mico_chat.encode import CacheStats
@@ -49,27 +47,6 @@ logger = logging.getLogger(__name__)
 
 
 M = TypeVar("M", bound=BaseModel)
-
-
-def _no_bytes() -> int:
-    return 0
-
-
-def _every_kind() -> tuple[Kind, ...]:
-    return KINDS
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """How a model is loaded, the bytes that it will need, and the kinds of media that it reads.
-
-    The functions are called in threads, the last two before the model is loaded.
-    """
-
-    name: str
-    load: Callable[[], Assistant]
-    needs: Callable[[], int] = _no_bytes
-    reads: Callable[[], tuple[Kind, ...]] = _every_kind
 
 
 class Models:

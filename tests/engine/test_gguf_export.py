@@ -27,10 +27,10 @@ from transformers import (
 )
 
 from mico_chat.checkpoints import folders, gguf_export
+from mico_chat.checkpoints.configs import digest_of
 from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
 from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
-from mico_chat.checkpoints.load import digest_of
 from mico_chat.checkpoints.pretrained import load_llm
 from mico_chat.cli import main as cli
 from mico_chat.cli import models as cli_models

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.assistant import Assistant
 from mico_server.app import create_app
+from mico_server.host import ModelSource
 from mico_server.http.protocol import bounded_protocol
-from mico_server.models import ModelSource
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore

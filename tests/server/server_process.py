@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.http_client import address_of
 from mico_chat.media import MediaDecoder
 from mico_server.app import serve
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeDecoder
 from tests.server.echo import echoing_assistant

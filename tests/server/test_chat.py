@@ -17,7 +17,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
 from mico_server.app import serve
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import EXPLAINED, FakeAssistant, FakeEngine
 from tests.server.conftest import Start

@@ -25,7 +25,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import KINDS
 from mico_server.app import create_app
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from mico_ui.browser.app import WEB
 from mico_ui.browser.cards import MediaDesk, Previewer

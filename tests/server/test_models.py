@@ -14,7 +14,7 @@ import pytest
 from mico_chat.assistant import Assistant
 from mico_chat.errors import ConfigError, ModelError
 from mico_server.app import create_app, distinct
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings, read_settings
 from tests.fakes import FakeAssistant
 from tests.server.running import error_of, events_of, live, wait_until_ready

@@ -14,7 +14,7 @@ from mico_chat.beforehand import needed_bytes
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_server.app import create_app
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from tests.server.running import live, wait_until_ready
 from tests.server.sent import data_uri, png, square, wav

@@ -18,7 +18,7 @@ from mico_chat.beforehand import input_modalities, needed_bytes
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_server.app import create_app
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from tests import replicas
 from tests.replicas.gguf_pairs import REPLICAS

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mico_chat.checkpoints.assemble import assemble
+from mico_chat.checkpoints.configs import chat_config
 from mico_chat.checkpoints.folders import LLM, LORA
-from mico_chat.checkpoints.load import chat_config, has_text_branch, load_chat, load_encoder
+from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder
 from mico_chat.checkpoints.pretrained import merge
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.load import EngineOptions, load_assistant

@@ -18,7 +18,7 @@ import uvicorn
 from mico_chat.media import MediaDecoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_server.app import create_app
-from mico_server.models import ModelSource
+from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from tests.fakes import WALL, FakeAssistant
 from tests.waiting import PATIENCE_S, until

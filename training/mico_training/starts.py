@@ -18,7 +18,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import AutoConfig, BertForMaskedLM
 
-from mico_chat.checkpoints.load import read_part
+from mico_chat.checkpoints.configs import read_part
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.encoder import OmniEncoder, timm
 from mico_chat.model.pretraining import MicoForPretraining

@@ -20,7 +20,8 @@ from mico_chat.messages import (
     without_depth,
 )
 from mico_chat.similarity import Item
-from mico_server.service import ModelHost, Service
+from mico_server.host import ModelHost
+from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
 

@@ -10,9 +10,10 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mico_chat.wire import Architecture, Live, ModelInfo, ModelList, Ready
+from mico_server.host import ModelHost
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
-from mico_server.service import CurrentService, ModelHost
+from mico_server.service import CurrentService
 from mico_server.store.keys import KeyScope
 
 router = APIRouter(route_class=JsonRoute)

@@ -20,6 +20,7 @@ from mico_chat.messages import Message, with_depth_scale, without_depth
 from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
 from mico_server.errors import NotFoundError
 from mico_server.fetch.media_reader import check_number
+from mico_server.host import ModelHost, Question
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat_request import (
@@ -34,8 +35,6 @@ from mico_server.service import (
     CurrentCaller,
     CurrentService,
     EventStream,
-    ModelHost,
-    Question,
     Service,
     event,
     while_connected,

@@ -17,6 +17,7 @@ from mico_chat.errors import RequestError
 from mico_chat.messages import Message
 from mico_chat.wire import Estimate
 from mico_server.fetch.media_reader import MediaReader, with_depth
+from mico_server.host import ModelHost, Question
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat import ChatTurn
@@ -47,8 +48,6 @@ from mico_server.service import (
     CurrentCaller,
     CurrentService,
     EventStream,
-    ModelHost,
-    Question,
     Service,
     event,
     while_connected,

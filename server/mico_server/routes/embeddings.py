@@ -14,10 +14,11 @@ from mico_chat.media.medium import MediaReport
 from mico_chat.similarity import Similarity
 from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
+from mico_server.host import ModelHost
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat_request import SCHEMAS, DepthScale
-from mico_server.service import CurrentCaller, CurrentService, ModelHost, Service, while_connected
+from mico_server.service import CurrentCaller, CurrentService, Service, while_connected
 
 router = APIRouter(route_class=JsonRoute)
 

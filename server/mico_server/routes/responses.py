@@ -16,6 +16,7 @@ from mico_chat.errors import RequestError
 from mico_chat.fields import check_object, check_one_of, check_text, string_at
 from mico_chat.messages import Message
 from mico_server.fetch.media_reader import MediaReader, with_depth
+from mico_server.host import ModelHost, Question
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat_request import (
@@ -33,8 +34,6 @@ from mico_server.service import (
     CurrentCaller,
     CurrentService,
     EventStream,
-    ModelHost,
-    Question,
     Service,
     event,
     while_connected,

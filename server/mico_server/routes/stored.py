@@ -17,6 +17,7 @@ from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.wire import Deleted, MediaObject
 from mico_server.errors import NotFoundError
+from mico_server.host import Question
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.chat_request import (
@@ -28,7 +29,7 @@ from mico_server.routes.chat_request import (
     saved,
     validated,
 )
-from mico_server.service import CurrentCaller, CurrentService, Question, while_connected
+from mico_server.service import CurrentCaller, CurrentService, while_connected
 from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,

@@ -12,9 +12,14 @@ from types import FrameType
 import uvicorn
 
 from mico_chat.errors import ConfigError
+from mico_chat.late import late
 from mico_ui import routes
 from mico_ui.browser.visitor import Access
 from mico_ui.client import ApiError, Client, is_local
+
+# Gradio reads settings of the environment when it is imported.
+with late():
+    from mico_ui.browser import app as browser_app
 
 START_S = 60.0  # a server may take this time to listen; its model may take longer
 IDLE_S = 75  # a connection is kept so long between two requests, as by the server
@@ -45,9 +50,7 @@ def main(
             # Gradio reads these when it makes components: the folder of its cache, which is removed
             # at the end, and that it must send no statistics to anybody.
             os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-            from mico_ui.browser.app import create_app
-
-            app = create_app(api, access, loopback=not shared, origins=origins)
+            app = browser_app.create_app(api, access, loopback=not shared, origins=origins)
         except ApiError as error:
             raise ConfigError(str(error)) from error
         shown = f"[{host}]" if ":" in host else host

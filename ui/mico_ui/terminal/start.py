@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mico_chat.late import late
 from mico_chat.media.kinds import Kind
 from mico_chat.wire import DeltaEvent, ModelInfo
 from mico_ui import routes
@@ -21,6 +22,11 @@ from mico_ui.local_server import local_server
 from mico_ui.routes import Question, Upload
 from mico_ui.terminal.screen import Screen, WordWrap, printable
 from mico_ui.terminal.talk import Talk, applied, named, setting
+
+# One answer needs neither.
+with late():
+    from mico_ui.terminal import chat as chat_commands
+    from mico_ui.terminal import prompt
 
 # By the code of a server's error: the message in place of the server's own.
 KEY_FAULTS = {
@@ -125,15 +131,11 @@ def _answer(client: Client, command: ChatCommand, settings: dict[str, Any], text
 
 
 def _chat(client: Client, model: ModelInfo, command: ChatCommand) -> None:
-    # One answer needs none of these.
-    from mico_ui.terminal.chat import Chat
-    from mico_ui.terminal.prompt import kept_history, reader
-
     talk = Talk(client, model=command.model)
     for name, text in command.settings.items():
         talk.set(name, text)
     screen = Screen(Console(highlight=False))
-    chat = Chat(talk, screen, model, reader(kept_history()))
+    chat = chat_commands.Chat(talk, screen, model, prompt.reader(prompt.kept_history()))
     screen.note(f"{model.id} at {client.api} - /help lists commands, Ctrl-D ends")
     if command.go_on and (last := _last(client)) is not None:
         screen.transcript(talk.open(last))

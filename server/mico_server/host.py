@@ -1,0 +1,238 @@
+"""One model of a service: how it is loaded, and its answers within the time of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mico_chat.assistant import Answer, Assistant, GatheredAnswer
+from mico_chat.engine.base import Delta, GenerationOptions
+from mico_chat.errors import MediaError, MicoError, ModelError
+from mico_chat.media import MediaFile
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import Message
+from mico_chat.wire import AnswerDefaults, Estimate, Explanation, LoadState, ModelStatus
+from mico_server.errors import NotReadyError, RequestTimeoutError
+from mico_server.http.request_log import Metrics
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How a model is loaded, the bytes that it will need, and the kinds of media that it reads.
+
+    The functions are called in threads, the last two before the model is loaded.
+    """
+
+    name: str
+    load: Callable[[], Assistant]
+    needs: Callable[[], int] = lambda: 0
+    reads: Callable[[], tuple[Kind, ...]] = lambda: KINDS
+
+
+@dataclass(frozen=True)
+class Question:
+    messages: Sequence[Message]
+    options: GenerationOptions
+    tenant: str
+
+
+@dataclass(eq=False)
+class ModelHost:
+    """One of the :class:`~mico_server.models.Models`, which load and unload it.
+
+    ``users`` are the requests that use it; no new one may while the model is ``leaving``. A request
+    may use it for at most ``timeout_s`` seconds. ``answered`` gets the seconds of each answer.
+    """
+
+    source: ModelSource
+    metrics: Metrics
+    timeout_s: float
+    answered: Callable[[float], None]
+    loaded: Assistant | None = None
+    loading: bool = False
+    leaving: bool = False
+    error: Exception | None = None
+    """Why the model could not be loaded the last time; None if it could, or nobody tried."""
+    needs: int | None = None
+    bytes: int = 0
+    users: int = 0
+    loads: int = 0
+    last_used: float = 0.0
+    waiting: list[asyncio.Future[MicoError | None]] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+    reads: tuple[Kind, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fields of ModelInfo that are known once the model has been loaded."""
+
+    def __post_init__(self) -> None:
+        self.name = self.source.name
+
+    def look(self) -> None:
+        """Find out what the model reads, without loading it."""
+        try:
+            self.reads = self.source.reads()
+        except MicoError as error:  # loading it will raise it again
+            self.error = error
+
+    def see(self) -> None:
+        """Take the facts of the loaded model."""
+        assert self.loaded is not None
+        self.reads = self.loaded.input_modalities
+        self.facts = {
+            "context_length": self.loaded.engine.max_position,
+            "embeddings": self.loaded.similarity is not None,
+            "system_prompt": self.loaded.system_prompt,
+            "defaults": AnswerDefaults.model_validate(self.loaded.defaults),
+            "depth_model": self.loaded.depth_model,
+        }
+
+    def status(self) -> ModelStatus:
+        value: LoadState = "unloaded"
+        if self.loaded is not None:
+            value = "loaded"
+        elif self.loading:
+            value = "loading"
+        elif self.error is not None:
+            value = "failed"
+        return ModelStatus(
+            value=value,
+            reason=self.reason if value == "failed" else None,
+            bytes=self.bytes,
+            requests=self.users + len(self.waiting),
+            last_used=int(self.last_used) or None,
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why the model could not be loaded, in words for clients."""
+        if isinstance(self.error, MicoError):
+            return str(self.error)
+        return "a defect; the server's log has the details"
+
+    @property
+    def assistant(self) -> Assistant:
+        if self.loaded is None:
+            raise NotReadyError(f"{self.name}: the model is not loaded")
+        self.check_alive()
+        return self.loaded
+
+    def check_alive(self) -> None:
+        failure = None if self.loaded is None else self.loaded.engine.failure
+        if failure is not None:
+            raise NotReadyError(
+                f"the model cannot answer any more: {failure}; start the service again"
+            )
+
+    @property
+    def step_s(self) -> float:
+        """Seconds since the present step of the loaded model began."""
+        loaded = self.loaded
+        return 0.0 if loaded is None else max(loaded.engine.busy_s, loaded.encoder.busy_s)
+
+    def give_up(self, reason: str) -> None:
+        """Answer all requests of the model with an error: its step does not end."""
+        if self.loaded is not None:
+            self.loaded.engine.give_up(reason)
+            self.loaded.encoder.give_up(reason)
+
+    def check_moving(self, max_step_s: float) -> None:
+        """Refuse requests while a step lasts far too long."""
+        seconds = self.step_s
+        if seconds > max_step_s:
+            raise NotReadyError(
+                f"{self.name}: a step of the model has lasted {seconds:.0f} s, more than "
+                f"{max_step_s:g} (MICO_SERVER_MAX_STEP_S); try again later"
+            )
+
+    async def stream(
+        self, question: Question
+    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
+        """The reports of the media, then the deltas of the answer.
+
+        Closing the stream stops the model.
+        """
+        now = asyncio.get_running_loop().time
+        start, first_token = now(), False
+        reports: tuple[MediaReport, ...] = ()
+        items = self.assistant.stream(question.messages, question.options, salt=question.tenant)
+        async with aclosing(items):
+            while True:
+                # Around each item, because another task may ask for the next one.
+                async with self._guarded(start + self.timeout_s):
+                    item = await anext(items, None)
+                if item is None:
+                    return
+                if not isinstance(item, Delta):
+                    reports = item
+                elif not first_token:
+                    first_token = True
+                    self.metrics.first_token(now() - start)
+                if isinstance(item, Delta) and item.usage is not None:
+                    self.metrics.answered(item.usage, reports)
+                    self.answered(now() - start)
+                yield item
+
+    async def answer(self, question: Question) -> Answer:
+        gathered = GatheredAnswer(question.options.n)
+        async with aclosing(self.stream(question)) as items:
+            async for item in items:
+                gathered.add(item)
+        return gathered.answer()
+
+    async def estimate(self, question: Question) -> Estimate:
+        return await self.guarded(
+            self.assistant.estimate(question.messages, question.options, salt=question.tenant)
+        )
+
+    async def explain(self, question: Question, answer: str) -> Explanation:
+        return await self.guarded(
+            self.assistant.explain(question.messages, answer, salt=question.tenant)
+        )
+
+    def check_estimates(self) -> None:
+        """Refuse a request for an estimated depth map if no model makes any."""
+        self.assistant.encoder.check_estimates()
+
+    async def with_depth(self, messages: Sequence[Message], tenant: str) -> list[Message]:
+        return await self.guarded(self.assistant.with_depth(messages, salt=tenant))
+
+    async def depth_of(self, picture: MediaFile, tenant: str) -> MediaFile:
+        return await self.guarded(self.assistant.depth_of(picture, salt=tenant))
+
+    async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
+        question = Question([Message.user(medium)], GenerationOptions(), tenant)
+        (report,) = (await self.estimate(question)).media
+        return report
+
+    async def guarded(self, work: Awaitable[T]) -> T:
+        async with self._guarded(asyncio.get_running_loop().time() + self.timeout_s):
+            return await work
+
+    @asynccontextmanager
+    async def _guarded(self, deadline: float) -> AsyncIterator[None]:
+        """End the work for a request in time, count refused media and hide defects."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError as error:
+            raise RequestTimeoutError(
+                f"the request took longer than {self.timeout_s:g} s "
+                "(MICO_SERVER_REQUEST_TIMEOUT_S): ask for less, or try again later"
+            ) from error
+        except MediaError as error:
+            self.metrics.failed(error)
+            raise
+        except MicoError:
+            raise
+        except Exception as error:  # a defect: the log has the details, the client gets one line
+            logger.exception("the model failed")
+            raise ModelError("the model failed; the server's log has the details") from error
