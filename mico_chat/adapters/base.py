@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.errors import RequestError
-from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
+from mico_chat.media.kinds import KINDS, TABLE, Kind
 from mico_chat.media.medium import ContextBlock, EncodedMedium, MeasuredMedium, Medium
 from mico_chat.messages import Message
 
@@ -87,13 +87,19 @@ def check_reads(adapter: ModelAdapter, name: str, kind: Kind) -> None:
     """Refuse a medium of a kind that the model cannot be shown in any form."""
     if kind in shown_kinds(adapter.input_modalities):
         return
-    reads = ", ".join(IN_WORDS[one].split(" ", 1)[1] + "s" for one in adapter.input_modalities)
-    raise RequestError(
-        f"{name}: this model cannot read {IN_WORDS[kind]}; it reads {reads or 'text alone'}", kind
-    )
+    reads = ", ".join(TABLE[one].plural for one in adapter.input_modalities) or "text alone"
+    found = TABLE[kind].words
+    raise RequestError(f"{name}: this model cannot read {found}; it reads {reads}", kind)
 
 
 def shown_kinds(input_modalities: Sequence[Kind]) -> tuple[Kind, ...]:
-    """The kinds that a model can be shown: maps become pictures for a model that reads pictures."""
-    as_picture: tuple[Kind, ...] = ("depth", "normal") if "image" in input_modalities else ()
-    return tuple(kind for kind in KINDS if kind in (*input_modalities, *as_picture))
+    """The kinds that a model can be shown: those that it reads itself, and those made of them.
+
+    Maps become pictures for a model that reads pictures.
+    """
+
+    def can_be_shown(kind: Kind) -> bool:
+        made_of = ("image",) if TABLE[kind].is_map else TABLE[kind].made_of
+        return kind in input_modalities or (bool(made_of) and set(made_of) <= {*input_modalities})
+
+    return tuple(kind for kind in KINDS if can_be_shown(kind))

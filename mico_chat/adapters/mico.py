@@ -11,7 +11,7 @@ from torch import Tensor
 from mico_chat.adapters.base import ModelAdapter, Prepared, PromptLayout
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import KINDS, MODALITIES, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
@@ -37,7 +37,7 @@ class TokenModel(Protocol):
 class MicoAdapter:
     """See :class:`mico_chat.adapters.base.ModelAdapter`."""
 
-    input_modalities: tuple[Kind, ...] = KINDS
+    input_modalities: tuple[Kind, ...] = MODALITIES
 
     def __init__(self, model: TokenModel, processor: MicoChatProcessor) -> None:
         self.model: Any = model  # evaluations switch parts of it off

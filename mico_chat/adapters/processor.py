@@ -30,7 +30,7 @@ from mico_chat.adapters.base import Prepared, PromptLayout
 from mico_chat.adapters.pictures import shown as shown_within
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import ConfigError, ModelError, RequestError
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import TABLE, Kind
 from mico_chat.media.medium import (
     SAMPLE_RATE,
     Audio,
@@ -102,7 +102,7 @@ class ProcessorAdapter(ABC):
         it cuts a single picture into tiles.
         """
         names = getattr(self.processor.image_processor, "model_input_names", ())
-        n = sum(kind in ("image", "depth", "normal") for kind in shown)
+        n = sum(TABLE[kind].layout == "still" for kind in shown)
         return n > 1 and "batch_num_images" in names
 
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:

@@ -26,24 +26,20 @@ from mico_chat.cli.options import (
     API,
     API_KEY,
     NAMES,
-    Depths,
     Device,
     Dtype,
     Engine,
-    Images,
     LoadIn4bit,
     LoadIn8bit,
+    Media,
     MediaInOrder,
     Mmproj,
     Model,
-    Normals,
     Quantization,
-    Sounds,
     TrustRemoteCode,
-    Videos,
     extra,
-    media_in_order,
     pair,
+    takes_media,
 )
 from mico_chat.cli.process_list import leave_process_list, without_passwords
 from mico_chat.engine.cpu import set_openmp
@@ -84,14 +80,11 @@ def _every_command(
 
 
 @app.command(cls=MediaInOrder)
+@takes_media
 def ask(
     ctx: typer.Context,
     question: Annotated[str | None, typer.Argument(help="What to ask about the media.")] = None,
-    image: Images = None,
-    audio: Sounds = None,
-    video: Videos = None,
-    depth: Depths = None,
-    normal: Normals = None,
+    media: Media = (),
     model: Model = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: answer, usage, media.")
@@ -184,7 +177,6 @@ def ask(
     given = {k: v for k, v in ctx.params.items() if k in fields and v not in unset}
     if not explain:
         del given["explain"]
-    media = media_in_order(ctx)
     with MediaDecoder(MediaLimits()) as decoder:
         asking = Asking(
             decoder,
@@ -222,17 +214,14 @@ def serve(ctx: typer.Context) -> None:
 
 
 @app.command(cls=MediaInOrder)
+@takes_media
 def chat(
     ctx: typer.Context,
     question: Annotated[
         str | None,
         typer.Argument(help="Answer this one question and end. A pipe's text is added to it."),
     ] = None,
-    image: Images = None,
-    audio: Sounds = None,
-    video: Videos = None,
-    depth: Depths = None,
-    normal: Normals = None,
+    media: Media = (),
     api: Annotated[
         str | None,
         typer.Option(
@@ -275,7 +264,6 @@ def chat(
     """
     with extra("terminal", "mico-chat chat"):
         from mico_ui.terminal import start
-    media = media_in_order(ctx)
     passed_on = ("config", "model", "engine", "quantization", "device", "dtype")
     flags = {f"--{name}": ctx.params[name] for name in passed_on}
     if api is not None:

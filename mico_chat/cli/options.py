@@ -2,8 +2,11 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from inspect import Parameter, signature
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from mico_chat.errors import MissingExtraError, RequestError
-from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
+from mico_chat.media.kinds import KINDS, TABLE, Kind
 
 NAMES = "mini, a folder, a GGUF file, or a hub name."
 
@@ -54,20 +57,10 @@ TrustRemoteCode = Annotated[
         "--trust-remote-code", help="Run Python code that the model brings; read it before."
     ),
 ]
+Media = Sequence[tuple[Kind, Path]]
+"""Files, each with its kind, in the order in which they were given; see :func:`takes_media`."""
 Output = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")]
 
-
-def _medium(kind: Kind) -> Any:
-    return typer.Option(
-        f"--{kind}", metavar="FILE", help=f"Ask about {IN_WORDS[kind]}. Repeatable."
-    )
-
-
-Images = Annotated[list[Path] | None, _medium("image")]
-Sounds = Annotated[list[Path] | None, _medium("audio")]
-Videos = Annotated[list[Path] | None, _medium("video")]
-Depths = Annotated[list[Path] | None, _medium("depth")]
-Normals = Annotated[list[Path] | None, _medium("normal")]
 
 ALL_ARGUMENTS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command that hands its arguments to another parser."""
@@ -86,9 +79,32 @@ class MediaInOrder(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def media_in_order(ctx: typer.Context) -> list[tuple[Kind, Path]]:
-    values = {kind: iter(ctx.params[kind] or ()) for kind in KINDS}
-    return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
+def takes_media(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command an option for each kind of medium, in the place of its parameter ``media``.
+
+    The parameter gets the kinds and files in the order in which they were given.
+    """
+
+    @wraps(command)
+    def with_media(ctx: typer.Context, **given: Any) -> None:
+        files = {kind: iter(given.pop(kind) or ()) for kind in KINDS}
+        media = [(kind, next(files[kind])) for kind in ctx.meta["mico_chat.kinds"]]
+        command(ctx, media=media, **given)
+
+    def option(kind: Kind) -> Parameter:
+        text = f"Ask about {TABLE[kind].words}. Repeatable."
+        shown = typer.Option(f"--{kind}", metavar="FILE", help=text)
+        annotation = Annotated[list[Path] | None, shown]
+        return Parameter(kind, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+
+    whole = signature(command)
+    parameters = (
+        [option(kind) for kind in KINDS] if name == "media" else [parameter]
+        for name, parameter in whole.parameters.items()
+    )
+    found = whole.replace(parameters=list(chain.from_iterable(parameters)))
+    with_media.__signature__ = found  # type: ignore[attr-defined]
+    return with_media
 
 
 @contextmanager

@@ -17,13 +17,7 @@ from av.stream import Stream
 from numpy.typing import NDArray
 
 from mico_chat.errors import MediaError
-from mico_chat.media.file import (
-    AUDIO_FORMATS,
-    VIDEO_FORMATS,
-    MediaFile,
-    MediaLimits,
-    decoder_errors,
-)
+from mico_chat.media.file import MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.medium import SAMPLE_RATE, Audio
 
 log = logging.getLogger(__name__)
@@ -38,7 +32,7 @@ _MAX_CHUNKS = 10_000  # of a WAV before its samples; usual files have four or fi
 
 def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
     """Decode the first ``limits.max_seconds`` of a sound file, or of a clip's sound track."""
-    fmt = file.format_among(AUDIO_FORMATS | VIDEO_FORMATS, "a sound")
+    fmt = file.format
     if fmt == "WAV":
         _check_claim(file)
     with (

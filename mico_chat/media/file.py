@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
 from mico_chat.media.addresses import Location, file_system, read_part
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import IMAGES, SOUNDS, TABLE, Kind, kinds_of_format
 from mico_chat.media.medium import MediaReport
 from mico_chat.media.sampling import Sampling
 
@@ -87,10 +87,6 @@ class MediaLimits(BaseSettings):
 # --- the format -----------------------------------------------------------------------------------
 
 HEAD_BYTES = 512  # of a file's start, for ``format_of``
-IMAGE_FORMATS = frozenset({"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF"})
-ARRAY_FORMATS = frozenset({"NPY", "NPZ"})
-VIDEO_FORMATS = frozenset({"MP4", "MOV", "WebM", "AVI"})
-AUDIO_FORMATS = frozenset({"WAV", "FLAC", "MP3", "OGG", "M4A", "AAC", "AIFF"})
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -172,14 +168,10 @@ def _mpeg_audio_format(head: bytes) -> str | None:
 def looks_like(fmt: str | None, head: bytes) -> str:
     if fmt is None:
         return f"are of no known format (they begin {head[:8].hex(' ')})"
-    if fmt in ("text", "HTML", "SVG", "PDF"):
-        return f"look like {fmt}"
     if fmt == "NPZ":
         return "are a ZIP or NPZ archive"
-    if fmt in IMAGE_FORMATS:
-        return f"are a {fmt} image"
-    noun = "video" if fmt in VIDEO_FORMATS else "sound" if fmt in AUDIO_FORMATS else "data"
-    return f"are {fmt} {noun}"
+    kinds = kinds_of_format(fmt)
+    return f"are {TABLE[kinds[0]].words} ({fmt})" if kinds else f"look like {fmt}"
 
 
 _ISO_MEDIA = frozenset({"MP4", "MOV", "M4A"})
@@ -190,8 +182,8 @@ def mime_type(kind: Kind, head: bytes) -> str:
     fmt = format_of(head[:HEAD_BYTES])
     if fmt in _ISO_MEDIA:
         return "audio/mp4" if kind == "audio" else "video/mp4"
-    if fmt in IMAGE_FORMATS | AUDIO_FORMATS and fmt not in _MIME:
-        return f"{'image' if fmt in IMAGE_FORMATS else 'audio'}/{fmt.lower()}"
+    if fmt in (*IMAGES, *SOUNDS) and fmt not in _MIME:
+        return f"{'image' if fmt in IMAGES else 'audio'}/{fmt.lower()}"
     return _MIME.get(fmt or "", "application/octet-stream")
 
 
@@ -328,13 +320,15 @@ class MediaFile:
         with self.open() as stream:
             return stream.read(HEAD_BYTES)
 
-    def format_among(self, formats: frozenset[str], what: str) -> str:
-        fmt = format_of(self.head)
-        if fmt is None or fmt not in formats:
+    @property
+    def format(self) -> str:
+        """The file's format, if its kind is decoded from it; otherwise a :class:`MediaError`."""
+        fmt, row = format_of(self.head), TABLE[self.kind]
+        if fmt is None or fmt not in row.decodes:
             raise MediaError(
                 self.name,
-                f"not {what}: the bytes {looks_like(fmt, self.head)}; "
-                f"use one of {', '.join(sorted(formats))}",
+                f"not {row.words}: the bytes {looks_like(fmt, self.head)}; "
+                f"use one of {', '.join(sorted(row.decodes))}",
                 "unsupported",
             )
         return fmt

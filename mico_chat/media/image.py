@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 from PIL.ExifTags import Base as Exif
 
 from mico_chat.errors import MediaError
-from mico_chat.media.file import IMAGE_FORMATS, MediaFile, MediaLimits, decoder_errors
+from mico_chat.media.file import MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.medium import Image
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
     """Decode the first frame, upright and scaled down to ``limits.max_side``."""
-    fmt = file.format_among(IMAGE_FORMATS, "an image")
+    fmt = file.format
     with opened_raster(file, fmt, limits) as raster:
         width, height = raster.size
         cut = []

@@ -1,16 +1,159 @@
-"""The five kinds of medium; a kind's index in KINDS is its modality id in the model."""
+"""The table of the kinds of medium, which prompt, command line, API, decoder and page read.
 
-from typing import Literal
+A new kind is a row here, its name in :data:`Kind`, and a file in :mod:`mico_chat.media` that
+decodes it. A kind that the encoder reads itself also needs units in
+:mod:`mico_chat.model.preprocessing`; a kind that is ``made_of`` others needs none, because its
+parts are encoded.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 Kind = Literal["image", "audio", "video", "depth", "normal"]
 
-KINDS: tuple[Kind, ...] = ("image", "audio", "video", "depth", "normal")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
-IN_WORDS: dict[Kind, str] = {
-    "image": "a picture",
-    "audio": "a sound",
-    "video": "a clip",
-    "depth": "a depth map",
-    "normal": "a map of surface normals",
+Layout = Literal["still", "frames", "slices"]
+"""The arrangement of a kind's units: one still, frames of a video, slices of a sound."""
+
+IMAGES = ("JPEG", "PNG", "WebP", "HEIC", "AVIF", "GIF", "TIFF", "BMP")
+SOUNDS = ("WAV", "FLAC", "MP3", "OGG", "M4A", "AAC", "AIFF")
+VIDEOS = ("MP4", "WebM", "MOV", "AVI")
+ARRAYS = ("NPY", "NPZ")
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class KindRow:
+    """What all parts of the project know of one kind of medium."""
+
+    noun: str
+    """Its name in the page and in errors; an ``s`` makes the plural."""
+    words: str
+    """Its name with an article, in the texts of commands."""
+    label: str
+    """The words in front of its context tokens in a prompt of MiCo-Chat."""
+    layout: Layout
+    decoder: str
+    """The module of :mod:`mico_chat.media` and the function in it that decode a file."""
+    formats: tuple[str, ...]
+    """The formats that are files of this kind before any other."""
+    others: tuple[str, ...] = ()
+    """More formats that it can be decoded from, such as the sound track of a video's."""
+    files: str = ""
+    """Its formats as the page names them; empty: the ``formats``."""
+    endings: tuple[str, ...] = ()
+    """Usual endings of its files. A command that names the kind takes other files too."""
+    accept: str = ""
+    """What a browser's file dialog offers for it; empty: its ``endings``."""
+    player: Literal["img", "audio", "video", ""] = ""
+    """The element of a page that shows its file; without one the page shows its preview."""
+    recorder: Literal["microphone", "camera", "film", ""] = ""
+    """What of a browser's devices records one."""
+    blank: tuple[float, ...] = (127,)
+    """The values of each pixel or sample of one that shows or says nothing."""
+    is_map: bool = False
+    """A map is shown as a picture with a legend to a model that reads pictures alone."""
+    has_scale: bool = False
+    """Whether ``depth_scale`` changes it."""
+    estimates_depth: bool = False
+    """Whether a depth map can be estimated of it."""
+    made_of: tuple[Kind, ...] = ()
+    """The kinds that it consists of; empty: the encoder reads it itself."""
+
+    @property
+    def plural(self) -> str:
+        return f"{self.noun}s"
+
+    @property
+    def decodes(self) -> tuple[str, ...]:
+        """All formats that it can be decoded from."""
+        return (*self.formats, *self.others)
+
+
+TABLE: dict[Kind, KindRow] = {
+    "image": KindRow(
+        noun="picture",
+        words="a picture",
+        label="Picture: ",
+        layout="still",
+        decoder="image.decode_image",
+        formats=IMAGES,
+        endings=(*_PICTURES, ".gif", ".heic", ".heif", ".avif"),
+        accept="image/*",
+        player="img",
+        recorder="camera",
+        estimates_depth=True,
+    ),
+    "audio": KindRow(
+        noun="sound",
+        words="a sound",
+        label="Sound: ",
+        layout="slices",
+        decoder="audio.decode_audio",
+        formats=SOUNDS,
+        others=VIDEOS,
+        endings=(".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aiff"),
+        accept="audio/*",
+        player="audio",
+        recorder="microphone",
+        blank=(0,),
+    ),
+    "video": KindRow(
+        noun="video",
+        words="a clip",
+        label="Video: ",
+        layout="frames",
+        decoder="video.decode_video",
+        formats=VIDEOS,
+        endings=(".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"),
+        accept="video/*",
+        player="video",
+        recorder="film",
+    ),
+    "depth": KindRow(
+        noun="depth map",
+        words="a depth map",
+        label="Depth map: ",
+        layout="still",
+        decoder="maps.decode_depth",
+        formats=ARRAYS,
+        others=IMAGES,
+        files="16-bit PNG, NPY, NPZ",
+        endings=(".png", ".npy", ".npz", ".tif", ".tiff"),
+        blank=(1,),
+        is_map=True,
+        has_scale=True,
+    ),
+    "normal": KindRow(
+        noun="normal map",
+        words="a map of surface normals",
+        label="Normal map: ",
+        layout="still",
+        decoder="maps.decode_normal",
+        formats=(),
+        others=IMAGES,
+        files="PNG",
+        endings=_PICTURES,
+        accept="image/*",
+        player="img",
+        blank=(127, 127, 255),
+        is_map=True,
+    ),
 }
-"""Each kind of medium in everyday words."""
+"""A kind's place in :data:`KINDS` is its modality id in the model: new names stand last there."""
+
+MODALITIES: tuple[Kind, ...] = tuple(kind for kind in KINDS if not TABLE[kind].made_of)
+"""The kinds that MiCo's encoder reads itself."""
+
+
+def kinds_of_format(fmt: str | None) -> tuple[Kind, ...]:
+    """The kinds that a file of a format can be, the likeliest first."""
+    found = [kind for kind in KINDS if fmt in TABLE[kind].decodes]
+    return tuple(sorted(found, key=lambda kind: fmt not in TABLE[kind].formats))
+
+
+def listed(kinds: tuple[Kind, ...] = KINDS) -> dict[str, dict[str, Any]]:
+    """The rows as JSON, for the page."""
+    return {kind: asdict(TABLE[kind]) | {"plural": TABLE[kind].plural} for kind in kinds}

@@ -17,14 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mico_chat.errors import MediaError
-from mico_chat.media.file import (
-    ARRAY_FORMATS,
-    IMAGE_FORMATS,
-    MediaFile,
-    MediaLimits,
-    decoder_errors,
-)
+from mico_chat.media.file import MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import opened_raster, scaled_words
+from mico_chat.media.kinds import ARRAYS
 from mico_chat.media.medium import Depth, Normal
 
 _WANTED = (
@@ -88,8 +83,8 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     larger is always farther.
     """
     mark = None
-    fmt = file.format_among(IMAGE_FORMATS | ARRAY_FORMATS, "a depth map")
-    if fmt in ARRAY_FORMATS:
+    fmt = file.format
+    if fmt in ARRAYS:
         with decoder_errors(file, limits, f"damaged {fmt} (its array cannot be read)"):
             raw, hidden = read_array(file, fmt, limits), None
     else:
@@ -241,7 +236,7 @@ def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, 
 
 def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
     """Decode a normal map. Transparency and EXIF rotation are ignored."""
-    fmt = file.format_among(IMAGE_FORMATS, "a normal map")
+    fmt = file.format
     with opened_raster(file, fmt, limits) as raster:
         raster.load()
         width, height = raster.size

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mico_chat.errors import MediaError
 from mico_chat.media.audio import frames_of, index_of, opened, read_sound
-from mico_chat.media.file import VIDEO_FORMATS, MediaFile, MediaLimits, decoder_errors
+from mico_chat.media.file import MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import scaled_words
 from mico_chat.media.medium import Audio, Video
 from mico_chat.media.sampling import of_segments
@@ -30,7 +30,7 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
     frame's time is when it appeared, in seconds from the clip's start. Only the frames taken, and
     one more, are in memory.
     """
-    fmt = file.format_among(VIDEO_FORMATS, "a video")
+    fmt = file.format
     cut: list[str] = []
     with (
         decoder_errors(file, limits, f"damaged {fmt} (its frames cannot be decoded)"),

@@ -32,11 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_chat.errors import LimitError, MediaError, MissingFileError
-from mico_chat.media.audio import decode_audio
 from mico_chat.media.file import MediaFile, MediaLimits, OpenFile, Remote, TarMember
-from mico_chat.media.image import decode_image
-from mico_chat.media.kinds import KINDS
-from mico_chat.media.maps import decode_depth, decode_normal
+from mico_chat.media.kinds import KINDS, TABLE
 from mico_chat.media.medium import (
     Audio,
     Depth,
@@ -48,15 +45,16 @@ from mico_chat.media.medium import (
     with_track,
 )
 from mico_chat.media.sandbox import isolate
-from mico_chat.media.video import decode_video
 
-_DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
-    "image": decode_image,
-    "audio": decode_audio,
-    "video": decode_video,
-    "depth": decode_depth,
-    "normal": decode_normal,
-}
+
+def _decoder(name: str) -> Callable[[MediaFile, MediaLimits], Medium]:
+    module, function = name.split(".")
+    found = getattr(import_module(f".{module}", __package__), function)
+    return cast("Callable[[MediaFile, MediaLimits], Medium]", found)
+
+
+# Imported now: a worker that is isolated can open no file, not even a module's.
+_DECODERS = {str(kind): _decoder(row.decoder) for kind, row in TABLE.items()}
 
 _END_GRACE_S = 5.0
 """Seconds after the time limit before the process ends itself, if its parent has not killed it."""

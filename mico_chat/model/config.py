@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import TABLE, Kind, Layout
 
 if TYPE_CHECKING:
     # Importing it takes a second, because all of transformers' models come with it.
@@ -279,12 +279,12 @@ THING_WORDS = 6
 """Context tokens of a thing behind its name: how many have it, colour (or metres), side, height,
 distance (or way), how many things there are."""
 
-MediaLayout = Literal["still", "frames", "slices"]
+
+MediaLayout = Layout
 
 
 def layout_of(kind: Kind) -> MediaLayout:
-    """The arrangement of a kind's units: one still, frames of a video, slices of a sound."""
-    return "frames" if kind == "video" else "slices" if kind == "audio" else "still"
+    return TABLE[kind].layout
 
 
 AutoConfig.register("mico", MicoConfig)

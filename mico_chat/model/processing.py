@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import KINDS, TABLE
 from mico_chat.media.medium import MeasuredMedium, Medium, Words, with_track
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
@@ -31,13 +31,6 @@ from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText, part_to
 
 IGNORED = -100
 
-SHOWN_AS: dict[Kind, str] = {
-    "image": "Picture: ",
-    "audio": "Sound: ",
-    "video": "Video: ",
-    "depth": "Depth map: ",
-    "normal": "Normal map: ",
-}
 ESTIMATED = "Estimated depth map: "
 """In place of "Depth map: ", if a model made the map of a picture."""
 SOUND_TRACK = "Sound track: "
@@ -176,23 +169,23 @@ class MicoChatProcessor:
         return sum(self._own_length(part) for part in medium.with_track)
 
     def _own_length(self, medium: MeasuredMedium) -> int:
-        if medium.kind == "video":
+        layout = TABLE[medium.kind].layout
+        if layout == "frames":
             return medium.units * self.frame_tokens + self.clip_tokens
-        return self.sound_tokens if medium.kind == "audio" else self.still_tokens
+        return self.sound_tokens if layout == "slices" else self.still_tokens
 
     # --- text ---------------------------------------------------------------------------------
 
     def _shown(self, medium: MeasuredMedium) -> list[PromptPart]:
         """The parts of a prompt that stand in place of a medium."""
         parts: list[PromptPart] = [
-            PromptText(ESTIMATED if medium.report.estimated else SHOWN_AS[medium.kind]),
+            PromptText(ESTIMATED if medium.report.estimated else TABLE[medium.kind].label),
             Placeholders(self.context_token_id, self._own_length(medium)),
         ]
         # Text that was read is text that anybody may have written: never markup.
         if medium.words.written:
-            where = "picture" if medium.kind == "image" else "video"
             text = _quoted(line.text for line in medium.words.written)
-            parts.append(PromptText("\n" + WRITTEN.format(where, text)))
+            parts.append(PromptText("\n" + WRITTEN.format(TABLE[medium.kind].noun, text)))
         if medium.audio is not None:
             parts.append(PromptText(f"\n{SOUND_TRACK}"))
             parts.append(Placeholders(self.context_token_id, self.sound_tokens))

@@ -21,8 +21,8 @@ from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.audio import opened
-from mico_chat.media.file import AUDIO_FORMATS, IMAGE_FORMATS, MediaLimits, format_of
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.file import MediaLimits, format_of
+from mico_chat.media.kinds import IMAGES, KINDS, SOUNDS, TABLE, Kind
 from mico_chat.messages import ROLES, Message, Part, Role, TextPart, openai_part
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _ANSWERS = ("num_beams", "num_return_sequences", "n", "best_of")
 _KNOWN = {"max_new_tokens", "until", "temperature", "do_sample", *_ALWAYS, *_SAMPLING, *_ANSWERS}
 _warned: set[str] = set()
 
-_IMAGE_KINDS: tuple[Kind, ...] = ("image", "depth", "normal")
+_STILLS = tuple(kind for kind in KINDS if TABLE[kind].layout == "still")
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
@@ -84,7 +84,7 @@ def _check_whole(where: str, given: Mapping[str, Any]) -> None:
 def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFile:
     """The medium of a value in any of the forms that a task may give."""
     if isinstance(value, Image.Image):
-        if kind not in _IMAGE_KINDS:
+        if kind not in _STILLS:
             raise RequestError.at(where, f"the value is a picture, but its kind is {kind}")
         return MediaFile(kind, png(value), where)
     if isinstance(value, Mapping):
@@ -115,14 +115,14 @@ def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFil
 
 def _checked(part: MediaFile, limits: MediaLimits) -> MediaFile:
     """The part; the bytes correct its kind if lmms-eval guessed a clip or a sound by the name."""
-    if part.kind in _IMAGE_KINDS:
+    if part.kind in _STILLS:
         return part
     part.check(limits)
     found = format_of(part.head)
     kind = part.kind
-    if found in AUDIO_FORMATS:
+    if found in SOUNDS:
         kind = "audio"
-    elif found in IMAGE_FORMATS:
+    elif found in IMAGES:
         kind = "image"
     elif found == "WebM" and kind == "audio":
         with opened(part, found) as container:

@@ -23,7 +23,7 @@ from mico_chat.errors import ConfigError, MicoError
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.addresses import located
 from mico_chat.media.file import mime_type
-from mico_chat.media.kinds import IN_WORDS, Kind
+from mico_chat.media.kinds import TABLE, Kind
 from mico_training.corpus import pictures
 from mico_training.corpus.filters import KEPT, Asked
 from mico_training.corpus.report import pages
@@ -138,7 +138,7 @@ class Look:
             return mime_type(file.kind, content), content
         kind, draw, kinds = DRAWN[view]
         if file.kind not in kinds:
-            raise Gone(f"{name} is {IN_WORDS[file.kind]}, which has no view {view!r}")
+            raise Gone(f"{name} is {TABLE[file.kind].words}, which has no view {view!r}")
         return kind, draw(self.decoder, file)
 
     def _of_source(self, entry: Entry) -> bytes:

@@ -6,6 +6,7 @@ queue is not used: an answer would end with the browser's connection. Its upload
 door takes them.
 """
 
+import json
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.media import MediaLimits
+from mico_chat.media.kinds import listed
 from mico_ui.browser.cards import MediaDesk, Previewer
 from mico_ui.browser.door import Door, Uploads, places
 from mico_ui.browser.page import Page, PageFunction
@@ -118,10 +120,11 @@ def _blocks(desk: MediaDesk, written: set[str], access: Access) -> gr.Blocks:
             called.__name__ = function.__name__
             return called
 
+        start = {"largest": MediaLimits().max_bytes, "kinds": listed()}
         gr.HTML(
             html_template=(WEB / "page.html").read_text(encoding="utf-8"),
             head=f"<script>{scripts}</script>",
-            js_on_load=f"mico.start(element, server, {MediaLimits().max_bytes});",
+            js_on_load=f"mico.start(element, server, {json.dumps(start)});",
             apply_default_css=False,
             server_functions=[for_visitors(function) for function in page.functions()],
             elem_id="mico-page",

@@ -18,7 +18,7 @@ from PIL import Image
 from mico_chat.errors import MicoError
 from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
 from mico_chat.media import file as formats
-from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
+from mico_chat.media.kinds import KINDS, TABLE, Kind, kinds_of_format
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import MediaObject, ShownMedium
 from mico_ui import describe, routes
@@ -77,9 +77,10 @@ class Attached(Frozen):
         """Those of the kinds that the file can be that the model reads; an error for none."""
         found = tuple(kind for kind in kinds if kind in self.reads)
         if not found:
-            read = ", ".join(IN_WORDS[kind] for kind in self.reads) or "text alone"
+            read = ", ".join(TABLE[kind].words for kind in self.reads) or "text alone"
             raise ApiError(
-                f"{self.name} is {IN_WORDS[kinds[0]]}, but {model or 'this model'} reads {read}. "
+                f"{self.name} is {TABLE[kinds[0]].words}, "
+                f"but {model or 'this model'} reads {read}. "
                 "Choose another model for it.",
                 status=415,
             )
@@ -95,20 +96,18 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
     fmt = formats.format_of(head)
     # A PNG's header has the bit depth in byte 24 and the colour type in byte 25: 0 is grey.
     deep_grey = fmt == "PNG" and head[12:16] == b"IHDR" and head[24:26] == b"\x10\x00"
-    if fmt in formats.ARRAY_FORMATS or deep_grey:
+    if deep_grey:
         return ("depth",)
-    if fmt in formats.IMAGE_FORMATS:
-        return ("image", "depth", "normal")  # nothing in an 8-bit file says which
-    if fmt in formats.VIDEO_FORMATS:
-        return ("video", "audio")
-    if fmt in formats.AUDIO_FORMATS:
-        return ("audio",)
+    if found := kinds_of_format(fmt):
+        return found
     if not head:
         raise ApiError(f"{name}: the file is empty", status=415)
+    *taken, last = (
+        f"{row.plural} ({row.files or ', '.join(row.formats)})" for row in TABLE.values()
+    )
     raise ApiError(
-        f"{name}: the bytes {formats.looks_like(fmt, head)}. This chat takes pictures (JPEG, PNG, "
-        "WebP, HEIC, AVIF, GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, "
-        "MOV, AVI), depth maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
+        f"{name}: the bytes {formats.looks_like(fmt, head)}. "
+        f"This chat takes {', '.join(taken)} and {last}.",
         status=415,
     )
 
@@ -134,8 +133,8 @@ def preview_of(medium: Medium, name: str) -> Preview:
             colours = depth_pixels(medium.values)
             shown = _picture(colours, STILL_SIDE, alt, caption, lossless=True)
             return Preview(pictures=(shown,), facts=tuple(facts))
-    kind = "normal map" if medium.kind == "normal" else "picture"
-    return Preview(pictures=(_picture(medium.pixels, STILL_SIDE, f"{kind} {name}"),))
+    noun = TABLE[medium.kind].noun
+    return Preview(pictures=(_picture(medium.pixels, STILL_SIDE, f"{noun} {name}"),))
 
 
 def _of_sound(sound: Audio, name: str) -> tuple[Picture, Picture]:

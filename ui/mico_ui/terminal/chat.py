@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from mico_chat.errors import MicoError
 from mico_chat.media import MediaDecoder, MediaFile
-from mico_chat.media.kinds import IN_WORDS, Kind
+from mico_chat.media.kinds import TABLE, Kind
 from mico_chat.wire import ConversationSummary, ModelInfo
 from mico_ui import describe, routes
 from mico_ui.client import ApiError
@@ -53,8 +53,8 @@ def _attach(chat: Chat, text: str, *, kind: Kind) -> None:
 
 
 COMMANDS = {
-    str(kind): Command(partial(_attach, kind=kind), "FILE", f"attach {words} to the question")
-    for kind, words in IN_WORDS.items()
+    str(kind): Command(partial(_attach, kind=kind), "FILE", f"attach {row.words} to the question")
+    for kind, row in TABLE.items()
 }
 
 

@@ -15,10 +15,10 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output
 
-from mico_chat.media.kinds import KINDS
+from mico_chat.media.kinds import TABLE
 from mico_ui.terminal.chat import COMMANDS
 from mico_ui.terminal.screen import printable
-from mico_ui.terminal.talk import SETTINGS, SUFFIXES
+from mico_ui.terminal.talk import SETTINGS
 
 
 def reader(
@@ -112,15 +112,18 @@ class ChatCompleter(Completer):
             for setting, meta in SETTINGS.items():
                 if setting.startswith(rest):
                     yield Completion(setting, -len(rest), display_meta=meta)
-        elif name[1:] in (*KINDS, "save"):
-            yield from _paths(name[1:], rest.lstrip(" '\""), complete_event)
+        elif name in (*ENDINGS, "/save"):
+            yield from _paths(ENDINGS.get(name), rest.lstrip(" '\""), complete_event)
 
 
-def _paths(command: str, text: str, event: CompleteEvent) -> Iterable[Completion]:
-    suffixes = {str(kind): endings for kind, endings in SUFFIXES.items()}.get(command)
+ENDINGS = {f"/{kind}": row.endings for kind, row in TABLE.items()}
 
+
+def _paths(
+    endings: tuple[str, ...] | None, text: str, event: CompleteEvent
+) -> Iterable[Completion]:
     def wanted(path: str) -> bool:
-        return suffixes is None or os.path.isdir(path) or path.lower().endswith(suffixes)
+        return endings is None or os.path.isdir(path) or path.lower().endswith(endings)
 
     completer = PathCompleter(expanduser=True, file_filter=wanted)
     for found in completer.get_completions(Document(text), event):

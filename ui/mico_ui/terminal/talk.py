@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mico_chat import wire
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import TABLE, Kind
 from mico_ui import routes
 from mico_ui.client import STORED_S, ApiError, Client
 from mico_ui.routes import MediumId, Question, Upload
@@ -37,18 +37,6 @@ SETTINGS = {
     "estimate_depth": "true: a depth map is estimated of each picture and shown too",
 }
 """Settings of an answer, by the server's names; the server checks the values."""
-
-SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "image": (
-        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".heic", ".heif", ".avif"),
-    ),
-    "audio": (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aiff"),
-    "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"),
-    "depth": (".png", ".npy", ".npz", ".tif", ".tiff"),
-    "normal": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
-}
-"""Usual endings of each kind's files; a command that names the kind takes other files too."""
 
 # A terminal puts a dropped path into quotes, or backslashes before its spaces. A quote within a
 # word is an apostrophe.
@@ -125,10 +113,10 @@ def dropped(text: str) -> tuple[str, list[tuple[Kind, Path]]]:
 
 
 def kind_of(name: str) -> Kind | None:
-    """The kind that a file's ending says. A file that could be a picture or a map is a picture."""
+    """The kind that a file's ending says. Nobody can say of a map by its ending that it is one."""
     suffix = Path(name).suffix.lower()
-    kinds: tuple[Kind, ...] = ("image", "audio", "video")
-    return next((kind for kind in kinds if suffix in SUFFIXES[kind]), None)
+    rows = TABLE.items()
+    return next((kind for kind, row in rows if suffix in row.endings and not row.is_map), None)
 
 
 def _plain(word: str) -> str:

@@ -158,12 +158,12 @@
           ? el(
               "select",
               { "aria-label": `Show ${name} as`, onchange: (event) => this.change(item, event.target.value) },
-              card.kinds.map((kind) => el("option", { value: kind, selected: kind === card.kind }, `as ${mico.KIND_NAMES[kind]}`)),
+              card.kinds.map((kind) => el("option", { value: kind, selected: kind === card.kind }, `as ${mico.kinds[kind].noun}`)),
               asText && el("option", { value: "text", title: card.spoken }, "as text"),
             )
-          : el("span", { class: "kind" }, mico.KIND_NAMES[card.kind]);
+          : el("span", { class: "kind" }, mico.kinds[card.kind].noun);
       const facts = [...card.facts.filter((f) => /^(nearest|estimated)/.test(f) || /^[\d.]+ s$/.test(f)), card.tokens ? `${card.tokens} tokens` : ""];
-      const estimates = card.kind === "image" && this === mico.attachments && mico.model()?.depth_model;
+      const estimates = mico.kinds[card.kind].estimates_depth && this === mico.attachments && mico.model()?.depth_model;
       const depth = estimates && mico.button("depth", `Estimate the depth of ${name}`, (event) => this.estimateDepth(item, event.currentTarget));
       return el(
         "li",
@@ -217,7 +217,7 @@
           recording = null;
           button.classList.remove("recording");
           button.setAttribute("aria-label", "Record sound");
-          attachments.add([file], "audio");
+          attachments.add([file], mico.recorded("microphone"));
         });
         button.classList.add("recording");
         button.setAttribute("aria-label", "Stop recording");
@@ -230,8 +230,8 @@
   mico.openCamera = async function (attachments) {
     const dialog = mico.root.querySelector("dialog.camera");
     const [video, film] = [dialog.querySelector("video"), dialog.querySelector("[data-do=film]")];
-    film.hidden = !mico.reads().includes("video");
-    dialog.querySelector("[data-do=snap]").hidden = !mico.reads().includes("image");
+    film.hidden = !mico.recorded("film");
+    dialog.querySelector("[data-do=snap]").hidden = !mico.recorded("camera");
     let stream, recording = null;
     try {
       stream = await devices({ video: true, audio: true }, "camera").catch(() => devices({ video: true }, "camera"));
@@ -244,14 +244,14 @@
     dialog.querySelector("[data-do=snap]").onclick = () => {
       const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
-      canvas.toBlob((blob) => attachments.add([new File([blob], `photo-${++recordings}.jpg`, { type: "image/jpeg" })], "image"), "image/jpeg", 0.92);
+      canvas.toBlob((blob) => attachments.add([new File([blob], `photo-${++recordings}.jpg`, { type: "image/jpeg" })], mico.recorded("camera")), "image/jpeg", 0.92);
       dialog.close();
     };
     film.textContent = "Record a video";
     let endTimer = () => undefined;
     film.onclick = () => {
       if (recording) return dialog.close();
-      recording = recorder(stream, `video-${++recordings}`, (file) => attachments.add([file], "video"));
+      recording = recorder(stream, `video-${++recordings}`, (file) => attachments.add([file], mico.recorded("film")));
       film.textContent = "Stop and attach";
       endTimer = mico.timer(dialog.querySelector(".timer"));
     };

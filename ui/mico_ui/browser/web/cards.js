@@ -19,6 +19,8 @@
     for (const other of mico.root.querySelectorAll(`[data-of="${CSS.escape(card.id)}"]`)) other.fill();
   }
 
+  const look = (card) => mico.kinds[card.kind].layout; // of style.css
+  const plays = (card) => !["img", ""].includes(mico.kinds[card.kind].player);
   const picture = (one) => el("img", { src: one.src, alt: one.alt, loading: "lazy" });
 
   // The file itself, fetched when it is asked for: large, or with sound.
@@ -29,16 +31,13 @@
     dialog.showModal();
     try {
       const url = await mico.call("original", { id: card.id });
-      const made = {
-        audio: () => el("audio", { src: url, controls: true, autoplay: true }),
-        video: () => el("video", { src: url, controls: true, autoplay: true, playsinline: true }),
-      }[card.kind];
-      const still = () => (card.kind === "depth" ? picture(card.pictures[0]) : el("img", { src: url, alt: card.pictures[0]?.alt || card.name }));
-      const shown = made ? made() : still();
+      const player = mico.kinds[card.kind].player;
+      const alt = card.pictures[0]?.alt || card.name;
+      const shown = player ? el(player, { src: url, ...(plays(card) ? { controls: true, autoplay: true, playsinline: true } : { alt }) }) : el("span", {}, card.pictures.map(picture));
       shown.addEventListener("error", () =>
         body.append(el("p", { class: "problem" }, "This browser cannot show this format. ", el("a", { href: url, download: card.name }, "Save the file"))),
       );
-      body.replaceChildren(made ? shown : zoomable(shown), el("p", {}, card.name, " ", el("a", { href: url, download: card.name }, "Save")));
+      body.replaceChildren(plays(card) ? shown : zoomable(shown), el("p", {}, card.name, " ", el("a", { href: url, download: card.name }, "Save")));
     } catch (error) {
       const place = el("p", { class: "problem", role: "alert" });
       mico.tell(place, error);
@@ -55,30 +54,30 @@
   }
 
   mico.thumbnail = function (card) {
-    const place = el("span", { class: `thumb ${card.kind}` });
+    const place = el("span", { class: `thumb ${look(card)}` });
     show(place, card, () => {
-      const some = card.kind === "video" ? card.pictures.filter((p) => p.caption.endsWith(" s")).slice(0, 4) : card.pictures.slice(0, 1);
-      place.replaceChildren(...some.map(picture));
+      const frames = card.pictures.filter((one) => one.caption.endsWith(" s")).slice(0, 4);
+      place.replaceChildren(...(frames.length ? frames : card.pictures.slice(0, 1)).map(picture));
     });
     return place;
   };
 
   // The thumbnail as a button that shows or plays the whole medium.
   mico.openable = function (card) {
-    const action = card.kind === "audio" || card.kind === "video" ? "Play" : "Open";
-    const play = action === "Play" && el("span", { class: "play" }, mico.icon("play"));
+    const action = plays(card) ? "Play" : "Open";
+    const play = plays(card) && el("span", { class: "play" }, mico.icon("play"));
     return el("button", { type: "button", class: "card-open", "aria-label": `${action} ${card.name}`, onclick: () => open(card) }, mico.thumbnail(card), play);
   };
 
   mico.smallCard = function (card) {
     const facts = el("span", { class: "facts" });
     show(facts, card, () => {
-      const words = [mico.KIND_NAMES[card.kind], ...card.facts.filter((fact) => /^(nearest|estimated)/.test(fact))];
+      const words = [mico.kinds[card.kind].noun, ...card.facts.filter((fact) => /^(nearest|estimated)/.test(fact))];
       facts.textContent = [...words, card.tokens ? `${card.tokens} tokens` : ""].filter(Boolean).join(" · ");
     });
     return el(
       "figure",
-      { class: `card ${card.kind}`, "data-kind": card.kind, "data-medium": card.id },
+      { class: `card ${look(card)}`, "data-kind": card.kind, "data-medium": card.id },
       mico.openable(card),
       el("figcaption", {}, el("span", { class: "name" }, card.name), facts),
     );
@@ -96,7 +95,7 @@
   }
 
   function wholeCard(card, promptTokens) {
-    const pictures = el("div", { class: `pictures ${card.kind}` });
+    const pictures = el("div", { class: `pictures ${look(card)}` });
     const words = el("ul", { class: "facts" });
     show(pictures, card, () => {
       pictures.replaceChildren(
@@ -104,7 +103,7 @@
       );
       words.replaceChildren(...card.facts.map((fact) => el("li", {}, fact)), ...card.cut.map((cut) => el("li", { class: "cut" }, cut)));
     });
-    return el("section", { class: "taken", "data-kind": card.kind }, el("h2", {}, `${mico.KIND_NAMES[card.kind]}: ${card.name}`), pictures, words, share(card, promptTokens));
+    return el("section", { class: `taken ${look(card)}`, "data-kind": card.kind }, el("h2", {}, `${mico.kinds[card.kind].noun}: ${card.name}`), pictures, words, share(card, promptTokens));
   }
 
   // What an answer cost, in a line.
@@ -122,7 +121,7 @@
     const n = view.media.length;
     if (!n) return usage && cost(view);
     const tokens = view.media.reduce((sum, card) => sum + (card.tokens || 0), 0);
-    const head = `What was taken from ${n === 1 ? "the " + mico.KIND_NAMES[view.media[0].kind] : n + " media"}: ${tokens} tokens`;
+    const head = `What was taken from ${n === 1 ? "the " + mico.kinds[view.media[0].kind].noun : n + " media"}: ${tokens} tokens`;
     const details = el("details", { class: "report" }, el("summary", {}, head));
     const body = el("div", { class: "report-body" });
     details.append(body);

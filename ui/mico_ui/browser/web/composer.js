@@ -56,24 +56,23 @@
   };
 
   // What the attach button offers: the kinds of media that the chosen model reads.
-  const ACCEPTED = { image: "image/*", audio: "audio/*", video: "video/*", depth: ".png,.npy,.npz,.tif,.tiff", normal: "image/*" };
   function offering(input) {
     const menu = form.querySelector("details.attach");
     let kind = null;
     const pick = (wanted) => {
       kind = wanted;
-      input.accept = ACCEPTED[wanted] || "";
+      input.accept = wanted ? mico.kinds[wanted].accept || mico.kinds[wanted].endings.join() : "";
       menu.open = false;
       input.click();
     };
     const fill = () => {
       const reads = mico.reads();
       const offer = (name, wanted) => el("button", { type: "button", onclick: () => pick(wanted) }, name);
-      const names = reads.map((one) => offer(mico.KIND_NAMES[one], one));
+      const names = reads.map((one) => offer(mico.kinds[one].noun, one));
       menu.querySelector(".menu-list").replaceChildren(...names, ...(reads.length > 1 ? [offer("any of these", null)] : []));
       menu.hidden = !reads.length;
-      form.querySelector("[data-do=microphone]").hidden = !reads.includes("audio");
-      form.querySelector("[data-do=camera]").hidden = !reads.includes("image") && !reads.includes("video");
+      form.querySelector("[data-do=microphone]").hidden = !mico.recorded("microphone");
+      form.querySelector("[data-do=camera]").hidden = !mico.recorded("camera") && !mico.recorded("film");
     };
     input.addEventListener("change", () => {
       attachments.add(input.files, kind);
@@ -195,7 +194,7 @@
     } catch {
       return; // the banner says why
     }
-    const kinds = (example) => example.cards.map((card) => mico.KIND_NAMES[card.kind]).join(" + ");
+    const kinds = (example) => example.cards.map((card) => mico.kinds[card.kind].noun).join(" + ");
     const readable = examples.filter((example) => example.cards.every((card) => mico.reads().includes(card.kind)));
     const add = mico.reads().length ? `Add one or several ${mico.readsInWords()}.` : "Ask a question.";
     place.querySelector("p").textContent = readable.length ? `${add} Or try an example:` : add;

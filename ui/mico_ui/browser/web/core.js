@@ -167,7 +167,8 @@ window.mico = { parts: [] };
     });
     document.addEventListener("click", (event) => menu.contains(event.target) || (menu.open = false));
   };
-  mico.KIND_NAMES = { image: "picture", audio: "sound", video: "video", depth: "depth map", normal: "normal map" };
+  // The kinds that a device records and that the chosen model reads.
+  mico.recorded = (recorder) => mico.reads().find((kind) => mico.kinds[kind].recorder === recorder);
   // A card as it is kept in the browser: without its pictures, which are made anew.
   mico.bare = ({ id, kind, name, tokens, kinds, facts }) => ({ id, kind, name, tokens, kinds, facts, pictures: [], cut: [] });
   mico.events = new EventTarget();

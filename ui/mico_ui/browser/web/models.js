@@ -1,15 +1,14 @@
 // The models that the server has: which one answers, and what it reads.
 (function (mico) {
   const { el } = mico;
-  const PLURALS = { image: "pictures", audio: "sounds", video: "videos", depth: "depth maps", normal: "normal maps" };
   let models = [];
   let shown = "";
 
   // The chosen model, or the server's first; null until the server has told its models.
   mico.model = () => models.find((one) => one.id === mico.settings.model) || models[0] || null;
-  mico.reads = () => mico.model()?.kinds || Object.keys(mico.KIND_NAMES);
+  mico.reads = () => mico.model()?.kinds || Object.keys(mico.kinds);
   mico.readsInWords = function () {
-    const names = mico.reads().map((kind) => PLURALS[kind]);
+    const names = mico.reads().map((kind) => mico.kinds[kind].plural);
     return names.length > 1 ? `${names.slice(0, -1).join(", ")} or ${names.at(-1)}` : names[0] || "";
   };
 
@@ -30,7 +29,7 @@
   const STATES = { unloaded: "not loaded", loading: "loading", failed: "failed" };
 
   function choice(one, chosen) {
-    const reads = `text${one.kinds.map((kind) => `, ${PLURALS[kind]}`).join("")}`;
+    const reads = `text${one.kinds.map((kind) => `, ${mico.kinds[kind].plural}`).join("")}`;
     const facts = [reads, STATES[one.status], one.reason].filter(Boolean).join(" · ");
     const choose = () => {
       mico.root.querySelector(".picker").open = false;

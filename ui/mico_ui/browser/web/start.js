@@ -7,8 +7,8 @@
   const ANSWERING_MS = 15000; // an answer that never goes on asks for nothing
   const CALM_MS = 120000;
 
-  mico.start = function (root, server, largest) {
-    Object.assign(mico, { root, server, largest });
+  mico.start = function (root, server, known) {
+    Object.assign(mico, { root, server, ...known });
     root.classList.add("mico");
     root.append(el("div", { class: "quiet", role: "status", "aria-live": "polite" }));
     dress();
