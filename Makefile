@@ -1,6 +1,7 @@
 # make run        install what running needs, once, then chat on http://127.0.0.1:7860 (API: :8000)
-# make test       the tests;  make test-soak: those that soak or kill for minutes
-# make check      format, lint, types and tests;  make format: put format and lint right
+# make test       the product's tests;  make test-lab: those of training, data and benchmarks
+# make test-soak  tests that soak or kill for minutes
+# make check      format, lint, types, and the tests of product and lab;  make format: put format and lint right
 # make test-vllm  the tests of the vLLM engine and of the service on it, in an environment of its own
 # make test-lmms  the tests of the lmms-eval plugin and of its client, in an environment of its own
 # make bench      race the engines and the training loops, in about 35 minutes; the tables go to benchmarks/results
@@ -51,7 +52,7 @@ LMMS_VENV := .venv-lmms
 LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
-.PHONY: setup setup-dev run test test-soak test-vllm test-lmms check bench format lock modalities mini ablations clean
+.PHONY: setup setup-dev run test test-lab test-soak test-vllm test-lmms check bench format lock modalities mini ablations clean
 
 # llama.cpp compiles while the other packages are installed.
 setup: | $(BIN)/python
@@ -105,9 +106,13 @@ run: setup
 
 # Two files of tests at once on two cores; each process computes on one.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+LAB := tests/benchmarks $(wildcard tests/mico_* tests/training tests/world)
 
 test: setup-dev
-	$(PYTEST) -m 'not soak'
+	$(PYTEST) -m 'not soak' $(addprefix --ignore=,$(LAB))
+
+test-lab: setup-dev
+	$(PYTEST) -m 'not soak' $(LAB)
 
 test-soak: setup-dev
 	$(PYTEST) -m soak
