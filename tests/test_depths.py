@@ -206,7 +206,10 @@ def test_metres_stay_metres_and_the_small_one_gives_none(tmp_path: Path) -> None
     assert np.ptp(small.values) > 0.1
 
 
-def test_models_that_cannot_are_refused_at_the_start(tmp_path: Path) -> None:
+def test_models_that_cannot_are_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     ViTConfig().save_pretrained(tmp_path / "vit")
     (tmp_path / "empty").mkdir()
     good = depth_model(tmp_path / "good", "metric", 4)

@@ -483,7 +483,7 @@ async def test_a_tenants_clips_do_not_take_all_decoders(
             return super().decode(file)
 
     encoder = MediaEncoder(MicoAdapter(model, processor), Slow())
-    slow = [number(b"%d" % n, "slow") for n in range(PATIENCE_S)]
+    slow = [number(b"%d" % n, "slow") for n in range(30)]
     load = [asyncio.create_task(encoder.encode([file], salt="greedy")) for file in slow]
     for _ in range(2):
         await asyncio.to_thread(entered.acquire)

@@ -81,7 +81,7 @@ def test_whatever_ran_before(assistant: Assistant, media: int, n: int) -> None:
 
     async def ask() -> list[list[list[tuple[str, float]]]]:
         found = [told(await assistant.answer(asked, options))]
-        for _ in range(4):
+        for _ in range(2):
             await history(assistant, rng, asked)
             found.append(told(await assistant.answer(asked, options)))
         return found
