@@ -35,10 +35,11 @@ from benchmarks.raw_llama import memory_bandwidth
 from benchmarks.sections import AT_ONCE, SECTIONS, Bench
 from benchmarks.summary import Ratio, keep
 from benchmarks.systems import InVllm, Ours, PlainTransformers, machine
-from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
+from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION
 from mico_chat.checkpoints.load import load_chat, load_encoder
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
+from mico_chat.engine.llamacpp_export import gguf_of
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.media import MediaDecoder
 from mico_training.estimate import measured_throughput

@@ -89,7 +89,7 @@ def imports() -> dict[str, float]:
     """Seconds of the command's imports by package, as ``-X importtime`` counts them: more than they
     take without it."""
     modules = ["cli.main", "cli.ask", "checkpoints.load", "encode", "engine.batching"]
-    modules += ["engine.llamacpp", "checkpoints.gguf_export"]
+    modules += ["engine.llamacpp", "engine.llamacpp_export"]
     code = "import " + ", ".join(f"mico_chat.{module}" for module in modules)
     command = [sys.executable, "-X", "importtime", "-c", code]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr

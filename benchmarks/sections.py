@@ -30,8 +30,8 @@ from benchmarks.systems import (
     table,
 )
 from mico_chat.assistant import decode_media
-from mico_chat.checkpoints.gguf_export import gguf_of
 from mico_chat.engine.batching import BatchingEngine
+from mico_chat.engine.llamacpp_export import gguf_of
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import Video
 from mico_chat.media.kinds import Kind

@@ -14,6 +14,7 @@ from mico_chat import __version__
 from mico_chat.adapters.base import segments_of, shown_kinds
 from mico_chat.calls import CallFormat
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt, equal_start
+from mico_chat.engines.table import ENGINES
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
 from mico_chat.fair import FairQueue
@@ -292,9 +293,8 @@ class Assistant:
 
     def _check_explains(self, media: int) -> None:
         if not self.engine.scores:
-            raise RequestError.at(
-                "explain", f"the {self.engine.name} engine cannot; llamacpp and transformers can"
-            )
+            able = " and ".join(sorted(row.name for row in ENGINES.values() if row.scores))
+            raise RequestError.at("explain", f"the {self.engine.name} engine cannot; {able} can")
         if not media:
             raise RequestError.at("explain", "no medium, on which an answer could rest")
 

@@ -17,6 +17,7 @@ from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
+from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import (
     ContextLengthError,
     MediaError,
@@ -24,7 +25,7 @@ from mico_chat.errors import (
     ModelError,
     RequestError,
 )
-from mico_chat.load import EngineOptions, transformers_engine
+from mico_chat.load import EngineOptions
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import Audio, Depth, MediaReport
@@ -64,7 +65,7 @@ def chat() -> MicoChatForConditionalGeneration:
 def assistant(
     chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
 ) -> Iterator[Assistant]:
-    engine = transformers_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=4))
+    engine = torch_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=4))
     assistant = Assistant(
         engine, MediaEncoder(MicoAdapter(chat, processor), FakeDecoder()), name="tiny"
     )

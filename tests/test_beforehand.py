@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.beforehand import input_modalities, needed_bytes, usable_bytes
 from mico_chat.checkpoints.folders import model_name
 from mico_chat.engine.cpu import memory
 from mico_chat.errors import ModelError
-from mico_chat.load import EngineOptions
+from mico_chat.load import EngineOptions, input_modalities, needed_bytes, usable_bytes
 from mico_chat.media.kinds import KINDS, Kind
 from tests.tiny import saved
 

@@ -35,7 +35,7 @@ def test_an_encoder_alone_needs_none_of_transformers_models(tmp_path: Path) -> N
     done = run(
         "-c",
         "import sys\n"
-        "import mico_chat.engine.batching, mico_chat.checkpoints.gguf_export, mico_chat.encode\n"
+        "import mico_chat.engine.batching, mico_chat.engine.llamacpp_export, mico_chat.encode\n"
         "from mico_chat.checkpoints.load import load_encoder\n"
         f"load_encoder({str(folder)!r})\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])",

@@ -17,8 +17,9 @@ from mico_chat.adapters.pictures import as_picture
 from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
+from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import MediaError, MicoError, RequestError
-from mico_chat.load import EngineOptions, load_assistant, transformers_engine
+from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import Depth, Image, MediaDecoder, MediaFile, MediaLimits, decode
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
@@ -66,7 +67,7 @@ def assistant(processor: MicoChatProcessor, wall: Wall) -> Iterator[Assistant]:
     with MediaDecoder(MediaLimits(), workers=1) as decoder:
         depths = DepthEstimator(wall)
         encoder = MediaEncoder(MicoAdapter(chat, processor), decoder, depths=depths)
-        engine = transformers_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=2))
+        engine = torch_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=2))
         assistant = Assistant(engine, encoder, name="tiny")
         yield assistant
         assistant.close()

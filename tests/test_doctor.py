@@ -17,13 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.footprint import Serving, meta_chat
-from mico_chat.checkpoints.gguf_export import gguf_path
 from mico_chat.cli import doctor, model_check, probes
 from mico_chat.cli import main as cli
+from mico_chat.cli.findings import Finding, gigabytes
 from mico_chat.cli.main import main
 from mico_chat.cli.model_check import fit, read_weights
-from mico_chat.cli.probes import Finding, gigabytes, run_probe
+from mico_chat.cli.probes import run_probe
 from mico_chat.engine.cpu import ControlGroups, memory
+from mico_chat.engine.llamacpp_export import gguf_path
+from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ModelError
 from mico_chat.load import EngineOptions
 from mico_chat.model.config import MicoChatConfig
@@ -404,6 +406,6 @@ def vicuna() -> Serving:
     ],
 )
 def test_does_it_fit(vicuna: Serving, free: int, said: str, fix: str | None) -> None:
-    found = fit(vicuna, "7b", "transformers", "bfloat16", "memory", free * GB, 64 * GB)
+    found = fit(vicuna, "7b", ENGINES["transformers"], "bfloat16", "memory", free * GB, 64 * GB)
     assert said in found.text
     assert found.fix == fix

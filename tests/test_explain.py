@@ -12,9 +12,10 @@ from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
+from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import RequestError
 from mico_chat.explain import blanked, n_prompts, parts_of, score
-from mico_chat.load import EngineOptions, transformers_engine
+from mico_chat.load import EngineOptions
 from mico_chat.media.medium import (
     Audio,
     Depth,
@@ -108,7 +109,7 @@ def assistant(processor: MicoChatProcessor) -> Iterator[Assistant]:
         for name, weight in model.llm.named_parameters():
             if "norm" not in name:
                 weight.mul_(15)
-    engine = transformers_engine(model.llm, processor.tokenizer, EngineOptions(max_running=4))
+    engine = torch_engine(model.llm, processor.tokenizer, EngineOptions(max_running=4))
     encoder = MediaEncoder(MicoAdapter(model, processor), FakeDecoder())
     made = Assistant(engine, encoder, name="tiny")
     yield made

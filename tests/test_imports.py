@@ -29,9 +29,9 @@ LAYERS = (
     ("engine",),
     ("reading",),
     ("adapters",),
+    ("engines",),
     ("encode", "similarity", "assistant", "explain"),
-    ("load", "open_models", "gguf_models"),
-    ("beforehand",),
+    ("load",),
     ("evaluation",),
     ("cli",),
 )

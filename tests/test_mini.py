@@ -16,7 +16,8 @@ from mico_chat.checkpoints.folders import MODELS
 from mico_chat.checkpoints.load import load_chat, load_pretraining
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.load import EngineOptions, transformers_engine
+from mico_chat.engines.transformers_models import torch_engine
+from mico_chat.load import EngineOptions
 from mico_chat.media import Audio, Depth, Image, Medium, Video
 from mico_chat.messages import Message
 from mico_chat.similarity import Similarity
@@ -47,7 +48,7 @@ def test_what_the_folder_says_is_what_pack_writes() -> None:
 
 def test_it_chats_as_an_assistant(mini: tuple[Any, Any]) -> None:
     model, processor = mini
-    engine = transformers_engine(model.llm, processor.tokenizer, EngineOptions())
+    engine = torch_engine(model.llm, processor.tokenizer, EngineOptions())
     encoder = MediaEncoder(MicoAdapter(model, processor), FakeDecoder())
     with closing(Assistant(engine, encoder, name="mini")) as assistant:
         pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)

@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import transformers
 
 from mico_chat.adapters.base import Prepared, PromptLayout
 from mico_chat.adapters.pictures import shown as shown_within
@@ -256,6 +257,16 @@ def reads(processor: Any) -> tuple[Kind, ...]:
     if not found:
         raise ConfigError(f"{type(processor).__name__} takes no media that are known here")
     return found
+
+
+def class_reads(architectures: Sequence[str]) -> set[str]:
+    """The kinds of medium that a class of transformers names, of those that a config names."""
+    for name in architectures:
+        found: Any = getattr(transformers, name, None)
+        if found is not None:
+            wanted = found.input_modalities
+            return {wanted} if isinstance(wanted, str) else set(wanted)
+    return set()
 
 
 def _seen_as(medium: MeasuredMedium) -> Kind:

@@ -36,10 +36,7 @@ PROGRAM = 600_000_000
 transformers and 0.4 GB with llama.cpp. The process that decodes media takes 0.1 GB more."""
 
 BATCH = 512
-"""Tokens of a step. llama.cpp may keep the logits of each (``EngineOptions.max_batch``)."""
-
-LLAMACPP_CACHE = 512 << 20
-"""The least bytes of keys and values of llama.cpp's engine (its ``DEFAULT_CACHE_BYTES``)."""
+"""Tokens of a step. llama.cpp may keep the logits of each (``max_batch``)."""
 
 
 def meta_chat(config: MicoChatConfig) -> MicoChatForConditionalGeneration:
@@ -319,16 +316,10 @@ class Serving:
         """Bytes of all parts but the language model."""
         return sum(size for _, size in self.parts.values())
 
-    def total(self, engine: str, precision: str) -> int:
-        """Bytes to serve one longest conversation; ``precision`` is a key of ``llm``."""
-        fixed = PROGRAM + self.beside + self.llm[precision]
-        context = self.context * self.kv_per_token
-        if engine != "llamacpp":
-            return fixed + context + self.working
-        vocabulary, width = self.table  # the token table is there a second time
-        second, logits = vocabulary * width * self.dtype.itemsize, BATCH * vocabulary * 4
-        halves = context * 2 // self.dtype.itemsize  # its keys and values are float16
-        return fixed + second + logits + max(halves, LLAMACPP_CACHE)
+
+def serving(config: MicoChatConfig, dtype: str | None) -> Serving:
+    """What a model takes by its config; bfloat16 is the default."""
+    return Serving.of(meta_chat(config), getattr(torch, dtype or "bfloat16"))
 
 
 @torch.no_grad()

@@ -21,11 +21,13 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from mico_chat import __version__
+from mico_chat.cli.findings import ROOM, Finding, Mark, disk_free, gigabytes
 from mico_chat.cli.options import API, API_KEY
-from mico_chat.cli.probes import ROOM, Finding, Mark, disk_free, gigabytes, run_probe
+from mico_chat.cli.probes import run_probe
 from mico_chat.engine.cpu import memory, processor, usable_cores
+from mico_chat.engines.base import EngineOptions
+from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ConfigError
-from mico_chat.load import BITSANDBYTES, EngineOptions
 from mico_chat.media.file import MediaLimits
 from mico_chat.settings import Settings, cache_dir
 from mico_server.settings import ServerSettings, read_settings
@@ -36,17 +38,9 @@ AT_ONCE = 3
 LITTLE_DISK = 1_000_000_000
 """Bytes: the mini's base LLM, its converted copy and its GGUF file take half of it."""
 
-REBUILD_LLAMA_CPP = (
-    "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "
-    "'mico-chat[llamacpp]'"
-)
-"""Compiles llama.cpp for this machine's processor."""
-
-ENGINES = {
+PARTS = {
     "torch": ("torch", "pip install --force-reinstall torch torchvision", ""),
-    "transformers": ("transformers", "pip install --force-reinstall mico-chat", ""),
-    "llamacpp": ("llama_cpp", "pip install 'mico-chat[llamacpp]'", "transformers is slower"),
-    "vllm": ("vllm", "pip install 'mico-chat[vllm]'", "for GPUs"),
+    **{row.name: (row.module, row.install, row.remark) for row in reversed(ENGINES.values())},
     "bitsandbytes": ("bitsandbytes", "pip install 'mico-chat[quantize]'", "for int8 and nf4"),
     "reading": ("rapidocr", "pip install 'mico-chat[reads]'", "text in pictures is not read"),
     "listening": (
@@ -79,19 +73,22 @@ def run(model: str | None, options: EngineOptions, *, as_json: bool, out: TextIO
 
 def examine(model: str, options: EngineOptions) -> dict[str, list[Finding]]:
     """All findings about this machine and a model, by the heading above them."""
-    names = ["model", *(name for name, (module, *_) in ENGINES.items() if util.find_spec(module))]
+    names = ["model", *(name for name, (module, *_) in PARTS.items() if util.find_spec(module))]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = {name: pool.submit(run_probe, name, model, asdict(options)) for name in names}
         machine = [*machine_findings(), *variable_findings()]
         outcomes = {name: future.result() for name, future in running.items()}
-    wanted = {options.engine, "bitsandbytes" if options.quantization in BITSANDBYTES else ""}
+    makers = {
+        row.quantized_by for row in ENGINES.values() if options.quantization in row.quantizations
+    }
+    wanted = {options.engine, *makers}
     check, torch = outcomes["model"], outcomes.get("torch", {})
     found = [Finding(**record) for record in check.get("findings", ())]
     if "error" in check:
         found = [Finding("model", "problem", check["error"], "solve the problem above first")]
     return {
         "Machine": [*machine, *(gpu_findings(torch) if "gpus" in torch else ())],
-        "Engines": [engine_finding(name, outcomes.get(name), name in wanted) for name in ENGINES],
+        "Engines": [engine_finding(name, outcomes.get(name), name in wanted) for name in PARTS],
         "Model": found,
     }
 
@@ -134,7 +131,7 @@ def nvidia_gpus(command: str = "nvidia-smi") -> str:
 
 def gpu_findings(torch: Mapping[str, Any]) -> Iterator[Finding]:
     """The graphics cards by the facts of torch's probe, or why torch cannot use a card."""
-    reinstall = ENGINES["torch"][1]
+    reinstall = PARTS["torch"][1]
     for gpu in torch["gpus"]:
         if gpu["error"] is None:
             text = f"{gpu['name']}: {gigabytes(gpu['free'])} free of {gigabytes(gpu['total'])}"
@@ -157,7 +154,7 @@ def engine_finding(name: str, outcome: Mapping[str, Any] | None, wanted: bool) -
 
     ``wanted``: the user asked for the engine by name.
     """
-    _, fix, remark = ENGINES[name]
+    _, fix, remark = PARTS[name]
     essential = wanted or not remark
     if outcome is None:
         text = "not installed" + (f"; {remark}" if remark else "")
@@ -165,8 +162,8 @@ def engine_finding(name: str, outcome: Mapping[str, Any] | None, wanted: bool) -
     if "error" not in outcome:
         return Finding(name, "warning" if outcome.get("exposed") else "ok", outcome["text"])
     text = f"does not work: {outcome['error']}"
-    if name == "llamacpp":  # auto would choose it; a build for another processor is killed
-        return Finding(name, "problem", text, REBUILD_LLAMA_CPP)
+    if name in ENGINES and (repair := ENGINES[name].repair) is not None:
+        return Finding(name, "problem", text, repair)
     return Finding(name, "problem" if essential else "warning", text, fix)
 
 

@@ -13,8 +13,10 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mico_chat.checkpoints.gguf_files import gguf_files
 from mico_chat.cli.options import in_columns
+from mico_chat.engines.base import DTYPES, EngineOptions
+from mico_chat.engines.source import Source
+from mico_chat.engines.table import NAMES, QUANTIZATION_HELP, reference
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import task as table
 from mico_chat.evaluation.datasets import DATASETS
@@ -29,7 +31,7 @@ from mico_chat.evaluation.task import (
     Model,
     Task,
 )
-from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization, is_mico
+from mico_chat.load import asked_quantization
 from mico_chat.settings import Parser, count, positive
 
 IN_PROCESS = (
@@ -107,8 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--controls", nargs="+", choices=CONTROLS, help="all but base-llm by default")
     add("--skills", nargs="+", help="of these skills alone")
     add = parser.add_argument_group("a chat model in this process").add_argument
-    add("--engine", choices=ENGINES, help="what runs it; transformers, or llamacpp for GGUF")
-    add("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
+    add(
+        "--engine",
+        choices=NAMES,
+        help=f"what runs it; {reference('chat')}, or {reference('gguf')} for GGUF",
+    )
+    add("--quantization", help=QUANTIZATION_HELP)
     add("--load-in-4bit", action="store_true", help="--quantization nf4")
     add("--load-in-8bit", action="store_true", help="--quantization int8")
     add("--mmproj", type=Path, metavar="FILE", help="the media projector of a GGUF model")
@@ -173,7 +179,7 @@ def _check_controls(options: argparse.Namespace) -> None:
     why = ""
     if options.base_url is not None:
         there, why = MEDIA_CONTROLS, "needs the model in this process; over --base-url"
-    elif gguf_files(options.model, options.mmproj) is not None or not is_mico(options.model):
+    elif Source.of(options.model, options.mmproj).form != "chat":
         there, why = MEDIA_CONTROLS, f"is of parts of MiCo-Chat, but for {options.model}"
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
@@ -265,9 +271,9 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
         )
     from mico_chat.evaluation.chat import ChatModel
 
-    gguf = gguf_files(options.model, options.mmproj) is not None
+    source = Source.of(options.model, options.mmproj)
     engine = EngineOptions(
-        options.engine or ("llamacpp" if gguf else "transformers"),
+        options.engine or reference(source.form),
         asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit),
         options.dtype,
         options.device,

@@ -7,15 +7,24 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from mico_chat.checkpoints import hub
+from mico_chat.checkpoints.folders import MODELS, is_packaged
+from mico_chat.cli.findings import disk_free, gigabytes
 from mico_chat.cli.options import API, API_KEY, extra, in_columns
+from mico_chat.engine.cpu import memory
+from mico_chat.engines.base import EngineOptions
+from mico_chat.engines.source import Source, is_ours
 from mico_chat.errors import ConfigError, MicoError, ModelError
+from mico_chat.late import late
+from mico_chat.media.kinds import KINDS
 
-if TYPE_CHECKING:
-    from mico_chat.checkpoints.hub import CachedModel, Plan
+with late():
+    from mico_chat import load
+    from mico_chat.engines import devices
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
@@ -42,16 +51,13 @@ def pull(
 
     mico-chat pull ggml-org/Qwen2.5-Omni-3B-GGUF:Q4_K_M
     """
-    from mico_chat.checkpoints import hub
-    from mico_chat.checkpoints.folders import is_packaged
-
     if is_packaged(name):
         raise ConfigError(f"{name} comes with mico-chat; `mico-chat setup` brings what it needs")
     if Path(name).is_dir():
         raise ConfigError(f"{name} is a folder on this machine already; pull takes a hub name")
     planned = hub.plan(name)
     if not planned.missing:
-        print(f"{name} is here already: {_size(planned.total)}")
+        print(f"{name} is here already: {gigabytes(planned.total)}")
         return
     print(_announced(planned), flush=True)
     print(_fit(planned), flush=True)
@@ -63,48 +69,39 @@ def pull(
     print(f"{name} is here: mico-chat serve --model {name}   ({folder})")
 
 
-def _announced(planned: "Plan") -> str:
+def _announced(planned: hub.Plan) -> str:
     n, here = len(planned.files), len(planned.here)
     gguf = [file for file in planned.files if file.endswith(".gguf")]
     which = f" ({', '.join(gguf)})" if gguf else f" in {n} files"
-    rest = f"; {_size(planned.missing)} of it are still to come" if here else ""
-    return f"{planned.name.repo}: {_size(planned.total)}{which}{rest}"
+    rest = f"; {gigabytes(planned.missing)} of it are still to come" if here else ""
+    return f"{planned.name.repo}: {gigabytes(planned.total)}{which}{rest}"
 
 
-def _fit(planned: "Plan") -> str:
+def _fit(planned: hub.Plan) -> str:
     """Whether the model fits the memory, by the doctor's estimate or by its weights."""
-    from mico_chat.beforehand import MICO_CHAT, gpu_memory, needed_bytes
-    from mico_chat.checkpoints import hub
-    from mico_chat.engine.cpu import memory
-    from mico_chat.load import EngineOptions
-
-    options = EngineOptions()
     needed = int(ROOM * planned.weights)
-    if planned.model_type == MICO_CHAT:
+    if is_ours(planned.model_type):
         with suppress(MicoError):  # its language model may not be here yet
             hub.fetch_config(planned.name)
-            needed = needed_bytes(planned.name.repo, options)
+            needed = load.needed_bytes(planned.name.repo, EngineOptions())
     is_gguf = any(file.endswith(".gguf") for file in planned.files)
-    gpu = None if is_gguf else gpu_memory(options)
+    gpu = None if is_gguf else devices.gpu_memory(None)
     held_in, (free, most) = ("memory", memory()) if gpu is None else ("the GPU", gpu)
-    has = f"{held_in} has {_size(free)} free of {_size(most)}"
+    has = f"{held_in} has {gigabytes(free)} free of {gigabytes(most)}"
     if needed <= free:
-        return f"fits: running it takes about {_size(needed)}, and {has}"
+        return f"fits: running it takes about {gigabytes(needed)}, and {has}"
     smaller = "a smaller quantization" if is_gguf else "--quantization nf4, or a smaller model"
-    return (
-        f"does not fit as it is: running it takes about {_size(needed)}, and {has}; try {smaller}"
-    )
+    takes = f"running it takes about {gigabytes(needed)}, and {has}"
+    return f"does not fit as it is: {takes}; try {smaller}"
 
 
-def _check_disk(planned: "Plan") -> None:
-    from mico_chat.cli.probes import disk_free
-
+def _check_disk(planned: hub.Plan) -> None:
     free = disk_free(planned.cache)
     if planned.missing > free:
         raise ModelError(
-            f"{planned.name.repo}: {_size(planned.missing)} are to be downloaded, but the disk of "
-            f"{planned.cache} has {_size(free)} free: remove models (mico-chat list, mico-chat "
-            "rm NAME), or set HF_HOME=/a/larger/disk"
+            f"{planned.name.repo}: {gigabytes(planned.missing)} are to be downloaded, but the disk "
+            f"of {planned.cache} has {gigabytes(free)} free: remove models (mico-chat list, "
+            "mico-chat rm NAME), or set HF_HOME=/a/larger/disk"
         )
 
 
@@ -121,14 +118,12 @@ def _bars() -> type[Any]:
 
 def list_models(as_json: AsJson = False) -> None:
     """List the models on this machine: packaged ones, and those in the hub's shared cache."""
-    from mico_chat.checkpoints.hub import cached_models
-
-    found = [*_packaged(), *map(_listed, cached_models())]
+    found = [*_packaged(), *map(_listed, hub.cached_models())]
     if as_json:
         print(json.dumps({"models": [vars(one) for one in found]}, indent=2))
         return
     rows = [
-        (one.name, _size(one.bytes), _reads(one.reads), _ago(one.last_used), one.note)
+        (one.name, gigabytes(one.bytes), _reads(one.reads), _ago(one.last_used), one.note)
         for one in found
     ]
     print(in_columns([("NAME", "SIZE", "READS", "LAST USED", ""), *rows]))
@@ -147,9 +142,6 @@ class Listed:
 
 
 def _packaged() -> list[Listed]:
-    from mico_chat.checkpoints.folders import MODELS
-    from mico_chat.media.kinds import KINDS
-
     def size(folder: Path) -> int:
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -159,12 +151,14 @@ def _packaged() -> list[Listed]:
     ]
 
 
-def _listed(model: "CachedModel") -> Listed:
-    from mico_chat.beforehand import modalities_of
-
+def _listed(model: hub.CachedModel) -> Listed:
     kinds: Sequence[str] = ()
     with suppress(MicoError):  # a config that cannot be read
-        kinds = () if model.folder is None else modalities_of(model.folder)
+        kinds = (
+            ()
+            if model.folder is None
+            else Source.of_folder(model.name, model.folder).input_modalities
+        )
     note = f"partial; mico-chat pull {model.name}" if model.partial else ""
     return Listed(model.name, model.bytes, kinds, model.last_used, model.partial, note)
 
@@ -173,14 +167,11 @@ def rm(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `mico-chat list` has it.")],
 ) -> None:
     """Delete a model from the hub's cache, for other tools too."""
-    from mico_chat.checkpoints import hub
-    from mico_chat.checkpoints.folders import is_packaged
-
     if is_packaged(name):
         raise ConfigError(f"{name} comes with mico-chat and stays: pip uninstall mico-chat")
     if Path(name).is_dir():
         raise ConfigError(f"{name} is a folder outside the hub's cache: delete it yourself")
-    print(f"{name} is deleted: {_size(hub.remove(name).bytes)}")
+    print(f"{name} is deleted: {gigabytes(hub.remove(name).bytes)}")
 
 
 def ps(
@@ -208,7 +199,7 @@ def ps(
         (
             model.id,
             model.status.value,
-            _size(model.status.bytes) if model.status.bytes else "-",
+            gigabytes(model.status.bytes) if model.status.bytes else "-",
             str(model.status.requests),
             _ago(model.status.last_used),
             _reads(model.modalities),
@@ -218,12 +209,6 @@ def ps(
     ]
     heads = ("NAME", "STATUS", "MEMORY", "REQUESTS", "LAST USED", "READS", "")
     print(in_columns([heads, *rows]))
-
-
-def _size(n_bytes: float) -> str:
-    from mico_chat.cli.probes import gigabytes
-
-    return gigabytes(n_bytes)
 
 
 def _reads(kinds: Sequence[str]) -> str:

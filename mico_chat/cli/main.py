@@ -43,6 +43,7 @@ from mico_chat.cli.options import (
 )
 from mico_chat.cli.process_list import leave_process_list, without_passwords
 from mico_chat.engine.cpu import set_openmp
+from mico_chat.engines.table import ENGINE_HELP
 from mico_chat.errors import MicoError, RequestError
 
 app = typer.Typer(
@@ -249,7 +250,7 @@ def chat(
         Path | None, typer.Option(help="TOML file with settings for the server that is started.")
     ] = None,
     model: Model = None,
-    engine: Annotated[str | None, typer.Option(help="auto, llamacpp, transformers, vllm.")] = None,
+    engine: Annotated[str | None, typer.Option(help=f"{ENGINE_HELP}.")] = None,
     quantization: Quantization = None,
     load_in_4bit: LoadIn4bit = False,
     load_in_8bit: LoadIn8bit = False,
@@ -312,7 +313,7 @@ def ui(
 ) -> None:
     """Chat in the browser. Options of `mico-chat serve` are passed on to the server it starts.
 
-    mico-chat ui --engine llamacpp
+    mico-chat ui --model mini
 
     mico-chat ui --api http://gpu-box:8000
     """

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mico_chat.beforehand import engine_for
 from mico_chat.checkpoints.configs import chat_config
 from mico_chat.checkpoints.folders import (
     LORA,
@@ -24,14 +23,12 @@ from mico_chat.checkpoints.folders import (
     model_folder,
 )
 from mico_chat.checkpoints.footprint import Serving, meta_chat
-from mico_chat.checkpoints.gguf_export import (
-    DEFAULT_QUANTIZATION,
-    gguf_path,
-)
-from mico_chat.cli.probes import ROOM, Finding, disk_free, gigabytes
+from mico_chat.cli.findings import ROOM, Finding, disk_free, gigabytes
 from mico_chat.engine.cpu import memory
+from mico_chat.engines.base import EngineOptions, EngineRow
+from mico_chat.engines.source import Source
+from mico_chat.engines.table import choose
 from mico_chat.errors import MicoError, ModelError
-from mico_chat.load import EngineOptions
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.settings import cache_dir
@@ -63,25 +60,26 @@ def model_findings(name: str, options: EngineOptions) -> Iterator[Finding]:
     yield checked("processor", AGAIN, lambda: processor(folder))
     needs = Serving.of(chat, getattr(torch, options.dtype or "bfloat16"))
     try:
-        engine, why = engine_for(config, options)
+        engine, why = choose(options, Source.of_folder(name, folder))
     except MicoError as error:
-        yield Finding("engine", "problem", str(error), "--engine transformers")
+        yield Finding("engine", "problem", str(error), "--engine auto")
         return
-    quantization = options.quantization
-    facts = {"engine": engine, "quantization": quantization}
-    yield Finding("engine", "ok", f"{engine}: {why}", facts=facts)
-    if engine == "llamacpp":
-        quantization = quantization or DEFAULT_QUANTIZATION
-        with suppress(ModelError):  # the language model is missing, as its own finding says
-            yield gguf_file(name, folder, quantization, needs)
-    if engine == "vllm" and quantization is not None:
-        yield Finding("fit", "note", f"vLLM reports the memory that {quantization} takes")
+    quantization = options.quantization or engine.default_quantization
+    facts = {"engine": engine.name, "quantization": options.quantization}
+    yield Finding("engine", "ok", f"{engine.name}: {why}", facts=facts)
+    precision = engine.precision(needs, options)
+    with suppress(ModelError):  # the language model is missing, as its own finding says
+        file = engine.converted(name if (MODELS / name).is_dir() else folder, precision)
+        if file is not None:
+            yield converted_file(name, file, precision, needs)
+    if quantization not in (None, precision):
+        text = f"{engine.package} reports the memory that {quantization} takes"
+        yield Finding("fit", "note", text)
         return
     held_in, sizes = "memory", memory()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and engine != "llamacpp":  # llama.cpp runs on the processor
+    if device.type == "cuda" and engine.uses_gpu:
         held_in, sizes = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)
-    precision = quantization or options.dtype or "bfloat16"
     yield fit(needs, name, engine, precision, held_in, *sizes)
 
 
@@ -161,7 +159,7 @@ def language_model(folder: Path, config: MicoChatConfig) -> Finding:
     if found is None:
         return not_here("language model", str(config.base_llm))
     if not any(found.glob("*.safetensors*")) and any(found.glob("*.bin")):
-        text = f"{found} has .bin files alone, from which only the transformers engine can start"
+        text = f"{found} has .bin files alone, which not every engine reads"
         fix = "write it again as safetensors (save_pretrained)"
         return Finding("language model", "warning", text, fix)
     return whole("language model", found)
@@ -180,9 +178,8 @@ def processor(folder: Path) -> Finding:
     return Finding("processor", "ok", "tokenizer, chat template and preprocessing can be loaded")
 
 
-def gguf_file(name: str, folder: Path, quantization: str, needs: Serving) -> Finding:
-    """The file that llama.cpp reads, and the room to make it at the first start."""
-    file = gguf_path(name if (MODELS / name).is_dir() else folder, quantization)
+def converted_file(name: str, file: Path, quantization: str, needs: Serving) -> Finding:
+    """The file that an engine reads, and the room to make it at the first start."""
     if file.is_file():
         return Finding("GGUF", "ok", f"{file}, {gigabytes(file.stat().st_size)}")
     size, plain = needs.llm[quantization], needs.llm["BF16"]
@@ -193,26 +190,37 @@ def gguf_file(name: str, folder: Path, quantization: str, needs: Serving) -> Fin
     if size + plain > disk_free(cache_dir()):
         return Finding("GGUF", "problem", f"{text}; but the disk has less", ROOM)
     if plain > memory()[0]:
-        fix = "a machine with more memory, or --engine transformers --quantization nf4"
+        fix = "a machine with more memory, or --quantization nf4"
         return Finding("GGUF", "problem", f"{text}; but less memory is free", fix)
     return Finding("GGUF", "note", text, "mico-chat setup" if name == "mini" else None)
 
 
 def fit(
-    needs: Serving, model: str, engine: str, precision: str, held_in: str, free: int, most: int
+    needs: Serving,
+    model: str,
+    engine: EngineRow,
+    precision: str,
+    held_in: str,
+    free: int,
+    most: int,
 ) -> Finding:
     """Whether a model fits into memory as it would be run, or else in which precision it would."""
-    by_engine = {"llamacpp": ("Q8_0", "Q4_0"), "transformers": ("int8", "nf4")}
-    totals = {p: needs.total(engine, p) for p in (precision, *by_engine.get(engine, ()))}
+    totals = {p: engine.total(needs, p) for p in (precision, *engine.smaller)}
     n = totals[precision]
     parameters = needs.llm_parameters + sum(count for count, _ in needs.parts.values())
     facts = {
-        **{"needed": n, "free": free, "engine": engine, "precision": precision, "totals": totals},
+        **{
+            "needed": n,
+            "free": free,
+            "engine": engine.name,
+            "precision": precision,
+            "totals": totals,
+        },
         **{"parameters": parameters, "context": needs.context},
     }
     text = (
         f"{parameters / 1e6:,.1f} M parameters in {precision} and a full context of "
-        f"{needs.context} tokens need {gigabytes(n)} with {engine}; {held_in} has "
+        f"{needs.context} tokens need {gigabytes(n)} with {engine.name}; {held_in} has "
         f"{gigabytes(free)} free of {gigabytes(most)}"
     )
     if n <= free:

@@ -67,7 +67,7 @@ def setup() -> None:
     except ModelError as error:  # everything else works without it
         print(f"note: {error}; neither sounds nor speech are recognised", file=sys.stderr)
     if importlib.util.find_spec("llama_cpp") is not None:
-        from mico_chat.checkpoints.gguf_export import gguf_of
+        from mico_chat.engine.llamacpp_export import gguf_of
 
         print(f"GGUF: {gguf_of()}")
 
@@ -123,7 +123,7 @@ def merge(
     mico-chat merge runs/stage3 --output mico-chat-7b
     """
     from mico_chat.checkpoints.pretrained import merge as write
-    from mico_chat.load import DTYPES
+    from mico_chat.engines.base import DTYPES
 
     log_to_stderr()
     if dtype not in ("auto", *DTYPES):
@@ -145,7 +145,7 @@ def gguf(
 
     mico-chat export gguf --model mini --quantization Q8_0 --output mini.gguf
     """
-    from mico_chat.checkpoints.gguf_export import export_gguf
+    from mico_chat.engine.llamacpp_export import export_gguf
     from mico_chat.settings import Settings
 
     log_to_stderr()

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from mico_chat.engines.table import ENGINE_HELP, QUANTIZATION_HELP, engine_name
 from mico_chat.errors import MissingExtraError, RequestError
 from mico_chat.media.kinds import KINDS, TABLE, Kind
 
@@ -29,14 +30,10 @@ Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16. Default: what suits the device.")
 ]
 Engine = Annotated[
-    str, typer.Option("--engine", help="auto (the fastest here), llamacpp, transformers or vllm.")
+    str, typer.Option(callback=engine_name, help=f"{ENGINE_HELP}; auto is the fastest here.")
 ]
 Quantization = Annotated[
-    str | None,
-    typer.Option(
-        help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4; vllm: awq, gptq, fp8, "
-        "and its others. Default: the engine's own."
-    ),
+    str | None, typer.Option(help=f"{QUANTIZATION_HELP}. Default: the engine's own.")
 ]
 LoadIn4bit = Annotated[
     bool, typer.Option("--load-in-4bit", help="Load the language model in 4 bit (nf4).")

@@ -7,24 +7,25 @@ import.
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from mico_chat.engines.base import EngineOptions
+from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ModelError
+from mico_chat.late import late
+from mico_chat.media import MediaDecoder, MediaFile, MediaLimits
+from mico_chat.reading import pictures, speech, why_not_listening
 from mico_chat.settings import Settings
 
-Mark = Literal["ok", "note", "warning", "problem"]
-"""``note``: information. ``warning``: works, but not as well as it could. ``problem``: the default
-way to use mico-chat, or the way that the user asked for, fails."""
-
-ROOM = "MICO_CACHE_DIR=/a/larger/disk, or make room there"
+with late():
+    from mico_chat.cli import model_check
 
 PROBE_S = 180.0
 """Seconds that a probe may take. vLLM is slow to import from a cold disk on a busy machine."""
@@ -34,35 +35,6 @@ _QUIET = {
     **{"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"},
 }
 _COMMAND = ("-m", "mico_chat.cli.probes")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    ``fix``: the command that solves the problem, or advice. ``facts``: the finding for programs:
-    bytes, counts, names.
-    """
-
-    name: str
-    mark: Mark
-    text: str
-    fix: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def gigabytes(n_bytes: float) -> str:
-    """``"13.5 GB"``, ``"98 MB"``, ``"512 KB"``: decimal, as disks and pages of models have them."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if n_bytes >= size * 0.9995:
-            n = n_bytes / size
-            return f"{n:.1f} {unit}" if n < 100 and unit == "GB" else f"{n:.0f} {unit}"
-    return f"{n_bytes:.0f} bytes"
-
-
-def disk_free(folder: Path) -> int:
-    """Free bytes where a folder is, or will be made."""
-    return shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
 
 
 def run_probe(
@@ -110,6 +82,8 @@ def main(name: str, model: str, options: dict[str, Any]) -> None:
     try:
         if name in PROBES:
             facts = PROBES[name](model, options) if name == "model" else PROBES[name]()
+        elif name in ENGINES:
+            facts = {"text": ENGINES[name].probe()}
         else:
             facts = {"text": f"{import_module(name).__version__} can be imported"}
     except Exception as error:  # a library may raise anything: the parent reports it
@@ -139,17 +113,8 @@ def _torch() -> dict[str, Any]:
     }
 
 
-def _llamacpp() -> dict[str, Any]:
-    import llama_cpp
-
-    llama_cpp.llama_backend_init()
-    return {"text": f"{llama_cpp.__version__} starts on this processor"}
-
-
 def _decoder() -> dict[str, Any]:
     from PIL import Image
-
-    from mico_chat.media import MediaDecoder, MediaFile, MediaLimits
 
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "png")
@@ -164,17 +129,13 @@ def _reading() -> dict[str, Any]:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from mico_chat.reading.pictures import PictureReader
-
     picture = Image.new("RGB", (320, 96), "white")
     ImageDraw.Draw(picture).text((16, 24), "OPEN DAILY", "black", font_size=40)
-    (line,) = PictureReader().read(np.asarray(picture))
+    (line,) = pictures.PictureReader().read(np.asarray(picture))
     return {"text": f"text in pictures is read: {line.text}{_off()}"}
 
 
 def _listening() -> dict[str, Any]:
-    from mico_chat.reading import speech, why_not_listening
-
     if not speech.folder().is_dir():
         raise ModelError(why_not_listening())
     languages = speech.Listener().languages
@@ -186,16 +147,12 @@ def _off() -> str:
 
 
 def _model(model: str, options: dict[str, Any]) -> dict[str, Any]:
-    from mico_chat.cli.model_check import model_findings
-    from mico_chat.load import EngineOptions
-
-    findings = model_findings(model, EngineOptions(**options))
+    findings = model_check.model_findings(model, EngineOptions(**options))
     return {"findings": [asdict(finding) for finding in findings]}
 
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "torch": _torch,
-    "llamacpp": _llamacpp,
     "decoder": _decoder,
     "reading": _reading,
     "listening": _listening,

@@ -307,22 +307,6 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-# --- an engine's own arguments ------------------------------------------------------------------
-
-SIZES: dict[str, tuple[str, ...]] = {
-    "llamacpp": ("n_cells", "n_slots", "threads"),
-    "transformers": ("max_bytes", "max_position", "n_slots"),
-}
-"""The arguments of llamacpp and transformers (``--engine-args``), all of them whole numbers."""
-
-
-def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
-    check_names(engine, arguments, SIZES[engine])
-    for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-
 def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
     for name in arguments:
         if name in known:

@@ -31,16 +31,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mico_chat.checkpoints.gguf_export import llama_cpp_errors
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import Alarm, Threads
 from mico_chat.engine.grammar import Grammar
+from mico_chat.engine.llamacpp_export import DEFAULT_CACHE_BYTES, llama_cpp_errors
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import ModelError
 from mico_chat.model.splice import PLACEHOLDER, splice
-
-DEFAULT_CACHE_BYTES = 512 << 20
-"""Bytes of keys and values, unless the model's longest context needs more."""
 
 LARGEST_CACHE_BYTES = 4 << 30
 """By default a model's longest context takes at most these: contexts of 262,144 tokens exist, which
@@ -79,6 +76,12 @@ class Weights:
         ):
             # Its state after half a prompt is not kept, so no prompt can be continued from there.
             raise ModelError(f"{file}: models with a recurrent state are not supported")
+
+
+def start() -> str:
+    """llama-cpp-python's version, of a library that starts on this processor."""
+    llama_cpp.llama_backend_init()
+    return str(llama_cpp.__version__)
 
 
 class LlamaCppModel:

@@ -24,6 +24,8 @@ from mico_chat.checkpoints.gguf_files import gguf_files
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk
+from mico_chat.engines.base import EngineOptions
+from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import (
     ConfigError,
     ContextLengthError,
@@ -42,7 +44,7 @@ from mico_chat.evaluation.task import (
     files_fingerprint,
     fingerprint,
 )
-from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant, transformers_engine
+from mico_chat.load import load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 
 WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
@@ -57,7 +59,7 @@ class ChatModel(Model):
     ) -> None:
         self.name = name
         self.limits = MediaLimits() if frames is None else MediaLimits(max_frames=frames)
-        self._together = options.max_running or MAX_RUNNING
+        self._together = options.running
         self._options = options
         with ExitStack() as opened:
             decoder = opened.enter_context(MediaDecoder(self.limits, workers=workers))
@@ -160,7 +162,7 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     assistant.engine.close()
     llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
     model.attach_llm(llm.to(model.device).eval())
-    engine = transformers_engine(model.llm, assistant.adapter.tokenizer, options)
+    engine = torch_engine(model.llm, assistant.adapter.tokenizer, options)
     return Assistant(engine, assistant.encoder, name=assistant.name)
 
 

@@ -21,11 +21,17 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
-from mico_chat.beforehand import input_modalities, needed_bytes, usable_bytes
 from mico_chat.checkpoints.folders import model_name
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MicoError
-from mico_chat.load import EngineOptions, asked_quantization, load_assistant
+from mico_chat.load import (
+    EngineOptions,
+    asked_quantization,
+    input_modalities,
+    load_assistant,
+    needed_bytes,
+    usable_bytes,
+)
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.settings import Settings
 from mico_chat.wire import DeltaEvent, MediaEvent

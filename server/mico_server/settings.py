@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,13 +20,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from mico_chat.engines.base import AUTO
+from mico_chat.engines.table import ENGINE_HELP, ENGINES, engine_name, setting_help
 from mico_chat.errors import ConfigError
 from mico_chat.settings import misused
 
-ENGINE_ARGUMENTS = (
-    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
-    *("distributed_executor_backend", "gpu_memory_utilization", "max_model_len"),
-)
+ENGINE_ARGUMENTS = tuple(name for engine in ENGINES.values() for name in engine.settings)
 """Settings that are passed to the engine under the same names."""
 
 MAX_TTL_S = 10 * 366 * 86400
@@ -39,6 +38,8 @@ def _split(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Texts, separated by commas in a flag or variable."""
+
+EngineName = Annotated[str, AfterValidator(engine_name)]
 
 Bound = Annotated[int | None, BeforeValidator(lambda value: None if value == "none" else value)]
 """A limit; the text ``none`` takes it away."""
@@ -84,7 +85,7 @@ class ServerSettings(BaseSettings):
     keep_alive_s: float | None = Field(
         None, ge=0, description="unload a model that nobody has used for these seconds [never]"
     )
-    engine: str = Field("auto", description="auto, llamacpp, transformers or vllm")
+    engine: EngineName = Field(AUTO, description=ENGINE_HELP)
     quantization: str | None = Field(None, description="quantization, by the engine's name")
     load_in_4bit: bool = Field(False, description="short for --quantization nf4")
     load_in_8bit: bool = Field(False, description="short for --quantization int8")
@@ -97,26 +98,24 @@ class ServerSettings(BaseSettings):
         False, description="run Python code that a model of another project brings; read it before"
     )
     max_running: int | None = Field(
-        None, ge=1, description="requests computed at the same time [16; vllm: its own choice]"
+        None, ge=1, description="requests computed at the same time [by default the engine's own]"
     )
     tensor_parallel_size: int | None = Field(
-        None, ge=1, description="vllm: GPUs that share each layer of the language model"
+        None, ge=1, description=setting_help("tensor_parallel_size")
     )
     pipeline_parallel_size: int | None = Field(
-        None, ge=1, description="vllm: GPUs or machines that share the layers"
+        None, ge=1, description=setting_help("pipeline_parallel_size")
     )
     data_parallel_size: int | None = Field(
-        None, ge=1, description="vllm: copies of the language model"
+        None, ge=1, description=setting_help("data_parallel_size")
     )
     distributed_executor_backend: str | None = Field(
-        None, description="vllm: mp, or ray for several machines"
+        None, description=setting_help("distributed_executor_backend")
     )
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="vllm: its share of a GPU's memory [what the encoder leaves]"
+        None, gt=0, le=1, description=setting_help("gpu_memory_utilization")
     )
-    max_model_len: int | None = Field(
-        None, ge=1, description="vllm: tokens of a prompt and its answer [the model's own]"
-    )
+    max_model_len: int | None = Field(None, ge=1, description=setting_help("max_model_len"))
     engine_args: dict[str, Any] = Field(
         {}, description="""more of the engine's options by its names: '{"enforce_eager": true}'"""
     )

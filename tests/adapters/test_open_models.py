@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import mico_chat.open_models as open_models
+import mico_chat.engines.transformers_models as open_models
 from mico_chat.adapters.pictures import as_picture
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.assistant import Assistant

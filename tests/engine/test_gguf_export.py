@@ -26,14 +26,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mico_chat.checkpoints import folders, gguf_export
+from mico_chat.checkpoints import folders
 from mico_chat.checkpoints.configs import digest_of
 from mico_chat.checkpoints.folders import model_folder
-from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
-from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from mico_chat.checkpoints.pretrained import load_llm
 from mico_chat.cli import main as cli
 from mico_chat.cli import models as cli_models
+from mico_chat.engine import llamacpp_export as gguf_export
+from mico_chat.engine.llamacpp_export import export_gguf, gguf_of
+from mico_chat.engine.llamacpp_tokenizer import PRE_TOKENIZERS
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.reading import speech

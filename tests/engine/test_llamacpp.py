@@ -12,10 +12,10 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mico_chat.checkpoints.folders import model_folder
-from mico_chat.checkpoints.gguf_export import gguf_of
 from mico_chat.checkpoints.pretrained import load_llm
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.grammar import Grammars
+from mico_chat.engine.llamacpp_export import gguf_of
 from mico_chat.engine.scheduler import Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError

@@ -20,8 +20,9 @@ from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
 from mico_chat.checkpoints.pretrained import plain_llm
 from mico_chat.engine.base import GenerationOptions
+from mico_chat.engines.table import choose
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.load import EngineOptions, choose_engine, load_assistant
+from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.messages import Message
 from mico_chat.model.media_path import TokenTable
 from mico_chat.model.preprocessing import Preprocessing
@@ -97,8 +98,8 @@ def test_the_engine_that_auto_chooses(
     why: str,
 ) -> None:
     installed.update(machine)
-    found, said = choose_engine(EngineOptions(**options))  # type: ignore[arg-type]
-    assert found == engine
+    found, said = choose(EngineOptions(**options))  # type: ignore[arg-type]
+    assert found.name == engine
     assert why in said
 
 
@@ -121,9 +122,9 @@ def with_arguments(engine: str, **arguments: Any) -> dict[str, Any]:
         (with_arguments("auto", enforce_eager=True), "llamacpp engine lacks the option 'enforce_e"),
         (with_arguments("llamacpp", n_cells=0), "n_cells: expected a whole .* at least 1, got 0"),
         (with_arguments("transformers", max_bytes=True), "max_bytes: expected a whole .*got True"),
-        ({"engine": "transformers", "quantization": "Q4_0"}, "'Q4_0': the .* engine has int8, nf4"),
-        ({"engine": "llamacpp", "quantization": "int8"}, "'int8' is unknown; choose one of F32"),
-        ({"quantization": "Q3"}, "quantization 'Q3' is unknown; choose one of F32"),
+        ({"engine": "transformers", "quantization": "Q4_0"}, "no .* 'Q4_0'; known are int8, nf4"),
+        ({"engine": "llamacpp", "quantization": "int8"}, "no .* 'int8'; known are F32"),
+        ({"quantization": "Q3"}, "the llamacpp engine has no quantization 'Q3'; known are F32"),
     ],
 )
 def test_options_that_make_no_sense(

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from mico_chat.assistant import Assistant
-from mico_chat.beforehand import input_modalities
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Scheduler, Sequence
+from mico_chat.engines.source import Source
+from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ConfigError, ContextLengthError, MediaError, ModelError, RequestError
-from mico_chat.load import EngineOptions, load_assistant
+from mico_chat.load import EngineOptions, input_modalities, load_assistant
 from mico_chat.media import Audio, Image, Medium, Video
 from mico_chat.messages import Message
 from mico_chat.prompt_parts import control_tokens
@@ -107,12 +108,11 @@ def loaded(
 
 
 def _load(name: str, folder: Path, max_batch: int = 256) -> Generator[Loaded, None, None]:
-    from mico_chat.gguf_models import load_gguf
-
     pair = REPLICAS[name](folder)
     options = EngineOptions(arguments={"threads": 1, "n_cells": 8192}, max_batch=max_batch)
-    adapter, engine = load_gguf(*pair, options, max_running=16)
-    assistant = Assistant(engine, MediaEncoder(adapter, FakeDecoder()), name=name)
+    loaded = ENGINES["llamacpp"].load(Source.of(*pair), options)
+    encoder = MediaEncoder(loaded.adapter, FakeDecoder())
+    assistant = Assistant(loaded.engine, encoder, name=name)
     yield Loaded(name, pair, assistant)
     assistant.close()
 

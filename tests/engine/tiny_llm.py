@@ -130,7 +130,7 @@ def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Samp
 
 
 def exported(llm: LlamaForCausalLM, folder: Path, quantization: str = "F32") -> Path:
-    from mico_chat.checkpoints.gguf_export import export_gguf
+    from mico_chat.engine.llamacpp_export import export_gguf
 
     save_llm(folder, llm).save_pretrained(folder)
     byte_level().save_pretrained(folder)

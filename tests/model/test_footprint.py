@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from mico_chat.checkpoints.footprint import (
     GGUF_BITS,
-    LLAMACPP_CACHE,
     LiveMemory,
     Serving,
     fake,
@@ -24,7 +23,8 @@ from mico_chat.checkpoints.footprint import (
     quantized_bytes,
     quantized_layers,
 )
-from mico_chat.checkpoints.gguf_export import QUANTIZATIONS
+from mico_chat.checkpoints.gguf_files import QUANTIZATIONS
+from mico_chat.engines.table import ENGINES
 from mico_chat.model.config import MicoChatConfig
 from tests.engine.tiny_llm import exported
 from tests.tiny import chat_model
@@ -140,18 +140,13 @@ def test_mico_chat_7b() -> None:
     assert needs.llm["Q4_0"] == pytest.approx(3.83 * GB, rel=0.01)
     assert needs.llm["Q4_K_M"] == pytest.approx(4.08 * GB, rel=0.02)
     assert needs.kv_per_token == 2 * 32 * 4096 * 2
-    plain = needs.total("transformers", "bfloat16")
+    plain = ENGINES["transformers"].total(needs, "bfloat16")
     context = 4096 * needs.kv_per_token
     assert plain - needs.llm["bfloat16"] - needs.beside - context < 0.7 * GB
-    assert needs.total("transformers", "nf4") < 10 * GB < plain
+    assert ENGINES["transformers"].total(needs, "nf4") < 10 * GB < plain
     # llama.cpp has the token table a second time, and logits; its cache is float16.
-    more = needs.total("llamacpp", "Q8_0") - needs.llm["Q8_0"]
+    more = ENGINES["llamacpp"].total(needs, "Q8_0") - needs.llm["Q8_0"]
     assert more > needs.beside + context + 32000 * 4096 * 2
-
-
-def test_the_cache_that_llamacpp_takes_at_least() -> None:
-    engine = pytest.importorskip("mico_chat.engine.llamacpp")
-    assert engine.DEFAULT_CACHE_BYTES == LLAMACPP_CACHE
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)

@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 from tokenizers import AddedToken
 
-from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
+from mico_chat.engine.llamacpp_tokenizer import add_tokenizer
 from tests.replicas import templates
 from tests.tiny import byte_level
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mico_chat.beforehand import needed_bytes
-from mico_chat.load import EngineOptions, load_assistant
+from mico_chat.load import EngineOptions, load_assistant, needed_bytes
 from mico_chat.media import MediaDecoder
 from mico_server.app import create_app
 from mico_server.host import ModelSource

@@ -14,8 +14,7 @@ import httpx
 import pytest
 from openai import APIStatusError, BadRequestError, OpenAI, UnprocessableEntityError
 
-from mico_chat.beforehand import input_modalities, needed_bytes
-from mico_chat.load import EngineOptions, load_assistant
+from mico_chat.load import EngineOptions, input_modalities, load_assistant, needed_bytes
 from mico_chat.media import MediaDecoder
 from mico_server.app import create_app
 from mico_server.host import ModelSource

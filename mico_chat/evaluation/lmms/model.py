@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
+from mico_chat.engines.base import MAX_RUNNING, EngineOptions
+from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
 from mico_chat.evaluation.chat import ChatModel, language_model, log_likelihoods
 from mico_chat.evaluation.lmms.requests import conversation, options_of, question
 from mico_chat.evaluation.task import chunks
-from mico_chat.load import MAX_RUNNING, EngineOptions
 from mico_chat.messages import Message
 
 logger = logging.getLogger(__name__)
@@ -235,8 +236,9 @@ class MicoChatSimple(_MicoChat):
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """The mean negative log-probability of each answer, and whether the answer is greedy."""
         assistant = self._load().assistant
-        if assistant.engine.name != "transformers":
-            raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")
+        if not ENGINES[assistant.engine.name].in_torch:
+            able = " or ".join(f"engine={row.name}" for row in ENGINES.values() if row.in_torch)
+            raise RequestError(f"{_NEEDS} {able}, not {assistant.engine.name}")
         llm, most = language_model(assistant.adapter), assistant.engine.max_position
         found: list[tuple[float, bool]] = []
         batches = chunks(len(requests), self.batch_size)

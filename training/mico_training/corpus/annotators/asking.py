@@ -11,11 +11,12 @@ from pydantic import Field, ValidationError
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.folders import model_name
 from mico_chat.engine.base import GenerationOptions, request_error
+from mico_chat.engines.table import choose
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat import reply_of, weights_fingerprint
 from mico_chat.evaluation.endpoint import Endpoint, key_of
 from mico_chat.evaluation.task import Reply
-from mico_chat.load import EngineOptions, choose_engine, load_assistant
+from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message
@@ -112,8 +113,9 @@ class OwnModel:
     def _arguments(self) -> dict[str, Any]:
         """With one slot no keys of an earlier prompt lie beside a prompt's own."""
         how = self._how
-        engine = choose_engine(EngineOptions(how.engine, how.quantization, device=how.device))[0]
-        one = {"n_slots": 1} if self._at_once == 1 and engine != "vllm" else {}
+        engine, _ = choose(EngineOptions(how.engine, how.quantization, device=how.device))
+        has_slots = "n_slots" in (engine.sizes or ())
+        one = {"n_slots": 1} if self._at_once == 1 and has_slots else {}
         return one | how.engine_args
 
     def version(self, **settings: Any) -> str:

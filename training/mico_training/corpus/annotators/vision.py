@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mico_chat.engines.base import DTYPES
+from mico_chat.engines.devices import check_device
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat import folder_fingerprint
-from mico_chat.load import DTYPES, check_device
 from mico_chat.reading import vision
 from mico_training.corpus.annotators.naming import version_of
 

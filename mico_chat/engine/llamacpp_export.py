@@ -29,7 +29,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from mico_chat.checkpoints.configs import digest_of, named_folder
 from mico_chat.checkpoints.folders import built_once
-from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
+from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION, QUANTIZATIONS, QUANTIZED
+from mico_chat.engine.llamacpp_tokenizer import add_tokenizer
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.late import late
 from mico_chat.settings import cache_dir
@@ -43,13 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-QUANTIZED = ("Q8_0", "Q4_K_M", "Q4_0")
-"""Made by llama.cpp. A K-quant needs rows of a multiple of 256 weights; in narrower ones, such as
-the mini's 576, ``Q4_K_M`` falls back to Q5_0 and Q8_0, so its file is larger than the name says."""
-
-QUANTIZATIONS = ("F32", "F16", "BF16", *QUANTIZED)
-
-DEFAULT_QUANTIZATION = "Q8_0"
+DEFAULT_CACHE_BYTES = 512 << 20
+"""Bytes of keys and values, unless the model's longest context needs more."""
 
 _ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
 
