@@ -281,10 +281,7 @@ def _save_llm(llm: PreTrainedModel, processor: MicoChatProcessor, folder: Path) 
 def plain_llm(model: str | Path) -> str | Path:
     """The folder or hub name of a chat model's language model, its adapter merged.
 
-    Where there is none yet, it is built at ``llm/<name>-<digest>`` in the cache folder. vLLM needs
-    it merged: where a batch mixes prompts with and without media, vLLM 0.32 looks up the adapter of
-    its token table for another number of tokens than it embeds, which ends the engine
-    (``vllm/lora/layers/vocab_parallel_embedding.py``).
+    Where there is none yet, it is built at ``llm/<name>-<digest>`` in the cache folder.
     """
     name, folder = named_folder(model)
     config = chat_config(folder)

@@ -49,6 +49,9 @@ class Vllm(EngineRow):
             return self._load_open(source, options)
         # The encoder is loaded first: vLLM takes its share of the memory that is then free.
         chat, processor = checkpoint.load_encoder(source.model, options.dtype, options.device)
+        # With its adapter merged: where a batch mixes prompts with and without media, vLLM 0.32
+        # looks up the adapter of its token table for another number of tokens than it embeds, which
+        # ends the engine (``vllm/lora/layers/vocab_parallel_embedding.py``).
         llm = pretrained.plain_llm(source.model)
         tokenizer = processor.tokenizer
         ending = ends(tokenizer, chat.llm.config)  # vLLM itself reads the generation config

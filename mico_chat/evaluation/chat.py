@@ -154,7 +154,7 @@ def reply_of(found: Answer | MicoError, max_tokens: int) -> Reply:
 
 
 def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
-    """The assistant with its base LLM before tuning, in the transformers engine."""
+    """The assistant with its base LLM before tuning, in torch."""
     from transformers import AutoModelForCausalLM
 
     model = mico_of(assistant.adapter).model
@@ -167,7 +167,7 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
 
 
 def language_model(adapter: ModelAdapter) -> Any:
-    """What :func:`log_likelihoods` takes, of a model in the transformers engine."""
+    """What :func:`log_likelihoods` takes, of a model in torch."""
     if not isinstance(adapter, TransformersAdapter):
         return mico_of(adapter).model.llm
     if not adapter.encodes:

@@ -19,7 +19,7 @@ from mico_chat.adapters.pictures import as_picture
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.errors import ConfigError, RequestError
+from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
@@ -279,6 +279,30 @@ def test_a_model_that_does_not_batch_runs_alone(
 
         for media, tokens in zip(asked, run(together()), strict=True):
             assert tokens == replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
+
+
+def test_a_kind_that_fails_in_the_trial_is_left_out_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, processed = replicas.build("smolvlm", tmp_path), TransformersAdapter._processed
+    failing = {"video"}
+
+    def breaks(self: TransformersAdapter, medium: Any, n: int) -> Any:
+        if medium.kind in failing:
+            raise LookupError("no num2words here")
+        return processed(self, medium, n)
+
+    monkeypatch.setattr(TransformersAdapter, "_processed", breaks)
+    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+        assert "cannot be shown the kind video here: LookupError: no num2words here" in caplog.text
+        assert assistant.input_modalities == ("image", "depth", "normal")
+        tokens = run(tokens_of(assistant, message([part_of("image", 1)])))[0]
+        with pytest.raises(RequestError, match="cannot read a clip; it reads pictures"):
+            run(tokens_of(assistant, message([part_of("video", 1)])))
+    assert tokens == replicas.reference(folder, [user(part_of("image", 1), QUESTION)], N_TOKENS)
+    failing.add("image")
+    with pytest.raises(ModelError, match=r"it can be shown no medium here.*no num2words"):
+        load_assistant(folder, FakeDecoder(), IN_FLOAT32)
 
 
 def test_of_a_model_that_speaks_the_part_that_answers_is_loaded(tmp_path: Path) -> None:

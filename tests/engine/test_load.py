@@ -1,7 +1,6 @@
 """Loading a model: the choice of the engine, the weights, and refused options."""
 
 import asyncio
-import importlib.util
 import json
 import logging
 from contextlib import closing
@@ -20,8 +19,7 @@ from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
 from mico_chat.checkpoints.pretrained import plain_llm
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engines.table import choose
-from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.errors import ConfigError, ModelError
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.messages import Message
 from mico_chat.model.media_path import TokenTable
@@ -53,56 +51,6 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("inside"))
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    machine = {"llama_cpp": True, "vllm": False, "gpu": False}
-    find = importlib.util.find_spec
-
-    def found(name: str, package: str | None = None) -> Any:
-        if name in ("llama_cpp", "vllm"):
-            return object() if machine[name] else None
-        return find(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", found)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: machine["gpu"])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    return machine
-
-
-@pytest.mark.parametrize(
-    ("machine", "options", "engine", "why"),
-    [
-        ({}, {}, "llamacpp", "without a GPU"),
-        ({}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
-        ({"gpu": True}, {}, "transformers", "on a GPU"),
-        ({"gpu": True}, {"device": "cuda:1"}, "transformers", "on cuda:1"),
-        ({"gpu": True}, {"quantization": "Q4_0"}, "llamacpp", "Q4_0 is GGUF's"),
-        ({}, {"quantization": "nf4"}, "transformers", "nf4 is bitsandbytes'"),
-        ({"llama_cpp": False}, {}, "transformers", "llama-cpp-python is not installed"),
-        ({"llama_cpp": False}, {"quantization": "int8"}, "transformers", "int8 is bitsandbytes'"),
-        ({"gpu": True}, {"engine": "llamacpp"}, "llamacpp", "asked for"),
-        ({}, {"engine": "transformers"}, "transformers", "asked for"),
-        ({"vllm": True}, {}, "llamacpp", "without a GPU"),
-        ({"vllm": True, "gpu": True}, {}, "vllm", "on a GPU"),
-        ({"vllm": True, "gpu": True}, {"quantization": "Q8_0"}, "llamacpp", "Q8_0 is GGUF's"),
-        ({"vllm": True, "gpu": True}, {"quantization": "nf4"}, "transformers", "bitsandbytes'"),
-        ({"vllm": True, "gpu": True}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
-        ({"vllm": True}, {"engine": "vllm"}, "vllm", "asked for"),
-    ],
-)
-def test_the_engine_that_auto_chooses(
-    installed: dict[str, bool],
-    machine: dict[str, bool],
-    options: dict[str, str],
-    engine: str,
-    why: str,
-) -> None:
-    installed.update(machine)
-    found, said = choose(EngineOptions(**options))  # type: ignore[arg-type]
-    assert found.name == engine
-    assert why in said
-
-
 def with_arguments(engine: str, **arguments: Any) -> dict[str, Any]:
     return {"engine": engine, "arguments": arguments}
 
@@ -127,18 +75,9 @@ def with_arguments(engine: str, **arguments: Any) -> dict[str, Any]:
         ({"quantization": "Q3"}, "the llamacpp engine has no quantization 'Q3'; known are F32"),
     ],
 )
-def test_options_that_make_no_sense(
-    installed: dict[str, bool], inside: Path, options: dict[str, Any], said: str
-) -> None:
+def test_options_that_make_no_sense(inside: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_assistant(inside, FakeDecoder(), EngineOptions(**options))
-
-
-@pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
-def test_a_missing_extra_is_named(installed: dict[str, bool], inside: Path, engine: str) -> None:
-    installed["llama_cpp"] = False
-    with pytest.raises(MissingExtraError, match=rf"pip install 'mico-chat\[{engine}\]'"):
-        load_assistant(inside, FakeDecoder(), EngineOptions(engine))
 
 
 def test_arguments_reach_the_engine(inside: Path) -> None:
@@ -155,14 +94,8 @@ def test_vllms_share_of_a_gpu(free: int, share: float) -> None:
     assert gpu_share(free, 24 << 30) == share
 
 
-@pytest.mark.parametrize("engine", ["auto", "llamacpp", "transformers"])
-def test_an_unknown_model(installed: dict[str, bool], engine: str) -> None:
-    with pytest.raises(ModelError, match="no model 'maxi'"):
-        load_assistant("maxi", FakeDecoder(), EngineOptions(engine))
-
-
 def test_auto_does_without_llama_cpp_and_says_why(
-    installed: dict[str, bool], inside: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    inside: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """llama.cpp cannot read the tokenizer of letters."""
     caplog.set_level(logging.INFO, "mico_chat.load")

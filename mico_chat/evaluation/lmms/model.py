@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engines.base import MAX_RUNNING, EngineOptions
-from mico_chat.engines.table import ENGINES
+from mico_chat.engines.table import ENGINES, reference
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
 from mico_chat.evaluation.chat import ChatModel, language_model, log_likelihoods
 from mico_chat.evaluation.lmms.requests import conversation, options_of, question
@@ -164,7 +164,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         raise NotImplementedError
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        raise RequestError(f"{_NEEDS} lmms-eval's --force_simple and engine=transformers")
+        raise RequestError(f"{_NEEDS} lmms-eval's --force_simple and engine={reference('chat')}")
 
 
 class MicoChat(_MicoChat):
@@ -237,8 +237,8 @@ class MicoChatSimple(_MicoChat):
         """The mean negative log-probability of each answer, and whether the answer is greedy."""
         assistant = self._load().assistant
         if not ENGINES[assistant.engine.name].in_torch:
-            able = " or ".join(f"engine={row.name}" for row in ENGINES.values() if row.in_torch)
-            raise RequestError(f"{_NEEDS} {able}, not {assistant.engine.name}")
+            name = assistant.engine.name
+            raise RequestError(f"{_NEEDS} engine={reference('chat')}, not {name}")
         llm, most = language_model(assistant.adapter), assistant.engine.max_position
         found: list[tuple[float, bool]] = []
         batches = chunks(len(requests), self.batch_size)
