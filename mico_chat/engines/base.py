@@ -17,8 +17,7 @@ from mico_chat.late import late
 
 with late():
     from mico_chat.adapters import mico
-    from mico_chat.checkpoints import footprint
-    from mico_chat.checkpoints import load as checkpoint
+    from mico_chat.checkpoints import configs, footprint
 
 AUTO = "auto"
 
@@ -168,7 +167,7 @@ class EngineRow(ABC):
         """The memory that a model will need beside that of the program, by an estimate."""
         if source.form != "chat":
             return source.weight_bytes
-        needs = footprint.serving(checkpoint.chat_config(source.folder), options.dtype)
+        needs = footprint.serving(configs.chat_config(source.folder), options.dtype)
         return self.total(needs, self.precision(needs, options)) - footprint.PROGRAM
 
     def precision(self, needs: footprint.Serving, options: EngineOptions) -> str:

@@ -15,7 +15,7 @@ from mico_chat.late import late
 
 with late():
     from mico_chat.adapters import gguf, mtmd, vocabulary
-    from mico_chat.checkpoints import footprint
+    from mico_chat.checkpoints import configs, footprint
     from mico_chat.checkpoints import load as checkpoint
     from mico_chat.engine import batching, llamacpp, llamacpp_export
 
@@ -59,7 +59,7 @@ class LlamaCpp(EngineRow):
         if is_local and llamacpp_export.gguf_path(source.model, quantization).is_file():
             return None  # asking the config would import transformers' models
         try:
-            llamacpp_export.check_llama(checkpoint.chat_config(source.folder).llm_config)
+            llamacpp_export.check_llama(configs.chat_config(source.folder).llm_config)
         except ModelError as error:
             return str(error)
         return None
