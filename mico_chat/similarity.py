@@ -99,13 +99,13 @@ class _EncoderTokens:
     def __init__(self, model: MicoForPretraining) -> None:
         self._model = model
         first = next(model.encoder.parameters())
-        self.device, self.dtype = first.device, first.dtype
+        self.device, self.dtype, self.rows = first.device, first.dtype, model.rows
 
     def context_tokens(
         self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
     ) -> list[Tensor]:
         """Tokens of each medium, unit by unit (U * T, D)."""
-        features = self._model.encoder.unit_features(pixel_values, None, media_units)
+        features = self._model.encoder.unit_features(media_kind, media_units, pixel_values)
         tokens = self._model.encoder(features)
         tokens = self._model.in_context(tokens, features, media_kind, media_units)
         return [of_one.flatten(0, 1) for of_one in tokens.split(media_units.tolist())]

@@ -15,10 +15,10 @@ from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder,
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
+from mico_chat.model.mini.things import WORDS
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
-from mico_chat.model.things import WORDS
 from tests.tiny import (
     SIDE,
     captions,

@@ -28,7 +28,7 @@ class Watched:
 
     def __init__(self, model: MicoChatForConditionalGeneration) -> None:
         self.model = model
-        self.device, self.dtype = model.device, model.dtype
+        self.device, self.dtype, self.rows = model.device, model.dtype, model.rows
         self.forwards: list[int] = []
         self.entered = threading.Event()
         self.gate = threading.Event()

@@ -14,6 +14,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, MODALITIES, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.messages import Message
+from mico_chat.model.context import KindRows
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.splice import segments
 
@@ -27,6 +28,9 @@ class TokenModel(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
+    @property
+    def rows(self) -> KindRows: ...
+
     def context_tokens(
         self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
     ) -> list[Tensor]:
@@ -37,10 +41,11 @@ class TokenModel(Protocol):
 class MicoAdapter:
     """See :class:`mico_chat.adapters.base.ModelAdapter`."""
 
-    input_modalities: tuple[Kind, ...] = MODALITIES
-
     def __init__(self, model: TokenModel, processor: MicoChatProcessor) -> None:
         self.model: Any = model  # evaluations switch parts of it off
+        self.input_modalities: tuple[Kind, ...] = tuple(
+            kind for kind in MODALITIES if kind in model.rows.by_name
+        )
         self.processor = processor
         self.tokenizer = processor.tokenizer
 

@@ -46,7 +46,6 @@ from mico_chat.checkpoints.load import (
 )
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import (
     MicoBridgeConfig,
     MicoChatConfig,
@@ -54,6 +53,7 @@ from mico_chat.model.config import (
     MicoConfig,
 )
 from mico_chat.model.media_path import MediaModel, TokenTable
+from mico_chat.model.mini.concepts import ConceptAttention
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor

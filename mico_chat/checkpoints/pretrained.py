@@ -10,7 +10,7 @@ Legend: B samples, S text length, L LLM width, V vocabulary; media as in
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -52,6 +52,10 @@ MEDIA = ("media_kind", "media_units", "media_row", "pixel_values", "stem_feature
 """The tensors of a batch that describe its media; prompts need no ``media_row``."""
 
 
+See = Callable[..., list[Tensor]]
+"""Gives context tokens as :meth:`MediaPath.context_tokens` does, from the same arguments."""
+
+
 class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
     """Media through encoder, context and bridge into a causal language model.
 
@@ -79,17 +83,18 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        see: See | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
 
         With labels the vocabulary head runs on the labelled positions only: most of its work is
-        saved. ``kwargs`` has the batch's media (:data:`MEDIA`); the language model takes the
-        others.
+        saved. ``see`` stands in for ``context_tokens``. ``kwargs`` has the batch's media
+        (:data:`MEDIA`); the language model takes the others.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:
-            inputs_embeds = self.embed_prompt(input_ids, media)
+            inputs_embeds = self.embed_prompt(input_ids, media, see)
         llm = self._llm()
         if labels is None:
             output: CausalLMOutputWithPast = llm(
@@ -103,7 +108,12 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         logits = llm.get_output_embeddings()(hidden[:, :-1][labelled])
         return CausalLMOutputWithPast(loss=F.cross_entropy(logits.float(), labels[:, 1:][labelled]))
 
-    def embed_prompt(self, input_ids: Tensor | None, media: Mapping[str, Tensor | None]) -> Tensor:
+    def embed_prompt(
+        self,
+        input_ids: Tensor | None,
+        media: Mapping[str, Tensor | None],
+        see: See | None = None,
+    ) -> Tensor:
         """Token ids (B, S) with placeholders, and media, to embeddings (B, S, L)."""
         if input_ids is None:
             raise ModelError("a prompt needs input_ids or inputs_embeds")
@@ -111,7 +121,7 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         context: list[Tensor] = []
         if kind is not None and units is not None and len(kind) > 0:
             pixels, features = media.get("pixel_values"), media.get("stem_features")
-            context = self.context_tokens(kind, units, pixels, features)
+            context = (see or self.context_tokens)(kind, units, pixels, features)
         placeholder = self.config.context_token_id
         return splice(self.get_input_embeddings(), input_ids, context, placeholder)
 

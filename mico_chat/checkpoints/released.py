@@ -27,9 +27,9 @@ from mico_chat.checkpoints.configs import read_part
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE, check_new, whole_folder
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
-from mico_chat.model.context import PROJECTIONS
 from mico_chat.model.preprocessing import released_preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.released import PROJECTIONS
 
 _LAYOUT = yaml.safe_load(Path(__file__).with_name("released_names.yaml").read_text("utf-8"))
 NAMES: dict[str, str] = _LAYOUT["names"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
-from mico_chat.model.subtitles import Subtitles
+from mico_chat.model.released import Subtitles
 from mico_chat.model.text_branch import backwards
 
 WITHIN = 1e-4

@@ -172,18 +172,21 @@ class PretrainedModel(Model):
         counts = torch.tensor([len(units) for item in items for units in item.units])
         owner = torch.tensor([row for row, item in enumerate(items) for _ in item.units])
         pixels = torch.cat([units for item in items for units in item.units])
-        encoded = [self._encoded(part) for part in pixels.split(UNITS_AT_ONCE)]
-        tokens, features = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        of_unit = torch.repeat_interleave(kinds, counts)
+        parts = zip(pixels.split(UNITS_AT_ONCE), of_unit.split(UNITS_AT_ONCE), strict=True)
+        encoded = [self._encoded(*part) for part in parts]
+        tokens, features = (torch.cat(part) for part in zip(*encoded, strict=True))
         kinds, counts, owner = (x.to(self._device) for x in (kinds, counts, owner))
         tokens = self.model.in_context(tokens, features, kinds, counts)
         row = torch.repeat_interleave(owner, counts)
         subtitles = [item.subtitle for item in items]
         return self.space.of_tokens(tokens, Units.of(kinds, counts), row, len(items), subtitles)
 
-    def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's tokens (U, T, D) and features of pixels (U, 3, H, W), in float32."""
+    def _encoded(self, pixels: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's tokens (U, T, D) and features, in float32, of pixels (U, 3, H, W) and
+        kinds (U,)."""
         encoder = self.model.encoder
-        features = encoder.features(pixels.to(self._device, self._dtype))
+        features = encoder.features(pixels.to(self._device, self._dtype), kind.to(self._device))
         return encoder(features).float(), features.float()
 
 

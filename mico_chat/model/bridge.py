@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mico_chat.media.kinds import KINDS
-from mico_chat.model.config import MediaLayout, MicoBridgeConfig
+from mico_chat.media.kinds import Layout
+from mico_chat.model.config import MicoBridgeConfig
+from mico_chat.model.context import KindRows
 from mico_chat.model.encoder import cell_centres
 
 
@@ -75,11 +76,17 @@ class PerceiverBridge(nn.Module):
     """Tokens of media -> context tokens in the LLM's width."""
 
     def __init__(
-        self, config: MicoBridgeConfig, encoder_dim: int, grid: int, n_prefix: int, llm_dim: int
+        self,
+        config: MicoBridgeConfig,
+        rows: KindRows,
+        encoder_dim: int,
+        grid: int,
+        n_prefix: int,
+        llm_dim: int,
     ) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.config, self.grid, self.n_prefix = config, grid, n_prefix
+        self.config, self.rows, self.grid, self.n_prefix = config, rows, grid, n_prefix
         self.norm_in = nn.LayerNorm(encoder_dim)
         self.proj_in = nn.Linear(encoder_dim, dim)
         # How each token of a clip differs from its mean over time shows motion. Attention across
@@ -88,7 +95,7 @@ class PerceiverBridge(nn.Module):
         # As large as the output of attention that is added to them. At the usual 0.02 the first
         # layer drowns them, all queries become one, and a probe for colours stays at chance (7 %
         # against 33 %).
-        self.queries = nn.Parameter(torch.randn(len(KINDS), config.n_still, dim))
+        self.queries = nn.Parameter(torch.randn(rows.n, config.n_still, dim))
         self.frame_queries = nn.Parameter(torch.randn(config.frame_grid**2, dim))
         self.time = nn.Linear(16, dim)  # when a frame is seen, as Fourier features
         self.layers = nn.ModuleList(BridgeLayer(dim, config.num_heads) for _ in range(config.depth))
@@ -97,7 +104,7 @@ class PerceiverBridge(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.1))  # set to the size of the LLM's embeddings
         self.look = AnchoredAttention(dim, 1, value_dim=llm_dim)
 
-    def _distance(self, layout: MediaLayout, units: int) -> Tensor:
+    def _distance(self, layout: Layout, units: int) -> Tensor:
         """Squared distance (Q, T) between query and token places, in anchor spacings."""
         n = self.config.frame_grid if layout == "frames" else self.config.still_grid
         query, key = cell_centres(n), cell_centres(self.grid)
@@ -111,7 +118,7 @@ class PerceiverBridge(nn.Module):
         return F.pad(distance, (0, 0, 0, free))
 
     def forward(
-        self, tokens: Tensor, kind: Tensor, layout: MediaLayout, values: Tensor | None = None
+        self, tokens: Tensor, kind: Tensor, layout: Layout, values: Tensor | None = None
     ) -> Tensor:
         """Media of one layout and unit count: tokens (B, U, T, D), kinds (B,) -> (B, N, L).
 
@@ -132,7 +139,7 @@ class PerceiverBridge(nn.Module):
             when = self.time(torch.cat([wave.sin(), wave.cos()], -1).to(x.dtype))  # (U, D)
             q = (self.frame_queries + when.unsqueeze(1)).flatten(0, 1).expand(b, -1, -1)
         else:
-            q = self.queries[kind]
+            q = self.queries[self.rows(kind)]
         for layer in self.layers:
             q = layer(q, x, distance)
         q = self.norm_out(q)

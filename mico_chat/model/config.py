@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import TABLE, Kind, Layout
+from mico_chat.media.kinds import Kind
 
 if TYPE_CHECKING:
     # Importing it takes a second, because all of transformers' models come with it.
@@ -46,17 +46,23 @@ class MicoEncoderConfig(PreTrainedConfig):
     mlp_ratio: float = 4.3637
 
 
+KIND_ROWS = {"image": 0, "audio": 1, "video": 2, "depth": 3, "normal": 4}
+"""The rows of kinds in checkpoints whose configuration does not say them."""
+
+
 class MicoContextConfig(PreTrainedConfig):
     """The multimodal context (paper 3.3): sizes of its tables, and switches of its terms."""
 
     model_type = "mico_context"
     base_config_key = "context_config"
 
+    kind_rows: dict[str, int] = field(default_factory=lambda: dict(KIND_ROWS))
+    """The row of each kind of medium in all tables that have one for each kind."""
     max_units: int = 32
-    """Rows of E_C: frames of a video or slices of a sound."""
+    """Rows of E_C for a kind: frames of a video or slices of a sound."""
     n_corpus_pairs: int = 16
-    """Rows of E_Sam. Row 0 is no corpus's; row 1 + a kind's number is that of the corpus with
-    texts and media of this kind."""
+    """Rows of E_Sam. Row 0 is no corpus's; 1 + a kind's row is that of the corpus with texts and
+    media of this kind."""
     modality: bool = True
     """Whether E_M is added."""
     context: bool = True
@@ -80,8 +86,9 @@ class MicoBridgeConfig(PreTrainedConfig):
     frame_grid: int = 1
     """A video frame has frame_grid² queries."""
     things: int = 0
-    """At most so many things are told apart in a picture or clip (:mod:`mico_chat.model.things`);
-    with 0 there are no queries for things. They need concepts, for the things' names."""
+    """At most so many things are told apart in a picture or clip
+    (:mod:`mico_chat.model.mini.things`); with 0 there are no queries for things. They need
+    concepts, for the things' names."""
 
     @property
     def n_still(self) -> int:
@@ -278,13 +285,6 @@ class MicoChatConfig(_ModelConfig):
 THING_WORDS = 6
 """Context tokens of a thing behind its name: how many have it, colour (or metres), side, height,
 distance (or way), how many things there are."""
-
-
-MediaLayout = Layout
-
-
-def layout_of(kind: Kind) -> MediaLayout:
-    return TABLE[kind].layout
 
 
 AutoConfig.register("mico", MicoConfig)

@@ -20,7 +20,7 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import EncodedMedium
 from mico_chat.model.context import Units
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_chat.model.subtitles import Subtitles
+from mico_chat.model.released import Subtitles
 
 
 class MediaContext(NamedTuple):

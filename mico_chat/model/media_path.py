@@ -10,7 +10,8 @@ sample: ``media_kind`` and ``media_units`` (M,) are the kind and the unit count 
 same order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self, cast
 
@@ -20,27 +21,71 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from mico_chat.errors import ModelError
-from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import PerceiverBridge
-from mico_chat.model.concepts import build_concepts
 from mico_chat.model.config import MicoChatConfig
-from mico_chat.model.context import AlikeMedia, MultimodalContext
+from mico_chat.model.context import AlikeMedia, KindRows, MultimodalContext
 from mico_chat.model.encoder import OmniEncoder
-from mico_chat.model.motion import Ways
-from mico_chat.model.things import (
+from mico_chat.model.mini.concepts import ChangeCells, ConceptAttention, build_concepts
+from mico_chat.model.mini.motion import Ways
+from mico_chat.model.mini.part import Part, Seen
+from mico_chat.model.mini.things import (
     MIDDLE,
     WORDS,
-    Thing,
     ThingQueries,
+    Things,
     ThingWords,
-    look_at,
-    namesakes,
-    padded,
-    there,
+    looked,
     zeros_first,
 )
 
-DEPTH, NORMAL = KINDS.index("depth"), KINDS.index("normal")
+
+@dataclass(frozen=True)
+class Grid:
+    """The paper's part: the bridge's queries look at the tokens and at the concepts' values.
+
+    With concepts, the names of the whole medium stand behind the bridge's tokens. ``closer``: two
+    looks at the middle of a still, whose main thing is there, count for its name.
+    """
+
+    bridge: PerceiverBridge
+    concepts: ConceptAttention | None
+    encoder: OmniEncoder
+    table: nn.Embedding | None
+    closer: bool
+    use_concepts: bool
+    use_grid: bool
+
+    def __call__(self, seen: Seen) -> Tensor:
+        named, values = self.named(seen)
+        context = self.queried(seen, values)
+        return context if named is None else torch.cat([context, named.to(context.dtype)], 1)
+
+    def named(
+        self, seen: Seen, change: ChangeCells | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The concepts' tokens (B, K, L) and cells' values (B·U, G², L), of those that there are.
+
+        ``change`` is of the cells' logits.
+        """
+        if self.concepts is None or self.table is None:
+            return None, None
+        looks = None
+        if self.closer and seen.media.layout == "still" and seen.pixels is not None:
+            n = len(seen.pixels)
+            picture = torch.arange(n).repeat_interleave(len(MIDDLE))
+            boxes = MIDDLE.to(seen.pixels.device).repeat(n, 1)
+            looks = looked(self.encoder, seen, seen.pixels, picture, boxes)
+        found = self.concepts(seen.features, seen.media, self.table, looks, change)
+        named, values = (None if x is None else x * self.use_concepts for x in found)
+        return named, values
+
+    def queried(self, seen: Seen, values: Tensor | None) -> Tensor:
+        """The bridge's tokens (B, Q, L), with the values of cells, if any."""
+        if values is not None:  # a value at each grid token, zero at the prefix tokens
+            values = F.pad(values.to(seen.tokens.dtype), (0, 0, self.encoder.n_prefix, 0))
+            values = values.unflatten(0, (-1, seen.media.units))
+        context: Tensor = self.bridge(seen.tokens, seen.media.kind, seen.media.layout, values)
+        return context * self.use_grid
 
 
 class MediaPath(nn.Module):
@@ -54,11 +99,12 @@ class MediaPath(nn.Module):
     def build(self, config: MicoChatConfig) -> None:
         """Make the modules, with random weights, and no language model."""
         self.encoder = OmniEncoder(config.encoder_config)
-        d = self.encoder.embed_dim
+        d, grid = self.encoder.embed_dim, self.encoder.grid
         self.context = MultimodalContext(config.context_config, d)
         self.concepts = build_concepts(config.concept_config, self.encoder)
         self.bridge = PerceiverBridge(
-            config.bridge_config, d, self.encoder.grid, self.encoder.n_prefix, config.llm_width
+            *(config.bridge_config, self.context.rows, d, grid),
+            *(self.encoder.n_prefix, config.llm_width),
         )
         self.things: ThingQueries | None = None
         bridge = config.bridge_config
@@ -66,7 +112,7 @@ class MediaPath(nn.Module):
             if self.concepts is None or self.concepts.colour is None:
                 raise ModelError("bridge_config.things needs a concept_config with colours")
             sizes = (bridge.hidden_size, bridge.num_heads, bridge.depth, bridge.things)
-            self.things = ThingQueries(d, self.encoder.grid, *sizes)
+            self.things = ThingQueries(d, grid, *sizes)
             self.thing_words = ThingWords(self.concepts.name_ids.shape[1])
             self.ways = Ways(len(WORDS["way"]))
         self.llm: Any = None
@@ -74,21 +120,47 @@ class MediaPath(nn.Module):
         self.use_grid = True
         self.generation: dict[str, Any] | None = None
 
+    @property
+    def grid(self) -> Grid:
+        """The first part."""
+        named = self.concepts is not None
+        table = cast(nn.Embedding, self.get_input_embeddings()) if named else None
+        switches = (self.things is not None, self.use_concepts, self.use_grid)
+        return Grid(self.bridge, self.concepts, self.encoder, table, *switches)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that the config lists, in the order of their tokens."""
+        grid = self.grid
+        if self.things is None or self.concepts is None or grid.table is None:
+            return (grid,)
+        own = (self.things, self.thing_words, self.ways, self.concepts, self.encoder)
+        return grid, Things(*own, grid.table, self.use_grid)
+
     def context_tokens(
         self,
         media_kind: Tensor,
         media_units: Tensor,
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
+        parts: Sequence[Part] | None = None,
     ) -> list[Tensor]:
-        """Context tokens of each medium, (n_i, L), in the media's order."""
+        """Context tokens of each medium, (n_i, L), in the media's order.
+
+        ``parts`` stand in for the model's own. Parts that look closely need ``pixel_values``.
+        """
         tokens, features = self.encoded(media_kind, media_units, pixel_values, stem_features)
+        parts = self.parts if parts is None else parts
         found: list[Tensor] = [tokens] * len(media_kind)
         for media in AlikeMedia.groups(media_kind, media_units):
+            own = media.of(tokens).unflatten(0, (-1, media.units))
             pixels = None if pixel_values is None else media.of(pixel_values)
-            group = self.alike_tokens(media.of(tokens), media.of(features), media, pixels)
-            for m, context in zip(media.media, group, strict=True):
-                found[m] = context
+            seen = Seen(media, own, media.of(features), pixels)
+            said = [one for part in parts if (one := part(seen)) is not None]
+            context = torch.cat([one.to(said[0].dtype) for one in said], 1)
+            context = context if self.things is None else zeros_first(context)
+            for m, row in zip(media.media, context, strict=True):
+                found[m] = row
         return found
 
     def encoded(
@@ -99,105 +171,17 @@ class MediaPath(nn.Module):
         stem_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The encoder's tokens (U, T, D) with their context, eq. (1), and the stem's features."""
-        features = self.encoder.unit_features(pixel_values, stem_features, media_units)
+        media = (media_kind, media_units)
+        features = self.encoder.unit_features(*media, pixel_values, stem_features)
         bridge_dtype = self.bridge.norm_in.weight.dtype  # that of a frozen encoder may differ
         # Before the sum: beside a token, bfloat16 rounds a small embedding that still learns to 0.
         tokens = self.encoder(features).to(bridge_dtype)
-        return self.context(tokens, media_kind, media_units), features.to(bridge_dtype)
+        return self.context(tokens, *media), features.to(bridge_dtype)
 
-    def alike_tokens(
-        self, tokens: Tensor, features: Tensor, media: AlikeMedia, pixels: Tensor | None = None
-    ) -> Tensor:
-        """Tokens (B·U, T, D) and stem features of alike media -> context tokens (B, N, L).
-
-        A model with queries for things needs the ``pixels`` (B·U, 3, H, W) of pictures and clips.
-        """
-        named = values = None
-        if self.concepts is not None:
-            table = cast(nn.Embedding, self.get_input_embeddings())
-            looks = self._whole_looks(media, pixels)
-            named, values = self.concepts(features, media, table, looks)
-        if values is not None:  # a value at each grid token, zero at the prefix tokens
-            values = values.to(tokens.dtype) * self.use_concepts
-            values = F.pad(values, (0, 0, self.encoder.n_prefix, 0)).unflatten(0, (-1, media.units))
-        tokens = tokens.unflatten(0, (-1, media.units))  # (B, U, T, D)
-        context: Tensor = self.bridge(tokens, media.kind, media.layout, values) * self.use_grid
-        parts = [context] if named is None else [context, named * self.use_concepts]
-        if self.things is not None and media.layout != "slices":
-            found = self._things(self.things, tokens, features, media, pixels)
-            parts.append(found * self.use_grid)
-        said = torch.cat([part.to(context.dtype) for part in parts], dim=1)
-        return said if self.things is None else zeros_first(said)
-
-    def _whole_looks(self, media: AlikeMedia, pixels: Tensor | None) -> Tensor | None:
-        """Stem features of closer looks at the middle of stills, whose main thing is there."""
-        if self.things is None or media.layout != "still" or pixels is None:
-            return None
-        picture = torch.arange(len(pixels)).repeat_interleave(len(MIDDLE))
-        return self._looked(pixels, picture, MIDDLE.to(pixels.device).repeat(len(pixels), 1))
-
-    def _looked(self, pixels: Tensor, picture: Tensor, boxes: Tensor) -> Tensor:
-        """Stem features of looks at boxes (R, 4) of the pictures (R,)."""
-        bridge, stem = self.bridge.norm_in.weight, self.encoder.stem
-        assert stem is not None
-        if len(boxes) == 0:  # which some operations of a CNN cannot take
-            return bridge.new_zeros(0, stem.out_dim, self.encoder.grid, self.encoder.grid)
-        looks = look_at(pixels, picture, boxes, self.encoder.image_size)
-        return cast(Tensor, stem(looks.to(self.dtype))).to(bridge.dtype)
-
-    def _things(
-        self,
-        queries: ThingQueries,
-        tokens: Tensor,
-        features: Tensor,
-        media: AlikeMedia,
-        pixels: Tensor | None,
-    ) -> Tensor:
-        """Tokens (B, U, T, D) of alike pictures or clips -> the runs (B, N, L) of their things.
-
-        Of a clip these are the things of its middle frame.
-        """
-        concepts, stem = self.concepts, self.encoder.stem
-        if pixels is None:
-            raise ModelError("things are looked at closely: give pixel_values, not stem_features")
-        assert concepts is not None
-        assert concepts.colour is not None
-        assert stem is not None
-        middle = media.units // 2
-        found = queries(tokens[:, middle, self.encoder.n_prefix :])[-1]
-        kept = there(found)
-        # The nearest first: a language model learns "the nearer of the two" from the order.
-        order = found.distance.masked_fill(~kept, torch.inf).argsort(1)
-        picture, place = kept.gather(1, order).nonzero(as_tuple=True)
-        query = order[picture, place]
-        boxes = found.boxes[picture, query]
-        pixels = pixels.unflatten(0, (-1, media.units))[:, middle]
-        way = None
-        if media.layout == "frames":
-            frames = stem.middle(features).unflatten(0, (-1, media.units))
-            way = self.ways(frames, boxes, picture)
-        looks = self._looked(pixels, picture, boxes)
-        cells = concepts.cell_logits(looks)
-        table = cast(nn.Embedding, self.get_input_embeddings())
-        thing = Thing(
-            boxes=boxes,
-            picture=picture,
-            distance=found.distance[picture, query],
-            name=concepts.visual_tokens(cells, table),
-            namesakes=namesakes(concepts.plain_posterior(cells), picture),
-            colour=concepts.colour(looks),
-            way=way,
-            surface=(media.kind == DEPTH)[picture] | (media.kind == NORMAL)[picture],
-        )
-        runs = self.thing_words(thing, table)
-        maps = (media.kind == DEPTH).nonzero().squeeze(1)
-        if media.layout == "still" and len(maps):
-            halves = self.thing_words.halves(pixels[maps], table)
-            runs = torch.cat([halves.flatten(0, 1).to(runs.dtype), runs])
-            picture = torch.cat([maps.repeat_interleave(2), picture])
-            order = picture.argsort(stable=True)
-            runs, picture = runs[order], picture[order]
-        return padded(runs, picture, len(tokens), queries.n)
+    @property
+    def rows(self) -> KindRows:
+        """The rows of the kinds that the model knows."""
+        return self.context.rows
 
     @property
     def device(self) -> torch.device:

@@ -33,15 +33,16 @@ FBANK_MEAN, FBANK_STD = 15.41663, 2 * 6.55582  # of the released model's trainin
 NEAREST, FARTHEST = 0.25, 32.0  # metres at the ends of the absolute depth channel
 
 
-def in_parts(compute: Callable[[Tensor], Tensor], units: Tensor) -> Tensor:
+def in_parts(compute: Callable[..., Tensor], *units: Tensor) -> Tensor:
     """What ``compute`` makes of the units (U, ...), ``PART`` at a time."""
-    first = compute(units[:PART])
-    if len(units) <= PART:
+    n = len(units[0])
+    first = compute(*(x[:PART] for x in units))
+    if n <= PART:
         return first
-    found = first.new_empty(len(units), *first.shape[1:])
+    found = first.new_empty(n, *first.shape[1:])
     found[:PART] = first
-    for at in range(PART, len(units), PART):
-        found[at : at + PART] = compute(units[at : at + PART])
+    for at in range(PART, n, PART):
+        found[at : at + PART] = compute(*(x[at : at + PART] for x in units))
     return found
 
 

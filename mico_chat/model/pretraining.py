@@ -15,15 +15,15 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.concepts import ConceptAttention, build_concepts
 from mico_chat.model.config import MicoConfig
-from mico_chat.model.context import ContrastiveHeads, MultimodalContext, Units
+from mico_chat.model.context import KindRows, MultimodalContext, Units
 from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.media_path import MediaPath
-from mico_chat.model.names import ConceptNames
+from mico_chat.model.mini.concepts import ChangeCells, ConceptAttention, build_concepts
+from mico_chat.model.mini.names import ConceptNames
+from mico_chat.model.mini.regions import RegionBatch, region_loss
 from mico_chat.model.ranks import fetch_rows, gather_rows, of_one_length, ranks
-from mico_chat.model.regions import RegionBatch, region_loss
-from mico_chat.model.subtitles import Subtitles
+from mico_chat.model.released import ContrastiveHeads, Subtitles
 from mico_chat.model.text_branch import Corpora, TextBranch, backwards, log_likelihood
 
 OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept")
@@ -83,7 +83,7 @@ class MicoForPretraining(PreTrainedModel):
 
     def __init__(self, config: MicoConfig, chat: MediaPath | None = None) -> None:
         super().__init__(config)
-        text = config.text_config
+        text, self.rows = config.text_config, KindRows(config.context_config.kind_rows)
         if chat is None:
             self.encoder = OmniEncoder(config.encoder_config)
             self.context = MultimodalContext(config.context_config, self.encoder.embed_dim)
@@ -98,12 +98,12 @@ class MicoForPretraining(PreTrainedModel):
             if said is not None:
                 self.subtitle_projection = nn.Linear(said, text.projection_dim, bias=False)
         else:
-            self.media_projection = ContrastiveHeads(d, text.projection_dim, said)
+            self.media_projection = ContrastiveHeads(self.rows, d, text.projection_dim, said)
         self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
         self.names: ConceptNames | None = None
         if text.name_tokens > 0:
             n_names = sum(len(names) for names in config.concept_names)
-            self.names = ConceptNames(text, n_names, d)
+            self.names = ConceptNames(text, self.rows, n_names, d)
         self.matching_head = nn.Sequential(
             nn.Linear(text.hidden_size, text.hidden_size),
             nn.GELU(),
@@ -130,12 +130,13 @@ class MicoForPretraining(PreTrainedModel):
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
         subtitles: Subtitles | None = None,
+        change: ChangeCells | None = None,
     ) -> EncodedContexts:
-        """Media of ``n`` samples, and their subtitles, if any."""
-        features = self.encoder.unit_features(pixel_values, stem_features, media_units)
-        units = Units.of(media_kind, media_units)
-        tokens = self.unit_tokens(features, units)
-        tokens = self.in_context(tokens, features, media_kind, media_units)
+        """Media of ``n`` samples, and their subtitles, if any; ``change`` is of named cells."""
+        media = (media_kind, media_units)
+        features = self.encoder.unit_features(*media, pixel_values, stem_features)
+        units = Units.of(*media)
+        tokens = self.in_context(self.unit_tokens(features, units), features, *media, change)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
         return EncodedContexts(*self.join(tokens, units, row, n, subtitles), features)
 
@@ -149,7 +150,12 @@ class MicoForPretraining(PreTrainedModel):
         return self.encoder.n_prefix + self.encoder.grid**2 + (self.names is not None)
 
     def in_context(
-        self, tokens: Tensor, features: Tensor, media_kind: Tensor, media_units: Tensor
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        media_kind: Tensor,
+        media_units: Tensor,
+        change: ChangeCells | None = None,
     ) -> Tensor:
         """Tokens of units with their context embeddings and, last in each, the name token, if any.
 
@@ -159,7 +165,7 @@ class MicoForPretraining(PreTrainedModel):
         if self.names is None or self.concepts is None:
             return tokens
         media = (media_kind, media_units)
-        named = self.names.tokens(self.concepts, features, *media, self.text.table)
+        named = self.names.tokens(self.concepts, features, *media, self.text.table, change)
         return torch.cat([tokens, named.to(tokens.dtype)], 1)
 
     def join(
@@ -241,6 +247,7 @@ class MicoForPretraining(PreTrainedModel):
         subtitle_ids: Tensor | None = None,
         subtitle_mask: Tensor | None = None,
         advantage: Tensor | None = None,
+        change: ChangeCells | None = None,
         **regions: Tensor,
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
@@ -248,20 +255,22 @@ class MicoForPretraining(PreTrainedModel):
         An objective of weight 0 is not computed. With questions (B, P), which only the caption
         objective uses, the captions are answers. ``subtitle_ids`` and ``subtitle_mask`` (B, S) are
         :class:`Subtitles`. With an ``advantage`` (B,) the captions are the model's own, and become
-        more likely by it (the caption objective alone). ``regions`` are the inputs of a
-        :class:`RegionBatch` of media with one unit each. ``caption_corpus`` (B, S) and
-        ``media_corpus`` (M,) are rows of E_Sam, see :class:`Corpora`. Contrast has no E_Sam: it
-        would tell joint samples by it, on both sides, and not by what they show.
+        more likely by it (the caption objective alone). ``change`` makes other logits of the cells
+        that are named. ``regions`` are the inputs of a :class:`RegionBatch` of media with one unit
+        each. ``caption_corpus`` (B, S) and ``media_corpus`` (M,) are 0, or 1 + the number of a
+        kind, see :class:`Corpora`. Contrast has no E_Sam: it would tell joint samples by it, on
+        both sides, and not by what they show.
         """
         n = len(input_ids)
         subtitles = None
         if subtitle_ids is not None and subtitle_mask is not None:
             subtitles = Subtitles(subtitle_ids, subtitle_mask)
         context, context_mask, pooled, tokens, features = self.encode(
-            media_kind, media_units, media_row, n, pixel_values, stem_features, subtitles
+            media_kind, media_units, media_row, n, pixel_values, stem_features, subtitles, change
         )
         if caption_corpus is None or media_corpus is None:
             caption_corpus, media_corpus = torch.zeros_like(input_ids), torch.zeros_like(media_kind)
+        caption_corpus, media_corpus = map(self.rows.corpora, (caption_corpus, media_corpus))
         of_unit, row = (torch.repeat_interleave(x, media_units) for x in (media_corpus, media_row))
         context_corpus = side_by_side(of_unit, row, n).repeat_interleave(tokens.shape[1], dim=1)
         context_corpus = F.pad(context_corpus, (0, context.shape[1] - context_corpus.shape[1]))

@@ -21,8 +21,8 @@ from transformers import BertModel, GenerationMixin, PreTrainedModel, PreTrained
 from transformers.modeling_outputs import CausalLMOutput
 
 from mico_chat.model.config import MicoContextConfig, MicoTextConfig
-from mico_chat.model.context import KindProjections, Units
-from mico_chat.model.subtitles import SubtitleProjection
+from mico_chat.model.context import Units
+from mico_chat.model.released import KindProjections, SubtitleProjection
 
 if TYPE_CHECKING:
     from mico_chat.model.pretraining import MicoForPretraining

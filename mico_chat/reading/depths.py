@@ -22,7 +22,7 @@ from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError
 from mico_chat.late import late
 from mico_chat.media.maps import encode_depth
 from mico_chat.media.medium import Image
-from mico_chat.model.depth import WEIGHTS, load_depth_net
+from mico_chat.model.mini.depth import WEIGHTS, load_depth_net
 
 # It brings transformers.
 with late():

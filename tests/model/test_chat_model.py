@@ -59,7 +59,7 @@ def processor(model: MicoChatForConditionalGeneration) -> MicoChatProcessor:
     return processor_for(model.config)
 
 
-def media_of(*media: Medium) -> dict[str, Tensor]:
+def media_of(*media: Medium) -> dict[str, Any]:
     """Media as ``context_tokens`` takes them."""
     units = [processor_for(MicoChatConfig.tiny()).units(medium) for medium in media]
     return {

@@ -12,15 +12,17 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mico_chat.errors import ModelError
 from mico_chat.media import Audio
+from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import MediaReport
-from mico_chat.model import ear as ears
-from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoConceptConfig, MicoEncoderConfig
-from mico_chat.model.ear import WIDTH, ear, read_ctranslate2, whisper_mel
 from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.mini import ear as ears
+from mico_chat.model.mini.concepts import ConceptAttention
+from mico_chat.model.mini.ear import WIDTH, ear, read_ctranslate2, whisper_mel
 from mico_chat.model.preprocessing import SAMPLE_RATE, Preprocessing
 
 CPU = torch.device("cpu")
+IMAGE, AUDIO = KINDS.index("image"), KINDS.index("audio")
 SIDE = 64
 
 
@@ -135,16 +137,24 @@ def encoder(ear_blocks: int) -> OmniEncoder:
 def test_the_ear_hears_sounds_and_changes_nothing_else(weights: Path) -> None:
     deaf, hearing = encoder(0), encoder(1)
     assert deaf.state_dict().keys() == hearing.state_dict().keys()  # no weight of the ear is saved
-    sound = slices()
-    units = torch.cat([torch.randn(2, 3, SIDE, SIDE), sound])
+    sound, grey = slices(), torch.randn(2, 1, SIDE, SIDE).expand(-1, 3, -1, -1)
+    units, kind = torch.cat([grey, sound]), torch.tensor([IMAGE] * 2 + [AUDIO] * len(sound))
     with torch.inference_mode():
-        features = hearing.features(units)
-        torch.testing.assert_close(hearing(features), deaf(deaf.features(units)))
+        features = hearing.features(units, kind)
+        torch.testing.assert_close(hearing(features), deaf(deaf.features(units, kind)))
         expected = ear(1, CPU)(sound[:, 0])
+        unknown = hearing.features(units)
     assert hearing.stem is not None
     heard = features[:, hearing.stem.seen_dim :].flatten(1)
-    assert not heard[:2].any()
+    assert not heard[:2].any(), "a grey picture has three equal channels, but it is no sound"
     torch.testing.assert_close(heard[2:, : 2 * WIDTH], expected)
+    assert not unknown[:, hearing.stem.seen_dim :].any()
+
+
+def test_a_grey_picture_needs_no_ear(weights: Path) -> None:
+    weights.unlink()
+    media = torch.tensor([IMAGE]), torch.tensor([1])
+    assert encoder(1).unit_features(*media, torch.ones(1, 3, SIDE, SIDE)).any()
 
 
 def test_the_sounds_names_read_the_mean_of_what_is_heard(weights: Path) -> None:
@@ -157,7 +167,8 @@ def test_the_sounds_names_read_the_mean_of_what_is_heard(weights: Path) -> None:
     sound = slices()
     assert len(sound) > 1
     with torch.inference_mode():
-        features = hearing.features(torch.cat([sound, sound[:1]]))
+        kind = torch.tensor([AUDIO] * (len(sound) + 1))
+        features = hearing.features(torch.cat([sound, sound[:1]]), kind)
         got = concepts.sound_features(features, torch.tensor([len(sound), 1]))
         expected = ear(1, CPU)(sound[:, 0])
         assert concepts.sound_logits(features, torch.tensor([len(sound), 1])).shape == (2, 2)

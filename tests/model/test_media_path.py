@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import PerceiverBridge
-from mico_chat.model.concepts import LIKELY, ConceptAttention, build_concepts
 from mico_chat.model.config import (
+    KIND_ROWS,
     MicoBridgeConfig,
     MicoChatConfig,
     MicoConceptConfig,
@@ -19,9 +19,12 @@ from mico_chat.model.config import (
     MicoContextConfig,
     MicoEncoderConfig,
 )
-from mico_chat.model.context import AlikeMedia, KindProjections, MultimodalContext, Units
-from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder
+from mico_chat.model.context import AlikeMedia, KindRows, MultimodalContext, Units
+from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.mini.concepts import LIKELY, ConceptAttention, build_concepts
+from mico_chat.model.mini.stem import COLOUR_CELLS
 from mico_chat.model.preprocessing import PART
+from mico_chat.model.released import KindProjections
 from tests.tiny import SIDE, chat_model
 
 
@@ -43,10 +46,10 @@ def test_tokens_are_a_prefix_and_a_grid(encoder: OmniEncoder, pixels: torch.Tens
 
 
 def test_cached_features_equal_pixels(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
-    units = torch.tensor([1, 2])
+    kinds, units = torch.tensor([0, 2]), torch.tensor([1, 2])
     cached = encoder.features(pixels)
-    torch.testing.assert_close(encoder.unit_features(pixels, None, units), cached)
-    torch.testing.assert_close(encoder.unit_features(None, cached, units), cached)
+    torch.testing.assert_close(encoder.unit_features(kinds, units, pixels), cached)
+    torch.testing.assert_close(encoder.unit_features(kinds, units, None, cached), cached)
 
 
 @pytest.mark.parametrize("inference", [True, False])
@@ -76,10 +79,10 @@ def test_the_stem_keeps_colours_of_a_cell(encoder: OmniEncoder, pixels: torch.Te
 
 def test_wrong_units_are_refused(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="sum to 4 but there are 3 units"):
-        encoder.unit_features(pixels, None, torch.tensor([2, 2]))
+        encoder.unit_features(torch.tensor([0, 2]), torch.tensor([2, 2]), pixels)
     for given, cached in ((pixels, encoder.features(pixels)), (None, None)):
         with pytest.raises(ModelError, match="either"):
-            encoder.unit_features(given, cached, torch.tensor([3]))
+            encoder.unit_features(torch.tensor([2]), torch.tensor([3]), given, cached)
 
 
 def test_a_plain_vit_has_no_stem() -> None:
@@ -146,7 +149,7 @@ def bridge() -> PerceiverBridge:
     config = MicoBridgeConfig(
         hidden_size=16, num_heads=2, depth=1, still_grid=3, still_global=2, frame_grid=2
     )
-    return PerceiverBridge(config, WIDTH, GRID, PREFIX, LLM).eval()
+    return PerceiverBridge(config, KindRows(KIND_ROWS), WIDTH, GRID, PREFIX, LLM).eval()
 
 
 def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
@@ -193,7 +196,7 @@ def test_queries_look_around_their_place(bridge: PerceiverBridge) -> None:
 def test_queries_start_apart() -> None:
     torch.manual_seed(0)
     config = MicoBridgeConfig(hidden_size=64, num_heads=2, depth=2, still_grid=3, still_global=2)
-    bridge = PerceiverBridge(config, encoder_dim=48, grid=7, n_prefix=1, llm_dim=32)
+    bridge = PerceiverBridge(config, KindRows(KIND_ROWS), 48, grid=7, n_prefix=1, llm_dim=32)
     out = bridge(torch.randn(4, 1, 50, 48), torch.zeros(4, dtype=torch.long), "still")
     apart = out.std(dim=1).mean() / out.pow(2).mean().sqrt()
     assert float(apart.detach()) > 0.5  # 0.05 where all queries have become one

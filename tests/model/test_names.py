@@ -9,7 +9,7 @@ from torch import Tensor
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
-from mico_chat.model.names import ConceptNames
+from mico_chat.model.mini.names import ConceptNames
 from mico_chat.model.pretraining import OBJECTIVES, EncodedContexts, MicoForPretraining
 from tests.tiny import SIDE, captions, letters, pretraining_model
 

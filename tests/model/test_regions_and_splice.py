@@ -9,7 +9,7 @@ from torch import Tensor
 from mico_chat.errors import ModelError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.encoder import cell_centres
-from mico_chat.model.regions import WHOLE, RegionBatch, region_loss
+from mico_chat.model.mini.regions import WHOLE, RegionBatch, region_loss
 from mico_chat.model.splice import segments, splice
 
 LEFT = (0.0, 0.0, 0.5, 1.0)

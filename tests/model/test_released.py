@@ -24,7 +24,7 @@ from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
-from mico_chat.model.subtitles import Subtitles
+from mico_chat.model.released import Subtitles
 from mico_chat.model.text_branch import backwards, captions
 from tests.model import released_replica as replica
 from tests.tiny import command

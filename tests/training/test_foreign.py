@@ -151,7 +151,7 @@ def test_shards_at_an_address_are_those_in_a_folder(
     medium = there[0].media["image.png"]
     features = FeatureCache(cache / "features", "stem")
     pixels = torch.ones(1, 3, 2, 2)
-    assert features.fill([medium], lambda _: [pixels], lambda units: units) == 1
+    assert features.fill([medium], lambda _: [pixels], lambda units, _: units) == 1
     torch.testing.assert_close(features[medium], [pixels])
 
 

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.context import AlikeMedia
-from mico_chat.model.encoder import Stem
+from mico_chat.model.mini.concepts import ConceptAttention
+from mico_chat.model.mini.stem import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.media_noise import MediaNoise
 from mico_training.parallel import keep_step
 from mico_training.recipe import DropRecipe
 from mico_training.simulated import simulate
 from tests.tiny import SIDE, captions, chat_model
+from tests.training.test_set_prediction import with_things
 
 NAMED = 2
 """Concept tokens of a still."""
@@ -27,14 +28,37 @@ class Trained(nn.Module):
 
     def __init__(self, chat: MicoChatForConditionalGeneration, **drop: float) -> None:
         super().__init__()
-        self.chat = chat
-        MediaNoise(chat, DropRecipe(**drop), self)
+        self.chat, self.noise = chat, MediaNoise(chat, DropRecipe(**drop))
 
     def forward(self, **media: Tensor) -> list[Tensor]:
-        return self.chat.context_tokens(**media)
+        inputs = self.noise(media)
+        tokens: list[Tensor] = inputs.pop("see")(**inputs)
+        return tokens
 
 
-def pictures(n: int) -> dict[str, Tensor]:
+def attributes(model: nn.Module) -> dict[str, object]:
+    """What the modules of a model hold, hooks too: the contents of dicts, and which objects."""
+    found: dict[str, object] = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            parts = {k: id(v) for k, v in value.items()} if isinstance(value, dict) else id(value)
+            found[f"{name}.{key}"] = parts
+    return found
+
+
+@pytest.mark.parametrize("things", [True, False])
+def test_training_gives_other_parts_and_patches_nothing(things: bool) -> None:
+    chat = chat_model(with_things() if things else MicoChatConfig.tiny()).train()
+    before, own = attributes(chat), chat.context_tokens(**pictures(2))
+    trained = Trained(chat, path=0.4, names=0.5)
+    found = trained(**pictures(2), simulated_names=torch.tensor([-1, 2]))
+    assert not torch.equal(torch.cat(found), torch.cat(own))
+    assert attributes(chat) == before
+    for tokens, same in zip(chat.context_tokens(**pictures(2)), own, strict=True):
+        assert torch.equal(tokens, same)
+
+
+def pictures(n: int) -> dict[str, Any]:
     return {
         "media_kind": torch.zeros(n, dtype=torch.long),
         "media_units": torch.ones(n, dtype=torch.long),
@@ -111,21 +135,16 @@ def test_stage_1_takes_a_picture_for_the_simulated_name() -> None:
     config = MicoConfig.tiny()
     config.text_config.name_tokens = 8
     model = MicoForPretraining(config).train()
-    MediaNoise(model, DropRecipe())
-    concepts = model.concepts
-    assert concepts is not None
-    assert concepts.change_cells is not None
-    change = concepts.change_cells
-    seen: list[tuple[Tensor, Tensor]] = []
+    ids, mask = captions(2, 6)
+    batch = {**pictures(2), "media_row": torch.arange(2), "input_ids": ids, "attention_mask": mask}
+    inputs = MediaNoise(model, DropRecipe())({**batch, "simulated_names": torch.tensor([2, -1])})
+    change, seen = inputs["change"], list[tuple[Tensor, Tensor]]()
 
     def record(cells: Tensor, media: AlikeMedia) -> Tensor:
         seen.append((cells, change(cells, media)))
         return seen[-1][1]
 
-    concepts.change_cells = record
-    ids, mask = captions(2, 6)
-    batch = {**pictures(2), "media_row": torch.arange(2), "input_ids": ids, "attention_mask": mask}
-    model(**batch, simulated_names=torch.tensor([2, -1]))
+    model(**inputs | {"change": record})
     ((stem, used),) = seen
     assert int(used[0].mean(0).argmax()) == 2
     assert torch.equal(used[1], stem[1])

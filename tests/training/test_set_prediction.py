@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,9 @@ from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import THING_WORDS, MicoChatConfig
-from mico_chat.model.motion import Ways, split_motion
-from mico_chat.model.preprocessing import Preprocessing
-from mico_chat.model.processing import MicoChatProcessor
-from mico_chat.model.regions import INNER, RegionBatch
-from mico_chat.model.things import (
+from mico_chat.model.mini.motion import Ways, split_motion
+from mico_chat.model.mini.regions import INNER, RegionBatch
+from mico_chat.model.mini.things import (
     WORDS,
     Found,
     Thing,
@@ -28,6 +27,8 @@ from mico_chat.model.things import (
     there,
     zeros_first,
 )
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
 from mico_training.build_model import Chat
 from mico_training.data.sample import region_batch, regions_of
 from mico_training.set_prediction import SetPrediction, layer_losses, matched
@@ -46,7 +47,7 @@ def with_things() -> MicoChatConfig:
     return config
 
 
-def media(kinds: list[Kind], units: list[int], side: int = 2 * SIDE) -> dict[str, Tensor]:
+def media(kinds: list[Kind], units: list[int], side: int = 2 * SIDE) -> dict[str, Any]:
     return {
         "media_kind": torch.tensor([KINDS.index(kind) for kind in kinds]),
         "media_units": torch.tensor(units),

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.model.mini.things import WORDS
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
-from mico_chat.model.things import WORDS
 from mico_training import simulated
 from mico_training.build_model import Chat
 from mico_training.data.sample import region_batch, regions_of
@@ -76,10 +76,12 @@ def given(
     )
     assert regions is not None
     inputs = {**regions.inputs(), "given": torch.tensor([truth is not None for truth in truths])}
-    noise._take_inputs(model, (), inputs)
-    assert not inputs, "the model itself knows none of them"
+    given = noise(inputs | media)
+    see = given.pop("see")
+    assert given.keys() == media.keys(), "the model itself knows none of the others"
     torch.manual_seed(0)
-    return model.context_tokens(**media)
+    tokens: list[Tensor] = see(**given)
+    return tokens
 
 
 def said(model: MicoChatForConditionalGeneration, tokens: Tensor) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mico_chat.errors import DataError
 from mico_chat.media import MediaFile
-from mico_chat.model.regions import WHOLE
+from mico_chat.model.mini.regions import WHOLE
 from mico_training.data.media import FeatureCache, stem_fingerprint
 from mico_training.data.readers import ManifestSource, read_llava
 from mico_training.data.sample import WAYS, Region, region_batch, regions_of
@@ -180,6 +180,11 @@ def stem(pixels: Tensor) -> Tensor:
     return pixels[:, :2, :7, :7] / 8
 
 
+def of_kind(pixels: Tensor, is_sound: Tensor) -> Tensor:
+    """A stem that tells sounds apart."""
+    return stem(pixels) * torch.where(is_sound, -1.0, 1.0).view(-1, 1, 1, 1)
+
+
 @pytest.fixture
 def media(shards: Path) -> list[MediaFile]:
     source = ShardSource(str(shards / "*.tar"), "caption")
@@ -187,14 +192,14 @@ def media(shards: Path) -> list[MediaFile]:
 
 
 def check(cache: FeatureCache, medium: MediaFile) -> None:
-    expected = [stem(part) for part in units(medium)]
+    expected = [stem(part) * (-1 if medium.kind == "audio" else 1) for part in units(medium)]
     torch.testing.assert_close(cache[medium], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_features_come_back(media: list[MediaFile], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, FINGERPRINT)
-    assert cache.fill(media, units, stem, batch_size=5) == 24
-    assert cache.fill(media, units, stem) == 0
+    assert cache.fill(media, units, of_kind, batch_size=5) == 24
+    assert cache.fill(media, units, of_kind) == 0
     for medium in media:
         check(cache, medium)
 
@@ -202,11 +207,11 @@ def test_features_come_back(media: list[MediaFile], tmp_path: Path) -> None:
 def test_a_killed_run_loses_only_the_shard_that_it_was_in(
     media: list[MediaFile], tmp_path: Path
 ) -> None:
-    FeatureCache(tmp_path, FINGERPRINT).fill(media[:7], units, stem, batch_size=2)
+    FeatureCache(tmp_path, FINGERPRINT).fill(media[:7], units, of_kind, batch_size=2)
     (file,) = (tmp_path / FINGERPRINT).glob("*.safetensors")
     file.with_suffix(".1234").write_bytes(b"a part of the next shard")
     fresh = FeatureCache(tmp_path, FINGERPRINT)
-    assert fresh.fill(media, units, stem, batch_size=2) == 24 - 7
+    assert fresh.fill(media, units, of_kind, batch_size=2) == 24 - 7
     for medium in media:
         check(fresh, medium)
 
@@ -218,7 +223,7 @@ def test_another_stem_is_another_cache(media: list[MediaFile], tmp_path: Path) -
     assert before == stem_fingerprint(module, "224") != stem_fingerprint(module, "64")
     nn.init.zeros_(module.weight)
     assert stem_fingerprint(module, "224") != before
-    FeatureCache(tmp_path, FINGERPRINT).fill(media[:2], units, stem)
+    FeatureCache(tmp_path, FINGERPRINT).fill(media[:2], units, of_kind)
     with pytest.raises(DataError, match="its features are not in"):
         FeatureCache(tmp_path, "def")[media[0]]
 
@@ -226,7 +231,7 @@ def test_another_stem_is_another_cache(media: list[MediaFile], tmp_path: Path) -
 def test_files_outside_shards_are_refused(tmp_path: Path) -> None:
     medium = MediaFile("image", tmp_path / "cat.jpg", "cat.jpg")
     with pytest.raises(DataError, match="only media of shards can have cached"):
-        FeatureCache(tmp_path, FINGERPRINT).fill([medium], units, stem)
+        FeatureCache(tmp_path, FINGERPRINT).fill([medium], units, of_kind)
 
 
 def thing(name: str, x: float, y: float = 0.5, **more: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mico_chat.media import MediaFile, decode
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_chat.model.subtitles import SUBTITLE_LENGTH, Subtitles
+from mico_chat.model.released import SUBTITLE_LENGTH, Subtitles
 from mico_training.build_model import Pretraining, learn_vocabulary
 from mico_training.data.benchmarks import write_manifest
 from mico_training.data.examples import ContextDataset

@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.checkpoints.load import STEM_PREPROCESSING, load_strict
 from mico_chat.errors import ConfigError
-from mico_chat.model.concepts import COLOURS, ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
+from mico_chat.model.mini.concepts import COLOURS, ConceptAttention
+from mico_chat.model.mini.regions import thing_boxes
+from mico_chat.model.mini.things import MIDDLE, look_at
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_chat.model.regions import thing_boxes
-from mico_chat.model.things import MIDDLE, look_at
 from mico_training.build_model import (
     Pretraining,
     build_pretraining,

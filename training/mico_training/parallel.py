@@ -251,7 +251,8 @@ def _show_blank_picture(
     side = chat.config.encoder_config.image_size
     pixels = torch.zeros(1, 3, side, side, device=chat.device)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
-        blank = chat.context_tokens(one - 1, one, pixel_values=pixels)[0]
+        see = kwargs.get("see") or chat.context_tokens
+        blank = see(one - 1, one, pixel_values=pixels)[0]
         embeds = chat.embed_prompt(kwargs["input_ids"], {})
     embeds = embeds + blank.sum().to(embeds.dtype) * 0
     return args, kwargs | {"input_ids": None, "inputs_embeds": embeds}

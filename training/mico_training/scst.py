@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mico_chat.errors import MissingExtraError
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_chat.model.subtitles import Subtitles
+from mico_chat.model.released import Subtitles
 from mico_chat.model.text_branch import written
 from mico_training.trainer import MicoTrainer
 

@@ -20,8 +20,8 @@ from transformers.utils import ModelOutput
 from mico_chat.checkpoints.pretrained import MEDIA, MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_chat.model.context import AlikeMedia
-from mico_chat.model.regions import RegionBatch, thing_boxes
-from mico_chat.model.things import Found
+from mico_chat.model.mini.regions import RegionBatch, thing_boxes
+from mico_chat.model.mini.things import Found
 
 BOX, OVERLAP, THING = 5.0, 2.0, 2.0
 """The weights of the losses, those of a match among them (DETR's: 5, 2, 1)."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.concepts import COLOURS, ConceptAttention
-from mico_chat.model.media_path import DEPTH, NORMAL, MediaPath
-from mico_chat.model.regions import RegionBatch, thing_boxes
-from mico_chat.model.things import WORDS, Thing, padded, zeros_first
+from mico_chat.model.media_path import MediaPath
+from mico_chat.model.mini.concepts import COLOURS, ConceptAttention
+from mico_chat.model.mini.regions import RegionBatch, thing_boxes
+from mico_chat.model.mini.things import DEPTH, NORMAL, WORDS, Thing, padded, zeros_first
 
 CELLS = 16
 """So many cells of a thing vote for its name."""

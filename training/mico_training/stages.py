@@ -24,7 +24,6 @@ from mico_training.build_model import (
 )
 from mico_training.data.batches import ChatCollator, ContextCollator
 from mico_training.data.examples import (
-    CORPORA,
     CaptionDataset,
     ChatDataset,
     ContextDataset,
@@ -94,9 +93,9 @@ def pretrain(
     model, settings = parts.model, parts.model.config
     settings.mask_probability = recipe.stage1.mask_probability
     rows = settings.context_config.n_corpus_pairs
-    if recipe.stage1.cross_corpus > 0 and rows <= len(CORPORA):  # paper 3.3
+    if recipe.stage1.cross_corpus > 0 and rows <= model.rows.n:  # paper 3.3
         raise ConfigError(
-            f"stage1.cross_corpus needs {len(CORPORA) + 1} rows of E_Sam, but "
+            f"stage1.cross_corpus needs {model.rows.n + 1} rows of E_Sam, but "
             f"context_config.n_corpus_pairs is {rows}"
         )
     if recipe.stage1.subtitles and model.text.subtitle is None:
@@ -107,6 +106,7 @@ def pretrain(
     dataset: QuestionDataset | ContextDataset | SimulatedCaptions = QuestionDataset(
         mixture, draws(arguments)
     )
+    noise: MediaNoise | None = None
     if not recipe.stage1.questions:
         drop, stage1 = recipe.train.drop.modality, recipe.stage1
         joint = (stage1.cross_corpus, stage1.most_corpora)
@@ -115,12 +115,13 @@ def pretrain(
             if model.names is None:
                 raise ConfigError("stage1.simulate needs a model with text_config.name_tokens")
             dataset = SimulatedCaptions(contexts, settings.concept_names[0], stage1.simulate)
-            MediaNoise(model, recipe.train.drop)
+            noise = MediaNoise(model, recipe.train.drop)
     positions = settings.text_config.max_position_embeddings
     options: dict[str, Any] = {
         "model": model,
         "args": arguments,
         "train": recipe.train,
+        "noise": noise,
         "train_dataset": dealt(dataset, arguments),
         "data_collator": ContextCollator(
             parts.tokenizer, loader, concept_labels(settings), recipe.stage1, positions
@@ -202,11 +203,11 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     ordered: Any = dealt(examples, arguments)
     if recipe.train.group_by_length:
         ordered = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
-    MediaNoise(chat.model, recipe.train.drop, model)
     trainer = MicoTrainer(
         model=model,
         args=arguments,
         train=recipe.train,
+        noise=MediaNoise(chat.model, recipe.train.drop) if model is chat.model else None,
         train_dataset=ordered,
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )

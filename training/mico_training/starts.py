@@ -20,7 +20,8 @@ from transformers import AutoConfig, BertForMaskedLM
 
 from mico_chat.checkpoints.configs import read_part
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.model.encoder import OmniEncoder, timm
+from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.mini.stem import timm
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import TextBranch
 from mico_training.recipe import ModelRecipe

@@ -11,7 +11,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -121,10 +121,19 @@ def draws(arguments: TrainingArguments) -> int:
 
 
 class MicoTrainer(Trainer):
-    """The Trainer of a recipe's ``train`` section; ``options`` are the Trainer's own arguments."""
+    """The Trainer of a recipe's ``train`` section; ``options`` are the Trainer's own arguments.
+
+    ``noise`` makes the model's inputs out of the collator's, at every step.
+    """
 
     def __init__(
-        self, *, model: nn.Module, args: TrainingArguments, train: TrainRecipe, **options: Any
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        train: TrainRecipe,
+        noise: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        **options: Any,
     ) -> None:
         if train.gradient_checkpointing:
             checkpoint_activations(model)
@@ -139,7 +148,7 @@ class MicoTrainer(Trainer):
         self.is_distributed_loading_by_transformers = train.parallel == "fsdp"
         # A loss is a mean over its batch; accumulation averages the batches.
         self.model_accepts_loss_kwargs = False
-        self.recipe = train
+        self.recipe, self.noise = train, noise
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
@@ -160,7 +169,7 @@ class MicoTrainer(Trainer):
     ) -> Any:
         """The loss of a batch; sums up its parts for the log."""
         self.modes.set()
-        outputs = model(**inputs)
+        outputs = model(**(inputs if self.noise is None else self.noise(inputs)))
         for name in COMPONENTS:
             part = outputs.get(name)
             if part is not None:

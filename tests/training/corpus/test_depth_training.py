@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mico_chat.model.depth import DepthNet, load_stem, pixels_of
+from mico_chat.model.mini.depth import DepthNet, load_stem, pixels_of
 from mico_training.corpus import depth_training
 from mico_training.corpus.depth_training import guesses, loss_of, measures
 

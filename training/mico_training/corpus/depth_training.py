@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mico_chat.model.depth import WEIGHTS, DepthNet, load_stem, pixels_of
+from mico_chat.model.mini.depth import WEIGHTS, DepthNet, load_stem, pixels_of
 from mico_training.world.compose import camera
 from mico_training.world.photographs import photographs
 from mico_training.world.room_scenes import SIZE, room_scene

@@ -14,7 +14,7 @@ from mico_chat.media.medium import MeasuredMedium, Words
 from mico_chat.media.sampling import of_segments
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
-from mico_chat.model.subtitles import Subtitles
+from mico_chat.model.released import Subtitles
 from mico_chat.model.text_branch import question_prefix
 from mico_training.data.examples import CORPORA, ChatExample, ContextExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part

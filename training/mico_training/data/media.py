@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 Units = Callable[[MediaFile], list[Tensor]]
 """Decodes a medium to units (n, 3, H, W); a video's sound track gives a second tensor."""
 
-Stem = Callable[[Tensor], Tensor]
-"""Takes units (n, 3, H, W) on any device and returns features (n, C, G, G) on the stem's."""
+Stem = Callable[[Tensor, Tensor], Tensor]
+"""Takes units (n, 3, H, W), and which of them are sounds (n,), on any device, and returns features
+(n, C, G, G) on the stem's."""
 
 TRACK = "#track"
 """The end of the key of a video's sound track."""
@@ -143,14 +144,17 @@ def _features(
     )
     progress = tqdm(decoded, total=len(media), desc="features", unit="media")
     found: dict[str, Tensor] = {}
-    waiting: dict[str, Tensor] = {}
+    waiting: dict[str, tuple[Tensor, Tensor]] = {}
     for number, (medium, pixels) in enumerate(zip(media, progress, strict=True), 1):
-        waiting.update(zip(_keys(medium), pixels, strict=False))
-        counts = list(map(len, waiting.values()))
+        for key, part in zip(_keys(medium), pixels, strict=False):
+            is_sound = key.endswith(TRACK) or medium.kind == "audio"
+            waiting[key] = part, torch.full((len(part),), is_sound)
+        counts = [len(part) for part, _ in waiting.values()]
         if sum(counts) >= batch_size or number == len(media):
             with torch.inference_mode():
-                parts = torch.cat(list(waiting.values())).split(batch_size)
-                features = torch.cat([stem(part) for part in parts]).to(torch.float16).cpu()
+                whole = (torch.cat(parts) for parts in zip(*waiting.values(), strict=True))
+                parts = zip(*(x.split(batch_size) for x in whole), strict=True)
+                features = torch.cat([stem(*part) for part in parts]).to(torch.float16).cpu()
             found.update(zip(waiting, features.split(counts), strict=True))
             waiting = {}
     return found
@@ -294,7 +298,7 @@ def media_loader(
 def _runner(stem: nn.Module, device: torch.device, recipe: FeatureRecipe) -> Stem:
     """The stem on its device, for at most ``recipe.batch_size`` units at once."""
     if not recipe.compile:
-        return lambda pixels: cast(Tensor, stem(pixels.to(device)))
+        return lambda pixels, sounds: cast(Tensor, stem(pixels.to(device), sounds.to(device)))
     from torch._inductor import config as inductor
 
     half: Any = copy.deepcopy(stem).to(torch.bfloat16)
@@ -303,10 +307,12 @@ def _runner(stem: nn.Module, device: torch.device, recipe: FeatureRecipe) -> Ste
     with inductor.patch(freezing=True):
         compiled = cast(nn.Module, torch.compile(half, dynamic=False))
 
-    def run(pixels: Tensor) -> Tensor:
+    def run(pixels: Tensor, sounds: Tensor) -> Tensor:
         n = len(pixels)  # one shape only, so that it is compiled once
         padded = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, recipe.batch_size - n))
+        sounds = F.pad(sounds, (0, recipe.batch_size - n))
         with inductor.patch(freezing=True):
-            return cast(Tensor, compiled(padded.to(device, torch.bfloat16)))[:n]
+            made = compiled(padded.to(device, torch.bfloat16), sounds.to(device))
+        return cast(Tensor, made)[:n]
 
     return run

@@ -16,8 +16,8 @@ from torch import Tensor
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
-from mico_chat.model.regions import INNER, WHOLE, RegionBatch
-from mico_chat.model.things import WORDS
+from mico_chat.model.mini.regions import INNER, WHOLE, RegionBatch
+from mico_chat.model.mini.things import WORDS
 from mico_training.world.language import number_word
 from mico_training.world.sample import NEARER_BY, Turn
 
@@ -37,7 +37,7 @@ class Region:
     """A thing's box (left, top, right, bottom as fractions), its name, and true words about it.
 
     ``distance`` from the camera is in metres, NaN where it is unknown. ``way`` is where a clip's
-    thing goes, one of :data:`mico_chat.model.things.WORDS`' ways.
+    thing goes, one of :data:`mico_chat.model.mini.things.WORDS`' ways.
     """
 
     box: Box

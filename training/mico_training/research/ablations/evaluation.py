@@ -194,9 +194,8 @@ def _context(
     """A medium, and a clip's sound track beside it."""
     batch = {name: value.to(model.device) for name, value in loader.batch([[medium]]).items()}
     kind, counts = batch["media_kind"], batch["media_units"]
-    features = batch.get("stem_features")
-    if features is None:
-        features = model.encoder.features(batch["pixel_values"])
+    inputs = (batch.get("pixel_values"), batch.get("stem_features"))
+    features = model.encoder.unit_features(kind, counts, *inputs)
     units = Units.of(kind, counts)
     tokens = model.in_context(model.unit_tokens(features, units), features, kind, counts)
     row = torch.zeros(len(tokens), dtype=torch.long)

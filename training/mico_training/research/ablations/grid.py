@@ -22,7 +22,6 @@ import yaml
 from torch import Tensor, nn
 
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.encoder import OmniEncoder
@@ -41,13 +40,14 @@ class PerModalityEncoders(MicoForPretraining):
     def __init__(self, config: MicoConfig) -> None:
         super().__init__(config)
         self.others = nn.ModuleDict()
-        for kind in KINDS[1:]:
+        for kind in self.rows.names[1:]:
             self.others[kind] = OmniEncoder(config.encoder_config).vit
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Each unit through its kind's ViT, (U, T, D)."""
-        vits = [self.encoder.vit, *(self.others[kind] for kind in KINDS[1:])]
-        chosen = [(units.kind == number).nonzero().squeeze(1) for number in range(len(KINDS))]
+        vits = [self.encoder.vit, *self.others.values()]
+        row = self.rows(units.kind)
+        chosen = [(row == number).nonzero().squeeze(1) for number in range(self.rows.n)]
         seen = self.encoder.seen(features)
         made = [
             cast(Tensor, cast(Any, vit).forward_features(seen[mine]))

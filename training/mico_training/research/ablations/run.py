@@ -27,7 +27,7 @@ from mico_chat.checkpoints.assemble import usual_preprocessing
 from mico_chat.checkpoints.load import STEM_PREPROCESSING
 from mico_chat.evaluation.report import machine
 from mico_chat.media import MediaFile
-from mico_chat.model.encoder import Stem
+from mico_chat.model.mini.stem import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, kept_vocabulary, pretraining_config, text_config
 from mico_training.data.media import LoadedMedium, MediaLoader, media_loader

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mico_chat.errors import MediaError
 from mico_chat.media import MediaFile, MediaLimits, decode
-from mico_chat.media.kinds import KINDS
 from mico_chat.model.context import MultimodalContext
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import side_by_side
@@ -69,8 +68,8 @@ class UnitOrder(nn.Module):
 
     def take(self, context: MultimodalContext, modality: Media) -> None:
         """Start from the rows of a pretrained E_C."""
-        table = context.context.weight.detach().unflatten(0, (len(KINDS), -1))
-        rows = table[KINDS.index(modality), : len(self.place)]
+        table = context.context.weight.detach().unflatten(0, (context.rows.n, -1))
+        rows = table[context.rows.by_name[modality], : len(self.place)]
         self.place.data[: len(rows)] = rows.repeat(1, self.place.shape[1] // rows.shape[1])
 
     def forward(self, summary: Tensor, units: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class RegionBatch:
     bottom as fractions, or :data:`WHOLE`. Token ids, filled up with -1: ``names`` (R, K') of the
     things in the box, ``words`` (R, K) of their properties. ``distance`` (R,) from the camera, in
     metres, is NaN where it is unknown. ``way`` (R,) is where a clip's thing goes, a place in
-    ``WORDS["way"]`` of :mod:`mico_chat.model.things`, or -1.
+    ``WORDS["way"]`` of :mod:`mico_chat.model.mini.things`, or -1.
     """
 
     medium: Tensor

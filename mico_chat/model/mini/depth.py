@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mico_chat.model.encoder import timm
+from mico_chat.model.mini.stem import timm
 
 WEIGHTS = "depth/model.safetensors"
 """Of the decoder, in the folder of the checkpoint whose stem it reads."""

@@ -13,16 +13,24 @@ R looks. Boxes are centre x, centre y, width and height, as fractions of the pic
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mico_chat.errors import ModelError
+from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import BridgeLayer
-from mico_chat.model.concepts import COLOURS
 from mico_chat.model.config import THING_WORDS
-from mico_chat.model.encoder import cell_centres
+from mico_chat.model.encoder import OmniEncoder, cell_centres
+from mico_chat.model.mini.concepts import COLOURS, ConceptAttention
+from mico_chat.model.mini.motion import Ways
+from mico_chat.model.mini.part import Seen
+from mico_chat.model.mini.stem import Stem
+
+DEPTH, NORMAL = KINDS.index("depth"), KINDS.index("normal")
 
 LEAST_LOGIT, MOST_OVERLAP = -0.2, 0.45
 """A box is a thing from this logit on, where no surer box overlaps it by more (intersection over
@@ -155,6 +163,17 @@ def look_at(pixels: Tensor, picture: Tensor, boxes: Tensor, size: int) -> Tensor
         )
     ]
     return torch.cat(looks) if looks else pixels.new_zeros(0, 3, size, size)
+
+
+def looked(
+    encoder: OmniEncoder, seen: Seen, pixels: Tensor, picture: Tensor, boxes: Tensor
+) -> Tensor:
+    """Stem features (R, C, G, G) of looks at boxes (R, 4) of pictures (R,), see :func:`look_at`."""
+    stem = cast(nn.Module, encoder.stem)
+    if len(boxes) == 0:  # which some operations of a CNN cannot take
+        return seen.tokens.new_zeros(0, *seen.features.shape[1:])
+    looks = look_at(pixels, picture, boxes, encoder.image_size)
+    return cast(Tensor, stem(looks.to(next(encoder.parameters()).dtype))).to(seen.tokens.dtype)
 
 
 class Thing(NamedTuple):
@@ -297,3 +316,64 @@ def padded(runs: Tensor, picture: Tensor, n_pictures: int, n: int) -> Tensor:
     kept = place < n
     out = runs.new_zeros(n_pictures, n, *runs.shape[1:])
     return out.index_put((picture[kept], place[kept]), runs[kept]).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Things:
+    """The part that says the things of pictures, and of clips' middle frames, in runs of tokens."""
+
+    queries: ThingQueries
+    words: ThingWords
+    ways: Ways
+    concepts: ConceptAttention
+    encoder: OmniEncoder
+    table: nn.Embedding
+    shown: bool = True
+    """False: the tokens are zeros, so that an evaluation can do without."""
+
+    def __call__(self, seen: Seen) -> Tensor | None:
+        media = seen.media
+        if media.layout == "slices":
+            return None
+        if seen.pixels is None:
+            raise ModelError("things are looked at closely: give pixel_values, not stem_features")
+        pixels = seen.pixels.unflatten(0, (-1, media.units))[:, media.units // 2]
+        thing = self.found(seen, pixels)
+        runs, picture = self.words(thing, self.table), thing.picture
+        maps = (media.kind == DEPTH).nonzero().squeeze(1)
+        if media.layout == "still" and len(maps):
+            halves = self.words.halves(pixels[maps], self.table)
+            runs = torch.cat([halves.flatten(0, 1).to(runs.dtype), runs])
+            picture = torch.cat([maps.repeat_interleave(2), picture])
+            order = picture.argsort(stable=True)
+            runs, picture = runs[order], picture[order]
+        return padded(runs, picture, len(seen.tokens), self.queries.n) * self.shown
+
+    def found(self, seen: Seen, pixels: Tensor) -> Thing:
+        """The things of pictures with pixels (B, 3, H, W), the nearest of each first.
+
+        A language model learns "the nearer of the two" from the order.
+        """
+        media, prefix = seen.media, self.encoder.n_prefix
+        found = self.queries(seen.tokens[:, media.units // 2, prefix:])[-1]
+        kept = there(found)
+        order = found.distance.masked_fill(~kept, torch.inf).argsort(1)
+        picture, place = kept.gather(1, order).nonzero(as_tuple=True)
+        query = order[picture, place]
+        boxes = found.boxes[picture, query]
+        way = None
+        if media.layout == "frames":
+            frames = cast(Stem, self.encoder.stem).middle(seen.features)
+            way = self.ways(frames.unflatten(0, (-1, media.units)), boxes, picture)
+        looks = looked(self.encoder, seen, pixels, picture, boxes)
+        cells = self.concepts.cell_logits(looks)
+        return Thing(
+            boxes=boxes,
+            picture=picture,
+            distance=found.distance[picture, query],
+            name=self.concepts.visual_tokens(cells, self.table),
+            namesakes=namesakes(self.concepts.plain_posterior(cells), picture),
+            colour=cast(nn.Module, self.concepts.colour)(looks),
+            way=way,
+            surface=(media.kind == DEPTH)[picture] | (media.kind == NORMAL)[picture],
+        )

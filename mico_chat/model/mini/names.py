@@ -19,10 +19,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.errors import ModelError
-from mico_chat.media.kinds import KINDS
-from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoTextConfig
-from mico_chat.model.context import AlikeMedia
+from mico_chat.model.context import AlikeMedia, KindRows
+from mico_chat.model.mini.concepts import ChangeCells, ConceptAttention
 
 
 class ConceptNames(nn.Module):
@@ -34,7 +33,9 @@ class ConceptNames(nn.Module):
 
     name_ids: Tensor
 
-    def __init__(self, config: MicoTextConfig, n_names: int, embed_dim: int) -> None:
+    def __init__(
+        self, config: MicoTextConfig, rows: KindRows, n_names: int, embed_dim: int
+    ) -> None:
         super().__init__()
         d = config.hidden_size
         if n_names == 0:
@@ -44,14 +45,14 @@ class ConceptNames(nn.Module):
                 f"text_config.name_tokens: a name token is as wide as the text branch ({d}), which "
                 f"is more than the encoder's width of {embed_dim}; set name_tokens to 0"
             )
-        self.embed_dim = embed_dim
+        self.embed_dim, self.rows = embed_dim, rows
         self.score = nn.Embedding(config.vocab_size, 1)
         self.words = nn.Linear(d, config.projection_dim)
         nn.init.zeros_(self.score.weight)
         nn.init.orthogonal_(self.words.weight)
         nn.init.zeros_(self.words.bias)
-        self.log_scale = nn.Parameter(torch.zeros(len(KINDS)))
-        self.gate = nn.Parameter(torch.ones(len(KINDS)))
+        self.log_scale = nn.Parameter(torch.zeros(rows.n))
+        self.gate = nn.Parameter(torch.ones(rows.n))
         self.register_buffer("name_ids", torch.full((n_names, config.name_tokens), -1))
 
     def start(
@@ -82,11 +83,13 @@ class ConceptNames(nn.Module):
         media_kind: Tensor,
         media_units: Tensor,
         table: nn.Embedding,
+        change: ChangeCells | None = None,
     ) -> Tensor:
         """The name token (U, 1, D) of each unit, from stem features (U, C, G, G).
 
         Media have kinds (M,) and unit counts (M,). Frames have posteriors of their own, the slices
-        of a sound have the sound's. The token's values after the first d are zero.
+        of a sound have the sound's. The token's values after the first d are zero. ``change`` makes
+        other cells' logits.
         """
         features = features.to(concepts.log_scale.dtype)  # that of the encoder may differ
         posterior = features.new_zeros(len(features), len(self.name_ids), dtype=torch.float32)
@@ -98,10 +101,12 @@ class ConceptNames(nn.Module):
                 names = slice(concepts.n_visual, None)
             else:
                 cells = concepts.cell_logits(own)
-                if concepts.change_cells is not None:
-                    cells = concepts.change_cells(cells, media)
+                if change is not None:
+                    cells = change(cells, media)
                 logits, names = cells.mean(1), slice(concepts.n_visual)
-            scale = torch.repeat_interleave(self.log_scale.exp()[media.kind], media.units)
+            scale = torch.repeat_interleave(
+                self.log_scale.exp()[self.rows(media.kind)], media.units
+            )
             found = posterior.new_zeros(len(own), posterior.shape[1])
             found[:, names] = (logits.float() * scale.unsqueeze(1)).softmax(-1)
             posterior = posterior.index_put((media.rows,), found)
@@ -111,6 +116,6 @@ class ConceptNames(nn.Module):
     def point(self, tokens: Tensor, kind: Tensor, row: Tensor, n: int) -> Tensor:
         """Name tokens (U, D) of units with kinds and samples (U,) -> (n, P), averaged by sample."""
         words: Tensor = self.words(tokens[:, : self.words.in_features])
-        words = words * self.gate[kind].unsqueeze(1)
+        words = words * self.gate[self.rows(kind)].unsqueeze(1)
         sums = words.new_zeros(n, words.shape[1]).index_add(0, row, words)
         return sums / torch.bincount(row, minlength=n).clamp(min=1).unsqueeze(1)

@@ -17,8 +17,11 @@ from torch.nn import functional as F
 from mico_chat.errors import ModelError
 from mico_chat.model.config import MicoConceptConfig
 from mico_chat.model.context import AlikeMedia
-from mico_chat.model.encoder import OmniEncoder, Stem
+from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.mini.stem import Stem
 
+ChangeCells = Callable[[Tensor, AlikeMedia], Tensor]
+"""Makes other logits (B·U, C, n_visual) out of those of the cells of B alike media."""
 FREQUENCY_BANDS = 7
 LIKELY = 0.5
 """A token stands where the names that have one are together this likely: language models normalize
@@ -53,13 +56,11 @@ class ConceptAttention(nn.Module):
     """Keys for visual names (per grid cell) and for sound names (per sound).
 
     The values are the plain names, and of a whole picture or clip also the exact ones: finer names
-    of one thing then add up ("duck"), and the finest is there to be asked for. Training may set
-    ``change_cells``, which replaces the cells' logits (B·U, C, n_visual).
+    of one thing then add up ("duck"), and the finest is there to be asked for.
     """
 
     name_ids: Tensor
     exact_ids: Tensor | None
-    change_cells: Callable[[Tensor, AlikeMedia], Tensor] | None = None
 
     def __init__(self, config: MicoConceptConfig, stem: Stem) -> None:
         super().__init__()
@@ -95,12 +96,14 @@ class ConceptAttention(nn.Module):
         media: AlikeMedia,
         embedding: nn.Embedding,
         looks: Tensor | None = None,
+        change: ChangeCells | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """The posteriors of B alike media in the LLM's space, from stem features (B·U, C, G, G).
 
         ``looks`` (B·U·V, C, G, G) are those of V closer looks at each unit, which count for the
-        medium's name as the unit itself does. Returns the concept tokens of each medium (B, K, L),
-        which a video lacks, and the value of each cell (B·U, G², L), which a sound lacks.
+        medium's name as the unit itself does. ``change`` makes other logits of all cells. Returns
+        the concept tokens of each medium (B, K, L), which a video lacks, and the value of each cell
+        (B·U, G², L), which a sound lacks.
         """
         if media.layout == "slices":
             units = torch.full((len(media.media),), media.units, device=features.device)
@@ -110,8 +113,8 @@ class ConceptAttention(nn.Module):
         if looks is not None:
             closer = self.cell_logits(looks).unflatten(0, (len(cells), -1))
             cells = torch.cat([cells, closer.flatten(1, 2)], 1)
-        if self.change_cells is not None:
-            cells = self.change_cells(cells, media)
+        if change is not None:
+            cells = change(cells, media)
         named = None
         if media.layout == "still" or self.name_clips:
             whole = cells.unflatten(0, (-1, media.units)).flatten(1, 2)
