@@ -1,6 +1,7 @@
 """A checkpoint knows the kinds of media by name: a new kind leaves it as it is."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def old(tmp_path: Path) -> MicoChatForConditionalGeneration:
 
 @pytest.fixture
 def new_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TABLE, "thermal", TABLE["image"])
+    monkeypatch.setitem(cast(Any, TABLE), "thermal", TABLE["image"])
     monkeypatch.setattr(context, "KINDS", tuple(TABLE))
 
 
