@@ -55,7 +55,7 @@ def test_a_process_that_dies(monkeypatch: pytest.MonkeyPatch, script: str, error
     monkeypatch.setattr(probes, "_COMMAND", ("-c", code))
     started = time.monotonic()
     assert run_probe("a", seconds=1.5 if "sleep" in script else 60) == {"error": error}
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 59
 
 
 def test_real_probes_report_facts_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:

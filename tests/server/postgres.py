@@ -46,7 +46,7 @@ class Postgres:
     def start(self) -> None:
         options = f"-p {self.port} -h 127.0.0.1 -k '' -c max_connections=200"
         log = self._folder / "log"
-        self._run("pg_ctl", "-w", f"--options={options}", f"--log={log}", "start")
+        self._run("pg_ctl", "-w", "--timeout=900", f"--options={options}", f"--log={log}", "start")
 
     def crash(self) -> None:
         """End it as a power cut does: nothing is written that was not before."""

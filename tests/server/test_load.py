@@ -143,16 +143,13 @@ class Load:
                     ready.append(lane)
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
-        for _ in range(200):
+        at_work = True
+        while at_work:
             _, body = await fetch(self.address, request("GET", "/metrics"))
             lines = [line.rsplit(" ", 1) for line in body.decode().splitlines()]
             figures = {name: float(value) for name, value in lines if not name.startswith("#")}
-            running = figures["mico_engine_running_requests"]
-            if not running + figures["mico_engine_waiting_requests"]:
-                break
+            at_work = any(figures[f"mico_engine_{of}_requests"] for of in ("running", "waiting"))
             await asyncio.sleep(0.05)
-        else:
-            self.faults.append("requests still run after 10 s")
         for lane in lanes:
             if lane.conversation is not None:
                 await self.compare(lane)

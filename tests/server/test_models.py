@@ -19,7 +19,7 @@ from mico_server.settings import ServerSettings, read_settings
 from tests.fakes import FakeAssistant
 from tests.server.running import error_of, events_of, live, wait_until_ready
 from tests.server.test_metrics import samples
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 MB = 1_000_000
 
@@ -187,11 +187,9 @@ def test_a_model_in_use_stays_and_the_others_wait_their_turn(
         first = pool.submit(ask, client, "a", "first")
         assert shelf.made["a"].started.acquire(timeout=PATIENCE_S)
         second = pool.submit(ask, client, "b", "second")
-        while states(client)["b"] != "loading":
-            pass
+        until(lambda: states(client)["b"] == "loading")
         third = pool.submit(ask, client, "a", "third")  # after the one that was there before
-        while requests(client, "a") < 2:
-            pass
+        until(lambda: requests(client, "a") == 2)
         assert not second.done()
         assert shelf.events == ["+a"]
         gate.set()
@@ -215,8 +213,7 @@ def test_who_gives_up_waiting_costs_nothing(tmp_path: Path, pool: ThreadPoolExec
                 timeout=httpx.Timeout(PATIENCE_S, read=0.2),
                 trust_env=False,
             )
-        while states(client)["b"] != "unloaded":
-            pass
+        until(lambda: states(client)["b"] == "unloaded")
         second = pool.submit(ask, client, "a", "second")
         assert shelf.made["a"].started.acquire(timeout=PATIENCE_S)  # takes new requests again
         gate.set()
@@ -268,17 +265,14 @@ def test_waiting_for_a_model_ends_with_the_requests_time(
         shelf.gates["b"].set()
         assert response.status_code == 504
         assert "b: the model was not loaded within 0.2 s" in error_of(response)["message"]
-        while states(client)["b"] == "loading":
-            pass
-        said(ask(client, "b"))
+        until(lambda: states(client)["b"] == "loaded")
 
 
 def test_those_who_wait_count_as_requests(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     shelf = Shelf(gates={"b": threading.Event()})
     with shelf.served(tmp_path, "ab", max_requests=1) as client:
         waiting = pool.submit(ask, client, "b")
-        while states(client)["b"] != "loading":
-            pass
+        until(lambda: states(client)["b"] == "loading")
         assert ask(client, "a").status_code == 429
         shelf.gates["b"].set()
         said(waiting.result())
@@ -288,8 +282,7 @@ def test_an_idle_model_is_unloaded_after_its_time(tmp_path: Path) -> None:
     shelf = Shelf()
     with shelf.served(tmp_path, "a", keep_alive_s=0) as client:
         for number in range(2):
-            while states(client)["a"] != "unloaded":
-                pass
+            until(lambda: states(client)["a"] == "unloaded")
             assert shelf.events == ["+a", "-a"] * (number + 1)
             said(ask(client, "a"))
         assert client.get("/health/ready").status_code == 200

@@ -32,8 +32,9 @@ from tests.server.echo import decoding_assistant
 from tests.server.running import events_of, new_key, running
 from tests.server.served import environment
 from tests.tiny import letters
+from tests.waiting import PATIENCE_S
 
-EXAMPLES = int(os.environ.get("MICO_SCHEMA_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("MICO_SCHEMA_EXAMPLES", "1"))
 CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
     *("response_headers_conformance", "response_schema_conformance"),
@@ -63,7 +64,7 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
     settings = ServerSettings(data_dir=tmp_path / "data")
     key = new_key(settings.data_dir, "schemathesis", scopes=tuple(SCOPES))
     with (
-        MediaDecoder(MediaLimits(timeout_s=20)) as decoder,
+        MediaDecoder(MediaLimits(timeout_s=PATIENCE_S)) as decoder,
         running(lambda: embedding_assistant(decoder), settings) as client,
     ):
         client.headers["authorization"] = f"Bearer {key}"
@@ -82,7 +83,11 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", str(file)]
         command += ["--url", str(client.base_url), "--checks", ",".join(CHECKS), "--no-color"]
         command += [f"--max-examples={EXAMPLES}", "--generation-deterministic", "--workers=1"]
-        command += ["--request-timeout=60", "--suppress-health-check=all", "--continue-on-failure"]
+        command += [
+            f"--request-timeout={PATIENCE_S}",
+            "--suppress-health-check=all",
+            "--continue-on-failure",
+        ]
         command += ["--header", f"Authorization: Bearer {key}"]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment(), capture_output=True, text=True
@@ -145,7 +150,7 @@ def test_errors_are_described_as_they_are(start: Start) -> None:
 def test_events_are_as_described(start: Start, form: dict[str, str]) -> None:
     halfway = threading.Event()
     assistant = FakeAssistant(halfway=halfway if form["message"] == "slow" else None)
-    client = start(assistant, request_timeout_s=0.5)
+    client = start(assistant, request_timeout_s=0.5 if assistant.halfway else PATIENCE_S)
     description = client.get("/openapi.json").json()
     answers = description["paths"]["/v1/chat"]["post"]["responses"]["200"]["content"]
     described = {
