@@ -22,7 +22,7 @@ from mico_chat.fields import check_bytes
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import EncodedMedium, MeasuredMedium, MediaReport, Medium
+from mico_chat.media.medium import MeasuredMedium, MediaReport, Medium
 from mico_chat.messages import Message, TextPart, media_of, without_depth
 from mico_chat.wire import Choice, Estimate, Explanation, TokenLogprob, Usage
 
@@ -279,14 +279,14 @@ class Assistant:
         if not answer:
             raise RequestError.at("explain", "the answer is empty")
 
-        def prompt(variant: Sequence[EncodedMedium]) -> Prompt:
+        def prompt(variant: Sequence[MeasuredMedium]) -> Prompt:
             asked = self._prompt(messages, variant, prefix, salt)
             if not isinstance(answer, str):
                 return asked.with_answer(answer)
             whole = self._prompt(messages, variant, prefix + answer, salt)
             return replace(whole, scored=len(whole) - len(asked))
 
-        async def laid(variants: Sequence[Sequence[EncodedMedium]]) -> list[Prompt]:
+        async def laid(variants: Sequence[Sequence[MeasuredMedium]]) -> list[Prompt]:
             return [await self._tokenizing.run(salt, prompt, variant) for variant in variants]
 
         return await explain(self.engine, self.encoder, laid, media, salt=salt)
@@ -340,7 +340,7 @@ class Assistant:
         return self.adapter.layout(messages, media, prefix=prefix)
 
     def _prompt(
-        self, messages: Sequence[Message], media: Sequence[EncodedMedium], prefix: str, salt: str
+        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], prefix: str, salt: str
     ) -> Prompt:
         prompt = Prompt(segments_of(self._layout(messages, media, prefix)))
         calls = any(message.tools for message in messages)

@@ -21,6 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -29,24 +30,22 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.adapters.base import ModelAdapter, Prepared, check_reads
+from mico_chat.adapters.base import ModelAdapter, check_reads, shown_kinds
 from mico_chat.engine.cpu import free_cores, usable_cores
 from mico_chat.errors import MediaError, ModelError, RequestError
 from mico_chat.fair import FairQueue
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import TABLE, Kind
 from mico_chat.media.medium import (
     Audio,
     ContextBlock,
-    EncodedMedium,
     Image,
     MeasuredMedium,
     MediaReport,
     Medium,
-    Video,
     Words,
-    with_track,
+    parts_of,
 )
 from mico_chat.reading import Reader
 
@@ -175,14 +174,14 @@ class _Shared(Generic[E]):
 
 @dataclass(eq=False)
 class _Job:
-    prepared: Prepared
+    medium: MeasuredMedium
     tenant: str
     alone: bool
     done: Future[ContextBlock]
 
     @property
     def units(self) -> int:
-        return self.prepared.measured.units
+        return self.medium.units
 
 
 class MediaEncoder:
@@ -202,7 +201,7 @@ class MediaEncoder:
         reader: Reader | None = None,
         depths: DepthEstimator | None = None,
     ) -> None:
-        self._encodings: _Shared[EncodedMedium] = _Shared(cache_bytes)
+        self._encodings: _Shared[MeasuredMedium] = _Shared(cache_bytes)
         self._words: _Shared[Words] = _Shared(WORDS_CACHE_BYTES)
         self.cache = self._encodings.cache
         self.reader = reader
@@ -233,7 +232,7 @@ class MediaEncoder:
         beside: Sequence[MediaFile | Medium] | None = None,
         read: bool = True,
         alone: bool = False,
-    ) -> list[EncodedMedium]:
+    ) -> list[MeasuredMedium]:
         """The tokens and report of each medium. Only requests with the same ``salt`` share work.
 
         ``beside``: all media of the conversation, if these stand in for some of them. Without
@@ -303,11 +302,11 @@ class MediaEncoder:
 
     async def _encode(
         self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str, read: bool, alone: bool
-    ) -> EncodedMedium:
+    ) -> MeasuredMedium:
         key = await self._in_decoding(salt, self._key, medium, shown, salt)
         own = key + b"unread" * (not read) + b"alone" * alone
 
-        async def encode() -> EncodedMedium:
+        async def encode() -> MeasuredMedium:
             decoded = await self._decoded(medium, salt)
             if not read:
                 return await self._encoded(own, decoded, shown, salt, alone)
@@ -328,23 +327,29 @@ class MediaEncoder:
         if found is not None:
             return replace(found, report=_report(medium, found, cached=True))
         decoded = await self._decoded(medium, salt)
-        parts, words = await asyncio.gather(
+        prepared, words = await asyncio.gather(
             self._in_decoding(salt, self._prepared, decoded, shown),
             self._words_of(key, decoded, salt),
         )
-        measured, *tracks = (part.measured for part in parts)
-        measured = replace(measured, words=words, audio=tracks[0] if tracks else None)
+        measured = replace(prepared, words=words)
         return replace(measured, report=_report(medium, measured, cached=False))
 
-    def _prepared(self, medium: Medium, shown: Sequence[Kind]) -> list[Prepared]:
-        """A medium and, if the model reads sounds, its sound track."""
-        parts = with_track(medium)
-        if len(parts) > 1 and "audio" not in self.adapter.input_modalities:
-            first = self.adapter.prepare(medium, shown)
-            report = first.measured.report.model_copy(update={"audio_used": False})
-            cut = (*first.measured.cut, "the sound track was left out: this model reads no sounds")
-            return [replace(first, measured=replace(first.measured, report=report, cut=cut))]
-        return [self.adapter.prepare(part, shown) for part in parts]
+    def _prepared(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
+        """A medium with the media in it; a sound track only if the model reads sounds."""
+        parts = [self.adapter.prepare(part, shown) for part in self._read_parts(medium)]
+        if TABLE[medium.kind].made_of:
+            cut = tuple(dict.fromkeys(chain.from_iterable(part.cut for part in parts)))
+            return MeasuredMedium(medium.kind, 0, tuple(parts), medium.report, cut=cut)
+        whole = replace(parts[0], inner=tuple(parts[1:]))
+        if len(parts) > len(medium.inner):
+            return whole
+        report = whole.report.model_copy(update={"audio_used": False})
+        cut = (*whole.cut, "the sound track was left out: this model reads no sounds")
+        return replace(whole, report=report, cut=cut)
+
+    def _read_parts(self, medium: Medium) -> list[Medium]:
+        kinds = shown_kinds(self.adapter.input_modalities)
+        return [part for part in parts_of(medium) if part.kind in kinds]
 
     async def listened(
         self,
@@ -359,9 +364,9 @@ class MediaEncoder:
         return await self._in_reading(salt, lambda stop: listen(sound, stop))
 
     async def _words_of(self, key: bytes, medium: Medium, salt: str) -> Words:
-        reader = self.reader
-        if reader is None:
-            return Words()
+        reader, report = self.reader, medium.report
+        if reader is None or report.written is not None:  # the file brings its text
+            return Words(report.written, report.spoken)
 
         async def read() -> Words:
             return await self._in_reading(salt, lambda stop: reader.read(medium, stop))
@@ -387,31 +392,29 @@ class MediaEncoder:
 
     async def _encoded(
         self, key: bytes, medium: Medium, shown: Sequence[Kind], salt: str, alone: bool
-    ) -> EncodedMedium:
+    ) -> MeasuredMedium:
         prepared = await self._in_decoding(salt, self._prepared, medium, shown)
-        keys = (key, key + b"audio")  # of the medium, and of its sound track
         started = time.perf_counter()
-        blocks = await asyncio.gather(
+        parts = await asyncio.gather(
             *(
-                self._block(replace(part, key=own), salt, alone)
-                for own, part in zip(keys, prepared, strict=False)
+                self._with_block(replace(part, key=key + b"%d" % number), salt, alone)
+                for number, part in enumerate(prepared.parts)
             )
         )
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
-        first, *tracks = (
-            EncodedMedium(**{**vars(part.measured), "n_tokens": len(block)}, block=block)
-            for part, block in zip(prepared, blocks, strict=True)
-        )
-        report = first.report.model_copy(update={"encode_ms": encode_ms})
-        return replace(first, audio=tracks[0] if tracks else None, report=report)
+        report = prepared.report.model_copy(update={"encode_ms": encode_ms})
+        inner = parts[len(parts) - len(prepared.inner) :]
+        whole = prepared if len(inner) == len(parts) else parts[0]
+        return replace(whole, inner=tuple(inner), report=report)
 
-    async def _block(self, prepared: Prepared, salt: str, alone: bool) -> ContextBlock:
-        job = _Job(prepared, salt, alone, Future())
+    async def _with_block(self, medium: MeasuredMedium, salt: str, alone: bool) -> MeasuredMedium:
+        job = _Job(medium, salt, alone, Future())
         with self._wake:
             self._check_open()
             self._jobs.setdefault(salt, deque()).append(job)
             self._wake.notify()
-        return await asyncio.wrap_future(job.done)
+        block = await asyncio.wrap_future(job.done)
+        return replace(medium, n_tokens=len(block), inputs=None, block=block)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -419,9 +422,8 @@ class MediaEncoder:
 
     def _key(self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on."""
-        scale = None
-        if isinstance(medium, MediaFile) and medium.kind == "depth":
-            scale = medium.depth_scale
+        scaled = isinstance(medium, MediaFile) and TABLE[medium.kind].has_scale
+        scale = medium.depth_scale if isinstance(medium, MediaFile) and scaled else None
         settings = (salt, medium.kind, scale, self.adapter.setting(shown), self.variant)
         digest = hashlib.sha256(repr(settings).encode())
         if not isinstance(medium, MediaFile):
@@ -496,7 +498,7 @@ class MediaEncoder:
             with free_cores().take() as threads:
                 # Of this Python thread's work alone.
                 torch.set_num_threads(min(threads, self._threads))
-                blocks = self.adapter.encode([job.prepared for job in batch])
+                blocks = self.adapter.encode([job.medium for job in batch])
         except Exception as error:  # the waiting requests raise it
             if self._given_up:
                 return
@@ -533,12 +535,9 @@ def _report(medium: MediaFile | Medium, known: MeasuredMedium, *, cached: bool) 
 
 
 def _update(digest: hashlib._Hash, medium: Medium) -> None:
-    for name in ("pixels", "samples", "frames", "times", "values", "metric"):
-        value = getattr(medium, name, None)
-        if isinstance(value, np.ndarray):
-            digest.update(f"{name}{value.dtype}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).data)
-        elif value is not None:
-            digest.update(f"{name}{value}".encode())
-    if isinstance(medium, Video) and medium.audio is not None:
-        _update(digest, medium.audio)
+    digest.update(f"{medium.kind}{getattr(medium, 'metric', None)}{medium.report.written}".encode())
+    for value in medium.own_arrays:
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    for one in medium.inner:
+        _update(digest, one)

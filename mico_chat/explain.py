@@ -15,8 +15,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
-from typing import TYPE_CHECKING
+from itertools import chain, islice, pairwise, product
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from mico_chat.engine.base import Engine, GenerationOptions, Prompt
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
+from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import (
     Audio,
     Depth,
-    EncodedMedium,
-    Image,
+    MeasuredMedium,
     MediaReport,
     Medium,
-    Normal,
+    Pages,
     Video,
     Words,
 )
@@ -40,6 +40,7 @@ from mico_chat.wire import ExplainedMedium, ExplainedPart, ExplainedWord, Explan
 if TYPE_CHECKING:
     from mico_chat.encode import MediaEncoder
 
+M = TypeVar("M", bound=Medium)
 Floats = NDArray[np.float64]
 
 TILES = 4
@@ -47,7 +48,6 @@ TILES = 4
 MOST_FRAMES = 16
 STRETCHES = 8
 """A sound is cut into so many parts of equal length."""
-GREY = 127
 MOST_PARTS = 512
 AT_ONCE = 16  # blanked media that are held at once
 SCORED_AT_ONCE = 32  # prompts: about twice as many as the engines compute together
@@ -76,80 +76,68 @@ class Part:
 
 def parts_of(place: int, medium: Medium, words: Words) -> Iterator[Part]:
     """The whole medium first, then its parts."""
-    yield Part(place, blank=blanked(medium))
+    empty = blanked(medium)
+    yield Part(place, blank=empty)
     if words.written or words.spoken:
         yield Part(place, "words")
-    match medium:
-        case Image() | Normal() | Depth():
-            yield from _tiles(place, medium)
-        case Audio():
-            yield from _stretches(place, medium)
-        case Video():
-            yield from _frames(place, medium)
-            if len(medium.frames) > 1:
-                yield Part(place, "order", replace(medium, frames=medium.frames[::-1].copy()))
-            if medium.audio is not None and medium.audio.samples.any():
-                silent = replace(medium, audio=_silent(medium.audio))
-                yield Part(place, "sound track", silent)
+    if isinstance(medium, Pages):
+        for at, page in enumerate(medium.pages):
+            pages = (*medium.pages[:at], blanked(page), *medium.pages[at + 1 :])
+            yield Part(place, f"page {at + 1}", replace(medium, pages=pages))
+        return
+    for where, part in _places(place, medium):
+        cut = medium.own_arrays[0].copy()
+        cut[where] = empty.own_arrays[0][where]
+        changed: dict[str, Any] = {medium.arrays[0]: cut}
+        yield replace(part, blank=replace(medium, **changed))
+    if isinstance(medium, Video):
+        if len(medium.frames) > 1:
+            yield Part(place, "order", replace(medium, frames=medium.frames[::-1].copy()))
+        if medium.audio is not None and medium.audio.samples.any():
+            yield Part(place, "sound track", replace(medium, audio=blanked(medium.audio)))
 
 
-def blanked(medium: Medium) -> Medium:
+def blanked(medium: M) -> M:
     """A medium of the same size that shows or says nothing."""
-    match medium:
-        case Image():
-            return replace(medium, pixels=np.full_like(medium.pixels, GREY))
-        case Normal():  # a wall that faces the viewer
-            wall = np.array([GREY, GREY, 255], np.uint8)
-            return replace(medium, pixels=np.broadcast_to(wall, medium.pixels.shape).copy())
-        case Depth():
-            flat = np.full_like(medium.values, 1.0 if medium.metric else 0.5)
-            return replace(medium, values=flat)
-        case Audio():
-            return _silent(medium)
-        case Video():
-            sound = None if medium.audio is None else _silent(medium.audio)
-            return replace(medium, frames=np.full_like(medium.frames, GREY), audio=sound)
+    if isinstance(medium, Pages):
+        return replace(medium, pages=tuple(map(blanked, medium.pages)))
+    whole = medium.own_arrays[0]
+    flat = np.array(TABLE[medium.kind].blank, whole.dtype)
+    if isinstance(medium, Depth) and not medium.metric:
+        flat = flat / 2  # the middle of its range
+    changed: dict[str, Any] = {medium.arrays[0]: np.broadcast_to(flat, whole.shape).copy()}
+    if isinstance(medium, Video) and medium.audio is not None:
+        changed["audio"] = blanked(medium.audio)
+    return replace(medium, **changed)
 
 
-def _silent(sound: Audio) -> Audio:
-    return replace(sound, samples=np.zeros_like(sound.samples))
+def _places(place: int, medium: Medium) -> Iterator[tuple[Any, Part]]:
+    """The tiles, runs of frames or stretches of a medium: as an index of its array, and in words.
+
+    Each frame is alone where there are few.
+    """
+    shape = medium.own_arrays[0].shape
+    if isinstance(medium, Video):
+        for start, end in pairwise(_ends(shape[0], min(shape[0], MOST_FRAMES))):
+            time = (float(medium.times[start]), float(medium.times[end - 1]))
+            yield slice(start, end), Part(place, "frame", time=time)
+    elif isinstance(medium, Audio):
+        for start, end in pairwise(_ends(shape[0], STRETCHES)):
+            if start < end:
+                time = (start / medium.sample_rate, end / medium.sample_rate)
+                yield slice(start, end), Part(place, "stretch", time=time)
+    else:
+        height, width = shape[:2]
+        rows, columns = pairwise(_ends(height, TILES)), pairwise(_ends(width, TILES))
+        for (top, bottom), (left, right) in product(rows, columns):
+            if top < bottom and left < right:
+                box = (left / width, top / height, right / width, bottom / height)
+                yield np.s_[top:bottom, left:right], Part(place, "tile", box=box)
 
 
-def _tiles(place: int, medium: Image | Normal | Depth) -> Iterator[Part]:
-    name = "values" if isinstance(medium, Depth) else "pixels"
-    whole, empty = getattr(medium, name), getattr(blanked(medium), name)
-    rows, columns = (np.linspace(0, n, TILES + 1).round().astype(int) for n in whole.shape[:2])
-    for top, bottom in pairwise(rows):
-        for left, right in pairwise(columns):
-            if top == bottom or left == right:
-                continue
-            cut = whole.copy()
-            cut[top:bottom, left:right] = empty[top:bottom, left:right]
-            height, width = whole.shape[:2]
-            box = (left / width, top / height, right / width, bottom / height)
-            yield Part(place, "tile", replace(medium, **{name: cut}), box=box)
-
-
-def _stretches(place: int, medium: Audio) -> Iterator[Part]:
-    ends = np.linspace(0, len(medium.samples), STRETCHES + 1).round().astype(int)
-    for start, end in pairwise(ends):
-        if start == end:
-            continue
-        cut = medium.samples.copy()
-        cut[start:end] = 0
-        time = (start / medium.sample_rate, end / medium.sample_rate)
-        yield Part(place, "stretch", replace(medium, samples=cut), time=time)
-
-
-def _frames(place: int, medium: Video) -> Iterator[Part]:
-    """Runs of frames, each frame alone where there are few."""
-    n = len(medium.frames)
-    ends = np.linspace(0, n, min(n, MOST_FRAMES) + 1).round().astype(int)
-    for start, end in pairwise(ends):
-        cut = medium.frames.copy()
-        cut[start:end] = GREY
-        time = (float(medium.times[start]), float(medium.times[end - 1]))
-        yield Part(place, "frame", replace(medium, frames=cut), time=time)
+def _ends(n: int, parts: int) -> list[int]:
+    """Where each of ``parts`` of about the same length begins, and the end of the last."""
+    return [int(end) for end in np.linspace(0, n, parts + 1).round()]
 
 
 def n_prompts(reports: Sequence[MediaReport]) -> int:
@@ -159,17 +147,16 @@ def n_prompts(reports: Sequence[MediaReport]) -> int:
 
 
 def _n_parts(report: MediaReport) -> int:
-    n = 1 + bool(report.written or report.spoken)
-    match report.kind:
-        case "video":
-            frames = report.frames_used or 0
-            return n + min(frames, MOST_FRAMES) + (frames > 1) + bool(report.audio_used)
-        case "audio":
-            return n + STRETCHES
-    return n + TILES**2
+    row, n = TABLE[report.kind], 1 + bool(report.written or report.spoken)
+    if row.made_of:
+        return n + (report.frames_used or 0)
+    if row.layout == "frames":
+        frames = report.frames_used or 0
+        return n + min(frames, MOST_FRAMES) + (frames > 1) + bool(report.audio_used)
+    return n + (STRETCHES if row.layout == "slices" else TILES**2)
 
 
-Laid = Callable[[Sequence[Sequence[EncodedMedium]]], Awaitable[list[Prompt]]]
+Laid = Callable[[Sequence[Sequence[MeasuredMedium]]], Awaitable[list[Prompt]]]
 """The conversation's prompt, with its answer, and with each of several lists of media."""
 
 
@@ -193,8 +180,8 @@ async def explain(
     if n_parts > MOST_PARTS:
         raise RequestError.at("explain", f"{n_parts} parts of media, more than {MOST_PARTS}")
     parts: list[Part] = []
-    variants: list[list[EncodedMedium]] = [list(whole)]
-    nothing: list[EncodedMedium] = []
+    variants: list[list[MeasuredMedium]] = [list(whole)]
+    nothing: list[MeasuredMedium] = []
     coming = chain.from_iterable(parts_of(at, one, known[at]) for at, one in enumerate(decoded))
     # In a thread, and few at once: each is as large as its medium.
     while group := await asyncio.to_thread(lambda: list(islice(coming, AT_ONCE))):

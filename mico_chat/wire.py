@@ -62,7 +62,8 @@ class TokenLogprob(_Answer):
 
 class ExplainedPart(_Answer):
     """A part of a medium: a "tile" of a still or map, a "frame", the "order" of the frames or the
-    "sound track" of a video, a "stretch" of a sound, or the "words" that were read or heard in it.
+    "sound track" of a video, a "stretch" of a sound, "page 1" of a medium that is made of pages, or
+    the "words" that were read or heard in it.
 
     ``effect`` is how much the answer's log-probability falls without it, in nats; ``box`` are the
     left, top, right and bottom edge as parts of the width and height, ``time`` the first and last

@@ -17,7 +17,7 @@ from mico_chat.encode import MAX_UNITS, ContextCache, MediaEncoder
 from mico_chat.errors import LimitError, MediaError, ModelError
 from mico_chat.media import Image, MediaFile, Medium, Video
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.media.medium import ContextBlock, EncodedMedium, MediaReport
+from mico_chat.media.medium import ContextBlock, MeasuredMedium, MediaReport
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import clip, in_loop, one_of_each, picture, run, shown
 from tests.waiting import PATIENCE_S
@@ -98,8 +98,8 @@ async def encoded(encoder: MediaEncoder, *media: MediaFile | Medium, salt: str =
     return found[0] if len(found) == 1 else found
 
 
-def tokens_of(medium: EncodedMedium) -> Tensor:
-    return torch.cat([block.tokens for block in medium.blocks])
+def tokens_of(medium: MeasuredMedium) -> Tensor:
+    return torch.cat([part.encoded.tokens for part in medium.parts])
 
 
 def expected(
@@ -133,10 +133,10 @@ async def test_a_clip_and_its_sound_track_are_two_blocks_of_one_medium(
 ) -> None:
     both, silent = await encoded(encoder, clip(2, track=True), clip(2))
     assert both.units == silent.units == 2
-    assert both.audio.kind == "audio"
-    assert both.blocks == (both.block, both.audio.block)
-    assert silent.blocks == (silent.block,)
-    assert both.block.key != both.audio.block.key != silent.block.key
+    own, track = both.parts
+    assert track.kind == "audio"
+    assert [part.block for part in silent.parts] == [silent.block]
+    assert len({own.block.key, track.block.key, silent.block.key}) == 3
     assert both.nbytes == tokens_of(both).nbytes
     assert sum(model.forwards) == 3
     assert encoder.cache.stats().entries == 2
@@ -221,7 +221,7 @@ async def test_a_medium_shown_twice_at_once_is_encoded_once(
 def test_a_medium_shown_again_costs_nothing(
     encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
 ) -> None:
-    seen: list[EncodedMedium] = []
+    seen: list[MeasuredMedium] = []
 
     async def test(name: str) -> None:
         seen.append(await encoded(encoder, number(name=name)))
@@ -382,8 +382,9 @@ async def test_the_key_covers_everything_that_changes_tokens(
         before = len(model.forwards)
         found = await encoded(encoder, medium)
         assert len(model.forwards) > before
-        assert not keys & {block.key for block in found.blocks}
-        keys.update(block.key for block in found.blocks)
+        own = {part.encoded.key for part in found.parts}
+        assert not keys & own
+        keys.update(own)
         again = await encoded(encoder, medium)
         assert again.block is found.block
 
@@ -422,12 +423,12 @@ async def test_salts_share_nothing(
     assert (await encoded(encoder, number(), salt="one")).report.cached is True
 
 
-def medium_of(n_bytes: int) -> EncodedMedium:
-    return EncodedMedium("image", 1, block=ContextBlock(torch.zeros(n_bytes // 4, 1), b""))
+def medium_of(n_bytes: int) -> MeasuredMedium:
+    return MeasuredMedium("image", 1, block=ContextBlock(torch.zeros(n_bytes // 4, 1), b""))
 
 
 def test_the_least_recently_used_goes() -> None:
-    cache: ContextCache[EncodedMedium] = ContextCache(100)
+    cache: ContextCache[MeasuredMedium] = ContextCache(100)
     for name in (b"a", b"b"):
         cache.put(name, medium_of(40))
     assert cache.get(b"a") is not None

@@ -7,12 +7,11 @@ open models. The media encoder, the assistant and all behind them see this proto
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import KINDS, TABLE, Kind
-from mico_chat.media.medium import ContextBlock, EncodedMedium, MeasuredMedium, Medium
+from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.messages import Message
 
 if TYPE_CHECKING:
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
 
 PromptLayout = Sequence[tuple[int, ...] | MeasuredMedium]
 """A prompt's parts in order: token ids, or the medium whose context tokens stand there."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A medium, without its sound track, ready to be encoded; ``inputs`` are the adapter's own.
-
-    The context tokens get the ``key``.
-    """
-
-    measured: MeasuredMedium
-    inputs: Any
-    key: bytes = b""
 
 
 class ModelAdapter(Protocol):
@@ -53,11 +40,11 @@ class ModelAdapter(Protocol):
         """
         ...
 
-    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
-        """Preprocess a medium, and count its context tokens; its sound track is left out."""
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
+        """Preprocess a medium, and count its context tokens; the media in it are left out."""
         ...
 
-    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+    def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         """The context tokens of media, computed together. One thread at a time calls it."""
         ...
 
@@ -73,14 +60,13 @@ class ModelAdapter(Protocol):
 
 def segments_of(layout: PromptLayout) -> tuple[Segment, ...]:
     """The segments of a prompt whose media are encoded."""
-    found: list[Segment] = []
-    for part in layout:
-        if isinstance(part, MeasuredMedium):
-            assert isinstance(part, EncodedMedium)
-            found.append(part.block)
-        else:
-            found.append(part)
-    return tuple(found)
+    return tuple(part.encoded if isinstance(part, MeasuredMedium) else part for part in layout)
+
+
+def own_words(medium: MeasuredMedium) -> list[str]:
+    """The text of a medium that is made of others, for a prompt: other media show it themselves."""
+    made_of, found = TABLE[medium.kind].made_of, medium.words.written_line(medium.kind)
+    return [f"{found}\n"] if made_of and found else []
 
 
 def check_reads(adapter: ModelAdapter, name: str, kind: Kind) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from mico_chat.adapters.base import Prepared, PromptLayout
+from mico_chat.adapters.base import PromptLayout, own_words
 from mico_chat.adapters.mtmd import Part, Projector, Rows
 from mico_chat.adapters.pictures import shown as shown_within
 from mico_chat.adapters.vocabulary import Vocabulary
@@ -21,7 +21,6 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import (
     Audio,
     ContextBlock,
-    EncodedMedium,
     Image,
     MeasuredMedium,
     Medium,
@@ -57,11 +56,11 @@ class GgufAdapter:
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return "mtmd"
 
-    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
         given, cut, legend = shown_within(medium)
         assert self._projector is not None
         chunks = self._projector.chunks(medium.name, _parts(given))
-        measured = MeasuredMedium(
+        return MeasuredMedium(
             medium.kind,
             len(given.frames) if isinstance(given, Video) else 1,
             report=medium.report,
@@ -69,10 +68,10 @@ class GgufAdapter:
             cut=cut,
             as_picture=bool(legend),
             notes=Notes(chunks.pieces, legend),
+            inputs=chunks,
         )
-        return Prepared(measured, chunks)
 
-    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+    def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         assert self._projector is not None
         encode = self._projector.encode
         return [ContextBlock(encode(one.inputs), one.key) for one in batch]
@@ -87,10 +86,11 @@ class GgufAdapter:
 
         def show(medium: MediaFile | Medium) -> list[PromptPart]:
             parts: list[PromptPart] = []
-            for own in next(waiting).with_track:
+            whole = next(waiting)
+            for own in whole.parts:
                 parts += [Placeholders(len(shown), own.n_tokens), PromptText(own.notes.legend)]
                 shown.append(own)
-            return parts
+            return [*parts, *map(PromptText, own_words(whole))]
 
         parts = [*self.template.parts(messages, show), PromptText(prefix)]
         order = [part.token for part in parts if isinstance(part, Placeholders)]
@@ -146,7 +146,7 @@ def _parts(medium: Image | Audio | Video) -> list[Part]:
 
 def _part_of(medium: MeasuredMedium, row: int, piece: Rows) -> MeasuredMedium:
     """Some of a medium's context tokens, as a medium of their own."""
-    if not isinstance(medium, EncodedMedium):
+    if medium.block is None:
         return replace(medium, n_tokens=len(piece))
     block = ContextBlock(
         medium.block.tokens[row : row + len(piece)],

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mico_chat.adapters.base import ModelAdapter, Prepared, PromptLayout
+from mico_chat.adapters.base import ModelAdapter, PromptLayout
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, MODALITIES, Kind
@@ -56,18 +56,18 @@ class MicoAdapter:
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return self.processor.preprocessing
 
-    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
         units = self.processor.units(medium)
-        measured = MeasuredMedium(medium.kind, len(units), report=medium.report)
-        return Prepared(self.processor.counted(measured), units)
+        measured = MeasuredMedium(medium.kind, len(units), report=medium.report, inputs=units)
+        return self.processor.counted(measured)
 
-    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+    def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         device, dtype = self.model.device, self.model.dtype
         units = [one.inputs for one in batch]
         with torch.inference_mode():
             tokens = self.model.context_tokens(
-                torch.tensor([KINDS.index(one.measured.kind) for one in batch], device=device),
-                torch.tensor([one.measured.units for one in batch], device=device),
+                torch.tensor([KINDS.index(one.kind) for one in batch], device=device),
+                torch.tensor([one.units for one in batch], device=device),
                 (torch.cat(units) if len(units) > 1 else units[0]).to(device, dtype),
             )
         # Copies on the CPU: views would keep the whole batch in memory.
@@ -78,7 +78,7 @@ class MicoAdapter:
         self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
     ) -> PromptLayout:
         ids, _ = self.processor.tokenize(messages, True, media, prefix=prefix)
-        parts = [part for medium in media for part in medium.with_track]
+        parts = [part for medium in media for part in medium.parts]
         return segments(ids, parts, self.processor.context_token_id)
 
 

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from mico_chat.media.image import scaled_words
-from mico_chat.media.medium import Audio, Depth, Image, Medium, Normal, Video
+from mico_chat.media.medium import Audio, Depth, Image, Medium, Normal, Pages, Video
 
 MAX_PIXELS = 1280 * 28 * 28
 """Pixels of a still: 1,280 tokens of Qwen2.5-VL, 980 of Qwen3-VL. Its processor alone would take
@@ -32,6 +32,8 @@ def shown(medium: Medium) -> tuple[Image | Video | Audio, tuple[str, ...], str]:
         return *smaller(picture), legend
     if isinstance(medium, Audio):
         return medium, (), ""
+    if isinstance(medium, Pages):
+        raise ValueError(f"{medium.name}: its pages are shown one by one")
     return *smaller(medium), ""
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import transformers
 
-from mico_chat.adapters.base import Prepared, PromptLayout
+from mico_chat.adapters.base import PromptLayout, own_words
 from mico_chat.adapters.pictures import shown as shown_within
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import ConfigError, ModelError, RequestError
@@ -106,7 +106,7 @@ class ProcessorAdapter(ABC):
         n = sum(TABLE[kind].layout == "still" for kind in shown)
         return n > 1 and "batch_num_images" in names
 
-    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> Prepared:
+    def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
         given, cut, legend = shown_within(medium)
         if isinstance(given, Audio):
             given, cut = self._fitted(given)
@@ -115,7 +115,7 @@ class ProcessorAdapter(ABC):
             given = Video(given.frames.repeat(2, 0), given.times.repeat(2))
         shown_as, n_tokens, inputs = self._read(given, n)
         units = len(given.frames) if isinstance(given, Video) else n
-        measured = MeasuredMedium(
+        return MeasuredMedium(
             medium.kind,
             units,
             report=medium.report,
@@ -123,8 +123,8 @@ class ProcessorAdapter(ABC):
             cut=cut,
             as_picture=bool(legend),
             notes=replace(shown_as, legend=legend),
+            inputs=inputs,
         )
-        return Prepared(measured, inputs)
 
     @abstractmethod
     def _read(self, medium: Medium, n: int) -> tuple[Shown, int, Any]:
@@ -133,12 +133,9 @@ class ProcessorAdapter(ABC):
         It is the first of ``n`` equal media.
         """
 
-    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+    def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         """Blocks that hold the inputs: the engine encodes media itself."""
-        return [
-            ContextBlock(torch.zeros(len(one.measured), 0), one.key, inputs=one.inputs)
-            for one in batch
-        ]
+        return [ContextBlock(torch.zeros(len(one), 0), one.key, inputs=one.inputs) for one in batch]
 
     def _span(self, ids: Sequence[int], *, first: bool) -> tuple[int, int]:
         """The tokens of a medium: its placeholders, and the control tokens around them."""
@@ -182,8 +179,10 @@ class ProcessorAdapter(ABC):
                     content.append(part)
                     continue
                 own = next(waiting)
-                shown += own.with_track
-                content += [*own.with_track, *([TextPart(own.notes.legend)] * own.as_picture)]
+                shown += own.parts
+                for one in own.parts:
+                    content += [one, *([TextPart(one.notes.legend)] * one.as_picture)]
+                content += map(TextPart, own_words(own))
             listed.append(replace(message, content=tuple(content)))
         parts, order = self._expanded(self._parts(listed), shown)
         first = parts[0].text if parts else ""

@@ -17,13 +17,20 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from mico_chat.adapters.base import Prepared
 from mico_chat.adapters.capture import Capture
 from mico_chat.adapters.processor import ProcessorAdapter, Shown, of_frames, refused
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import SAMPLE_RATE, Audio, ContextBlock, Image, Medium, Video
+from mico_chat.media.medium import (
+    SAMPLE_RATE,
+    Audio,
+    ContextBlock,
+    Image,
+    MeasuredMedium,
+    Medium,
+    Video,
+)
 
 ARGUMENTS: dict[Kind, str] = {"image": "images", "audio": "audio", "video": "videos"}
 """The processor's argument for each kind of medium."""
@@ -96,7 +103,7 @@ class TransformersAdapter(ProcessorAdapter):
                 **settings,
             )
 
-    def encode(self, batch: Sequence[Prepared]) -> list[ContextBlock]:
+    def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         """Media whose inputs have equal shapes are computed in one forward."""
         if not self.encodes:
             return super().encode(batch)
@@ -118,7 +125,7 @@ class TransformersAdapter(ProcessorAdapter):
                 )
         return [found[place] for place in range(len(batch))]
 
-    def why_not(self, prepared: Prepared) -> str | None:
+    def why_not(self, prepared: MeasuredMedium) -> str | None:
         """Why a medium's rows do not do for the model; None if they do."""
         return self._capture().why_not(prepared.inputs.tensors)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from mico_chat.adapters.base import Prepared, segments_of
+from mico_chat.adapters.base import segments_of
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.checkpoints.folders import generation_of, local_folder, model_folder
 from mico_chat.engine.alone import AloneModel
@@ -26,8 +27,8 @@ from mico_chat.engine.transformers import TransformersModel
 from mico_chat.engines.base import EngineOptions, Loaded, ends
 from mico_chat.engines.source import Source
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import SAMPLE_RATE, Audio, EncodedMedium, Image, Medium, Video
+from mico_chat.media.kinds import TABLE, Kind
+from mico_chat.media.medium import SAMPLE_RATE, Audio, Image, MeasuredMedium, Medium, Video
 from mico_chat.messages import Message
 
 logger = logging.getLogger(__name__)
@@ -180,19 +181,18 @@ def _leave_out_failing(adapter: TransformersAdapter, model: AloneModel, name: st
     adapter.input_modalities = tuple(works)
 
 
-def _prompt(adapter: TransformersAdapter, kind: Kind, prepared: Prepared) -> Prompt:
+def _prompt(adapter: TransformersAdapter, kind: Kind, prepared: MeasuredMedium) -> Prompt:
     (block,) = adapter.encode([prepared])
-    encoded = EncodedMedium(**vars(prepared.measured), block=block)
-    return Prompt(
-        segments_of(adapter.layout([Message.user(_small(kind), "Describe it.")], [encoded]))
-    )
+    asked = Message.user(_small(kind), "Describe it.")
+    return Prompt(segments_of(adapter.layout([asked], [replace(prepared, block=block)])))
 
 
 def _small(kind: Kind) -> Medium:
     random = np.random.default_rng(0)
-    if kind == "audio":
+    layout = TABLE[kind].layout
+    if layout == "slices":
         return Audio(random.uniform(-0.5, 0.5, SAMPLE_RATE).astype(np.float32))
     frames = random.integers(0, 256, (4, 64, 96, 3), dtype=np.uint8)
-    if kind == "video":
+    if layout == "frames":
         return Video(frames, np.arange(4) / 2)
     return Image(frames[0])

@@ -16,6 +16,7 @@ from mico_chat.media.medium import (
     MediaReport,
     Medium,
     Normal,
+    Pages,
     Video,
 )
 from mico_chat.media.worker import decode
@@ -33,6 +34,7 @@ __all__ = [
     "MediaReport",
     "Medium",
     "Normal",
+    "Pages",
     "Video",
     "decode",
 ]

@@ -124,7 +124,7 @@ class _Worker:
                         self.stop()
             except MediaError:
                 raise
-            except (EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            except (EOFError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
                 # The worker is dead or its answer is malformed: it is not used again.
                 self.stop()
                 if passed.is_set():

@@ -1,13 +1,15 @@
-"""Decoded media: numpy arrays with a report. Encoded media: the model's context tokens.
+"""Decoded media: numpy arrays with a report. Media as a prompt has them: their context tokens.
 
-Each state of a medium has its own type: :class:`~mico_chat.media.file.MediaFile` is a file or
-bytes, :data:`Medium` is decoded, :class:`EncodedMedium` has context tokens.
+A medium is a :class:`~mico_chat.media.file.MediaFile`, then decoded a :data:`Medium` with a
+:class:`MediaReport`, then a :class:`MeasuredMedium`, which gets a :class:`ContextBlock` when it is
+encoded.
 
 Legend: H height, W width, T frames, n samples or context tokens, L width of the language model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import TABLE, Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +97,11 @@ class MediaReport(BaseModel):
 _NO_REPORT = MediaReport(name="", kind="image")
 
 
+def _quoted(texts: Iterable[WrittenText | SpokenText]) -> str:
+    """Texts in one line, which holds no quotation mark: the mark behind it ends it."""
+    return " ".join(" ".join(one.text for one in texts).split()).replace('"', "'")
+
+
 @dataclass(frozen=True)
 class Words:
     """What was recognised in a medium: text and speech as in :class:`MediaReport`.
@@ -105,6 +112,16 @@ class Words:
     written: tuple[WrittenText, ...] | None = None
     spoken: tuple[SpokenText, ...] | None = None
     cut: tuple[str, ...] = ()
+
+    @property
+    def spoken_line(self) -> str:
+        """The speech as a prompt has it; empty if there is none."""
+        return f'A voice says: "{_quoted(self.spoken)}"' if self.spoken else ""
+
+    def written_line(self, kind: Kind) -> str:
+        """The text as a prompt has it, which was read in a medium of this kind."""
+        found = f'Text in the {TABLE[kind].noun}: "{_quoted(self.written or ())}"'
+        return found if self.written else ""
 
     @property
     def nbytes(self) -> int:
@@ -118,16 +135,31 @@ class Words:
 class _Decoded:
     """The report of a decoded medium. A medium that is made of arrays describes itself."""
 
-    kind: ClassVar[Kind]
+    arrays: ClassVar[tuple[str, ...]] = ()
+    """The names of the fields that hold arrays; the first is what it shows or says."""
     report: MediaReport = field(default=_NO_REPORT, repr=False, kw_only=True)
 
     @property
     def name(self) -> str:
         return self.report.name
 
-    def _describe(self, **found: Any) -> None:
+    @property
+    def inner(self) -> tuple[Medium, ...]:
+        """The media in it, which are encoded behind it."""
+        return ()
+
+    @property
+    def own_arrays(self) -> list[NDArray[Any]]:
+        return [getattr(self, name) for name in self.arrays]
+
+    @property
+    def all_arrays(self) -> list[NDArray[Any]]:
+        """Its arrays, then those of the media in it."""
+        return [*self.own_arrays, *(array for one in self.inner for array in one.all_arrays)]
+
+    def _describe(self, kind: Kind, **found: Any) -> None:
         if self.report is _NO_REPORT:
-            object.__setattr__(self, "report", MediaReport(name=self.kind, kind=self.kind, **found))
+            object.__setattr__(self, "report", MediaReport(name=kind, kind=kind, **found))
 
 
 def _check(name: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok: bool) -> None:
@@ -140,11 +172,13 @@ def _check(name: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok
 @dataclass(frozen=True, eq=False)
 class _Picture(_Decoded):
     pixels: NDArray[np.uint8]
+    kind: ClassVar[Kind]
+    arrays: ClassVar[tuple[str, ...]] = ("pixels",)
 
     def __post_init__(self) -> None:
         shape = self.pixels.shape
         _check("pixels", self.pixels, np.uint8, "(H, W, 3)", ok=len(shape) == 3 and shape[2] == 3)
-        self._describe(width=shape[1], height=shape[0])
+        self._describe(self.kind, width=shape[1], height=shape[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,18 +196,36 @@ class Normal(_Picture):
 
 
 @dataclass(frozen=True, eq=False)
+class Pages(_Decoded):
+    """Pictures that are one medium of a kind that is made of them; its text is in the report."""
+
+    kind: Kind
+    pages: tuple[Image, ...]
+
+    def __post_init__(self) -> None:
+        if not self.pages:
+            raise ValueError(f"a medium of kind {self.kind} needs at least one page")
+        self._describe(self.kind, frames_used=len(self.pages), frames_total=len(self.pages))
+
+    @property
+    def inner(self) -> tuple[Medium, ...]:
+        return self.pages
+
+
+@dataclass(frozen=True, eq=False)
 class Audio(_Decoded):
     """A sound: ``samples`` float32 (n,) in [-1, 1], mono, at ``sample_rate`` 16,000 Hz."""
 
     samples: NDArray[np.float32]
     sample_rate: int = SAMPLE_RATE
     kind: ClassVar[Kind] = "audio"
+    arrays: ClassVar[tuple[str, ...]] = ("samples",)
 
     def __post_init__(self) -> None:
         _check("samples", self.samples, np.float32, "(n,)", ok=self.samples.ndim == 1)
         if self.sample_rate != SAMPLE_RATE:
             raise ValueError(f"sample_rate is {self.sample_rate}; it must be {SAMPLE_RATE}")
-        self._describe(seconds=self.seconds, sample_rate=self.sample_rate, channels=1)
+        self._describe(self.kind, seconds=self.seconds, sample_rate=self.sample_rate, channels=1)
 
     @property
     def seconds(self) -> float:
@@ -188,6 +240,7 @@ class Video(_Decoded):
     times: NDArray[np.float64]
     audio: Audio | None = None
     kind: ClassVar[Kind] = "video"
+    arrays: ClassVar[tuple[str, ...]] = ("frames", "times")
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -195,6 +248,7 @@ class Video(_Decoded):
         _check("frames", self.frames, np.uint8, "(T, H, W, 3)", ok=ok)
         _check("times", self.times, np.float64, f"({shape[0]},)", ok=self.times.shape == shape[:1])
         self._describe(
+            self.kind,
             width=shape[2],
             height=shape[1],
             frames_used=shape[0],
@@ -202,6 +256,10 @@ class Video(_Decoded):
             frame_times=self.times.tolist(),
             audio_used=None if self.audio is None else True,
         )
+
+    @property
+    def inner(self) -> tuple[Medium, ...]:
+        return () if self.audio is None else (self.audio,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,23 +272,24 @@ class Depth(_Decoded):
     values: NDArray[np.float32]
     metric: bool = True
     kind: ClassVar[Kind] = "depth"
+    arrays: ClassVar[tuple[str, ...]] = ("values",)
 
     def __post_init__(self) -> None:
         shape = self.values.shape
         _check("values", self.values, np.float32, "(H, W)", ok=len(shape) == 2)
-        self._describe(width=shape[1], height=shape[0])
+        self._describe(self.kind, width=shape[1], height=shape[0])
 
     @property
     def estimated(self) -> str | None:
         return self.report.estimated
 
 
-Medium = Image | Audio | Video | Depth | Normal
+Medium = Image | Audio | Video | Depth | Normal | Pages
 
 
-def with_track(medium: Medium) -> tuple[Medium, ...]:
-    track = medium.audio if isinstance(medium, Video) else None
-    return (medium,) if track is None else (medium, track)
+def parts_of(medium: Medium) -> tuple[Medium, ...]:
+    """The media that are encoded for a medium: itself, unless it is made of others, and those."""
+    return medium.inner if isinstance(medium, Pages) else (medium, *medium.inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,48 +328,48 @@ class ContextBlock:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredMedium:
-    """The size of a medium, from which the number of its context tokens follows, and its words.
+    """A medium as a prompt has it: its size, from which the number of its context tokens follows,
+    its words, and its context tokens once it is encoded.
 
     ``units`` counts stills, frames or slices, ``n_tokens`` the context tokens without those of
-    ``audio``, a video's sound track. A video's ``words`` include what is said in its sound track.
-    ``cut`` has sentences on what the model's adapter left out; ``as_picture`` says that a map is
-    shown as a picture. ``notes`` are the adapter's own.
+    ``inner``: a video's sound track, or the pages of a medium that has no tokens of its own. A
+    video's ``words`` include what is said in its sound track. ``cut`` has sentences on what the
+    model's adapter left out; ``as_picture`` says that a map is shown as a picture. ``inputs`` are
+    what the adapter encodes, ``notes`` what it puts into a prompt. The context tokens get the
+    ``key``; the ``block`` that has them is None until then.
     """
 
     kind: Kind
     units: int
-    audio: MeasuredMedium | None = None
+    inner: tuple[MeasuredMedium, ...] = ()
     report: MediaReport = field(default=_NO_REPORT, repr=False)
     words: Words = field(default=Words(), repr=False)
     n_tokens: int = 0
     cut: tuple[str, ...] = ()
     as_picture: bool = False
     notes: Any = field(default=None, repr=False)
+    inputs: Any = field(default=None, repr=False)
+    key: bytes = b""
+    block: ContextBlock | None = None
 
     def __len__(self) -> int:
         return self.n_tokens
 
     @property
-    def with_track(self) -> tuple[MeasuredMedium, ...]:
-        return (self,) if self.audio is None else (self, self.audio)
+    def parts(self) -> tuple[MeasuredMedium, ...]:
+        """The media whose context tokens stand for it: itself, unless it is made of others."""
+        return self.inner if TABLE[self.kind].made_of else (self, *self.inner)
 
     @property
     def all_tokens(self) -> int:
-        """Context tokens, with those of the sound track."""
-        return sum(len(part) for part in self.with_track)
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedMedium(MeasuredMedium):
-    """A medium with its context tokens. ``block`` has none of the sound track's tokens."""
-
-    audio: EncodedMedium | None = None
-    block: ContextBlock = field(kw_only=True)
+        return sum(len(part) for part in self.parts)
 
     @property
-    def blocks(self) -> tuple[ContextBlock, ...]:
-        return (self.block,) if self.audio is None else (self.block, *self.audio.blocks)
+    def encoded(self) -> ContextBlock:
+        """The block of a medium that is encoded."""
+        assert self.block is not None, f"{self.report.name} is measured and not encoded"
+        return self.block
 
     @property
     def nbytes(self) -> int:
-        return sum(block.nbytes for block in self.blocks)
+        return sum(part.encoded.nbytes for part in self.parts)

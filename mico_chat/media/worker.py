@@ -26,10 +26,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media.file import MediaFile, MediaLimits, OpenFile, Remote, TarMember
@@ -40,9 +39,8 @@ from mico_chat.media.medium import (
     Image,
     MediaReport,
     Medium,
-    Normal,
+    Pages,
     Video,
-    with_track,
 )
 from mico_chat.media.sandbox import isolate
 
@@ -62,13 +60,6 @@ _END_GRACE_S = 5.0
 _FILE_FIELDS = ("kind", "name", "depth_scale", "sampling", "seed")
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20
-_ARRAYS: dict[type[Medium], tuple[str, ...]] = {
-    Image: ("pixels",),
-    Normal: ("pixels",),
-    Audio: ("samples",),
-    Depth: ("values",),
-    Video: ("frames", "times"),
-}
 _DTYPES = {"uint8": np.uint8, "float32": np.float32, "float64": np.float64}
 _ERRORS: dict[str, type[MediaError]] = {
     error.__name__: error for error in (MediaError, LimitError, MissingFileError)
@@ -175,8 +166,10 @@ def _serve_one(
     if isinstance(answer, dict):
         write_header(answers, answer | {"large": memory.stays_large(0)})
     else:
-        n_bytes = sum(array.nbytes for part in with_track(answer) for array in _arrays(part))
-        _write_medium(answers, answer, memory.stays_large(n_bytes))
+        n_bytes = sum(array.nbytes for array in answer.all_arrays)
+        write_header(answers, _described(answer) | {"large": memory.stays_large(n_bytes)})
+        for array in answer.all_arrays:
+            write_frame(answers, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     answers.flush()
 
 
@@ -283,25 +276,14 @@ def _read_file(stream: IO[bytes], files: socket.socket | None, max_bytes: int) -
     return MediaFile(source=OpenFile(descriptors[0], size), **header)
 
 
-def _arrays(medium: Medium) -> list[NDArray[Any]]:
-    return [getattr(medium, name) for name in _ARRAYS[type(medium)]]
-
-
-def _write_medium(stream: IO[bytes], medium: Medium, large: bool) -> None:
-    media = with_track(medium)
-    arrays = [_arrays(part) for part in media]
-    parts = [
-        {
-            "kind": part.kind,
-            "report": part.report.model_dump(),
-            "metric": isinstance(part, Depth) and part.metric,
-            "arrays": [[array.dtype.name, *array.shape] for array in own],
-        }
-        for part, own in zip(media, arrays, strict=True)
-    ]
-    write_header(stream, {"parts": parts, "large": large})
-    for array in (array for own in arrays for array in own):
-        write_frame(stream, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def _described(medium: Medium) -> dict[str, Any]:
+    return {
+        "type": type(medium).__name__,
+        "report": medium.report.model_dump(),
+        "metric": isinstance(medium, Depth) and medium.metric,
+        "arrays": [[array.dtype.name, *array.shape] for array in medium.own_arrays],
+        "inner": [_described(one) for one in medium.inner],
+    }
 
 
 def _fields(error: MediaError) -> dict[str, Any]:
@@ -313,18 +295,22 @@ def read_medium(stream: IO[bytes], header: dict[str, Any], max_bytes: int) -> Me
     """Receive the medium of a header, or raise the MediaError sent in its place."""
     if "error" in header:
         raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
-    match [_read_part(stream, part, max_bytes) for part in header["parts"]]:
-        case [medium]:
-            return medium
-        case [Video() as video, Audio() as track]:
-            return dataclasses.replace(video, audio=track)
-    raise ValueError("neither one medium nor a video and its sound track")
-
-
-def _read_part(stream: IO[bytes], part: dict[str, Any], max_bytes: int) -> Medium:
-    (kind,) = (kind for kind in _ARRAYS if kind.kind == part["kind"])
-    values: dict[str, Any] = {"metric": bool(part["metric"])} if kind is Depth else {}
-    for name, (dtype, *shape) in zip(_ARRAYS[kind], part["arrays"], strict=True):
+    (kind,) = (kind for kind in get_args(Medium) if kind.__name__ == header["type"])
+    report = MediaReport.model_validate(header["report"])
+    values: dict[str, Any] = {"metric": bool(header["metric"])} if kind is Depth else {}
+    for name, (dtype, *shape) in zip(kind.arrays, header["arrays"], strict=True):
         data = bytearray(read_frame(stream, max_bytes))
         values[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
-    return kind(report=MediaReport.model_validate(part["report"]), **values)
+        max_bytes -= len(data)
+    inner: list[Medium] = []
+    for one in header["inner"]:
+        inner.append(read_medium(stream, one, max_bytes))
+        max_bytes -= sum(array.nbytes for array in inner[-1].all_arrays)
+    if kind is Pages and all(isinstance(one, Image) for one in inner):
+        values |= {"kind": report.kind, "pages": tuple(inner)}
+    elif kind is Video and len(inner) == 1 and isinstance(inner[0], Audio):
+        values["audio"] = inner[0]
+    elif inner or kind is Pages:
+        raise ValueError(f"{kind.__name__} with {len(inner)} media in it")
+    medium: Medium = kind(report=report, **values)
+    return medium

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from mico_chat.errors import RequestError
 from mico_chat.fields import check_bytes
 from mico_chat.media.kinds import KINDS
-from mico_chat.media.medium import EncodedMedium
+from mico_chat.media.medium import MeasuredMedium
 from mico_chat.model.context import Units
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.released import Subtitles
@@ -72,11 +72,11 @@ class ContrastiveSpace:
         vectors = vectors.cpu()
         return [MediaContext(context[i][mask[i]], vectors[i]) for i in range(n_items)]
 
-    def of_encoded(self, media: Sequence[EncodedMedium]) -> MediaContext:
+    def of_encoded(self, media: Sequence[MeasuredMedium]) -> MediaContext:
         """One item's media, whose blocks hold the encoder's tokens; sound tracks are included."""
-        rows = torch.cat([block.tokens for medium in media for block in medium.blocks])
+        rows = torch.cat([part.encoded.tokens for medium in media for part in medium.parts])
         tokens = rows.unflatten(0, (-1, self._model.unit_length))
-        shown = [part for medium in media for part in medium.with_track]
+        shown = [part for medium in media for part in medium.parts]
         kinds = torch.tensor([KINDS.index(part.kind) for part in shown])
         units = Units.of(kinds, torch.tensor([part.units for part in shown]))
         row = torch.zeros(len(tokens), dtype=torch.long)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mico_chat.errors import MediaError
-from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
+from mico_chat.media import Audio, Depth, Image, Medium, Normal, Pages, Video
 from mico_chat.media.sampling import Sampling, of_segments
 
 PART = 32
@@ -81,6 +81,8 @@ class Preprocessing(BaseModel):
                 return self._normalise(self._depth(medium))
             case Audio():
                 return self._sound(medium, generator)
+            case Pages():
+                raise ValueError(f"{medium.name}: a medium made of pages has no units of its own")
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """Values in [0, 1], (n, 3, H, W). They are overwritten, for new memory takes time."""

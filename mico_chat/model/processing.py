@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS, TABLE
-from mico_chat.media.medium import MeasuredMedium, Medium, Words, with_track
+from mico_chat.media.medium import MeasuredMedium, Medium, Words, parts_of
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
@@ -34,16 +34,8 @@ IGNORED = -100
 ESTIMATED = "Estimated depth map: "
 """In place of "Depth map: ", if a model made the map of a picture."""
 SOUND_TRACK = "Sound track: "
-WRITTEN = 'Text in the {}: "{}"'
-SPOKEN = 'A voice says: "{}"'
-"""How recognised words stand in a prompt, behind the context tokens of their medium."""
 
 _FILE = "processor_config.json"
-
-
-def _quoted(texts: Iterable[str]) -> str:
-    """Texts in one line, which holds no quotation mark: the mark behind it ends it."""
-    return " ".join(" ".join(texts).split()).replace('"', "'")
 
 
 class _AnyChatConfig(PreTrainedConfig):
@@ -154,11 +146,14 @@ class MicoChatProcessor:
         return self._measured(medium)[0]
 
     def _measured(self, medium: Medium) -> tuple[MeasuredMedium, list[Tensor]]:
-        units = [self.units(part) for part in with_track(medium)]
-        audio = MeasuredMedium("audio", len(units[1])) if len(units) > 1 else None
+        parts = parts_of(medium)
+        units = [self.units(part) for part in parts]
+        own = tuple(map(MeasuredMedium, (part.kind for part in parts), map(len, units)))
         report = medium.report
         words = Words(report.written, report.spoken)
-        return MeasuredMedium(medium.kind, len(units[0]), audio, report, words), units
+        if TABLE[medium.kind].made_of:
+            return MeasuredMedium(medium.kind, 0, own, report, words), units
+        return replace(own[0], inner=own[1:], report=report, words=words), units
 
     def counted(self, medium: MeasuredMedium) -> MeasuredMedium:
         """The medium with the number of its context tokens, without those of its sound track."""
@@ -166,7 +161,7 @@ class MicoChatProcessor:
 
     def context_length(self, medium: MeasuredMedium) -> int:
         """Context tokens a medium takes, its sound track included, before it is encoded."""
-        return sum(self._own_length(part) for part in medium.with_track)
+        return sum(self._own_length(part) for part in medium.parts)
 
     def _own_length(self, medium: MeasuredMedium) -> int:
         layout = TABLE[medium.kind].layout
@@ -178,20 +173,19 @@ class MicoChatProcessor:
 
     def _shown(self, medium: MeasuredMedium) -> list[PromptPart]:
         """The parts of a prompt that stand in place of a medium."""
-        parts: list[PromptPart] = [
-            PromptText(ESTIMATED if medium.report.estimated else TABLE[medium.kind].label),
-            Placeholders(self.context_token_id, self._own_length(medium)),
-        ]
+        made_of = bool(TABLE[medium.kind].made_of)
+        label = ESTIMATED if medium.report.estimated else TABLE[medium.kind].label
+        parts: list[PromptPart] = [PromptText(label)]
+        if not made_of:
+            parts.append(Placeholders(self.context_token_id, self._own_length(medium)))
         # Text that was read is text that anybody may have written: never markup.
-        if medium.words.written:
-            text = _quoted(line.text for line in medium.words.written)
-            parts.append(PromptText("\n" + WRITTEN.format(TABLE[medium.kind].noun, text)))
-        if medium.audio is not None:
-            parts.append(PromptText(f"\n{SOUND_TRACK}"))
-            parts.append(Placeholders(self.context_token_id, self.sound_tokens))
-        if medium.words.spoken:
-            text = _quoted(one.text for one in medium.words.spoken)
-            parts.append(PromptText("\n" + SPOKEN.format(text)))
+        if written := medium.words.written_line(medium.kind):
+            parts.append(PromptText(f"\n{written}"))
+        for one in medium.inner:
+            parts.append(PromptText(f"\n{TABLE[one.kind].label if made_of else SOUND_TRACK}"))
+            parts.append(Placeholders(self.context_token_id, self._own_length(one)))
+        if spoken := medium.words.spoken_line:
+            parts.append(PromptText(f"\n{spoken}"))
         return [*parts, PromptText("\n")]
 
     @cached_property
@@ -294,7 +288,7 @@ class MicoChatProcessor:
                     raise RequestError(f"{medium.name}: decode the medium before the processor")
                 measured, units = self._measured(medium)
                 media.append(measured)
-                shown += [(row, part) for part in measured.with_track]
+                shown += [(row, part) for part in measured.parts]
                 pixels += units
             rows.append(self.tokenize(messages, add_generation_prompt and not train, media))
         data: dict[str, Tensor] = self.pad(rows, train=train)

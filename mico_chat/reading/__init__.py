@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_chat.errors import MissingExtraError, ModelError
-from mico_chat.media.medium import Audio, Image, Medium, SpokenText, Video, Words, WrittenText
+from mico_chat.media.medium import (
+    Audio,
+    Image,
+    Medium,
+    Pages,
+    SpokenText,
+    Video,
+    Words,
+    WrittenText,
+)
 from mico_chat.reading import speech
 from mico_chat.reading.pictures import PictureReader
 from mico_chat.reading.pictures import installed as can_read
@@ -57,6 +66,8 @@ class MediaReader:
         match medium:
             case Image():
                 return self._written([(medium.pixels, None)], stop)
+            case Pages():
+                return self._written([(page.pixels, None) for page in medium.pages], stop)
             case Audio():
                 return self._spoken(medium, stop)
             case Video():

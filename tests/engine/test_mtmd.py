@@ -69,7 +69,7 @@ class Loaded:
     def layout(self, message: Message) -> list[int]:
         """The text tokens of a prompt."""
         adapter = self.assistant.adapter
-        media = [adapter.prepare(medium, ()).measured for medium in message.media]  # type: ignore[arg-type]
+        media = [adapter.prepare(medium, ()) for medium in message.media]  # type: ignore[arg-type]
         segments = adapter.layout([message], media)
         return [token for part in segments if isinstance(part, tuple) for token in part]
 

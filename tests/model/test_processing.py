@@ -38,7 +38,7 @@ def test_context_length_is_what_the_prompt_reserves(processor: MicoChatProcessor
         assert ids.count(CONTEXT) == processor.context_length(measured)
         assert measured.units == len(processor.units(medium))
         expected = CONFIG.context_length(medium.kind, measured.units)
-        track = STILL if measured.audio is not None else 0
+        track = STILL * len(measured.inner)
         assert processor.context_length(measured) == expected + track
 
 

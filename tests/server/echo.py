@@ -86,7 +86,7 @@ def _sums(rows: Iterable[tuple[float, ...]]) -> list[float]:
 
 async def sums_of(encoder: MediaEncoder, part: MediaFile) -> list[float]:
     (encoded,) = await encoder.encode([part])
-    return _sums(tuple(row) for block in encoded.blocks for row in block.tokens.tolist())
+    return _sums(tuple(row) for one in encoded.parts for row in one.encoded.tokens.tolist())
 
 
 def echoing_assistant(decoder: Decoder, *, pause_s: float = 0.0) -> Assistant:

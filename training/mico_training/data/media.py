@@ -174,8 +174,8 @@ class LoadedMedium:
     @property
     def measured(self) -> MeasuredMedium:
         """The medium as the processor takes it."""
-        track = None if self.track is None else MeasuredMedium("audio", len(self.track))
-        return MeasuredMedium(self.kind, len(self.inputs), track)
+        inner = () if self.track is None else (MeasuredMedium("audio", len(self.track)),)
+        return MeasuredMedium(self.kind, len(self.inputs), inner)
 
     def parts(self) -> list[tuple[Kind, Tensor]]:
         """The media for the model: this one and, if there is one, its sound track."""

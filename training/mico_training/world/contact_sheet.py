@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mico_chat.media import Audio, Depth, MediaFile, Video, decode
+from mico_chat.media import Audio, Depth, MediaFile, Pages, Video, decode
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import SAMPLE_RATE
 from mico_training.world.sample import Sample, kind_of, read_shard
@@ -52,6 +52,8 @@ def _draw(axes: Axes, file: MediaFile) -> None:
         case Video():
             shown = np.linspace(0, len(medium.frames) - 1, FRAMES).round().astype(int)
             axes.imshow(np.concatenate(list(medium.frames[shown]), axis=1))
+        case Pages():
+            axes.imshow(medium.pages[0].pixels)
         case _:
             axes.imshow(medium.pixels)
 

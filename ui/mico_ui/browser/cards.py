@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mico_chat.errors import MicoError
-from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
+from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Pages, Video
 from mico_chat.media import file as formats
 from mico_chat.media.kinds import KINDS, TABLE, Kind, kinds_of_format
 from mico_chat.media.medium import MediaReport
@@ -133,6 +133,14 @@ def preview_of(medium: Medium, name: str) -> Preview:
             colours = depth_pixels(medium.values)
             shown = _picture(colours, STILL_SIDE, alt, caption, lossless=True)
             return Preview(pictures=(shown,), facts=tuple(facts))
+        case Pages():
+            numbered = enumerate(medium.pages, 1)
+            return Preview(
+                pictures=tuple(
+                    _picture(page.pixels, STILL_SIDE, f"page {n} of {name}", f"page {n}")
+                    for n, page in numbered
+                )
+            )
     noun = TABLE[medium.kind].noun
     return Preview(pictures=(_picture(medium.pixels, STILL_SIDE, f"{noun} {name}"),))
 

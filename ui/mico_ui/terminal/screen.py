@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mico_chat import wire
-from mico_chat.media import Audio, Depth, Medium, Video
+from mico_chat.media import Audio, Depth, Medium, Pages, Video
 from mico_ui import describe
 from mico_ui.describe import Pixels, depth_pixels, distances
 
@@ -222,6 +222,8 @@ def preview(medium: Medium, columns: int) -> list[Segments | Text]:
         if medium.audio is not None:
             shown.append(waveform(medium.audio.samples, frames[0].shape[1] * len(frames)))
         return shown
+    if isinstance(medium, Pages):
+        medium = medium.pages[0]
     return [_blocks(fitted(medium.pixels, width))]
 
 
