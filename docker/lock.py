@@ -1,7 +1,9 @@
-"""Write the image's lock files: each package in the version that the tests run with, and hashes.
+"""Write the versions that the tests run with: constraints.txt, and the image's lock files.
 
     make lock
 
+``constraints.txt`` has the versions that ``make setup`` installs, but for PyTorch, of which each
+machine needs its own build. The image's locks are of the same versions, with hashes:
 ``requirements.lock`` has all but PyTorch; ``torch.lock`` has PyTorch and what only its builds for
 CUDA need. They are apart because another index (TORCH_INDEX) has other builds, and so other hashes.
 A lock holds no address: pip takes the files from where it takes all files. Hashes are those of the
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,23 @@ from packaging.utils import parse_wheel_filename
 from packaging.version import Version
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 """Those that pyproject.toml names; the image's is 3.12, and another base may have another."""
 
 MACHINES = ("x86_64", "aarch64")
 
+CONSTRAINTS_HEAD = """\
+# `make setup` installs these versions: those that the tests have run with. `make lock` writes them.
+# PyTorch is not among them: each machine needs its own build (make TORCH=...)."""
+
 OF_TORCH = re.compile(r"torch|torchvision|triton|(cuda|nvidia)-.*")
+
+UNBOUND = re.compile(rf"({OF_TORCH.pattern}|pip|setuptools)==")
+"""Packages that constraints.txt leaves to PyTorch's build and to Python's environment."""
+
+ELSEWHERE = ("bench", "lmms", "vllm")
+"""Extras that have an environment of their own, or that the tests do not install."""
 
 
 def default_extras() -> str:
@@ -37,25 +50,29 @@ def default_extras() -> str:
     return str(found)
 
 
-def resolved(extras: str) -> list[dict[str, Any]]:
-    """All packages of the project and these extras, in the versions that are installed here."""
-    installed = {found.name: Version(found.version).public for found in distributions()}
-    uv = [str(Path(sys.executable).with_name("uv")), "--quiet", "pip", "compile"]
-    options = [word for extra in extras.split(",") for word in ("--extra", extra)]
+def compiled(extras: Collection[str], constraints: str, file: str) -> str:
+    """What uv writes of the project and these extras, for all platforms, within constraints.
+
+    The name of the file says in which format.
+    """
+    uv = [str(Path(sys.executable).with_name("uv")), "--quiet", "pip", "compile", "--universal"]
+    uv += ["--python-version", PYTHONS[0], "--no-annotate", "--no-header"]
     with tempfile.TemporaryDirectory() as folder:
-        versions, lock = Path(folder, "versions.txt"), Path(folder, "pylock.toml")
-        versions.write_text("".join(f"{name}=={at}\n" for name, at in installed.items()))
-        subprocess.run(
-            [
-                *uv,
-                *("--universal", "--python-version", PYTHONS[0], "--constraints", str(versions)),
-                *("--format", "pylock.toml", "--output-file", str(lock), *options),
-                str(HERE.parent / "pyproject.toml"),
-            ],
-            check=True,
-        )
-        packages: list[dict[str, Any]] = tomllib.loads(lock.read_text())["packages"]
-        return packages
+        versions, output = Path(folder, "versions.txt"), Path(folder, file)
+        versions.write_text(constraints)
+        uv += ["--constraints", str(versions), "--output-file", str(output)]
+        uv += [word for extra in extras for word in ("--extra", extra)]
+        subprocess.run([*uv, str(ROOT / "pyproject.toml")], check=True)
+        return output.read_text()
+
+
+def tested_versions() -> str:
+    """A line for each package that the tests may use, in the version that is installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for name in project["optional-dependencies"] if name not in ELSEWHERE]
+    here = {found.name: Version(found.version).public for found in distributions()}
+    installed = "".join(f"{name}=={version}\n" for name, version in here.items())
+    return compiled(extras, installed, "requirements.txt")
 
 
 def on_linux(marker: str | None) -> str | None:
@@ -107,8 +124,13 @@ def locked(packages: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
+    tested = tested_versions()
+    lines = [line for line in tested.splitlines() if not UNBOUND.match(line)]
+    (ROOT / "constraints.txt").write_text("\n".join([CONSTRAINTS_HEAD, *lines, ""]))
+
     extras = default_extras()
-    packages = resolved(extras)
+    compiled_lock = compiled(extras.split(","), tested, "pylock.toml")
+    packages = tomllib.loads(compiled_lock)["packages"]
     of_torch = [p for p in packages if OF_TORCH.fullmatch(p["name"])]
     others = [p for p in packages if p not in of_torch]
     for name, these in (("requirements.lock", others), ("torch.lock", of_torch)):
