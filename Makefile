@@ -6,7 +6,8 @@
 # make test-lmms  the tests of the lmms-eval plugin and of its client, in an environment of its own
 # make bench      race the engines and the training loops, in about 35 minutes; the tables go to benchmarks/results
 # make ablations  the paper's Tables 1 and 7 and its context embeddings, with small models, after make mini's data
-# make lock       write the image's lock files anew, in the versions that are installed here
+# make lock       write constraints.txt and the image's locks: the versions that are installed here;
+#                 make upgrade: install the newest ones before
 # make modalities fine-tune on small data sets of seven modalities, beside simple baselines
 # make mini       train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
@@ -33,6 +34,9 @@ MINI := $(shell find mico_chat/models/mini -type f)
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV := $(BIN)/uv --quiet pip install --python $(BIN)/python
+# The versions that the tests have run with.
+TESTED := --constraint constraints.txt
+TORCH_TESTED = $(shell sed -n 's/^. \(torch==.*\)/\1/p' constraints.txt)
 
 # llama.cpp's library and libmtmd, which reads media for it, compiled on all cores: two to three
 # minutes on two cores, for they have no wheels. llama.cpp has threads of its own: to share OpenMP
@@ -52,7 +56,7 @@ LMMS_VENV := .venv-lmms
 LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
-.PHONY: setup setup-dev run test test-lab test-soak test-vllm test-lmms check bench format lock modalities mini ablations clean
+.PHONY: setup setup-dev run test test-lab test-soak test-vllm test-lmms check bench format lock upgrade modalities mini ablations clean
 
 # llama.cpp compiles while the other packages are installed.
 setup: | $(BIN)/python
@@ -69,29 +73,33 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
 
-# uv knows where each build of PyTorch lies. Where it cannot get one, pip installs its own source's.
+# uv knows where each build of PyTorch lies. Not every build has the tested version. Where uv cannot
+# get one, pip installs its own source's.
 $(PYTORCH): | $(BIN)/python
 	$(PIP) install 'uv>=0.8,<1'
-	UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) 'torch>=2.8,<3' 'torchvision>=0.23,<1' \
-		|| $(PIP) install 'torch>=2.8,<3' 'torchvision>=0.23,<1'
+	UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) $(TESTED) $(TORCH_TESTED) \
+		|| UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) $(TESTED) 'torch>=2.8,<3' 'torchvision>=0.23,<1' \
+		|| $(PIP) install $(TESTED) $(TORCH_TESTED)
 	@touch $@
 
-$(RUNNING): pyproject.toml | $(PYTORCH)
-	$(UV) --editable '.[server,ui,terminal,reads]'
+$(RUNNING): pyproject.toml constraints.txt | $(PYTORCH)
+	$(UV) $(TESTED) --editable '.[server,ui,terminal,reads]'
 	@touch $@
 
 # With a part of pip's cache for itself: pip would take a wheel that was built with other flags.
 $(LLAMACPP): | $(BIN)/python
 	@echo 'llama.cpp: compiling takes some minutes where pip has not done it before'
-	$(PIP) wheel --cache-dir "$$($(PIP) cache dir)/mtmd" --no-deps --wheel-dir $(VENV)/wheels \
+	$(PIP) wheel --cache-dir "$$($(PIP) cache dir)/mtmd" --no-deps --wheel-dir $(VENV)/wheels $(TESTED) \
 		'llama-cpp-python>=0.3.36,<0.4' \
 		|| echo 'note: no llama.cpp (is there a C++ compiler?); the slower transformers engine answers instead' >&2
 	@touch $@
 
+WITH_DEV := '.[server,ui,terminal,reads,train,eval,modalities,data,ray,dev]'
+
 # The data engine's instruments come without their dependencies: PyAudio, which only live playback needs,
 # would have to be compiled.
 $(DEVELOPING): pyproject.toml $(RUNNING)
-	$(UV) --editable '.[server,ui,terminal,reads,train,eval,modalities,data,ray,dev]'
+	$(UV) $(TESTED) --editable $(WITH_DEV)
 	$(UV) --no-deps 'tinysoundfont>=0.3.6,<0.4'
 	@touch $@
 
@@ -117,9 +125,12 @@ test-lab: setup-dev
 test-soak: setup-dev
 	$(PYTEST) -m soak
 
-# After `make check`: the image gets the packages that the tests have run with.
+# After `make check`: users and the image get the packages that the tests have run with.
 lock: setup-dev
 	$(BIN)/python docker/lock.py
+
+upgrade: setup-dev
+	$(UV) --upgrade --torch-backend=$(TORCH) --editable $(WITH_DEV)
 
 # What vLLM brings for sound does not import beside torch's build for CPUs; nothing here uses it.
 $(VLLM_INSTALLED): pyproject.toml

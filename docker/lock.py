@@ -33,7 +33,9 @@ MACHINES = ("x86_64", "aarch64")
 
 CONSTRAINTS_HEAD = """\
 # `make setup` installs these versions: those that the tests have run with. `make lock` writes them.
-# PyTorch is not among them: each machine needs its own build (make TORCH=...)."""
+# Each machine needs its own build of PyTorch (make TORCH=...): the next line is tried first.
+# {torch}
+"""
 
 OF_TORCH = re.compile(r"torch|torchvision|triton|(cuda|nvidia)-.*")
 
@@ -125,8 +127,10 @@ def locked(packages: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     tested = tested_versions()
-    lines = [line for line in tested.splitlines() if not UNBOUND.match(line)]
-    (ROOT / "constraints.txt").write_text("\n".join([CONSTRAINTS_HEAD, *lines, ""]))
+    lines = tested.splitlines(keepends=True)
+    torch = " ".join(re.findall(r"^torch(?:vision)?==[^ \n]+", tested, re.MULTILINE))
+    kept = "".join(line for line in lines if not UNBOUND.match(line))
+    (ROOT / "constraints.txt").write_text(CONSTRAINTS_HEAD.format(torch=torch) + kept)
 
     extras = default_extras()
     compiled_lock = compiled(extras.split(","), tested, "pylock.toml")

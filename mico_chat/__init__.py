@@ -3,4 +3,4 @@
 Importing the package does nothing else; the heavy parts are imported where they are used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

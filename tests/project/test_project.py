@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from docker.lock import ELSEWHERE
 from mico_chat import __version__
 
 
@@ -37,6 +41,44 @@ def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     for requirement in sum(extras.values(), project["dependencies"]):
         assert re.search(r">=[^,]+,<", requirement), requirement
+
+
+def test_tested_versions_are_within_the_bounds(root: Path, pyproject: dict[str, Any]) -> None:
+    """One version for each package: names and versions alone, and no build of PyTorch."""
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    versions = {one.name: str(one.specifier).removeprefix("==") for one in pinned}
+    assert len(versions) == len(pinned)
+    assert not [line for line in lines if "://" in line or "+" in line]
+    assert not {"torch", "torchvision", "triton"} & set(versions)
+    extras = pyproject["project"]["optional-dependencies"]
+    within = [text for name, texts in extras.items() if name not in ELSEWHERE for text in texts]
+    for asked in map(Requirement, [*pyproject["project"]["dependencies"], *within]):
+        if asked.name not in ("torch", "torchvision"):
+            version = versions.get(canonicalize_name(asked.name))
+            assert version is not None, f"{asked}: make lock"
+            assert asked.specifier.contains(version), f"{asked}: make lock"
+
+
+def test_the_image_has_the_tested_versions(root: Path) -> None:
+    read = re.compile(r"^([\w.-]+)==([^ ;\n]+)", re.MULTILINE)
+    tested = dict(read.findall((root / "constraints.txt").read_text(encoding="utf-8")))
+    locked = dict(read.findall((root / "docker/requirements.lock").read_text(encoding="utf-8")))
+    # pip and setuptools are of the environment.
+    assert not {name for name in locked if name in tested and tested[name] != locked[name]}
+    assert set(locked) - set(tested) <= {"pip", "setuptools"}
+
+
+def test_commits_run_what_make_check_runs(root: Path) -> None:
+    config = yaml.safe_load((root / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (repo,) = config["repos"]
+    assert repo["repo"] == "local"
+    assert {hook["language"] for hook in repo["hooks"]} == {"system"}
+    check = (root / "Makefile").read_text().split("\ncheck:", 1)[1].split("\n\n", 1)[0]
+    steps = [line.strip() for line in check.splitlines()[1:] if "PYTEST" not in line]
+    entries = [hook["entry"].replace(".venv/bin", "$(BIN)") for hook in repo["hooks"]]
+    assert set(steps) <= set(entries)
+    assert entries[-1] == "make check"
 
 
 def test_ci_checks_format_lint_types_and_tests(root: Path) -> None:
