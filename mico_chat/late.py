@@ -39,6 +39,14 @@ def late() -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
+def run(*modules: ModuleType) -> None:
+    """Run late modules now, to meet the errors of their imports here."""
+    for module in modules:
+        loader: Any = getattr(module.__spec__, "loader", None)
+        if isinstance(loader, _LateLoader):
+            loader.run(module)
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self) -> None:
         self._thread = threading.get_ident()

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants, file_download
 
 from mico_chat.checkpoints.hub import HubName, needed_files, quantization_of
-from mico_chat.cli import probes
+from mico_chat.cli import hub as hub_commands
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, ModelError
 from tests.fake_hub import FakeHub, fake_hub
@@ -198,7 +198,7 @@ def test_a_hub_that_cannot_be_reached(
 
 def test_a_disk_without_room(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/ear"] = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
-    monkeypatch.setattr(probes, "disk_free", lambda folder: 500_000)
+    monkeypatch.setattr(hub_commands, "disk_free", lambda folder: 500_000)
     error = run("pull", "org/ear", code=2)
     assert "1 MB are to be downloaded, but the disk of" in error
     assert "has 500 KB free" in error

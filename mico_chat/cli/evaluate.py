@@ -31,8 +31,14 @@ from mico_chat.evaluation.task import (
     Model,
     Task,
 )
+from mico_chat.late import late
 from mico_chat.load import asked_quantization
 from mico_chat.settings import Parser, count, positive
+
+with late():  # torch and scipy: their import takes seconds
+    from mico_chat.evaluation import chat as chat_models
+    from mico_chat.evaluation import judge, pretrained, report, scores
+    from mico_chat.evaluation import run as asking
 
 IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
@@ -46,12 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print(_listing())
         return 0
-    # From here on torch and scipy are needed: their import takes seconds.
-    from mico_chat.evaluation.report import compare, machine, read_report, tables, write_report
-    from mico_chat.evaluation.scores import finished
-
     if options.compare:
-        print(compare(*options.compare))
+        print(report.compare(*options.compare))
         return 0
     files = [Path(word) for word in options.what if word.endswith(".jsonl") or Path(word).is_file()]
     names = list(dict.fromkeys(word for word in options.what if Path(word) not in files))
@@ -69,17 +71,17 @@ def main(arguments: Sequence[str]) -> int:
             alike = [task for task in tasks if bool(task.prompt) is asks_chat_model]
             _run(sorted(alike, key=lambda task: task.family == "skills"), items, folder, options)
         _judge(folder, tasks, options)
-        rows, unfinished = finished(
+        rows, unfinished = scores.finished(
             folder, [ITEMS.name, *SUITES, *(name for name in TASKS if name not in SUITES)]
         )
         for reason in unfinished:
             print(f"not in the table: {reason}", file=sys.stderr)
-        before = {} if output is None else read_report(output)
+        before = {} if output is None else report.read_report(output)
         kept = {key: value for key, value in before.items() if key not in ("skills", "tasks")}
-        report = {**kept, "machine": machine(), **rows}
-        print(tables(report))
+        figures = {**kept, "machine": report.machine(), **rows}
+        print(report.tables(figures))
         if output is not None:
-            write_report(output, report)
+            report.write_report(output, figures)
     return 0
 
 
@@ -186,9 +188,7 @@ def _check_controls(options: argparse.Namespace) -> None:
     if unknown := [control for control in options.controls if control not in there]:
         raise ConfigError(f"the control {', '.join(unknown)} {why} there are {', '.join(there)}")
     if "base-llm" in options.controls:
-        from mico_chat.evaluation.chat import check_base_llm
-
-        check_base_llm(options.model)
+        chat_models.check_base_llm(options.model)
 
 
 def _check_data(tasks: Sequence[Task], data: Path) -> None:
@@ -234,8 +234,6 @@ def _run(
     """Ask a model the items of tasks that all ask a chat model, or that all ask stage 1's model."""
     if not tasks:
         return
-    from mico_chat.evaluation.run import run
-
     own = {name: getattr(options, name) for name in ("frames", "slices")}
     own = {name: value for name, value in own.items() if value is not None}
     with closing(open_model(options, chat=bool(tasks[0].prompt))) as model:
@@ -243,7 +241,7 @@ def _run(
             contents = items.get(task.name)
             if contents is None:
                 contents = DATASETS[task.dataset].read(options.data).first(options.limit)
-            run(
+            asking.run(
                 task if task.prompt else task.model_copy(update=own),
                 contents,
                 model,
@@ -263,14 +261,10 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
             options.model, options.base_url, key, concurrency=size, workers=workers, **media
         )
     if not chat:
-        from mico_chat.evaluation.pretrained import PretrainedModel
-
         dtype = options.dtype or "float32"
-        return PretrainedModel(
+        return pretrained.PretrainedModel(
             options.model, dtype, options.device, batch_size=size, workers=workers
         )
-    from mico_chat.evaluation.chat import ChatModel
-
     source = Source.of(options.model, options.mmproj)
     engine = EngineOptions(
         options.engine or reference(source.form),
@@ -281,21 +275,18 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
         trust_remote_code=options.trust_remote_code,
         mmproj=options.mmproj,
     )
-    return ChatModel(options.model, engine, frames=options.frames, workers=workers)
+    return chat_models.ChatModel(options.model, engine, frames=options.frames, workers=workers)
 
 
 def _judge(output: Path, tasks: Sequence[Task], options: argparse.Namespace) -> None:
     if options.judge_model is None:
         return
-    from mico_chat.evaluation.judge import judge_answers
-    from mico_chat.evaluation.scores import is_finished
-
     named = [task.name for task in (TASKS.values() if options.rescore else tasks) if task.judged]
-    there = [output / name for name in named if is_finished(output / name)]
+    there = [output / name for name in named if scores.is_finished(output / name)]
     if not there:
         raise ConfigError(f"--judge-model: no answers for a judge in {output}")
     key = key_of(options.judge_api_key_env, "--judge-api-key-env")
     model, url, size = options.judge_model, options.judge_url, options.batch_size
-    with closing(Endpoint(model, url, key, concurrency=size)) as judge:
+    with closing(Endpoint(model, url, key, concurrency=size)) as endpoint:
         for folder in there:
-            judge_answers(folder, judge)
+            judge.judge_answers(folder, endpoint)

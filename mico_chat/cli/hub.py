@@ -14,7 +14,7 @@ import typer
 from mico_chat.checkpoints import hub
 from mico_chat.checkpoints.folders import MODELS, is_packaged
 from mico_chat.cli.findings import disk_free, gigabytes
-from mico_chat.cli.options import API, API_KEY, extra, in_columns
+from mico_chat.cli.options import API, API_KEY, check_extra, in_columns
 from mico_chat.engine.cpu import memory
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.source import Source, is_ours
@@ -25,6 +25,7 @@ from mico_chat.media.kinds import KINDS
 with late():
     from mico_chat import load
     from mico_chat.engines import devices
+    from mico_ui import client, routes
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
@@ -184,13 +185,11 @@ def ps(
     as_json: AsJson = False,
 ) -> None:
     """Show the models of a running service: which are loaded, how large they are, who uses them."""
-    with extra("terminal", "mico-chat ps"):
-        from mico_ui import routes
-        from mico_ui.client import DEFAULT_API, ApiError, Client
+    check_extra("terminal", "mico-chat ps", client, routes)
     try:
-        with Client(url or DEFAULT_API, key) as client:
-            models = client.send(routes.models())
-    except ApiError as error:
+        with client.Client(url or client.DEFAULT_API, key) as service:
+            models = service.send(routes.models())
+    except client.ApiError as error:
         raise ModelError(str(error)) from error
     if as_json:
         print(json.dumps({"models": [one.model_dump(mode="json") for one in models]}, indent=2))

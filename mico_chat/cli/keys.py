@@ -6,14 +6,17 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
-from mico_chat.cli.options import extra, in_columns
+from mico_chat.cli.options import check_extra, in_columns
+from mico_chat.late import late
 
-if TYPE_CHECKING:  # the server is imported by the command that needs it
-    from mico_server.store.keys import History, Key, KeyStore
+with late():
+    from mico_server import settings as server
+    from mico_server.store import database as databases
+    from mico_server.store import keys as stores
 
 T = TypeVar("T")
 
@@ -75,7 +78,7 @@ def create_key(
     """
     scopes = scope or ["chat"]
 
-    async def create(store: KeyStore, history: History) -> None:
+    async def create(store: stores.KeyStore, history: stores.History) -> None:
         first = "chat" in scopes and not any("chat" in k.scopes for k in await _in_force(store))
         secret, key = await store.create(name, tenant, rate_limit, scopes)
         print(secret, flush=True)
@@ -102,7 +105,7 @@ def take_history(
 ) -> None:
     """Give a key the conversations and files that were made without a key."""
 
-    async def take(store: KeyStore, history: History) -> None:
+    async def take(store: stores.KeyStore, history: stores.History) -> None:
         key = await store.get(key_id)
         _tell(f"Moved to the key {key.name!r}: {await history.move(LOCAL, key.tenant)}")
 
@@ -113,7 +116,7 @@ def take_history(
 def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
     """Print all keys, without their secrets; the oldest first."""
 
-    async def read(store: KeyStore, history: History) -> Sequence[Key]:
+    async def read(store: stores.KeyStore, history: stores.History) -> Sequence[stores.Key]:
         return await store.list()
 
     rows = [("ID", "NAME", "TENANT", "SCOPES", "RATE LIMIT", "CREATED", "REVOKED")]
@@ -143,7 +146,7 @@ def revoke_key(
 ) -> None:
     """End a key at once; a running service refuses it from its next request on."""
 
-    async def revoke(store: KeyStore, history: History) -> None:
+    async def revoke(store: stores.KeyStore, history: stores.History) -> None:
         before = await _in_force(store)
         key = await store.revoke(key_id)
         _tell(f"{key.id}: the key {key.name!r} is revoked")
@@ -167,7 +170,7 @@ def revoke_key(
     _with_stores(revoke, database_url, data_dir, media_dir)
 
 
-async def _in_force(store: KeyStore) -> list[Key]:
+async def _in_force(store: stores.KeyStore) -> list[stores.Key]:
     return [key for key in await store.list() if key.revoked_at is None]
 
 
@@ -186,25 +189,24 @@ def _at_a_terminal() -> bool:
 
 
 def _with_stores(
-    work: Callable[[KeyStore, History], Awaitable[T]],
+    work: Callable[[stores.KeyStore, stores.History], Awaitable[T]],
     database_url: str | None,
     data_dir: Path | None,
     media_dir: Path | None = None,
 ) -> T:
-    with extra("server", "mico-chat keys"):
-        from mico_server.settings import read_settings
-        from mico_server.store.database import Database
-        from mico_server.store.keys import History, KeyStore
+    check_extra("server", "mico-chat keys", server, databases, stores)
     flags = {"--database-url": database_url, "--data-dir": data_dir, "--media-dir": media_dir}
-    settings = read_settings(
+    settings = server.read_settings(
         [word for flag, value in flags.items() if value for word in (flag, str(value))]
     )
 
     async def run() -> T:
-        database = Database(settings.database_url, settings.data_dir)
+        database = databases.Database(settings.database_url, settings.data_dir)
         await database.start()
         try:
-            return await work(KeyStore(database), History(database, settings.media_folder))
+            return await work(
+                stores.KeyStore(database), stores.History(database, settings.media_folder)
+            )
         finally:
             await database.close()
 

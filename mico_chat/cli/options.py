@@ -8,6 +8,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from typer.core import TyperCommand
 
 from mico_chat.engines.table import ENGINE_HELP, QUANTIZATION_HELP, engine_name
 from mico_chat.errors import MissingExtraError, RequestError
+from mico_chat.late import run
 from mico_chat.media.kinds import KINDS, TABLE, Kind
 
 NAMES = "mini, a folder, a GGUF file, or a hub name."
@@ -102,6 +104,12 @@ def takes_media(command: Callable[..., None]) -> Callable[..., None]:
     found = whole.replace(parameters=list(chain.from_iterable(parameters)))
     with_media.__signature__ = found  # type: ignore[attr-defined]
     return with_media
+
+
+def check_extra(name: str, feature: str, *modules: ModuleType) -> None:
+    """Run late modules, and name the extra that is missing if a package is not installed."""
+    with extra(name, feature):
+        run(*modules)
 
 
 @contextmanager
