@@ -114,7 +114,7 @@ run: setup
 
 # Two files of tests at once on two cores; each process computes on one.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
-LAB := tests/benchmarks $(wildcard tests/mico_* tests/training tests/world)
+LAB := tests/benchmarks $(wildcard tests/mico_*)
 
 test: setup-dev
 	$(PYTEST) -m 'not soak' $(addprefix --ignore=,$(LAB))
@@ -148,7 +148,7 @@ $(VLLM_INSTALLED): pyproject.toml
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/mico-chat setup
 	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/engine/test_vllm_media.py \
-		tests/training/test_vicuna_chain.py tests/server/test_vllm_service.py
+		tests/mico_training/test_vicuna_chain.py tests/server/test_vllm_service.py
 	MICO_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -W ignore \
 		tests/server/test_openai_client.py
 
@@ -188,23 +188,23 @@ modalities: setup-dev
 		'datamol>=0.13,<0.14' 'orange-spectroscopy>=0.9,<0.10' 'sktime>=1.2,<2'
 	for run in $(MODALITIES); do \
 		$(BIN)/mico-chat finetune --config training/recipes/$${run#runs/}.yaml || exit; done
-	$(BIN)/python -m mico_training.research.finetune.report $(MODALITIES) --output benchmarks/results
+	$(BIN)/python -m mico_research.finetune.report $(MODALITIES) --output benchmarks/results
 
 # Each stage resumes from its last checkpoint when it was interrupted.
 mini: setup-dev
 	$(BIN)/mico-chat world --config training/recipes/mini-world.yaml --output $(DATA)/shards
-	$(BIN)/python -m mico_training.mini prepare --data $(DATA) --encoder mico_chat/models/mini
-	$(BIN)/python -m mico_training.mini heads
+	$(BIN)/python -m mico_world.mini prepare --data $(DATA) --encoder mico_chat/models/mini
+	$(BIN)/python -m mico_world.mini heads
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
 	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
-	$(BIN)/python -m mico_training.mini pack
+	$(BIN)/python -m mico_world.mini pack
 	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/real/items.jsonl --output runs/evaluation --limit 100
 	$(BIN)/mico-chat evaluate mico_chat/evaluation/text.jsonl --controls full base-llm --max-tokens 48
 
 # What is done is not done again: an interrupted run goes on.
 ablations: setup-dev
-	$(BIN)/python -m mico_training.research.ablations --data $(DATA) --processes 2 --results benchmarks/results
+	$(BIN)/python -m mico_research.ablations --data $(DATA) --processes 2 --results benchmarks/results
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:

@@ -16,8 +16,8 @@ import typer
 
 from benchmarks.systems import machine, publish, table
 from mico_chat.errors import ConfigError
-from mico_training.corpus.places import Place
-from mico_training.corpus.summary import CUTTING, Summary, summarize
+from mico_corpus.looking.summary import CUTTING, Summary, summarize
+from mico_corpus.places import Place
 from mico_training.estimate import GPUS, REACHED
 
 CLIPS = 27_000_000

@@ -35,10 +35,10 @@ import yaml
 from benchmarks import fake_stages
 from benchmarks.summary import Ratio, keep
 from benchmarks.systems import clip, machine, publish, table
-from mico_training.corpus.build import build
-from mico_training.corpus.places import Place
-from mico_training.corpus.recipe import BuildRecipe
-from mico_training.corpus.run import run_job
+from mico_corpus.build import build
+from mico_corpus.places import Place
+from mico_corpus.recipe import BuildRecipe
+from mico_corpus.run import run_job
 from mico_training.records import panels
 
 app = typer.Typer(help=__doc__, rich_markup_mode=None)
@@ -111,7 +111,7 @@ def scaling(
     import ray
     from ray.cluster_utils import Cluster
 
-    from mico_training.corpus import ray_run
+    from mico_corpus import ray_run
 
     counts = [int(n) for n in nodes.split(",")]
     rates: list[float] = []
@@ -203,7 +203,7 @@ def _pss(process: psutil.Process) -> int:
 
 @app.command()
 def rows(output: Output = None, n: int = 100_000, workers: int = 2) -> None:
-    from mico_training.corpus import ray_run
+    from mico_corpus import ray_run
 
     cells: list[list[str]] = []
     job = fake_stages.job(0.0, 0.0, actors=1, samples=1000)

@@ -27,11 +27,11 @@ from PIL import Image
 
 from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, table
-from mico_training.corpus.cuts import cut
-from mico_training.corpus.footage import frames_of
-from mico_training.corpus.recipe import BuildRecipe
-from mico_training.corpus.rows import Row
-from mico_training.corpus.sources import rows_of
+from mico_corpus.cutting.cuts import cut
+from mico_corpus.cutting.footage import frames_of
+from mico_corpus.cutting.sources import rows_of
+from mico_corpus.recipe import BuildRecipe
+from mico_corpus.rows import Row
 
 SIZES = ((640, 360), (1280, 720), (1920, 1080))
 RATE = 30

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from mico_training.corpus.annotators.base import Annotation, Clip
-from mico_training.corpus.places import Place, name_of
-from mico_training.corpus.rows import ANNOTATED, CLIP, INDEX, Row
-from mico_training.corpus.run import Job, Step, Work
+from mico_corpus.describing.base import Annotation, Clip
+from mico_corpus.places import Place, name_of
+from mico_corpus.rows import ANNOTATED, CLIP, INDEX, Row
+from mico_corpus.run import Job, Step, Work
 
 TABLE = "build/clips.parquet"
 

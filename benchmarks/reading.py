@@ -24,7 +24,7 @@ from mico_chat.evaluation.task import read_items
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.messages import Message
-from mico_training.world.soundsources import _speak
+from mico_world.sounds.recordings import _speak
 
 SIGNS, SENTENCES = 100, 30
 VOICES = ("en-us", "en-us+f3", "en-us+m3")

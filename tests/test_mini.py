@@ -21,7 +21,7 @@ from mico_chat.load import EngineOptions
 from mico_chat.media import Audio, Depth, Image, Medium, Video
 from mico_chat.messages import Message
 from mico_chat.similarity import Similarity
-from mico_training.mini import GENERATION, SYSTEM_PROMPT
+from mico_world.mini.__main__ import GENERATION, SYSTEM_PROMPT
 from tests.fakes import FakeDecoder
 
 

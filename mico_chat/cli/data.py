@@ -39,8 +39,8 @@ def build(
     mico-chat data build --config training/recipes/data-laptop.yaml videos --output shards
     """
     with extra("data", "mico-chat data build"):
-        from mico_training.corpus.build import build as make
-        from mico_training.corpus.recipe import BuildRecipe
+        from mico_corpus.build import build as make
+        from mico_corpus.recipe import BuildRecipe
         from mico_training.recipe import load_recipe
     log_to_stderr()
     values = list(overrides or [])
@@ -91,7 +91,7 @@ def look(
     import webbrowser
 
     with extra("data", "mico-chat data look"):
-        from mico_training.corpus.look import serve, write_page
+        from mico_corpus.looking.look import serve, write_page
     if html is not None:
         print(f"{html}: {write_page(shards, html, clips)} clips")
         return
@@ -119,8 +119,8 @@ def subset(
     mico-chat data subset shards --sizes 1M,10M --output subsets
     """
     with extra("data", "mico-chat data subset"):
-        from mico_training.corpus.subsets import sizes_of
-        from mico_training.corpus.subsets import subset as write
+        from mico_corpus.packing.subsets import sizes_of
+        from mico_corpus.packing.subsets import subset as write
     print(write(shards, sizes_of(sizes), seed, output, samples))
 
 
@@ -145,8 +145,8 @@ def remove(
     mico-chat data remove shards --ids withdrawn.txt
     """
     with extra("data", "mico-chat data remove"):
-        from mico_training.corpus.remove import Asked, read_ids
-        from mico_training.corpus.remove import remove as take_out
+        from mico_corpus.packing.remove import Asked, read_ids
+        from mico_corpus.packing.remove import remove as take_out
     if ids is None and not source and not licence:
         raise ConfigError("nothing to remove: give --ids FILE, --source NAME or --licence NAME")
     asked = Asked(sources=tuple(source or ()), licences=tuple(licence or ()))

@@ -270,8 +270,8 @@ def finetune(config: Config, overrides: Overrides = None) -> None:
     with extra("modalities", "mico-chat finetune"):
         import sklearn  # noqa: F401  # the baselines are its
     with extra("train", "mico-chat finetune"):
-        from mico_training.research.finetune.fit import main
-        from mico_training.research.finetune.report import markdown
+        from mico_research.finetune.fit import main
+        from mico_research.finetune.report import markdown
     log_to_stderr()
     print(markdown(main(config, overrides or [])), end="")
 
@@ -286,7 +286,7 @@ def predict(
     mico-chat predict runs/modality-diabetes patients.csv
     """
     with extra("train", "mico-chat predict"):
-        from mico_training.research.modalities.model import predict as write
+        from mico_research.modalities.model import predict as write
     write(model, file, sys.stdout, device)
 
 
@@ -298,7 +298,7 @@ def world(
 ) -> None:
     """Make training data: paired media, captions, and questions with exact answers."""
     with extra("train", "mico-chat world"):
-        from mico_training.world.build import main
+        from mico_world.build import main
     log_to_stderr()
     main(config, output, workers, seed)
 

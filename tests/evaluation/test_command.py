@@ -75,7 +75,7 @@ def test_missing_data_are_reported_first(
     assert layout.count(f"{tmp_path / 'coco'}/\n") == 1
     assert "  dataset_coco.json  Karpathy's splits and captions\n" in layout
     assert "from: github.com/xudejing/video-question-answering (MSVD-QA)" in layout
-    with pytest.raises(DataError, match=r"mico_training\.mini items --data .*/mini` makes"):
+    with pytest.raises(DataError, match=r"mico_world\.mini items --data .*/mini` makes"):
         main(["mini-skills", "--data", str(tmp_path)])
 
 

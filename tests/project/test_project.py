@@ -24,7 +24,8 @@ def pyproject(root: Path) -> dict[str, Any]:
 
 
 def test_every_package_is_shipped_and_typed(root: Path, pyproject: dict[str, Any]) -> None:
-    roots = ("mico_chat", "server/mico_server", "ui/mico_ui", "training/mico_training")
+    lab = [f"training/mico_{name}" for name in ("training", "world", "corpus", "research")]
+    roots = ["mico_chat", "server/mico_server", "ui/mico_ui", *lab]
     there = [package for package in roots if (root / package).is_dir()]
     assert pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == there
     for package in there:

@@ -36,13 +36,13 @@ from mico_training.data.examples import (
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.data.order import Dealt
-from mico_training.data.sample import Need
+from mico_training.data.sources.sample import Need
 from mico_training.data.words import RecognisedWords
-from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
+from mico_training.parts.media_noise import MediaNoise
+from mico_training.parts.set_prediction import SetPrediction
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.scst import Cider, ScstTrainer
-from mico_training.set_prediction import SetPrediction
 from mico_training.trained import freeze, train_only
 from mico_training.trainer import (
     MicoTrainer,

@@ -18,7 +18,7 @@ from mico_chat.model.released import Subtitles
 from mico_chat.model.text_branch import question_prefix
 from mico_training.data.examples import CORPORA, ChatExample, ContextExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
-from mico_training.data.sample import region_batch
+from mico_training.data.sources.sample import region_batch
 from mico_training.recipe import Stage1Recipe
 
 PAD_TO = 16

@@ -17,8 +17,8 @@ from mico_chat.media.medium import Words
 from mico_chat.messages import Message
 from mico_training.data.mixture import DrawnDataset, Mixture
 from mico_training.data.order import Integers
-from mico_training.data.sample import Region, TrainingSample
-from mico_training.world.sample import Turn
+from mico_training.data.sources.sample import Region, TrainingSample
+from mico_training.data.sources.written import Turn
 
 CORPORA = {kind: row for row, kind in enumerate(KINDS, start=1)}
 """The row of E_Sam for the corpus of texts and media of a kind, as in the paper: E_Sam^T-I is that

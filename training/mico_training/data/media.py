@@ -35,7 +35,7 @@ from mico_chat.media.medium import MeasuredMedium
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.data.mixture import Mixture
-from mico_training.data.sample import Region
+from mico_training.data.sources.sample import Region
 from mico_training.recipe import FeatureRecipe, Recipe
 
 logger = logging.getLogger(__name__)

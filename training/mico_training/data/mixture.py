@@ -15,11 +15,11 @@ import numpy as np
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.media import KINDS
 from mico_chat.media.addresses import located
-from mico_training.data.chosen import Chosen, Kept, ends_of, share
 from mico_training.data.order import BY_RANK, LANES, Integers, Order
-from mico_training.data.readers import ManifestSource, read_llava
-from mico_training.data.sample import Need, Source, TrainingSample
-from mico_training.data.shards import ShardSource
+from mico_training.data.sources.chosen import Chosen, Kept, ends_of, share
+from mico_training.data.sources.readers import ManifestSource, read_llava
+from mico_training.data.sources.sample import Need, Source, TrainingSample
+from mico_training.data.sources.shards import ShardSource
 from mico_training.recipe import DataRecipe
 
 BLOCK = 4096

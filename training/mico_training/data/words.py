@@ -19,8 +19,9 @@ from mico_chat.media import Kind
 from mico_chat.media.medium import SpokenText, Words, WrittenText
 from mico_chat.messages import Message
 from mico_training.data.examples import ChatDataset, ChatExample
+from mico_training.data.language.english import Rng, article, countable, is_plural, pick, plural
+from mico_training.data.language.plain import TABLE as PLAIN_NAMES
 from mico_training.data.mixture import Mixture
-from mico_training.world.language import Rng, article, countable, is_plural, pick, plural
 
 Way = Literal["written", "spoken"]
 
@@ -36,16 +37,24 @@ CASINGS: tuple[Callable[[str], str], ...] = (str.upper, str.upper, capwords, str
 NOTE_SHARE = 0.2  # of what is written; the rest are signs
 MISREAD = 0.15  # of the lines
 
-_PATH = Path(__file__)
-PROMPTS: dict[str, Any] = yaml.safe_load(_PATH.with_name("words.yaml").read_text(encoding="utf-8"))
+TEXT_TURNS = Path(__file__).parent / "language/text_turns.yaml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+PROMPTS = _read(Path(__file__).with_name("words.yaml"))
 
 
 def _text_words() -> dict[str, list[str]]:
     """The texts of each gap, with nouns and other words that the data engine has already."""
-    package = _PATH.parents[1]
-    turns = yaml.safe_load((package / "text_turns.yaml").read_text(encoding="utf-8"))
-    named = yaml.safe_load((package / "world/plain_names.yaml").read_text(encoding="utf-8"))
-    nouns = [noun for noun in dict.fromkeys([*turns["thing"], *named]) if not is_plural(noun)]
+    turns = _read(TEXT_TURNS)
+    nouns = [
+        noun
+        for noun in dict.fromkeys([*turns["thing"], *_read(PLAIN_NAMES)])
+        if not is_plural(noun)
+    ]
     text: dict[str, list[str]] = PROMPTS["text"]
     return {
         **turns,

@@ -1,0 +1,227 @@
+"""Drawn words in training: the prompt is that of inference, and answers repeat the words."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from mico_chat.media import Audio, Image, Kind, MediaFile, Medium, Video
+from mico_chat.media.medium import MediaReport, SpokenText, Words, WrittenText
+from mico_chat.messages import Message
+from mico_chat.model.processing import MicoChatProcessor
+from mico_training.data.batches import PAD_TO, ChatCollator
+from mico_training.data.examples import ChatExample, about_tokens
+from mico_training.data.media import LoadedMedium
+from mico_training.data.mixture import Mixture
+from mico_training.data.sources.sample import TrainingSample
+from mico_training.data.words import CASES, PROMPTS, SHARES, RecognisedWords
+from tests.tiny import clip, picture, sound
+
+BOX = (0.1, 0.2, 0.5, 0.3)
+WORDS = Words(
+    (
+        WrittenText(text="Mind", box=BOX, confidence=0.99),
+        WrittenText(text="the gap", box=BOX, confidence=0.99),
+    ),
+    (SpokenText(text="Good morning.", start=0.5, end=1.5, confidence=0.8),),
+)
+
+
+def example(kind: Kind | None = "image") -> ChatExample:
+    """A question about a medium of a kind, and a second one about another."""
+    media = [] if kind is None else [MediaFile(kind, Path("a"), "a")]
+    more = MediaFile("image", Path("b"), "b")
+    return ChatExample(
+        "x",
+        (
+            Message.user(*media, "How many?"),
+            Message.assistant("Two."),
+            *([Message.user(more, "And here?"), Message.assistant("Three.")] if media else []),
+        ),
+    )
+
+
+def drawn(kind: Kind | None, probability: float = 1.0, n: int = 600) -> list[ChatExample]:
+    mixture = Mixture([[TrainingSample("x", media={})]], [1], seed=3)
+    data = RecognisedWords([example(kind)] * n, mixture, probability)
+    found = [data[draw] for draw in range(len(data))]
+    assert [data[draw] for draw in reversed(range(20))] == found[19::-1]
+    return found
+
+
+def texts(words: Words) -> list[str]:
+    return [one.text for one in words.written or ()] + [one.text for one in words.spoken or ()]
+
+
+def case(one: ChatExample) -> str:
+    """The case of :data:`CASES` that an example was made for, from what it says."""
+    if len(one.messages) > 2:
+        return "own"
+    answer = one.messages[1].text
+    if '"' not in answer:
+        return "nothing"
+    heard = any(one.messages[0].text in filled(text) for text in PROMPTS["heard"]["questions"])
+    return "heard" if heard else "asked"
+
+
+def filled(template: str) -> set[str]:
+    names = [name for own in PROMPTS["media"].values() for name in own]
+    return {template.format(medium=name) for name in names}
+
+
+# --- the prompt -------------------------------------------------------------------------------
+
+
+class Loader:
+    """Loads media of one unit; a clip has three frames and a sound track."""
+
+    def load(self, medium: MediaFile, generator: object = None) -> LoadedMedium:
+        frames = torch.zeros(3 if medium.kind == "video" else 1, 3, 4, 4)
+        track = torch.zeros(1, 3, 4, 4) if medium.kind == "video" else None
+        return LoadedMedium(medium.kind, frames, track)
+
+    def batch(self, rows: object) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def decoded(kind: Kind, words: Words) -> Medium:
+    report = MediaReport(name="a", kind=kind, written=words.written, spoken=words.spoken)
+    if kind == "video":
+        made = clip(3, track=True)
+        return Video(made.frames, made.times, made.audio, report=report)
+    if kind == "audio":
+        return Audio(sound().samples, report=report)
+    return Image(picture().pixels, report=report)
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+@pytest.mark.parametrize("words", [WORDS, replace(WORDS, written=None), replace(WORDS, spoken=())])
+def test_the_prompt_is_that_of_inference(
+    processor: MicoChatProcessor, kind: Kind, words: Words
+) -> None:
+    of_kind = {"image": replace(words, spoken=None), "audio": replace(words, written=None)}
+    words = of_kind.get(kind, words)
+    asked = replace(example(kind), words=(words,))
+    collate = ChatCollator(processor, cast(Any, Loader()), 512)
+    batch = collate([asked])
+    same = [
+        Message.user(decoded(kind, words), "How many?"),
+        asked.messages[1],
+        Message.user(picture(), "And here?"),
+        asked.messages[3],
+    ]
+    expected = processor([same], train=True)
+    length = expected["input_ids"].shape[1]
+    for name in ("input_ids", "labels"):
+        assert torch.equal(batch[name][:, :length], expected[name])
+    assert batch["input_ids"].shape[1] - length < PAD_TO
+    bare = collate([replace(asked, words=())])["input_ids"]
+    assert (bare.shape != batch["input_ids"].shape) == bool(texts(words))
+
+
+def test_the_words_that_do_not_fit_lose_the_last_turn_with_its_medium(
+    processor: MicoChatProcessor,
+) -> None:
+    asked = example("image")
+    collate = ChatCollator(processor, cast(Any, Loader()), 512)
+    whole = int(collate([asked])["attention_mask"].sum())
+    shorter = replace(collate, max_length=whole)
+    first = replace(asked, messages=asked.messages[:2], words=(replace(WORDS, spoken=None),))
+    assert int(shorter([asked])["attention_mask"].sum()) == whole
+    assert torch.equal(
+        shorter([replace(asked, words=first.words)])["input_ids"], collate([first])["input_ids"]
+    )
+
+
+def test_the_estimate_of_the_length_counts_the_words() -> None:
+    plain = example("video")
+    assert about_tokens(plain) < about_tokens(replace(plain, words=(WORDS,)))
+
+
+# --- the draws --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+def test_nothing_is_attached_with_probability_zero(kind: Kind) -> None:
+    assert all(one == example(kind) for one in drawn(kind, 0.0))
+
+
+@pytest.mark.parametrize("kind", [None, "depth", "normal"])
+def test_maps_and_texts_have_no_words(kind: Kind | None) -> None:
+    assert all(one == example(kind) for one in drawn(kind))
+
+
+def test_a_share_of_the_examples_has_words() -> None:
+    changed = [one for one in drawn("audio", 0.25) if one != example("audio")]
+    assert len(changed) / 600 == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_the_cases_have_their_shares(kind: Kind) -> None:
+    counts = Counter(case(one) for one in drawn(kind, n=1500))
+    shares = dict(zip(CASES, SHARES, strict=True))
+    if kind == "image":  # which cannot be heard
+        shares["asked"] += shares.pop("heard")
+    assert {name: n / 1500 for name, n in counts.items()} == pytest.approx(shares, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+def test_the_answer_repeats_the_words_that_the_prompt_shows(
+    processor: MicoChatProcessor, kind: Kind
+) -> None:
+    quoted = Counter[str]()
+    for one in drawn(kind):
+        first = one.messages[0].files[0]
+        assert first == example(kind).media[0]
+        if case(one) in ("asked", "heard"):
+            assert [file for message in one.messages for file in message.files] == [first]
+            measured = [replace(Loader().load(first).measured, words=one.words[0])]
+            ids, labels = processor.tokenize(one.messages, False, measured)
+            named = processor.tokenizer.convert_ids_to_tokens
+            asked = [i for i, label in zip(ids, labels, strict=True) if label < 0]
+            prompt = "".join(named([i for i in asked if i != processor.context_token_id]))
+            said = one.messages[1].text.replace("£", "<unk>").replace("€", "<unk>").split(chr(34))
+            assert len(said) == 3
+            way = (
+                "written"
+                if f"Text in the {'picture' if kind == 'image' else 'video'}: "
+                f'"{said[1]}"\n' in prompt
+                else "spoken"
+            )
+            quoted[way] += 1
+            assert way == "written" or f'A voice says: "{said[1]}"\n' in prompt
+    ways = {"image": {"written"}, "audio": {"spoken"}, "video": {"written"}}
+    assert set(quoted) == ways[kind]
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+def test_what_is_asked_for_in_vain_is_not_there(kind: Kind) -> None:
+    found = [one for one in drawn(kind) if case(one) == "nothing"]
+    assert found
+    assert not any(texts(one.words[0]) for one in found)
+
+
+def test_own_turns_stay_and_words_stand_beside_them() -> None:
+    own = [one for one in drawn("video") if case(one) == "own"]
+    assert all(replace(one, words=()) == example("video") for one in own)
+    assert all(texts(one.words[0]) for one in own)
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_drawn_words_are_varied_and_can_be_quoted(kind: Kind) -> None:
+    held = [one.words[0] for one in drawn(kind) if texts(one.words[0])]
+    whole = [" ".join(texts(words)) for words in held]
+    assert len(set(whole)) > 0.95 * len(whole)
+    assert len({word for text in whole for word in text.lower().split()}) > 500
+    assert {len(texts(words)) for words in held} >= {1, 2, 3}
+    for words in held:
+        for text in texts(words):
+            assert text == " ".join(text.split())
+            assert text
+            assert not set('"{}') & set(text)
+    lengths = [len(text.split()) for text in whole]
+    assert min(lengths) <= 3
+    assert 15 <= max(lengths) <= 25

@@ -1,0 +1,65 @@
+"""Photographs with names: each file of the table is found, and a sample shows what it names."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mico_chat.errors import ConfigError
+from mico_world.pictures import labelled
+from mico_world.sources import packages
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A table of one photograph, 900 x 600, which is red and has a transparent corner."""
+    image = Image.new("RGBA", (900, 600), "red")
+    image.paste((0, 0, 0, 0), (0, 0, 9, 9))
+    (tmp_path / "deep").mkdir()
+    image.save(tmp_path / "deep" / "one.png")
+    table = tmp_path / "photo_names.yaml"
+    table.write_text("album:\n  deep/one.png: [city, sky]\n")
+    monkeypatch.setattr(labelled, "TABLE", table)
+    monkeypatch.setattr(labelled, "source", lambda name: tmp_path)
+    monkeypatch.setattr(labelled, "split_of", lambda identity: "train")
+    labelled.labelled.cache_clear()
+    yield tmp_path
+    labelled.labelled.cache_clear()
+
+
+def test_a_sample_shows_and_names_the_photograph(album: Path) -> None:
+    sample = labelled.make(np.random.default_rng(0), "train")
+    (turn,) = sample.turns
+    assert sample.concepts == {"image.jpg": "city"}
+    assert turn.accept == ("city", "sky")
+    assert "city" in turn.answer
+    assert sample.captions["image.jpg"][1] == "a photo of a city and a sky"
+    image = Image.open(io.BytesIO(sample.files["image.jpg"]))
+    assert 0.7 * 480 - 1 <= image.width <= 480
+    assert np.asarray(image)[image.height // 2, image.width // 2, 0] > 240, "it is red"
+
+
+def test_transparent_parts_are_white(album: Path) -> None:
+    (one,) = labelled.labelled("train")["city"]
+    assert one.image().getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_a_missing_file_is_named(album: Path) -> None:
+    (album / "deep" / "one.png").unlink()
+    (one,) = labelled.labelled("train")["city"]
+    with pytest.raises(ConfigError, match=r"album has no deep/one\.png"):
+        one.image()
+
+
+def test_every_package_of_the_table_can_be_fetched() -> None:
+    named = [
+        p
+        for split in ("train", "validation")
+        for of in labelled.labelled(split).values()
+        for p in of
+    ]
+    assert {one.package for one in named} <= packages().keys()
+    assert len(named) > 250

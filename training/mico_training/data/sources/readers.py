@@ -1,0 +1,260 @@
+"""Training data that a user writes: JSON Lines, or LLaVA-style JSON.
+
+JSON Lines, one sample a line::
+
+    {"image": "cat.jpg", "caption": "A cat on a sofa."}
+    {"image": "cat.jpg", "audio": "a.ogg", "captions": {"image": ["A cat."], "audio": "Purring."}}
+    {"image": "cat.jpg", "audio": ["purr.ogg"], "messages": [
+        {"role": "user", "content": "<image>\\n<audio>\\nDo these belong together?"},
+        {"role": "assistant", "content": "Yes."}]}
+    {"video": "s3://clips/cat.mp4", "question": "what is on the sofa?", "answers": ["cat", "a cat"]}
+    {"video": "cat.mp4", "caption": "A cat is fed.", "subtitle": "Come here, your food is ready!"}
+
+LLaVA: a JSON array of ``{"id", "image" | "video" | ..., "conversations": [{"from": "human",
+"value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}``. Markers stand for the
+media of their kind in the order given; media without a marker come before the first question. The
+whole file is checked when its index is made (:mod:`.index`), so that a wrong line 90,000 cannot end
+a run after a day. Whether a medium at an address is there is not asked then. Lines are read again
+when they are drawn.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mico_chat.errors import DataError, RequestError
+from mico_chat.media import KINDS, MediaFile
+from mico_chat.media.addresses import Location, fingerprint, located, opened, read_part
+from mico_chat.media.file import Remote
+from mico_chat.media.kinds import Kind
+from mico_chat.messages import Message, Part, from_llava
+from mico_training.data.sources.chosen import Kept
+from mico_training.data.sources.index import Found, Kinds, Profile, open_index
+from mico_training.data.sources.sample import Need, TrainingSample
+from mico_training.data.sources.written import Turn
+
+
+class RecordError(ValueError):
+    """A record is wrong; its file and line are not known yet."""
+
+
+class ManifestSource:
+    """A JSON Lines file's samples that have a stage's texts; a DataError names a wrong line.
+
+    ``kinds``: only media of these, and the texts about them.
+    """
+
+    def __init__(
+        self,
+        path: Location,
+        need: Need,
+        root: Location | None = None,
+        kinds: Kinds = frozenset(KINDS),
+    ) -> None:
+        self.path = path
+        self.root = _folder(path) if root is None else root
+        self.kinds = kinds
+        try:
+            self.index = open_index({path: fingerprint(path)}, self._scan, f"jsonl 1 {self.root}")
+        except OSError as error:
+            raise DataError(path, None, error.strerror or str(error)) from error
+        self.kept = Kept(self.index.offering(lambda p: p.offers(need, frozenset(), kinds)))
+        self.ends = np.array([len(self.kept)])
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        line = self.kept[index]
+        _, start, size = self.index.place(line)
+        return self._parse(read_part(self.path, start, size), line + 1).of_kinds(self.kinds)
+
+    def _scan(self, path: Location) -> Iterator[Found]:
+        """Each line; an empty one offers nothing."""
+        start = 0
+        with opened(path) as file:
+            for number, line in enumerate(file, start=1):
+                profile = Profile.of(self._parse(line, number)) if line.strip() else Profile()
+                yield start, len(line), profile
+                start += len(line)
+
+    def _parse(self, line: bytes, number: int) -> TrainingSample:
+        try:
+            name = f"{Path(self.path).name}:{number}"
+            return sample_of(json.loads(line), self.root, name)
+        except RecordError as error:
+            raise DataError(self.path, number, str(error)) from error
+        except ValueError as error:
+            raise DataError(self.path, number, f"not JSON: {error}") from error
+
+
+def _folder(path: Location) -> Location:
+    return path.parent if isinstance(path, Path) else path.rpartition("/")[0]
+
+
+def read_llava(
+    path: Location, need: Need, root: Location | None = None, kinds: Kinds = frozenset(KINDS)
+) -> list[TrainingSample]:
+    """A LLaVA-style array's samples that have a stage's texts; a DataError names a wrong item."""
+    root = _folder(path) if root is None else root
+    try:
+        records = json.loads(read_part(path))
+    except OSError as error:
+        raise DataError(path, None, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise DataError(path, None, f"not JSON: {error}") from error
+    if not isinstance(records, list):
+        raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
+    samples = []
+    for number, record in enumerate(records):
+        try:
+            samples.append(sample_of(record, root, f"{Path(path).name}#{number}"))
+        except RecordError as error:
+            raise DataError(path, None, f"item {number}: {error}") from error
+    offering = (s for s in samples if Profile.of(s).offers(need, frozenset(), kinds))
+    return [sample.of_kinds(kinds) for sample in offering]
+
+
+def sample_of(record: Any, root: Location, name: str) -> TrainingSample:
+    """The sample that a record describes; a RecordError says what is wrong."""
+    if not isinstance(record, dict):
+        raise RecordError(f"a sample is an object, not {type(record).__name__}")
+    media = _media(record, root)
+    captions = _captions(record, media)
+    concept = record.get("concept")
+    if concept is not None and not isinstance(concept, str):
+        raise RecordError(f"'concept' is {type(concept).__name__}, not a string")
+    subtitle = record.get("subtitle", "")
+    if not isinstance(subtitle, str):
+        raise RecordError(f"'subtitle' is {type(subtitle).__name__}, not a string")
+    if "messages" in record and "conversations" in record:
+        raise RecordError("has both 'messages' and 'conversations'; give one")
+    questions = _strings(record, "question", ())
+    answers = _strings(record, "answer", record.get("answers", ()))
+    if questions and not media:
+        raise RecordError(f"has a question but no medium ({', '.join(KINDS)})")
+    turns = record.get("messages", record.get("conversations", ()))
+    conversation = _conversation(turns, media) if turns else ()
+    if bool(questions) != bool(answers) or len(questions) > 1:
+        found = f"has {len(questions)} 'question' and {len(answers)} 'answers'"
+        raise RecordError(f"{found}; a record asks one question and has at least one answer")
+    if not captions and not conversation and not questions:
+        raise RecordError(
+            "lacks all of 'caption', 'messages', 'conversations' and 'question'; give one of them"
+        )
+    first = next(iter(media), "")
+    return TrainingSample(
+        id=str(record.get("id", name)),
+        media=media,
+        captions=captions,
+        concepts={first: concept} if concept and media else {},
+        turns=tuple(Turn(questions[0], answer, "", tuple(media)) for answer in answers),
+        conversation=conversation,
+        subtitle=subtitle.strip(),
+    )
+
+
+def _strings(record: dict[str, Any], key: str, otherwise: Any) -> tuple[str, ...]:
+    value = record.get(key, otherwise)
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        raise RecordError(f"{key!r} is neither a string nor a list of strings")
+    if any(not v.strip() for v in values):
+        raise RecordError(f"{key!r} is empty")
+    return tuple(values)
+
+
+def _captions(record: dict[str, Any], media: dict[str, MediaFile]) -> dict[str, tuple[str, ...]]:
+    """The captions of each medium; ``caption``, and ``captions`` in a list, are the first one's."""
+    first, captions = next(iter(media), ""), record.get("captions", ())
+    if isinstance(captions, dict):
+        for name in captions:
+            if name not in media:
+                known = ", ".join(media) or "none"
+                raise RecordError(f"has a caption of {name!r}, but its media are: {known}")
+        found = {name: _strings(captions, name, ()) for name in captions}
+    else:
+        found = {first: _strings(record, "captions", ())}
+    found[first] = (*_strings(record, "caption", ()), *found.get(first, ()))
+    if found[first] and not media:
+        raise RecordError(f"has a caption but no medium ({', '.join(KINDS)})")
+    return {name: texts for name, texts in found.items() if texts}
+
+
+def _media(record: dict[str, Any], root: Location) -> dict[str, MediaFile]:
+    media = {}
+    for kind in KINDS:
+        for count, text in enumerate(_strings(record, kind, ()), start=1):
+            key = kind if count == 1 else f"{kind}{count}"
+            place = located(text)
+            if isinstance(place, Path):
+                place = root / place if isinstance(root, Path) else f"{root}/{text}"
+            if isinstance(place, Path) and not place.is_file():
+                raise RecordError(f"{kind} {text}: no such file in {root}")
+            source = place if isinstance(place, Path) else Remote(place)
+            media[key] = MediaFile(kind=kind, source=source, name=text)
+    return media
+
+
+def _conversation(turns: Any, media: dict[str, MediaFile]) -> tuple[Message, ...]:
+    if not isinstance(turns, list):
+        raise RecordError(f"the conversation is {type(turns).__name__}, not a list")
+    plain = [_plain(number, turn) for number, turn in enumerate(turns, start=1)]
+    words = "".join(turn["value"] for turn in plain)
+    unplaced = [f"<{m.kind}>\n" for m in media.values() if f"<{m.kind}>" not in words]
+    for turn in plain:
+        if turn["from"] in ("user", "human"):
+            turn["value"] = "".join(unplaced) + turn["value"]
+            break
+    own = {kind: [m for m in media.values() if m.kind == kind] for kind in KINDS}
+    names: dict[str, Any] = {kind: [m.name for m in found] for kind, found in own.items()}
+    try:
+        read = from_llava({**names, "conversations": plain})
+    except RequestError as error:
+        raise RecordError(str(error)) from error
+    rest = {kind: iter(found) for kind, found in own.items()}
+    messages = tuple(
+        replace(message, content=tuple(_placed(part, rest) for part in message.content))
+        for message in read
+    )
+    speakers = [message.role for message in messages if message.role != "system"]
+    if speakers != ["user", "assistant"] * (len(speakers) // 2) or not speakers:
+        raise RecordError(
+            "the turns must be user, assistant, and so on, and end with an answer; they "
+            f"are {', '.join(speakers) or 'none'}"
+        )
+    return messages
+
+
+def _placed(part: Part, media: Mapping[Kind, Iterator[MediaFile]]) -> Part:
+    """The next medium of the part's kind, if it is one."""
+    return next(media[part.kind]) if isinstance(part, MediaFile) else part
+
+
+def _plain(number: int, turn: Any) -> dict[str, str]:
+    """A turn in LLaVA's form, where markers stand for media."""
+    if not isinstance(turn, dict):
+        raise RecordError(f"turn {number} is {type(turn).__name__}, not an object")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):
+        content = "".join(_inline(number, part) for part in content)
+    if not isinstance(content, str) or not content.strip():
+        raise RecordError(f"turn {number} has no text")
+    return {"from": str(turn.get("role", turn.get("from"))), "value": content}
+
+
+def _inline(number: int, part: Any) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": kind} if kind in KINDS:
+            return f"<{kind}>\n"
+    kind = part.get("type") if isinstance(part, dict) else None
+    known = ", ".join(("text", *KINDS))
+    raise RecordError(
+        f"turn {number} has a part of the unknown type {kind!r}; the types are {known}"
+    )

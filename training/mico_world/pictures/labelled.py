@@ -1,0 +1,90 @@
+"""Real photographs of packages, with the names of what each shows (``photo_names.yaml``)."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from mico_chat.errors import ConfigError
+from mico_training.data.language.english import Rng, agreement, article, listed, pick
+from mico_training.data.sources.written import Sample, Split, Turn
+from mico_world import language as en
+from mico_world.sources import source, split_of
+
+TABLE = Path(__file__).with_name("photo_names.yaml")
+SIDE = 480  # longest side of a sample's photograph, pixels
+IMAGE = "image.jpg"
+# The package whose photographs are in an archive: the archive, and the folder in it.
+_ARCHIVES = {"ufoai-textures": ("usr/share/games/ufoai/base/0textures.pk3", "textures")}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A photograph: ``file`` ends its path in the package; the first name is the main thing's."""
+
+    package: str
+    file: str
+    names: tuple[str, ...]
+
+    def image(self) -> Image.Image:
+        """The photograph, at most ``SIDE`` pixels a side, on white where it is transparent.
+
+        Raises:
+            ConfigError: the package has no such file.
+        """
+        root = source(self.package)
+        if self.package in _ARCHIVES:
+            archive, folder = _ARCHIVES[self.package]
+            with zipfile.ZipFile(root / archive) as opened:
+                data = opened.read(f"{folder}/{self.file}")
+        else:
+            found = next(root.rglob(self.file), None)
+            if found is None:
+                raise ConfigError(f"{TABLE.name}: the package {self.package} has no {self.file}")
+            data = found.read_bytes()
+        image = Image.open(io.BytesIO(data)).convert("RGBA")
+        image.thumbnail((SIDE, SIDE))
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        return white.convert("RGB")
+
+
+@cache
+def labelled(split: Split) -> dict[str, list[Labelled]]:
+    """The photographs of ``split`` by the name of their main thing."""
+    found: dict[str, list[Labelled]] = {}
+    for package, files in yaml.safe_load(TABLE.read_text(encoding="utf-8")).items():
+        for file, names in files.items():
+            if split_of(f"{package}/{file}") == split:
+                found.setdefault(names[0], []).append(Labelled(package, file, tuple(names)))
+    return found
+
+
+def make(rng: Rng, split: Split) -> Sample:
+    """A crop of a photograph, as often mirrored as not, and the question what it shows.
+
+    Each name is as likely as another. Nobody drew boxes around the things, so there is no truth.
+    """
+    names = labelled(split)
+    one = pick(rng, names[pick(rng, sorted(names))])
+    image = one.image()
+    side = float(rng.uniform(0.7, 1.0))
+    width, height = (max(1, round(side * length)) for length in image.size)
+    left, top = (
+        int(rng.integers(a - b + 1)) for a, b in zip(image.size, (width, height), strict=True)
+    )
+    image = image.crop((left, top, left + width, top + height))
+    if rng.random() < 0.5 and "text" not in one.names:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=88)
+    main = one.names[0]
+    question, answer = en.say(rng, "name", one=article(main), **agreement(main))
+    turn = Turn(question, answer, "name", (IMAGE,), accept=one.names)
+    said = (article(main), f"a photo of {listed([article(n) for n in one.names])}")
+    files = {IMAGE: packed.getvalue()}
+    return Sample("", split, files, {IMAGE: said}, (turn,), {IMAGE: main})
