@@ -167,9 +167,7 @@ def _serve_one(
         write_header(answers, answer | {"large": memory.stays_large(0)})
     else:
         n_bytes = sum(array.nbytes for array in answer.all_arrays)
-        write_header(answers, _described(answer) | {"large": memory.stays_large(n_bytes)})
-        for array in answer.all_arrays:
-            write_frame(answers, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        write_medium(answers, answer, large=memory.stays_large(n_bytes))
     answers.flush()
 
 
@@ -276,13 +274,19 @@ def _read_file(stream: IO[bytes], files: socket.socket | None, max_bytes: int) -
     return MediaFile(source=OpenFile(descriptors[0], size), **header)
 
 
-def _described(medium: Medium) -> dict[str, Any]:
+def write_medium(stream: IO[bytes], medium: Medium, *, large: bool) -> None:
+    write_header(stream, described(medium) | {"large": large})
+    for array in medium.all_arrays:
+        write_frame(stream, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def described(medium: Medium) -> dict[str, Any]:
     return {
         "type": type(medium).__name__,
         "report": medium.report.model_dump(),
         "metric": isinstance(medium, Depth) and medium.metric,
         "arrays": [[array.dtype.name, *array.shape] for array in medium.own_arrays],
-        "inner": [_described(one) for one in medium.inner],
+        "inner": [described(one) for one in medium.inner],
     }
 
 

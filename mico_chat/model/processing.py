@@ -173,20 +173,21 @@ class MicoChatProcessor:
 
     def _shown(self, medium: MeasuredMedium) -> list[PromptPart]:
         """The parts of a prompt that stand in place of a medium."""
-        made_of = bool(TABLE[medium.kind].made_of)
         label = ESTIMATED if medium.report.estimated else TABLE[medium.kind].label
-        parts: list[PromptPart] = [PromptText(label)]
-        if not made_of:
-            parts.append(Placeholders(self.context_token_id, self._own_length(medium)))
+        written, spoken = medium.words.written_line(medium.kind), medium.words.spoken_line
+        if TABLE[medium.kind].made_of:
+            inner = [(f"\n{TABLE[one.kind].label}", one) for one in medium.inner]
+            shown = [(label, None), *inner, (f"\n{written}" if written else "", None)]
+        else:
+            inner = [(f"\n{SOUND_TRACK}", one) for one in medium.inner]
+            shown = [(label, medium), (f"\n{written}" if written else "", None), *inner]
+        parts: list[PromptPart] = []
         # Text that was read is text that anybody may have written: never markup.
-        if written := medium.words.written_line(medium.kind):
-            parts.append(PromptText(f"\n{written}"))
-        for one in medium.inner:
-            parts.append(PromptText(f"\n{TABLE[one.kind].label if made_of else SOUND_TRACK}"))
-            parts.append(Placeholders(self.context_token_id, self._own_length(one)))
-        if spoken := medium.words.spoken_line:
-            parts.append(PromptText(f"\n{spoken}"))
-        return [*parts, PromptText("\n")]
+        for text, one in [*shown, (f"\n{spoken}" if spoken else "", None), ("\n", None)]:
+            parts += [PromptText(text)] if text else []
+            if one is not None:
+                parts.append(Placeholders(self.context_token_id, self._own_length(one)))
+        return parts
 
     @cached_property
     def template(self) -> ChatTemplate:
