@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from mico_chat.errors import ConfigError, LimitError, MediaError
-from mico_server.errors import FetchError
-from mico_server.fetch.fetcher import NOT_PUBLIC, Fetcher, is_public
+from mico_server.fetch.fetcher import Fetcher, is_public
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -118,37 +117,6 @@ INSIDE = [
     *("255.255.255.255", "\uff11\uff12\uff17.0.0.1", "127\u30020\u30020\u30021", "inside.test"),
     *("no-such-name.test", "mixed.test", "nothing.test"),
 ]
-
-
-@pytest.mark.parametrize("host", INSIDE)
-async def test_nothing_inside_is_asked(host: str, tmp_path: Path) -> None:
-    names = {
-        **{"localhost": ["::1", "127.0.0.1"], "inside.test": ["10.1.2.3"]},
-        **{"mixed.test": ["93.184.215.14", "127.0.0.1"], "nothing.test": []},
-    }
-
-    async with site() as inside:
-        fetching = fetcher(allowed=is_public, resolve=resolver(names))
-        error = await fails(fetching, f"http://{host}:{inside.port}/", tmp_path)
-        # The same words for all: an address, a port, even a name must not be found out.
-        assert (type(error), error.reason) == (FetchError, NOT_PUBLIC)
-        assert error.status == 422
-        assert inside.connections == 0
-
-
-@pytest.mark.parametrize(
-    "location",
-    [
-        *("http://127.0.0.2:{port}/", "//127.0.0.2:{port}/", "http://2130706434:{port}/"),
-        *("http://INSIDE.test.:{port}/", "http://[::ffff:127.0.0.2]:{port}/"),
-    ],
-)
-async def test_no_redirect_leads_inside(location: str, tmp_path: Path) -> None:
-    async with site() as outside, site(host="127.0.0.2", port=outside.port) as inside:
-        outside.answers["/"] = to(location.format(port=inside.port))
-        error = await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
-        assert error.reason == NOT_PUBLIC
-        assert (outside.connections, inside.connections) == (1, 0)
 
 
 async def test_a_name_is_resolved_once_and_asked_there(tmp_path: Path) -> None:

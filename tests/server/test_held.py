@@ -24,6 +24,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import KINDS
 from mico_server.app import create_app
+from mico_server.fetch.fetcher import NOT_PUBLIC
 from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from mico_ui.browser.app import WEB
@@ -255,8 +256,11 @@ async def test_no_url_leads_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for url in urls:
         location = url
         for first in (url, "http://site.test/"):
-            with pytest.raises(MediaError):
+            with pytest.raises(MediaError) as refused:
                 await fetching.fetch(first, tmp_path / "fetched", WHERE)
+            # The same words for all: an address, a port, even a name must not be found out.
+            alike = url.startswith("http://") and "@" not in url and "%" not in url
+            assert not alike or refused.value.reason == NOT_PUBLIC
     assert set(asked) == {"93.184.215.14"}
     assert (len(asked), len(urls) >= 344) == (len(urls), True), len(urls)
 

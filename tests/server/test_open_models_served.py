@@ -170,29 +170,3 @@ def test_a_gguf_model_calls_a_tool_that_it_must_call(client: OpenAI) -> None:
     cut = said(client, GGUF, "Look.", max_tokens=3, **options)
     assert cut.choices[0].finish_reason == "length"
     assert said(client, GGUF, "And now?").usage.completion_tokens > 0
-
-
-def test_two_models_under_a_bound_that_holds_one(folders: dict[str, Path], tmp_path: Path) -> None:
-    """40 requests in random order, eight at once: all are answered, and one model is loaded."""
-    drawn = random.Random(0)
-    two = {name: folders[name] for name in ("qwen2_5_omni", "qwen3_vl")}
-    most = max(needed_bytes(folder, IN_FLOAT32) for folder in two.values())
-    settings = ServerSettings(data_dir=tmp_path, max_models_bytes=int(1.2 * most))
-    order = [drawn.choice(list(two)) for _ in range(40)]
-    with MediaDecoder(workers=1) as decoder:
-        found = [
-            ModelSource(one.name, one.load, needs=lambda: most, reads=one.reads)
-            for one in sources(two, decoder)
-        ]
-        with live(create_app(found, settings), lifespan="on") as http:
-            wait_until_ready(http)
-            client = OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0)
-            with ThreadPoolExecutor(8) as pool:
-                answers = list(
-                    pool.map(lambda model: said(client, model, part("image"), "What?"), order)
-                )
-            assert [answer.model for answer in answers] == order
-            texts = {(a.model, a.choices[0].message.content) for a in answers}
-            assert len(texts) == 2
-            states = [m["status"]["value"] for m in http.get("/v1/models").json()["data"]]
-            assert sorted(states) == ["loaded", "unloaded"]
