@@ -174,8 +174,8 @@ check: setup-dev
 bench: setup-dev
 	$(UV) --editable '.[bench]'
 	$(BIN)/python -m benchmarks --output benchmarks/results
-	$(BIN)/python -m benchmarks.training --output benchmarks/results
-	$(BIN)/python -m benchmarks.summary --output benchmarks/results
+	$(BIN)/python -m benchmarks training --output benchmarks/results
+	$(BIN)/python -m benchmarks summary --output benchmarks/results
 
 format: setup-dev
 	$(BIN)/ruff format .

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.summary import REASONS, Ratio, keep, main, read, text
+from benchmarks.harness import Ratio, keep, read
+from benchmarks.summary import REASONS, text, write
 from mico_chat.errors import ConfigError
 
 ROW = Ratio.beside_of("decode", 90.0, "tokens/s", "a loop", 100.0, 1.0)
@@ -61,10 +62,6 @@ def test_each_machine_has_one_number(tmp_path: Path) -> None:
     assert "\n3. " not in written
 
 
-def test_without_a_folder_nothing_is_kept() -> None:
-    keep("one", [ROW], None, "one.md")
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -91,8 +88,8 @@ def test_a_broken_file_is_named(tmp_path: Path, content: str, said: str) -> None
         read(tmp_path)
     assert str(error.value).startswith(f"{broken}: ")
     assert str(error.value).endswith("run its benchmark again")
-    with pytest.raises(SystemExit, match=r"broken\.json"):
-        main(tmp_path)
+    with pytest.raises(ConfigError, match=r"broken\.json"):
+        write(tmp_path)
     assert not (tmp_path / "README.md").exists()
 
 

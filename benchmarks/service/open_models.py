@@ -1,0 +1,110 @@
+"""Pictures at once: another project's model in `mico-chat serve` and in `transformers serve`.
+
+The model is a replica: the structure of Qwen2.5-Omni's Thinker with random weights, made here. So
+the figures are of speed alone. Both servers have the same folder, dtype and threads, stay loaded,
+and are asked in turns; every question has a picture of its own, which no server has seen.
+"""
+
+import asyncio
+import os
+import random
+import statistics
+import sys
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+from benchmarks.engines.overhead import Asked, OverHttp
+from benchmarks.engines.systems import DEVICE
+from benchmarks.harness import Ratio, Report
+from benchmarks.http_client import address_of
+from benchmarks.media import noisy_picture
+from benchmarks.processes import program, service
+from mico_chat.engine.cpu import usable_cores
+from tests import replicas
+from tests.replicas.qwen import Size
+
+N_TOKENS = 64
+AT_ONCE = (8, 1)
+PORT = 8078
+OURS, THEIRS = "mico-chat serve", "transformers serve"
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds until all answers were there, and tokens of all answers."""
+
+    seconds: float
+    tokens: int
+
+
+def measure(
+    repeats: int = 5,
+    width: int = 768,
+    layers: int = 12,
+    picture: Annotated[int, "tokens of a picture"] = 64,
+    dtype: str = "bfloat16",
+) -> Report:
+    size = Size(width, 4 * width, layers, width // 64, picture)
+    os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory())) / "qwen2.5-omni"
+        model = str(replicas.build("qwen2_5_omni", folder, size=size))
+        flags = ("--model", model, "--dtype", dtype)
+        theirs = [str(Path(sys.executable).with_name("transformers")), "serve", model]
+        theirs += ["--host", "127.0.0.1", "--port", str(PORT), "--device", DEVICE, "--dtype", dtype]
+        started = program(*theirs, ready=r"running on (http\S+)")
+        urls = {
+            (OURS, folder.name): service(stack, *flags, engine="transformers"),
+            (THEIRS, model): stack.enter_context(started)[1],
+        }
+        servers = {
+            name: OverHttp(address_of(url), asked, chat=False, stream=False)
+            for (name, asked), url in urls.items()
+        }
+        found = _measure(servers, repeats)
+    rows = []
+    for n in AT_ONCE:
+        rate = {name: _rate(found[n, name]) for name in (OURS, THEIRS)}
+        for name in (OURS, THEIRS):
+            seconds = [race.seconds for race in found[n, name]]
+            spread = f"{statistics.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
+            cells = [str(n), name, spread, f"{rate[name]:.1f}", f"{rate[name] / rate[THEIRS]:.2f}"]
+            rows.append(cells)
+    pair = [_rate(found[AT_ONCE[0], name]) for name in (OURS, THEIRS)]
+    name = f"{AT_ONCE[0]} pictures at once, another project's model"
+    ratio = Ratio.beside_of(name, pair[0], "tokens/s", THEIRS, pair[1], 3.0)
+    return Report({"rows": rows, "threads": usable_cores(), "n_tokens": N_TOKENS}, [ratio])
+
+
+def _measure(servers: dict[str, OverHttp], repeats: int) -> dict[tuple[int, str], list[Race]]:
+    rng = random.Random(0)
+    found: dict[tuple[int, str], list[Race]] = defaultdict(list)
+    for repeat in range(repeats + 1):  # the first one warms up
+        for n in AT_ONCE:
+            for name, server in rng.sample(list(servers.items()), len(servers)):
+                race = asyncio.run(_race(server, n, rng))
+                print(
+                    f"{n} at once, {name}: {race.seconds:.2f} s, {race.tokens} tokens", flush=True
+                )
+                if repeat:
+                    found[n, name].append(race)
+    return found
+
+
+async def _race(server: OverHttp, n: int, rng: random.Random) -> Race:
+    asked = [
+        Asked("What is in this picture?", noisy_picture(rng.getrandbits(31)), N_TOKENS)
+        for _ in range(n)
+    ]
+    start = time.perf_counter()
+    answers = await asyncio.gather(*map(server.ask, asked))
+    return Race(time.perf_counter() - start, sum(tokens for _, tokens in answers))
+
+
+def _rate(races: list[Race]) -> float:
+    return statistics.median(race.tokens / race.seconds for race in races)

@@ -1,0 +1,229 @@
+"""Users of ``mico-chat serve``: 1 to 64 at once, and some for an hour.
+
+Each user asks, reads the answer, thinks, and asks again. Answers are kept in the service's database
+as usual.
+"""
+
+import asyncio
+import math
+import os
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.engines.overhead import Asked, OverHttp, question
+from benchmarks.harness import Panel, Ratio, Report
+from benchmarks.http_client import address_of
+from benchmarks.media import noisy_picture
+from benchmarks.processes import family, memory, service
+
+AT_ONCE = (1, 2, 4, 8, 16, 32, 64)
+SAMPLE_S = 5.0
+WARM = 0.1
+"""The first part of the time, in which caches fill; it does not count for the line."""
+CACHE_BYTES = 1 << 24
+"""Of encoded media: some 100 pictures, which are shown in that part. The default is full after
+1,600, and memory rises until then."""
+MAY_RISE = {"resident memory, MB": 0.05, "p50, s": 0.1, "p95, s": 0.1}
+"""The part of its mean by which each may rise from the line's beginning to its end."""
+
+
+@dataclass
+class Users:
+    """Users of a service, and what they saw; all times are seconds since the start."""
+
+    client: OverHttp
+    n: int
+    seconds: float
+    think_s: float
+    pictures: float
+    n_tokens: int
+    leaving: float = 0.0
+    answers: list[tuple[float, float, float, int]] = field(default_factory=list)
+    """When each answer ended, its first text, its length in seconds, and its tokens."""
+    left: int = 0
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """Resident bytes of the service's processes, over the time."""
+
+    def run(self) -> None:
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        self.began = time.perf_counter()
+        pool = [noisy_picture(seed) for seed in range(8)]
+        watching = asyncio.create_task(self._watch())
+        await asyncio.gather(*(self._user(number, pool) for number in range(self.n)))
+        watching.cancel()
+
+    def _now(self) -> float:
+        return time.perf_counter() - self.began
+
+    async def _user(self, number: int, pool: Sequence[bytes]) -> None:
+        rng = random.Random(number)
+        usual = 1.0
+        while self._now() < self.seconds:
+            shown = None
+            if rng.random() < self.pictures:  # bytes behind a JPEG's end make it a new one
+                shown = rng.choice(pool) + rng.randbytes(8)
+            asked = Asked(question(rng), shown, self.n_tokens)
+            leaves = rng.random() < self.leaving
+            began = self._now()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(usual / 2 if leaves else None):
+                    first, tokens = await self.client.ask(asked)
+                    usual = self._now() - began
+                    self.answers.append((self._now(), first, usual, tokens))
+                    leaves = False
+            self.left += leaves
+            await asyncio.sleep(rng.uniform(0.5, 1.5) * self.think_s)
+
+    async def _watch(self) -> None:
+        while True:
+            used = sum(memory(["VmRSS"], one.pid) for one in family([os.getpid()]))
+            own = memory(["VmRSS"])
+            self.memory.append((self._now(), used - own))
+            await asyncio.sleep(min(SAMPLE_S, self.seconds / 20))
+
+
+def client_of(stack: ExitStack, n: int, *flags: str) -> OverHttp:
+    url = service(stack, "--max-requests", str(max(64, n)), *flags)
+    return OverHttp(address_of(url), "", chat=True, stream=True, store=True)
+
+
+# --- 1 to 64 --------------------------------------------------------------------------------------
+
+FIRST, EACH, ALL = "first text, s", "tokens/s of a user", "tokens/s of all users"
+PERCENTILES = {FIRST: (50, 95, 99), EACH: (50, 5)}
+
+
+def measure(
+    seconds: float = 60.0,
+    think_s: float = 0.0,
+    pictures: float = 0.1,
+    n_tokens: int = 64,
+    most: int = AT_ONCE[-1],
+) -> Report:
+    """1 to 64 users, each number for so many seconds."""
+    counts = [n for n in AT_ONCE if n <= most]
+    rows, curves = [], defaultdict[tuple[str, str], list[float]](list)
+    with ExitStack() as stack:
+        client = client_of(stack, most)
+        Users(client, 1, min(5.0, seconds), 0.0, 0.5, n_tokens).run()  # warms up
+        for n in counts:
+            one = Users(client, n, seconds, think_s, pictures, n_tokens)
+            one.run()
+            _, firsts, lengths, tokens = zip(*one.answers, strict=True)
+            each = [count / length for count, length in zip(tokens, lengths, strict=True)]
+            cells = [f"{n}", f"{len(firsts)}"]
+            for name, values in ((FIRST, firsts), (EACH, each)):
+                for percent in PERCENTILES[name]:
+                    value = float(np.percentile(values, percent))
+                    curves[name, f"p{percent}"].append(value)
+                    cells.append(f"{value:.2f}" if name == FIRST else f"{value:.0f}")
+            curves[ALL, ""].append(sum(tokens) / one.answers[-1][0])
+            rows.append([*cells, f"{curves[ALL, ''][-1]:.0f}"])
+            print(" ".join(rows[-1]), flush=True)
+
+    panels = [
+        Panel("users", name, {p: (counts, v) for (n, p), v in curves.items() if n == name}, log="2")
+        for name in (FIRST, EACH, ALL)
+    ]
+    rates = curves[ALL, ""]
+    name = f"tokens/s of {counts[-1]} users together"
+    ratio = Ratio.beside_of(name, rates[-1], "tokens/s", "one user", rates[0])
+    return Report({"rows": rows}, [ratio], {"users": panels})
+
+
+# --- an hour --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a line through values rises over the time, as parts of their mean.
+
+    ``low`` and ``high`` are two standard errors around the ``rise``.
+    """
+
+    rise: float
+    low: float
+    high: float
+
+    def verdict(self, allowed: float) -> str:
+        if self.high <= allowed:
+            return "does not rise"
+        return "rises" if self.low > allowed else "cannot be told"
+
+
+def drift(times: Sequence[float], values: Sequence[float]) -> Drift:
+    slope, fixed = statistics.linear_regression(times, values)
+    off = sum((v - fixed - slope * t) ** 2 for t, v in zip(times, values, strict=True))
+    spread = sum((t - statistics.fmean(times)) ** 2 for t in times)
+    error = math.sqrt(off / max(1, len(times) - 2) / spread)
+    whole = (max(times) - min(times)) / statistics.fmean(values)
+    return Drift(slope * whole, (slope - 2 * error) * whole, (slope + 2 * error) * whole)
+
+
+def by_minute(users: Users) -> dict[str, list[float]]:
+    """Memory and latency of each minute (of each 20th of a shorter time) that has answers."""
+    width = min(60.0, users.seconds / 20)
+    answers, memory = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
+    for at, _, seconds, _ in users.answers:
+        answers[int(at / width)].append(seconds)
+    for at, used in users.memory:
+        memory[int(at / width)].append(used / 1e6)
+    parts = sorted(answers.keys() & memory.keys())
+    found = {"minute": [(part + 0.5) * width / 60 for part in parts]}
+    found["resident memory, MB"] = [max(memory[part]) for part in parts]
+    for percent in (50, 95):
+        values = [float(np.percentile(answers[part], percent)) for part in parts]
+        found[f"p{percent}, s"] = values
+    return found
+
+
+def lines_of(found: Mapping[str, list[float]], warm: float) -> tuple[list[list[str]], list[Ratio]]:
+    """The lines through what each minute showed after ``warm`` minutes."""
+    rows, ratios = [], []
+    keeps = [place for place, minute in enumerate(found["minute"]) if minute >= warm]
+    times = [found["minute"][place] for place in keeps]
+    for name, allowed in MAY_RISE.items():
+        values = [found[name][place] for place in keeps]
+        line = drift(times, values)
+        spread = f"{line.rise:+.1%} ({line.low:+.1%} to {line.high:+.1%})"
+        cells = [name, f"{values[0]:.4g}", f"{values[-1]:.4g}", f"{max(values):.4g}", spread]
+        rows.append([*cells, f"{allowed:.0%}", line.verdict(allowed)])
+        measure = f"{name.split(',')[0]} over the time of a load: rise at most"
+        ratios.append(
+            Ratio(
+                measure=measure, value=100 * line.high, unit="%", goal=100 * allowed, at_most=True
+            )
+        )
+    return rows, ratios
+
+
+def hour(
+    minutes: float = 60.0,
+    n: int = 8,
+    leaving: float = 0.1,
+    think_s: float = 0.5,
+    pictures: float = 0.1,
+    n_tokens: int = 64,
+) -> Report:
+    """Some users for long, of whom some leave half-way; does memory or latency rise?
+
+    A line through each minute's memory and latency gives the verdict.
+    """
+    with ExitStack() as stack:
+        client = client_of(stack, n, "--context-cache-bytes", str(CACHE_BYTES))
+        one = Users(client, n, 60 * minutes, think_s, pictures, n_tokens, leaving)
+        one.run()
+    found = by_minute(one)
+    rows, ratios = lines_of(found, WARM * minutes)
+    panels = [Panel("minute", name, {"": (found["minute"], found[name])}) for name in MAY_RISE]
+    values = {"rows": rows, "warm": WARM * minutes, "cache": CACHE_BYTES >> 20, "left": one.left}
+    return Report({**values, "answers": len(one.answers)}, ratios, {"hour": panels})
