@@ -208,6 +208,7 @@ def test_the_exit_code(monkeypatch: pytest.MonkeyPatch, mark: Any) -> None:
     assert set(record["findings"]) == {"machine", "engines", "model"}
 
 
+@pytest.mark.slow
 @pytest.mark.base_llm
 def test_for_real(
     base_llm_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

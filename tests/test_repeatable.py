@@ -73,6 +73,7 @@ def told(answer: Answer) -> list[list[tuple[str, float]]]:
     return [[(one.token, one.logprob) for one in choice.logprobs] for choice in answer.choices]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("media", "n"), [(0, 1), (2, 3)])
 def test_whatever_ran_before(assistant: Assistant, media: int, n: int) -> None:
     rng = random.Random(100 * media + n)

@@ -512,6 +512,7 @@ def test_setup_makes_the_file_where_llama_cpp_is(
 # --- the mini -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.base_llm
 def test_the_mini_talks_in_llama_cpp(tmp_path: Path, base_llm_folder: Path) -> None:
     file = File(export_gguf("mini", tmp_path / "mini.gguf", "Q8_0"))

@@ -55,6 +55,7 @@ def embedding_assistant(decoder: Decoder) -> Assistant:
     return assistant
 
 
+@pytest.mark.slow
 def test_every_operation_answers_as_described(tmp_path: Path) -> None:
     """Tries every operation with the same requests each time.
 
