@@ -5,8 +5,9 @@ D encoder width, S text length. A batch's media lie flat, as in
 :mod:`mico_chat.model.media_path`; ``media_row`` (M,) is the sample that each belongs to.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,23 @@ from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import KindRows, MultimodalContext, Units
-from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
+from mico_chat.model.encoder import AUDIO, OmniEncoder, cell_centres, init_buffers
+from mico_chat.model.losses import (
+    Captions,
+    Context,
+    caption_key,
+    captioning,
+    contrastive,
+    matching,
+)
 from mico_chat.model.media_path import MediaPath
-from mico_chat.model.mini.concepts import ChangeCells, ConceptAttention, build_concepts
+from mico_chat.model.mini.concepts import ChangeCells, build_concepts, concept_loss
 from mico_chat.model.mini.names import ConceptNames
-from mico_chat.model.mini.regions import RegionBatch, region_loss
-from mico_chat.model.ranks import fetch_rows, gather_rows, of_one_length, ranks
+from mico_chat.model.mini.regions import RegionBatch, tagging_loss, token_loss
 from mico_chat.model.released import ContrastiveHeads, Subtitles
-from mico_chat.model.text_branch import Corpora, TextBranch, backwards, log_likelihood
+from mico_chat.model.text_branch import Corpora, TextBranch, log_likelihood
 
 OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept")
 
@@ -62,17 +69,22 @@ def side_by_side(x: Tensor, row: Tensor, n: int) -> Tensor:
     return x.new_zeros(n, int(counts.max()), *x.shape[1:]).index_put((row, place), x)
 
 
-def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """A number per caption (B,), equal for equal captions whatever their padding."""
-    position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    words = (input_ids + 1) * attention_mask * (position * 2654435761 % 1000003)
-    return words.sum(1)
-
-
 class MicoForPretraining(PreTrainedModel):
     """Encoder, context and text branch with the three objectives of paper 3.4.
 
-    With ``chat`` the encoder, context and concepts are that model's own, in its dtype.
+    With ``chat`` the encoder, context and concepts are that model's own, in its dtype. An objective
+    of weight 0 is not computed. The inputs of a batch beside captions (B, S) and media (M,):
+
+    * ``pixel_values`` or ``stem_features`` of the media's units, and ``change``, which makes other
+      logits of the cells that are named;
+    * ``question_ids`` and ``question_mask`` (B, P): captions are answers, for that objective alone;
+    * ``advantage`` (B,): the captions are the model's own, and become more likely by it;
+    * ``subtitle_ids`` and ``subtitle_mask`` (B, S), which are :class:`Subtitles`;
+    * ``caption_corpus`` (B, S) and ``media_corpus`` (M,), 0 or 1 + the number of a kind, whose rows
+      of E_Sam are :class:`Corpora`. Contrast has no E_Sam: it would tell joint samples by it, on
+      both sides, and not by what they show;
+    * ``concept_labels`` (M,), the classes of named media, below 0 for others;
+    * ``region_*``, those of a :class:`RegionBatch` of media with one unit each.
     """
 
     config: MicoConfig
@@ -237,241 +249,79 @@ class MicoForPretraining(PreTrainedModel):
         media_kind: Tensor,
         media_units: Tensor,
         media_row: Tensor,
-        pixel_values: Tensor | None = None,
-        stem_features: Tensor | None = None,
-        caption_corpus: Tensor | None = None,
-        media_corpus: Tensor | None = None,
-        concept_labels: Tensor | None = None,
-        question_ids: Tensor | None = None,
-        question_mask: Tensor | None = None,
-        subtitle_ids: Tensor | None = None,
-        subtitle_mask: Tensor | None = None,
-        advantage: Tensor | None = None,
-        change: ChangeCells | None = None,
-        **regions: Tensor,
+        **inputs: Any,
     ) -> MicoPretrainingOutput:
-        """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
+        """The objectives of a batch and their weighted sum; ``inputs`` are those of the class.
 
-        An objective of weight 0 is not computed. With questions (B, P), which only the caption
-        objective uses, the captions are answers. ``subtitle_ids`` and ``subtitle_mask`` (B, S) are
-        :class:`Subtitles`. With an ``advantage`` (B,) the captions are the model's own, and become
-        more likely by it (the caption objective alone). ``change`` makes other logits of the cells
-        that are named. ``regions`` are the inputs of a :class:`RegionBatch` of media with one unit
-        each. ``caption_corpus`` (B, S) and ``media_corpus`` (M,) are 0, or 1 + the number of a
-        kind, see :class:`Corpora`. Contrast has no E_Sam: it would tell joint samples by it, on
-        both sides, and not by what they show.
+        Masks and hard negatives are drawn from torch's generator.
         """
-        n = len(input_ids)
-        subtitles = None
-        if subtitle_ids is not None and subtitle_mask is not None:
-            subtitles = Subtitles(subtitle_ids, subtitle_mask)
-        context, context_mask, pooled, tokens, features = self.encode(
-            media_kind, media_units, media_row, n, pixel_values, stem_features, subtitles, change
-        )
-        if caption_corpus is None or media_corpus is None:
-            caption_corpus, media_corpus = torch.zeros_like(input_ids), torch.zeros_like(media_kind)
-        caption_corpus, media_corpus = map(self.rows.corpora, (caption_corpus, media_corpus))
-        of_unit, row = (torch.repeat_interleave(x, media_units) for x in (media_corpus, media_row))
-        context_corpus = side_by_side(of_unit, row, n).repeat_interleave(tokens.shape[1], dim=1)
-        context_corpus = F.pad(context_corpus, (0, context.shape[1] - context_corpus.shape[1]))
+        captions, media = (input_ids, attention_mask), (media_kind, media_units)
+        pixels, features = inputs.get("pixel_values"), inputs.get("stem_features")
+        more = (Subtitles.given(inputs), inputs.get("change"))
+        shown = self.encode(*media, media_row, len(input_ids), pixels, features, *more)
+        corpora = self._corpora(shown, input_ids, media_row, media_units, inputs)
+        context = Context(shown.context, shown.mask, corpora)
         asked = {name for name, weight in self.objective_weights.items() if weight > 0}
-        captions, corpora = (input_ids, attention_mask), Corpora(caption_corpus, context_corpus)
-        media = (context, context_mask, corpora)
         losses: dict[str, Tensor] = {}
         if {"contrastive", "matching"} & asked:  # contrast finds the hard negatives of matching
-            text = self.encode_text(*captions)
-            losses["contrastive"], to_text, to_media = self._contrastive(
-                pooled, text, caption_key(*captions)
-            )
+            text, key = self.encode_text(*captions), caption_key(*captions)
+            losses["contrastive"], *near = contrastive(shown.pooled, text, key, self.temperature)
         if "matching" in asked:
-            losses["matching"] = self._matching(captions, *media, to_text, to_media)
-        if advantage is not None:
-            likely = log_likelihood(self, *captions, context, context_mask)
+            settings = (self.hardness, self.text.sampling.num_embeddings)
+            losses["matching"] = matching(self.match, captions, context, near, *settings)
+        if (advantage := inputs.get("advantage")) is not None:
+            likely = log_likelihood(self, *captions, shown.context, shown.mask)
             words = attention_mask[:, 1:].sum().clamp(min=1)
             losses["caption"] = -(likely * advantage.unsqueeze(1)).sum() / words
         elif "caption" in asked:
-            if question_ids is None or question_mask is None:
-                question_ids = question_mask = input_ids[:, :0]
-            asking = (question_ids, question_mask)
-            losses["caption"] = self._caption(asking, captions, *media)
-        if "tagging" in asked:
-            losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
-        batch = RegionBatch.given(regions)
-        if "region" in asked and batch is not None:
-            first = (torch.cumsum(media_units, 0) - media_units)[batch.medium]
-            losses["region"] = self._region(batch, tokens[first])
-        if "concept" in asked and self.concepts is not None and concept_labels is not None:
-            named = (media_kind, media_units, concept_labels)
-            losses["concept"] = self._concept(self.concepts, features, *named)
-        nothing = tokens.sum() * 0.0  # a batch without regions may have no other objective
+            none = input_ids[:, :0]
+            asking = inputs.get("question_ids", none), inputs.get("question_mask", none)
+            share = (self.config.mask_probability, self.mask_token_id)
+            losses["caption"] = captioning(self.text, asking, captions, context, *share)
+        losses |= self._beside(asked, shown, captions, media, inputs)
+        nothing = shown.tokens.sum() * 0.0  # a batch without regions may have no other objective
         loss = sum((self.objective_weights[k] * v for k, v in losses.items()), start=nothing)
-        return MicoPretrainingOutput(
-            loss=loss, **{f"{name}_loss": value for name, value in losses.items()}
-        )
+        return MicoPretrainingOutput(loss=loss, **{f"{k}_loss": v for k, v in losses.items()})
 
-    def _contrastive(
-        self, media: Tensor, text: Tensor, key: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Eq. (4) over the batches of all ranks; equal captions are no negatives.
-
-        Returns the loss and, for the local rows, the similarities to all texts and media.
-        """
-        all_media, all_text, all_keys = (gather_rows(x) for x in (media, text, key))
-        n = len(media)
-        target = torch.arange(n, device=media.device) + ranks()[0] * n
-        same = key.unsqueeze(1) == all_keys.unsqueeze(0)
-        same[torch.arange(n), target] = False
-        temperature = self.temperature.clamp(0.01, 0.5)
-        to_text = (media @ all_text.T / temperature).masked_fill(same, float("-inf"))
-        to_media = (text @ all_media.T / temperature).masked_fill(same, float("-inf"))
-        loss = (F.cross_entropy(to_text, target) + F.cross_entropy(to_media, target)) / 2
-        return loss, to_text.detach(), to_media.detach()
-
-    def _matching(
+    def _corpora(
         self,
-        captions: tuple[Tensor, Tensor],
-        context: Tensor,
-        context_mask: Tensor,
-        corpora: Corpora,
-        to_text: Tensor,
-        to_media: Tensor,
-    ) -> Tensor:
-        """Eq. (5): pairs, and negatives drawn in proportion to exp(similarity · hardness).
-
-        A negative may be of any rank. It is of the same corpora as its pair, so that E_Sam gives no
-        answer away. A joint sample that is alone with its corpora counts as one without E_Sam.
-        """
-        n, (rank, world) = len(context), ranks()
-        corpora, alike = self._alike(corpora)
-        to_text, to_media = (x.masked_fill(~alike, float("-inf")) for x in (to_text, to_media))
-        if n * world == 1:  # no negative to draw
-            logits = self.match(*captions, context, context_mask, corpora)
-            return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
-
-        other = torch.ones_like(to_text)
-        other[:, rank * n : (rank + 1) * n].fill_diagonal_(0.0)
-
-        def draw(similarity: Tensor) -> tuple[Tensor, Tensor]:
-            weights = (self.hardness * similarity).softmax(1).nan_to_num() + 1e-6
-            weights = weights.masked_fill(similarity == float("-inf"), 0.0) * other
-            none = weights.sum(1, keepdim=True) == 0  # all other captions are the same
-            weights = weights + none * other
-            return torch.multinomial(weights, 1).squeeze(1), ~none.squeeze(1)
-
-        (wrong_text, has_text), (wrong_media, has_media) = draw(to_text), draw(to_media)
-        text = torch.stack([*captions, corpora.text], -1)  # (B, S, 3)
-        about = torch.stack([context_mask.to(text.dtype), corpora.context], -1)  # (B, N, 2)
-        text, context, about = of_one_length(text, context, about)
-        (negative_text,) = fetch_rows(wrong_text, text)
-        negative, about_negative = fetch_rows(wrong_media, context, about)
-        ids, mask, in_text = torch.cat([text, negative_text, text]).unbind(-1)
-        context = torch.cat([context, context, negative])
-        seen, in_context = torch.cat([about, about, about_negative]).unbind(-1)
-        logits = self.match(ids, mask, context, seen.bool(), Corpora(in_text, in_context))
-        labels = torch.zeros_like(logits)
-        labels[:n] = 1.0
-        known = torch.cat([torch.ones_like(has_text), has_text, has_media])
-        loss = F.binary_cross_entropy_with_logits(logits[known], labels[known])
-        # The mean over ranks is that over all known pairs.
-        return loss * (known.sum() / gather_rows(known.sum().view(1)).float().mean())
-
-    def _alike(self, corpora: Corpora) -> tuple[Corpora, Tensor]:
-        """The rows without those of samples alone with their corpora; who of all ranks' samples has
-        the same (B, ranks · B)."""
-        rows = torch.arange(1, self.text.sampling.num_embeddings, device=corpora.text.device)
-        there = (corpora.context.unsqueeze(-1) == rows).any(1)  # (B, rows)
-        there = gather_rows(there.byte())
-        shared = (there.unsqueeze(1) == there).all(-1).sum(1, keepdim=True) > 1
-        there = there * shared
-        rank, n = ranks()[0], len(corpora.text)
-        own = slice(rank * n, (rank + 1) * n)
-        corpora = Corpora(corpora.text * shared[own], corpora.context * shared[own])
-        return corpora, (there[own].unsqueeze(1) == there).all(-1)
-
-    def _caption(
-        self,
-        questions: tuple[Tensor, Tensor],
-        captions: tuple[Tensor, Tensor],
-        context: Tensor,
-        context_mask: Tensor,
-        corpora: Corpora,
-    ) -> Tensor:
-        """Eq. (6): 60 % of the words masked, causal attention, media by cross-attention.
-
-        Questions (B, P) are a prefix, P may be 0 (appendix B.2).
-        """
-        question_ids, question_mask = questions
-        input_ids, attention_mask = captions
-        can = attention_mask.bool().clone()
-        can[:, 0] = False  # [CLS]
-        masked = can & (
-            torch.rand(input_ids.shape, device=input_ids.device) < self.config.mask_probability
-        )
-        if not bool(masked.any()):
-            masked = can
-        given = torch.cat([question_ids, input_ids.masked_fill(masked, self.mask_token_id)], 1)
-        seen = backwards(question_mask, given.shape[1])  # a caption's padding is at its end
-        named = Corpora(F.pad(corpora.text, (question_ids.shape[1], 0)), corpora.context)
-        hidden = self.text(given, seen, context, context_mask, named)
-        hidden = hidden[:, question_ids.shape[1] :]
-        return F.cross_entropy(self.text.logits(hidden[masked]).float(), input_ids[masked])
-
-    def _tagging(
-        self, input_ids: Tensor, attention_mask: Tensor, context: Tensor, context_mask: Tensor
-    ) -> Tensor:
-        """The mean context token predicts the words of the caption, in any order.
-
-        As in Tag2Text (arXiv 2303.05657): contrast alone loses colours, numbers and places. A word
-        counts less the more captions of the batch have it.
-        """
-        tags = torch.zeros(
-            len(input_ids), self.text.head_bias.shape[0], device=input_ids.device
-        ).scatter_(1, input_ids, attention_mask.float())
-        tags[:, input_ids[:, 0]] = 0  # [CLS]
-        tags = tags / tags.sum(0).clamp(min=1)
-        tags = tags / tags.sum(1, keepdim=True).clamp(min=torch.finfo(tags.dtype).tiny)
-        seen = context_mask.unsqueeze(-1).to(context.dtype)
-        mean = (context * seen).sum(1) / seen.sum(1).clamp(min=1)
-        return -(tags * self.text.logits(mean).float().log_softmax(-1)).sum(1).mean()
-
-    def _region(self, regions: RegionBatch, tokens: Tensor) -> Tensor:
-        """Each token of a region predicts the region's words; tokens (R, T, d) of its medium.
-
-        A whole medium's words are predicted by its prefix token.
-        """
-        words, wanted = regions.vocabulary(regions.both)
-        own = regions.places(cell_centres(self.encoder.grid).to(regions.box))
-        own = torch.cat([regions.whole.unsqueeze(1).expand(-1, self.encoder.n_prefix), own], 1)
-        region, place = own.nonzero(as_tuple=True)
-        return region_loss(self.text.logits(tokens[region, place], words), region, wanted)
-
-    def _concept(
-        self,
-        concepts: ConceptAttention,
-        features: Tensor,
-        media_kind: Tensor,
+        shown: EncodedContexts,
+        input_ids: Tensor,
+        media_row: Tensor,
         media_units: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
-        """Cross-entropy of the concept heads on media of one named thing each."""
+        inputs: Mapping[str, Tensor],
+    ) -> Corpora:
+        """The rows of E_Sam of captions and context tokens, 0 where the batch names no corpora."""
+        in_text = inputs.get("caption_corpus", torch.zeros_like(input_ids))
+        in_media = inputs.get("media_corpus", torch.zeros_like(media_row))
+        of_unit, row = (torch.repeat_interleave(x, media_units) for x in (in_media, media_row))
+        context = side_by_side(of_unit, row, len(input_ids))
+        context = context.repeat_interleave(shown.tokens.shape[1], dim=1)
+        context = F.pad(context, (0, shown.context.shape[1] - context.shape[1]))
+        return Corpora(self.rows.corpora(in_text), self.rows.corpora(context))
 
-        def visual_logits(features: Tensor, units: Tensor) -> Tensor:
-            logits = concepts.cell_logits(features).mean(1)
-            return torch.stack([medium.mean(0) for medium in logits.split(units.tolist())])
-
-        sound = media_kind == KINDS.index("audio")
-        of_unit = torch.repeat_interleave(media_units)  # the medium of each unit
-        total = features.new_zeros(())
-        for is_sound, heads in ((False, visual_logits), (True, concepts.sound_logits)):
-            chosen = (labels >= 0) & (sound == is_sound)
-            if not bool(chosen.any()):
-                continue
-            if is_sound and int(chosen.sum()) == 1 and self.training:
-                continue  # a batch norm over one row has no variance
-            logits = heads(features[chosen[of_unit]], media_units[chosen])
-            target = labels[chosen] - (concepts.n_visual if is_sound else 0)
-            total = total + F.cross_entropy(logits.float(), target, label_smoothing=0.05)
-        return total
+    def _beside(
+        self,
+        asked: set[str],
+        shown: EncodedContexts,
+        captions: Captions,
+        media: tuple[Tensor, Tensor],
+        inputs: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """What the mini learns beside the paper's objectives: tags, regions and concepts."""
+        losses, (kind, units) = {}, media
+        if "tagging" in asked:
+            losses["tagging"] = tagging_loss(self.text, *captions, shown.context, shown.mask)
+        batch = RegionBatch.given({k: v for k, v in inputs.items() if k.startswith("region_")})
+        if "region" in asked and batch is not None:
+            first = (torch.cumsum(units, 0) - units)[batch.medium]
+            places = (cell_centres(self.encoder.grid), self.encoder.n_prefix)
+            losses["region"] = token_loss(self.text, batch, shown.tokens[first], *places)
+        labels = inputs.get("concept_labels")
+        if "concept" in asked and self.concepts is not None and labels is not None:
+            named = (kind == AUDIO, units, labels)
+            losses["concept"] = concept_loss(self.concepts, shown.features, *named)
+        return losses
 
 
 AutoModel.register(MicoConfig, MicoForPretraining)

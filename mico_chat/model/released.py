@@ -165,6 +165,12 @@ class Subtitles(NamedTuple):
     mask: Tensor
 
     @classmethod
+    def given(cls, inputs: Mapping[str, Tensor]) -> Subtitles | None:
+        """Those of a batch's inputs, if there are any."""
+        ids, mask = inputs.get("subtitle_ids"), inputs.get("subtitle_mask")
+        return None if ids is None or mask is None else cls(ids, mask)
+
+    @classmethod
     def of(
         cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, positions: int
     ) -> Subtitles:

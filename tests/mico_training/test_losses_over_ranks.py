@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mico_chat.media.kinds import KINDS
+from mico_chat.model.losses import Context, fetch_rows, gather_rows, matching, of_one_length
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_chat.model.ranks import fetch_rows, gather_rows, of_one_length
 from mico_chat.model.text_branch import Corpora
 from tests.mico_training.test_parallel import run
 from tests.tiny import SIDE, pretraining_model
@@ -117,13 +117,11 @@ def of_other_rank(answer: Path) -> None:
     torch.manual_seed(dist.get_rank())
     model, rank = new_model(), dist.get_rank()
     calls: list[tuple[Any, ...]] = []
-    match = model.match
 
     def noted(*given: Any) -> Tensor:
         calls.append(given)
-        return match(*given)
+        return model.match(*given)
 
-    model.match = noted  # type: ignore[method-assign, assignment]
     width = model.config.text_config.hidden_size
     rows = torch.arange(2) + 2 * rank
     ids = (rows + 10).unsqueeze(1).expand(2, 3 + rank)
@@ -133,7 +131,8 @@ def of_other_rank(answer: Path) -> None:
     seen = torch.ones(context.shape[:2], dtype=torch.bool)
     corpora = Corpora(torch.zeros_like(ids), torch.zeros(seen.shape, dtype=torch.long))
     captions = (ids, torch.ones_like(ids))
-    model._matching(captions, context, seen, corpora, similarity, similarity).backward()
+    shown = Context(context, seen, corpora)
+    matching(noted, captions, shown, [similarity] * 2, 1.0, 6).backward()
     assert context.grad is not None
     dist.barrier()
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from mico_chat.checkpoints.assemble import set_options
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
-from mico_chat.model.pretraining import MicoForPretraining, caption_key
+from mico_chat.model.losses import caption_key
+from mico_chat.model.mini.regions import tagging_loss
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
 from tests.tiny import SIDE, captions, pretraining_model
 
@@ -340,7 +342,7 @@ def test_tagging_asks_for_the_words_of_a_caption_in_any_order(model: MicoForPret
     seen = torch.ones(len(ids), 5, dtype=torch.bool)
 
     def tagging(ids: Tensor, mask: Tensor) -> Tensor:
-        return model._tagging(ids, mask, context, seen)
+        return tagging_loss(model.text, ids, mask, context, seen)
 
     padded = F.pad(ids, (0, 3)), F.pad(mask, (0, 3))
     torch.testing.assert_close(tagging(*padded), tagging(ids, mask))

@@ -125,9 +125,7 @@ class ScstTrainer(MicoTrainer):
         """A random and the most likely caption (B, S) of each sample, without [CLS]."""
         kind, counts, row = (inputs[name] for name in ("media_kind", "media_units", "media_row"))
         pixels, features = (inputs.get(name) for name in ("pixel_values", "stem_features"))
-        said = None
-        if "subtitle_ids" in inputs:
-            said = Subtitles(inputs["subtitle_ids"], inputs["subtitle_mask"])
+        said = Subtitles.given(inputs)
         n = len(inputs["input_ids"])
         shown = model.encode(kind, counts, row, n, pixels, features, said)
         over = (model, shown.context, shown.mask, self.tokenizer)

@@ -215,3 +215,29 @@ def build_concepts(
     if encoder.stem is None:
         raise ModelError("concept_config needs an encoder with a stem, but encoder_config has none")
     return ConceptAttention(config, encoder.stem)
+
+
+def concept_loss(
+    concepts: ConceptAttention, features: Tensor, is_sound: Tensor, units: Tensor, labels: Tensor
+) -> Tensor:
+    """Cross-entropy of the heads on M media of one named thing each, which ``labels`` (M,) number.
+
+    Media have the unit counts ``units`` (M,); a label below 0 is none. Sounds' names come after the
+    visual ones.
+    """
+    of_unit = torch.repeat_interleave(units)  # the medium of each unit
+    total = features.new_zeros(())
+    for sound in (False, True):
+        chosen = (labels >= 0) & (is_sound == sound)
+        own, counts = features[chosen[of_unit]], units[chosen]
+        # A batch norm over one row has no variance.
+        if not bool(chosen.any()) or (sound and len(counts) == 1 and concepts.sound.training):
+            continue
+        if sound:
+            logits = concepts.sound_logits(own, counts)
+        else:
+            cells = concepts.cell_logits(own).mean(1).split(counts.tolist())
+            logits = torch.stack([medium.mean(0) for medium in cells])
+        target = labels[chosen] - (concepts.n_visual if sound else 0)
+        total = total + F.cross_entropy(logits.float(), target, label_smoothing=0.05)
+    return total

@@ -1,7 +1,8 @@
-"""Region supervision of encoder and bridge: tokens that look at a box must score its words.
+"""What stage 1 learns of words beside the paper's objectives: regions and tags.
 
 A caption names things without their places. A region is a box of a still (or a whole clip) with the
-words that hold there.
+words that hold there, which the tokens that look at the box must score. Tags are the words of a
+caption in any order.
 
 Legend: R regions of a batch, K words a region, P places (grid cells, or queries), W distinct words,
 N tokens.
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mico_chat.model.text_branch import TextBranch
 
 WHOLE = -1.0
 """A box of four of these is a whole medium: its words hold at no place more than at another."""
@@ -108,3 +111,36 @@ def region_loss(scores: Tensor, region: Tensor, wanted: Tensor) -> Tensor:
     size = torch.bincount(region, minlength=len(wanted)).clamp(min=1)
     present = region.unique()
     return (each / size[region]).sum() / max(1, len(present))
+
+
+def tagging_loss(
+    text: TextBranch, input_ids: Tensor, attention_mask: Tensor, context: Tensor, mask: Tensor
+) -> Tensor:
+    """The mean context token (of (B, N, d)) predicts the words of the caption, in any order.
+
+    As in Tag2Text (arXiv 2303.05657): contrast alone loses colours, numbers and places. A word
+    counts less the more captions of the batch have it.
+    """
+    size = (len(input_ids), len(text.head_bias))
+    tags = torch.zeros(size, device=input_ids.device).scatter_(1, input_ids, attention_mask.float())
+    tags[:, input_ids[:, 0]] = 0  # [CLS]
+    tags = tags / tags.sum(0).clamp(min=1)
+    tags = tags / tags.sum(1, keepdim=True).clamp(min=torch.finfo(tags.dtype).tiny)
+    seen = mask.unsqueeze(-1).to(context.dtype)
+    mean = (context * seen).sum(1) / seen.sum(1).clamp(min=1)
+    return -(tags * text.logits(mean).float().log_softmax(-1)).sum(1).mean()
+
+
+def token_loss(
+    text: TextBranch, regions: RegionBatch, tokens: Tensor, centres: Tensor, n_prefix: int
+) -> Tensor:
+    """Each token of a region predicts the region's words; tokens (R, T, d) of its medium.
+
+    ``centres`` (P, 2) are those of the tokens behind the prefix, which predicts a whole medium's
+    words.
+    """
+    words, wanted = regions.vocabulary(regions.both)
+    own = regions.places(centres.to(regions.box))
+    own = torch.cat([regions.whole.unsqueeze(1).expand(-1, n_prefix), own], 1)
+    region, place = own.nonzero(as_tuple=True)
+    return region_loss(text.logits(tokens[region, place], words), region, wanted)
