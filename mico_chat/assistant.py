@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat import __version__
 from mico_chat.adapters.base import segments_of, shown_kinds
-from mico_chat.calls import CallFormat
-from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt, equal_start
+from mico_chat.ask import Ask
+from mico_chat.calls import OBJECTS, CallFormat, CallReader
+from mico_chat.engine.base import Delta, Engine, Prompt, equal_start
 from mico_chat.engines.table import ENGINES
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
 from mico_chat.fair import FairQueue
 from mico_chat.fields import check_bytes
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import MeasuredMedium, MediaReport, Medium
-from mico_chat.messages import Message, TextPart, media_of, without_depth
+from mico_chat.media.medium import MeasuredMedium, MediaReport
+from mico_chat.messages import Message, TextPart, media_of, with_depth_scale, without_depth
+from mico_chat.options import GenerationOptions
+from mico_chat.tools import ToolCall, call_schema
 from mico_chat.wire import Choice, Estimate, Explanation, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -34,13 +37,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Deltas: TypeAlias = AsyncGenerator[Delta, None]
+
+Event: TypeAlias = Delta | tuple[MediaReport, ...]
+"""What an answer is made of: first the reports of its media, then deltas, the last with usage."""
+
+
+class AnswerChoice(Choice):
+    """One of the answers. Its ``pieces`` are its text and its calls of tools, in their order."""
+
+    pieces: tuple[str | ToolCall, ...] = ()
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return [piece for piece in self.pieces if isinstance(piece, ToolCall)]
+
 
 class Answer(BaseModel):
     """A finished answer, its usage, and the report of each medium in the request's order."""
 
     model_config = ConfigDict(frozen=True)
 
-    choices: tuple[Choice, ...]
+    choices: tuple[AnswerChoice, ...]
     usage: Usage
     media: tuple[MediaReport, ...] = ()
     explanation: Explanation | None = None
@@ -51,42 +69,57 @@ class Answer(BaseModel):
 
 
 class GatheredAnswer:
-    """Joins the items of :meth:`Assistant.stream` to the whole answer.
+    """Joins the events of :meth:`Assistant.stream` to the whole answer.
 
-    ``texts`` is the text so far of each of the ``n`` choices; ``reports`` are those of the media.
+    ``reports`` are those of the media.
     """
 
     def __init__(self, n: int) -> None:
-        self.texts = [""] * n
         self.reports: tuple[MediaReport, ...] = ()
-        self._logprobs: list[list[TokenLogprob]] = [[] for _ in self.texts]
+        self._pieces: list[list[str | ToolCall]] = [[] for _ in range(n)]
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
         self._ends = [Delta()] * n
         self._usage: Usage | None = None
         self._explanation: Explanation | None = None
 
-    def add(self, item: Delta | tuple[MediaReport, ...]) -> None:
-        if not isinstance(item, Delta):
-            self.reports = item
+    def add(self, event: Event) -> None:
+        if not isinstance(event, Delta):
+            self.reports = event
             return
-        self.texts[item.index] += item.text
-        self._logprobs[item.index] += item.logprobs
-        if item.finish_reason is not None:
-            self._ends[item.index] = item
-        self._usage = item.usage or self._usage
-        self._explanation = item.explanation or self._explanation
+        pieces = self._pieces[event.index]
+        last = pieces[-1] if pieces else None
+        if isinstance(last, str) and event.text:
+            pieces[-1] = last + event.text
+        elif event.text:
+            pieces.append(event.text)
+        if (call := event.call) is not None and call.name is not None:
+            pieces.append(ToolCall(call.id, call.name, call.arguments))
+        elif call is not None:
+            assert isinstance(last, ToolCall)
+            pieces[-1] = replace(last, arguments=last.arguments + call.arguments)
+        self._logprobs[event.index] += event.logprobs
+        if event.finish_reason is not None:
+            self._ends[event.index] = event
+        self._usage = event.usage or self._usage
+        self._explanation = event.explanation or self._explanation
+
+    def text(self, index: int = 0) -> str:
+        """The text so far of an answer."""
+        return "".join(piece for piece in self._pieces[index] if isinstance(piece, str))
 
     def answer(self) -> Answer:
         if self._usage is None:
             raise ModelError("the answer has not ended")
         choices = tuple(
-            Choice(
-                text=text,
+            AnswerChoice(
+                text=self.text(index),
                 finish_reason=end.finish_reason or "length",
-                logprobs=tuple(values),
+                logprobs=tuple(self._logprobs[index]),
                 confidence=end.confidence,
                 unsure=end.unsure,
+                pieces=tuple(self._pieces[index]),
             )
-            for text, end, values in zip(self.texts, self._ends, self._logprobs, strict=True)
+            for index, end in enumerate(self._ends)
         )
         return Answer(
             choices=choices,
@@ -147,31 +180,82 @@ class Assistant:
         """How the model writes calls of tools; None if it calls none."""
         return self.adapter.template.call_format
 
+    def check_tools(self) -> None:
+        if self.call_format is None:
+            reason = "this model's chat template has no tools that are known here; leave them out"
+            raise RequestError.at("tools", reason)
+
     @property
     def context_cache(self) -> CacheStats:
         return self.encoder.cache.stats()
 
-    def check_length(self, messages: Sequence[Message], prefix: str = "") -> None:
+    # --- stages before the answer: each takes a question and gives the one that follows ---
+
+    async def shown(self, ask: Ask) -> Ask:
+        """The question as the model is shown it: with its tools, depth maps and a schema of calls.
+
+        Raises:
+            RequestError: the model has no tools, no estimator of depth is loaded, or the question
+                is too long.
+        """
+        for stage in (self._with_depth_scale, self._with_depth, self._with_tools):
+            ask = await stage(ask)
+        return ask
+
+    async def _with_depth_scale(self, ask: Ask) -> Ask:
+        options = ask.options
+        if "depth_scale" not in options.model_fields_set:
+            return ask
+        return replace(ask, messages=with_depth_scale(ask.messages, options.depth_scale))
+
+    async def _with_depth(self, ask: Ask) -> Ask:
+        """Put an estimated depth map behind each picture of a message that has no depth map."""
+        if not ask.options.estimate_depth:
+            return ask
+        self.encoder.check_estimates()
+        found = []
+        for message in ask.messages:
+            parts = list(message.content)
+            places = [at for at, part in enumerate(parts) if not isinstance(part, TextPart)]
+            for number in reversed(without_depth(message.media)):
+                depth = await self.encoder.estimated(message.media[number], salt=ask.tenant)
+                parts.insert(places[number] + 1, depth)
+            found.append(replace(message, content=tuple(parts)))
+        return replace(ask, messages=found)
+
+    async def _with_tools(self, ask: Ask) -> Ask:
+        use = ask.tools
+        if use.declared:
+            self.check_tools()
+        if not use.chosen:
+            return ask
+        first, *others = ask.messages
+        options = ask.options
+        if use.forced:
+            options = options.model_copy(update={"json_schema": call_schema(use.chosen)})
+        return replace(ask, messages=[replace(first, tools=use.chosen), *others], options=options)
+
+    # --- answers ---
+
+    def check_length(self, ask: Ask) -> None:
         """Refuse text that cannot fit, before its media are encoded and it is tokenised or stored.
 
         Raises:
             ContextLengthError: it has more bytes than the model's context could hold.
         """
-        n_bytes = sum(message.n_bytes for message in messages) + len(prefix.encode())
+        n_bytes = sum(message.n_bytes for message in ask.messages)
+        n_bytes += len(ask.options.prefix.encode())
         check_bytes(n_bytes, self.engine.max_position, "messages")
 
-    async def prepare(
-        self, messages: Sequence[Message], *, prefix: str = "", salt: str = "", alone: bool = False
-    ) -> tuple[Prompt, tuple[MediaReport, ...]]:
-        """A conversation's prompt, and the report of each of its media.
+    async def prepare(self, ask: Ask) -> tuple[Prompt, tuple[MediaReport, ...]]:
+        """A question's prompt, and the report of each of its media.
 
-        ``prefix`` is the beginning of the answer. Only conversations with the same ``salt`` share
-        encoded media and computed tokens, besides those of the system prompt: give each tenant
-        its own salt. ``alone``: no medium is encoded in a batch with others.
+        With a seed, no medium is encoded in a batch with others.
         """
-        self.check_length(messages, prefix)
-        media = await self.encoder.encode(media_of(messages), salt=salt, alone=alone)
-        prompt = await self._tokenizing.run(salt, self._prompt, messages, media, prefix, salt)
+        self.check_length(ask)
+        alone = ask.options.seed is not None
+        media = await self.encoder.encode(media_of(ask.messages), salt=ask.tenant, alone=alone)
+        prompt = await self._tokenizing.run(ask.tenant, self._prompt, ask, media)
         return prompt, tuple(medium.report for medium in media)
 
     @property
@@ -179,174 +263,182 @@ class Assistant:
         """The model that estimates depth maps of pictures."""
         return None if self.encoder.depths is None else self.encoder.depths.name
 
-    async def depth_of(self, picture: MediaFile | Medium, *, salt: str = "") -> MediaFile:
-        """The depth map of a picture, estimated from it alone: a file that says so.
-
-        Raises:
-            RequestError: no estimator is loaded.
-        """
-        return await self.encoder.estimated(picture, salt=salt)
-
-    async def with_depth(self, messages: Sequence[Message], *, salt: str = "") -> list[Message]:
-        """The messages; a depth map that is estimated from it stands behind each picture.
-
-        A message that has a depth map gets none.
-
-        Raises:
-            RequestError: no estimator is loaded.
-        """
-        self.encoder.check_estimates()
-        found = []
-        for message in messages:
-            parts = list(message.content)
-            places = [at for at, part in enumerate(parts) if not isinstance(part, TextPart)]
-            for number in reversed(without_depth(message.media)):
-                at = places[number]
-                parts.insert(at + 1, await self.depth_of(message.media[number], salt=salt))
-            found.append(replace(message, content=tuple(parts)))
-        return found
-
-    async def estimate(
-        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
-    ) -> Estimate:
-        """How many tokens a request would take. Its media are decoded, but not encoded."""
-        self.check_length(messages, options.prefix)
-        media = await self.encoder.measure(media_of(messages), salt=salt)
-        layout = await self._tokenizing.run(salt, self._layout, messages, media, options.prefix)
+    async def estimate(self, ask: Ask) -> Estimate:
+        """How many tokens a question would take. Its media are decoded, but not encoded."""
+        ask = await self.shown(ask)
+        self.check_length(ask)
+        media = await self.encoder.measure(media_of(ask.messages), salt=ask.tenant)
+        layout = await self._tokenizing.run(ask.tenant, self._layout, ask, media)
         n_tokens = sum(len(part) for part in layout)
         length = self.engine.max_position
-        max_tokens = options.over(self.defaults).max_tokens
+        max_tokens = ask.options.over(self.defaults).max_tokens
+        reports = tuple(medium.report for medium in media)
         return Estimate(
             prompt_tokens=n_tokens,
             media_tokens=sum(medium.all_tokens for medium in media),
             max_tokens=max_tokens,
             context_length=length,
             fits=n_tokens + max_tokens <= length,
-            media=tuple(medium.report for medium in media),
-            explain_prompts=n_prompts([one.report for one in media]) if options.explain else None,
+            media=reports,
+            explain_prompts=n_prompts(reports) if ask.options.explain else None,
         )
 
-    async def stream(
-        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
-    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """The reports of the media, then the answer's deltas. Closing it stops the model."""
-        prefix = options.prefix
-        if prefix and options.json_schema is not None:
+        ask = await self.shown(replace(ask, options=ask.options.over(self.defaults)))
+        options = ask.options
+        if options.prefix and options.json_schema is not None:
             raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
-        options = options.over(self.defaults)
-        seeded = options.seed is not None
-        prompt, reports = await self.prepare(messages, prefix=prefix, salt=salt, alone=seeded)
+        prompt, reports = await self.prepare(ask)
         yield reports
-        if prefix:
+        if options.prefix:
             for index in range(options.n):
-                yield Delta(index=index, text=prefix)
-        if options.explain:
-            if options.n > 1:
-                raise RequestError.at("explain", f"expected one answer, got n={options.n}")
-            self._check_explains(len(reports))
-        tokens: list[int] = []
-        async with aclosing(self.engine.generate(prompt, options)) as deltas:
+                yield Delta(index=index, text=options.prefix)
+        deltas = self.engine.generate(prompt, options)
+        for stage in (self._explained, self._marked, self._with_calls):
+            deltas = stage(ask, deltas)
+        async with aclosing(deltas):
             async for delta in deltas:
-                tokens += delta.token_ids
-                if options.explain and delta.usage is not None:
-                    if delta.text or delta.logprobs:  # nobody should wait for them
-                        yield Delta(text=delta.text, logprobs=delta.logprobs)
-                    if delta.finish_reason == "stop":  # the token that ends it is not shown
-                        del tokens[-1:]
-                    update: dict[str, Any] = {"text": "", "logprobs": ()}
-                    if tokens:
-                        update["explanation"] = await self.explain(
-                            messages, tokens, prefix=prefix, salt=salt
-                        )
-                    delta = delta.model_copy(update=update)
-                yield self._marked(delta)
+                yield delta
 
-    async def explain(
-        self,
-        messages: Sequence[Message],
-        answer: str | Sequence[int],
-        *,
-        prefix: str = "",
-        salt: str = "",
-    ) -> Explanation:
-        """What an answer to a conversation rests on; ``answer`` is its text, or its tokens.
+    # --- stages of an answer: each takes the deltas of the one before it, and closes it ---
+
+    def _explained(self, ask: Ask, deltas: Deltas) -> Deltas:
+        """Add what the answer rests on to the last delta, if the question wants to know."""
+        if not ask.options.explain:
+            return deltas
+        if ask.options.n > 1:
+            raise RequestError.at("explain", f"expected one answer, got n={ask.options.n}")
+        self._check_explains(ask)
+
+        async def events() -> Deltas:
+            tokens: list[int] = []
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    tokens += delta.token_ids
+                    if delta.usage is not None:
+                        if delta.text or delta.logprobs:  # nobody should wait for them
+                            yield Delta(text=delta.text, logprobs=delta.logprobs)
+                        if delta.finish_reason == "stop":  # the token that ends it is not shown
+                            del tokens[-1:]
+                        found = await self.explain(ask, tokens) if tokens else None
+                        update = {"text": "", "logprobs": (), "explanation": found}
+                        delta = delta.model_copy(update=update)
+                    yield delta
+
+        return events()
+
+    def _marked(self, ask: Ask, deltas: Deltas) -> Deltas:
+        """Mark answers whose confidence is low."""
+        least = self.unsure_below
+        if least is None:
+            return deltas
+
+        async def events() -> Deltas:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    if delta.confidence is not None:
+                        delta = delta.model_copy(update={"unsure": delta.confidence < least})
+                    yield delta
+
+        return events()
+
+    def _with_calls(self, ask: Ask, deltas: Deltas) -> Deltas:
+        """Tell calls of tools from text. One that must be made is written bare, by a schema."""
+        use, form = ask.tools, OBJECTS if ask.tools.forced else self.call_format
+        if not use.chosen or form is None:
+            return deltas
+
+        async def events() -> Deltas:
+            readers = [CallReader(form, use.chosen, most=use.most) for _ in range(ask.options.n)]
+            async with aclosing(deltas):
+                try:
+                    async for delta in deltas:
+                        for piece in pieces_of(delta, readers[delta.index]):
+                            yield piece
+                except RequestError as error:
+                    _, found, reason = str(error).partition("json_schema: ")
+                    if not (use.forced and found):
+                        raise
+                    reason = f"the model cannot be made to call a tool: {reason}"
+                    raise RequestError.at(
+                        "tool_choice", f"{reason}, or tool_choice auto"
+                    ) from error
+
+        return events()
+
+    async def explain(self, ask: Ask, answer: str | Sequence[int]) -> Explanation:
+        """What an answer to a question rests on; ``answer`` is its text, or its tokens.
 
         Raises:
             RequestError: there is no medium, no answer, or the engine scores no given answers.
         """
-        media = media_of(messages)
-        self._check_explains(len(media))
+        self._check_explains(ask)
         if not answer:
             raise RequestError.at("explain", "the answer is empty")
 
         def prompt(variant: Sequence[MeasuredMedium]) -> Prompt:
-            asked = self._prompt(messages, variant, prefix, salt)
+            asked = self._prompt(ask, variant)
             if not isinstance(answer, str):
                 return asked.with_answer(answer)
-            whole = self._prompt(messages, variant, prefix + answer, salt)
+            update = {"prefix": ask.options.prefix + answer}
+            options = ask.options.model_copy(update=update)
+            whole = self._prompt(replace(ask, options=options), variant)
             return replace(whole, scored=len(whole) - len(asked))
 
-        async def laid(variants: Sequence[Sequence[MeasuredMedium]]) -> list[Prompt]:
-            return [await self._tokenizing.run(salt, prompt, variant) for variant in variants]
+        async def prompts(variants: Sequence[Sequence[MeasuredMedium]]) -> list[Prompt]:
+            return [await self._tokenizing.run(ask.tenant, prompt, variant) for variant in variants]
 
-        return await explain(self.engine, self.encoder, laid, media, salt=salt)
+        media = media_of(ask.messages)
+        return await explain(self.engine, self.encoder, prompts, media, salt=ask.tenant)
 
-    def _check_explains(self, media: int) -> None:
+    def _check_explains(self, ask: Ask) -> None:
         if not self.engine.scores:
             able = " and ".join(sorted(row.name for row in ENGINES.values() if row.scores))
             raise RequestError.at("explain", f"the {self.engine.name} engine cannot; {able} can")
-        if not media:
+        if not media_of(ask.messages):
             raise RequestError.at("explain", "no medium, on which an answer could rest")
 
-    def _marked(self, delta: Delta) -> Delta:
-        if self.unsure_below is None or delta.confidence is None:
-            return delta
-        return delta.model_copy(update={"unsure": delta.confidence < self.unsure_below})
-
-    async def answer(
-        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
-    ) -> Answer:
-        gathered = GatheredAnswer(options.n)
-        stream = self.stream(messages, options, salt=salt)
-        async with aclosing(stream) as items:
-            async for item in items:
-                gathered.add(item)
+    async def answer(self, ask: Ask) -> Answer:
+        gathered = GatheredAnswer(ask.options.n)
+        async with aclosing(self.stream(ask)) as events:
+            async for event in events:
+                gathered.add(event)
         return gathered.answer()
 
     def answer_all(
         self, batch: Sequence[Sequence[Message]], options: GenerationOptions
     ) -> list[Answer]:
         """Answer conversations at the same time, in order, from code without an event loop."""
-        return asyncio.run(_gathered(self.answer(messages, options) for messages in batch))
+        return asyncio.run(_gathered(self.answer(Ask(messages, options)) for messages in batch))
 
     def try_all(
-        self, batch: Sequence[Sequence[Message]], options: GenerationOptions, *, salt: str = ""
+        self, batch: Sequence[Sequence[Message]], options: GenerationOptions, *, tenant: str = ""
     ) -> list[Answer | MicoError]:
         """Like :meth:`answer_all`; the error of a failed request takes the place of its answer."""
 
         async def one(messages: Sequence[Message]) -> Answer | MicoError:
             try:
-                return await self.answer(messages, options, salt=salt)
+                return await self.answer(Ask(messages, options, tenant))
             except MicoError as error:
                 return error
 
         return asyncio.run(_gathered(map(one, batch)))
 
-    def _layout(
-        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], prefix: str
-    ) -> PromptLayout:
+    # --- prompts ---
+
+    def _layout(self, ask: Ask, media: Sequence[MeasuredMedium]) -> PromptLayout:
+        messages = ask.messages
         if self.system_prompt is not None and all(m.role != "system" for m in messages):
             messages = [Message.system(self.system_prompt), *messages]
-        return self.adapter.layout(messages, media, prefix=prefix)
+        return self.adapter.layout(messages, media, ask.options)
 
-    def _prompt(
-        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], prefix: str, salt: str
-    ) -> Prompt:
-        prompt = Prompt(segments_of(self._layout(messages, media, prefix)))
-        calls = any(message.tools for message in messages)
+    def _prompt(self, ask: Ask, media: Sequence[MeasuredMedium]) -> Prompt:
+        prompt = Prompt(segments_of(self._layout(ask, media)))
+        calls = any(message.tools for message in ask.messages)
         shown = self.adapter.template.call_tokens if calls else frozenset()
         unsalted = equal_start(self._own_words(), prompt.identities)
-        return replace(prompt, salt=salt, shown=shown, unsalted=unsalted)
+        return replace(prompt, salt=ask.tenant, shown=shown, unsalted=unsalted)
 
     def _own_words(self) -> Sequence[Hashable]:
         """The tokens with which each conversation without a system message begins.
@@ -356,7 +448,7 @@ class Assistant:
         known, prompt = self._own_start, self.system_prompt
         if known is None or known[0] != prompt:
             try:
-                asked = [self._layout([Message.user(text)], (), "") for text in "01"]
+                asked = [self._layout(Ask([Message.user(text)]), ()) for text in "01"]
             except RequestError:
                 asked = [(), ()]
             first, second = (Prompt(segments_of(layout)).identities for layout in asked)
@@ -369,6 +461,29 @@ class Assistant:
         self.encoder.close()
         if self.similarity is not None:
             self.similarity.close()
+
+
+def pieces_of(delta: Delta, reader: CallReader) -> list[Delta]:
+    """A delta as one delta for each piece of text or of a call that it completes.
+
+    The first has the delta's log-probabilities, the last all else.
+    """
+    ends = delta.finish_reason is not None
+    pieces = [*reader.feed(delta.text), *(reader.finish() if ends else ())]
+    parts: list[dict[str, Any]] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            parts.append({"text": piece})
+            continue
+        if piece.name is not None:
+            piece = replace(piece, id=f"call_{uuid.uuid4().hex[:24]}")
+        parts.append({"text": "", "call": piece})
+    if not parts:
+        return [delta.model_copy(update={"text": ""})]
+    found = [Delta(index=delta.index, **part) for part in parts[:-1]]
+    found.append(delta.model_copy(update={**parts[-1], "logprobs": ()}))
+    found[0] = found[0].model_copy(update={"logprobs": delta.logprobs})
+    return found
 
 
 async def _gathered(answers: Iterable[Awaitable[T]]) -> list[T]:

@@ -77,11 +77,15 @@ def format_of(source: str) -> CallFormat | None:
 
 @dataclass(frozen=True)
 class CallPiece:
-    """A piece of the call number ``index``: first its ``name``, then pieces of its arguments."""
+    """A piece of the call number ``index``: first its ``name``, then pieces of its arguments.
+
+    The first piece of an answer's call has its ``id``, which the assistant gives it.
+    """
 
     index: int
     name: str | None = None
     arguments: str = ""
+    id: str = ""
 
 
 AnswerPiece: TypeAlias = str | CallPiece

@@ -29,6 +29,7 @@ from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.medium import Medium
 from mico_chat.messages import Message, TextPart
+from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import PromptPart, PromptText, control_tokens
 from mico_chat.tools import Tool
 
@@ -135,10 +136,13 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         show: Show = _no_media,
+        options: GenerationOptions = GREEDY,
         *,
         add_generation_prompt: bool = True,
     ) -> list[Piece]:
         """The prompt of a conversation, whose media are given to ``show`` in order.
+
+        It ends with the ``prefix`` of the answer.
 
         The tools of all messages are the conversation's. Contents are lists of parts if a medium is
         shown as one, or if the template does not take strings.
@@ -167,17 +171,21 @@ class ChatTemplate:
             # 0, 1, 3, 7, ... backslashes before a quotation mark that was written as JSON so often
             pieces.append(marks.piece(int(found[1]), len(found[2]).bit_length()))
             at = found.end()
-        return [*pieces, (None, [PromptText(rendered[at:], markup=True)])]
+        pieces.append((None, [PromptText(rendered[at:], markup=True)]))
+        if options.prefix:
+            pieces.append((None, [PromptText(options.prefix)]))
+        return pieces
 
     def parts(
         self,
         messages: Sequence[Message],
         show: Show = _no_media,
+        options: GenerationOptions = GREEDY,
         *,
         add_generation_prompt: bool = True,
     ) -> list[PromptPart]:
         """The parts of :meth:`render`."""
-        pieces = self.render(messages, show, add_generation_prompt=add_generation_prompt)
+        pieces = self.render(messages, show, options, add_generation_prompt=add_generation_prompt)
         return [part for _, parts in pieces for part in parts]
 
     def _rendered(self, chat: list[Any], tools: list[Any] | None, opens: bool) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any
 
 from mico_chat.errors import RequestError
 from mico_chat.fields import check_object, check_one_of, check_text, object_at, string_at, type_of
@@ -86,26 +86,53 @@ def _tool(tool: Any, where: str, flat: bool) -> Tool:
     return Tool(**found)
 
 
-def read_choice(
-    choice: Any, tools: Sequence[Tool], *, flat: bool = False
-) -> tuple[Literal["none", "auto", "required"], tuple[Tool, ...]]:
-    """A ``tool_choice``: whether the model may or must call, and the tools that it may choose."""
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that a question declares, and those that its answer may call: ``chosen``.
+
+    ``forced``: the answer must be a call. Without ``parallel`` it has one call at most.
+    """
+
+    declared: tuple[Tool, ...] = ()
+    chosen: tuple[Tool, ...] = ()
+    forced: bool = False
+    parallel: bool = True
+
+    @property
+    def most(self) -> int | None:
+        """The most calls of an answer."""
+        return None if self.parallel and not self.forced else 1
+
+
+NO_TOOLS = ToolUse()
+
+
+def read_tool_use(
+    tools: Any, choice: Any = None, *, parallel: bool = True, flat: bool = False
+) -> ToolUse:
+    """The fields ``tools`` and ``tool_choice`` of a chat completion, or (``flat``) of a response.
+
+    Raises:
+        RequestError: naming the field that is wrong.
+    """
+    declared = read_tools(tools or [], flat=flat)
     if choice is None:
         choice = "auto"
     if isinstance(choice, str):
         check_one_of(choice, ("none", "auto", "required"), "tool_choice")
-        if choice == "required" and not tools:
+        if choice == "required" and not declared:
             raise RequestError.at("tool_choice", "'required', but the request has no tools")
-        return cast(Any, choice), tuple(tools)
+        chosen = () if choice == "none" else declared
+        return ToolUse(declared, chosen, choice == "required", parallel)
     check_object(choice, "tool_choice")
     check_one_of(choice.get("type"), ("function",), "tool_choice.type")
     function = choice if flat else object_at(choice, "function", "tool_choice")
     name = string_at(function, "name", "tool_choice" if flat else "tool_choice.function")
-    chosen = tuple(tool for tool in tools if tool.name == name)
+    chosen = tuple(tool for tool in declared if tool.name == name)
     if not chosen:
-        known = ", ".join(tool.name for tool in tools) or "there are none"
+        known = ", ".join(tool.name for tool in declared) or "there are none"
         raise RequestError.at("tool_choice", f"{name[:80]!r} is no tool of the request: {known}")
-    return "required", chosen
+    return ToolUse(declared, chosen, True, parallel)
 
 
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:

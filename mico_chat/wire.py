@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MediaReport
+from mico_chat.options import with_options
 
 FinishReason = Literal["stop", "length"]
 """``stop``: the model or a stop text ended the answer; ``length``: ``max_tokens`` did."""
@@ -287,17 +288,9 @@ class Deleted(_Answer):
 # --- The service ---
 
 
+@with_options("defaults", required=True)
 class AnswerDefaults(_Answer):
     """The options of an answer that hold where the request does not set them."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
 
 
 class Architecture(_Answer):

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mico_chat.assistant import Assistant, decode_media
+from mico_chat.ask import Ask
+from mico_chat.assistant import Assistant, Event, decode_media
 from mico_chat.encode import CacheStats, ContextCache, MediaEncoder
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.errors import MediaError, RequestError
@@ -200,7 +201,7 @@ class FakeAssistant(Assistant):
         self.batches: list[int] = []
         self.options: list[GenerationOptions] = []
         self.asked: list[list[Message]] = []
-        self.salts: list[str] = []
+        self.tenants: list[str] = []
         self.explained: list[tuple[list[Message], str | Sequence[int], str]] = []
         self.started = threading.Semaphore(0)
         self.cancelled = threading.Event()
@@ -217,14 +218,13 @@ class FakeAssistant(Assistant):
     def context_cache(self) -> CacheStats:
         return ContextCache(0).stats()
 
-    async def stream(
-        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
-    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        options = ask.options
         self.options.append(options)
-        self.salts.append(salt)
+        self.tenants.append(ask.tenant)
         self.started.release()
         await self._wait_until(lambda: self.gate is None or self.gate.is_set())
-        decoded = decode_media(messages, self.decoder)
+        decoded = decode_media((await self.shown(ask)).messages, self.decoder)
         self.asked.append(decoded)
         question = decoded[-1].text
         if "refuse" in question:
@@ -248,33 +248,27 @@ class FakeAssistant(Assistant):
             usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
             end: FinishReason = "length" if options.max_tokens == 2 else "stop"
             mean = math.log(0.25 if "perhaps" in question else 0.75) if reports else None
-            yield self._marked(
-                Delta(
-                    index=index,
-                    avg_logprob=mean,
-                    explanation=EXPLAINED if options.explain else None,
-                    finish_reason=end,
-                    usage=usage if last else None,
-                )
+            delta = Delta(
+                index=index,
+                avg_logprob=mean,
+                explanation=EXPLAINED if options.explain else None,
+                finish_reason=end,
+                usage=usage if last else None,
             )
+            least = self.unsure_below
+            if least is not None and delta.confidence is not None:
+                delta = delta.model_copy(update={"unsure": delta.confidence < least})
+            yield delta
 
-    async def explain(
-        self,
-        messages: Sequence[Message],
-        answer: str | Sequence[int],
-        *,
-        prefix: str = "",
-        salt: str = "",
-    ) -> Explanation:
-        self.explained.append((decode_media(messages, self.decoder), answer, salt))
-        if not any(message.media for message in messages):
+    async def explain(self, ask: Ask, answer: str | Sequence[int]) -> Explanation:
+        self.explained.append((decode_media(ask.messages, self.decoder), answer, ask.tenant))
+        if not any(message.media for message in ask.messages):
             raise RequestError("explain: no medium")
         return EXPLAINED
 
-    async def estimate(
-        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
-    ) -> Estimate:
-        reports = _reports(decode_media(messages, self.decoder))
+    async def estimate(self, ask: Ask) -> Estimate:
+        options = ask.options
+        reports = _reports(decode_media((await self.shown(ask)).messages, self.decoder))
         return Estimate(
             prompt_tokens=10,
             media_tokens=len(reports),
@@ -294,9 +288,9 @@ class FakeAssistant(Assistant):
             self.cancelled.set()
             raise
 
-    def try_all(self, batch: Any, options: GenerationOptions, *, salt: str = "") -> Any:
+    def try_all(self, batch: Any, options: GenerationOptions, *, tenant: str = "") -> Any:
         self.batches.append(len(batch))
-        return super().try_all(batch, options, salt=salt)
+        return super().try_all(batch, options, tenant=tenant)
 
     def close(self) -> None:
         self.closed = True

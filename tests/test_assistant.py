@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mico_chat.adapters.mico import MicoAdapter, mico_of
+from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
@@ -103,7 +104,7 @@ def seen(reports: Sequence[MediaReport]) -> list[MediaReport]:
 def answer(
     assistant: Assistant, messages: Sequence[Message], options: GenerationOptions = OPTIONS
 ) -> Answer:
-    return run(assistant.answer(messages, options))
+    return run(assistant.answer(Ask(messages, options)))
 
 
 @pytest.mark.parametrize("messages", [TEXT, SHOWN, TURNS])
@@ -113,7 +114,7 @@ def test_a_prompt_is_what_the_model_embeds(
     processor: MicoChatProcessor,
     messages: list[Message],
 ) -> None:
-    prompt, reports = run(assistant.prepare(messages))
+    prompt, reports = run(assistant.prepare(Ask(messages)))
     inputs = dict(processor([messages]))
     ids = inputs.pop("input_ids")
     del inputs["attention_mask"]
@@ -131,12 +132,12 @@ def test_a_prompt_is_what_the_model_embeds(
 def test_a_system_prompt_of_the_models_own(assistant: Assistant) -> None:
     def tokens(*system: str) -> tuple[Any, ...]:
         messages = [*map(Message.system, system), *TEXT]
-        return run(assistant.prepare(messages))[0].identities
+        return run(assistant.prepare(Ask(messages)))[0].identities
 
     without, briefly, empty = tokens(), tokens("Be brief."), tokens("")
     assistant.system_prompt = "Be brief."
     assert tokens() == briefly != without
-    assert run(assistant.estimate(TEXT, OPTIONS)).prompt_tokens == len(briefly)
+    assert run(assistant.estimate(Ask(TEXT, OPTIONS))).prompt_tokens == len(briefly)
     assert tokens("") == empty, "the user's own replaces it"
 
 
@@ -144,7 +145,7 @@ def test_options_that_a_request_lacks_come_from_the_checkpoint(assistant: Assist
     assistant.defaults = GenerationOptions(max_tokens=3, repetition_penalty=5.0)
     bare = answer(assistant, TEXT, GenerationOptions())
     assert bare.usage.completion_tokens <= 3
-    assert run(assistant.estimate(TEXT, GenerationOptions())).max_tokens == 3
+    assert run(assistant.estimate(Ask(TEXT, GenerationOptions()))).max_tokens == 3
     asked = GenerationOptions(max_tokens=8, repetition_penalty=1.0)
     assert (
         answer(assistant, TEXT, asked).choices
@@ -177,7 +178,7 @@ def test_an_answer_below_the_mark_is_unsure(
     stub.unsure_below = mark
 
     async def last() -> Delta:
-        async with aclosing(stub.stream(SHOWN, OPTIONS)) as items:
+        async with aclosing(stub.stream(Ask(SHOWN, OPTIONS))) as items:
             await anext(items)  # the reports
             delta = await anext(items)
         assert isinstance(delta, Delta)
@@ -204,7 +205,7 @@ def test_requests_take_turns_at_the_tokenizer(
     monkeypatch.setattr(mico_of(assistant.adapter).processor, "tokenize", watched)
 
     async def test() -> None:
-        await asyncio.gather(*(assistant.prepare(TEXT) for _ in range(4)))
+        await asyncio.gather(*(assistant.prepare(Ask(TEXT)) for _ in range(4)))
 
     run(test())
     assert set(most) == {1}
@@ -246,13 +247,13 @@ def test_an_estimate_is_what_the_request_costs(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(chat, "context_tokens", no_forward)
-        estimate = run(assistant.estimate(messages, OPTIONS))
-    prompt, reports = run(assistant.prepare(messages))
+        estimate = run(assistant.estimate(Ask(messages, OPTIONS)))
+    prompt, reports = run(assistant.prepare(Ask(messages)))
     assert (estimate.prompt_tokens, estimate.media_tokens) == (len(prompt), prompt.media_tokens)
     assert seen(estimate.media) == seen(reports)
     assert sum(report.tokens or 0 for report in estimate.media) == estimate.media_tokens
     assert all(report.cached is False for report in estimate.media)
-    after = run(assistant.estimate(messages, OPTIONS))
+    after = run(assistant.estimate(Ask(messages, OPTIONS)))
     assert after == estimate.model_copy(update={"media": after.media})
     assert seen(after.media) == seen(reports)
     assert all(report.cached is True for report in after.media)
@@ -263,22 +264,22 @@ def test_an_estimate_decodes_media_that_are_not_cached(assistant: Assistant) -> 
     messages = [Message.user(*parts, "What?")]
     decoder = assistant.encoder._decoder
     assert isinstance(decoder, FakeDecoder)
-    estimate = run(assistant.estimate(messages, OPTIONS, salt="one"))
+    estimate = run(assistant.estimate(Ask(messages, OPTIONS, "one")))
     assert [report.name for report in estimate.media] == [part.name for part in parts]
     assert len(decoder.decoded) == len(KINDS)
-    prompt, _ = run(assistant.prepare(messages, salt="one"))
+    prompt, _ = run(assistant.prepare(Ask(messages, tenant="one")))
     assert (len(prompt), prompt.media_tokens) == (estimate.prompt_tokens, estimate.media_tokens)
     for salt, cached, times in (("one", True, 2), ("other", False, 3)):
-        assert run(assistant.estimate(messages, OPTIONS, salt=salt)).media[0].cached is cached
+        assert run(assistant.estimate(Ask(messages, OPTIONS, salt))).media[0].cached is cached
         assert len(decoder.decoded) == times * len(KINDS)
 
 
 def test_an_estimate_fits_as_the_request_does(assistant: Assistant) -> None:
-    prompt, _ = run(assistant.prepare(SHOWN))
+    prompt, _ = run(assistant.prepare(Ask(SHOWN)))
     room = assistant.engine.max_position - len(prompt)
     for more, fits in ((0, True), (1, False)):
         options = GenerationOptions(max_tokens=room + more)
-        estimate = run(assistant.estimate(SHOWN, options))
+        estimate = run(assistant.estimate(Ask(SHOWN, options)))
         assert (estimate.fits, estimate.max_tokens) == (fits, room + more)
         assert estimate.context_length == assistant.engine.max_position
     with pytest.raises(ContextLengthError):
@@ -295,9 +296,9 @@ def test_an_estimate_is_refused_as_the_request_is(assistant: Assistant) -> None:
         shown(hole),
     ):
         with pytest.raises(MicoError) as refused:
-            run(assistant.prepare([message]))
+            run(assistant.prepare(Ask([message])))
         with pytest.raises(type(refused.value)) as caught:
-            run(assistant.estimate([message], OPTIONS))
+            run(assistant.estimate(Ask([message], OPTIONS)))
         assert str(caught.value) == str(refused.value)
 
 
@@ -326,8 +327,8 @@ def test_kept_equals_computed(assistant: Assistant) -> None:
 
 
 def test_salts_share_the_markup_before_a_message_alone(assistant: Assistant) -> None:
-    found = [run(assistant.answer(SHOWN, OPTIONS, salt=salt)) for salt in ("one", "other", "one")]
-    markup = run(assistant.prepare(SHOWN, salt="one"))[0].unsalted
+    found = [run(assistant.answer(Ask(SHOWN, OPTIONS, salt))) for salt in ("one", "other", "one")]
+    markup = run(assistant.prepare(Ask(SHOWN, tenant="one")))[0].unsalted
     whole = found[0].usage.prompt_tokens - 1
     assert markup < whole
     assert [answer.usage.cached_tokens for answer in found] == [0, markup, whole]
@@ -346,7 +347,7 @@ def test_a_template_that_needs_a_system_message_is_served(
 
     monkeypatch.setattr(assistant.adapter, "layout", strict)
     asked = [Message.system("Be brief."), *TEXT]
-    found = [run(assistant.answer(asked, OPTIONS, salt=salt)).usage for salt in "aab"]
+    found = [run(assistant.answer(Ask(asked, OPTIONS, salt))).usage for salt in "aab"]
     assert [usage.cached_tokens for usage in found] == [0, found[0].prompt_tokens - 1, 0]
 
 
@@ -355,23 +356,23 @@ def test_salts_share_the_system_prompt_of_the_model_alone(assistant: Assistant) 
     own = [Message.system(assistant.system_prompt[:9] + "s" * 40), *TEXT]
 
     def cached(messages: list[Message], salt: str) -> int:
-        return run(assistant.answer(messages, OPTIONS, salt=salt)).usage.cached_tokens
+        return run(assistant.answer(Ask(messages, OPTIONS, salt))).usage.cached_tokens
 
-    first, second = (run(assistant.prepare(TEXT, salt=salt))[0] for salt in "ab")
+    first, second = (run(assistant.prepare(Ask(TEXT, tenant=salt)))[0] for salt in "ab")
     words = first.unsalted
     assert 0 < words < len(first) - 1
     assert first.identities[:words] == second.identities[:words]
     assert cached(TEXT, "a") == 0
     assert cached(TEXT, "b") == words
     assert cached(own, "a") < words, "a system message of a client's own"
-    mine = run(assistant.prepare(own, salt="b"))[0].unsalted
+    mine = run(assistant.prepare(Ask(own, tenant="b")))[0].unsalted
     assert cached(own, "b") == mine < words
 
 
 @pytest.mark.parametrize("messages", [TEXT, SHOWN, TURNS])
 def test_streamed_pieces_join_to_the_answer(assistant: Assistant, messages: list[Message]) -> None:
     async def stream() -> list[Any]:
-        return [item async for item in assistant.stream(messages, OPTIONS)]
+        return [item async for item in assistant.stream(Ask(messages, OPTIONS))]
 
     reports, *deltas = run(stream())
     whole = answer(assistant, messages)
@@ -395,7 +396,7 @@ def test_an_answer_goes_on(assistant: Assistant, messages: list[Message]) -> Non
 
 def test_a_prefix_is_text_and_no_markup(assistant: Assistant, processor: MicoChatProcessor) -> None:
     def ids(prefix: str) -> tuple[int, ...]:
-        (segment,) = run(assistant.prepare(TEXT, prefix=prefix))[0].segments
+        (segment,) = run(assistant.prepare(Ask(TEXT, GenerationOptions(prefix=prefix))))[0].segments
         assert isinstance(segment, tuple)
         return segment
 
@@ -425,10 +426,10 @@ def test_a_caller_that_leaves_stops_the_engine(assistant: Assistant) -> None:
     async def test() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await stub.answer(TEXT, OPTIONS)
+                await stub.answer(Ask(TEXT, OPTIONS))
         assert engine.stopped.is_set()
         engine.stopped.clear()
-        async with aclosing(stub.stream(TEXT, OPTIONS)) as items:
+        async with aclosing(stub.stream(Ask(TEXT, OPTIONS))) as items:
             async for item in items:
                 if isinstance(item, Delta):
                     break

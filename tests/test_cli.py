@@ -392,7 +392,7 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
 
     screen = Screen()
     screen.flushed = []
-    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, 0.001, screen)
+    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, screen)
     asking.one("one two", [], Waiting(io.StringIO()))
     assert screen.flushed == ["[] ", "[] one ", "[] one two"]
     assert screen.getvalue() == "[] one two\n"

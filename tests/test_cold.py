@@ -97,7 +97,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(media: list[tuple[Kind, Path]], waiting: Waiting, out: io.StringIO) -> None:
-    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, 0.001, out)
+    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, out)
     asking.one("What?", media, waiting)
 
 

@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTImageProcessor
 
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.adapters.pictures import as_picture
+from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
@@ -77,25 +78,32 @@ def kinds(messages: Sequence[Message]) -> list[list[Kind]]:
     return [[medium.kind for medium in message.media] for message in messages]
 
 
+async def with_depth(
+    assistant: Assistant, messages: Sequence[Message], tenant: str = ""
+) -> Sequence[Message]:
+    asked = Ask(messages, GenerationOptions(estimate_depth=True), tenant)
+    return (await assistant.shown(asked)).messages
+
+
 def test_a_map_stands_behind_its_picture_and_says_what_it_is(assistant: Assistant) -> None:
     plain = [Message.user("Here: ", PHOTO, "How far?")]
-    deep = run(assistant.with_depth(plain))
+    deep = run(with_depth(assistant, plain))
     picture, depth = deep[0].media
     assert [getattr(part, "text", None) for part in deep[0].content] == [
         *("Here: ", None, None, "How far?")
     ]
     assert (picture, depth.name) == (PHOTO, "depth of photo.png.png")
-    answer = run(assistant.answer(deep, ASKED))
+    answer = run(assistant.answer(Ask(deep, ASKED)))
     before, after = answer.media
     assert (before.kind, before.estimated, before.metric) == ("image", None, None)
     assert (after.kind, after.estimated, after.metric) == ("depth", "a_wall_", True)
     assert after.name == depth.name
-    counted = run(assistant.estimate(deep, ASKED))
+    counted = run(assistant.estimate(Ask(deep, ASKED)))
     assert counted.prompt_tokens == answer.usage.prompt_tokens
     assert counted.media_tokens == answer.usage.media_tokens
     assert counted.media_tokens == sum(one.tokens or 0 for one in answer.media)
     assert [one.estimated for one in counted.media] == [None, "a_wall_"]
-    explained = run(assistant.explain(deep, answer.text or "far"))
+    explained = run(assistant.explain(Ask(deep), answer.text or "far"))
     assert len(explained.media) == 2
 
 
@@ -103,12 +111,12 @@ def test_the_prompt_says_that_it_is_estimated(assistant: Assistant) -> None:
     given = MediaFile("depth", sent.depth(), "given.png")
 
     def prompt(message: Message) -> str:
-        asked, _ = run(assistant.prepare([message]))
+        asked, _ = run(assistant.prepare(Ask([message])))
         tokens = [part for part in asked.segments if isinstance(part, tuple)]
         letters = (assistant.adapter.tokenizer.convert_ids_to_tokens(part) for part in tokens)
         return "".join("".join(part) for part in letters)
 
-    estimated = prompt(run(assistant.with_depth([Message.user(PHOTO, "Far?")]))[0])
+    estimated = prompt(run(with_depth(assistant, [Message.user(PHOTO, "Far?")]))[0])
     assert "Estimated depth map: " in estimated
     assert "Estimated" not in prompt(Message.user(PHOTO, given, "Far?"))
 
@@ -137,29 +145,29 @@ def test_which_pictures_get_one(assistant: Assistant, wall: Wall) -> None:
         Message.assistant("Well."),
         Message.user(PHOTO, clip, PHOTO, "Two"),
     ]
-    found = run(assistant.with_depth(messages))
+    found = run(with_depth(assistant, messages))
     two: list[Kind] = ["image", "depth", "video", "image", "depth"]
     assert kinds(found) == [[], ["image", "depth"], ["video", "normal"], [], two]
     assert found[1] == messages[1]
     assert len(wall.seen) == 1, "one picture, shown twice"
-    assert kinds(run(assistant.with_depth(found))) == kinds(found), "not one more"
+    assert kinds(run(with_depth(assistant, found))) == kinds(found), "not one more"
 
 
 def test_a_picture_is_estimated_once_for_each_tenant(assistant: Assistant, wall: Wall) -> None:
     for salt, seen in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
-        asked = run(assistant.with_depth([Message.user(PHOTO, "Far?")], salt=salt))
-        answer = run(assistant.answer(asked, ASKED, salt=salt))
+        asked = run(with_depth(assistant, [Message.user(PHOTO, "Far?")], salt))
+        answer = run(assistant.answer(Ask(asked, ASKED, salt)))
         assert len(wall.seen) == seen
     assert [report.cached for report in answer.media] == [True, True]
     array = Image(sent.square())  # decoded already, as the command line has it
-    run(assistant.with_depth([Message.user(array, "Far?")]))
+    run(with_depth(assistant, [Message.user(array, "Far?")]))
     assert wall.seen == [(518, 518, 3)] * 3
 
 
 def test_pictures_without_an_estimate(assistant: Assistant) -> None:
     def error(picture: MediaFile) -> str:
         with pytest.raises(MediaError) as found:
-            run(assistant.with_depth([Message.user(picture, "Far?")]))
+            run(with_depth(assistant, [Message.user(picture, "Far?")]))
         return str(found.value)
 
     line = np.zeros((2, 5000, 3), np.uint8)
@@ -172,7 +180,7 @@ def test_pictures_without_an_estimate(assistant: Assistant) -> None:
     assistant.encoder.depths = None
     assert assistant.depth_model is None
     with pytest.raises(RequestError, match=r"^estimate_depth: .* MICO_DEPTH_MODEL to mini"):
-        run(assistant.with_depth([Message.user("No picture")]))
+        run(with_depth(assistant, [Message.user("No picture")]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 20), (20, 3), (700, 900)])

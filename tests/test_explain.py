@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mico_chat.adapters.mico import MicoAdapter
+from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
@@ -118,7 +119,7 @@ def assistant(processor: MicoChatProcessor) -> Iterator[Assistant]:
 
 def explained(assistant: Assistant, *parts: Any, **options: Any) -> tuple[Answer, Explanation]:
     asked = EXPLAIN.model_copy(update={"logprobs": 0, **options})
-    answer = run(assistant.answer([shown(*parts)], asked))
+    answer = run(assistant.answer(Ask([shown(*parts)], asked)))
     assert answer.explanation is not None
     return answer, answer.explanation
 
@@ -142,7 +143,7 @@ def test_effects_are_what_the_model_says_without_a_medium(assistant: Assistant) 
         for other in stood:
             media: list[Medium] = [first, second]
             media[number] = other
-            prompt, _ = run(assistant.prepare([shown(*media, "What?")]))
+            prompt, _ = run(assistant.prepare(Ask([shown(*media, "What?")])))
             scored = run(score(assistant.engine, prompt.with_answer(tokens)))
             effects.append(found.logprob - sum(one.logprob for one in scored))
         assert medium.effect == pytest.approx(max(effects), abs=1e-3)
@@ -155,27 +156,27 @@ def test_effects_are_what_the_model_says_without_a_medium(assistant: Assistant) 
 
 def test_what_the_estimate_says_is_what_is_scored(assistant: Assistant) -> None:
     asked = [shown(*one_of_each(), "And these?")]
-    counted = run(assistant.estimate(asked, EXPLAIN)).explain_prompts
+    counted = run(assistant.estimate(Ask(asked, EXPLAIN))).explain_prompts
     before = assistant.engine.stats().prompt_tokens
-    answer = run(assistant.answer(asked, EXPLAIN))
+    answer = run(assistant.answer(Ask(asked, EXPLAIN)))
     assert answer.explanation is not None
     parts = sum(1 + len(medium.parts) for medium in answer.explanation.media)
     assert counted == parts + 2 == n_prompts(answer.media)
     more = assistant.engine.stats().prompt_tokens - before
     assert more == pytest.approx((1 + counted) * answer.usage.prompt_tokens, rel=0.2)
-    assert run(assistant.estimate(asked, GenerationOptions())).explain_prompts is None
+    assert run(assistant.estimate(Ask(asked, GenerationOptions()))).explain_prompts is None
 
 
 def test_an_answer_is_the_same_with_and_without_an_explanation(assistant: Assistant) -> None:
     for parts in ((picture(3), "a"), (clip(4), "b"), ("no", picture(5), "c")):
-        plain = run(assistant.answer([shown(*parts)], GenerationOptions(max_tokens=8)))
+        plain = run(assistant.answer(Ask([shown(*parts)], GenerationOptions(max_tokens=8))))
         assert explained(assistant, *parts)[0].text == plain.text
         assert plain.explanation is None
 
 
 def test_what_cannot_be_explained_is_refused_before_the_answer(assistant: Assistant) -> None:
     with pytest.raises(RequestError, match="explain: no medium, on which an answer could rest"):
-        run(assistant.answer([Message.user("hi")], EXPLAIN))
+        run(assistant.answer(Ask([Message.user("hi")], EXPLAIN)))
     with pytest.raises(RequestError, match="explain: expected one answer, got n=2"):
         explained(assistant, picture(), "What?", n=2)
     stub = Assistant(StubEngine(), assistant.encoder, name="stub")

@@ -25,7 +25,8 @@ PACKAGES = {
 LAYERS = (
     ("errors", "late", "settings"),
     ("fair", "fields", "media", "prompt_parts"),
-    ("calls", "messages", "tools", "wire"),
+    ("options",),
+    ("ask", "calls", "messages", "tools", "wire"),
     ("chat_template",),
     ("model",),
     ("checkpoints",),
@@ -51,6 +52,7 @@ ALLOWED = {
         "mico_chat.errors",
         "mico_chat.late",
         "mico_chat.media",
+        "mico_chat.options",
         "mico_chat.wire",
         "mico_chat.__version__",
     ),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mico_chat import __version__
+from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.load import EngineOptions, load_assistant
@@ -58,7 +59,7 @@ async def history(assistant: Assistant, rng: random.Random, asked: list[Message]
             messages = [*asked, Message.assistant(sentence(rng, 9)), *messages]
         options = GenerationOptions(max_tokens=rng.randint(1, 12), n=rng.choice((1, 1, 3)))
         most = rng.choice((3, 100))
-        async with aclosing(assistant.stream(messages, options)) as items:
+        async with aclosing(assistant.stream(Ask(messages, options))) as items:
             async for _ in items:
                 most -= 1
                 if not most:
@@ -81,10 +82,10 @@ def test_whatever_ran_before(assistant: Assistant, media: int, n: int) -> None:
     options = SEEDED.model_copy(update={"n": n})
 
     async def ask() -> list[list[list[tuple[str, float]]]]:
-        found = [told(await assistant.answer(asked, options))]
+        found = [told(await assistant.answer(Ask(asked, options)))]
         for _ in range(2):
             await history(assistant, rng, asked)
-            found.append(told(await assistant.answer(asked, options)))
+            found.append(told(await assistant.answer(Ask(asked, options))))
         return found
 
     first, *others = asyncio.run(ask())

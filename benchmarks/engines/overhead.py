@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.harness import Ratio, Report, medians, turns
 from benchmarks.http_client import Connection, address_of, form_request, request
 from benchmarks.media import noisy_picture
+from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.media import MediaFile
@@ -52,7 +53,7 @@ class InProcess:
         messages = [Message.user(*shown, asked.text)]
         start, first, tokens = time.perf_counter(), 0.0, 0
         options = GenerationOptions(max_tokens=asked.n_tokens)
-        async with aclosing(self._assistant.stream(messages, options)) as items:
+        async with aclosing(self._assistant.stream(Ask(messages, options))) as items:
             async for item in items:
                 if isinstance(item, Delta) and item.text and not first:
                     first = time.perf_counter() - start

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.processes import program
 from mico_chat.adapters.mico import MicoAdapter
+from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
@@ -99,7 +100,7 @@ class Ours(System):
             prompt = Prompt((tuple(question.ids),), str(time.time_ns()))
             items: AsyncGenerator[Any, None] = self.engine.generate(prompt, options)
         else:
-            items = self.assistant.stream(question.messages, options)
+            items = self.assistant.stream(Ask(question.messages, options))
         async with aclosing(items):
             async for item in items:
                 if isinstance(item, Delta):

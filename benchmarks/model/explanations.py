@@ -9,7 +9,6 @@ whose answer is the same with other media and with none; there no medium should 
 does not count is the model's own mixing-up of media, and is told too.
 """
 
-import asyncio
 import json
 import random
 import statistics
@@ -58,7 +57,7 @@ class Scenes:
 
     def ask(self, text: str, *media: MediaFile, explain: bool = False) -> Answer:
         options = GenerationOptions(max_tokens=24, explain=explain)
-        return asyncio.run(self.assistant.answer([Message.user(*media, text)], options))
+        return self.assistant.answer_all([[Message.user(*media, text)]], options)[0]
 
     def explained(self, text: str, *media: MediaFile) -> Explanation:
         told = self.ask(text, *media, explain=True).explanation

@@ -13,6 +13,7 @@ from mico_chat.errors import RequestError
 from mico_chat.media.kinds import KINDS, TABLE, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.messages import Message
+from mico_chat.options import GREEDY, GenerationOptions
 
 if TYPE_CHECKING:
     from mico_chat.chat_template import ChatTemplate
@@ -49,11 +50,14 @@ class ModelAdapter(Protocol):
         ...
 
     def layout(
-        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+        self,
+        messages: Sequence[Message],
+        media: Sequence[MeasuredMedium],
+        options: GenerationOptions = GREEDY,
     ) -> PromptLayout:
         """A conversation's prompt. ``media`` are those of the messages, in order.
 
-        ``prefix`` is the beginning of the answer. One thread at a time calls it.
+        The prompt ends with the ``prefix`` of the answer. One thread at a time calls it.
         """
         ...
 

@@ -27,6 +27,7 @@ from mico_chat.media.medium import (
     Video,
 )
 from mico_chat.messages import Message
+from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText
 
 TIME_EVERY_S = 5.0
@@ -79,7 +80,10 @@ class GgufAdapter:
     # --- conversations ----------------------------------------------------------------------------
 
     def layout(
-        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+        self,
+        messages: Sequence[Message],
+        media: Sequence[MeasuredMedium],
+        options: GenerationOptions = GREEDY,
     ) -> PromptLayout:
         waiting = iter(media)
         shown: list[MeasuredMedium] = []
@@ -92,7 +96,7 @@ class GgufAdapter:
                 shown.append(own)
             return [*parts, *map(PromptText, own_words(whole))]
 
-        parts = [*self.template.parts(messages, show), PromptText(prefix)]
+        parts = self.template.parts(messages, show, options)
         order = [part.token for part in parts if isinstance(part, Placeholders)]
         if order != list(range(len(shown))):
             reason = f"it shows {len(order)} of {len(shown)} media in their order"

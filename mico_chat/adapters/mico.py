@@ -17,6 +17,7 @@ from mico_chat.messages import Message
 from mico_chat.model.context import KindRows
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.splice import segments
+from mico_chat.options import GREEDY, GenerationOptions
 
 
 class TokenModel(Protocol):
@@ -75,9 +76,12 @@ class MicoAdapter:
         return [ContextBlock(own, one.key) for own, one in zip(rows, batch, strict=True)]
 
     def layout(
-        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+        self,
+        messages: Sequence[Message],
+        media: Sequence[MeasuredMedium],
+        options: GenerationOptions = GREEDY,
     ) -> PromptLayout:
-        ids, _ = self.processor.tokenize(messages, True, media, prefix=prefix)
+        ids, _ = self.processor.tokenize(messages, True, media, options)
         parts = [part for medium in media for part in medium.parts]
         return segments(ids, parts, self.processor.context_token_id)
 

@@ -42,6 +42,7 @@ from mico_chat.media.medium import (
     Video,
 )
 from mico_chat.messages import Message, TextPart
+from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import PromptText, string_tokenizer
 
 TICKS = 1000
@@ -167,7 +168,10 @@ class ProcessorAdapter(ABC):
     # --- conversations ----------------------------------------------------------------------------
 
     def layout(
-        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], *, prefix: str = ""
+        self,
+        messages: Sequence[Message],
+        media: Sequence[MeasuredMedium],
+        options: GenerationOptions = GREEDY,
     ) -> PromptLayout:
         waiting = iter(media)
         shown: list[MeasuredMedium] = []
@@ -184,13 +188,15 @@ class ProcessorAdapter(ABC):
                     content += [one, *([TextPart(one.notes.legend)] * one.as_picture)]
                 content += map(TextPart, own_words(own))
             listed.append(replace(message, content=tuple(content)))
-        parts, order = self._expanded(self._parts(listed), shown)
+        parts, order = self._expanded(self._parts(listed, options), shown)
         first = parts[0].text if parts else ""
         lead = [] if self._begins(first) else self._begin
-        ids = [*lead, *(token for token, _ in self._tokens([*parts, PromptText(prefix)]))]
+        ids = [*lead, *(token for token, _ in self._tokens(parts))]
         return list(_cut(ids, order))
 
-    def _parts(self, messages: Sequence[Message]) -> list[PromptText]:
+    def _parts(
+        self, messages: Sequence[Message], options: GenerationOptions = GREEDY
+    ) -> list[PromptText]:
         """The prompt of messages whose media are measured, with the template's placeholders."""
 
         def show(medium: Any) -> dict[str, str]:
@@ -198,7 +204,7 @@ class ProcessorAdapter(ABC):
 
         clips = any(m.kind == "video" for message in messages for m in message.media)
         template = self._of_clips if clips else self.template
-        return cast("list[PromptText]", template.parts(messages, show))
+        return cast("list[PromptText]", template.parts(messages, show, options))
 
     def _expanded(
         self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]

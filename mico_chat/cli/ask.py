@@ -19,6 +19,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 from tqdm import tqdm
 
+from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import DataError, MediaError, MissingFileError
@@ -60,13 +61,12 @@ class Asking:
     load: Callable[[], Assistant]
     options: GenerationOptions
     as_json: bool
-    depth_scale: float
     out: TextIO
-    estimate_depth: bool = False
 
     def one(self, question: str, media: Sequence[tuple[Kind, Path]], waiting: Waiting) -> None:
         """Print the answer to one question: piece by piece, or as one JSON object."""
-        parts = [MediaFile(kind, path, depth_scale=self.depth_scale) for kind, path in media]
+        scale = self.options.depth_scale
+        parts = [MediaFile(kind, path, depth_scale=scale) for kind, path in media]
         messages = [Message.user(*parts, question)]
         with waiting:
             if media:
@@ -76,10 +76,8 @@ class Asking:
                 messages = _decoded(messages, self.decoder)
             waiting.say("loading the model")
             with closing(self.load()) as assistant:
-                if self.estimate_depth:
-                    waiting.say("estimating depth")
-                    messages = asyncio.run(assistant.with_depth(messages))
-                waiting.say("answering")
+                depth = "estimating depth and " if self.options.estimate_depth else ""
+                waiting.say(f"{depth}answering")
                 if self.as_json:
                     (answer,) = assistant.answer_all([messages], self.options)
                     waiting.stop()
@@ -88,7 +86,7 @@ class Asking:
                     asyncio.run(self._print(assistant, messages, waiting))
 
     async def _print(self, assistant: Assistant, messages: list[Message], waiting: Waiting) -> None:
-        async with aclosing(assistant.stream(messages, self.options)) as deltas:
+        async with aclosing(assistant.stream(Ask(messages, self.options))) as deltas:
             async for delta in deltas:
                 if isinstance(delta, Delta) and (delta.text or delta.unsure):
                     waiting.stop()
@@ -124,14 +122,12 @@ class Asking:
                 batch = requests[start : start + batch_size]
                 for request in batch:
                     try:
-                        messages = with_depth_scale(request.messages, self.depth_scale)
+                        messages = with_depth_scale(request.messages, self.options.depth_scale)
                         request.messages = decode_media(messages, self.decoder)
                     except MediaError as error:
                         request.error = str(error)
                 if assistant is None and any(request.error is None for request in batch):
                     assistant = stack.enter_context(closing(self.load()))
-                if assistant is not None and self.estimate_depth:
-                    _estimate_depth(assistant, batch)
                 good = [request.messages for request in batch if request.error is None]
                 answers = iter(assistant.try_all(good, self.options) if assistant else [])
                 for request in batch:
@@ -146,15 +142,6 @@ class Asking:
                 self.out.flush()
                 bar.update(len(batch))
         return failed
-
-
-def _estimate_depth(assistant: Assistant, batch: Sequence[_Request]) -> None:
-    for request in batch:
-        if request.error is None:
-            try:
-                request.messages = asyncio.run(assistant.with_depth(request.messages))
-            except MediaError as error:
-                request.error = str(error)
 
 
 def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:

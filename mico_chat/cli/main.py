@@ -40,11 +40,13 @@ from mico_chat.cli.options import (
     extra,
     pair,
     takes_media,
+    takes_options,
 )
 from mico_chat.cli.process_list import leave_process_list, without_passwords
 from mico_chat.engine.cpu import set_openmp
 from mico_chat.engines.table import ENGINE_HELP
 from mico_chat.errors import MicoError, RequestError
+from mico_chat.options import GREEDY, GenerationOptions
 
 app = typer.Typer(
     name="mico-chat",
@@ -59,8 +61,6 @@ app.add_typer(models.export, name="export")
 app.add_typer(models.convert, name="convert")
 app.add_typer(keys, name="keys")
 app.add_typer(data, name="data")
-
-_OWN = " Default: the model's own."
 
 
 def _print_version(asked: bool) -> None:
@@ -81,6 +81,7 @@ def _every_command(
 
 
 @app.command(cls=MediaInOrder)
+@takes_options
 @takes_media
 def ask(
     ctx: typer.Context,
@@ -99,45 +100,7 @@ def ask(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer, in tokens. Default: as for chat and serve.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help=f"0: always the likeliest word; higher: more varied.{_OWN}")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help=f"Sample from tokens that have this probability together.{_OWN}"),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help=f"Sample from this many likeliest tokens; 0: all.{_OWN}")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help=f"Leave out tokens below this share of the likeliest's.{_OWN}"),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help=f"Above 1: fewer repetitions.{_OWN}")
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")
-    ] = None,
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Tell which medium the answer rests on; it takes longer."),
-    ] = False,
-    depth_scale: Annotated[
-        float, typer.Option(help="Metres for one unit of a 16-bit depth map.")
-    ] = 0.001,
-    estimate_depth: Annotated[
-        bool,
-        typer.Option(
-            "--estimate-depth",
-            help="Estimate a depth map of each picture and show it too. MICO_DEPTH_MODEL names the "
-            "model: a depth estimator of transformers, or mini. Default: mini.",
-        ),
-    ] = False,
+    options: GenerationOptions = GREEDY,
     engine: Engine = "auto",
     quantization: Quantization = None,
     load_in_4bit: LoadIn4bit = False,
@@ -154,7 +117,6 @@ def ask(
     from mico_chat.checkpoints.folders import model_folder
     from mico_chat.checkpoints.gguf_files import gguf_files
     from mico_chat.cli.ask import Asking, Waiting
-    from mico_chat.engine.base import GenerationOptions
     from mico_chat.load import EngineOptions, asked_quantization, load_assistant
     from mico_chat.media import MediaDecoder, MediaLimits
     from mico_chat.settings import Settings
@@ -170,23 +132,15 @@ def ask(
         device,
         trust_remote_code=trust_remote_code,
         mmproj=mmproj,
-        depth_model=(Settings().depth_model or "mini") if estimate_depth else None,
+        depth_model=(Settings().depth_model or "mini") if options.estimate_depth else None,
     )
-    # An option that the user leaves out is not set: the model may have defaults of its own.
-    fields = GenerationOptions.model_fields
-    unset: tuple[Any, ...] = (None, (), [])
-    given = {k: v for k, v in ctx.params.items() if k in fields and v not in unset}
-    if not explain:
-        del given["explain"]
     with MediaDecoder(MediaLimits()) as decoder:
         asking = Asking(
             decoder,
             lambda: load_assistant(name, decoder, how, similarity=False),
-            GenerationOptions.of(given),
+            options,
             as_json,
-            depth_scale,
             sys.stdout,
-            estimate_depth,
         )
         if batch is None:
             if question is None:

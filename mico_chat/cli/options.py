@@ -2,22 +2,25 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import Parameter, signature
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from mico_chat.engines.table import ENGINE_HELP, QUANTIZATION_HELP, engine_name
 from mico_chat.errors import MissingExtraError, RequestError
 from mico_chat.late import run
 from mico_chat.media.kinds import KINDS, TABLE, Kind
+from mico_chat.options import GenerationOptions, options_at
+from mico_chat.wire import AnswerDefaults
 
 NAMES = "mini, a folder, a GGUF file, or a hub name."
 
@@ -93,17 +96,61 @@ def takes_media(command: Callable[..., None]) -> Callable[..., None]:
     def option(kind: Kind) -> Parameter:
         text = f"Ask about {TABLE[kind].words}. Repeatable."
         shown = typer.Option(f"--{kind}", metavar="FILE", help=text)
-        annotation = Annotated[list[Path] | None, shown]
-        return Parameter(kind, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+        return _parameter(kind, Annotated[list[Path] | None, shown], None)
 
+    return _with(with_media, command, "media", map(option, KINDS))
+
+
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of a question that ``ask`` takes, in the place of its parameter
+    ``options``.
+
+    The parameter gets those that are set: the model may have defaults of its own.
+    """
+    names = {name: own for name, own, _ in options_at("ask")}
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        values = {own: given.pop(name) for name, own in names.items()}
+        unset: tuple[Any, ...] = (None, (), [])
+        values = {own: v for own, v in values.items() if v not in unset and v is not False}
+        command(options=GenerationOptions.of(values), **given)
+
+    def option(name: str, field: FieldInfo) -> Parameter:
+        text = field.description or ""
+        own = " Default: the model's own." if name in AnswerDefaults.model_fields else ""
+        help_ = f"{text[:1].upper()}{text[1:]}.{own}"
+        if field.annotation is bool:
+            shown = typer.Option(f"--{name.replace('_', '-')}", help=help_)
+            return _parameter(name, Annotated[bool, shown], False)
+        several = get_origin(field.annotation) is tuple
+        kind: Any = list[str] if several else field.annotation
+        return _parameter(name, Annotated[kind | None, typer.Option(help=help_)], None)
+
+    found = (option(name, field) for name, _, field in options_at("ask"))
+    return _with(with_options, command, "options", found)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    return Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _with(
+    called: Callable[..., None],
+    command: Callable[..., None],
+    name: str,
+    parameters: Iterable[Parameter],
+) -> Callable[..., None]:
+    """``called`` with the signature of ``command``, whose parameter ``name`` is replaced."""
     whole = signature(command)
-    parameters = (
-        [option(kind) for kind in KINDS] if name == "media" else [parameter]
-        for name, parameter in whole.parameters.items()
+    found = (
+        list(parameters) if one == name else [parameter]
+        for one, parameter in whole.parameters.items()
     )
-    found = whole.replace(parameters=list(chain.from_iterable(parameters)))
-    with_media.__signature__ = found  # type: ignore[attr-defined]
-    return with_media
+    signed: Any = called
+    signed.__signature__ = whole.replace(parameters=list(chain.from_iterable(found)))
+    return called
 
 
 def check_extra(name: str, feature: str, *modules: ModuleType) -> None:

@@ -6,96 +6,23 @@ A prompt is token ids and blocks of context tokens.
 from __future__ import annotations
 
 import difflib
-import reprlib
 from collections.abc import AsyncGenerator, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from mico_chat.errors import ConfigError, RequestError
+from mico_chat.calls import CallPiece
+from mico_chat.errors import ConfigError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER, Segment
+from mico_chat.options import GenerationOptions as GenerationOptions
 from mico_chat.wire import Explanation, FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-StopText = Annotated[str, Field(max_length=1000)]
-"""Each of an answer's tokens is compared with the stop texts: their length is work."""
-
-
-class GenerationOptions(BaseModel):
-    """How an answer is generated. The default is greedy: the same request, the same answer.
-
-    A checkpoint may set other defaults (:meth:`of_checkpoint`). ``temperature`` 0 is greedy.
-    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The penalties count the answer's
-    tokens, not the prompt's: ``repetition_penalty`` divides a repeated token's logit (and
-    multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty`` as
-    often as the token occurs. ``stop`` lists at most 16
-    texts of at most 1,000 characters: the answer ends before the first of them.
-    ``seed`` makes a sampled answer repeatable: while such a request runs alone, it is computed as
-    by an engine that has just started. ``logprobs`` asks for the model's own log-probability of
-    each token, without temperature and penalties, and for this number of the likeliest tokens; the
-    token that ends the answer has none. ``n`` answers are sampled from one prompt. ``json_schema``
-    limits the answer to JSON that fits the schema. ``prefix`` is the beginning of the answer: the
-    model continues it, and its tokens count as prompt tokens. ``explain`` asks which media the
-    answer rests on (:mod:`mico_chat.explain`).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(0.0, ge=0.0, le=2.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0.0, le=1.0)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
-    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
-    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
-    stop: tuple[StopText, ...] = Field((), max_length=16, fail_fast=True)
-    logprobs: int | None = Field(None, ge=0, le=20)
-    n: int = Field(1, ge=1, le=16)
-    json_schema: dict[str, Any] | None = None
-    prefix: str = ""
-    explain: bool = False
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
-        """Options from a user's values, whose numbers may be text.
-
-        Raises:
-            RequestError: naming the first option that is wrong.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise request_error(error.errors()[0]) from error
-
-    @classmethod
-    def of_checkpoint(cls, config: Mapping[str, Any]) -> GenerationOptions:
-        """The options that ``generation_config.json`` sets; greedy unless ``do_sample`` is true."""
-        names = {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
-        if config.get("do_sample"):
-            names |= {name: name for name in ("temperature", "top_p", "top_k", "min_p")}
-        return cls.of({ours: config[n] for n, ours in names.items() if config.get(n) is not None})
-
-    def over(self, defaults: GenerationOptions) -> GenerationOptions:
-        """These options; an option that was not set comes from ``defaults``."""
-        return defaults.model_copy(update={n: getattr(self, n) for n in self.model_fields_set})
-
-
-def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError:
-    """The error of a field that pydantic refuses, without the ``outer`` first parts of its path."""
-    path = details["loc"][outer:]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    reason = details["msg"][:1].lower() + details["msg"][1:]
-    got = reprlib.repr(details["input"])  # shortened: it may be long
-    return RequestError.at(name.removeprefix(".") or "request", f"{reason}, got {got}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +154,9 @@ def equal_start(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
 class Delta(BaseModel):
     """The text and tokens that one step adds to answer ``index``. Text may come after its tokens.
 
+    The engine's text has the calls of tools as the model writes them. The assistant takes them out
+    of it: a delta of the assistant has a piece of text or, as its ``call``, a piece of a call.
+
     The last delta of an answer has a ``finish_reason``: "stop" if the model or a stop text ended
     the answer, "length" if ``max_tokens`` did. The last delta of a request has its ``usage``.
 
@@ -240,6 +170,7 @@ class Delta(BaseModel):
 
     index: int = 0
     text: str = ""
+    call: CallPiece | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     avg_logprob: float | None = None

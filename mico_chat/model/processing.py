@@ -27,6 +27,7 @@ from mico_chat.media.medium import MeasuredMedium, Medium, Words, parts_of
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText, part_tokenizer
 
 IGNORED = -100
@@ -211,14 +212,13 @@ class MicoChatProcessor:
         messages: Sequence[Message],
         add_generation_prompt: bool,
         media: Sequence[MeasuredMedium] = (),
-        *,
-        prefix: str = "",
+        options: GenerationOptions = GREEDY,
     ) -> tuple[list[int], list[int]]:
         """One conversation, whose ``media`` are in order, to token ids and labels.
 
-        ``prefix`` is the beginning of the answer. Labels are the ids of the tokens that the model
-        itself writes, and -100 elsewhere: the assistant's words, the template's space before them
-        where a prompt ends without it, and the end-of-turn token.
+        A prompt ends with the ``prefix`` of the ``options``. Labels are the ids of the tokens that
+        the model itself writes, and -100 elsewhere: the assistant's words, the template's space
+        before them where a prompt ends without it, and the end-of-turn token.
         """
         shown = sum(len(message.media) for message in messages)
         if shown != len(media):
@@ -232,6 +232,7 @@ class MicoChatProcessor:
         pieces = self.template.render(
             messages,
             lambda _: self._shown(next(waiting)),
+            options,
             add_generation_prompt=add_generation_prompt,
         )
         for owner, content in pieces:
@@ -251,8 +252,6 @@ class MicoChatProcessor:
             if spoke:
                 said.update(range(len(parts), len(parts) + len(content)))
             parts += content
-        if prefix:
-            parts.append(PromptText(prefix))
         ids, labels = [], []
         tokens = self._tokens(parts)
         ends = {

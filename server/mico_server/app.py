@@ -22,7 +22,6 @@ from starlette.middleware.cors import CORSMiddleware
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import model_name
-from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.load import (
     EngineOptions,
@@ -33,9 +32,11 @@ from mico_chat.load import (
     usable_bytes,
 )
 from mico_chat.media import MediaDecoder, MediaLimits
+from mico_chat.options import GenerationOptions
 from mico_chat.settings import Settings
 from mico_chat.wire import DeltaEvent, MediaEvent
 from mico_server.batch_runner import BatchRunner
+from mico_server.dialects import DIALECTS, chat
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.host import ModelSource
 from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options, is_loopback
@@ -44,17 +45,8 @@ from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.protocol import allow_open_files, bounded_protocol
 from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models
-from mico_server.routes import (
-    about,
-    batches,
-    chat,
-    completions,
-    embeddings,
-    responses,
-    stored,
-    transcriptions,
-)
-from mico_server.routes.chat_request import schema_of
+from mico_server.routes import about, batches, embeddings, estimate, stored, transcriptions
+from mico_server.routes.bodies import schema_of
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.batches import BatchStore
@@ -147,9 +139,9 @@ def create_app(
     app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
     app.state.service = service
     add_error_handlers(app)
-    for routes in (chat, completions, responses, batches, stored):
-        app.include_router(routes.router)
-    for routes in (embeddings, transcriptions, about):
+    for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
+        app.include_router(router)
+    for routes in (estimate, batches, stored, embeddings, transcriptions, about):
         app.include_router(routes.router)
     # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)

@@ -19,9 +19,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mico_chat.engine.base import request_error
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.fair import FairQueue
+from mico_chat.options import request_error
 from mico_server.errors import BusyError, NotReadyError, UnavailableError
 from mico_server.http.errors import error_body, mico_error_body
 from mico_server.http.json_body import MAX_FIELDS, number_of_values, read_json

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mico_chat.assistant import Answer, Assistant, GatheredAnswer
-from mico_chat.engine.base import Delta, GenerationOptions
+from mico_chat.ask import Ask
+from mico_chat.assistant import Assistant, Event
+from mico_chat.engine.base import Delta
 from mico_chat.errors import MediaError, MicoError, ModelError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
@@ -36,13 +37,6 @@ class ModelSource:
     load: Callable[[], Assistant]
     needs: Callable[[], int] = lambda: 0
     reads: Callable[[], tuple[Kind, ...]] = lambda: KINDS
-
-
-@dataclass(frozen=True)
-class Question:
-    messages: Sequence[Message]
-    options: GenerationOptions
-    tenant: str
 
 
 @dataclass(eq=False)
@@ -153,64 +147,41 @@ class ModelHost:
                 f"{max_step_s:g} (MICO_SERVER_MAX_STEP_S); try again later"
             )
 
-    async def stream(
-        self, question: Question
-    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        """The reports of the media, then the deltas of the answer.
-
-        Closing the stream stops the model.
-        """
+    async def stream(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """The events of the answer. Closing the stream stops the model."""
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
         reports: tuple[MediaReport, ...] = ()
-        items = self.assistant.stream(question.messages, question.options, salt=question.tenant)
-        async with aclosing(items):
+        events = self.assistant.stream(ask)
+        async with aclosing(events):
             while True:
-                # Around each item, because another task may ask for the next one.
+                # Around each event, because another task may ask for the next one.
                 async with self._guarded(start + self.timeout_s):
-                    item = await anext(items, None)
-                if item is None:
+                    event = await anext(events, None)
+                if event is None:
                     return
-                if not isinstance(item, Delta):
-                    reports = item
+                if not isinstance(event, Delta):
+                    reports = event
                 elif not first_token:
                     first_token = True
                     self.metrics.first_token(now() - start)
-                if isinstance(item, Delta) and item.usage is not None:
-                    self.metrics.answered(item.usage, reports)
+                if isinstance(event, Delta) and event.usage is not None:
+                    self.metrics.answered(event.usage, reports)
                     self.answered(now() - start)
-                yield item
+                yield event
 
-    async def answer(self, question: Question) -> Answer:
-        gathered = GatheredAnswer(question.options.n)
-        async with aclosing(self.stream(question)) as items:
-            async for item in items:
-                gathered.add(item)
-        return gathered.answer()
+    async def shown(self, ask: Ask) -> Ask:
+        return await self.guarded(self.assistant.shown(ask))
 
-    async def estimate(self, question: Question) -> Estimate:
-        return await self.guarded(
-            self.assistant.estimate(question.messages, question.options, salt=question.tenant)
-        )
+    async def estimate(self, ask: Ask) -> Estimate:
+        return await self.guarded(self.assistant.estimate(ask))
 
-    async def explain(self, question: Question, answer: str) -> Explanation:
-        return await self.guarded(
-            self.assistant.explain(question.messages, answer, salt=question.tenant)
-        )
-
-    def check_estimates(self) -> None:
-        """Refuse a request for an estimated depth map if no model makes any."""
-        self.assistant.encoder.check_estimates()
-
-    async def with_depth(self, messages: Sequence[Message], tenant: str) -> list[Message]:
-        return await self.guarded(self.assistant.with_depth(messages, salt=tenant))
-
-    async def depth_of(self, picture: MediaFile, tenant: str) -> MediaFile:
-        return await self.guarded(self.assistant.depth_of(picture, salt=tenant))
+    async def explain(self, ask: Ask, answer: str) -> Explanation:
+        return await self.guarded(self.assistant.explain(ask, answer))
 
     async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
-        question = Question([Message.user(medium)], GenerationOptions(), tenant)
-        (report,) = (await self.estimate(question)).media
+        ask = Ask([Message.user(medium)], tenant=tenant)
+        (report,) = (await self.estimate(ask)).media
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:

@@ -17,6 +17,7 @@ import pytest
 import mico_chat.engines.transformers_models as open_models
 from mico_chat.adapters.pictures import as_picture
 from mico_chat.adapters.transformers import TransformersAdapter
+from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.errors import ConfigError, ModelError, RequestError
@@ -78,7 +79,7 @@ def message(media: list[dict[str, Any]], text: str = QUESTION) -> Message:
 
 async def tokens_of(assistant: Assistant, *messages: Message) -> tuple[list[int], Any, Prompt]:
     """The greedy tokens, the usage and the prompt of a conversation."""
-    prompt, _ = await assistant.prepare(messages)
+    prompt, _ = await assistant.prepare(Ask(messages))
     options = GenerationOptions(max_tokens=N_TOKENS, logprobs=3)
     deltas = [delta async for delta in assistant.engine.generate(prompt, options)]
     return Answered(deltas), deltas[-1].usage, prompt
@@ -108,7 +109,7 @@ def test_a_second_turn_reuses_what_the_first_computed(replica: Path, assistant: 
     media = conversations(replica.name)[-1]
     first = message(media, "Look at this.")
     run(tokens_of(assistant, first))
-    reports = run(assistant.prepare([first]))[1]
+    reports = run(assistant.prepare(Ask([first])))[1]
     assert all(report.cached for report in reports)
     turns = [first, Message.assistant("I see."), Message.user(QUESTION)]
     tokens, usage, _ = run(tokens_of(assistant, *turns))
@@ -128,8 +129,8 @@ def test_the_cost_is_known_before(replica: Path, assistant: Assistant) -> None:
     for media in conversations(replica.name):
         assistant.encoder.cache.clear()
         asked = [message(media)]
-        estimate = run(assistant.estimate(asked, GenerationOptions()))
-        prompt, reports = run(assistant.prepare(asked))
+        estimate = run(assistant.estimate(Ask(asked, GenerationOptions())))
+        prompt, reports = run(assistant.prepare(Ask(asked)))
         assert (estimate.prompt_tokens, estimate.media_tokens) == (len(prompt), prompt.media_tokens)
         assert [report.tokens for report in estimate.media] == [r.tokens for r in reports]
 
@@ -142,7 +143,7 @@ def test_typed_markup_stays_text(replica: Path, assistant: Assistant) -> None:
     special = set(tokenizer.added_tokens_decoder)
     for kind in replicas.reads(replica.name):
         plain, attacked = (
-            run(assistant.prepare([message([part_of(kind, 1)], text)]))[0]
+            run(assistant.prepare(Ask([message([part_of(kind, 1)], text)])))[0]
             for text in ("x", hostile)
         )
         counts = [
@@ -165,11 +166,11 @@ def test_what_it_lacks_is_refused_with_what_it_reads(replica: Path, assistant: A
         with pytest.raises(
             RequestError, match=r"this model cannot read a .*; it reads "
         ) as refused:
-            run(assistant.prepare([message([part_of(kind, 1)])]))
+            run(assistant.prepare(Ask([message([part_of(kind, 1)])])))
         assert refused.value.param == kind
     if "image" not in reads:
         with pytest.raises(RequestError, match="cannot read a depth map; it reads sounds"):
-            run(assistant.prepare([Message.user(depth(), QUESTION)]))
+            run(assistant.prepare(Ask([Message.user(depth(), QUESTION)])))
     assert run(tokens_of(assistant, message([], QUESTION)))[0]
 
 
@@ -180,7 +181,7 @@ def depth() -> Depth:
 
 
 def reported(assistant: Assistant, *media: Medium) -> tuple[MediaReport, ...]:
-    return run(assistant.prepare([Message.user(*media, QUESTION)]))[1]
+    return run(assistant.prepare(Ask([Message.user(*media, QUESTION)])))[1]
 
 
 def test_maps_are_shown_as_pictures(replica: Path, assistant: Assistant) -> None:
@@ -192,7 +193,7 @@ def test_maps_are_shown_as_pictures(replica: Path, assistant: Assistant) -> None
     assert [report.kind for report in (first, second)] == ["depth", "normal"]
     (picture,) = reported(assistant, decoded(part_of("image", 1)))
     assert picture.shown_as is None
-    prompt, _ = run(assistant.prepare([Message.user(maps[0], QUESTION)]))
+    prompt, _ = run(assistant.prepare(Ask([Message.user(maps[0], QUESTION)])))
     ids = [token for token in prompt.tokens(0, len(prompt))[0] if token >= 0]
     said = assistant.adapter.tokenizer.decode(ids)
     legend = "yellow is the nearest (0.5 m), dark blue the farthest (4 m), black unknown.\n"
@@ -235,7 +236,9 @@ def test_what_a_processor_refuses_is_the_requests_fault(
     if "qwen" not in replica.name or "image" not in replicas.reads(replica.name):
         pytest.skip("its processor takes any shape")
     with pytest.raises(RequestError, match=r"refuses it: absolute aspect ratio"):
-        run(assistant.prepare([Message.user(Image(np.zeros((2, 900, 3), np.uint8)), QUESTION)]))
+        run(
+            assistant.prepare(Ask([Message.user(Image(np.zeros((2, 900, 3), np.uint8)), QUESTION)]))
+        )
     assert run(tokens_of(assistant, message([], QUESTION)))[0]
 
 

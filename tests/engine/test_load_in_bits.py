@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mico_chat.adapters.mico import mico_of
+from mico_chat.ask import Ask
 from mico_chat.assistant import Answer
 from mico_chat.checkpoints.assemble import assemble
 from mico_chat.cli import evaluate
@@ -55,7 +56,7 @@ def test_the_language_models_layers_alone_are_quantized(
                 assert parameter.dtype == torch.bfloat16, name
         assert kinds["llm.lm_head"] == kinds["bridge.proj_out"] == "Linear"
         answer = asyncio.run(
-            assistant.answer([shown(picture(), "What?")], GenerationOptions(max_tokens=4))
+            assistant.answer(Ask([shown(picture(), "What?")], GenerationOptions(max_tokens=4)))
         )
         assert isinstance(answer, Answer)
         assert answer.usage.completion_tokens >= 1

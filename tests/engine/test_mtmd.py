@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Generator, Iterator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, GenerationOptions
@@ -77,7 +77,7 @@ class Loaded:
         """The tokens of answers to questions that are asked at the same time."""
 
         async def one(question: Parts) -> list[int]:
-            stream = self.assistant.stream([Message.user(*question)], OPTIONS)
+            stream = self.assistant.stream(Ask([Message.user(*question)], OPTIONS))
             async with aclosing(stream) as items:
                 return Answered([item async for item in items if isinstance(item, Delta)])
 
@@ -146,20 +146,20 @@ def test_a_medium_changes_the_answer(loaded: Loaded) -> None:
 def test_a_conversation_goes_on_from_its_cached_start(loaded: Loaded) -> None:
     first = [Message.user("What is this? ", picture(5))]
     turns = [*first, Message.assistant("A cat."), Message.user(picture(6), " And this?")]
-    answer = partial(loaded.assistant.answer, options=OPTIONS)
+    answer = loaded.assistant.answer
     loaded.forget()
-    alone = run(answer(turns))
+    alone = run(answer(Ask(turns, OPTIONS)))
     loaded.forget()
-    run(answer(first))
-    again = run(answer(turns))
+    run(answer(Ask(first, OPTIONS)))
+    again = run(answer(Ask(turns, OPTIONS)))
     assert again.text == alone.text
-    assert again.usage.cached_tokens > run(loaded.assistant.prepare(first))[0].blocks[0][0]
+    assert again.usage.cached_tokens > run(loaded.assistant.prepare(Ask(first)))[0].blocks[0][0]
 
 
 def test_a_prompt_goes_on_where_a_cancelled_one_ended(loaded: Loaded) -> None:
     """Also within a picture, whose tokens may share a position."""
     pixels = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
-    prompt, _ = run(loaded.assistant.prepare([Message.user("Large: ", Image(pixels), "!")]))
+    prompt, _ = run(loaded.assistant.prepare(Ask([Message.user("Large: ", Image(pixels), "!")])))
     model = loaded.engine._scheduler.model
     expected = answer(model, [prompt], OPTIONS)
     for n_steps in range(1, 5):
@@ -208,11 +208,13 @@ def test_what_cannot_be_answered_is_refused_and_the_next_request_is_served(
 ) -> None:
     many = [Message.user(*[picture()] * 400, "How many?")]
     with pytest.raises(ContextLengthError, match="maximum context length is 4096 tokens"):
-        run(loaded.assistant.answer(many, OPTIONS))
+        run(loaded.assistant.answer(Ask(many, OPTIONS)))
     if "audio" not in loaded.assistant.adapter.input_modalities:
         with pytest.raises(RequestError, match="cannot read a sound; it reads pictures, clips"):
-            run(loaded.assistant.answer([Message.user(sound(), "What?")], OPTIONS))
-        silent = run(loaded.assistant.answer([Message.user(clip(2, track=True), "?")], OPTIONS))
+            run(loaded.assistant.answer(Ask([Message.user(sound(), "What?")], OPTIONS)))
+        silent = run(
+            loaded.assistant.answer(Ask([Message.user(clip(2, track=True), "?")], OPTIONS))
+        )
         assert silent.media[0].audio_used is False
     assert loaded.answers(("What is this? ", picture()))[0]
 
@@ -227,7 +229,7 @@ def test_media_of_odd_shapes(loaded: Loaded) -> None:
         media += [Audio(np.zeros(n, np.float32)) for n in (1, 2, 100, 31 * 16_000)]
     for medium in media:
         try:
-            found = run(loaded.assistant.answer([Message.user(medium, "?")], OPTIONS))
+            found = run(loaded.assistant.answer(Ask([Message.user(medium, "?")], OPTIONS)))
         except MediaError:  # a side would have no pixel after scaling
             assert isinstance(medium, Image)
             assert min(medium.pixels.shape[:2]) == 1
@@ -239,8 +241,8 @@ def test_media_of_odd_shapes(loaded: Loaded) -> None:
 def test_tokens_are_counted_before_media_are_encoded(loaded: Loaded) -> None:
     for question in questions(loaded):
         messages = [Message.user(*question, " (counted)")]
-        estimate = run(loaded.assistant.estimate(messages, OPTIONS, salt="new"))
-        usage = run(loaded.assistant.answer(messages, OPTIONS)).usage
+        estimate = run(loaded.assistant.estimate(Ask(messages, OPTIONS, "new")))
+        usage = run(loaded.assistant.answer(Ask(messages, OPTIONS))).usage
         assert (estimate.prompt_tokens, estimate.media_tokens) == (
             usage.prompt_tokens,
             usage.media_tokens,
@@ -288,8 +290,8 @@ def test_a_gguf_file_is_loaded_with_the_projector_beside_it(tmp_path: Path) -> N
     pair.mmproj.unlink()
     with closing(load_assistant(pair.model, FakeDecoder())) as assistant:
         with pytest.raises(RequestError, match="cannot read a picture; it reads text alone"):
-            run(assistant.answer([Message.user(picture(), "?")], OPTIONS))
-        assert run(assistant.answer([Message.user("?")], OPTIONS)).usage.completion_tokens
+            run(assistant.answer(Ask([Message.user(picture(), "?")], OPTIONS)))
+        assert run(assistant.answer(Ask([Message.user("?")], OPTIONS))).usage.completion_tokens
     for wrong in (EngineOptions("transformers"), EngineOptions(quantization="Q8_0")):
         with pytest.raises(ConfigError, match=r"llama\.gguf: "):
             load_assistant(pair.model, FakeDecoder(), wrong)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.folders import MODELS
 from mico_chat.checkpoints.pretrained import plain_llm
@@ -140,7 +141,7 @@ def test_many_at_once_are_answered_as_alone(assistant: Assistant) -> None:
 def test_the_next_question_reuses_the_start(assistant: Assistant) -> None:
     def cached(messages: Sequence[Message], salt: str) -> tuple[int, int]:
         async def run() -> Answer:
-            return await assistant.answer(messages, GenerationOptions(max_tokens=4), salt=salt)
+            return await assistant.answer(Ask(messages, GenerationOptions(max_tokens=4), salt))
 
         usage = asyncio.run(run()).usage
         return usage.cached_tokens, usage.prompt_tokens
@@ -286,7 +287,9 @@ def test_a_closed_stream_leaves_nothing_behind(assistant: Assistant) -> None:
     async def begun(number: int) -> AsyncGenerator[Delta, None]:
         part = (RED, BLUE, SOUND)[number % 3]
         messages = [Message.user(part, f"Tell me a story, number {number}.")]
-        prompt, _ = await assistant.prepare(messages if number % 2 else STORY, salt=str(number))
+        prompt, _ = await assistant.prepare(
+            Ask(messages if number % 2 else STORY, tenant=str(number))
+        )
         options = GenerationOptions(max_tokens=1500, temperature=1.0, seed=number, n=1 + number % 2)
         deltas = assistant.engine.generate(prompt, options)
         await anext(deltas)
@@ -305,7 +308,7 @@ def test_a_closed_stream_leaves_nothing_behind(assistant: Assistant) -> None:
         assert engine._llm.get_num_unfinished_requests() == 0
         # The next steps report the cells that are still held.
         held: list[float] = []
-        prompt, _ = await assistant.prepare(PARIS)
+        prompt, _ = await assistant.prepare(Ask(PARIS))
         async with aclosing(engine.generate(prompt, GenerationOptions(max_tokens=8))) as deltas:
             async for _ in deltas:
                 stats = engine.stats()
@@ -321,7 +324,7 @@ def test_a_closed_stream_leaves_nothing_behind(assistant: Assistant) -> None:
 
 def test_a_loop_that_is_closed_is_no_harm(assistant: Assistant) -> None:
     async def leave() -> AsyncGenerator[Delta, None]:
-        prompt, _ = await assistant.prepare(STORY)
+        prompt, _ = await assistant.prepare(Ask(STORY))
         deltas = assistant.engine.generate(prompt, GenerationOptions(max_tokens=1500))
         await anext(deltas)
         return deltas
@@ -343,7 +346,9 @@ def test_a_killed_engine_fails_all_and_hangs_nobody(model: Path, decoder: MediaD
 
         async def run() -> list[Any]:
             tasks = [
-                asyncio.create_task(assistant.answer(STORY, GenerationOptions(max_tokens=1900)))
+                asyncio.create_task(
+                    assistant.answer(Ask(STORY, GenerationOptions(max_tokens=1900)))
+                )
                 for _ in range(4)
             ]
             async with asyncio.timeout(60):

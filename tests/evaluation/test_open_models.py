@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mico_chat.adapters.transformers import TransformersAdapter
+from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, ModelError, RequestError
@@ -183,7 +184,7 @@ def test_a_batch_of_likelihoods_is_the_models_own(loaded: tuple[str, Assistant])
     ids = [[41, 42, 43], *([50 + n, 60, 61, 62] for n in range(len(asked) - 1))]
 
     async def prompts() -> list[Any]:
-        return [(await assistant.prepare([message]))[0] for message in asked]
+        return [(await assistant.prepare(Ask([message])))[0] for message in asked]
 
     pairs = list(zip(asyncio.run(prompts()), ids, strict=True))
     found = log_likelihoods(language_model(adapter), pairs, assistant.engine.max_position)

@@ -16,6 +16,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Delta
 from mico_chat.errors import RequestError
@@ -400,11 +401,11 @@ def test_an_answer_that_is_no_text(tmp_path: Path) -> None:
 
 def test_no_tenants_batch_waits_for_anothers(tmp_path: Path) -> None:
     class Held(FakeAssistant):
-        async def stream(self, messages: Any, *args: Any, **options: Any) -> Any:
-            if messages[-1].text == "slow":
+        async def stream(self, ask: Ask) -> Any:
+            if ask.messages[-1].text == "slow":
                 held.release()
                 await self._wait_until(gate.is_set)
-            async for item in super().stream(messages, *args, **options):
+            async for item in super().stream(ask):
                 yield item
 
     held, gate = threading.Semaphore(0), threading.Event()

@@ -61,6 +61,8 @@ def test_every_option_of_the_form(start: Start) -> None:
         "stop": ["a", "b"],
         "prefix": "It is",
         "explain": True,
+        "depth_scale": 0.5,
+        "estimate_depth": False,
     }
     assert {*given} == set(GenerationOptions.model_fields)
     assistant = FakeAssistant()

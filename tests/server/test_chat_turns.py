@@ -188,7 +188,7 @@ def test_what_a_stored_answer_rests_on(start: Start) -> None:
         messages, answer, salt = assistant.explained[-1]
         assert [m.kind for message in messages for m in message.media] == kinds
         assert messages[-1].text == ("One?", "Two?")[turn - 1]
-        assert (answer, salt) == (said["answer"], assistant.salts[0])
+        assert (answer, salt) == (said["answer"], assistant.tenants[0])
     for turn in (0, 3):
         response = client.post(f"{url}/{turn}/explanation")
         assert response.status_code == 404
@@ -223,7 +223,7 @@ def test_other_tenants_see_nothing_of_a_conversation(start: Start, tmp_path: Pat
         assert (response.status_code, error_of(response)["code"]) == (404, "not_found_error")
     assert listed(alice) == (["Hi"], False)
     assert ask(alice, "on", conversation_id=id_)["turn"] == 2
-    assert set(assistant.salts) == {"alice"}
+    assert set(assistant.tenants) == {"alice"}
 
 
 def test_a_conversation_begins_with_an_id_of_the_clients_own(start: Start, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from mico_chat.engine.base import GenerationOptions
+from mico_server.dialects.completions import ChatCompletionRequest
+from mico_server.dialects.responses import ResponseRequest
 from mico_server.routes.about import KeyRequest
 from mico_server.routes.batches import BatchRequest
-from mico_server.routes.completions import ChatCompletionRequest
-from mico_server.routes.responses import ResponseRequest
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeAssistant
 from tests.server.running import error_of, new_key, running

@@ -18,6 +18,7 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engines.base import MAX_RUNNING, EngineOptions
@@ -263,7 +264,7 @@ class MicoChatSimple(_MicoChat):
 
 
 async def _prompts(assistant: Assistant, conversations: Sequence[list[Message]]) -> list[Any]:
-    prepared = await asyncio.gather(*(assistant.prepare(shown) for shown in conversations))
+    prepared = await asyncio.gather(*(assistant.prepare(Ask(shown)) for shown in conversations))
     return [prompt for prompt, _ in prepared]
 
 

@@ -10,17 +10,8 @@ from urllib.parse import unquote, urlsplit
 from mico_chat.errors import LimitError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import (
-    Message,
-    Resolver,
-    from_openai,
-    openai_part,
-    urls_of,
-    with_depth_scale,
-    without_depth,
-)
+from mico_chat.messages import Message, Resolver, from_openai, openai_part, urls_of
 from mico_chat.similarity import Item
-from mico_server.host import ModelHost
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
@@ -38,7 +29,6 @@ class MediaReader:
     service: Service
     tenant: str
     folder: WorkFolder
-    depth_scale: float
 
     async def messages(
         self, messages: Sequence[Mapping[str, Any]], name: str = "messages"
@@ -48,15 +38,28 @@ class MediaReader:
         # In a thread: a data URI may have many megabytes.
         read = await asyncio.to_thread(from_openai, messages, resolve=resolve, name=name)
         check_number(sum(len(message.media) for message in read), name, self.service.settings)
-        return with_depth_scale(read, self.depth_scale)
+        return read
 
-    async def items(self, items: Sequence[Any], name: str) -> list[Item]:
+    async def items(self, items: Sequence[Any], name: str, depth_scale: float) -> list[Item]:
         """Texts, content parts of media, or lists of these, each list being one item."""
         parts = [item if isinstance(item, list) else [item] for item in items]
         resolve = await self._resolver([{"content": part} for part in parts], name)
 
         def read() -> list[Item]:
-            return [self._item(item, f"{name}[{n}]", resolve) for n, item in enumerate(items)]
+            return [one(item, f"{name}[{n}]") for n, item in enumerate(items)]
+
+        def one(item: Any, where: str) -> Item:
+            if isinstance(item, list):
+                return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
+            return part(item, where)
+
+        def part(value: Any, where: str) -> str | MediaFile:
+            if isinstance(value, str):
+                return value
+            read = openai_part(where, value, resolve)
+            if isinstance(read, MediaFile):
+                return replace(read, depth_scale=depth_scale)
+            return read.text
 
         return await asyncio.to_thread(read)
 
@@ -87,28 +90,6 @@ class MediaReader:
         path = self.folder.file(file)
         await self.service.fetcher.fetch(url, path, field)
         return MediaFile(kind, path, name=display_name(urlsplit(url).path) or kind)
-
-    def _item(self, item: Any, where: str, resolve: Resolver) -> Item:
-        def part(value: Any, where: str) -> str | MediaFile:
-            if isinstance(value, str):
-                return value
-            read = openai_part(where, value, resolve)
-            if isinstance(read, MediaFile):
-                return replace(read, depth_scale=self.depth_scale)
-            return read.text
-
-        if isinstance(item, list):
-            return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
-        return part(item, where)
-
-
-async def with_depth(
-    host: ModelHost, messages: Sequence[Message], tenant: str, settings: ServerSettings
-) -> list[Message]:
-    """The messages, an estimated depth map behind each picture of a message that has none."""
-    shown = sum(len(message.media) + len(without_depth(message.media)) for message in messages)
-    check_number(shown, "estimate_depth", settings)
-    return await host.with_depth(messages, tenant)
 
 
 def check_number(n: int, name: str, settings: ServerSettings) -> None:

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
-from mico_chat.engine.base import request_error
 from mico_chat.errors import ContextLengthError, MicoError, RequestError
+from mico_chat.options import request_error
 from mico_chat.wire import ErrorBody
 from mico_server.errors import BusyError, FetchError, ModelNotFoundError, NotReadyError
 

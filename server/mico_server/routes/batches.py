@@ -7,28 +7,25 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema
+from pydantic_core import core_schema
 from starlette.concurrency import run_in_threadpool
 
 from mico_chat.errors import RequestError
 from mico_chat.wire import Seconds
 from mico_server.batch_runner import Endpoint
+from mico_server.dialects import DIALECTS
 from mico_server.fetch.media_reader import display_name
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
-from mico_server.routes import completions, responses
-from mico_server.routes.chat_request import (
+from mico_server.routes.bodies import (
     FILE_SCHEMA,
     Metadata,
     check_known,
     open_form,
     request_body,
 )
-from mico_server.routes.completion_objects import ChatCompletion, completion
-from mico_server.routes.completions import ChatCompletionRequest
 from mico_server.routes.embeddings import EmbeddingList, EmbeddingsRequest, embed
-from mico_server.routes.response_objects import ResponseObject
-from mico_server.routes.responses import ResponseRequest
 from mico_server.service import CurrentCaller, CurrentService, Service
 from mico_server.store.batches import ENDED, BatchRecord, BatchStatus, Purpose
 from mico_server.store.tables import check_text
@@ -39,36 +36,19 @@ router = APIRouter(route_class=JsonRoute)
 # --- What batches may ask ---
 
 
-async def _completion(body: ChatCompletionRequest, service: Service, tenant: str) -> ChatCompletion:
-    async with service.media.work_folder() as folder:
-        messages = await completions.read_messages(body, service, tenant, folder)
-        async with service.models.use(body.model, tenant) as host:
-            question, use = await completions.to_question(body, messages, host, service, tenant)
-            with use.explained():
-                fingerprint = host.assistant.fingerprint
-                return completion(body.model, fingerprint, await host.answer(question), use)
-
-
-async def _response(body: ResponseRequest, service: Service, tenant: str) -> ResponseObject:
-    async with service.media.work_folder() as folder:
-        messages = await responses.read_input(body, service, tenant, folder)
-        async with service.models.use(body.model, tenant) as host:
-            question, use = await responses.to_question(body, messages, host, service, tenant)
-            return await responses.respond(body, host, question, use)
-
-
 async def _embeddings(body: EmbeddingsRequest, service: Service, tenant: str) -> EmbeddingList:
     async with service.models.use(body.model, tenant) as host:
         return await embed(body, service, host, tenant)
 
 
-BatchEndpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings"]
-
 ENDPOINTS: dict[str, Endpoint] = {
-    "/v1/chat/completions": Endpoint(ChatCompletionRequest, _completion),
-    "/v1/responses": Endpoint(ResponseRequest, _response),
+    **{dialect.path: Endpoint(dialect.body, dialect.answered) for dialect in DIALECTS},
     "/v1/embeddings": Endpoint(EmbeddingsRequest, _embeddings),
 }
+
+BatchEndpoint = Annotated[
+    str, GetPydanticSchema(lambda _type, _handler: core_schema.literal_schema([*ENDPOINTS]))
+]
 
 
 # --- Files ---

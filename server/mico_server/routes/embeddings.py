@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.medium import MediaReport
+from mico_chat.options import DepthScale
 from mico_chat.similarity import Similarity
 from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.host import ModelHost
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
-from mico_server.routes.chat_request import SCHEMAS, DepthScale
+from mico_server.routes.bodies import SCHEMAS
 from mico_server.service import CurrentCaller, CurrentService, Service, while_connected
 
 router = APIRouter(route_class=JsonRoute)
@@ -138,8 +139,8 @@ async def embed(
 
     async def work() -> EmbeddingList:
         async with service.media.work_folder() as folder:
-            reader = MediaReader(service, tenant, folder, body.depth_scale)
-            items = await reader.items(given, "input")
+            reader = MediaReader(service, tenant, folder)
+            items = await reader.items(given, "input", body.depth_scale)
             found = await similarity.embed(items, salt=tenant, name="input")
         vectors = found.vectors.tolist()
         if body.encoding_format == "base64":
@@ -161,10 +162,10 @@ async def score(
 
     async def work(similarity: Similarity) -> ScoreList:
         async with service.media.work_folder() as folder:
-            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+            reader = MediaReader(service, caller.tenant, folder)
             found = await similarity.score(
-                await reader.items(queries, "queries"),
-                await reader.items(documents, "documents"),
+                await reader.items(queries, "queries", body.depth_scale),
+                await reader.items(documents, "documents", body.depth_scale),
                 salt=caller.tenant,
             )
         data = [

@@ -10,19 +10,19 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat import wire
-from mico_chat.engine.base import GenerationOptions
+from mico_chat.ask import Ask
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.messages import Message
+from mico_chat.options import DepthScale, GenerationOptions
 from mico_chat.wire import Deleted, MediaObject
 from mico_server.errors import NotFoundError
-from mico_server.host import Question
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
-from mico_server.routes.chat_request import (
+from mico_server.routes.bodies import (
     FILE_SCHEMA,
-    DepthScale,
     check_known,
     open_form,
     request_body,
@@ -149,8 +149,8 @@ async def explain_turn(
     *before, answer = service.conversations.messages(replace(found, turns=tuple(turns)))
     async with AsyncExitStack() as stack:
         host = await service.use(request, stack, found.model)
-        question = Question(before, GenerationOptions(), caller.tenant)
-        return await while_connected(request.receive, host.explain(question, answer.text))
+        explaining = host.explain(Ask(before, tenant=caller.tenant), answer.text)
+        return await while_connected(request.receive, explaining)
 
 
 # --- Media ---
@@ -249,7 +249,10 @@ async def estimate_depth(
     picture = await service.stored_part(caller.tenant, media_id, "image")
     async with service.media.work_folder() as folder, AsyncExitStack() as stack:
         host = await service.use(request, stack, model)
-        depth = await while_connected(request.receive, host.depth_of(picture, caller.tenant))
+        estimating = GenerationOptions(estimate_depth=True)
+        ask = Ask([Message.user(picture)], estimating, caller.tenant)
+        (shown,) = (await while_connected(request.receive, host.shown(ask))).messages
+        _, depth = shown.files
         report = await while_connected(request.receive, host.inspect(depth, caller.tenant))
         path = folder.file("depth")
         await asyncio.to_thread(path.write_bytes, depth.read())

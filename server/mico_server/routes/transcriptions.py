@@ -18,7 +18,7 @@ from mico_chat.reading import why_not_listening
 from mico_chat.reading.speech import NAME, Listener, Listening
 from mico_server.errors import UnsupportedError
 from mico_server.http.errors import error_responses
-from mico_server.routes.chat_request import (
+from mico_server.routes.bodies import (
     FILE_SCHEMA,
     check_known,
     open_form,

@@ -10,7 +10,6 @@ from pydantic import Field, ValidationError
 
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.folders import model_name
-from mico_chat.engine.base import GenerationOptions, request_error
 from mico_chat.engines.table import choose
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat import reply_of, weights_fingerprint
@@ -20,6 +19,7 @@ from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message
+from mico_chat.options import GenerationOptions, request_error
 from mico_corpus.describing.naming import version_of
 from mico_training.recipe import Section
 
@@ -130,8 +130,8 @@ class OwnModel:
         for start in range(0, len(conversations), self._at_once):
             asked = conversations[start : start + self._at_once]
             self._asked += 1
-            # A salt of its own: a prompt that goes on from another's start has other last bits.
-            found = self._assistant.try_all(asked, options, salt=str(self._asked))
+            # A tenant of its own: a prompt that goes on from another's start has other last bits.
+            found = self._assistant.try_all(asked, options, tenant=str(self._asked))
             replies += [reply_of(one, self._how.max_tokens) for one in found]
         return replies
 

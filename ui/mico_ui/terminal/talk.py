@@ -17,25 +17,12 @@ from urllib.parse import unquote, urlsplit
 
 from mico_chat import wire
 from mico_chat.media.kinds import TABLE, Kind
+from mico_chat.options import options_at
 from mico_ui import routes
 from mico_ui.client import STORED_S, ApiError, Client
 from mico_ui.routes import MediumId, Question, Upload
 
-SETTINGS = {
-    "max_tokens": "longest answer, in tokens",
-    "temperature": "0: always the likeliest word; higher: more surprising ones",
-    "top_p": "sample from tokens that have this probability together",
-    "top_k": "sample from this many likeliest tokens; 0: all",
-    "min_p": "leave out tokens below this share of the likeliest's probability",
-    "seed": "makes a sampled answer repeatable",
-    "repetition_penalty": "above 1: fewer repetitions",
-    "presence_penalty": "above 0: more new words",
-    "frequency_penalty": "above 0: the same words less often",
-    "stop": 'end the answer before this text; several as ["a", "b"]',
-    "json_schema": "answer with JSON of this schema",
-    "depth_scale": "metres for one unit of a 16-bit depth map",
-    "estimate_depth": "true: a depth map is estimated of each picture and shown too",
-}
+SETTINGS = {name: field.description or "" for name, _, field in options_at("settings")}
 """Settings of an answer, by the server's names; the server checks the values."""
 
 # A terminal puts a dropped path into quotes, or backslashes before its spaces. A quote within a

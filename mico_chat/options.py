@@ -1,0 +1,199 @@
+"""The options of a request, each declared once: its type, bounds, default, text and names.
+
+A *door* is a way in: a format of the API, the command ``ask``, the settings of a chat. Request
+models, forms, command-line options and their descriptions are made of these declarations, so that
+another option is one more field of :class:`GenerationOptions`.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from mico_chat.errors import RequestError
+
+Door = Literal["completions", "responses", "ask", "settings", "defaults"]
+"""/v1/chat is not listed: it takes every option by its own name. ``settings`` are those of a chat
+in the terminal, ``defaults`` those that a model may set and /v1/models shows."""
+
+StopText = Annotated[str, Field(max_length=1000)]
+"""Each of an answer's tokens is compared with the stop texts: their length is work."""
+
+DepthScale = Annotated[
+    float, Field(gt=0, le=1000, description="metres for one unit of a 16-bit depth map")
+]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Doors:
+    """The doors that take an option: by its own name, or by the name that is given for a door."""
+
+    def __init__(self, *same: Door, **others: str) -> None:
+        self.same, self.others = same, others
+
+    def name(self, door: Door, own: str) -> str | None:
+        """What a door calls the option ``own``; None if it does not take the option."""
+        return own if door in self.same else self.others.get(door)
+
+
+EVERY_DOOR = Doors("ask", "settings", "defaults", "completions", "responses")
+
+
+class GenerationOptions(BaseModel):
+    """How a question is answered. The default is greedy: the same request, the same answer.
+
+    A checkpoint may set other defaults (:meth:`of_checkpoint`). The penalties count the answer's
+    tokens, not the prompt's: ``repetition_penalty`` divides a repeated token's logit (and
+    multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty`` as
+    often as the token occurs. The answer ends before the first of the ``stop`` texts.
+    ``seed`` makes a sampled answer repeatable: while such a request runs alone, it is computed as
+    by an engine that has just started. ``logprobs`` asks for the model's own log-probability of
+    each token, without temperature and penalties, and for this number of the likeliest tokens; the
+    token that ends the answer has none. ``prefix`` is the beginning of the answer: the model
+    continues it, and its tokens count as prompt tokens. ``depth_scale`` holds for the depth maps of
+    all messages, if it is set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: Annotated[
+        int, Doors("ask", "settings", "defaults", "completions", responses="max_output_tokens")
+    ] = Field(256, ge=1, description="longest answer, in tokens")
+    temperature: Annotated[float, EVERY_DOOR] = Field(
+        0.0, ge=0.0, le=2.0, description="0: always the likeliest word; higher: more varied words"
+    )
+    top_p: Annotated[float, EVERY_DOOR] = Field(
+        1.0, gt=0.0, le=1.0, description="sample from tokens that have this probability together"
+    )
+    top_k: Annotated[int, EVERY_DOOR] = Field(
+        0, ge=0, description="sample from this many likeliest tokens; 0: all"
+    )
+    min_p: Annotated[float, EVERY_DOOR] = Field(
+        0.0, ge=0.0, le=1.0, description="leave out tokens below this share of the likeliest's"
+    )
+    seed: Annotated[int | None, Doors("ask", "settings", "completions")] = Field(
+        None, ge=0, lt=2**63, description="makes a sampled answer repeatable"
+    )
+    repetition_penalty: Annotated[float, EVERY_DOOR] = Field(
+        1.0, gt=0.0, le=10.0, description="above 1: fewer repetitions"
+    )
+    presence_penalty: Annotated[float, Doors("settings", "defaults", "completions")] = Field(
+        0.0, ge=-2.0, le=2.0, description="above 0: more new words"
+    )
+    frequency_penalty: Annotated[float, Doors("settings", "defaults", "completions")] = Field(
+        0.0, ge=-2.0, le=2.0, description="above 0: the same words less often"
+    )
+    stop: Annotated[tuple[StopText, ...], Doors("ask", "settings")] = Field(
+        (),
+        max_length=16,
+        fail_fast=True,
+        description='end the answer before this text; several: repeat it, or ["a", "b"]',
+    )
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="give each token's log-probability, and this many others"
+    )
+    n: Annotated[int, Doors("completions")] = Field(
+        1, ge=1, le=16, description="answers that are sampled from one prompt"
+    )
+    json_schema: Annotated[dict[str, Any] | None, Doors("settings")] = Field(
+        None, description="answer with JSON of this schema"
+    )
+    prefix: str = Field("", description="the beginning of the answer, which the model continues")
+    explain: Annotated[bool, Doors("ask", "completions")] = Field(
+        False, description="tell which media the answer rests on; it takes longer"
+    )
+    depth_scale: Annotated[DepthScale, Doors("ask", "settings", "completions", "responses")] = 0.001
+    estimate_depth: Annotated[bool, Doors("ask", "settings", "completions", "responses")] = Field(
+        False,
+        description="estimate a depth map of each picture, and show it behind the picture; a "
+        "message that has a depth map gets none. MICO_DEPTH_MODEL names what estimates: a depth "
+        "estimator of transformers, or mini",
+    )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
+        """Options from a user's values, whose numbers may be text.
+
+        Raises:
+            RequestError: naming the first option that is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise request_error(error.errors()[0]) from error
+
+    @classmethod
+    def of_checkpoint(cls, config: Mapping[str, Any]) -> GenerationOptions:
+        """The options that ``generation_config.json`` sets; greedy unless ``do_sample`` is true."""
+        names = {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
+        if config.get("do_sample"):
+            names |= {name: name for name in ("temperature", "top_p", "top_k", "min_p")}
+        return cls.of({ours: config[n] for n, ours in names.items() if config.get(n) is not None})
+
+    def over(self, defaults: GenerationOptions) -> GenerationOptions:
+        """These options; an option that was not set comes from ``defaults``."""
+        return defaults.model_copy(update={n: getattr(self, n) for n in self.model_fields_set})
+
+
+GREEDY = GenerationOptions()
+
+
+def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError:
+    """The error of a field that pydantic refuses, without the ``outer`` first parts of its path."""
+    path = details["loc"][outer:]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    reason = details["msg"][:1].lower() + details["msg"][1:]
+    got = reprlib.repr(details["input"])  # shortened: it may be long
+    return RequestError.at(name.removeprefix(".") or "request", f"{reason}, got {got}")
+
+
+def options_at(door: Door) -> Iterator[tuple[str, str, FieldInfo]]:
+    """The options that a door takes: the door's name, the option's own, and its declaration."""
+    for own, field in GenerationOptions.model_fields.items():
+        for doors in field.metadata:
+            if isinstance(doors, Doors) and (name := doors.name(door, own)) is not None:
+                yield name, own, field
+
+
+def options_of(body: BaseModel, door: Door) -> dict[str, Any]:
+    """The options that a request of a door sets, by their own names."""
+    given = ((own, getattr(body, name)) for name, own, _ in options_at(door))
+    return {own: value for own, value in given if value is not None}
+
+
+def with_options(door: Door, *, required: bool = False) -> Callable[[type[M]], type[M]]:
+    """Add the options of a door to a model that lacks them.
+
+    A switch is off, and any other option null, until a request sets it; ``depth_scale`` has its
+    default. With ``required`` each has a value.
+    """
+
+    def extended(model: type[M]) -> type[M]:
+        fields: dict[str, Any] = {}
+        for name, _, field in options_at(door):
+            if name in model.model_fields:
+                continue  # the door has a form of its own for it
+            bounds = [one for one in field.metadata if not isinstance(one, Doors)]
+            kind: Any = field.annotation
+            for bound in bounds:
+                kind = Annotated[kind, bound]
+            if required:
+                fields[name] = (field.annotation, ...)
+            elif field.annotation is bool or name == "depth_scale":
+                fields[name] = (kind, Field(field.default, description=field.description))
+            else:
+                fields[name] = (kind | None, Field(None, description=field.description))
+        return create_model(
+            model.__name__,
+            __base__=model,
+            __module__=model.__module__,
+            __doc__=model.__doc__,
+            **fields,
+        )
+
+    return extended

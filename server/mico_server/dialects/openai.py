@@ -1,0 +1,84 @@
+"""What OpenAI's two formats of a question have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from mico_chat.ask import Ask
+from mico_chat.errors import LimitError, RequestError
+from mico_chat.messages import Message
+from mico_chat.options import GenerationOptions
+from mico_chat.tools import read_tool_use
+from mico_server.answering import Question, RequestBody
+from mico_server.fetch.media_reader import MediaReader
+from mico_server.host import ModelHost
+from mico_server.routes.bodies import Metadata
+
+
+class OpenAIBody(RequestBody):
+    """The fields of both formats; those without a meaning here are ignored."""
+
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    user: str | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class OpenAIQuestion(Question):
+    """A question whose tools are read for the loaded model.
+
+    ``schema_field`` names the format of the answer; ``flat`` is the form of a response's tools.
+    """
+
+    schema_field: ClassVar[str]
+    flat: ClassVar[bool]
+
+    def __init__(
+        self,
+        body: OpenAIBody,
+        messages: Sequence[Message],
+        options: dict[str, Any],
+        reader: MediaReader,
+    ) -> None:
+        ask = Ask(messages, GenerationOptions.of(options), reader.tenant)
+        super().__init__(ask, body.model, stream=bool(body.stream))
+        self._tools, self._choice = body.tools, body.tool_choice
+        self._parallel = body.parallel_tool_calls is not False
+
+    async def prepare(self, host: ModelHost, reader: MediaReader) -> None:
+        if self._tools:
+            host.assistant.check_tools()
+        size = len(json.dumps(self._tools)) if self._tools else 0
+        if size > (most := reader.service.settings.max_text_bytes):
+            limit = f"over the limit of {most} (MICO_SERVER_MAX_TEXT_BYTES)"
+            raise LimitError("tools", f"{size} bytes, {limit}")
+        tools = read_tool_use(self._tools, self._choice, parallel=self._parallel, flat=self.flat)
+        if tools.chosen and self.ask.options.json_schema is not None:
+            raise RequestError.at(
+                self.schema_field,
+                "a schema leaves the model no way to call a tool; leave out the tools, or ask with "
+                "tool_choice none",
+            )
+        self.ask = replace(self.ask, tools=tools)
+        await super().prepare(host, reader)
+
+
+def json_schema_of(
+    kind: Literal["text", "json_object", "json_schema"], schema: dict[str, Any] | None, where: str
+) -> dict[str, Any] | None:
+    """The schema that an answer's format asks for; ``where`` is the field that must have it."""
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind == "text":
+        return None
+    if schema is None:
+        raise RequestError.at(where, "the field is missing")
+    return schema
