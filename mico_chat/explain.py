@@ -83,7 +83,7 @@ def parts_of(place: int, medium: Medium, words: Words) -> Iterator[Part]:
     if isinstance(medium, Pages):
         for at, page in enumerate(medium.pages):
             pages = (*medium.pages[:at], blanked(page), *medium.pages[at + 1 :])
-            yield Part(place, f"page {at + 1}", replace(medium, pages=pages))
+            yield Part(place, f"{TABLE[medium.kind].piece} {at + 1}", replace(medium, pages=pages))
         return
     for where, part in _places(place, medium):
         cut = medium.own_arrays[0].copy()

@@ -59,6 +59,8 @@ class KindRow:
     """Whether ``depth_scale`` changes it."""
     estimates_depth: bool = False
     """Whether a depth map can be estimated of it."""
+    piece: str = "frame"
+    """What the report's ``frames_used`` counts."""
     made_of: tuple[Kind, ...] = ()
     """The kinds that it consists of; empty: the encoder reads it itself."""
 

@@ -25,7 +25,14 @@ TEXT = (WrittenText(text="Invoice", box=(0, 0, 1, 1), confidence=1.0),)
 @pytest.fixture(autouse=True)
 def made_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For these tests, the kind "normal" is no map but pages."""
-    row = replace(TABLE["normal"], made_of=("image",), is_map=False, label="Pages: ", noun="scan")
+    row = replace(
+        TABLE["normal"],
+        made_of=("image",),
+        is_map=False,
+        label="Pages: ",
+        noun="scan",
+        piece="page",
+    )
     monkeypatch.setitem(TABLE, "normal", row)
 
 

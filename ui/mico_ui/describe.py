@@ -14,6 +14,7 @@ from PIL import Image
 from rich.filesize import decimal
 
 from mico_chat.media import Depth, MediaReport
+from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import SpokenText, WrittenText
 from mico_chat.wire import ConversationObject, Estimate, Usage
 
@@ -46,10 +47,12 @@ def facts(report: MediaReport) -> tuple[str, ...]:
         found.append(f"estimated by {report.estimated}{unit}")
     if report.seconds is not None:
         found.append(f"{report.seconds:.1f} s")
+    row = TABLE[report.kind]
     if report.frames_used is not None and report.frames_total is not None:
         some = ", spread evenly" if report.frames_used < report.frames_total else ""
-        found.append(f"{report.frames_used} of {report.frames_total} frames{some}")
-    if report.kind == "video":
+        some = "" if row.made_of else some
+        found.append(f"{report.frames_used} of {report.frames_total} {row.piece}s{some}")
+    if row.layout == "frames" and not row.made_of:
         sound = {True: "sound track used", False: "sound track not used", None: "no sound track"}
         found.append(sound[report.audio_used])
     elif report.sample_rate:

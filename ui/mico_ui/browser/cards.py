@@ -134,13 +134,10 @@ def preview_of(medium: Medium, name: str) -> Preview:
             shown = _picture(colours, STILL_SIDE, alt, caption, lossless=True)
             return Preview(pictures=(shown,), facts=tuple(facts))
         case Pages():
-            numbered = enumerate(medium.pages, 1)
-            return Preview(
-                pictures=tuple(
-                    _picture(page.pixels, STILL_SIDE, f"page {n} of {name}", f"page {n}")
-                    for n, page in numbered
-                )
-            )
+            piece = TABLE[medium.kind].piece
+            numbered = [(f"{piece} {n}", page) for n, page in enumerate(medium.pages, 1)]
+            pages = (_picture(p.pixels, STILL_SIDE, f"{n} of {name}", n) for n, p in numbered)
+            return Preview(pictures=tuple(pages))
     noun = TABLE[medium.kind].noun
     return Preview(pictures=(_picture(medium.pixels, STILL_SIDE, f"{noun} {name}"),))
 

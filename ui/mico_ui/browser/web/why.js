@@ -38,7 +38,7 @@
   function shown(medium, card, number, heat) {
     const percent = Math.round(100 * medium.share);
     const of = (what) => medium.parts.filter((part) => part.what === what);
-    const others = [...of("order"), ...of("sound track"), ...of("words")];
+    const others = medium.parts.filter(({ what }) => !["tile", "stretch", "frame"].includes(what));
     const names = { order: "the order of its frames", words: "words read or heard in it" };
     return el(
       "section",
