@@ -8,7 +8,7 @@ from functools import partial
 from mico_corpus.describing.base import Annotation, Clip
 from mico_corpus.places import Place, name_of
 from mico_corpus.rows import ANNOTATED, CLIP, INDEX, Row
-from mico_corpus.run import Job, Step, Work
+from mico_corpus.run import Job, JobStep, Work
 
 TABLE = "build/clips.parquet"
 
@@ -57,7 +57,7 @@ def job(describe: float, pack: float, actors: int, samples: int, gpus: float = 0
     """A job with a model, ``describe`` seconds a row on each of its processes, and an encoder."""
     pool = (actors, actors)
     steps = (
-        Step("describe", partial(waiting, describe), ANNOTATED, 8, pool, 1.0 - gpus, gpus),
-        Step("pack", partial(waiting, pack), INDEX, samples),
+        JobStep("describe", partial(waiting, describe), ANNOTATED, 8, pool, 1.0 - gpus, gpus),
+        JobStep("pack", partial(waiting, pack), INDEX, samples),
     )
     return Job("rows", TABLE, "build/index", steps, unit=samples, part=samples)

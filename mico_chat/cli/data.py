@@ -145,11 +145,11 @@ def remove(
     mico-chat data remove shards --ids withdrawn.txt
     """
     with extra("data", "mico-chat data remove"):
-        from mico_corpus.packing.remove import Asked, read_ids
+        from mico_corpus.packing.remove import Removal, read_ids
         from mico_corpus.packing.remove import remove as take_out
     if ids is None and not source and not licence:
         raise ConfigError("nothing to remove: give --ids FILE, --source NAME or --licence NAME")
-    asked = Asked(sources=tuple(source or ()), licences=tuple(licence or ()))
+    asked = Removal(sources=tuple(source or ()), licences=tuple(licence or ()))
     if ids is not None:
         asked = replace(asked, ids=read_ids(ids))
     done = take_out(shards, asked)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mico_corpus import build
-from mico_corpus.cutting.apart import Apart
+from mico_corpus.cutting.isolated import Isolated
 from mico_corpus.places import Place
 from mico_corpus.recipe import BuildRecipe
 from tests.mico_corpus.annotators import Told
@@ -43,7 +43,7 @@ class Moments:
 
 def main(moment: str, recipe: str, output: str, source: str) -> None:
     moments = Moments(int(moment))
-    for owner, name in ((Place, "put"), (Apart, "_one"), (Told, "__call__")):
+    for owner, name in ((Place, "put"), (Isolated, "_one"), (Told, "__call__")):
         setattr(owner, name, moments.around(getattr(owner, name)))
     content = Path(recipe).read_text(encoding="utf-8")
     build.build(BuildRecipe.model_validate_json(content), [source], output)

@@ -18,7 +18,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.media import Audio, Depth, Image, MediaFile, Video, decode
-from mico_corpus.build import Built, build
+from mico_corpus.build import BuildResult, build
 from mico_corpus.describing.base import Annotation
 from mico_corpus.packing.pack import captions_of
 from mico_corpus.places import batched
@@ -47,7 +47,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Built]:
+def made(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildResult]:
     output = tmp_path_factory.mktemp("made")
     calls = {"calls": str(output / "calls.txt")}
     return output, build(recipe_of(SPECIAL | calls), [str(videos)], str(output))
@@ -57,7 +57,7 @@ def no_constant(name: str) -> float:
     raise AssertionError(f"{name} is no JSON")
 
 
-def test_everything_is_in_a_shard_or_has_a_reason(made: tuple[Path, Built]) -> None:
+def test_everything_is_in_a_shard_or_has_a_reason(made: tuple[Path, BuildResult]) -> None:
     output, built = made
     assert built.counts == {"empty": 1, "damaged": 1, "unsafe": 1}
     assert (built.clips, built.shards) == (CLIPS - 2, 3)
@@ -66,7 +66,7 @@ def test_everything_is_in_a_shard_or_has_a_reason(made: tuple[Path, Built]) -> N
     assert not left_behind(output)
 
 
-def test_record(made: tuple[Path, Built]) -> None:
+def test_record(made: tuple[Path, BuildResult]) -> None:
     for members in records(made[0]).values():
         record = json.loads(members["json"], parse_constant=no_constant)
         names = ["video.mp4", "image.jpg", "audio.flac", "depth.png"]
@@ -88,7 +88,7 @@ def test_record(made: tuple[Path, Built]) -> None:
         }
 
 
-def test_training_reads_the_shards(made: tuple[Path, Built]) -> None:
+def test_training_reads_the_shards(made: tuple[Path, BuildResult]) -> None:
     source = ShardSource(f"{made[0]}/*.tar", "caption")
     assert len(source) == CLIPS - 2
     sample = source[0]
@@ -160,7 +160,7 @@ def table_rows(text: str) -> Iterator[list[str]]:
             yield [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def test_webdataset_reads_the_shards(made: tuple[Path, Built]) -> None:
+def test_webdataset_reads_the_shards(made: tuple[Path, BuildResult]) -> None:
     samples = []
     for shard in made[0].glob("*.tar"):
         with shard.open("rb") as stream:  # webdataset itself leaves files open
@@ -170,7 +170,7 @@ def test_webdataset_reads_the_shards(made: tuple[Path, Built]) -> None:
     assert all({"json", "video.mp4", "audio.flac"} <= sample.keys() for sample in samples)
 
 
-def test_a_finished_build_is_left_as_it_is(made: tuple[Path, Built], videos: Path) -> None:
+def test_a_finished_build_is_left_as_it_is(made: tuple[Path, BuildResult], videos: Path) -> None:
     output, built = made
     before = records(output)
     asked = (output / "calls.txt").read_text()
@@ -182,7 +182,7 @@ def test_a_finished_build_is_left_as_it_is(made: tuple[Path, Built], videos: Pat
 
 
 def test_a_record_does_not_depend_on_its_neighbours(
-    made: tuple[Path, Built], videos: Path, tmp_path: Path
+    made: tuple[Path, BuildResult], videos: Path, tmp_path: Path
 ) -> None:
     shards = {"samples": 3, "side": 32, "fps": 6.0}
     build(recipe_of(SPECIAL, shards=shards), [str(videos)], str(tmp_path))
@@ -191,7 +191,7 @@ def test_a_record_does_not_depend_on_its_neighbours(
 
 
 def test_another_recipe_or_another_source_is_refused(
-    made: tuple[Path, Built], videos: Path, tmp_path: Path
+    made: tuple[Path, BuildResult], videos: Path, tmp_path: Path
 ) -> None:
     output, options = made[0], SPECIAL | {"calls": str(made[0] / "calls.txt")}
     with pytest.raises(ConfigError, match=r"recipe\.seed 0, not 3.*--output"):
@@ -257,7 +257,7 @@ def test_clips_that_nobody_described(videos: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_build_at_an_address(made: tuple[Path, Built], videos: Path) -> None:
+def test_a_build_at_an_address(made: tuple[Path, BuildResult], videos: Path) -> None:
     output = "memory://build-test/shards"
     built = build(recipe_of(SPECIAL), [str(videos)], output)
     assert built.clips == CLIPS - 2

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mico_world.sources import split_of
 from mico_world.things import photographs
-from mico_world.things.catalogue import Entry
+from mico_world.things.catalogue import PictureEntry
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -76,7 +76,7 @@ def test_a_panorama_gives_views_in_all_directions(tmp_path: Path) -> None:
 
 
 def test_a_stamp_of_many_colours_is_a_photograph_and_a_flat_one_is_not() -> None:
-    stamp = Entry(Path("a.png"), "stamp/a", "dog")
+    stamp = PictureEntry(Path("a.png"), "stamp/a", "dog")
     assert stamp.photograph(noise(80, 60))
     assert not stamp.photograph(Image.new("RGB", (80, 60), "red"))
     assert not stamp._replace(identity="emoji/a").photograph(noise(80, 60))

@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from mico_chat.errors import ConfigError
 from mico_chat.media.addresses import located
 from mico_corpus import ray_run
-from mico_corpus.cutting.apart import Apart
 from mico_corpus.cutting.cuts import crashed, cut
+from mico_corpus.cutting.isolated import Isolated
 from mico_corpus.cutting.manifest import select
 from mico_corpus.cutting.sources import rows_of
 from mico_corpus.describing.annotating import Annotating
@@ -32,17 +32,17 @@ from mico_corpus.packing.pack import SHARD, STAGE, Packer
 from mico_corpus.places import PARTIAL, Place
 from mico_corpus.recipe import BuildRecipe
 from mico_corpus.rows import ANNOTATED, CLIPS, FILE, FILES, INDEX, INDEXES, SOURCE, SOURCES
-from mico_corpus.run import Job, Step, Work, clean, run_job
+from mico_corpus.run import Job, JobStep, Work, clean, run_job
 from mico_training.recipe import changes
 
 RECIPE = "build/recipe.yaml"
 AT_ONCE = 64
-"""Files of a part, when each is cut in no time."""
+"""A part has at most this many files, even if each is cut at once."""
 
 
 @dataclass(frozen=True)
-class Built:
-    """``counts``: of each reason why a file or a clip was left out. ``seconds``: of this run."""
+class BuildResult:
+    """``counts`` says how often each reason left something out; ``seconds`` are this run's."""
 
     clips: int
     shards: int
@@ -50,7 +50,7 @@ class Built:
     seconds: float
 
 
-def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> Built:
+def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> BuildResult:
     """Make shards of ``sources`` in a folder or at an address, or go on with them.
 
     Raises:
@@ -79,7 +79,7 @@ def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> Built:
 
 @contextmanager
 def runner(recipe: BuildRecipe, *jobs: Job) -> Iterator[Callable[[Place, Job], None]]:
-    """What does a job: this process, or Ray."""
+    """The function that does a job: in this process, or on Ray."""
     if not recipe.workers and not os.environ.get("RAY_ADDRESS"):
         yield run_job
         return
@@ -88,10 +88,9 @@ def runner(recipe: BuildRecipe, *jobs: Job) -> Iterator[Callable[[Place, Job], N
 
 
 def jobs(recipe: BuildRecipe, output: str) -> tuple[Job, Job]:
-    """The two jobs between which the manifest lies."""
-    cutting = Step("cut", partial(cutter, recipe), FILE, batch=1)
+    cutting = JobStep("cut", partial(cutter, recipe), FILE, batch=1)
     annotate = [
-        Step(
+        JobStep(
             one.use,
             partial(Annotating, one, recipe.shards.unsafe),
             ANNOTATED,
@@ -103,7 +102,7 @@ def jobs(recipe: BuildRecipe, output: str) -> tuple[Job, Job]:
         for one in recipe.annotators
     ]
     n = recipe.shards.samples
-    pack = Step(STAGE, partial(Packer, recipe.shards, output), INDEX, n)
+    pack = JobStep(STAGE, partial(Packer, recipe.shards, output), INDEX, n)
     return (
         Job("files", SOURCES, FILES, (cutting,), unit=1, part=AT_ONCE),
         Job("clips", CLIPS, INDEXES, (*annotate, pack), unit=n, part=n),
@@ -111,7 +110,7 @@ def jobs(recipe: BuildRecipe, output: str) -> tuple[Job, Job]:
 
 
 def cutter(recipe: BuildRecipe) -> Work:
-    return Apart(partial(cut, recipe=recipe), crashed)
+    return Isolated(partial(cut, recipe=recipe), crashed)
 
 
 def begin(place: Place, recipe: BuildRecipe, sources: Sequence[str]) -> None:
@@ -175,14 +174,14 @@ def shards_of(place: Place) -> set[str]:
     return found - {"", None}
 
 
-def count(place: Place, seconds: float) -> Built:
-    """The manifest has a row of each file that gave no clips, too."""
+def count(place: Place, seconds: float) -> BuildResult:
+    """Count the manifest's rows; a file that gave no clips has a row there, too."""
     reasons = _reasons(place, CLIPS)
     del reasons[""]
     for name in place.names(INDEXES, ".parquet"):
         reasons.update(_reasons(place, name))
     clips = reasons.pop("", 0)
-    return Built(clips, len(shards_of(place)), dict(reasons.most_common()), seconds)
+    return BuildResult(clips, len(shards_of(place)), dict(reasons.most_common()), seconds)
 
 
 def _reasons(place: Place, name: str) -> Counter[str]:

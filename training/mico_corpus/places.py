@@ -19,9 +19,9 @@ from mico_chat.media.addresses import file_system, located
 from mico_corpus.rows import Row
 
 PARTIAL = "build/partial"
-"""Of files that are being written, on the disk that holds the folder."""
+"""Files that are being written lie here, on the disk that holds the folder."""
 ROWS = 4096
-"""Rows in memory at once, and in a row group of Parquet."""
+"""So many rows are in memory at once, and in a row group of Parquet."""
 
 
 T = TypeVar("T")
@@ -44,11 +44,9 @@ class Place:
         self.system, self.root = file_system(self.address)
 
     def path(self, name: str) -> str:
-        """The name as ``system`` reads it."""
         return f"{self.root.rstrip('/')}/{name}"
 
     def names(self, below: str = "", ending: str = "") -> list[str]:
-        """The names of the files in a folder below, in order."""
         self.system.invalidate_cache()
         try:
             found = self.system.ls(self.path(below).rstrip("/"), detail=True)

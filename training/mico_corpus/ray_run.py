@@ -21,7 +21,7 @@ from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from mico_chat.errors import ConfigError, MicoError, MissingExtraError, ModelError
 from mico_corpus.places import Place, known_ids
-from mico_corpus.run import Job, Step, Work, count_to_do
+from mico_corpus.run import Job, JobStep, Work, count_to_do
 
 try:
     import ray
@@ -34,11 +34,11 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("mico-chat data build with workers", "ray") from error
 
 MOST_ROWS = 64
-"""Rows of a block: what one task works on."""
+"""One task works on a block of at most so many rows."""
 LEAST_ROWS = 8
 BLOCK_BYTES = 64 * 2**20
 FILTER_BYTES = 64 * 2**20
-"""Memory that Ray sets aside, at least, for the process that leaves finished rows out."""
+"""Ray sets at least so much memory aside for the process that leaves finished rows out."""
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def block_rows(job: Job, total: int, processes: int) -> int:
     return even if even >= min(most, LEAST_ROWS) else most
 
 
-def add(rows: Dataset, step: Step) -> Dataset:
+def add(rows: Dataset, step: JobStep) -> Dataset:
     about: dict[str, Any] = {
         "batch_size": step.batch,
         "batch_format": "pyarrow",
@@ -131,7 +131,7 @@ def add(rows: Dataset, step: Step) -> Dataset:
     return rows.map_batches(Actor, fn_constructor_args=(step,), compute=pool, **about)
 
 
-def once(table: pa.Table, step: Step) -> pa.Table:
+def once(table: pa.Table, step: JobStep) -> pa.Table:
     """A step on a table. Rows that the schema lacks are left out, such as a row group's number."""
     return pa.Table.from_pylist(list(step.make()(table.to_pylist())), schema=step.schema)
 
@@ -139,7 +139,7 @@ def once(table: pa.Table, step: Step) -> pa.Table:
 class Actor:
     """Keeps what a step needs, such as a model."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: JobStep) -> None:
         self.step = replace(step, make=partial(same, step.make()))
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -38,7 +38,7 @@ class ClipsRecipe(Section):
 
 
 NEEDS = {"normal": "depth", "fuse": "caption"}
-"""Annotators that read what another says; normals by a model of their own do not."""
+"""These annotators read what another says; normals by a model of their own do not."""
 
 
 class AnnotatorRecipe(Section):

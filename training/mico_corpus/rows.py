@@ -88,12 +88,12 @@ TOOK = pa.list_(pa.struct({"stage": pa.string(), "seconds": pa.float32()}))
 ANNOTATED = pa.schema(
     [*CLIP, pa.field("annotations", pa.list_(ANNOTATION)), pa.field("stages", TOOK)]
 )
-"""A row between two annotators; ``reason`` is set as soon as one leaves the clip out."""
+"""It is a row between two annotators; ``reason`` is set once one leaves the clip out."""
 
 INDEX = pa.schema(
     [*ANNOTATED, pa.field("shard", pa.string()), pa.field("files", pa.list_(pa.string()))]
 )
-"""As above, without the annotations' ``data``, which is in the shard alone."""
+"""It is the row above without the annotations' ``data``, which is in the shard alone."""
 
 REASONS = {
     # of a file

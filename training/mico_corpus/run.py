@@ -27,16 +27,16 @@ from mico_corpus.places import (
 from mico_corpus.rows import Row
 
 Work = Callable[[Iterable[Row]], Iterable[Row]]
-"""One row out for each row in, in order. The rows come one by one, and may go on the same way."""
+"""It gives one row for each row that it takes, in order; rows come and go one by one."""
 
 PART_SECONDS = 60.0
 """A part is closed when it is so old, or when it has ``Job.part`` rows."""
 PENDING = ".pending.parquet"
-"""How Ray Data names what says that a part is being written."""
+"""Ray Data ends the name of the file that says that a part is being written with this."""
 
 
 @dataclass(frozen=True)
-class Step:
+class JobStep:
     """``make`` gives the work, in the process that does it; it must be importable there.
 
     With Ray, ``batch`` rows are one call. ``actors``: processes (least and most) that keep what
@@ -62,7 +62,7 @@ class Job:
     title: str
     source: str
     output: str
-    steps: tuple[Step, ...]
+    steps: tuple[JobStep, ...]
     unit: int
     part: int
 

@@ -48,7 +48,7 @@ GPUS = {
     "h100-80gb": (989e12, 80),
     "h200": (989e12, 141),
 }
-"""Dense bfloat16 FLOP/s and GB, as the makers state them."""
+"""It holds dense bfloat16 FLOP/s and GB of each GPU, as the makers state them."""
 
 REACHED, REACHED_HERE = 0.4, 0.6
 """The shares that training steps are assumed to reach: of a data sheet's FLOP/s, and of those of a
@@ -65,7 +65,7 @@ ACTIVATIONS = "activations kept for backward"
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """One batch of a run on one process.
 
     ``weights``: of each part of the model its parameters, bytes, and parameters that train.
@@ -88,7 +88,7 @@ class Estimate:
     """The needs of a run. ``card``: the GB of the GPU, where one was named."""
 
     recipe: Recipe
-    step: Step
+    step: StepCost
     processes: int
     throughput: float
     assumed: str
@@ -133,21 +133,17 @@ class Estimate:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step of all processes."""
         return self.step.tokens * self.recipe.train.accumulation * self.processes
 
     @property
     def flops(self) -> float:
-        """FLOPs of a step of one process."""
         return float(self.step.flops) * self.recipe.train.accumulation
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step."""
         return self.flops / self.throughput
 
     def lines(self) -> list[str]:
-        """The estimate for people."""
         train, fits = self.recipe.train, ""
         if self.card is not None:
             # A GPU also holds gaps between the allocator's blocks, and CUDA's context.
@@ -215,7 +211,7 @@ def measured_throughput(half: bool) -> float:
     return 2 * side**3 / best
 
 
-def rehearse(recipe: Recipe) -> Step:
+def rehearse(recipe: Recipe) -> StepCost:
     """Run a step of a recipe on fake tensors."""
     train = recipe.train
     model = _pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
@@ -255,11 +251,10 @@ def rehearse(recipe: Recipe) -> Step:
         optimizer.step()
     sizes = [held_bytes(layer.parameters()) for layer in layers(model)]
     tokens = train.batch_size * length
-    return Step(weights, live.peak(), kept, flops, sizes, tokens, train.batch_size * units)
+    return StepCost(weights, live.peak(), kept, flops, sizes, tokens, train.batch_size * units)
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, int, list[Tensor]]]:
-    """A model's parts: parameters and tensors of each. An adapter is a part of its own."""
     adapter = {id(p): p for name, p in model.named_parameters() if "lora_" in name}
     for name, module in model.named_children():
         tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
@@ -330,7 +325,6 @@ def large_media(recipe: Recipe) -> list[tuple[Kind, int]]:
 
 
 def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], int, int]:
-    """A batch of large samples, and each sample's numbers of tokens and of units."""
     b, expect, encoder = recipe.train.batch_size, recipe.expect, model.encoder
     media = large_media(recipe)
     units = sum(n for _, n in media)

@@ -37,13 +37,13 @@ from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import TrainRecipe
 
 SINGLE = "single_numbers"
-"""A module's attribute with the names of its parameters that :func:`give_a_dimension` changed."""
+"""This attribute holds the names of the parameters that :func:`give_a_dimension` changed."""
 
 DEEPSPEED = "ds_status"
-"""The attribute of a parameter that DeepSpeed's stage 3 splits: whether it is whole now."""
+"""DeepSpeed's stage 3 marks a parameter that it splits with this: whether it is whole now."""
 
 BUCKET = 50_000_000
-"""The numbers that DeepSpeed sends at once; its default of 500 million is much on a small card."""
+"""DeepSpeed sends so many numbers at once; its default of 500 million is much on a small card."""
 
 
 def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:

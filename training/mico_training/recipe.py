@@ -22,7 +22,7 @@ Dtype = Literal["float32", "bfloat16"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 END_SCHEDULES = ("linear", "cosine")
-"""Schedules that can end above zero."""
+"""These schedules can end above zero."""
 
 
 class Section(BaseModel):
@@ -308,8 +308,6 @@ def named(value: Any) -> Any:
 
 
 class Run(Section):
-    """The part of a recipe that the Trainer needs."""
-
     output: Path
     train: TrainRecipe
 
@@ -322,8 +320,6 @@ class Recipe(Run):
 
 
 class Stage1Run(Recipe):
-    """``mico-chat train-stage1``."""
-
     stage1: Stage1Recipe = Stage1Recipe()
 
     @model_validator(mode="after")
@@ -337,14 +333,10 @@ class Stage1Run(Recipe):
 
 
 class Stage2Run(Recipe):
-    """``mico-chat train-stage2``."""
-
     stage2: Stage2Recipe = Stage2Recipe()
 
 
 class Stage3Run(Recipe):
-    """``mico-chat train-stage3``."""
-
     stage3: Stage3Recipe = Stage3Recipe()
 
     @model_validator(mode="after")
@@ -452,7 +444,6 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
 
 
 def _section(kind: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
-    """The section that a validation error's location lies in."""
     for part in location:
         if isinstance(part, str) and part in kind.model_fields:
             kind = next(_models_in(kind.model_fields[part].annotation), kind)

@@ -28,7 +28,7 @@ from mico_world.things.catalogue import Catalogue, catalogue, shape_things
 logger = logging.getLogger(__name__)
 
 SEED = 0
-"""The seed of the mini's own data, and the default."""
+"""The mini's own data have this seed, and it is the default."""
 
 Generator = Callable[[np.random.Generator, Split], Sample]
 
@@ -111,7 +111,6 @@ def main(config: str | Path | dict[str, Any], output: str | Path, workers: int, 
 def _write(
     path: Path, samples: list[tuple[str, int]], split: Split, config: BuildConfig, seed: int
 ) -> int:
-    """Write the shard ``path``; a sample is given by its generator and index."""
     makers = {name: generator(name, config) for name, _ in samples}
     return write_shard(path, (sample_of(makers[n], n, split, i, seed) for n, i in samples))
 

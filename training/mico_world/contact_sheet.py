@@ -19,7 +19,7 @@ from mico_training.data.sources.written import Sample, kind_of, read_shard
 
 SAMPLES = 24
 FRAMES = 4
-"""Frames of a clip that are shown."""
+"""So many frames of a clip are shown."""
 
 
 def contact_sheet(samples: Sequence[Sample], path: Path, columns: int = 2) -> None:

@@ -61,5 +61,4 @@ def answer(rng: Rng, sort: str, **facts: str) -> str:
 
 
 def say(rng: Rng, sort: str, *, form: str = "", **facts: str) -> tuple[str, str]:
-    """A question of the sort ``sort`` and then its answer."""
     return ask(rng, sort, form=form, **facts), answer(rng, sort, **facts)

@@ -42,8 +42,6 @@ def in_one_step(path: Path) -> Iterator[Path]:
 
 
 class SourceError(MicoError):
-    """A package of the data engine is unknown or cannot be fetched."""
-
     status = 501
 
 

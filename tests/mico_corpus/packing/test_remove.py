@@ -13,7 +13,7 @@ import pytest
 from mico_chat.errors import ConfigError, DataError
 from mico_corpus.build import sweep
 from mico_corpus.packing import remove as removing
-from mico_corpus.packing.remove import Asked, read_ids, remove
+from mico_corpus.packing.remove import Removal, read_ids, remove
 from mico_corpus.places import Place, known_ids
 from mico_corpus.rows import CLIPS, INDEXES
 from mico_corpus.run import Job, count_to_do
@@ -28,8 +28,8 @@ def ids(*numbers: int) -> list[str]:
     return [digest(f"clip {number}") for number in numbers]
 
 
-def asked(*numbers: int, more: tuple[str, ...] = ()) -> Asked:
-    return Asked(np.unique(np.array([*ids(*numbers), *more], dtype="S")))
+def asked(*numbers: int, more: tuple[str, ...] = ()) -> Removal:
+    return Removal(np.unique(np.array([*ids(*numbers), *more], dtype="S")))
 
 
 def samples(output: Path) -> dict[str, Sample]:
@@ -91,10 +91,10 @@ def test_a_shard_without_clips_goes(output: Path) -> None:
 
 
 def test_all_clips_of_a_source_or_a_licence(output: Path) -> None:
-    done = remove(str(output), Asked(sources=("films",)))
+    done = remove(str(output), Removal(sources=("films",)))
     assert done.clips == 6
     assert {row["source"] for row in rows(output).values() if not row["reason"]} == {"phones"}
-    assert remove(str(output), Asked(sources=("no such",), licences=("CC0-1.0",))).clips == 6
+    assert remove(str(output), Removal(sources=("no such",), licences=("CC0-1.0",))).clips == 6
     assert samples(output) == {}
 
 

@@ -49,7 +49,7 @@ class Stored:
         return f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{self.path}"
 
     def open(self) -> BinaryIO:
-        """At the first byte; the caller reads ``size`` of them."""
+        """The stream stands at the first byte; the caller reads ``size`` of them."""
         stream = self.path.open("rb")
         stream.seek(self.offset)
         return stream
@@ -130,7 +130,6 @@ def pictures_of(row: Row, container: InputContainer) -> VideoStream:
 
 
 def sound_stream(container: InputContainer) -> AudioStream | None:
-    """The first sound that can be decoded."""
     return next((s for s in container.streams.audio if s.codec_context is not None), None)
 
 

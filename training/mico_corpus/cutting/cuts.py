@@ -24,14 +24,14 @@ from mico_corpus.cutting.container import (
     stored,
     zero_of,
 )
-from mico_corpus.cutting.measures import Clip, Looks, Loudness
+from mico_corpus.cutting.measures import ClipMeasures, Looks, Loudness
 from mico_corpus.recipe import BuildRecipe, ClipsRecipe
 from mico_corpus.rows import Row
 
 FAULTS = ("missing", "empty", "encrypted", "no pictures", "too long")
-"""Reasons that are a MediaError's fault; any other fault is "broken"."""
+"""A MediaError has one of these faults as its reason; any other fault is "broken"."""
 SCRAMBLED = ("encv", "drmi")
-"""What an MP4 calls an encrypted video where FFmpeg cannot tell its codec."""
+"""FFmpeg gives this codec to an MP4's encrypted video whose codec it cannot tell."""
 
 
 def cut(row: Row, recipe: BuildRecipe) -> Row:
@@ -102,7 +102,7 @@ def _watch(row: Row, recipe: ClipsRecipe, found: Row) -> None:
     ]
 
 
-def _reason(clip: Clip, recipe: ClipsRecipe) -> str:
+def _reason(clip: ClipMeasures, recipe: ClipsRecipe) -> str:
     if clip.end - clip.start < recipe.shortest - 1e-6:
         return "too short"
     if clip.damaged:

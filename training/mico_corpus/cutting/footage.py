@@ -28,9 +28,9 @@ from mico_corpus.cutting.container import name_of, opened, pictures_of, sound_st
 from mico_corpus.rows import Row
 
 KEPT_BYTES = 256 * 1024 * 1024
-"""Of decoded frames in memory, and as many of sounds."""
+"""Decoded frames take at most this many bytes of memory, and sounds as many."""
 WARM_UP = 0.5
-"""Seconds of sound that are decoded before a range and left out: codecs need what came before."""
+"""So many seconds before a range are decoded and left out: codecs need what came before."""
 
 T = TypeVar("T", Video, Audio | None)
 
@@ -134,7 +134,7 @@ def _sound(row: Row) -> Audio | None:
 
 @dataclass
 class _Part:
-    """Of a sound's frames, those between two times; ``first`` is where they begin."""
+    """The frames of a sound between two times; ``first`` is where they begin."""
 
     start: float
     end: float

@@ -22,7 +22,7 @@ from mico_corpus.recipe import BuildRecipe, ClipsRecipe
 from mico_corpus.rows import CLIP, CLIPS, FILE, FILES, MEASURES, Row
 
 AT_ONCE = 32_768
-"""Files that are sorted in memory."""
+"""So many files are sorted in memory."""
 CARRIED = [field.name for field in FILE if field.name in CLIP.names and field.name != "id"]
 
 
@@ -42,7 +42,6 @@ def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
 
 
 def _marked(files: "_Files", recipe: ClipsRecipe) -> Iterator[Row]:
-    """All rows of the manifest, with duplicates marked."""
     compared = (row["hash"] for row in files.clips(recipe) if not row["reason"])
     hashes = array("Q", (int.from_bytes(one) for one in compared if one))
     same = duplicates(np.frombuffer(hashes, np.uint64), recipe.near)
@@ -112,7 +111,6 @@ class _Files:
 
 
 def _tables(place: Place) -> Iterator[pa.Table]:
-    """The parts of the first job, which may be small, some together."""
     held: list[pa.RecordBatch] = []
     n = 0
     for name in place.names(FILES, ".parquet"):

@@ -32,19 +32,19 @@ from mico_corpus.recipe import ClipsRecipe
 from mico_corpus.rows import Row
 
 SEEN, MEASURED = 64, 128
-"""Pixels of the longer side of a frame in which scenes are sought, and of one that is measured."""
+"""Scenes are sought in frames whose longer side has SEEN pixels; those measured have MEASURED."""
 SPACING = 0.5
-"""Seconds between two frames that are measured."""
+"""Two frames that are measured are so many seconds apart."""
 SHORTEST_SCENE = 0.6
-"""Seconds after a cut before the next may be: a flash is no scene."""
+"""After a cut, the next may come after so many seconds: a flash is no scene."""
 BIN = 0.1
-"""Seconds of sound whose energy is kept as one number."""
+"""The energy of so many seconds of sound is kept as one number."""
 QUIETEST = -120.0
-"""dB that stand for silence."""
+"""This many dB stand for silence."""
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipMeasures:
     start: float
     end: float
     brightness: float
@@ -155,7 +155,6 @@ class Looks:
 
     @property
     def end(self) -> float:
-        """When the last frame so far ends."""
         return round(self.last + self._shown, 6)
 
     @property
@@ -163,7 +162,6 @@ class Looks:
         return self.n_frames / max(1e-6, self.end - self.first)
 
     def see(self, frame: VideoFrame, damaged: bool) -> None:
-        """The next frame; ``damaged`` if some before it could not be decoded."""
         time = round(tick_of(frame) * self._tick - self.zero, 6)
         if not self.n_frames:
             self.first = self.last = time
@@ -207,7 +205,7 @@ class Looks:
         bits = imagehash.phash(Image.fromarray(upright)).hash
         self._hashes += np.packbits(bits).tobytes()
 
-    def clips(self, loudness: Loudness, longest: float) -> Iterator[Clip]:
+    def clips(self, loudness: Loudness, longest: float) -> Iterator[ClipMeasures]:
         """The scenes, a longer one in equal parts."""
         times, motion = np.array(self._times), np.array(self._motion)
         brightness, damaged = np.array(self._brightness), np.array(self._damaged)
@@ -223,7 +221,7 @@ class Looks:
                     if high > low
                     else -1
                 )
-                yield Clip(
+                yield ClipMeasures(
                     start,
                     end,
                     _mean(brightness[low:high]),

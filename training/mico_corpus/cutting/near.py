@@ -37,7 +37,6 @@ def duplicates(hashes: NDArray[np.uint64], near: int) -> NDArray[np.int64]:
 
 
 def _pairs(values: NDArray[np.uint64], near: int) -> Iterator[tuple[int, int]]:
-    """The places of all different values that are near each other, in the order of the later."""
     if not near:
         return
     size = len(values)

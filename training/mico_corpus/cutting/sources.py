@@ -82,7 +82,6 @@ class Seen:
         return True
 
     def _place(self, key: int) -> int:
-        """Where the key is, or would be."""
         last = len(self._table) - 1
         place = key & last
         while self._table[place] and int(self._table[place]) != key:
@@ -108,7 +107,6 @@ class _Given:
                 yield from self._file(place)
 
     def _among(self, text: str, files: Iterable[Location], lists: bool) -> Iterator[Row]:
-        """The media among files; and in ``lists`` among them."""
         taken = alone = 0
         for place in files:
             ending = _ending(str(place))
@@ -235,7 +233,7 @@ def _said(members: Members) -> dict[str, str]:
 
 
 Lines = Iterator[tuple[int | None, Mapping[str, Any]]]
-"""Line and record."""
+"""It yields a line's number and its record."""
 
 
 def _text_lines(place: Location) -> Iterator[str]:

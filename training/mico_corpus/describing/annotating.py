@@ -46,7 +46,6 @@ class Annotating:
             yield from batch
 
     def close(self) -> None:
-        """Give back what the annotator holds, such as a connection; not all hold something."""
         if close := getattr(self.annotator, "close", None):
             close()
 

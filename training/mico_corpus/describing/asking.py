@@ -111,7 +111,7 @@ class OwnModel:
         self.reads = self._assistant.input_modalities
 
     def _arguments(self) -> dict[str, Any]:
-        """With one slot no keys of an earlier prompt lie beside a prompt's own."""
+        """With one slot, no keys of an earlier prompt lie beside a prompt's own."""
         how = self._how
         engine, _ = choose(EngineOptions(how.engine, how.quantization, device=how.device))
         has_slots = "n_slots" in (engine.sizes or ())
@@ -140,8 +140,6 @@ class OwnModel:
 
 
 class ModelAtUrl:
-    """A model behind a URL."""
-
     is_mini = False
     reads = KINDS
 

@@ -26,9 +26,9 @@ from mico_corpus.rows import Row
 
 Role = Literal["caption", "speech", "text", "depth", "normal", "tag", "safety"]
 Shown = Literal["image", "video", "audio"]
-"""What of a clip a text describes: its middle frame, its frames, or its sound track."""
+"""A text describes one of these of a clip: its middle frame, its frames, or its sound track."""
 SILENCE = -70.0
-"""dB of full scale. What a model says of a softer sound track is invented."""
+"""A sound track below this, in dB of full scale, is silent: a model would invent what it says."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,6 @@ class Clip:
         return sound_of(self.row)
 
     def said(self, role: Role, medium: Shown | None = None) -> tuple[Annotation, ...]:
-        """The annotations of a role so far."""
         found = (a for a in self.annotations if a.role == role)
         return tuple(a for a in found if medium is None or a.medium == medium)
 
@@ -124,7 +123,7 @@ OURS: dict[str, str] = {
     "tags": f"{_HERE}.tags:Tags",
     "safety": f"{_HERE}.safety:Safety",
 }
-"""Name in a recipe -> module:class."""
+"""It maps a name in a recipe to ``module:class``."""
 
 
 def annotator_class(use: str) -> type[Any]:

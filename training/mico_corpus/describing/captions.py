@@ -19,7 +19,7 @@ OF_THE_MINI: dict[Shown, str] = {
     "video": "Describe the video.",
     "audio": "What do you hear?",
 }
-"""Questions that the mini was trained on."""
+"""The mini was trained on these questions."""
 
 DETAILED: dict[Shown, str] = {
     "image": (

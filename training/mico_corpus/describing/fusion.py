@@ -25,7 +25,7 @@ PROMPT = (
 )
 
 MOST = 1500
-"""Characters of one note: what is said in half a minute."""
+"""A note has at most so many characters: what is said in half a minute."""
 
 
 class Fusion:

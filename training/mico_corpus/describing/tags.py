@@ -146,8 +146,6 @@ class OwnSpace:
 
 
 class SpaceAtUrl:
-    """The space of a server of this project."""
-
     def __init__(self, model: str, url: str, api_key_env: str | None, revision: str) -> None:
         self._model, self._revision = model, revision
         self._endpoint = Endpoint(model, url, key_of(api_key_env, "api_key_env"))

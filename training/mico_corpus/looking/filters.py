@@ -13,7 +13,7 @@ KEPT, LEFT_OUT = "kept", "left out"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClipFilter:
     """Filters. ``reason``: :data:`KEPT`, :data:`LEFT_OUT`, or one reason. One and the same
     statement about a clip must come from the ``annotator``, score from ``least`` to ``most``, and
     have all ``words``. ``medium``: a kind that is described."""
@@ -27,8 +27,7 @@ class Asked:
     medium: str = ""
 
 
-def passing_rows(asked: Asked, batch: pa.RecordBatch) -> pa.Array:
-    """Whether each row of a table passes."""
+def passing_rows(asked: ClipFilter, batch: pa.RecordBatch) -> pa.Array:
     reason = texts(batch, "reason")
     if asked.reason in (KEPT, LEFT_OUT):
         passing = pc.equal(pc.equal(reason, ""), asked.reason == KEPT)
@@ -57,7 +56,6 @@ def passing_rows(asked: Asked, batch: pa.RecordBatch) -> pa.Array:
 
 
 def _having(column: pa.Array, words: Sequence[str]) -> pa.Array:
-    """Whether each text has all words, in capitals or not."""
     column = pc.fill_null(column, "")
     having = pa.array(np.ones(len(column), bool))
     for word in words:

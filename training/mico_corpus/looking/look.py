@@ -26,15 +26,15 @@ from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import TABLE, Kind
 from mico_corpus.describing.base import Clip
 from mico_corpus.looking import pictures
-from mico_corpus.looking.filters import KEPT, Asked
+from mico_corpus.looking.filters import KEPT, ClipFilter
 from mico_corpus.looking.report import pages
-from mico_corpus.looking.shelf import Built, Entry, Shelf, open_shelf
+from mico_corpus.looking.store import BuildStore, ClipEntry, ClipStore, open_store
 from mico_corpus.rows import REASONS
 
 PAGE = 24
 HOST = "127.0.0.1"
 REMEMBERED = 4096
-"""Clips whose media are served: those on pages that were shown last."""
+"""The media of so many clips are served: of those on the pages that were shown last."""
 DRAWN: Mapping[str, tuple[str, Callable[[MediaDecoder, MediaFile], bytes], tuple[Kind, ...]]] = {
     "sheet": ("image/jpeg", pictures.sheet, ("video",)),
     "wave": ("image/svg+xml", pictures.wave, ("audio", "video")),
@@ -46,32 +46,31 @@ OF_PAGE = POLICY + "form-action 'self'; img-src 'self' data:; media-src 'self'; 
 OF_REPORT = POLICY + "img-src data:; style-src 'unsafe-inline'"
 
 Content = tuple[str, bytes]
-"""A type, and the bytes."""
+"""It holds a type and the bytes."""
 
 
 class Gone(Exception):
-    """Nothing is at an address. The text says why."""
+    """Nothing is at an address; the text says why."""
 
 
 class Look:
-    """The pages and pictures of a shelf. Threads may share it."""
+    """The pages and pictures of a store. Threads may share it."""
 
-    def __init__(self, shards: str, shelf: Shelf | None = None) -> None:
+    def __init__(self, shards: str, store: ClipStore | None = None) -> None:
         self.title = shards
-        self.shelf = shelf or open_shelf(shards)
+        self.store = store or open_store(shards)
         self.decoder = MediaDecoder(pictures.LIMITS)
         self.template = pages().get_template("look.html")
         self.style = pages().get_template("look.css").render()
-        self._shown: OrderedDict[int, Entry] = OrderedDict()
+        self._shown: OrderedDict[int, ClipEntry] = OrderedDict()
         self._lock, self._decoding = threading.Lock(), threading.Lock()
 
     def page(self, query: str) -> str:
-        """A page of the clips that pass the filters in an address."""
         asked, number = asked_of(query)
-        numbers = self.shelf.find(asked)
+        numbers = self.store.find(asked)
         last = max(1, math.ceil(len(numbers) / PAGE))
         number = min(number, last)
-        entries = self.shelf.entries(numbers[(number - 1) * PAGE : number * PAGE])
+        entries = self.store.entries(numbers[(number - 1) * PAGE : number * PAGE])
         with self._lock:
             for entry in entries:
                 self._shown[entry.number] = entry
@@ -89,10 +88,10 @@ class Look:
 
     def whole(self, clips: int) -> str:
         """One page of the first clips that needs no server: media and style are in it."""
-        entries = self.shelf.entries(self.shelf.find(Asked())[:clips])
+        entries = self.store.entries(self.store.find(ClipFilter())[:clips])
         by_number = {entry.number: entry for entry in entries}
 
-        def inside(entry: Entry, view: str, name: str = "") -> str:
+        def inside(entry: ClipEntry, view: str, name: str = "") -> str:
             try:
                 kind, content = self.medium(view, by_number[entry.number], name)
             except (MicoError, OSError, Gone):
@@ -104,7 +103,7 @@ class Look:
     def _rendered(self, entries: Any, source: Callable[..., str], **about: Any) -> str:
         return self.template.render(
             title=self.title,
-            shelf=self.shelf,
+            store=self.store,
             style=self.style,
             entries=entries,
             source=source,
@@ -115,18 +114,18 @@ class Look:
         )
 
     def report(self) -> bytes | None:
-        if isinstance(self.shelf, Built) and self.shelf.place.exists("build/report.html"):
-            return self.shelf.place.read("build/report.html")
+        if isinstance(self.store, BuildStore) and self.store.place.exists("build/report.html"):
+            return self.store.place.read("build/report.html")
         return None
 
-    def shown(self, number: str) -> Entry:
+    def shown(self, number: str) -> ClipEntry:
         with self._lock:
             entry = self._shown.get(int(number))
         if entry is None:
             raise Gone("this clip is on no page that was shown last: load its page again")
         return entry
 
-    def medium(self, view: str, entry: Entry, name: str) -> Content:
+    def medium(self, view: str, entry: ClipEntry, name: str) -> Content:
         """A medium of a clip as it is ("file"), a picture of it, or frames of its source file."""
         if view == "source" and entry.row.get("reason"):
             return "image/jpeg", self._of_source(entry)
@@ -142,34 +141,34 @@ class Look:
             raise Gone(f"{name} is {TABLE[file.kind].words}, which has no view {view!r}")
         return kind, draw(self.decoder, file)
 
-    def _of_source(self, entry: Entry) -> bytes:
+    def _of_source(self, entry: ClipEntry) -> bytes:
         with self._decoding:  # decoded frames stay in a store that threads do not share
             frames = Clip(entry.row).frames(4, 240).frames
         return pictures.contact_sheet(frames)
 
 
-def address(entry: Entry, view: str, name: str = "") -> str:
+def address(entry: ClipEntry, view: str, name: str = "") -> str:
     return f"/{view}/{entry.number}/{quote(name, safe='')}"
 
 
-def is_there(entry: Entry) -> bool:
+def is_there(entry: ClipEntry) -> bool:
     """Whether a clip's source file may be there; what is at an address is not asked."""
     place = located(entry.row.get("address") or "")
     return place.is_file() if isinstance(place, Path) else True
 
 
-def asked_of(query: str) -> tuple[Asked, int]:
+def asked_of(query: str) -> tuple[ClipFilter, int]:
     """The filters and the page's number of an address; what makes no sense is left out."""
     given = {name: values[-1] for name, values in parse_qs(query).items()}
     known: dict[str, Any] = {}
-    for field in fields(Asked):
+    for field in fields(ClipFilter):
         value = given.get(field.name, "").strip()
         if field.name in ("least", "most"):
             known[field.name] = _number(value)
         elif value:
             known[field.name] = value
     page = given.get("page", "1")
-    return Asked(**known), int(page) if re.fullmatch(r"[1-9]\d{0,8}", page) else 1
+    return ClipFilter(**known), int(page) if re.fullmatch(r"[1-9]\d{0,8}", page) else 1
 
 
 def _number(text: str) -> float | None:
@@ -258,7 +257,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A page of pictures would fill the terminal."""
+        """Log nothing: a page of pictures would fill the terminal."""
 
 
 class Server(ThreadingHTTPServer):
@@ -279,7 +278,7 @@ def write_page(shards: str, file: Path, clips: int) -> int:
     with look.decoder:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(look.whole(clips), encoding="utf-8")
-    return min(clips, look.shelf.reasons[KEPT])
+    return min(clips, look.store.reasons[KEPT])
 
 
 def serve(shards: str, port: int, show: Callable[[str], object]) -> None:

@@ -15,7 +15,7 @@ LIMITS = MediaLimits(max_frames=8, max_side=400)
 COLUMNS = 4
 GAP = 2
 BAR = 26
-"""The height of a depth map's legend."""
+"""A depth map's legend is so many pixels high."""
 HOLE = (90, 90, 90)
 BARS = 200
 

@@ -17,9 +17,9 @@ from mico_corpus.rows import REASONS
 from mico_training.records import markdown_table, panels
 
 FAILED = ("missing", "empty", "broken", "encrypted", "damaged")
-"""The reasons that are faults of files. The others are choices of the recipe."""
+"""These reasons are faults of files; the others are choices of the recipe."""
 MOST = 50
-"""The rows of the table of sources; the others are added up."""
+"""The table of sources has so many rows; the other sources are added up."""
 UNITS = {"length": "seconds", "brightness": "mean luma, 0 to 1", "loudness": "dB of full scale"}
 PANELS = 12
 
@@ -236,7 +236,6 @@ def draw(found: Summary, path: Path) -> str:
 
 
 def _histogram(axes: Axes, spreads: Mapping[str, Spread]) -> None:
-    """Bars that stand on each other."""
     shown = {name: spread for name, spread in spreads.items() if spread.count}
     if not shown:
         return

@@ -14,9 +14,9 @@ from mico_corpus.places import Place
 from mico_corpus.rows import CLIPS, FILES, INDEXES, SOURCES
 
 SHOWN = 5
-"""The examples that a reason or an annotator gets."""
+"""A reason or an annotator gets so many examples."""
 SAMPLED = 100_000
-"""The values that a histogram is drawn from, at most twice as many."""
+"""A histogram is drawn from so many values, or at most twice as many."""
 WHERE = ("address", "member", "source", "licence")
 CUTTING = "reading and cutting"
 
@@ -103,7 +103,6 @@ class Summary:
 
 
 def summarize(place: Place) -> Summary:
-    """Read all tables of a build once."""
     found = Summary(sources=count(place, SOURCES))
     columns = [*WHERE, "seconds", "reason", "detail", "took"]
     for batch in all_batches(place, FILES, columns):

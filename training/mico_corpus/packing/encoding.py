@@ -19,7 +19,7 @@ X264 = {"preset": "veryfast", "crf": "23", "threads": "1", "mbtree": "0"}
 one clip differed from run to run."""
 QUALITY = 90
 TICKS = 90_000
-"""Of a second: the clock of frames."""
+"""The clock of frames has so many ticks a second."""
 
 
 def mp4(frames: NDArray[np.uint8], seconds: float, sound: Audio | None) -> bytes:

@@ -22,13 +22,13 @@ from mico_corpus.rows import Row
 from mico_training.data.sources.written import add_sample
 
 SHARD = re.compile(r"[0-9a-f]{32}\.tar")
-"""The names of shards: a hash of their clips' ids."""
+"""A shard's name is a hash of its clips' ids."""
 STAGE = "pack"
 FUSED = "fuse"
-"""The annotator that joins what others said."""
+"""This annotator joins what others said."""
 MEMBERS = {"video": "video.mp4", "image": "image.jpg", "audio": "audio.flac"}
 MAPS: dict[Role, str] = {"depth": "depth.png", "normal": "normal.png"}
-TOLD = ("annotator", "version", "role", "medium", "text", "score", "start", "end")
+FIELDS = ("annotator", "version", "role", "medium", "text", "score", "start", "end")
 
 
 class Packer:
@@ -128,13 +128,13 @@ def record(clip: Clip, files: Iterable[str], captions: dict[str, list[str]]) -> 
         "start": clip.row["start"],
         "end": clip.row["end"],
         "seconds": clip.seconds,
-        "annotations": [dict(told(annotation)) for annotation in clip.annotations],
+        "annotations": [dict(_said(annotation)) for annotation in clip.annotations],
     }
 
 
-def told(annotation: Annotation) -> Iterator[tuple[str, str | float]]:
+def _said(annotation: Annotation) -> Iterator[tuple[str, str | float]]:
     """The fields that say something; NaN is no JSON."""
-    for key in TOLD:
+    for key in FIELDS:
         value = getattr(annotation, key)
         if not isinstance(value, float) or math.isfinite(value):
             yield key, value

@@ -32,7 +32,7 @@ REMOVED = "removed"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Removal:
     """The clips that have one of the ``ids``, or are of a source or a licence."""
 
     ids: NDArray[Any] = field(default_factory=lambda: np.array([], dtype="S1"))
@@ -86,7 +86,7 @@ def _read_csv(path: Path) -> pa.Table:
     return pa.csv.read_csv(path, convert_options=as_text)
 
 
-def remove(shards: str, asked: Asked) -> Removed:
+def remove(shards: str, asked: Removal) -> Removed:
     """Take clips out of a build.
 
     Raises:
@@ -112,7 +112,7 @@ def remove(shards: str, asked: Asked) -> Removed:
     )
 
 
-def _found(place: Place, asked: Asked) -> tuple[dict[str, set[str]], NDArray[Any]]:
+def _found(place: Place, asked: Removal) -> tuple[dict[str, set[str]], NDArray[Any]]:
     """The clips to take out of each shard, and those of the asked ids that the build knows."""
     targets: dict[str, set[str]] = defaultdict(set)
     known: list[NDArray[Any]] = [np.array([], dtype="S1")]
@@ -152,12 +152,12 @@ def _without(place: Place, shard: str, ids: set[str]) -> None:
         place.put(path, shard)
 
 
-def _mark(place: Place, asked: Asked) -> None:
+def _mark(place: Place, asked: Removal) -> None:
     for name in tables(place, INDEXES):
         _rewrite(place, name, asked.of)
 
 
-def _mark_unbuilt(place: Place, asked: Asked) -> None:
+def _mark_unbuilt(place: Place, asked: Removal) -> None:
     """The clips of the manifest that no shard has yet must not come into one."""
     built = known_ids(place, INDEXES)
     for name in tables(place, CLIPS):

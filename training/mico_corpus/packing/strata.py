@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from mico_corpus.packing.tables import elements, texts
 
 LENGTHS = (5, 10, 20, 30)
-"""Seconds at which a class of lengths ends."""
+"""A class of lengths ends at each of these seconds."""
 CONCEPTS = 500
-"""The commonest concepts have strata of their own; the others have one together."""
+"""So many of the commonest concepts have strata of their own; the others have one together."""
 CLASSES = ("source", "length", "media", "concept")
 OTHER = "other"
 
@@ -57,7 +57,6 @@ def classes_of(batch: pa.RecordBatch) -> dict[str, pa.Array]:
 def _concepts(
     n: int, rows: NDArray[np.int64], role: pa.Array, fields: dict[str, pa.Array]
 ) -> pa.Array:
-    """The surest tag of each clip."""
     tags = np.flatnonzero(pc.equal(role, "tag").to_numpy(zero_copy_only=False))
     score = np.nan_to_num(fields["score"].to_numpy(zero_copy_only=False)[tags], nan=-np.inf)
     order = tags[np.lexsort((-score, rows[tags]))]

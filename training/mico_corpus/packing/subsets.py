@@ -29,12 +29,11 @@ from mico_training.records import markdown_table
 SUBSETS, REPORT = "subsets.parquet", "subsets.md"
 SCHEMA = pa.schema({"id": pa.string(), "level": pa.int8(), "stratum": pa.string()})
 SHARD = re.compile(r"\d-\d{6}\.tar(\.index\.npz)?")
-"""A shard, or its index file."""
+"""It matches a shard, or its index file."""
 UNITS = {"": 1, "k": 10**3, "M": 10**6}
 MOST = 10
-"""Subsets: their numbers have one digit, so that a pattern can name some of them."""
+"""There are at most so many subsets: their numbers have one digit, for patterns."""
 SHOWN = 20
-"""The classes of each kind in the table of shares."""
 Integers = NDArray[np.int64]
 
 
@@ -62,7 +61,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Strata:
-    """Of each kept clip, in the order of the index: classes, stratum, and the hash of its id."""
+    """The kept clips in the index's order: their classes, stratum, and the hash of their ids."""
 
     classes: dict[str, Classes]
     names: list[str]
@@ -152,7 +151,6 @@ def read_strata(source: Place, seed: int) -> Strata:
 def _chosen(
     source: Place, strata: Strata, levels: NDArray[np.int8], n_levels: int
 ) -> Iterator[pa.Table]:
-    """The rows of the index that are in a subset, with their level and stratum."""
     first = 0
     for batch in all_batches(source, INDEXES, INDEX.names):
         kept = pa.table(batch.filter(pc.equal(texts(batch, "reason"), "")))
@@ -177,8 +175,6 @@ def _copy(source: Place, rows: pa.Table, writers: Sequence["Writer"]) -> None:
 
 
 class Writer:
-    """Writes the shards of one level, and a part of the index for each."""
-
     def __init__(self, place: Place, level: int, samples: int) -> None:
         self.place, self.level, self.samples = place, level, samples
         self.shards = 0

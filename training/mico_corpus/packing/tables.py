@@ -13,7 +13,6 @@ from mico_corpus.places import Place
 
 
 def tables(place: Place, table: str) -> list[str]:
-    """The Parquet files of a table by their names; none if the build has not come so far."""
     if table.endswith(".parquet"):
         return [table] if place.exists(table) else []
     return place.names(table, ".parquet")
@@ -61,7 +60,6 @@ def rows_at(place: Place, name: str, places: NDArray[np.int64]) -> pa.Table:
 
 
 def texts(batch: pa.RecordBatch, column: str) -> pa.Array:
-    """A column of texts, without nulls."""
     return pc.fill_null(batch.column(column), "")
 
 

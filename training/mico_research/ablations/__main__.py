@@ -27,14 +27,13 @@ from mico_training.records import result_of
 logger = logging.getLogger(__name__)
 RECIPE = Path("training/recipes/ablations.yaml")
 SHARDS = "train-0000[0-2]?.tar"
-"""Thirty of the mini's shards, 15,000 samples."""
+"""The ablations train on thirty of the mini's shards, which hold 15,000 samples."""
 
 UNSEEN = "train-0000[34][2-9].tar"
-"""Sixteen shards, of which only the media that are ranked get features."""
+"""In these sixteen shards, only the media that are ranked get features."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing, then report. The exit code is 1 after an error, which is one line."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("mico_training.data.media").setLevel(logging.INFO)

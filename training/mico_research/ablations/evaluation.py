@@ -41,12 +41,12 @@ class Reranking(NamedTuple):
 
 
 CANDIDATES = (2, 3, 5, 10)
-"""Of at most 250; the paper: 50 of 1,000 and more."""
+"""So many of at most 250 media are ranked again; the paper takes 50 of 1,000 and more."""
 
 RERANKINGS = tuple(Reranking(*both) for both in product(CANDIDATES, (1.0, 0.75, 0.5, 0.25)))
 
 REPORTED: tuple[Kind, ...] = ("video", "audio", "image")
-"""The kinds that the paper has: their mean R@1 decides the re-ranking."""
+"""The paper has these kinds: their mean R@1 decides the re-ranking."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,6 @@ class Ranked:
     temperature: float = 1.0
 
     def recalls(self, by: Reranking | None = None) -> dict[str, float]:
-        """R@1, 5, 10 in per cent, by contrast or re-ranked."""
         scores = self.scores.clone()
         if self.matches is not None and by is not None:
             top = scores.topk(min(by.candidates, scores.shape[1]), 1).indices
@@ -191,7 +190,6 @@ def rank(parts: Pretraining, loader: MediaLoader, recipe: Stage1Recipe, pool: Po
 def _context(
     model: MicoForPretraining, space: ContrastiveSpace, loader: MediaLoader, medium: LoadedMedium
 ) -> MediaContext:
-    """A medium, and a clip's sound track beside it."""
     batch = {name: value.to(model.device) for name, value in loader.batch([[medium]]).items()}
     kind, counts = batch["media_kind"], batch["media_units"]
     inputs = (batch.get("pixel_values"), batch.get("stem_features"))

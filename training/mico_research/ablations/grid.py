@@ -114,7 +114,7 @@ ARCHITECTURES: dict[Architecture, type[MicoForPretraining]] = {
 
 Figure = Literal["video", "audio", "image", "average"]
 FIGURES: tuple[Figure, ...] = ("video", "audio", "image", "average")
-"""The columns of R@1 that the paper has too."""
+"""These columns of R@1 are in the paper too."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,6 @@ class Table:
         return next(row for row in self.rows if row.letter == letter)
 
     def compared(self, results: Mapping[str, Sequence[object]]) -> bool:
-        """Whether at least two of its cells have results."""
         return sum(bool(results.get(row.cell.name)) for row in self.rows) > 1
 
 
@@ -188,5 +187,4 @@ TABLE = {table.name: table for table in TABLES}
 
 
 def cells(tables: tuple[Table, ...]) -> list[Cell]:
-    """Every cell of some tables once, in their order."""
     return list(dict.fromkeys(row.cell for table in tables for row in table.rows))

@@ -17,10 +17,9 @@ from mico_research.ablations.grid import FIGURES, TABLES, Figure, Table
 from mico_training.records import markdown_table, panels, smoothed, spread
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""The results of a cell's seeds, by the cell's name."""
 
 SMALLEST = 0.05
-"""A smaller difference between two of the paper's figures is none: they have one decimal."""
+"""A smaller difference of the paper's figures counts as none: they have one decimal."""
 
 KINDS_SHOWN = ("video", "audio", "image", "depth", "normal")
 
@@ -48,14 +47,13 @@ def recall(
 def over_seeds(
     results: Sequence[Mapping[str, Any]], column: str, ranking: str | None = None, k: int = 1
 ) -> list[float]:
-    """R@k of each seed that has such a figure (see :func:`recall`)."""
     found = [recall(result, column, ranking, k) for result in results]
     return [value for value in found if value is not None]
 
 
 @dataclass(frozen=True)
 class Change:
-    """The step from one row of a table to another in one column: our seeds, the paper's change."""
+    """The step from one row of a table to another in a column: our seeds, the paper's change."""
 
     figure: Figure
     before: tuple[float, ...]
@@ -201,7 +199,7 @@ def _changes(table: Table, results: Results) -> str:
 # --- pictures -----------------------------------------------------------------------------------
 
 PART = {"objectives": "contrastive_loss"}
-"""The loss that a panel shows where it is not the whole: the part that all rows have in common."""
+"""A panel shows this part where rows differ in their losses: it is common to all of them."""
 
 
 def curves(results: Results, path: Path) -> Path:

@@ -61,12 +61,10 @@ class Settings:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the text branch's tokenizer, which all runs share."""
         return self.output / "tokenizer"
 
     @property
     def words(self) -> Path:
-        """The word vectors from which all runs of a mini start."""
         return self.output / "words.safetensors"
 
     def load(self, cell: Cell = DEFAULT, seed: int = 0) -> Stage1Run:
@@ -104,7 +102,6 @@ def prepare(settings: Settings) -> None:
 
 
 def held_out(settings: Settings) -> list[tuple[Pool, Pool]]:
-    """The held-out media of each kind, to tune on and to report."""
     return pools(open_source(DataRecipe(path=settings.validation), "caption"), settings.pool)
 
 
@@ -173,7 +170,6 @@ def _shares(fine: int, coarse: int) -> Tensor:
 
 
 def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
-    """What decides a run's result."""
     recipe = settings.load(cell, seed).model_dump(
         mode="json", exclude={"output", "features", "expect"}
     )
@@ -244,7 +240,6 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 def all_results(settings: Settings, cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
-    """The results that are there, by cell and then in the order of seeds."""
     paths = (settings.output / "runs").glob(f"*/{RESULT}")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     results.sort(key=lambda result: int(result["seed"]))

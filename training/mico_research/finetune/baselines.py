@@ -30,19 +30,19 @@ from mico_research.modalities.samples import Array, Graph, Sample, Target, label
 from mico_research.modalities.table import TableInput
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Strengths of regularisation; the validation samples choose one."""
+"""The validation samples choose one of these strengths of regularisation."""
 
 LEAVES = (5, 20)
-"""The fewest samples in a tree's leaf: with scikit-learn's 20, small data sets grow no tree."""
+"""A tree's leaf has at least so many samples: with scikit-learn's 20, small sets grow no tree."""
 
 ROUNDS = 2
-"""The radius of a node's neighbourhood in Weisfeiler-Lehman features."""
+"""A node's neighbourhood has this radius in Weisfeiler-Lehman features."""
 
 PIXELS = 16
-"""The side of the pictures that baselines see."""
+"""Baselines see pictures of this side."""
 
 Parts = list[Array]
-"""Features (n, F) of training, validation and test samples."""
+"""It holds the features (n, F) of training, validation and test samples."""
 
 
 def baselines(
@@ -58,7 +58,6 @@ def baselines(
 
 
 def _best(target: Target, splits: Splits, parts: Parts, models: Sequence[Any]) -> list[Any]:
-    """The test predictions of the model that predicts the validation samples best."""
     classifies = target.task == "classification"
     known: Array = (
         targets(splits.train)
@@ -195,7 +194,6 @@ def _moments(spec: SequenceInput, sample: Sample) -> Array:
 
 
 def _colours(splits: Splits) -> Parts:
-    """How often each neighbourhood of the training graphs occurs."""
     vectors = DictVectorizer(sparse=False)
     parts = [
         [_neighbourhoods(sample) for sample in part]

@@ -140,8 +140,6 @@ def merge_lora(encoder: OmniEncoder) -> None:
 
 
 class Mapped(Dataset[dict[str, Array]]):
-    """Arrays of samples by place, made when they are asked for."""
-
     def __init__(self, make: Callable[[int], dict[str, Array]], n: int) -> None:
         self.make, self.n = make, n
 
@@ -261,15 +259,12 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of a recipe: the baselines, and two arms of the model."""
-
     recipe: FinetuneRun
     source: Source
     encoder: Encoder
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that decide every result in the output folder."""
         return {"recipe": self.recipe.model_dump(mode="json", exclude={"output"})}
 
     def baselines(self) -> list[Row]:
@@ -291,7 +286,6 @@ class Study:
         ]
 
     def arm(self, arm: str) -> Row:
-        """All seeds of one arm, at the learning rate that suits the first seed best."""
         lrs = self.recipe.finetune.lrs or (self.recipe.train.lr,)
         first, *others = self.recipe.finetune.seeds
         tried = {lr: self.run(arm, first, lr) for lr in lrs}

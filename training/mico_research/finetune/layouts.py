@@ -81,12 +81,10 @@ def _thinned(samples: list[Sample], limit: int | None) -> list[Sample]:
 
 
 def _folders(root: Path, options: dict[str, Any], at: str) -> list[Sample]:
-    """A folder for each class."""
     return [s for s in files_by_class(root / at, options["modality"]) if s.target is not None]
 
 
 def _list(root: Path, _: dict[str, Any], file: str, at: str) -> list[Sample]:
-    """Lines of a file's path and its class."""
     samples = []
     for number, line in enumerate(read_text(root / file).splitlines(), 1):
         path, gap, name = line.strip().rpartition(" ")
@@ -198,7 +196,7 @@ def _sun_depth(folder: Path) -> Any:
 
 
 HERTZ, STEPS, MOST_WINDOWS = 50, 250, 32
-"""Windows of 5 s; at most so many of a video, evenly spread."""
+"""Windows last 5 s; a video gives at most so many, evenly spread."""
 _AXES = [f"{sensor}_{axis}" for sensor in ("accl", "gyro") for axis in "xyz"]
 
 
@@ -268,7 +266,6 @@ def _molecules(
 
 
 def _matlab(path: Path, name: str) -> Any:
-    """An array of a MATLAB file."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

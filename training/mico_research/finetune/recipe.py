@@ -94,8 +94,6 @@ class FinetuneRecipe(Section):
 
 
 class FinetuneRun(Run):
-    """``mico-chat finetune``."""
-
     model: Annotated[ModelRecipe, BeforeValidator(named)]
     modality: Modality
     task: Task

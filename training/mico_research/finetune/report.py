@@ -44,7 +44,6 @@ class Row(BaseModel):
     parameters: int | None = None
 
     def of(self, metric: str) -> list[float]:
-        """A figure of each seed; a share in per cent."""
         return [each[metric] * (100 if metric in SHARES else 1) for each in self.figures]
 
     def loss(self, metric: str) -> float:
@@ -56,8 +55,6 @@ class Row(BaseModel):
 
 
 class Report(BaseModel):
-    """A recipe's results. ``n`` counts training, validation and test samples of the first seed."""
-
     model_config = ConfigDict(frozen=True)
 
     name: str
@@ -73,7 +70,6 @@ class Report(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The report in a folder; a ConfigError if there is none."""
         path = folder / f"{NAME}.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: {NAME}.json is missing; run `mico-chat finetune` first")
@@ -93,7 +89,6 @@ def arrow(metric: str) -> str:
 
 
 def markdown(report: Report) -> str:
-    """One report as a table, a row for each method."""
     metrics = METRICS[report.task]
     train, validation, test = report.n
     blocks = "all blocks" if report.layers is None else f"the first {report.layers} blocks"
@@ -126,7 +121,6 @@ over the seeds; bold: the best of the row. `docs/modalities.md` says how to read
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """Several reports: a row for each data set, then the table of each."""
     titles = ["modality", "data", "figure", "test n", "best baseline", "MiCo, pretrained"]
     rows = []
     for report in reports:
@@ -201,7 +195,6 @@ def targets(samples: Sequence[Sample]) -> Array:
 
 
 def main() -> None:
-    """The table of several runs."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of `mico-chat finetune`")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the table to")

@@ -257,7 +257,7 @@ class PictureInput(InputSpec):
     """
 
     MOST: ClassVar[int] = 2000
-    """Training pictures that are looked at for the percentiles."""
+    """So many training pictures are looked at for the percentiles."""
 
     kind: Literal["picture"] = "picture"
     preprocessing: Preprocessing

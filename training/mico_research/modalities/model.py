@@ -73,7 +73,6 @@ class MicoModalityConfig(PreTrainedConfig):
 
     @property
     def input(self) -> Input:
-        """How a sample becomes numbers."""
         return _INPUT.validate_python(self.input_spec)
 
     @property

@@ -143,7 +143,6 @@ class Series:
 
 
 def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
-    """The channels of a CSV file: ``columns``, or every column of numbers."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     rows = read_rows(path)

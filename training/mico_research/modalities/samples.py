@@ -104,14 +104,10 @@ class Statistics(BaseModel):
 
 
 class InputSpec(Statistics):
-    """How the samples of one family become numbers."""
-
     def arrays(self, sample: Sample) -> dict[str, Array]:
-        """One sample as arrays; a DataError says what does not fit the training data."""
         raise NotImplementedError
 
     def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
-        """The arrays of B samples as tensors."""
         return {name: stacked(arrays, name) for name in arrays[0] if name != "labels"}
 
 

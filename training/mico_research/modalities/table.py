@@ -23,10 +23,10 @@ from mico_research.modalities.samples import (
 )
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
-"""How files write a missing value, in upper or lower case."""
+"""Files write a missing value so, in upper or lower case."""
 
 STD = 0.5
-"""Standard deviation of new vectors: near that of picture tokens (0.74 in the mini)."""
+"""New vectors have this standard deviation, near that of picture tokens (0.74 in the mini)."""
 
 _MOST_CATEGORIES = 100
 

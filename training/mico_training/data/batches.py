@@ -66,7 +66,6 @@ class ChatCollator:
         return batch
 
     def _word(self, word: str) -> list[int]:
-        """A word's tokens inside a sentence."""
         ids: list[int] = self.processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         return ids
 
@@ -185,7 +184,6 @@ class ContextCollator:
         return ids
 
     def _word(self, word: str) -> list[int]:
-        """A word's tokens, or none if the vocabulary lacks one of them."""
         ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
         return [] if self.tokenizer.unk_token_id in ids else list(ids)
 

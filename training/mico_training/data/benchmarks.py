@@ -25,7 +25,7 @@ TRAINED = tuple(
         if name not in SUITES and DATASETS[task.dataset].folder != "shards"
     )
 )
-"""All data sets but the data engine's own, whose shards stage 1 reads as they are."""
+"""These are all data sets but the data engine's own, whose shards stage 1 reads as they are."""
 
 
 def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
@@ -62,7 +62,6 @@ def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the manifests that the command line names; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mico_training.data.benchmarks", description=__doc__.split("\n")[0]
     )

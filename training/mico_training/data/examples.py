@@ -128,7 +128,6 @@ class QuestionDataset(DrawnDataset):
 
 
 Place = tuple[TrainingSample, str]
-"""A sample, and the key of one of its media."""
 
 
 def _context(
@@ -145,7 +144,6 @@ def _context(
 
 
 def _captions(places: Sequence[Place], generator: np.random.Generator) -> tuple[str, ...]:
-    """One caption at random of each medium that has captions; equal captions stand once."""
     known = [captions for sample, key in places if (captions := sample.captions.get(key))]
     drawn = [captions[int(generator.integers(len(captions)))].strip() for captions in known]
     return tuple(dict.fromkeys(filter(None, drawn)))
@@ -386,7 +384,6 @@ class GroupedByLength:
         return self.examples[int(self._order[place])]
 
     def _sorted(self, window: int) -> Integers:
-        """The draws of a window in their new order."""
         first = window * WINDOW * self.batch_size
         last = min(first + WINDOW * self.batch_size, len(self))
         lengths = [about_tokens(self.examples[draw]) for draw in range(first, last)]

@@ -48,7 +48,7 @@ Stem = Callable[[Tensor, Tensor], Tensor]
 (n, C, G, G) on the stem's."""
 
 TRACK = "#track"
-"""The end of the key of a video's sound track."""
+"""The key of a video's sound track ends so."""
 
 
 def stem_fingerprint(stem: nn.Module, *settings: str) -> str:

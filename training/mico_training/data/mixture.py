@@ -23,7 +23,7 @@ from mico_training.data.sources.shards import ShardSource
 from mico_training.recipe import DataRecipe
 
 BLOCK = 4096
-"""Draws over which the ratios hold exactly (each block is shuffled by itself)."""
+"""The ratios hold exactly over so many draws (each block is shuffled by itself)."""
 
 NEAR = 1024
 """A partner's draw is at most so many draws of its lane away: its shard is likely open."""
@@ -50,7 +50,6 @@ class Mixture:
         self._lanes = tuple(order.in_lanes for order in self.orders)
 
     def locate(self, draw: int) -> tuple[int, int, int]:
-        """A draw's source, the epoch of that source, and the index in it."""
         block, place = divmod(draw, BLOCK)
         source, number = _block(self.seed, self.quotas, self._lanes, block)[place].tolist()
         return source, *self.orders[source].locate(block, number)

@@ -66,7 +66,7 @@ def _reversed(lane: int) -> int:
 
 
 BY_RANK = np.array([_reversed(lane) for lane in range(LANES)])
-"""A place for each lane, where those with the same remainder by 2, 4, ... stand together."""
+"""It has a place for each lane; those with the same remainder by 2, 4, ... stand together."""
 
 
 class Order:
@@ -85,7 +85,6 @@ class Order:
         self._shuffled: dict[int, tuple[Integers, Integers]] = {}
 
     def locate(self, block: int, number: int) -> tuple[int, int]:
-        """The epoch and the sample of draw ``number`` of a block."""
         if not self.in_lanes:
             epoch, place = divmod(block * self.quota + number, self.n)
             return epoch, shuffled(place, self.n, *self.seed, epoch)
@@ -99,7 +98,6 @@ class Order:
         return epoch, self._sample(start + window * WINDOW + within, epoch)
 
     def _sample(self, place: int, epoch: int) -> int:
-        """The sample at a place of the shards in an epoch's order."""
         if epoch not in self._shuffled:
             if len(self._shuffled) > 2:  # some lanes are an epoch ahead of others
                 self._shuffled.clear()

@@ -26,7 +26,7 @@ from mico_training.data.mixture import Mixture
 Way = Literal["written", "spoken"]
 
 WAYS: dict[Kind, Way] = {"image": "written", "audio": "spoken", "video": "written"}
-"""How a medium holds words. The data engine's clips have no sound track."""
+"""It says how a medium holds words. The data engine's clips have no sound track."""
 
 CASES, SHARES = ("asked", "nothing", "heard", "own"), (0.55, 0.15, 0.1, 0.2)
 """The user asks for the words; asks, but there are none; asks what there is to hear, if the words

@@ -40,7 +40,7 @@ VARIANCE = 0.85  # of the scale-invariant loss: 1 forgives any scale, 0 none
 COUNTS = (0.2, 0.3, 0.25, 0.25)
 
 Rooms = tuple[NDArray[np.uint8], NDArray[np.float16]]
-"""Pictures (N, S, S, 3) and distances in metres (N, S / 4, S / 4), 0 where there is nothing."""
+"""Rooms are pictures (N, S, S, 3) and distances in metres (N, S / 4, S / 4), 0 for nothing."""
 
 
 def draw(split: Split, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:

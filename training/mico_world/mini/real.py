@@ -395,7 +395,7 @@ def rooms(table: Real) -> Iterator[tuple[Floats, str]]:
                 (archive / part, "") if archive.is_dir() else (archive, f"{folder}{part}/")
             )
         models += [
-            meshes.Model(n, n, archive, f"{folder}{n}.obj", size, None)
+            meshes.MeshModel(n, n, archive, f"{folder}{n}.obj", size, None)
             for n, size in listed.items()
         ]
     while True:

@@ -37,7 +37,7 @@ _MOST_FRAMES = 40
 _CROP, _CROP_SHARE = "picture", 0.08  # the name of a piece of a photograph
 _CROPS: dict[Split, str] = {"train": "crop/1", "validation": "crop/25"}  # as split_of has it
 _HIDDEN, _OVERLAP = 0.45, 0.12
-"""At most so much of a thing is outside of the picture, or before another thing, on average."""
+"""On average, at most so much of a thing is outside of the picture, or behind another thing."""
 
 
 def _track(rng: Rng, thing: Thing, way: str, camera: Path, follows: bool, rivals: int) -> Track:
@@ -72,7 +72,6 @@ def _fault(tracks: Sequence[Track], shape: tuple[int, int]) -> float:
 
 
 def _crop(rng: Rng, split: Split, photographs: Photographs) -> Thing:
-    """A rectangle or an ellipse of a photograph, as a thing of its own."""
     height, width = (int(n) for n in rng.integers(SIDE // 3, SIDE, 2))
     image = photographs.view(rng, split, "scene", (height, width))
     if rng.random() < 0.5:

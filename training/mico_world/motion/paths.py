@@ -95,7 +95,6 @@ def camera_path(rng: Rng, way: str, n: int) -> Path:
 
 
 def shaken(rng: Rng, path: Path) -> Path:
-    """The path of a camera in a hand."""
     steps = rng.normal(0, float(rng.uniform(0.0005, 0.004)), (2, len(path.x)))
     x, y = (np.convolve(step.cumsum() * 0.5 + step, (0.25, 0.5, 0.25), "same") for step in steps)
     return replace(path, x=path.x + x - x.mean(), y=path.y + y - y.mean())

@@ -55,7 +55,6 @@ class Labelled:
 
 @cache
 def labelled(split: Split) -> dict[str, list[Labelled]]:
-    """The photographs of ``split`` by the name of their main thing."""
     found: dict[str, list[Labelled]] = {}
     for package, files in yaml.safe_load(TABLE.read_text(encoding="utf-8")).items():
         for file, names in files.items():

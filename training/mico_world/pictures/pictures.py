@@ -58,7 +58,6 @@ _SHAPES = ((1.0, 0.28), (0.75, 0.3), (0.667, 0.17), (0.5625, 0.15), (0.5, 0.1))
 
 
 def canvas(rng: Rng) -> tuple[int, int]:
-    """Height and width of a picture: a square, or one side shorter; mostly the height."""
     ratios, shares = zip(*_SHAPES, strict=True)
     short = round(SIDE * float(rng.choice(ratios, p=shares)))
     return (short, SIDE) if rng.random() < 0.7 else (SIDE, short)
@@ -230,7 +229,6 @@ def _mixed(
     asked: Sequence[Placed] = (),
     turns: Sequence[Turn] = (),
 ) -> Sample:
-    """The sample of things of different names."""
     asked = asked or scene.placed
     found = [*turns, *_presence(rng, split, things, scene, asked)]
     if len(scene.placed) == len(asked) and rng.random() < (0.35 if len(asked) == 2 else 1.0):
@@ -344,7 +342,6 @@ def _describe(rng: Rng, asked: Sequence[Placed]) -> Turn:
 
 
 def _colours(rng: Rng, asked: Sequence[Placed]) -> list[Turn]:
-    """Questions that compare the colours of two things."""
     named = Counter(p.name for p in asked)
     two = [p for p in asked if p.colour and named[p.name] == 1]
     turns: list[Turn] = []

@@ -44,7 +44,7 @@ class Mesh(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Model:
+class MeshModel:
     """An entry of a catalogue: ``size`` is (width, height, depth) in metres."""
 
     id: str
@@ -60,11 +60,10 @@ class Furniture(Table):
 
 
 @cache
-def models_of(split: Split) -> dict[str, list[Model]]:
-    """The models of ``split`` that have a plain name, by that name."""
+def models_of(split: Split) -> dict[str, list[MeshModel]]:
     known = Furniture.read(Path(__file__).with_name("furniture.yaml")).names
     plain_names = {raw: plain for plain, raws in known.items() for raw in raws}
-    found: dict[str, list[Model]] = defaultdict(list)
+    found: dict[str, list[MeshModel]] = defaultdict(list)
     for archive in sorted(source("sweethome3d-furniture").rglob("*.sh3f")):
         for entry in furniture(archive):
             name = plain_names.get(entry["name"])
@@ -73,13 +72,15 @@ def models_of(split: Split) -> dict[str, list[Model]]:
                 continue
             size = tuple(float(entry[side]) / 100 for side in ("width", "height", "depth"))
             rotation = tuple(map(float, entry.get("modelRotation", "").split())) or None
-            model = Model(entry["id"], name, archive, entry["model"].lstrip("/"), size, rotation)
+            model = MeshModel(
+                entry["id"], name, archive, entry["model"].lstrip("/"), size, rotation
+            )
             found[name].append(model)
     return found
 
 
 @lru_cache(maxsize=512)
-def load(model: Model) -> Mesh:
+def load(model: MeshModel) -> Mesh:
     """The model's mesh at its real size."""
     with zipfile.ZipFile(model.archive) as archive:
         mesh = _simplified(_read_obj(archive, model.member))
@@ -154,7 +155,6 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
 
 
 def _colours(mesh: Any) -> NDArray[np.uint8]:
-    """(F, 3) uint8: a colour for each triangle of a loaded mesh."""
     material = getattr(mesh.visual, "material", mesh.visual)
     corners = getattr(mesh.visual, "uv", None)
     if corners is None or getattr(material, "image", None) is None:

@@ -34,7 +34,7 @@ from mico_world.language import word
 from mico_world.pictures.compose import camera, depth_png, encoded, jpeg
 from mico_world.rooms import meshes
 from mico_world.rooms.meshes import Floats
-from mico_world.rooms.scenes import Scene, cut_out_scene, layered_scene, room_scene
+from mico_world.rooms.scenes import RoomScene, cut_out_scene, layered_scene, room_scene
 from mico_world.things.catalogue import Catalogue
 from mico_world.things.photographs import photographs
 
@@ -53,13 +53,12 @@ _COUNTS = (0.24, 0.42, 0.21, 0.13)  # shares of views with 1, 2, 3, 4 things
 
 
 def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
-    """One sample of ``split``; without ``use_models`` its things are solids or layers."""
     layered = rng.random() < LAYERED_SHARE
     modelled = use_models and rng.random() < MODEL_SHARE
     behind = photographs() if use_models else None
     count = int(rng.choice(4, p=_COUNTS)) + 1
 
-    def draw() -> Scene | None:
+    def draw() -> RoomScene | None:
         if layered:
             return layered_scene(rng, split, count)
         return room_scene(rng, split, count, modelled, behind)
@@ -72,11 +71,11 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     return _sample(rng, split, lambda: cut_out_scene(rng, split, things), named=True)
 
 
-def visible_things(scene: Scene) -> tuple[list[Thing], list[Thing]] | None:
+def visible_things(scene: RoomScene) -> tuple[list[RoomThing], list[RoomThing]] | None:
     """The things that are asked about, from left to right, and the clutter. None when a thing that
     is asked about is hidden or tiny, or when two are equally near."""
-    asked: list[Thing] = []
-    clutter: list[Thing] = []
+    asked: list[RoomThing] = []
+    clutter: list[RoomThing] = []
     for index, label in enumerate(scene.labels):
         seen = scene.owner == index
         pixels = int(seen.sum())
@@ -92,7 +91,7 @@ def visible_things(scene: Scene) -> tuple[list[Thing], list[Thing]] | None:
         x, y = float(columns[0]) + width / 2, float(rows[0]) + height / 2
         known = depths[depths > 0]
         near, middle = np.quantile(known, (0.03, 0.5)) if len(known) else (np.inf, np.inf)
-        thing = Thing(*label, x, y, width, height, float(near), float(middle))
+        thing = RoomThing(*label, x, y, width, height, float(near), float(middle))
         (asked if index < scene.asked else clutter).append(thing)
     asked.sort(key=lambda thing: thing.x)
     if any(b.x - a.x < 0.1 for a, b in pairwise(asked)):
@@ -101,7 +100,7 @@ def visible_things(scene: Scene) -> tuple[list[Thing], list[Thing]] | None:
     return (asked, clutter) if asked and clear else None
 
 
-def _sample(rng: Rng, split: Split, draw: Callable[[], Scene | None], *, named: bool) -> Sample:
+def _sample(rng: Rng, split: Split, draw: Callable[[], RoomScene | None], *, named: bool) -> Sample:
     for _ in range(200):
         scene = draw()
         if scene is not None and (found := visible_things(scene)):
@@ -192,7 +191,7 @@ def _relative(rng: Rng, depth: Floats, form: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Thing:
+class RoomThing:
     """A visible thing: the box of its visible pixels (the centre and the sides as fractions), and
     the depths of its nearest point and of its median pixel in metres."""
 
@@ -207,7 +206,7 @@ class Thing:
     near: float
     depth: float
 
-    def clearly_nearer(self, other: Thing) -> bool:
+    def clearly_nearer(self, other: RoomThing) -> bool:
         """Whether the nearest and the median depth are both smaller by the factor NEARER_BY."""
         return self.near * NEARER_BY <= other.near and self.depth * NEARER_BY <= other.depth
 
@@ -218,7 +217,7 @@ def listing(names: Sequence[str]) -> str:
     return listed([article(name) for name in names])
 
 
-def depth_ends(things: Sequence[Thing]) -> tuple[Thing, Thing] | None:
+def depth_ends(things: Sequence[RoomThing]) -> tuple[RoomThing, RoomThing] | None:
     """The nearest and the farthest thing, or None if the order in depth of any two is unclear."""
     by_depth = sorted(things, key=lambda thing: thing.near)
     clear = len(by_depth) > 1 and all(a.clearly_nearer(b) for a, b in pairwise(by_depth))
@@ -226,7 +225,7 @@ def depth_ends(things: Sequence[Thing]) -> tuple[Thing, Thing] | None:
 
 
 def captions(
-    rng: Rng, things: Sequence[Thing], members: Sequence[str]
+    rng: Rng, things: Sequence[RoomThing], members: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """Captions of each member; those of a depth map also name the nearest thing, if it is clear."""
     names = [thing.name for thing in things]
@@ -261,7 +260,7 @@ class Asker:
     that name a thing are clear; only a ``metric`` depth map tells a distance."""
 
     rng: Rng
-    things: Sequence[Thing]
+    things: Sequence[RoomThing]
     members: Sequence[str]
     floor: bool
     named: bool
@@ -352,7 +351,6 @@ class Asker:
             yield Turn(*texts, "nearer", self._depth_media(), names, right.accept)
 
     def _nearer_or_farther(self) -> Iterator[Turn]:
-        """Is the left thing nearer or farther than the right one?"""
         if self.ends is None or len(self.things) != 2 or self._coin():
             return
         at = int(self._coin())

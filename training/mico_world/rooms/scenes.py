@@ -41,7 +41,7 @@ class Label(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scene:
+class RoomScene:
     """A view before it is encoded; all arrays are (H, W) or (H, W, 3)."""
 
     labels: tuple[Label, ...]
@@ -116,17 +116,10 @@ def room_scene(
     count: int,
     modelled: bool,
     photographs: Photographs | None = None,
-) -> Scene | None:
+) -> RoomScene | None:
     """Ray-cast things on a floor; None if a thing leaves the view or touches another. Half of the
     rooms with models hold up to four further ones as clutter."""
-    more = int(rng.integers(1, 5)) if modelled and rng.random() < 0.5 else 0
-    things = _chosen_meshes(rng, split, count, modelled)
-    if more:
-        around = _chosen_meshes(rng, split, more, modelled)
-        named = {word for label, _ in things for word in label.name.split()}
-        around = [one for one in around if named.isdisjoint(one[0].name.split())]
-        things += around
-    labels, chosen = zip(*things, strict=True)
+    labels, chosen = zip(*_asked_and_clutter(rng, split, count, modelled), strict=True)
     tan_half = float(np.tan(np.radians(rng.uniform(38, 72)) / 2))
     real = float(np.mean([np.ptp(mesh.vertices, axis=0).max() for mesh in chosen]))
     share = rng.uniform(0.4, 1.0) * {1: 1.1, 2: 0.8, 3: 0.6, 4: 0.48}[count]
@@ -176,17 +169,7 @@ def room_scene(
         feet.append((float(foot[0]), float(foot[2]), flat))
         kept.append(labels[index])
         placed.append(Mesh(vertices, mesh.faces, mesh.colours))
-    wall = max(-z + r for _, z, r in feet) * rng.uniform(1.05, 2.0)
-    sides = (max(abs(x) + r for x, _, r in feet) * rng.uniform(1.05, 2.5, 2)) * (-1, 1)
-    planes = {
-        "floor": np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]]),
-        "wall": np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]]),
-    }
-    planes |= {
-        f"side {x}": np.array([[x, 0, 5], [x, 0, -90], [x, 60, -90], [x, 60, 5]]) for x in sides
-    }
-    chances = {"floor": 1.0, "wall": 0.85}
-    planes = {k: v for k, v in planes.items() if rng.random() < chances.get(k, 0.4)}
+    planes = _planes(rng, feet)
     quad = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
     backdrop = [(to_camera(corners), quad) for corners in planes.values()]
     light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
@@ -205,6 +188,34 @@ def room_scene(
     return _seen(kept, placed, hits, *view, asked=count, floor=not floats)
 
 
+def _asked_and_clutter(
+    rng: Rng, split: Split, count: int, modelled: bool
+) -> list[tuple[Label, Mesh]]:
+    """The ``count`` things of a room, then its clutter, which shares no word with their names."""
+    more = int(rng.integers(1, 5)) if modelled and rng.random() < 0.5 else 0
+    things = _chosen_meshes(rng, split, count, modelled)
+    around = _chosen_meshes(rng, split, more, modelled) if more else []
+    named = {word for label, _ in things for word in label.name.split()}
+    return things + [one for one in around if named.isdisjoint(one[0].name.split())]
+
+
+def _planes(rng: Rng, feet: Sequence[tuple[float, float, float]]) -> dict[str, NDArray[Any]]:
+    """The corners of the floor, and perhaps of a wall and two sides, around the things.
+
+    ``feet`` holds the x, the z and the radius of each thing.
+    """
+    wall = max(-z + r for _, z, r in feet) * rng.uniform(1.05, 2.0)
+    sides = (max(abs(x) + r for x, _, r in feet) * rng.uniform(1.05, 2.5, 2)) * (-1, 1)
+    planes = {
+        "floor": np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]]),
+        "wall": np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]]),
+    }
+    for x in sides:
+        planes[f"side {x}"] = np.array([[x, 0, 5], [x, 0, -90], [x, 60, -90], [x, 60, 5]])
+    chances = {"floor": 1.0, "wall": 0.85}
+    return {k: v for k, v in planes.items() if rng.random() < chances.get(k, 0.4)}
+
+
 def _seen(
     labels: Sequence[Label],
     placed: Sequence[Mesh],
@@ -216,7 +227,7 @@ def _seen(
     *,
     asked: int,
     **facts: bool,
-) -> Scene | None:
+) -> RoomScene | None:
     """The scene that ``hits`` shows, or None if another thing hides much of one that is asked
     about. ``albedo`` has the colours of the backdrop."""
     coloured = []
@@ -232,7 +243,7 @@ def _seen(
     nothing = hits.owner < 0
     rgb[nothing] = albedo[nothing]
     depth = np.where(hits.depth > MAX_DEPTH, 0, hits.depth).astype(np.float32)
-    return Scene(tuple(coloured), rgb, depth, hits.normal, hits.owner, tan_half, asked, **facts)
+    return RoomScene(tuple(coloured), rgb, depth, hits.normal, hits.owner, tan_half, asked, **facts)
 
 
 def _mostly_hidden(index: int, placed: Sequence[Mesh], pixels: int, tan_half: float) -> bool:
@@ -278,7 +289,7 @@ def _muted(rng: Rng) -> NDArray[np.uint8]:
     return np.asarray(np.clip(grey + rng.uniform(-28, 28, 3), 20, 250), np.uint8)
 
 
-def layered_scene(rng: Rng, split: Split, count: int) -> Scene | None:
+def layered_scene(rng: Rng, split: Split, count: int) -> RoomScene | None:
     """Floating outlines before a flat or leaning background; None if one hides another."""
     tan_half = float(np.tan(np.radians(rng.uniform(40, 70)) / 2))
     depths = _depths(rng, count, float(np.exp(rng.uniform(np.log(0.5), np.log(5.0)))))
@@ -357,7 +368,7 @@ def sheet(
     return (rays * away[..., None]).reshape(-1, 3).astype(np.float32), faces
 
 
-def cut_out_scene(rng: Rng, split: Split, things: Catalogue) -> Scene | None:
+def cut_out_scene(rng: Rng, split: Split, things: Catalogue) -> RoomScene | None:
     """Two to four cut-outs before a wall or on a ground plane; None if one hides much of another.
     In half of these views a nearer thing is larger and lower, as perspective makes it."""
     n = int(rng.choice(3, p=(0.6, 0.25, 0.15))) + 2
@@ -395,7 +406,7 @@ def cut_out_scene(rng: Rng, split: Split, things: Catalogue) -> Scene | None:
     labels = [Label(p.thing.identity, p.name, p.thing.accept, p.colour) for p in scene.placed]
     tan_half = float(np.tan(np.radians(30.0)))
     normal = normals_of(depth_map, tan_half)
-    return Scene(tuple(labels), scene.pixels, depth_map, normal, owner, tan_half, n)
+    return RoomScene(tuple(labels), scene.pixels, depth_map, normal, owner, tan_half, n)
 
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> Floats:
@@ -418,7 +429,6 @@ def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] 
 
 
 def normals_of(depth: Floats, tan_half: float) -> Floats:
-    """Unit normals (H, W, 3) of a depth map (H, W)."""
     step = 2 * tan_half / len(depth) * depth  # metres a pixel
     down, right = np.gradient(depth)
     # The limits are for outlines: the jump of depth there is no slope of a surface.

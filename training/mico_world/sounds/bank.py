@@ -66,7 +66,7 @@ def confusable(one: str, other: str) -> bool:
     return bool(set(names[one].accept) & set(names[other].accept))
 
 
-class Entry(NamedTuple):
+class BankEntry(NamedTuple):
     """Where a clip lies in the bank: ``length`` samples from ``start``."""
 
     identity: str
@@ -79,13 +79,13 @@ class SoundBank:
     """Clips by split, class and identity; ``samples`` is int16 (n,) at 16 kHz. If all identities of
     a class would be held out, they are used for training instead."""
 
-    def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
+    def __init__(self, samples: NDArray[np.int16], entries: Iterable[BankEntry]) -> None:
         self._samples = samples
         self.entries = tuple(entries)
         if unknown := {entry.name for entry in self.entries} - sound_names().keys():
             raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see sounds.yaml")
         trained = {e.name for e in self.entries if split_of(e.identity) == "train"}
-        self._clips: dict[Split, dict[str, dict[str, list[Entry]]]]
+        self._clips: dict[Split, dict[str, dict[str, list[BankEntry]]]]
         self._clips = {"train": defaultdict(dict), "validation": defaultdict(dict)}
         for entry in self.entries:
             split: Split = split_of(entry.identity) if entry.name in trained else "train"
@@ -102,11 +102,11 @@ class SoundBank:
         weights = np.array([min(16, len(self._clips[split][name])) for name in pool]) ** 0.25
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
-    def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:
+    def draw(self, rng: Rng, split: Split, name: str) -> tuple[BankEntry, Signal]:
         entry = pick(rng, pick(rng, list(self._clips[split][name].values())))
         return entry, self.signal(entry)
 
-    def signal(self, entry: Entry) -> Signal:
+    def signal(self, entry: BankEntry) -> Signal:
         pcm = self._samples[entry.start : entry.start + entry.length]
         return pcm.astype(np.float32) / np.float32(32768)
 
@@ -119,7 +119,7 @@ class SoundBank:
 
     @classmethod
     def load(cls, stem: Path) -> SoundBank:
-        entries = [Entry(*row) for row in json.loads(stem.with_suffix(".json").read_text())]
+        entries = [BankEntry(*row) for row in json.loads(stem.with_suffix(".json").read_text())]
         return cls(np.load(stem.with_suffix(".npy"), mmap_mode="r"), entries)
 
     @classmethod
@@ -133,7 +133,7 @@ class SoundBank:
                 continue
             pcm = (synth.peak(signal, 0.98) * 32767).astype(np.int16)
             parts.append(pcm)
-            entries.append(Entry(identity, name, start, len(pcm)))
+            entries.append(BankEntry(identity, name, start, len(pcm)))
             start += len(pcm)
         return cls(np.concatenate(parts) if parts else np.zeros(0, np.int16), entries)
 

@@ -31,7 +31,7 @@ _RETRIEVAL = 1  # AUDIO_OUTPUT_RETRIEVAL of espeak-ng
 _UTF8 = 1
 
 
-class Clip(NamedTuple):
+class Recording(NamedTuple):
     """A recording: ``load()`` gives it as float32 mono at 16 kHz, otherwise unchanged."""
 
     identity: str
@@ -59,12 +59,12 @@ class Recordings(Table):
 recordings = Recordings.reader(Path(__file__).with_name("recordings.yaml"))
 
 
-def clips() -> Iterator[Clip]:
+def clips() -> Iterator[Recording]:
     yield from chain(_files(), _opensfx(), _fonts(), _freepats(), _strums())
     yield from chain(_series(), _surroundings(), _samplers(), _speech())
     for name in ("siren", "beep", "alarm clock", "heartbeat", "clock"):
         for i in range(8):
-            yield Clip(f"made:{name}:{i}", name, partial(_make, name, i))
+            yield Recording(f"made:{name}:{i}", name, partial(_make, name, i))
 
 
 def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
@@ -77,7 +77,7 @@ def _sound_files(package: str) -> list[Path]:
     return [p for p in paths if p.suffix in _SUFFIXES and not p.is_symlink()]
 
 
-def _files() -> Iterator[Clip]:
+def _files() -> Iterator[Recording]:
     for package, classes in recordings().files.items():
         takes = recordings().takes.get(package)
         for path in _sound_files(package):
@@ -88,10 +88,10 @@ def _files() -> Iterator[Clip]:
             for name, patterns in classes.items():
                 if any(fnmatchcase(place, p if "/" in p else f"*/{p}") for p in patterns):
                     identity = "speaker" if name == "speech" else f"{folder}/{stem}"
-                    yield Clip(f"{package}:{identity}", name, partial(decode_file, path))
+                    yield Recording(f"{package}:{identity}", name, partial(decode_file, path))
 
 
-def _opensfx() -> Iterator[Clip]:
+def _opensfx() -> Iterator[Recording]:
     package = "openttd-opensfx"
     data = next(source(package).rglob("opensfx.cat")).read_bytes()
     for number, name in recordings().opensfx.items():
@@ -99,10 +99,10 @@ def _opensfx() -> Iterator[Clip]:
         offset, size = struct.unpack_from("<II", data, 8 * number)
         offset = (offset & 0x7FFFFFFF) + 1 + data[offset & 0x7FFFFFFF]
         wav = data[offset : offset + size]
-        yield Clip(f"{package}:{number}", name, partial(synth.decode, wav, MAX_SECONDS))
+        yield Recording(f"{package}:{number}", name, partial(synth.decode, wav, MAX_SECONDS))
 
 
-def _fonts() -> Iterator[Clip]:
+def _fonts() -> Iterator[Recording]:
     for package, family, pattern in (
         ("fluid-soundfont-gm", "fluid", "*GM.sf2"),
         ("musescore-general-soundfont-small", "fluid", "*.sf3"),
@@ -115,27 +115,27 @@ def _fonts() -> Iterator[Clip]:
     for bank, program, name in instruments().effects:
         for key in (60, 57, 63):
             load = partial(font.play, [Note(0.0, 4.0, key, 115)], program, bank)
-            yield Clip(f"gs:{bank}:{program}", name, load)
+            yield Recording(f"gs:{bank}:{program}", name, load)
 
 
-def _takes(family: str, font: synth.Font) -> Iterator[Clip]:
+def _takes(family: str, font: synth.Font) -> Iterator[Recording]:
     """All that a General MIDI font offers. Fonts that share recordings share the ``family``: the
     MuseScore font descends from FluidR3."""
     for name, programs in instruments().programs.items():
         for program in programs:
             for take in range(3):
                 load = partial(font.play, synth.tune(program, take), program)
-                yield Clip(f"{family}:program:{program}", name, load)
+                yield Recording(f"{family}:program:{program}", name, load)
     for name, keys in instruments().drums.items():
         for key in keys:
             load = partial(font.play, synth.rhythm(key, 0), 0, 128)
-            yield Clip(f"{family}:drum:{key}", name, load)
+            yield Recording(f"{family}:drum:{key}", name, load)
     for take, kit in enumerate((0, 8, 16, 24, 25, 32, 40, 48)):
         load = partial(font.play, synth.beat(take), kit, 128)
-        yield Clip(f"{family}:kit:{kit}", "drum", load)
+        yield Recording(f"{family}:kit:{kit}", "drum", load)
 
 
-def _freepats() -> Iterator[Clip]:
+def _freepats() -> Iterator[Recording]:
     package = "freepats"
     programs = {p: name for name, numbers in instruments().programs.items() for p in numbers}
     keys = {k: name for name, numbers in instruments().drums.items() for k in numbers}
@@ -145,7 +145,7 @@ def _freepats() -> Iterator[Clip]:
         for take in range(0 if name is None else 1 if drum else 3):
             notes = synth.rhythm(60, number) if drum else synth.tune(number, take)
             load = partial(_play_patch, path, notes, drum)
-            yield Clip(f"{package}:{path.parent.name}/{number}", str(name), load)
+            yield Recording(f"{package}:{path.parent.name}/{number}", str(name), load)
 
 
 def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
@@ -156,15 +156,15 @@ def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
     return synth.play_patches(patches, notes)[: round(MAX_SECONDS * SAMPLE_RATE)]
 
 
-def _strums() -> Iterator[Clip]:
+def _strums() -> Iterator[Recording]:
     package = "hydrogen-drumkits-effects"
     paths = sorted(source(package).rglob("*.flac"))
     for path in paths[:: max(1, len(paths) // 24)]:
         chord = path.stem.split("_")[0]
-        yield Clip(f"{package}:{chord}", "guitar", partial(decode_file, path))
+        yield Recording(f"{package}:{chord}", "guitar", partial(decode_file, path))
 
 
-def _series() -> Iterator[Clip]:
+def _series() -> Iterator[Recording]:
     """Footsteps and typing, put together from the recordings of single steps and keys."""
     for name, strikes in recordings().strikes.items():
         for package, patterns in strikes.series.items():
@@ -172,7 +172,7 @@ def _series() -> Iterator[Clip]:
                 paths = [p for p in _sound_files(package) if fnmatchcase(p.stem, pattern)]
                 for take in range(3):
                     load = partial(_strikes, paths, take, strikes.gap)
-                    yield Clip(f"{package}:{pattern}", name, load)
+                    yield Recording(f"{package}:{pattern}", name, load)
 
 
 def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
@@ -184,7 +184,7 @@ def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
     return synth.place(parts, MAX_SECONDS)
 
 
-def _surroundings() -> Iterator[Clip]:
+def _surroundings() -> Iterator[Recording]:
     def load_part(stream: bytes, part: int) -> Signal:  # each part has MAX_SECONDS
         whole = synth.decode(stream, (part + 1) * MAX_SECONDS)
         return whole[part * round(MAX_SECONDS * SAMPLE_RATE) :]
@@ -199,14 +199,14 @@ def _surroundings() -> Iterator[Clip]:
         name = recordings().surroundings.get(file)
         for part in range(4 if name else 0):
             load = partial(load_part, data[match.end() : end], part)
-            yield Clip(f"{package}:{file}", str(name), load)
+            yield Recording(f"{package}:{file}", str(name), load)
 
 
-def _samplers() -> Iterator[Clip]:
+def _samplers() -> Iterator[Recording]:
     for package, (name, program) in recordings().samplers.items():
         for take in range(6):
             load = partial(_play_sampler, package, synth.tune(program, take))
-            yield Clip(f"{package}:{name}", name, load)
+            yield Recording(f"{package}:{name}", name, load)
 
 
 def _play_sampler(package: str, notes: list[Note]) -> Signal:
@@ -225,7 +225,7 @@ def _play_sampler(package: str, notes: list[Note]) -> Signal:
     return synth.play_patches(tuple(patches.values()), moved)
 
 
-def _speech() -> Iterator[Clip]:
+def _speech() -> Iterator[Recording]:
     packages = (("tuxpaint-stamps-default", "*_desc*.ogg"), ("ktuberling-data", "*.ogg"))
     for package, pattern in packages:
         speakers: dict[str, list[Path]] = defaultdict(list)
@@ -236,11 +236,11 @@ def _speech() -> Iterator[Clip]:
             step = max(1, len(paths) // _CLIPS_PER_SPEAKER)
             for path in paths[::step][:_CLIPS_PER_SPEAKER]:
                 load = partial(decode_file, path, _SPEECH_SECONDS)
-                yield Clip(f"{package}:{name}", "speech", load)
+                yield Recording(f"{package}:{name}", "speech", load)
     package = "espeakng-loader"
     for language, text in recordings().spoken.items():
         for voice in (language + variant for variant in _VARIANTS):
-            yield Clip(f"{package}:{voice}", "speech", partial(_speak, voice, text))
+            yield Recording(f"{package}:{voice}", "speech", partial(_speak, voice, text))
 
 
 @cache

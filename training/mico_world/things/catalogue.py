@@ -217,7 +217,7 @@ def trim(image: Image.Image) -> Pixels | None:
     return np.asarray(rgba)
 
 
-class Entry(NamedTuple):
+class PictureEntry(NamedTuple):
     """A picture (the file ``path``, or ``member`` of the zip ``path``) and words for its thing."""
 
     path: Path
@@ -274,7 +274,7 @@ def caption_name(caption: str) -> str:
     return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
 
 
-def _stamps() -> Iterator[Entry]:
+def _stamps() -> Iterator[PictureEntry]:
     root = source("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     for png in sorted(root.rglob("*.png")):
         key = png.relative_to(root).with_suffix("").as_posix()
@@ -284,10 +284,10 @@ def _stamps() -> Iterator[Entry]:
         caption = text.read_text(encoding="utf-8", errors="replace").splitlines()[0]
         phrase = words().stamp_names.get(key) or caption_name(caption)
         if phrase and len(phrase.split()) <= 3:
-            yield Entry(png, f"stamp/{_stem(key)}", phrase)
+            yield PictureEntry(png, f"stamp/{_stem(key)}", phrase)
 
 
-def _emoji() -> Iterator[Entry]:
+def _emoji() -> Iterator[PictureEntry]:
     table = source("unicode-emoji-json") / "package/data-by-emoji.json"
     assets = source("lobehub-fluent-emoji-3d") / "package/assets"
     for character, row in json.loads(table.read_text(encoding="utf-8")).items():
@@ -300,10 +300,10 @@ def _emoji() -> Iterator[Entry]:
         phrase = "clock" if "o'clock" in phrase else phrase
         files = (assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f")))
         if path := next((file for file in files if file.exists()), None):
-            yield Entry(path, f"emoji/{row['slug']}", phrase)
+            yield PictureEntry(path, f"emoji/{row['slug']}", phrase)
 
 
-def _clip_art() -> Iterator[Entry]:
+def _clip_art() -> Iterator[PictureEntry]:
     """Open Clip Art drawings whose file name has a known noun, or whose folder is one kind."""
     root = source("openclipart-png") / "usr/share/openclipart/png"
     seen: set[str] = set()
@@ -323,10 +323,10 @@ def _clip_art() -> Iterator[Entry]:
         if phrase == "computer mouse" and not folder.startswith("computer"):
             continue
         seen.add(stem)
-        yield Entry(png, f"clip/{_stem(stem)}", phrase)
+        yield PictureEntry(png, f"clip/{_stem(stem)}", phrase)
 
 
-def _furniture() -> Iterator[Entry]:
+def _furniture() -> Iterator[PictureEntry]:
     root = source("sweethome3d-furniture") / "usr/share/sweethome3d/furniture"
     for archive in sorted(root.glob("*.sh3f")):
         for entry in furniture(archive):
@@ -334,7 +334,7 @@ def _furniture() -> Iterator[Entry]:
             skipped = any(part in phrase for part in ("\\u", *words().furniture_skip_parts))
             if member and not skipped and phrase not in words().furniture_skip:
                 identity = f"furniture/{archive.stem}/{_stem(member.rsplit('.', 1)[0])}"
-                yield Entry(archive, identity, phrase, member)
+                yield PictureEntry(archive, identity, phrase, member)
 
 
 def furniture(archive: Path) -> list[dict[str, str]]:

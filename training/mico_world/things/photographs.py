@@ -64,8 +64,6 @@ class Photograph:
 
 
 class Photographs:
-    """Photographs by split and kind."""
-
     def __init__(self, photographs: Iterable[Photograph]) -> None:
         self._found: dict[tuple[Split, Kind], list[Photograph]] = {}
         for one in photographs:

@@ -10,11 +10,11 @@ from mico_training.data.order import Integers
 from mico_training.data.sources.sample import Source, TrainingSample
 
 ROW = 512
-"""Bits between two counts."""
+"""So many bits lie between two counts."""
 RUN = 1_000_000
-"""Numbers that are hashed at once."""
+"""So many numbers are hashed at once."""
 ORDER = 2406_09412
-"""The seed of the hashes, the same for every run."""
+"""This seeds the hashes, the same for every run."""
 
 
 class Kept:
@@ -93,8 +93,6 @@ def ends_of(source: Source) -> Integers:
 
 
 class Chosen:
-    """Some samples of a source."""
-
     def __init__(self, source: Source, kept: Kept) -> None:
         self.source = source
         self.kept = kept

@@ -44,7 +44,7 @@ COLUMNS: dict[str, np.dtype[Any]] = {
     "profile": np.dtype("<u4"),
 }
 IN_MEMORY = 1_000_000
-"""Samples whose arrays a process holds itself (16 MB)."""
+"""A process holds the arrays of so many samples itself (16 MB)."""
 
 Columns = dict[str, npt.NDArray[Any]]
 Kinds = frozenset[Kind]
@@ -57,7 +57,7 @@ class Profile:
 
     captioned: Kinds = frozenset()
     asked: frozenset[tuple[str, Kinds]] = frozenset()
-    told: Kinds | None = None
+    conversation: Kinds | None = None
 
     @classmethod
     def of(cls, sample: TrainingSample) -> "Profile":
@@ -79,22 +79,32 @@ class Profile:
             return False
         if need == "caption":
             return bool(self.captioned & wanted)
-        told = need == "conversation" and self.told is not None and self.told <= wanted
-        return told or any(kinds <= wanted for kinds in asked)
+        talks = (
+            need == "conversation" and self.conversation is not None and self.conversation <= wanted
+        )
+        return talks or any(kinds <= wanted for kinds in asked)
 
     def json(self) -> list[Any]:
         asked = sorted([skill, sorted(kinds)] for skill, kinds in self.asked)
-        return [sorted(self.captioned), asked, None if self.told is None else sorted(self.told)]
+        return [
+            sorted(self.captioned),
+            asked,
+            None if self.conversation is None else sorted(self.conversation),
+        ]
 
     @classmethod
     def from_json(cls, content: list[Any]) -> "Profile":
-        captioned, asked, told = content
+        captioned, asked, conversation = content
         questions = frozenset((skill, frozenset(kinds)) for skill, kinds in asked)
-        return cls(frozenset(captioned), questions, None if told is None else frozenset(told))
+        return cls(
+            frozenset(captioned),
+            questions,
+            None if conversation is None else frozenset(conversation),
+        )
 
 
 Found = tuple[int, int, Profile]
-"""A sample's start and size in its file, and what it offers."""
+"""It holds a sample's start and size in its file, and what the sample offers."""
 
 
 class Index:
@@ -132,7 +142,6 @@ class Index:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def place(self, number: int) -> tuple[Location, int, int]:
-        """A sample's file, and its start and size in it."""
         file = self.files[int(self.ends.searchsorted(number, side="right"))]
         return file, int(self.start[number]), int(self.size[number])
 

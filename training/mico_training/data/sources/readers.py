@@ -74,7 +74,6 @@ class ManifestSource:
         return self._parse(read_part(self.path, start, size), line + 1).of_kinds(self.kinds)
 
     def _scan(self, path: Location) -> Iterator[Found]:
-        """Each line; an empty one offers nothing."""
         start = 0
         with opened(path) as file:
             for number, line in enumerate(file, start=1):

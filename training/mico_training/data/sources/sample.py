@@ -24,7 +24,7 @@ from mico_training.data.sources.written import NEARER_BY, Turn
 Need = Literal["caption", "conversation", "question"]
 
 APART = 0.12
-"""The least distance between things to call one left of the other; a fraction of the picture."""
+"""Two things are left and right if they are so far apart, as a fraction of the picture."""
 WAYS = WORDS["way"]
 SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
 

@@ -37,7 +37,7 @@ ENDINGS: dict[Kind, tuple[str, ...]] = {
     "image": ("jpg", "jpeg", "png", "webp"),
     "audio": ("wav", "flac", "mp3", "m4a", "ogg", "opus", "aac"),
 }
-"""What a file is by its ending. The first kind that a sample has is what its caption describes."""
+"""A file's ending names its kind. A sample's caption describes the first kind that it has."""
 
 
 class Record(BaseModel):
@@ -88,7 +88,6 @@ class ShardSource:
 
 
 def scan(shard: Location) -> Iterator[Found]:
-    """Each sample of a shard."""
     for key, start, size, members in samples_of(shard):
         yield start, size, Profile.of(sample_of(shard, key, members))
 

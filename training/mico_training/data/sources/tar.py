@@ -14,12 +14,12 @@ from mico_chat.media.addresses import Location, opened, read_part
 from mico_chat.media.file import TarMember
 
 Members = dict[str, TarMember]
-"""By name without the key: ``image.jpg`` of ``KEY.image.jpg``."""
+"""Members by name without the key: ``image.jpg`` stands for ``KEY.image.jpg``."""
 
 TEXTS = ("json", "txt")
-"""Members that are read together with the headers."""
+"""Members of these endings are read together with the headers."""
 HEAD = 8192
-"""Bytes of a sample in a folder that are read at once: often its texts are among them."""
+"""So many bytes of a sample in a folder are read at once: often its texts are among them."""
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -28,7 +28,6 @@ def wrong(shard: Location, key: str, reason: str) -> DataError:
 
 
 def split(name: str) -> tuple[str, str]:
-    """A member's key, and the rest of its name."""
     folder, slash, base = name.rpartition("/")
     stem, _, rest = base.partition(".")
     return folder + slash + stem, rest

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, located, matching
 from mico_chat.media.kinds import KINDS
-from mico_corpus.looking.filters import KEPT, LEFT_OUT, Asked, passing_rows
+from mico_corpus.looking.filters import KEPT, LEFT_OUT, ClipFilter, passing_rows
 from mico_corpus.packing.tables import batches, elements, rows_at, rows_in, tables, texts
 from mico_corpus.places import Place
 from mico_corpus.rows import CLIPS, INDEXES, Row
@@ -31,13 +31,13 @@ from mico_training.data.sources.shards import FORM, sample_of, scan
 from mico_training.data.sources.tar import members_of, samples_of
 
 MOST = 500
-"""Sources to choose from, the largest ones."""
+"""The filter offers so many sources, the largest ones."""
 REMEMBERED = 64
-"""Filters whose rows stay in memory: 8 bytes for each row that they find."""
+"""The rows of so many filters stay in memory: 8 bytes for each row that they find."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ClipEntry:
     """A clip. ``sample`` is what the shard holds of it, ``row`` what the tables say, if any.
 
     ``number`` is its row in the tables, or its number in the shards.
@@ -51,7 +51,7 @@ class Entry:
     problem: str = ""
 
 
-class Shelf(Protocol):
+class ClipStore(Protocol):
     """``reasons``, ``sources``, ``annotators`` and ``media`` are what the filters may name; the
     first two with the number of clips."""
 
@@ -67,21 +67,19 @@ class Shelf(Protocol):
     @property
     def media(self) -> Sequence[str]: ...
 
-    def find(self, asked: Asked) -> NDArray[np.int64]:
-        """The numbers of the clips that pass the filters, in order."""
-        ...
+    def find(self, asked: ClipFilter) -> NDArray[np.int64]: ...
 
-    def entries(self, numbers: NDArray[np.int64]) -> Sequence[Entry]: ...
+    def entries(self, numbers: NDArray[np.int64]) -> Sequence[ClipEntry]: ...
 
 
-def open_shelf(shards: str) -> Shelf:
+def open_store(shards: str) -> ClipStore:
     """The clips of a folder, an address, or a pattern with ``*``; a DataError if there are none."""
     is_folder = "*" not in shards and not shards.endswith(".tar")
     pattern = f"{shards.rstrip('/')}/*.tar" if is_folder else shards
     place = Place(shards if is_folder else str(_parent(shards)))
     found = matching(pattern)
     if tables(place, CLIPS) or tables(place, INDEXES):
-        return Built(place, list(found), whole=is_folder)
+        return BuildStore(place, list(found), whole=is_folder)
     if not found:
         raise DataError(pattern, None, "no shard and no build is there")
     return Plain(found)
@@ -93,8 +91,6 @@ def _parent(pattern: str) -> Location:
 
 
 class Plain:
-    """The samples of shards, without tables."""
-
     def __init__(self, shards: Mapping[Location, str]) -> None:
         self.index = open_index(shards, scan, FORM)
         self.reasons = {KEPT: len(self.index)}
@@ -103,22 +99,22 @@ class Plain:
         captioned = {kind for profile in self.index.profiles for kind in profile.captioned}
         self.media: Sequence[str] = [kind for kind in KINDS if kind in captioned]
 
-    def find(self, asked: Asked) -> NDArray[np.int64]:
+    def find(self, asked: ClipFilter) -> NDArray[np.int64]:
         if not asked.medium:
             return np.arange(len(self.index))
         runs = self.index.offering(lambda profile: asked.medium in profile.captioned)
         return np.flatnonzero(np.concatenate([*runs, np.zeros(0, bool)]))
 
-    def entries(self, numbers: NDArray[np.int64]) -> Sequence[Entry]:
+    def entries(self, numbers: NDArray[np.int64]) -> Sequence[ClipEntry]:
         return [self._entry(int(number)) for number in numbers]
 
-    def _entry(self, number: int) -> Entry:
+    def _entry(self, number: int) -> ClipEntry:
         shard, start, size = self.index.place(number)
         row = {"shard": _name(shard), "reason": ""}
         return _of_shard(number, row, shard, start, size)
 
 
-class Built:
+class BuildStore:
     """The clips of a build by its tables; of a pattern's shards only, if one was given."""
 
     def __init__(self, place: Place, shards: Sequence[Location], whole: bool) -> None:
@@ -130,7 +126,7 @@ class Built:
         self._tables = [*tables(place, INDEXES), *clips]
         self._manifest = set(clips)
         self._ends = np.cumsum([0, *(rows_in(place, name) for name in self._tables)])
-        self._found: OrderedDict[Asked, NDArray[np.int64]] = OrderedDict()
+        self._found: OrderedDict[ClipFilter, NDArray[np.int64]] = OrderedDict()
         self._places = lru_cache(16)(_places)
         reasons: Counter[str] = Counter()
         sources: Counter[str] = Counter()
@@ -168,7 +164,7 @@ class Built:
             return pa.array(np.ones(len(batch), bool))
         return pc.is_in(texts(batch, "shard"), self._of_pattern)
 
-    def find(self, asked: Asked) -> NDArray[np.int64]:
+    def find(self, asked: ClipFilter) -> NDArray[np.int64]:
         if asked not in self._found:
             found = [np.zeros(0, np.int64)]
             for name, first, batch in self._batches():
@@ -179,7 +175,7 @@ class Built:
             self._found.popitem(last=False)
         return self._found[asked]
 
-    def entries(self, numbers: NDArray[np.int64]) -> Sequence[Entry]:
+    def entries(self, numbers: NDArray[np.int64]) -> Sequence[ClipEntry]:
         found = []
         which = self._ends.searchsorted(numbers, side="right") - 1
         for table in np.unique(which):
@@ -188,16 +184,16 @@ class Built:
             found += [self._entry(int(n), row) for n, row in zip(wanted, rows, strict=True)]
         return found
 
-    def _entry(self, number: int, row: Row) -> Entry:
+    def _entry(self, number: int, row: Row) -> ClipEntry:
         annotations = row.get("annotations") or []
         shard = row.get("shard") or ""
         if row["reason"] or not shard:
-            return Entry(row["id"], number, row, annotations=annotations)
+            return ClipEntry(row["id"], number, row, annotations=annotations)
         location = self.shards.get(shard)
         place = None if location is None else self._places(location).get(row["id"])
         if location is None or place is None:
             problem = f"the shard {shard} {'is missing' if location is None else 'lacks this clip'}"
-            return Entry(row["id"], number, row, annotations=annotations, problem=problem)
+            return ClipEntry(row["id"], number, row, annotations=annotations, problem=problem)
         return _of_shard(number, row, location, *place)
 
 
@@ -210,7 +206,7 @@ def _places(shard: Location) -> dict[str, tuple[int, int]]:
     return {key: (start, size) for key, start, size, _ in samples_of(shard)}
 
 
-def _of_shard(number: int, row: Row, shard: Location, start: int, size: int) -> Entry:
+def _of_shard(number: int, row: Row, shard: Location, start: int, size: int) -> ClipEntry:
     """A sample of a shard; one that cannot be read is an entry with a problem."""
     key = str(row.get("id", ""))
     annotations = row.get("annotations") or []
@@ -219,11 +215,11 @@ def _of_shard(number: int, row: Row, shard: Location, start: int, size: int) -> 
         record = json.loads(members["json"].read()) if "json" in members else {}
         sample = sample_of(shard, key, members)
     except (OSError, ValueError, DataError) as error:
-        return Entry(key, number, row, None, annotations, problem=str(error))
+        return ClipEntry(key, number, row, None, annotations, problem=str(error))
     if "annotations" not in row:
         row = _known(record) | row
         annotations = _told(record) or _said(sample)
-    return Entry(key, number, row, sample, annotations)
+    return ClipEntry(key, number, row, sample, annotations)
 
 
 def _known(record: Mapping[str, Any]) -> Row:
@@ -248,7 +244,6 @@ def _fits(name: str, value: object) -> bool:
 
 
 def _said(sample: TrainingSample) -> list[Row]:
-    """The texts of a sample as annotations."""
     said = [
         {"role": "caption", "medium": name.partition(".")[0], "text": text}
         for name, texts in sample.captions.items()

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from mico_chat.errors import ModelError
-from mico_corpus.cutting.apart import Apart
+from mico_corpus.cutting.isolated import Isolated
 from mico_corpus.rows import Row
 
 
@@ -34,8 +34,8 @@ def crashed(row: Row, how: str) -> Row:
 
 
 @pytest.fixture
-def apart() -> Iterator[Apart]:
-    made = Apart(work, crashed)
+def apart() -> Iterator[Isolated]:
+    made = Isolated(work, crashed)
     yield made
     made.close()
 
@@ -44,7 +44,7 @@ def rows(*asked: str) -> list[Row]:
     return [{"do": do, "number": i} for i, do in enumerate(asked)]
 
 
-def test_a_crash_costs_one_row(apart: Apart) -> None:
+def test_a_crash_costs_one_row(apart: Isolated) -> None:
     found = list(apart(rows("well", "crash", "well", "exit", "well", "well")))
     assert [row["number"] for row in found] == [*range(6)]
     assert [row.get("how", "") for row in found] == ["", "signal 11", "", "exit status 3", "", ""]
@@ -54,7 +54,7 @@ def test_a_crash_costs_one_row(apart: Apart) -> None:
     assert processes[2] == processes[3]
 
 
-def test_an_error_of_the_work_is_raised_here(apart: Apart) -> None:
+def test_an_error_of_the_work_is_raised_here(apart: Isolated) -> None:
     given = apart(rows("well", "raise", "well"))
     first = next(given)
     with pytest.raises(ModelError, match="this row"):
@@ -62,9 +62,9 @@ def test_an_error_of_the_work_is_raised_here(apart: Apart) -> None:
     assert next(given)["process"] == first["process"]
 
 
-def test_who_asks_again_finds_the_process_started(apart: Apart) -> None:
+def test_who_asks_again_finds_the_process_started(apart: Isolated) -> None:
     (first,) = apart(rows("well"))
-    (second,) = Apart(work, crashed)(rows("well"))
+    (second,) = Isolated(work, crashed)(rows("well"))
     assert first["process"] == second["process"]
     apart.close()
     assert not psutil.pid_exists(first["process"])
@@ -72,8 +72,8 @@ def test_who_asks_again_finds_the_process_started(apart: Apart) -> None:
 
 def test_the_process_ends_with_who_started_it() -> None:
     script = (
-        "from tests.mico_corpus.cutting.test_apart import *; import time\n"
-        "print(next(Apart(work, crashed)(rows('well')))['process'], flush=True); time.sleep(600)"
+        "from tests.mico_corpus.cutting.test_isolated import *; import time\n"
+        "print(next(Isolated(work, crashed)(rows('well')))['process'], flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
@@ -84,14 +84,14 @@ def test_the_process_ends_with_who_started_it() -> None:
 
 
 def test_an_interrupt_does_not_wait_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    apart = Apart(work, crashed)
+    apart = Isolated(work, crashed)
     (first,) = apart(rows("well"))
 
     def interrupted(stream: object, n: int) -> bytes:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("mico_corpus.cutting.apart.read_frame", interrupted)
+        patched.setattr("mico_corpus.cutting.isolated.read_frame", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(apart(rows("sleep")))
     assert not psutil.pid_exists(first["process"])

@@ -17,13 +17,13 @@ from mico_chat.media.worker import read_frame, write_frame
 from mico_corpus.rows import Row
 
 MOST_BYTES = 1 << 30
-SERVE = "from mico_corpus.cutting.apart import serve; serve()"
+SERVE = "from mico_corpus.cutting.isolated import serve; serve()"
 
 _kept: "dict[bytes, subprocess.Popen[bytes]]" = {}
 """One process for each work: whoever asks again, such as each task of Ray, finds it started."""
 
 
-class Apart:
+class Isolated:
     """``work`` takes one row and gives one; ``crashed`` gives the row of which the process died.
 
     Both are importable, or partials of such. ``crashed`` gets the row and what killed the process.
