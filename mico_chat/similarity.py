@@ -105,9 +105,7 @@ class _EncoderTokens:
         self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
     ) -> list[Tensor]:
         """Tokens of each medium, unit by unit (U * T, D)."""
-        features = self._model.encoder.unit_features(media_kind, media_units, pixel_values)
-        tokens = self._model.encoder(features)
-        tokens = self._model.in_context(tokens, features, media_kind, media_units)
+        tokens, _ = self._model.seen(media_kind, media_units, pixel_values)
         return [of_one.flatten(0, 1) for of_one in tokens.split(media_units.tolist())]
 
 

@@ -25,7 +25,7 @@ from mico_chat.model.bridge import PerceiverBridge
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.context import AlikeMedia, KindRows, MultimodalContext
 from mico_chat.model.encoder import OmniEncoder
-from mico_chat.model.mini.concepts import ChangeCells, ConceptAttention, build_concepts
+from mico_chat.model.mini.concepts import ChangeCells, build_concepts
 from mico_chat.model.mini.motion import Ways
 from mico_chat.model.mini.part import Part, Seen
 from mico_chat.model.mini.things import (
@@ -43,17 +43,10 @@ from mico_chat.model.mini.things import (
 class Grid:
     """The paper's part: the bridge's queries look at the tokens and at the concepts' values.
 
-    With concepts, the names of the whole medium stand behind the bridge's tokens. ``closer``: two
-    looks at the middle of a still, whose main thing is there, count for its name.
+    With concepts, the names of the whole medium stand behind the bridge's tokens.
     """
 
-    bridge: PerceiverBridge
-    concepts: ConceptAttention | None
-    encoder: OmniEncoder
-    table: nn.Embedding | None
-    closer: bool
-    use_concepts: bool
-    use_grid: bool
+    path: "MediaPath"
 
     def __call__(self, seen: Seen) -> Tensor:
         named, values = self.named(seen)
@@ -67,25 +60,28 @@ class Grid:
 
         ``change`` is of the cells' logits.
         """
-        if self.concepts is None or self.table is None:
+        path, looks = self.path, None
+        if path.concepts is None:
             return None, None
-        looks = None
-        if self.closer and seen.media.layout == "still" and seen.pixels is not None:
+        if path.things is not None and seen.media.layout == "still" and seen.pixels is not None:
+            # Looks at the middle of a still, whose main thing is there, count for its name.
             n = len(seen.pixels)
             picture = torch.arange(n).repeat_interleave(len(MIDDLE))
             boxes = MIDDLE.to(seen.pixels.device).repeat(n, 1)
-            looks = looked(self.encoder, seen, seen.pixels, picture, boxes)
-        found = self.concepts(seen.features, seen.media, self.table, looks, change)
-        named, values = (None if x is None else x * self.use_concepts for x in found)
+            looks = looked(path.encoder, seen, seen.pixels, picture, boxes)
+        table = cast(nn.Embedding, path.get_input_embeddings())
+        found = path.concepts(seen.features, seen.media, table, looks, change)
+        named, values = (None if x is None else x * path.use_concepts for x in found)
         return named, values
 
     def queried(self, seen: Seen, values: Tensor | None) -> Tensor:
         """The bridge's tokens (B, Q, L), with the values of cells, if any."""
         if values is not None:  # a value at each grid token, zero at the prefix tokens
-            values = F.pad(values.to(seen.tokens.dtype), (0, 0, self.encoder.n_prefix, 0))
+            values = F.pad(values.to(seen.tokens.dtype), (0, 0, self.path.encoder.n_prefix, 0))
             values = values.unflatten(0, (-1, seen.media.units))
-        context: Tensor = self.bridge(seen.tokens, seen.media.kind, seen.media.layout, values)
-        return context * self.use_grid
+        media = seen.media
+        context: Tensor = self.path.bridge(seen.tokens, media.kind, media.layout, values)
+        return context * self.path.use_grid
 
 
 class MediaPath(nn.Module):
@@ -121,21 +117,13 @@ class MediaPath(nn.Module):
         self.generation: dict[str, Any] | None = None
 
     @property
-    def grid(self) -> Grid:
-        """The first part."""
-        named = self.concepts is not None
-        table = cast(nn.Embedding, self.get_input_embeddings()) if named else None
-        switches = (self.things is not None, self.use_concepts, self.use_grid)
-        return Grid(self.bridge, self.concepts, self.encoder, table, *switches)
-
-    @property
     def parts(self) -> tuple[Part, ...]:
         """The parts that the config lists, in the order of their tokens."""
-        grid = self.grid
-        if self.things is None or self.concepts is None or grid.table is None:
-            return (grid,)
+        if self.things is None or self.concepts is None:
+            return (Grid(self),)
+        table = cast(nn.Embedding, self.get_input_embeddings())
         own = (self.things, self.thing_words, self.ways, self.concepts, self.encoder)
-        return grid, Things(*own, grid.table, self.use_grid)
+        return Grid(self), Things(*own, table, self.use_grid)
 
     def context_tokens(
         self,

@@ -146,11 +146,23 @@ class MicoForPretraining(PreTrainedModel):
     ) -> EncodedContexts:
         """Media of ``n`` samples, and their subtitles, if any; ``change`` is of named cells."""
         media = (media_kind, media_units)
-        features = self.encoder.unit_features(*media, pixel_values, stem_features)
-        units = Units.of(*media)
-        tokens = self.in_context(self.unit_tokens(features, units), features, *media, change)
+        tokens, features = self.seen(*media, pixel_values, stem_features, change)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
-        return EncodedContexts(*self.join(tokens, units, row, n, subtitles), features)
+        return EncodedContexts(*self.join(tokens, Units.of(*media), row, n, subtitles), features)
+
+    def seen(
+        self,
+        media_kind: Tensor,
+        media_units: Tensor,
+        pixel_values: Tensor | None = None,
+        stem_features: Tensor | None = None,
+        change: ChangeCells | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (U, T, D) of units, see :meth:`in_context`, and the stem's features."""
+        media = (media_kind, media_units)
+        features = self.encoder.unit_features(*media, pixel_values, stem_features)
+        tokens = self.unit_tokens(features, Units.of(*media))
+        return self.in_context(tokens, features, *media, change), features
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Features of units to tokens (U, T, D): the encoder's, whatever kind they are of."""

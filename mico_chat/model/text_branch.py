@@ -197,19 +197,13 @@ def captions(
     context: Tensor,
     context_mask: Tensor,
     tokenizer: PreTrainedTokenizerBase,
-    opening: Tensor | None = None,
-    prefix_mask: Tensor | None = None,
-    max_new_tokens: int = 40,
-    num_beams: int = 3,
-    length_penalty: float = 0.6,
+    **options: Any,
 ) -> list[str]:
     """Captions of B contexts (B, N, d), which are valid where ``context_mask`` (B, N) is true.
 
-    ``opening`` (B, S) is [CLS] by default; its first tokens may be a prefix with a mask (B, P).
-    The beams are those of the released model (appendix B).
+    ``options`` are those of :func:`written`.
     """
-    over = (model, context, context_mask, tokenizer, opening, prefix_mask)
-    ids = written(*over, max_new_tokens, num_beams, length_penalty)
+    ids = written(model, context, context_mask, tokenizer, **options)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
@@ -228,7 +222,9 @@ def written(
 ) -> Tensor:
     """The ids (B, S) of :func:`captions` behind the opening, [SEP] and padding included.
 
-    ``sample`` draws each word at random, as likely as the model finds it.
+    ``opening`` (B, S) is [CLS] by default; its first tokens may be a prefix with a mask (B, P).
+    The beams are those of the released model (appendix B). ``sample`` draws each word at random, as
+    likely as the model finds it.
     """
     if opening is None:
         opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
@@ -312,5 +308,10 @@ def answers(
     prefix = question_prefix(questions, tokenizer, positions)
     ids, mask = (x.to(context.device) for x in prefix)
     opening = torch.cat([ids, torch.full_like(ids[:, :1], tokenizer.cls_token_id)], 1)
-    over = (model, context, context_mask, tokenizer, opening, mask.bool())
-    return captions(*over, ANSWER_LENGTH, num_beams, length_penalty=1.0)
+    beams: dict[str, Any] = {
+        "max_new_tokens": ANSWER_LENGTH,
+        "num_beams": num_beams,
+        "length_penalty": 1.0,
+    }
+    media = (model, context, context_mask, tokenizer)
+    return captions(*media, opening=opening, prefix_mask=mask.bool(), **beams)

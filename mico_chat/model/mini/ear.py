@@ -159,20 +159,13 @@ def read_ctranslate2(file: Path) -> dict[str, Tensor]:
     return found
 
 
-_PARTS = {
-    "self_attention/layer_norm/gamma": "norm1.weight",
-    "self_attention/layer_norm/beta": "norm1.bias",
-    "self_attention/linear_0/weight": "self_attn.in_proj_weight",
-    "self_attention/linear_0/bias": "self_attn.in_proj_bias",
-    "self_attention/linear_1/weight": "self_attn.out_proj.weight",
-    "self_attention/linear_1/bias": "self_attn.out_proj.bias",
-    "ffn/layer_norm/gamma": "norm2.weight",
-    "ffn/layer_norm/beta": "norm2.bias",
-    "ffn/linear_0/weight": "linear1.weight",
-    "ffn/linear_0/bias": "linear1.bias",
-    "ffn/linear_1/weight": "linear2.weight",
-    "ffn/linear_1/bias": "linear2.bias",
+_LAYERS = {
+    "self_attention/linear_0/": "self_attn.in_proj_",
+    "self_attention/linear_1/": "self_attn.out_proj.",
+    "ffn/linear_0/": "linear1.",
+    "ffn/linear_1/": "linear2.",
 }
+_NORMS = {"self_attention/layer_norm/": "norm1.", "ffn/layer_norm/": "norm2."}
 
 
 def _state(tensors: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
@@ -180,7 +173,11 @@ def _state(tensors: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
     for conv in ("conv1", "conv2"):
         names |= {f"{conv}.{part}": f"{conv}/{part}" for part in ("weight", "bias")}
     for i in range(blocks):
-        names |= {f"blocks.{i}.{ours}": f"layer_{i}/{theirs}" for theirs, ours in _PARTS.items()}
+        for ours, layer, norm in (("weight", "weight", "gamma"), ("bias", "bias", "beta")):
+            for parts, theirs in ((_LAYERS, layer), (_NORMS, norm)):
+                names |= {
+                    f"blocks.{i}.{x}{ours}": f"layer_{i}/{y}{theirs}" for y, x in parts.items()
+                }
     try:
         return {ours: tensors[f"encoder/{theirs}"].float() for ours, theirs in names.items()}
     except KeyError as error:

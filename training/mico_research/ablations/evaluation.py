@@ -193,8 +193,6 @@ def _context(
     batch = {name: value.to(model.device) for name, value in loader.batch([[medium]]).items()}
     kind, counts = batch["media_kind"], batch["media_units"]
     inputs = (batch.get("pixel_values"), batch.get("stem_features"))
-    features = model.encoder.unit_features(kind, counts, *inputs)
-    units = Units.of(kind, counts)
-    tokens = model.in_context(model.unit_tokens(features, units), features, kind, counts)
+    tokens, _ = model.seen(kind, counts, *inputs)
     row = torch.zeros(len(tokens), dtype=torch.long)
-    return space.of_tokens(tokens, units, row, 1)[0]
+    return space.of_tokens(tokens, Units.of(kind, counts), row, 1)[0]
