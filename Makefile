@@ -147,10 +147,10 @@ $(VLLM_INSTALLED): pyproject.toml
 # are those of the older versions there.
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/mico-chat setup
-	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/engine/test_vllm_media.py \
-		tests/mico_training/test_vicuna_chain.py tests/server/test_vllm_service.py
+	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/vllm/test_vllm.py tests/engine/vllm/test_vllm_media.py \
+		tests/mico_training/test_vicuna_chain.py tests/server/service/test_vllm_service.py
 	MICO_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -W ignore \
-		tests/server/test_openai_client.py
+		tests/server/dialects/test_openai_client.py
 
 $(LMMS_INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(LMMS_VENV)
@@ -162,7 +162,7 @@ $(LMMS_INSTALLED): pyproject.toml
 # for lmms-eval lets Pillow read truncated pictures.
 test-lmms: $(LMMS_INSTALLED)
 	$(LMMS_BIN)/mico-chat setup
-	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/evaluation/lmms tests/evaluation/test_likelihood.py
+	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/evaluation/lmms tests/evaluation/models/test_likelihood.py
 	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/media
 
 check: setup-dev

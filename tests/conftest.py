@@ -33,14 +33,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def chat() -> MicoChatForConditionalGeneration:
     """The tiny chat model."""
-    from tests.tiny import chat_model
+    from tests.support.tiny import chat_model
 
     return chat_model()
 
 
 @pytest.fixture(scope="module")
 def processor(chat: MicoChatForConditionalGeneration) -> MicoChatProcessor:
-    from tests.tiny import processor_for
+    from tests.support.tiny import processor_for
 
     return processor_for(cast(Any, chat.config))
 
@@ -83,11 +83,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no process works long after the others."""
-    slow = {
-        item.path
-        for item in items
-        if item.get_closest_marker("slow") or item.get_closest_marker("browser")
-    }
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 

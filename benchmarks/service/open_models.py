@@ -25,8 +25,8 @@ from benchmarks.http_client import address_of
 from benchmarks.media import noisy_picture
 from benchmarks.processes import program, service
 from mico_chat.engine.cpu import usable_cores
-from tests import replicas
-from tests.replicas.qwen import Size
+from tests.support import replicas
+from tests.support.replicas.qwen import Size
 
 N_TOKENS = 64
 AT_ONCE = (8, 1)

@@ -18,7 +18,7 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_ui.browser.app import create_app
 from mico_ui.browser.visitor import Access
 from mico_ui.local_server import local_server
-from tests.server.running import live
+from tests.server.support.running import live
 from tests.ui.live import FakeServer
 
 FOLDER = Path(__file__).parent

@@ -20,7 +20,7 @@ from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER
-from tests.tiny import letters
+from tests.support.tiny import letters
 
 END = 3
 """``<|im_end|>`` of the tokenizer of letters."""

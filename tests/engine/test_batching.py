@@ -31,7 +31,7 @@ from tests.engine.fake_model import (
     joined_letters,
     says,
 )
-from tests.tiny import run
+from tests.support.tiny import run
 
 TEN = GenerationOptions(max_tokens=10)
 HELLO = Prompt((ids("hello"),))

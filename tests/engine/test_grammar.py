@@ -10,7 +10,7 @@ import pytest
 
 from mico_chat.engine.grammar import Grammar, Grammars
 from mico_chat.errors import RequestError
-from tests.tiny import byte_level
+from tests.support.tiny import byte_level
 
 
 @pytest.fixture(scope="module")

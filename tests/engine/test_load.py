@@ -28,8 +28,8 @@ from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item
 from mico_chat.wire import Choice
 from tests.engine.tiny_llm import save_llm, tiny_llm
-from tests.fakes import FakeDecoder
-from tests.tiny import (
+from tests.support.fakes import FakeDecoder
+from tests.support.tiny import (
     SIDE,
     beside,
     byte_level,

@@ -21,9 +21,9 @@ from mico_chat.evaluation import chat
 from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_server import app
 from mico_server.settings import read_settings
-from tests.fakes import FakeDecoder
-from tests.tiny import picture, shown, stage1_folder
-from tests.vicuna import vicuna_folder
+from tests.support.fakes import FakeDecoder
+from tests.support.tiny import picture, shown, stage1_folder
+from tests.support.vicuna import vicuna_folder
 
 LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

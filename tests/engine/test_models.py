@@ -19,7 +19,7 @@ from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from tests.engine.tiny_llm import answer, block, embed, exported, feed, generated, prompts, text
-from tests.tiny import byte_level, run
+from tests.support.tiny import byte_level, run
 
 SAMPLED = GenerationOptions(max_tokens=12, temperature=1.5, seed=3)
 

@@ -15,7 +15,7 @@ from mico_chat.engines.source import Form, Source
 from mico_chat.engines.table import ENGINES, candidates, choose, reference
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import load_assistant
-from tests.fakes import FakeDecoder
+from tests.support.fakes import FakeDecoder
 
 ROOT = Path(__file__).parents[2]
 

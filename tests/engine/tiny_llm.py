@@ -14,7 +14,7 @@ from mico_chat.engine.scheduler import Chunk, Model, Sampled, Scheduler, Sequenc
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.config import MicoChatConfig
-from tests.tiny import byte_level
+from tests.support.tiny import byte_level
 
 VOCABULARY = 300
 WIDTH = 32

@@ -19,8 +19,8 @@ from mico_chat.evaluation.task import TASKS, Model
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
-from tests.made import write_clip, write_sound
-from tests.tiny import SIDE, processor_for
+from tests.support.made import write_clip, write_sound
+from tests.support.tiny import SIDE, processor_for
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
 

@@ -29,7 +29,7 @@ from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from tests.evaluation.conftest import write_chat_model, write_items
 from tests.evaluation.parrot import Parrot
-from tests.tiny import chat_model
+from tests.support.tiny import chat_model
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mico_chat.media import MediaDecoder, MediaLimits
-from tests.made import write_clip, write_sound
+from tests.support.made import write_clip, write_sound
 
 MakeSound = Callable[..., Path]
 MakeClip = Callable[..., Path]

@@ -16,8 +16,8 @@ from mico_chat.media import Audio, Image, MediaReport, Medium, Pages, worker
 from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import Words, WrittenText
 from mico_chat.model.processing import MicoChatProcessor
-from tests.fakes import FakeDecoder
-from tests.tiny import picture, run, shown
+from tests.support.fakes import FakeDecoder
+from tests.support.tiny import picture, run, shown
 
 TEXT = (WrittenText(text="Invoice", box=(0, 0, 1, 1), confidence=1.0),)
 

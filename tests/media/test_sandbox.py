@@ -18,7 +18,7 @@ from mico_chat.cli.doctor import engine_finding
 from mico_chat.errors import MediaError
 from mico_chat.media import MediaDecoder, MediaFile, decode
 from mico_chat.media import decoder as parent
-from tests.server.hostile_seeds import good_files, raster
+from tests.server.support.hostile_seeds import good_files, raster
 
 MACHINES = ["x86_64", "aarch64"]
 PNG = MediaFile("image", raster("RGB", "PNG"), "a.png")

@@ -16,7 +16,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video, decode
 from mico_chat.media.audio import decoded, frames_of, packets_of
 from mico_chat.media.video import FrameReader, timeline_of
-from tests.made import write_pictures
+from tests.support.made import write_pictures
 
 MakeClip = Callable[..., Path]
 

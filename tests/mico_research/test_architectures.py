@@ -12,7 +12,7 @@ from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.text_branch import backwards
 from mico_research.ablations.grid import ARCHITECTURES, Architecture
-from tests.tiny import captions
+from tests.support.tiny import captions
 
 ALL: list[Architecture] = ["shared", "per-modality", "text-encoder", "text-decoder"]
 

@@ -18,7 +18,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.build_model import Chat, Pretraining, learn_vocabulary
 from mico_training.data.sources.written import Sample, Turn, write_shard
-from tests.tiny import letters, llm_folder
+from tests.support.tiny import letters, llm_folder
 
 SIZE = {"width": 0.5, "height": 0.5}
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}

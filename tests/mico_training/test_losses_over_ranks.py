@@ -14,7 +14,7 @@ from mico_chat.model.losses import Context, fetch_rows, gather_rows, matching, o
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
 from tests.mico_training.test_parallel import run
-from tests.tiny import SIDE, pretraining_model
+from tests.support.tiny import SIDE, pretraining_model
 
 pytestmark = pytest.mark.slow
 

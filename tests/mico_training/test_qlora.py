@@ -17,7 +17,7 @@ from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.stages import train_stage2, train_stage3
 from mico_training.trained import Modes, checkpoint_activations, train_only
 from tests.mico_training.test_runs import logged, losses, write_recipe
-from tests.tiny import chat_model
+from tests.support.tiny import chat_model
 
 
 def write(folder: Path, shards: Path, llm: Path, **sections: Any) -> Path:

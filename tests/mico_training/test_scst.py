@@ -21,7 +21,7 @@ from mico_training.scst import Cider
 from mico_training.stages import train_stage1
 from tests.mico_training.scenes import COLOURS, picture
 from tests.mico_training.test_runs import write_recipe
-from tests.tiny import captions, pretraining_model
+from tests.support.tiny import captions, pretraining_model
 
 pytest.importorskip("pycocoevalcap")
 

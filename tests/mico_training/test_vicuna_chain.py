@@ -30,13 +30,13 @@ from mico_chat.model.config import MicoChatConfig
 from mico_chat.wire import Choice
 from mico_training.recipe import Stage2Run, Stage3Run, load_recipe
 from mico_training.stages import train_stage2, train_stage3
-from tests.fakes import FakeDecoder
-from tests.made import write_clip
 from tests.mico_training.test_estimate import RECIPES
 from tests.mico_training.test_runs import logged, write_recipe
-from tests.tiny import clip, depth, picture, shown, sound
-from tests.vicuna import pickle_weights, vicuna_folder
-from tests.vllm_here import ARGUMENTS, needs_vllm
+from tests.support.fakes import FakeDecoder
+from tests.support.made import write_clip
+from tests.support.tiny import clip, depth, picture, shown, sound
+from tests.support.vicuna import pickle_weights, vicuna_folder
+from tests.support.vllm_here import ARGUMENTS, needs_vllm
 
 NEAR_TIE = 0.02
 """Logarithms of probabilities that are so near may change places between engines."""

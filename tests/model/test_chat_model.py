@@ -26,7 +26,7 @@ from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig, MicoEncoderConfig
 from mico_chat.model.media_path import TokenTable
 from mico_chat.model.processing import MicoChatProcessor
-from tests.tiny import (
+from tests.support.tiny import (
     beside,
     chat_model,
     clip,

@@ -12,7 +12,7 @@ from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.load import has_text_branch, load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
-from tests.tiny import captions, chat_model, letters, pretraining_model
+from tests.support.tiny import captions, chat_model, letters, pretraining_model
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from mico_chat.checkpoints.gguf_files import QUANTIZATIONS
 from mico_chat.engines.table import ENGINES
 from mico_chat.model.config import MicoChatConfig
 from tests.engine.tiny_llm import exported
-from tests.tiny import chat_model
+from tests.support.tiny import chat_model
 
 GB = 10**9
 

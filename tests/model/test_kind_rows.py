@@ -15,7 +15,7 @@ from mico_chat.model import context
 from mico_chat.model.config import KIND_ROWS, MicoChatConfig, MicoConfig
 from mico_chat.model.context import KindRows
 from mico_chat.model.pretraining import MicoForPretraining
-from tests.tiny import SIDE, chat_model, processor_for
+from tests.support.tiny import SIDE, chat_model, processor_for
 
 THERMAL = len(KINDS)
 

@@ -25,7 +25,7 @@ from mico_chat.model.mini.concepts import LIKELY, ConceptAttention, build_concep
 from mico_chat.model.mini.stem import COLOUR_CELLS
 from mico_chat.model.preprocessing import PART
 from mico_chat.model.released import KindProjections
-from tests.tiny import SIDE, chat_model
+from tests.support.tiny import SIDE, chat_model
 
 
 @pytest.fixture(scope="module")

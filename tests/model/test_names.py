@@ -11,7 +11,7 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.mini.names import ConceptNames
 from mico_chat.model.pretraining import OBJECTIVES, EncodedContexts, MicoForPretraining
-from tests.tiny import SIDE, captions, letters, pretraining_model
+from tests.support.tiny import SIDE, captions, letters, pretraining_model
 
 VISUAL, SOUND = ["cat", "dog", "red ball"], ["bell", "dog"]
 IMAGE, AUDIO, VIDEO = (KINDS.index(kind) for kind in ("image", "audio", "video"))

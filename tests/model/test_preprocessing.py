@@ -17,7 +17,7 @@ from mico_chat.model.preprocessing import (
     fbank,
     released_preprocessing,
 )
-from tests.tiny import SIDE, clip, depth, normals, picture, sound
+from tests.support.tiny import SIDE, clip, depth, normals, picture, sound
 
 PLAIN = Preprocessing(image_size=SIDE, image_mean=(0, 0, 0), image_std=(1, 1, 1))
 

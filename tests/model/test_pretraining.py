@@ -15,7 +15,7 @@ from mico_chat.model.losses import caption_key
 from mico_chat.model.mini.regions import tagging_loss
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
-from tests.tiny import SIDE, captions, pretraining_model
+from tests.support.tiny import SIDE, captions, pretraining_model
 
 MASK = 4
 IMAGE, AUDIO, VIDEO = (KINDS.index(kind) for kind in ("image", "audio", "video"))

@@ -13,7 +13,16 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import IGNORED, MicoChatProcessor
-from tests.tiny import clip, depth, normals, one_of_each, picture, processor_for, shown, sound
+from tests.support.tiny import (
+    clip,
+    depth,
+    normals,
+    one_of_each,
+    picture,
+    processor_for,
+    shown,
+    sound,
+)
 
 CONFIG = MicoChatConfig.tiny()
 CONTEXT = CONFIG.context_token_id

@@ -26,8 +26,8 @@ from mico_chat.prompt_parts import (
     PromptText,
     part_tokenizer,
 )
-from tests.tiny import SIDE, byte_level, clip, letters, picture, shown
-from tests.vicuna import SYSTEM, VOCABULARY, vicuna_folder
+from tests.support.tiny import SIDE, byte_level, clip, letters, picture, shown
+from tests.support.vicuna import SYSTEM, VOCABULARY, vicuna_folder
 
 TALKS: list[list[tuple[str, str]]] = [
     [("user", "What is it?")],

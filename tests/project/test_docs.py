@@ -20,7 +20,7 @@ from mico_chat.cli.main import app, main
 from mico_server.app import create_app
 from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
-from tests.fakes import FakeAssistant
+from tests.support.fakes import FakeAssistant
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "benchmarks/README.md"]

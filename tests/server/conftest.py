@@ -13,12 +13,12 @@ from mico_chat.cli.main import main
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
-from tests.fakes import FakeAssistant
-from tests.server.postgres import Postgres, binaries
-from tests.server.running import running
-from tests.server.served import Served, served
-from tests.server.stored import Stores
-from tests.vllm_here import FLAGS
+from tests.server.support.postgres import Postgres, binaries
+from tests.server.support.running import running
+from tests.server.support.served import Served, served
+from tests.server.support.stored import Stores
+from tests.support.fakes import FakeAssistant
+from tests.support.vllm_here import FLAGS
 
 Start = Callable[..., httpx.Client]
 Run = Callable[..., tuple[str, str]]

@@ -22,8 +22,8 @@ from mico_chat.wire import MediaList, MediaObject
 from mico_server.settings import ServerSettings
 from mico_ui.client import Client
 from mico_ui.routes import Call, read_as
-from tests.fakes import FakeAssistant
-from tests.server.running import running, wait_until_ready
+from tests.server.support.running import running, wait_until_ready
+from tests.support.fakes import FakeAssistant
 from tests.ui.live import Command, FakeServer, MiniSite
 
 if TYPE_CHECKING:

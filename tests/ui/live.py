@@ -20,8 +20,8 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_server.app import create_app
 from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
-from tests.fakes import WALL, FakeAssistant
-from tests.waiting import PATIENCE_S, until
+from tests.support.fakes import WALL, FakeAssistant
+from tests.support.waiting import PATIENCE_S, until
 
 
 def free_port() -> int:
@@ -89,7 +89,7 @@ class FakeServer:
     def __init__(self, folder: Path, models: Mapping[str, Sequence[Kind]] | None = None) -> None:
         self._models = models or {"fake": KINDS}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["mico_server.app", "tests.fakes"])
+        self._context.set_forkserver_preload(["mico_server.app", "tests.support.fakes"])
         self._folder = folder
         self._port = free_port()
         self._words = self._context.Value("d", math.inf)

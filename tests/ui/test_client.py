@@ -12,8 +12,8 @@ from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
 from mico_ui import routes
 from mico_ui.client import ApiError, AsyncClient, Client, read_events
 from mico_ui.routes import MediumId, Question, Upload
-from tests.fakes import FakeAssistant
-from tests.server.running import live
+from tests.server.support.running import live
+from tests.support.fakes import FakeAssistant
 from tests.ui.conftest import served
 
 

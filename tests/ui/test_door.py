@@ -23,7 +23,7 @@ from mico_ui.browser.page import Page
 from mico_ui.browser.turns import ENDED, Answers, PageQuestion
 from mico_ui.browser.visitor import Access, Visitor
 from mico_ui.client import Client
-from tests.server.running import new_key
+from tests.server.support.running import new_key
 from tests.ui.conftest import EXAMPLES
 from tests.ui.test_page import ME
 

@@ -9,7 +9,7 @@ pytest.importorskip("playwright.sync_api")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, expect
 
-from tests.server.sent import wav
+from tests.server.support.sent import wav
 from tests.ui.chat_page import PHONE, ChatPage
 from tests.ui.conftest import OpenPage
 

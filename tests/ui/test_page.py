@@ -19,7 +19,7 @@ from mico_ui.browser.page import Page
 from mico_ui.browser.turns import ENDED, html_of, problem_of
 from mico_ui.browser.visitor import Access, Visitor, is_at_home
 from mico_ui.client import ApiError, Client
-from tests.fakes import FakeAssistant
+from tests.support.fakes import FakeAssistant
 
 ME = {"user": "b-0123456789abcdef01"}
 YOU = {"user": "b-fedcba98765432100"}

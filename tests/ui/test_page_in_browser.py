@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from mico_ui.browser.turns import html_of
-from tests.server.running import new_key
+from tests.server.support.running import new_key
 from tests.ui.chat_page import DESK, PHONE, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
 from tests.ui.live import MiniSite

@@ -25,8 +25,8 @@ from mico_ui import local_server, routes
 from mico_ui.browser.serve import _check_keys, main
 from mico_ui.client import ApiError, Client
 from mico_ui.local_server import local_url, server_beside
-from tests.fakes import FakeAssistant
-from tests.server.running import new_key
+from tests.server.support.running import new_key
+from tests.support.fakes import FakeAssistant
 from tests.ui.conftest import served
 from tests.ui.live import free_port
 

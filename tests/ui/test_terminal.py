@@ -26,8 +26,8 @@ from mico_ui.terminal.chat import Chat
 from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
 from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.talk import Talk
-from tests.fakes import FakeAssistant, FakeListener
-from tests.server.test_models import Shelf
+from tests.server.service.test_models import Shelf
+from tests.support.fakes import FakeAssistant, FakeListener
 from tests.ui.conftest import served, stored_media
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.evaluation.conftest import write_items
-from tests.made import write_clip
-from tests.server import sent
+from tests.server.support import sent
+from tests.support.made import write_clip
 
 COLOURS = {
     "red": (220, 30, 30),

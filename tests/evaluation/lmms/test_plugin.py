@@ -14,12 +14,12 @@ import pytest
 
 from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.evaluation.lmms.items import write_tasks
-from tests import replicas
 from tests.evaluation.conftest import write_chat_model
 from tests.evaluation.lmms.drawn import drawn_items
-from tests.server import sent
-from tests.server.served import Served, served
-from tests.tiny import chat_model
+from tests.server.support import sent
+from tests.server.support.served import Served, served
+from tests.support import replicas
+from tests.support.tiny import chat_model
 
 pytestmark = [
     pytest.mark.lmms,

@@ -17,8 +17,8 @@ from mico_chat.evaluation.lmms.requests import conversation, options_of, png, qu
 from mico_chat.media import Audio, MediaFile, MediaLimits, decode
 from mico_chat.media import Image as Picture
 from mico_chat.messages import Message, TextPart
-from tests.made import write_clip, write_sound
-from tests.server import sent
+from tests.server.support import sent
+from tests.support.made import write_clip, write_sound
 
 LIMITS = MediaLimits()
 RED = sent.square()

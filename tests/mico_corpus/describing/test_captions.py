@@ -15,7 +15,7 @@ from scipy.io import wavfile
 from mico_chat.errors import ConfigError, MediaError, ModelError
 from mico_corpus.describing.asking import ModelAtUrl
 from mico_corpus.describing.base import Annotation, Clip
-from tests.evaluation.openai_endpoint import answering, body, parts, text
+from tests.evaluation.models.openai_endpoint import answering, body, parts, text
 from tests.mico_corpus.clips import Scene, make_video
 from tests.mico_corpus.describing.drawn import drawn, made, plain
 

@@ -8,7 +8,7 @@ import pytest
 
 from mico_chat.errors import ConfigError, ModelError
 from mico_corpus.describing.base import Annotation
-from tests.evaluation.openai_endpoint import answering, text
+from tests.evaluation.models.openai_endpoint import answering, text
 from tests.mico_corpus.describing.drawn import drawn, made
 
 

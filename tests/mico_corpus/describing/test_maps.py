@@ -20,9 +20,9 @@ from mico_chat.media import Depth, MediaFile, Normal, decode
 from mico_chat.media.maps import encode_depth
 from mico_chat.reading.depths import gives_metres
 from mico_corpus.describing.base import Annotation
-from tests.depth_models import LAYERS, depth_model
 from tests.mico_corpus.clips import Scene
 from tests.mico_corpus.describing.drawn import drawn, made, plain
+from tests.support.depth_models import LAYERS, depth_model
 
 
 def read(said: Annotation) -> Depth:

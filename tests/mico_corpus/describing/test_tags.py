@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from mico_chat.errors import ConfigError, ModelError
 from mico_corpus.describing.base import Annotation
 from mico_corpus.describing.tags import OwnSpace
-from tests.evaluation.openai_endpoint import answering
+from tests.evaluation.models.openai_endpoint import answering
 from tests.mico_corpus.clips import Scene
 from tests.mico_corpus.describing.drawn import drawn, made, plain
 

@@ -18,7 +18,7 @@ from mico_training.data.media import LoadedMedium
 from mico_training.data.mixture import Mixture
 from mico_training.data.sources.sample import TrainingSample
 from mico_training.data.words import CASES, PROMPTS, SHARES, RecognisedWords
-from tests.tiny import clip, picture, sound
+from tests.support.tiny import clip, picture, sound
 
 BOX = (0.1, 0.2, 0.5, 0.3)
 WORDS = Words(

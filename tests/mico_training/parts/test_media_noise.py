@@ -17,7 +17,7 @@ from mico_training.parts.media_noise import MediaNoise
 from mico_training.parts.simulated import simulate
 from mico_training.recipe import DropRecipe
 from tests.mico_training.parts.test_set_prediction import with_things
-from tests.tiny import SIDE, captions, chat_model
+from tests.support.tiny import SIDE, captions, chat_model
 
 NAMED = 2
 """Concept tokens of a still."""

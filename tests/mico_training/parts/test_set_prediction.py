@@ -34,7 +34,7 @@ from mico_training.data.sources.sample import region_batch, regions_of
 from mico_training.parts.set_prediction import SetPrediction, layer_losses, matched
 from mico_training.stages import train_stage2
 from tests.mico_training.test_runs import logged, moved, write_recipe
-from tests.tiny import SIDE, chat_model, letters
+from tests.support.tiny import SIDE, chat_model, letters
 
 QUERIES = 3
 

@@ -24,7 +24,7 @@ from mico_training.recipe import DropRecipe
 from mico_training.stages import train_stage3
 from tests.mico_training.parts.test_set_prediction import with_things
 from tests.mico_training.test_runs import losses, write_recipe
-from tests.tiny import SIDE, chat_model, letters
+from tests.support.tiny import SIDE, chat_model, letters
 
 SAID = {
     word: 20 + n for n, word in enumerate(dict.fromkeys(w for ws in WORDS.values() for w in ws))

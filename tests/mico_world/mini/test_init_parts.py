@@ -36,7 +36,7 @@ from mico_world.mini.__main__ import answers, requests
 from mico_world.mini.init import Named, fit, fit_heads, imagenet_names, load_stem, look_features
 from tests.mico_training.scenes import scene
 from tests.mico_training.test_runs import moved, write_recipe
-from tests.tiny import letters, pretraining_model
+from tests.support.tiny import letters, pretraining_model
 
 CLEAN = ["tench", "cock (rooster)", "a cat with stripes", *(f"thing {n}" for n in range(3, 1000))]
 

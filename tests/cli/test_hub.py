@@ -1,0 +1,261 @@
+"""Models of the hub: pulled, listed, removed and loaded offline, from a hub on this machine."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, file_download
+
+from mico_chat.checkpoints.hub import HubName, needed_files, quantization_of
+from mico_chat.cli import hub as hub_commands
+from mico_chat.cli.main import main
+from mico_chat.errors import ConfigError, ModelError
+from tests.support.fake_hub import FakeHub, fake_hub
+from tests.support.tiny import saved
+
+Run = Callable[..., str]
+
+CONFIG = json.dumps(
+    {"model_type": "qwen2_audio", "architectures": ["Qwen2AudioForConditionalGeneration"]}
+).encode()
+WEIGHTS = bytes(range(256)) * 4000
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub() as started:
+        cache = tmp_path / "hub"
+        monkeypatch.setattr(constants, "ENDPOINT", started.url)
+        template = started.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        huggingface_hub.close_session()
+        yield started
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command; gives what it printed, or its error."""
+    monkeypatch.setattr("mico_chat.cli.main._quiet_libraries", lambda: None)
+
+    def run_one(*words: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said
+        return said.err if code else said.out
+
+    return run_one
+
+
+def listed(run: Run) -> dict[str, Any]:
+    return {one["name"]: one for one in json.loads(run("list", "--json"))["models"]}
+
+
+def test_which_files_a_model_needs() -> None:
+    own = ["README.md", "config.json", "tokenizer.json", "generation_config.json"]
+    foreign = ["onnx/model.onnx", "original/a.pth", "tf_model.h5", "model.fp16.safetensors"]
+    pickled = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    name = HubName("org/m")
+    again = ["consolidated.safetensors", "training_args.bin", "m-Q4_K_M.gguf"]
+    both = [*own, *foreign, *pickled, *again, "model.safetensors"]
+    assert needed_files(name, both) == [*own, "model.safetensors"]
+    assert needed_files(name, [*own, *pickled]) == [*own, *pickled]
+    assert needed_files(name, [*own, "consolidated.safetensors"])[-1] == "consolidated.safetensors"
+    with pytest.raises(ModelError, match="org/m: the hub has no weights"):
+        needed_files(name, [*own, "onnx/model.onnx"])
+
+
+GGUFS = [
+    *("README.md", "m-Q4_K_M.gguf", "m-q8_0.gguf", "mmproj-m-f16.gguf", "mmproj-m-bf16.gguf"),
+    *("m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf", "m-IQ2_XS.gguf"),
+]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "files"),
+    [
+        (None, ["m-Q4_K_M.gguf"]),
+        ("Q8_0", ["m-q8_0.gguf"]),
+        ("q4_k_m", ["m-Q4_K_M.gguf"]),
+        ("IQ2_XS", ["m-IQ2_XS.gguf"]),
+        ("F16", ["m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf"]),
+    ],
+)
+def test_a_quantization_and_its_media_encoder(quantization: str | None, files: list[str]) -> None:
+    found = needed_files(HubName("org/m", quantization), GGUFS)
+    assert found == [*files, "mmproj-m-bf16.gguf"]
+
+
+def test_quantizations_that_are_not_there() -> None:
+    with pytest.raises(ModelError, match="no quantization 'Q5_0' there; it has F16, IQ2_XS, Q4_K"):
+        needed_files(HubName("org/m", "Q5_0"), GGUFS)
+    with pytest.raises(ModelError, match="several quantizations there; it has F16, Q8_0: mico"):
+        needed_files(HubName("org/m"), ["a-F16.gguf", "a-Q8_0.gguf"])
+    assert needed_files(HubName("org/m"), ["only.gguf"]) == ["only.gguf"]
+    assert quantization_of("gemma-3n-E2B-it-Q4_K_M.gguf") == "Q4_K_M"
+    assert quantization_of("Qwen2.5-Omni-3B.gguf") is None
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "../x", "org/m:", "org/m name"])
+def test_names_that_are_none(name: str) -> None:
+    if name == "../x":
+        assert HubName.of(name).repo == name  # the hub's library refuses it
+        return
+    with pytest.raises(ConfigError, match="no name of a model on the hub"):
+        HubName.of(name)
+
+
+def test_a_pull_goes_on_where_it_broke(hub: FakeHub, run: Run) -> None:
+    hub.repos["org/ear"] = {
+        "config.json": CONFIG,
+        "model.safetensors": WEIGHTS,
+        "pytorch_model.bin": WEIGHTS,
+    }
+    hub.broken.add("model.safetensors")
+    said = run("pull", "org/ear")
+    lines = said.splitlines()
+    assert lines[0] == "org/ear: 1.0 MB in 2 files".replace("1.0 MB", "1 MB")
+    assert lines[1].startswith("fits: running it takes about 1 MB, and memory has ")
+    assert lines[2].startswith("org/ear is here: mico-chat serve --model org/ear")
+    starts = [start for file, start in hub.sent if file == "model.safetensors"]
+    assert starts[0] == 0
+    assert 0 < starts[1] < len(WEIGHTS)  # the rest alone
+    assert hub.names() == ["config.json", "model.safetensors"]
+    one = listed(run)["org/ear"]
+    assert one["reads"] == ["audio"]
+    assert not one["partial"]
+    assert one["bytes"] == len(WEIGHTS) + len(CONFIG)
+    hub.sent.clear()
+    assert run("pull", "org/ear") == "org/ear is here already: 1 MB\n"
+    assert not hub.sent
+
+
+def test_a_pull_that_failed_goes_on_later(hub: FakeHub, run: Run) -> None:
+    hub.repos["org/ear"] = {
+        "config.json": CONFIG,
+        "model-00001-of-00002.safetensors": WEIGHTS,
+        "model-00002-of-00002.safetensors": WEIGHTS[::-1],
+        "model.safetensors.index.json": json.dumps(
+            {"weight_map": {k: f"model-0000{k}-of-00002.safetensors" for k in ("1", "2")}}
+        ).encode(),
+    }
+    hub.lost.add("model-00002-of-00002.safetensors")
+    error = run("pull", "org/ear", code=2)
+    assert "org/ear: the hub (Hugging Face) cannot be reached" in error
+    assert error.endswith("the files that are whole are kept: pull again to go on\n")
+    assert listed(run)["org/ear"]["partial"]
+    assert "partial; mico-chat pull org/ear" in run("list")
+    hub.lost.clear()
+    hub.sent.clear()
+    assert "1 MB of it are still to come" in run("pull", "org/ear")
+    assert hub.names() == ["model-00002-of-00002.safetensors"]
+    assert not listed(run)["org/ear"]["partial"]
+
+
+def test_one_quantization_is_pulled(hub: FakeHub, run: Run) -> None:
+    hub.repos["org/m-GGUF"] = {file: file.encode() + WEIGHTS for file in GGUFS}
+    assert "m-q8_0.gguf, mmproj-m-bf16.gguf" in run("pull", "org/m-GGUF:Q8_0")
+    assert hub.names() == ["m-q8_0.gguf", "mmproj-m-bf16.gguf"]
+
+
+def test_what_the_hub_refuses(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["org/ear"] = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
+    hub.gated.add("org/ear")
+    error = run("pull", "org/ear", code=2)
+    assert "org/ear: the hub gives this model only to those who accepted its terms" in error
+    assert "hf auth login" in error
+    error = run("pull", "org/nobody", code=2)
+    assert (
+        error == "error: org/nobody: the hub has no such model, or a private one (hf auth login)\n"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    error = run("pull", "org/ear", code=2)
+    assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE keeps the hub from being asked" in error
+
+
+def test_a_hub_that_cannot_be_reached(
+    hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    error = run("pull", "org/ear", code=2)
+    assert error == (
+        "error: org/ear: the hub (Hugging Face) cannot be reached: is there a network?\n"
+    )
+
+
+def test_a_disk_without_room(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["org/ear"] = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
+    monkeypatch.setattr(hub_commands, "disk_free", lambda folder: 500_000)
+    error = run("pull", "org/ear", code=2)
+    assert "1 MB are to be downloaded, but the disk of" in error
+    assert "has 500 KB free" in error
+    assert not hub.sent
+    monkeypatch.undo()
+
+
+def test_a_disk_that_fills_up(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["org/ear"] = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
+
+    def full(*args: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(file_download, "http_get", full)
+    assert "is full: make room, or set HF_HOME" in run("pull", "org/ear", code=2)
+
+
+def test_models_are_removed(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+    hub.repos["org/ear"] = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
+    run("pull", "org/ear")
+    error = run("rm", "org/eer", code=2)
+    assert error == "error: org/eer: it is not in the hub's cache, which has org/ear\n"
+    assert "comes with mico-chat and stays" in run("rm", "mini", code=2)
+    assert "a folder outside the hub's cache" in run("rm", str(tmp_path), code=2)
+    assert run("rm", "org/ear") == "org/ear is deleted: 1 MB\n"
+    assert list(listed(run)) == ["mini"]
+    assert not (tmp_path / "hub" / "models--org--ear").exists()
+    blobs = tmp_path / "hub" / "models--org--begun" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc.123.incomplete").write_bytes(WEIGHTS)
+    assert listed(run)["org/begun"] | {"last_used": 0} == {
+        **{"name": "org/begun", "bytes": len(WEIGHTS), "reads": [], "last_used": 0},
+        **{"partial": True, "note": "partial; mico-chat pull org/begun"},
+    }
+    run("rm", "org/begun")
+    assert list(listed(run)) == ["mini"]
+
+
+def test_what_is_here_is_not_pulled(run: Run, tmp_path: Path) -> None:
+    assert "mini comes with mico-chat" in run("pull", "mini", code=2)
+    assert "a folder on this machine already" in run("pull", str(tmp_path), code=2)
+
+
+@pytest.mark.slow
+def test_a_pulled_model_loads_without_a_network(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+    hub.add_folder("org/tiny", saved(tmp_path / "tiny"))
+    hub.repos["org/tiny"]["pytorch_model.bin"] = WEIGHTS
+    assert "fits: running it takes about" in run("pull", "org/tiny")
+    assert "pytorch_model.bin" not in hub.names()
+    hub.repos.clear()
+    offline = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    words = ("ask", "--model", "org/tiny", "--engine", "transformers", "--max-tokens", "2", "Hello")
+    done = subprocess.run(
+        [sys.executable, "-m", "mico_chat.cli", *words],
+        env={**os.environ, **offline},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout  # a random model may say spaces alone

@@ -1,0 +1,126 @@
+"""The shipped mini itself: its folder, its base LLM, one answer of each sort."""
+
+import asyncio
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mico_chat.adapters.mico import MicoAdapter
+from mico_chat.assistant import Assistant
+from mico_chat.checkpoints.folders import MODELS
+from mico_chat.checkpoints.load import load_chat, load_pretraining
+from mico_chat.encode import MediaEncoder
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.engines.transformers_models import torch_engine
+from mico_chat.load import EngineOptions
+from mico_chat.media import Audio, Depth, Image, Medium, Video
+from mico_chat.messages import Message
+from mico_chat.similarity import Similarity
+from mico_world.mini.__main__ import GENERATION, SYSTEM_PROMPT
+from tests.support.fakes import FakeDecoder
+
+
+@pytest.fixture(scope="module")
+def mini(base_llm_folder: Path) -> tuple[Any, Any]:
+    return load_chat("mini")
+
+
+def test_weights_stay_small() -> None:
+    files = (MODELS / "mini").rglob("*.safetensors")
+    sizes = {file.parent.name: file.stat().st_size for file in files}
+    assert sizes.keys() == {"mini", "lora", "pretraining", "depth"}
+    assert sizes.pop("depth") <= 2_000_000
+    assert sum(sizes.values()) <= 60_000_000
+
+
+def test_what_the_folder_says_is_what_pack_writes() -> None:
+    folder = MODELS / "mini"
+    said = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    assert said["system_prompt"] == SYSTEM_PROMPT
+    options = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    assert options == GENERATION
+
+
+def test_it_chats_as_an_assistant(mini: tuple[Any, Any]) -> None:
+    model, processor = mini
+    engine = torch_engine(model.llm, processor.tokenizer, EngineOptions())
+    encoder = MediaEncoder(MicoAdapter(model, processor), FakeDecoder())
+    with closing(Assistant(engine, encoder, name="mini")) as assistant:
+        pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+        questions = [
+            Message.user("What is the capital of France?"),
+            Message.user(Image(pixels), "What is this?"),
+        ]
+        options = GenerationOptions(max_tokens=12)
+        about_france, about_noise = assistant.answer_all([[q] for q in questions], options)
+    assert "Paris" in about_france.text
+    assert about_noise.text
+    assert about_noise.usage.media_tokens == processor.still_tokens
+
+
+def test_every_medium_gets_words(mini: tuple[Any, Any]) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (3, 40, 60, 3), dtype=np.uint8)
+    tone = np.sin(np.arange(16000) / 8).astype(np.float32)
+    media: list[Medium] = [
+        Image(frames[0]),
+        Audio(tone),
+        Video(frames, np.arange(3.0), Audio(tone)),
+        Depth(np.linspace(1, 3, 2400, dtype=np.float32).reshape(40, 60)),
+    ]
+    for medium in media:
+        assert _answer(mini, Message.user(medium, "What is this?"))
+    assert _answer(mini, Message.user(*media, "What are these?"))
+
+
+def test_text_branch_scores_captions(mini: tuple[Any, Any]) -> None:
+    model, tokenizer = load_pretraining("mini")
+    batch = tokenizer(["a red ball", "a dog barks"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        features = model.encode_text(batch["input_ids"], batch["attention_mask"])
+    assert torch.allclose(features.norm(dim=1), torch.ones(2), atol=1e-4)
+    assert float(features[0] @ features[1]) < 0.99
+
+
+def test_pictures_are_nearest_to_their_words(mini: tuple[Any, Any]) -> None:
+    chat, processor = mini
+    branch, tokenizer = load_pretraining("mini", chat)
+    pictures = [drawn(*what) for what in SHAPES.values()]
+    with closing(Similarity(branch, tokenizer, processor, FakeDecoder())) as similarity:
+        scored = asyncio.run(similarity.score(pictures, [*SHAPES, "a dog barks"]))
+    for own, row in enumerate(scored.scores):
+        found = [score.similarity for score in row]
+        assert found[own] == max(found)
+        assert found[own] > found[-1] + 0.1
+
+
+def drawn(rgb: tuple[int, int, int], square: bool) -> Image:
+    """A disc or a square on white."""
+    y, x = np.abs(np.mgrid[:224, :224] - 112)
+    inside = np.maximum(x, y) < 60 if square else np.hypot(x, y) < 60
+    return Image(np.where(inside[..., None], np.array(rgb), 255).astype(np.uint8))
+
+
+SHAPES = {
+    "a red circle": ((220, 30, 30), False),
+    "a blue circle": ((30, 60, 220), False),
+    "a red square": ((220, 30, 30), True),
+    "a blue square": ((30, 60, 220), True),
+}
+
+
+def _answer(mini: tuple[Any, Any], message: Message) -> str:
+    model, processor = mini
+    inputs = processor([[message]])
+    ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    return str(processor.decode_answer(ids[0]))
+
+
+def test_its_configs_name_no_folder_of_a_machine() -> None:
+    for path in (MODELS / "mini").rglob("*config.json"):
+        assert '_path": "/' not in path.read_text(encoding="utf-8"), path

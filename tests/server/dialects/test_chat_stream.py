@@ -1,0 +1,146 @@
+"""/v1/chat as server-sent events: their order, errors, and clients that go away."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.http_client import address_of, form_request
+from mico_chat.messages import Message
+from tests.server.conftest import Start
+from tests.server.support.running import events_of
+from tests.support.fakes import FakeAssistant
+
+
+def test_events_tell_the_answer_that_is_given_otherwise(start: Start) -> None:
+    client = start(FakeAssistant())
+    form = {"message": "What are  these?", "store": "false"}
+    files = [("image", ("cat.jpg", b"one")), ("audio", ("purr.ogg", b"two"))]
+    whole = client.post("/v1/chat", data=form, files=files).json()
+    response = client.post("/v1/chat", data={**form, "stream": "true"}, files=files)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    names, data = zip(*events_of(response.text), strict=True)
+    assert names == ("media", *["delta"] * (len(names) - 2), "done")
+    begins = {"conversation_id": None, "turn": None}  # store=false
+    assert data[0] == {**begins, "media": whole["media"]}
+    assert "".join(delta["text"] for delta in data[1:-1]) == whole["answer"]
+    assert all(delta["text"] for delta in data[1:-1])
+    assert data[-1] == whole
+    assert (whole["conversation_id"], whole["turn"]) == (None, None)
+
+
+def test_choices_and_logprobs_stream_too(start: Start) -> None:
+    client = start(FakeAssistant())
+    form = {"message": "a b", "n": "3", "logprobs": "0", "stream": "true"}
+    events = events_of(client.post("/v1/chat", data=form).text)
+    texts = ["", "", ""]
+    logprobs: list[list[object]] = [[], [], []]
+    for name, data in events:
+        if name == "delta":
+            texts[data["index"]] += data["text"]
+            logprobs[data["index"]] += data.get("logprobs", [])
+    done = events[-1][1]
+    assert texts == ["[] a b"] * 3 == [choice["text"] for choice in done["choices"]]
+    assert logprobs == [choice["logprobs"] for choice in done["choices"]]
+    assert all(logprobs)
+
+
+def streamed(client: httpx.Client, form: dict[str, str]) -> Generator[str, None, None]:
+    """The lines of a stream, whose connection ends with the generator."""
+    with client.stream("POST", "/v1/chat", data={**form, "stream": "true"}) as response:
+        yield from response.iter_lines()
+
+
+def read_to(lines: Iterator[str], start: str) -> str:
+    return next(line for line in lines if line.startswith(start))
+
+
+def the_only_conversation(client: httpx.Client) -> dict[str, Any]:
+    for _ in range(3000):
+        for one in client.get("/v1/conversations").json()["data"]:
+            found: dict[str, Any] = client.get(f"/v1/conversations/{one['id']}").json()
+            if found["turns"][-1]["finish_reason"] != "unanswered":
+                return found
+        time.sleep(0.01)
+    pytest.fail("no answer is stored in 30 s")
+
+
+def test_what_was_said_until_a_client_left_is_kept(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    assistant = FakeAssistant(halfway=(halfway := threading.Event()))
+    client = start(assistant, max_requests=1)
+    lines = streamed(client, {"message": "one two three"})
+    told = json.loads(read_to(lines, 'data: {"conv').removeprefix("data: "))
+    assert json.loads(read_to(lines, 'data: {"index"').removeprefix("data: "))["text"] == "[] "
+    lines.close()
+    assert assistant.cancelled.wait(timeout=30)
+    kept = the_only_conversation(client)
+    assert (told["conversation_id"], told["turn"]) == (kept["id"], 1)
+    (turn,) = kept["turns"]
+    assert (turn["message"], turn["answer"]) == ("one two three", "[] ")
+    assert (turn["finish_reason"], turn["usage"]) == ("cancelled", None)
+    halfway.set()
+    form = {"message": "go on", "conversation_id": str(kept["id"])}
+    assert client.post("/v1/chat", data=form).json()["turn"] == 2
+    earlier = [Message.user("one two three"), Message.assistant("[] ")]
+    assert assistant.asked[-1] == [*earlier, Message.user("go on")]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_nothing_is_kept_of_an_answer_that_had_not_begun(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant, max_requests=1)
+    for stream in ("true", "false"):
+        with socket.create_connection(address_of(str(client.base_url))) as hasty:
+            hasty.sendall(form_request("/v1/chat", {"message": "one", "stream": stream}))
+            assert assistant.started.acquire(timeout=30)
+        assert assistant.cancelled.wait(timeout=30)
+        assistant.cancelled.clear()
+    gate.set()
+    assert client.post("/v1/chat", data={"message": "x", "store": "false"}).status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    for _ in range(500):  # the question was stored, and is taken back
+        if not client.get("/v1/conversations").json()["data"]:
+            return
+        time.sleep(0.01)
+    pytest.fail("the question is still there after 5 s")
+
+
+def test_an_error_after_the_first_event_is_an_event(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    assistant = FakeAssistant(halfway=(halfway := threading.Event()))
+    halfway.set()
+    client = start(assistant)
+    id_ = client.post("/v1/chat", data={"message": "one"}).json()["conversation_id"]
+    halfway.clear()
+    lines = streamed(client, {"message": "two", "conversation_id": id_})
+    read_to(lines, "event: delta")
+    assert client.delete(f"/v1/conversations/{id_}").status_code == 200
+    halfway.set()
+    read_to(lines, "event: error")
+    error = json.loads(read_to(lines, "data: ").removeprefix("data: "))["error"]
+    assert error["code"] == "not_found_error"
+    assert list(lines) == [""]  # the stream ends as a whole one does
+    assert not [r for r in caplog.records if r.levelname == "ERROR" and "ASGI" in r.message]
+
+
+def test_a_stream_that_takes_too_long_says_so(start: Start) -> None:
+    assistant = FakeAssistant(halfway=(halfway := threading.Event()))
+    client = start(assistant, request_timeout_s=0.3)
+    events = events_of(client.post("/v1/chat", data={"message": "one two", "stream": "true"}).text)
+    halfway.set()
+    assert [name for name, _ in events] == ["media", "delta", "error"]
+    assert events[-1][1]["error"]["code"] == "request_timeout_error"
+    (turn,) = the_only_conversation(client)["turns"]
+    assert turn["finish_reason"] == "cancelled"

@@ -1,0 +1,288 @@
+"""Conversations over HTTP: several turns of /v1/chat, and what /v1/conversations does with them."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message
+from tests.server.conftest import Start
+from tests.server.support.running import error_of, events_of, new_key
+from tests.support.fakes import EXPLAINED, FakeAssistant
+
+
+def ask(
+    client: httpx.Client, message: str, *files: tuple[str, Any], **fields: str
+) -> dict[str, Any]:
+    """The answer to a message, which must be one."""
+    data = {"message": message, **fields}
+    response = client.post("/v1/chat", data=data, files=list(files) or None)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def shown(message: Message) -> list[tuple[str, str, int]]:
+    reports = [m.report for m in message.media if not isinstance(m, MediaFile)]
+    return [(report.kind, report.name, report.bytes) for report in reports]
+
+
+def test_earlier_media_need_not_be_sent_again(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    first = ask(client, "What?", ("image", ("cat.jpg", b"one")), ("audio", ("purr.ogg", b"three")))
+    second = ask(
+        client, "And this?", ("image", ("dog.jpg", b"a")), conversation_id=first["conversation_id"]
+    )
+    form = {"message": "Sure?", "conversation_id": first["conversation_id"], "stream": "true"}
+    third = events_of(client.post("/v1/chat", data=form).text)[-1][1]
+    assert [a["turn"] for a in (first, second, third)] == [1, 2, 3]
+    assert len({a["conversation_id"] for a in (first, second, third)}) == 1
+    asked = assistant.asked[-1]
+    assert [m.role for m in asked] == ["user", "assistant"] * 2 + ["user"]
+    answers = (first["answer"], second["answer"])
+    assert [m.text for m in asked] == ["What?", answers[0], "And this?", answers[1], "Sure?"]
+    assert shown(asked[0]) == [("image", "cat.jpg", 3), ("audio", "purr.ogg", 5)]
+    assert shown(asked[2]) == [("image", "dog.jpg", 1)]
+    assert [report["name"] for report in third["media"]] == ["cat.jpg", "purr.ogg", "dog.jpg"]
+    assert third["usage"]["media_tokens"] == 3
+
+
+def test_a_conversation_outlives_the_service(start: Start) -> None:
+    one = start(FakeAssistant())
+    first = ask(one, "What?", ("depth", ("room.png", b"far")))
+    assistant = FakeAssistant()
+    again = ask(start(assistant), "And?", conversation_id=first["conversation_id"])
+    assert again["turn"] == 2
+    assert shown(assistant.asked[0][0]) == [("depth", "room.png", 3)]
+    for system, expected in (("One.", "One."), (None, "One."), ("Two.", "Two.")):
+        given = {} if system is None else {"system": system}
+        ask(one, "Go on.", conversation_id=first["conversation_id"], **given)
+        kept = one.get(f"/v1/conversations/{first['conversation_id']}").json()
+        assert kept["system"] == expected
+
+
+def test_a_turn_is_told_as_it_was(start: Start) -> None:
+    client = start(FakeAssistant())
+    answer = ask(client, "What?", ("video", ("a.mp4", b"xx")), system="Be kind.")
+    told = client.get(f"/v1/conversations/{answer['conversation_id']}").json()
+    (turn,) = told.pop("turns")
+    assert (told["title"], told["system"], told["model"]) == ("What?", "Be kind.", "fake")
+    assert (turn["turn"], turn["message"], turn["answer"]) == (1, "What?", answer["answer"])
+    assert (turn["finish_reason"], turn["usage"]) == ("stop", answer["usage"])
+    assert turn["reports"] == answer["media"]
+    (medium,) = turn["media"]
+    assert (medium["kind"], medium["name"]) == ("video", "a.mp4")
+    assert client.get(f"/v1/media/{medium['id']}/content").content == b"xx"
+
+
+def test_nothing_is_stored_if_not_wanted(start: Start) -> None:
+    client = start(FakeAssistant())
+    answer = ask(client, "Secret", ("image", ("a.png", b"x")), store="false", system="Be brief.")
+    assert (answer["conversation_id"], answer["turn"]) == (None, None)
+    assert client.get("/v1/conversations").json()["data"] == []
+    assert client.get("/v1/media").json()["data"] == []
+    id_ = ask(client, "Hi")["conversation_id"]
+    form = {"message": "x", "store": "false", "conversation_id": id_}
+    refused = client.post("/v1/chat", data=form)
+    assert refused.status_code == 400
+    assert error_of(refused)["param"] == "store"
+
+
+def test_ids_that_show_nothing(start: Start) -> None:
+    client = start(FakeAssistant())
+    id_ = client.post("/v1/media", files={"image": ("kept.png", b"kept")}).json()["id"]
+    for kind, value, status, code in (
+        ("audio", f"media:{id_}", 400, "request_error"),
+        ("image", "media:media-000000000000000000000000", 404, "not_found_error"),
+        ("image", "media:../../etc/passwd", 404, "not_found_error"),
+        ("image", id_, 400, "request_error"),
+    ):
+        response = client.post("/v1/chat", data={"message": "x", kind: value})
+        assert (response.status_code, error_of(response)["code"]) == (status, code), value
+
+
+def test_one_question_of_a_conversation_at_a_time(start: Start) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant)
+    gate.set()
+    id_ = ask(client, "one")["conversation_id"]
+    assert assistant.started.acquire(timeout=30)
+    gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(ask, client, "two", conversation_id=id_)
+        assert assistant.started.acquire(timeout=30)
+        for stream in ("true", "false"):
+            form = {"message": "three", "conversation_id": id_, "stream": stream}
+            refused = client.post("/v1/chat", data=form)
+            assert (refused.status_code, error_of(refused)["code"]) == (409, "conflict_error")
+        gate.set()
+        assert second.result()["turn"] == 2
+    assert ask(client, "three", conversation_id=id_)["turn"] == 3
+
+
+def test_turns_taken_back_and_asked_again(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    id_ = ask(client, "one")["conversation_id"]
+    ask(client, "two", ("image", ("cat.jpg", b"meow")), conversation_id=id_)
+    ask(client, "three", conversation_id=id_)
+    turns = f"/v1/conversations/{id_}/turns"
+    medium = client.get(f"/v1/conversations/{id_}").json()["turns"][1]["media"][0]["id"]
+    for number, status in ((4, 404), (0, 404), (-1, 404), ("x", 400)):
+        assert client.delete(f"{turns}/{number}").status_code == status
+    assert client.delete(f"{turns}/2").json() == {"id": id_, "deleted": True}
+    again = ask(client, "two, please", conversation_id=id_, image=f"media:{medium}")
+    assert again["turn"] == 2
+    assert [m.text for m in assistant.asked[-1]] == ["one", "[] one", "two, please"]
+    assert shown(assistant.asked[-1][2]) == [("image", "cat.jpg", 4)]
+    assert client.delete(f"{turns}/1").status_code == 200
+    assert client.get(f"/v1/conversations/{id_}").json()["turns"] == []
+    assert ask(client, "anew", conversation_id=id_)["turn"] == 1
+    assert [m.text for m in assistant.asked[-1]] == ["anew"]
+
+
+def listed(client: httpx.Client, **parameters: Any) -> tuple[list[str], bool]:
+    body = client.get("/v1/conversations", params=parameters).json()
+    return [info["title"] for info in body["data"]], body["has_more"]
+
+
+def test_conversations_are_listed_searched_renamed_and_deleted(start: Start) -> None:
+    client = start(FakeAssistant())
+    ids = {title: ask(client, title)["conversation_id"] for title in ("Äpfel", "b_nanas", "100%")}
+    assert listed(client) == (["100%", "b_nanas", "Äpfel"], False)
+    ask(client, "more", conversation_id=ids["Äpfel"])
+    assert listed(client) == (["Äpfel", "100%", "b_nanas"], False)
+    assert listed(client, limit=2) == (["Äpfel", "100%"], True)
+    assert listed(client, limit=2, before=ids["100%"]) == (["b_nanas"], False)
+    assert listed(client, query="MORE") == (["Äpfel"], False)
+    url = f"/v1/conversations/{ids['100%']}"
+    renamed = client.patch(url, json={"title": "Per cent"})
+    assert (renamed.status_code, renamed.json()["title"]) == (200, "Per cent")
+    bad: list[Any] = [{"title": title} for title in (" ", "x" * 201, "a\0b", 7)]
+    for body in (*bad, {}, [], {"title": "a", "id": "b"}):
+        assert client.patch(url, json=body).status_code == 400
+    assert client.delete(url).json() == {"id": ids["100%"], "deleted": True}
+    for request in (client.get, client.delete):
+        assert error_of(request(url))["code"] == "not_found_error"
+    assert client.patch(url, json={"title": "x"}).status_code == 404
+    assert listed(client) == (["Äpfel", "b_nanas"], False)
+    for query in ("limit=0", "limit=101", "query=a%00b", "query=" + "x" * 1001):
+        assert client.get(f"/v1/conversations?{query}").status_code == 400
+    assert client.get("/v1/conversations", params={"before": ids["100%"]}).status_code == 404
+
+
+def test_what_a_stored_answer_rests_on(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    first = ask(client, "One?", ("image", ("a.png", b"x")))
+    id_ = first["conversation_id"]
+    second = ask(client, "Two?", ("audio", ("b.wav", b"y")), conversation_id=id_)
+    url = f"/v1/conversations/{id_}/turns"
+    for turn, kinds, said in ((1, ["image"], first), (2, ["image", "audio"], second)):
+        response = client.post(f"{url}/{turn}/explanation")
+        assert (response.status_code, response.json()) == (200, EXPLAINED.model_dump(mode="json"))
+        messages, answer, salt = assistant.explained[-1]
+        assert [m.kind for message in messages for m in message.media] == kinds
+        assert messages[-1].text == ("One?", "Two?")[turn - 1]
+        assert (answer, salt) == (said["answer"], assistant.tenants[0])
+    for turn in (0, 3):
+        response = client.post(f"{url}/{turn}/explanation")
+        assert response.status_code == 404
+        assert f"no answer in turn {turn}" in error_of(response)["message"]
+    plain = ask(client, "Hi")["conversation_id"]
+    response = client.post(f"/v1/conversations/{plain}/turns/1/explanation")
+    assert (response.status_code, error_of(response)["message"]) == (400, "explain: no medium")
+
+
+def test_other_tenants_see_nothing_of_a_conversation(start: Start, tmp_path: Path) -> None:
+    assistant = FakeAssistant()
+    alice = start(assistant)
+    secrets = [new_key(tmp_path / "data", name, tenant=name) for name in ("alice", "bob")]
+    alice.headers["authorization"] = f"Bearer {secrets[0]}"
+    id_ = ask(alice, "Hi", ("image", ("a.png", b"x")))["conversation_id"]
+    url = f"/v1/conversations/{id_}"
+    with httpx.Client(base_url=alice.base_url, trust_env=False) as bob:
+        assert bob.get(url).status_code == 401
+        bob.headers["authorization"] = f"Bearer {secrets[1]}"
+        assert listed(bob) == listed(bob, query="Hi") == ([], False)
+        requests = [
+            bob.get(url),
+            bob.patch(url, json={"title": "Bob's"}),
+            bob.delete(url),
+            bob.delete(f"{url}/turns/1"),
+            bob.post(f"{url}/turns/1/explanation"),
+            bob.get("/v1/conversations", params={"before": id_}),
+            bob.post("/v1/chat", data={"message": "x", "conversation_id": id_}),
+        ]
+    unknown = alice.get("/v1/conversations/conv-000000000000000000000000")
+    for response in (*requests, unknown):
+        assert (response.status_code, error_of(response)["code"]) == (404, "not_found_error")
+    assert listed(alice) == (["Hi"], False)
+    assert ask(alice, "on", conversation_id=id_)["turn"] == 2
+    assert set(assistant.tenants) == {"alice"}
+
+
+def test_a_conversation_begins_with_an_id_of_the_clients_own(start: Start, tmp_path: Path) -> None:
+    client = start(FakeAssistant())
+    id_ = f"conv-{7:024x}"
+    assert client.post("/v1/chat", data={"message": "x", "conversation_id": id_}).status_code == 404
+    for turn in (1, 2):
+        answer = ask(client, "Hi", conversation_id=id_, create="true")
+        assert (answer["conversation_id"], answer["turn"]) == (id_, turn)
+    for form, status in (
+        ({"conversation_id": "mine", "create": "true"}, 404),
+        ({"create": "true"}, 400),
+        ({"conversation_id": id_, "create": "true", "store": "false"}, 400),
+    ):
+        assert client.post("/v1/chat", data={"message": "x", **form}).status_code == status
+    # Another tenant does not get into it, and does not hear of it.
+    client.headers["authorization"] = f"Bearer {new_key(tmp_path / 'data', 'bob', tenant='bob')}"
+    form = {"message": "x", "conversation_id": id_, "create": "true"}
+    refused = client.post("/v1/chat", data=form)
+    assert (refused.status_code, error_of(refused)["code"]) == (404, "not_found_error")
+
+
+def test_a_question_that_is_refused_leaves_nothing_but_its_uploads(start: Start) -> None:
+    client = start(FakeAssistant())
+    kept = client.post("/v1/media", files={"image": ("kept.png", b"kept")}).json()["id"]
+    id_ = f"conv-{7:024x}"
+    for message, data, stream, status in (
+        ("refuse", b"x", "true", 400),
+        ("refuse", b"x", "false", 400),
+        ("Hi", b"broken", "true", 422),
+        ("crash", b"x", "true", 500),
+        ("crash", b"x", "false", 500),
+    ):
+        form = {"message": message, "conversation_id": id_, "create": "true", "stream": stream}
+        files: list[Any] = [("image", ("new.png", data)), ("image", (None, f"media:{kept}"))]
+        response = client.post("/v1/chat", data=form, files=files)
+        assert response.status_code == status
+        assert "secret" not in error_of(response)["message"]
+        assert client.get("/v1/conversations").json()["data"] == []
+        assert [m["id"] for m in client.get("/v1/media").json()["data"]] == [kept]
+
+
+def test_a_question_is_seen_while_it_is_answered(start: Start) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, client, "one", ("image", ("a.png", b"xx")))
+        assert assistant.started.acquire(timeout=30)
+        (info,) = client.get("/v1/conversations").json()["data"]
+        url = f"/v1/conversations/{info['id']}"
+        (turn,) = client.get(url).json()["turns"]
+        assert (turn["message"], turn["answer"], turn["reports"]) == ("one", "", [])
+        assert turn["finish_reason"] == "unanswered"
+        # Nobody else may ask in it, though its id is the server's.
+        form = {"message": "two", "conversation_id": info["id"]}
+        assert client.post("/v1/chat", data=form).status_code == 409
+        gate.set()
+        answer = asked.result()
+    (turn,) = client.get(url).json()["turns"]
+    assert (turn["answer"], turn["finish_reason"]) == (answer["answer"], "stop")
+    (medium,) = turn["media"]
+    assert client.get(f"/v1/media/{medium['id']}").json()["report"] == answer["media"][0]

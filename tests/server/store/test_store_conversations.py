@@ -1,0 +1,302 @@
+"""Conversations: a turn is stored whole or not at all, in order, for its tenant alone."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import Message
+from mico_chat.wire import Usage
+from mico_server.errors import ConflictError, NotFoundError
+from mico_server.store.conversations import (
+    NewTurn,
+    StoredMedium,
+    StoredPart,
+    StoredText,
+    title_of,
+)
+from mico_server.store.tables import new_id, now
+from tests.server.conftest import BOTH
+from tests.server.support.stored import Stores
+
+pytestmark = pytest.mark.anyio
+
+
+@BOTH
+async def test_a_conversation_comes_back_as_it_was(stores: Stores) -> None:
+    media, conversations = stores.media, stores.conversations
+    uploaded = await stores.add(b"cat")
+    id_ = new_id("conv")
+    async with media.work_folder() as folder:
+        folder.file("1").write_bytes(b"purr")
+        new = await media.prepare("audio", folder.file("1"), "purr.ogg")
+        parts: list[StoredPart] = [
+            StoredText(text="Is this "),
+            StoredMedium(type="image", media_id=uploaded.id),
+            StoredMedium(type="audio", media_id=new.id),
+            StoredText(text="  the same?\n"),
+        ]
+        turn = NewTurn(parts, "mini", new_media=[new])
+        before = now()
+        await conversations.add_turn("t", id_, 1, turn, create=True, system="Be brief.")
+    usage = Usage(prompt_tokens=9, completion_tokens=2, media_tokens=5)
+    reports = [
+        MediaReport(name="cat.jpg", kind="image"),
+        MediaReport(name="purr.ogg", kind="audio", seconds=float("inf")),
+    ]
+    ended = replace(
+        turn, answer="Ja. 🐈 ", finish_reason="length", model="big", usage=usage, reports=reports
+    )
+    await conversations.answer_turn("t", id_, 1, ended)
+    await stores.say("Why?", "", id_=id_, system="Be kind.")
+
+    found = await stores.load(id_)
+    assert (found.id, found.tenant, found.title) == (id_, "t", "Is this the same?")
+    assert (found.system, found.model) == ("Be kind.", "mini"), "those of the last answer"
+    assert before < found.created_at < found.updated_at < now()
+    first, second = found.turns
+    assert (first.number, first.parts, first.answer) == (1, tuple(parts), "Ja. 🐈 ")
+    assert (first.finish_reason, first.usage) == ("length", usage)
+    assert [report.seconds for report in first.reports] == [None, None], "no JSON has infinity"
+    assert (second.number, second.answer, second.usage, second.reports) == (2, "", None, ())
+    assert set(found.media) == {uploaded.id, new.id}
+
+    sound, image = media.path(found.media[new.id]), media.path(uploaded)
+    assert sound.read_bytes() == b"purr"
+    assert conversations.messages(found) == [
+        Message.system("Be kind."),
+        Message.user(
+            "Is this ",
+            MediaFile("image", image, "cat.jpg"),
+            MediaFile("audio", sound, "purr.ogg"),
+            "  the same?\n",
+        ),
+        Message.assistant("Ja. 🐈 "),
+        Message.user("Why?"),
+        Message.assistant(""),
+    ]
+
+
+async def test_anothers_conversation_is_as_none(stores: Stores) -> None:
+    conversations, id_ = stores.conversations, await stores.say()
+    turn = NewTurn([StoredText(text="Hi")], "mini")
+    ids = ["conv-" + "0" * 24, "", "conv-\0", "\ud800", "' OR 1=1 --"]
+    for tenant, other in [("other", id_), *(("t", other) for other in ids)]:
+        for call in (
+            conversations.load(tenant, other),
+            conversations.delete(tenant, other),
+            conversations.rename(tenant, other, "x"),
+            conversations.truncate(tenant, other, 1),
+            conversations.add_turn(tenant, other, 2, turn),
+            conversations.answer_turn(tenant, other, 1, turn),
+            conversations.take_back(tenant, other, 1, turn),
+            conversations.list(tenant, limit=1, before=other),
+        ):
+            with pytest.raises(NotFoundError) as missing:
+                await call
+            assert str(missing.value) == f"no conversation {other!r}"
+    with pytest.raises(NotFoundError):
+        await conversations.add_turn("other", id_, 1, turn, create=True)
+    assert await conversations.list("other", limit=9) == ()
+    assert len((await stores.load(id_)).turns) == 1
+
+
+async def test_turns_that_are_refused_leave_nothing(stores: Stores) -> None:
+    id_ = await stores.say(send=[b"1"])
+    (shown,) = (await stores.load(id_)).media
+    other = await stores.add(b"secret", tenant="other")
+    before = stores.files()
+    depth = NewTurn([StoredMedium(type="depth", media_id=shown)], "mini")
+    with pytest.raises(RequestError, match="kind image, but"):
+        await stores.conversations.add_turn("t", id_, 2, depth)
+    with pytest.raises(NotFoundError, match=other.id):
+        await stores.say(id_=id_, show=[other.id])
+    with pytest.raises(NotFoundError):
+        await stores.say(id_="conv-" + "0" * 24, number=2, send=[b"2", b"3"])
+    assert stores.files() == before
+    assert len((await stores.load(id_)).turns) == 1
+
+
+@BOTH
+async def test_one_of_two_requests_continues(stores: Stores) -> None:
+    id_ = await stores.say()
+    results = await asyncio.gather(
+        *(stores.say(id_=id_, number=2, send=[bytes([n])]) for n in range(8)),
+        return_exceptions=True,
+    )
+    lost = [result for result in results if isinstance(result, ConflictError)]
+    assert len(lost) == 7
+    assert "turn 2 was to be added, but the next one is 3" in str(lost[0])
+    assert [turn.number for turn in (await stores.load(id_)).turns] == [1, 2]
+    assert len(stores.files()) == len(await stores.media.list("t", limit=9)) == 1
+    for other in (id_, None):
+        with pytest.raises(ConflictError):
+            await stores.say(id_=other, number=5)
+    assert len(await stores.conversations.list("t", limit=9)) == 1
+
+
+async def test_deleting_takes_what_nothing_else_shows(stores: Stores) -> None:
+    media, conversations = stores.media, stores.conversations
+    one = await stores.say(send=[b"alone", b"shared"])
+    alone, shared = sorted((await stores.load(one)).media.values(), key=lambda record: record.name)
+    upload = await stores.add(b"upload")
+    two = await stores.say(show=[shared.id, upload.id])
+
+    await conversations.delete("t", one)
+    with pytest.raises(NotFoundError):
+        await stores.load(one)
+    with pytest.raises(NotFoundError):
+        await media.get("t", alone.id)
+    assert conversations.messages(await stores.load(two))
+    await conversations.delete("t", two)
+    assert await media.list("t", limit=9) == (upload,), "promised until it expires"
+    assert stores.files() == [media.path(upload)]
+
+
+@BOTH
+@pytest.mark.parametrize("method", ["delete", "truncate"])
+async def test_nothing_is_left_of_a_turn_that_comes_while_others_go(
+    stores: Stores, method: str
+) -> None:
+    async def one(number: int) -> None:
+        id_ = await stores.say()
+        delete = method == "delete"
+        store = stores.conversations
+        go = store.delete("t", id_) if delete else store.truncate("t", id_, 1)
+        come = stores.say(id_=id_, send=[bytes([number])])
+        await asyncio.gather(come, go, return_exceptions=True)
+
+    await asyncio.gather(*(one(number) for number in range(12)))
+    await stores.expire()
+    await stores.media.sweep()
+    listed = await stores.conversations.list("t", limit=20)
+    found = [await stores.load(info.id) for info in listed]
+    shown = [record for conversation in found for record in conversation.media.values()]
+    assert stores.files() == sorted(map(stores.media.path, shown))
+
+
+@BOTH
+async def test_taking_turns_back(stores: Stores) -> None:
+    conversations, media = stores.conversations, stores.media
+    id_ = await stores.say("One")
+    await stores.say(id_=id_, send=[b"cat"])
+    (shown,) = (await stores.load(id_)).media
+    await stores.say("Three", id_=id_)
+    for number in (-1, 0, 4, 10**30):
+        with pytest.raises(NotFoundError, match=f"no turn {number}"):
+            await conversations.truncate("t", id_, number)
+
+    await conversations.truncate("t", id_, 2)
+    found = await stores.load(id_)
+    assert ([turn.number for turn in found.turns], found.media) == ([1], {})
+    assert (await media.get("t", shown)).expires_at is not None, "not for ever"
+    assert await media.sweep() == 0, "but for a retry"
+    await stores.say(id_=id_, number=2, show=[shown])
+    assert (await media.get("t", shown)).expires_at is None
+
+    await conversations.truncate("t", id_, 1)
+    await stores.expire()
+    assert await media.sweep() == 1
+    assert (await stores.load(id_)).turns == ()
+    await stores.say("Anew", id_=id_, number=1)
+
+
+async def test_a_title_follows_the_first_message_until_a_user_chooses_one(stores: Stores) -> None:
+    conversations, id_ = stores.conversations, await stores.say("a sheep")
+    for message, title in (("a goat", "a goat"), ("a cow", "Mine")):
+        if title == "Mine":
+            await conversations.rename("t", id_, title)
+        await conversations.truncate("t", id_, 1)
+        await stores.say(message, id_=id_)
+        await stores.say("and then?", id_=id_)
+        assert [c.title for c in await conversations.list("t", limit=9)] == [title]
+        assert len(await conversations.list("t", query=title, limit=9)) == 1
+    await conversations.truncate("t", id_, 2)
+    assert (await stores.load(id_)).title == "Mine"
+
+
+SEARCHES = [
+    *(("", "ABCD"), ("cat", "AB"), ("CAT", "AB"), ("ÄPFEL", "C"), ("strasse", "C")),
+    ("a\u0308pfel", "C"),  # the same letter in two characters
+    *((text, "D") for text in ("100%", "%", "_", "\\", "/")),
+    *((text, "") for text in ("c_t", "c%t", "' OR 1=1 --")),
+    *(("renamed", "B"), ("second answer", "A")),
+    ("first message here", "B"),  # still said, if not in the title
+]
+
+
+@BOTH
+async def test_search(stores: Stores) -> None:
+    conversations = stores.conversations
+    ids = {
+        await stores.say("A Cat?"): "A",
+        await stores.say("The first message here", "concatenated"): "B",
+        await stores.say("Äpfel", "Straße"): "C",
+        await stores.say("100% of a_b\\c/d"): "D",
+    }
+    first, second, *_ = ids
+    await stores.say("cat Äpfel 100%", tenant="other")
+    await stores.say("More", "The SECOND answer", id_=first)
+    await conversations.rename("t", second, "Renamed")
+    newest = [ids[info.id] for info in await conversations.list("t", limit=9)]
+    assert newest == ["A", "D", "C", "B"], "the last answered first"
+    page = await conversations.list("t", limit=2)
+    behind = await conversations.list("t", limit=9, before=page[-1].id)
+    assert [ids[info.id] for info in behind] == newest[2:]
+    for query, found in SEARCHES:
+        listed = await conversations.list("t", query=query, limit=9)
+        assert sorted(ids[info.id] for info in listed) == sorted(found), query
+    for query in ("nul\0", "half \ud83d"):
+        with pytest.raises(RequestError, match="query"):
+            await conversations.list("t", query=query, limit=1)
+    assert await conversations.list("t", query="ﷺ%" * 500, limit=1) == (), "folding makes it grow"
+
+
+@BOTH
+@pytest.mark.parametrize("text", ["nul\0", "half \ud83d"])
+async def test_text_that_cannot_be_stored(stores: Stores, text: str) -> None:
+    id_ = await stores.say()
+    for call in (
+        stores.say(text, id_=id_),
+        stores.say(system=text),
+        stores.conversations.rename("t", id_, text),
+    ):
+        with pytest.raises(RequestError, match=r"NUL character|surrogate pair"):
+            await call
+    await stores.say("Hi", f"a{text}b", id_=id_)
+    answer = (await stores.load(id_)).turns[-1].answer
+    assert answer == f"a{text[:-1]}\ufffdb", "the model's other words are not lost"
+
+
+@BOTH
+async def test_a_client_that_leaves_while_a_turn_is_stored(stores: Stores) -> None:
+    for delay in range(10):
+        task = asyncio.create_task(stores.say(send=[bytes([delay])]))
+        await asyncio.sleep(delay / 1000)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    listed = await stores.conversations.list("t", limit=20)
+    found = [await stores.load(info.id) for info in listed]
+    paths = [part.path for c in found for part in stores.conversations.messages(c)[0].files]
+    assert sorted(str(path) for path in paths) == [str(path) for path in stores.files()]
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds", "title"),
+    [
+        ("  What\n is\tthis? ", (), "What is this?"),
+        ("", ("image", "audio", "image"), "image, audio"),
+        (" \n\u202e", ("video",), "video"),
+        ("word " * 20, (), "word " * 10 + "word…"),
+        ("字" * 100, (), "字" * 59 + "…"),
+        ("a\u202eb", (), "a b"),
+    ],
+)
+def test_titles(text: str, kinds: tuple[Kind, ...], title: str) -> None:
+    media = [StoredMedium(type=kind, media_id="media-1") for kind in kinds]
+    assert title_of([StoredText(text=text), *media]) == title
+    assert len(title) <= 60

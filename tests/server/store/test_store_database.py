@@ -1,0 +1,219 @@
+"""The database starts from nothing, again, and at the same time; errors tell no password."""
+
+import asyncio
+import stat
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, insert, select, text
+
+from mico_chat.errors import ConfigError, MissingExtraError
+from mico_server.errors import UnavailableError
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
+from mico_server.store.tables import blobs, media, metadata, now
+from tests.server.conftest import BOTH, POSTGRES
+from tests.server.support.postgres import Postgres
+
+pytestmark = pytest.mark.anyio
+
+
+@BOTH
+async def test_servers_start_at_once_and_again(database_url: str, tmp_path: Path) -> None:
+    for made in (0, 4):
+        databases = [Database(database_url, tmp_path / "data") for _ in range(4)]
+        await asyncio.gather(*(database.start() for database in databases))
+        assert len(await KeyStore(databases[0]).list()) == made
+        await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
+        await asyncio.gather(*(database.close() for database in databases))
+
+
+@BOTH
+async def test_a_database_of_the_first_version_is_upgraded(
+    database_url: str, tmp_path: Path
+) -> None:
+    database = Database(database_url, tmp_path / "data")
+    await database.start()
+    secret, _ = await KeyStore(database).create("old", "t", scopes=["chat", "metrics"])
+    async with database.writing() as connection:
+        await connection.execute(insert(blobs).values(id="a", bytes=7))
+        old = {"id": "m", "tenant": "t/anna", "blob_id": "a", "kind": "image", "name": "x"}
+        await connection.execute(insert(media).values(**old, uploaded=True, created_at=now()))
+        for change in (
+            "ALTER TABLE keys DROP COLUMN scopes",
+            "ALTER TABLE turns DROP COLUMN confidence",
+            "ALTER TABLE turns DROP COLUMN unsure",
+            "DROP TABLE rate_limit_hits",
+            "DROP TABLE files",
+            "DROP TABLE batches",
+            "DROP INDEX ix_media_owner_blob_id_blob_bytes",
+            "ALTER TABLE media DROP COLUMN owner",
+            "ALTER TABLE media DROP COLUMN blob_bytes",
+            "UPDATE alembic_version SET version_num = '0001'",
+        ):
+            await connection.execute(text(change))
+    await database.close()
+
+    def differences(connection: Connection) -> Any:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return compare_metadata(context, metadata)
+
+    await database.start()
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+        sizes = await connection.execute(select(media.c.owner, media.c.blob_bytes))
+        assert sizes.one() == ("t", 7)
+        if not database.is_sqlite:
+            logged = text(
+                "SELECT relpersistence FROM pg_class WHERE oid = 'rate_limit_hits'::regclass"
+            )
+            assert await connection.scalar(logged) in ("u", b"u")
+    key = await KeyStore(database).find(secret)
+    assert key is not None
+    assert (key.name, key.scopes) == ("old", frozenset({"chat", "metrics"})), "as before scopes"
+    await database.close()
+
+
+@BOTH
+async def test_a_schema_of_a_newer_version(database: Database, database_url: str) -> None:
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError, match=r"does not belong to this version.*9999"):
+        await Database(database_url, Path(database._data_dir)).start()
+
+
+@BOTH
+async def test_reading_sees_one_state(database: Database) -> None:
+    async with database.reading() as reader:
+        assert not (await reader.execute(blobs.select())).all()
+        async with database.writing() as writer:
+            await writer.execute(insert(blobs).values(id="a", bytes=1))
+        assert not (await reader.execute(blobs.select())).all()
+
+
+@BOTH
+async def test_a_cancelled_caller_leaves_no_half_transaction(database: Database) -> None:
+    keys = KeyStore(database)
+    for delay in range(12):
+        task = asyncio.create_task(keys.create("bob"))
+        reader = asyncio.create_task(keys.list())
+        await asyncio.sleep(delay / 2000)
+        task.cancel()
+        reader.cancel()
+        await asyncio.gather(task, reader, return_exceptions=True)
+    stored = len(await keys.list())
+    await keys.create("bob")  # nothing is locked
+    assert len(await keys.list()) == stored + 1
+
+
+async def test_sqlite_is_durable_and_closed_to_others(tmp_path: Path) -> None:
+    database = Database(None, tmp_path / "new" / "data")
+    await database.start()
+    async with database.reading() as connection:
+        pragmas = [
+            await connection.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
+    await database.close()
+    full = 2
+    assert pragmas == ["wal", full, 1, 30000]
+    folder = tmp_path / "new" / "data"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "mico-chat.db").stat().st_mode) == 0o600
+
+
+@POSTGRES
+async def test_a_lost_connection_is_said_and_mended(
+    database: Database, database_url: str, keys: KeyStore
+) -> None:
+    await keys.create("bob")
+    drop = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    async def lose() -> None:
+        async with database.writing() as victim:
+            await victim.execute(text("SELECT 1"))
+            async with database.writing() as killer:
+                await killer.execute(drop)
+            await victim.execute(text("SELECT 1"))
+
+    with pytest.raises(UnavailableError, match="try again"):
+        await lose()
+    assert len(await keys.list()) == 1
+
+    stranger = await asyncpg.connect(database_url)
+    await stranger.execute(drop.text)
+    await stranger.close()
+    assert len(await keys.list()) == 1, "one that was lost while idle is not used"
+
+
+@POSTGRES
+async def test_a_server_that_goes_away_and_comes_back(postgres: Postgres, keys: KeyStore) -> None:
+    secret, key = await keys.create("bob")
+    await asyncio.to_thread(postgres.crash)
+    try:
+        with pytest.raises(UnavailableError):
+            await keys.find(secret)
+    finally:
+        await asyncio.to_thread(postgres.start)
+    assert await keys.find(secret) == key, "committed before the crash"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://u:s3cret@h/x", "'mysql'.*postgresql:// or sqlite:///"),
+        ("", "scheme"),
+        ("sqlite:x.db", "scheme"),
+        ("sqlite:///", "does not name a file"),
+        ("sqlite:///:memory:", "does not name a file"),
+        ("sqlite:///x.db?mode=memory", "does not name a file"),
+        ("postgresql://u:s3cr@et@h/x", "cannot be read.*%XX"),
+        ("postgresql://u:s3cr?et@h/x", "cannot be read.*%XX"),
+    ],
+)
+async def test_urls_that_are_refused(tmp_path: Path, url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        Database(url, tmp_path)
+    assert "s3cr" not in str(refused.value)
+
+
+@POSTGRES
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda url: url.replace("s3cret", "s3cres"), "password authentication failed"),
+        (lambda url: url.replace("/postgres?", "/x?"), 'database "x" does not exist'),
+        (lambda url: url.rsplit(":", 1)[0] + ":1/x", "cannot be reached"),
+        (lambda url: url.rsplit(":", 1)[0] + ":http/x", "cannot be read"),
+        (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "cannot be reached"),
+        (lambda url: f"{url}&sslmode=s3cret", "cannot be read"),
+    ],
+)
+async def test_unreachable_databases(
+    database_url: str, tmp_path: Path, change: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        await Database(change(database_url), tmp_path).start()
+    assert "s3cre" not in str(refused.value)
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file.*database_url"):
+        await Database(None, tmp_path / "file" / "data").start()
+    (tmp_path / "x.db").write_bytes(b"text, and enough of it" * 100)
+    with pytest.raises(ConfigError, match=r"x\.db: file is not a database"):
+        await Database(f"sqlite:///{tmp_path / 'x.db'}", tmp_path).start()
+
+
+async def test_a_missing_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mico_server.store.database.asyncpg", None)
+    with pytest.raises(MissingExtraError, match=r"mico-chat\[postgres\]"):
+        Database("postgresql://h/x", tmp_path)

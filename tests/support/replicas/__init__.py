@@ -1,0 +1,165 @@
+"""Tiny random models of other people's multimodal classes, and the library's own answer of each.
+
+A replica has its family's structure, markup and chat template, random weights, and sizes that run
+in milliseconds. It shows that code works, never that an answer is right.
+"""
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
+)
+
+from tests.support.replicas.gemma import gemma3n
+from tests.support.replicas.gemma3 import gemma3
+from tests.support.replicas.llava import llava_onevision
+from tests.support.replicas.qwen import qwen2_5_omni, qwen2_audio, qwen3_vl
+from tests.support.replicas.smolvlm import smolvlm
+
+Conversation = list[dict[str, Any]]
+
+_FAMILIES: dict[str, tuple[Callable[..., tuple[PreTrainedModel, ProcessorMixin]], tuple[str, ...]]]
+_FAMILIES = {
+    "qwen2_5_omni": (qwen2_5_omni, ("image", "audio", "video")),
+    "qwen3_vl": (qwen3_vl, ("image", "video")),
+    "llava_onevision": (llava_onevision, ("image", "video")),
+    "qwen2_audio": (qwen2_audio, ("audio",)),
+    "smolvlm": (smolvlm, ("image", "video")),
+    "gemma3n": (gemma3n, ("image", "audio")),
+    "gemma3": (gemma3, ("image",)),
+}
+ALONE = ("gemma3",)
+"""Families whose prompts do not batch."""
+
+NAMES = tuple(name for name in _FAMILIES if name not in ALONE)
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_utterance>", "<end_of_turn>", "<eos>")
+_FPS = 1000
+"""Frames a second that metadata names: a frame's number is its time in milliseconds."""
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """The kinds of media that a replica reads."""
+    return _FAMILIES[name][1]
+
+
+def mixes(name: str) -> bool:
+    """Whether the library takes media of different kinds in one prompt."""
+    # SmolVLM's processor returns frames under the name of pictures, in their place.
+    return name != "smolvlm"
+
+
+def build(name: str, folder: Path, **options: Any) -> Path:
+    """Save a replica, its processor and its generation settings to ``folder``.
+
+    ``options`` are those of the family: ``size`` of Qwen2.5-Omni, ``n_heads`` of others.
+    """
+    torch.manual_seed(0)
+    model, processor = _FAMILIES[name][0](**options)
+    words = processor.tokenizer
+    control = {i for i, word in words.added_tokens_decoder.items() if word.special}
+    ends = {words.convert_tokens_to_ids(end) for end in _ENDS if end in words.get_vocab()}
+    _spread(model, seldom=sorted(ends), never=sorted(control - ends))
+    model.generation_config = GenerationConfig(
+        eos_token_id=sorted(ends), pad_token_id=words.pad_token_id
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def whole_omni(thinker: Path, folder: Path) -> Path:
+    """A Thinker as a part of the whole model, which is how Qwen2.5-Omni is published."""
+    model, processor = load(thinker)
+    config = Qwen2_5OmniConfig(thinker_config=model.config.to_dict(), enable_audio_output=False)
+    whole = Qwen2_5OmniForConditionalGeneration(config)
+    whole.thinker.load_state_dict(model.state_dict())
+    whole.generation_config = model.generation_config
+    for part in (whole, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def _spread(model: PreTrainedModel, seldom: list[int], never: list[int], gain: float = 2.0) -> None:
+    """Scale weights to their inputs: attention is sharp then, and each medium moves the answer.
+
+    ``seldom`` and ``never`` say how often tokens are to be in an answer: those that end it, and the
+    rest of the markup.
+    """
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.normal_(0, gain / sqrt(weight[0].numel()))
+    scores = model.get_output_embeddings().weight
+    scores[seldom] *= 0.8
+    scores[never] *= 0.1
+
+
+def metadata(times: Sequence[float]) -> dict[str, Any]:
+    """What a processor needs to know of frames that were sampled at ``times`` in seconds."""
+    step = times[1] - times[0] if len(times) > 1 else 1.0
+    numbers = [round(time * _FPS) for time in times]
+    duration = times[-1] + step
+    return {
+        "total_num_frames": round(duration * _FPS),
+        "fps": float(_FPS),
+        "duration": duration,
+        "frames_indices": numbers,
+    }
+
+
+def inputs(processor: ProcessorMixin, conversation: Conversation, **settings: Any) -> Any:
+    """The library's own inputs of a conversation.
+
+    A part of type ``video`` has its frames' ``times`` in seconds beside the array. ``settings``
+    are for the processor.
+    """
+    clips = [
+        part["times"]
+        for message in conversation
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == "video"
+    ]
+    if clips:
+        settings = {
+            "do_sample_frames": False,
+            "video_metadata": [metadata(times) for times in clips],
+            **settings,
+        }
+    return processor.apply_chat_template(
+        conversation,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=settings,
+    )
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A replica and its processor, as the Auto classes load them."""
+    model = AutoModelForMultimodalLM.from_pretrained(folder)
+    return model.train(False), AutoProcessor.from_pretrained(folder)
+
+
+@torch.no_grad()
+def reference(
+    folder: Path, conversation: Conversation, max_new_tokens: int, **settings: Any
+) -> list[int]:
+    """The tokens of the library's own greedy answer; ``settings`` are for the processor."""
+    model, processor = load(folder)
+    given = inputs(processor, conversation, **settings)
+    generate = cast(Callable[..., torch.Tensor], model.generate)
+    output = generate(**given, do_sample=False, max_new_tokens=max_new_tokens)
+    tokens: list[int] = output[0, given["input_ids"].shape[1] :].tolist()
+    return tokens
