@@ -14,10 +14,10 @@ RESULTS = Path("benchmarks/results")
 NAMES = {
     "attacks": "benchmarks.service.attacks:measure",
     "busy": "benchmarks.service.busy:measure",
-    "capacity": "benchmarks.capacity:capacity",
+    "capacity": "benchmarks.capacity:measure",
     "chat-defaults": "benchmarks.model.chat_defaults:measure",
     "cold": "benchmarks.service.cold:measure",
-    "data-cost": "benchmarks.capacity:data_cost",
+    "data-cost": "benchmarks.data.cost:measure",
     "data-engine-kill": "benchmarks.data.engine:kill",
     "data-engine-rows": "benchmarks.data.engine:rows",
     "data-engine-scaling": "benchmarks.data.engine:scaling",

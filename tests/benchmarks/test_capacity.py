@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.capacity import (
+from benchmarks.capacity import Given, prices_of
+from benchmarks.replica import (
     DAY,
     Card,
-    Given,
     Medium,
     Run,
     Simulation,
@@ -19,7 +19,6 @@ from benchmarks.capacity import (
     day_curve,
     fluid_rate,
     largest_rate,
-    prices_of,
     run_at,
 )
 from mico_chat.errors import ConfigError
@@ -144,7 +143,7 @@ def test_a_card_without_room_for_a_conversation() -> None:
     ("pair", "error"),
     [
         ("peak", r"--set peak: write it as name=value"),
-        ("peek=2", r"--set peek: no such assumption; they are bandwidth_share, "),
+        ("peek=2", r"--set peek: no such assumption; they are turns, "),
         ("peak=0.5", r"--set peak=0\.5: .*greater than or equal to 1"),
         ("flops_share=1.5", r"flops_share=1\.5: .*less than or equal to 1"),
         ("users=many", r"users=many: .*valid number"),
