@@ -36,6 +36,7 @@ FOLDER = "ratios"
 RACE = "race"
 """The benchmark that runs when no name is given."""
 Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 # --- what a benchmark finds -----------------------------------------------------------------------
@@ -207,17 +208,17 @@ def write(template: str, values: Mapping[str, Any]) -> str:
 
 
 def turns(
-    ways: Mapping[Key, Callable[[], float]],
+    ways: Mapping[Key, Callable[[], Value]],
     repeats: int,
     *,
     warm: int = 1,
     rng: random.Random | None = None,
-) -> dict[Key, list[float]]:
+) -> dict[Key, list[Value]]:
     """What each way measures, all ways in turns, whose order ``rng`` draws.
 
     The first ``warm`` rounds do not count.
     """
-    found: dict[Key, list[float]] = {name: [] for name in ways}
+    found: dict[Key, list[Value]] = {name: [] for name in ways}
     for number in range(warm + repeats):
         for name in rng.sample(list(ways), len(ways)) if rng else ways:
             value = ways[name]()

@@ -8,7 +8,6 @@ import random
 import tempfile
 import wave
 from contextlib import closing
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +55,12 @@ def say(text: str, voice: str, path: Path) -> None:
 def word_errors(said: str, heard: str) -> int:
     """The least number of words to insert, leave out or replace (Levenshtein)."""
     a, b = normal_words(said), normal_words(heard)
-
-    @cache
-    def least(i: int, j: int) -> int:
-        if i == 0 or j == 0:
-            return i + j
-        return min(
-            least(i - 1, j) + 1, least(i, j - 1) + 1, least(i - 1, j - 1) + (a[i - 1] != b[j - 1])
-        )
-
-    return least(len(a), len(b))
+    row = list(range(len(b) + 1))
+    for i, word in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, other in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (word != other))
+    return row[-1]
 
 
 def measure(

@@ -11,16 +11,16 @@ import random
 import statistics
 import sys
 import time
-from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from benchmarks.engines.overhead import Asked, OverHttp
 from benchmarks.engines.systems import DEVICE
-from benchmarks.harness import Ratio, Report
+from benchmarks.harness import Ratio, Report, turns
 from benchmarks.http_client import address_of
 from benchmarks.media import noisy_picture
 from benchmarks.processes import program, service
@@ -66,7 +66,13 @@ def measure(
             name: OverHttp(address_of(url), asked, chat=False, stream=False)
             for (name, asked), url in urls.items()
         }
-        found = _measure(servers, repeats)
+        rng = random.Random(0)
+        ways = {
+            (n, name): partial(_race, server, n, rng)
+            for n in AT_ONCE
+            for name, server in servers.items()
+        }
+        found = turns(ways, repeats, rng=rng)
     rows = []
     for n in AT_ONCE:
         rate = {name: _rate(found[n, name]) for name in (OURS, THEIRS)}
@@ -81,29 +87,18 @@ def measure(
     return Report({"rows": rows, "threads": usable_cores(), "n_tokens": N_TOKENS}, [ratio])
 
 
-def _measure(servers: dict[str, OverHttp], repeats: int) -> dict[tuple[int, str], list[Race]]:
-    rng = random.Random(0)
-    found: dict[tuple[int, str], list[Race]] = defaultdict(list)
-    for repeat in range(repeats + 1):  # the first one warms up
-        for n in AT_ONCE:
-            for name, server in rng.sample(list(servers.items()), len(servers)):
-                race = asyncio.run(_race(server, n, rng))
-                print(
-                    f"{n} at once, {name}: {race.seconds:.2f} s, {race.tokens} tokens", flush=True
-                )
-                if repeat:
-                    found[n, name].append(race)
-    return found
-
-
-async def _race(server: OverHttp, n: int, rng: random.Random) -> Race:
+def _race(server: OverHttp, n: int, rng: random.Random) -> Race:
     asked = [
         Asked("What is in this picture?", noisy_picture(rng.getrandbits(31)), N_TOKENS)
         for _ in range(n)
     ]
-    start = time.perf_counter()
-    answers = await asyncio.gather(*map(server.ask, asked))
-    return Race(time.perf_counter() - start, sum(tokens for _, tokens in answers))
+
+    async def all_of_them() -> Race:
+        start = time.perf_counter()
+        answers = await asyncio.gather(*map(server.ask, asked))
+        return Race(time.perf_counter() - start, sum(tokens for _, tokens in answers))
+
+    return asyncio.run(all_of_them())
 
 
 def _rate(races: list[Race]) -> float:
