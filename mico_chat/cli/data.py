@@ -1,6 +1,7 @@
 """The data engine: from a folder of videos, or a list of a million, to shards for training."""
 
 import sys
+import webbrowser
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,17 @@ from typing import Annotated
 import typer
 
 from mico_chat.cli.models import Config, Overrides
-from mico_chat.cli.options import extra, in_columns, log_to_stderr
+from mico_chat.cli.options import check_extra, in_columns, log_to_stderr
 from mico_chat.errors import ConfigError
+from mico_chat.late import late
+
+with late():
+    from mico_corpus import build as building
+    from mico_corpus import recipe as recipes
+    from mico_corpus.looking import look as looking
+    from mico_corpus.packing import remove as removal
+    from mico_corpus.packing import subsets
+    from mico_training import recipe as files
 
 data = typer.Typer(
     help="Make training data of your own videos.", no_args_is_help=True, rich_markup_mode=None
@@ -38,17 +48,14 @@ def build(
 
     mico-chat data build --config training/recipes/data-laptop.yaml videos --output shards
     """
-    with extra("data", "mico-chat data build"):
-        from mico_corpus.build import build as make
-        from mico_corpus.recipe import BuildRecipe
-        from mico_training.recipe import load_recipe
+    check_extra("data", "mico-chat data build", building, recipes, files)
     log_to_stderr()
     values = list(overrides or [])
     if workers is not None:
         values.append(f"workers={workers}")
-    recipe = load_recipe(BuildRecipe, config, values)
+    recipe = files.load_recipe(recipes.BuildRecipe, config, values)
     try:
-        built = make(recipe, sources, output)
+        built = building.build(recipe, sources, output)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on with {output}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -88,12 +95,9 @@ def look(
 
     mico-chat data look 'shards/*.tar' --html page.html
     """
-    import webbrowser
-
-    with extra("data", "mico-chat data look"):
-        from mico_corpus.looking.look import serve, write_page
+    check_extra("data", "mico-chat data look", looking)
     if html is not None:
-        print(f"{html}: {write_page(shards, html, clips)} clips")
+        print(f"{html}: {looking.write_page(shards, html, clips)} clips")
         return
 
     def show(url: str) -> None:
@@ -101,7 +105,7 @@ def look(
         if not no_open:
             webbrowser.open(url)
 
-    serve(shards, port, show)
+    looking.serve(shards, port, show)
 
 
 @data.command()
@@ -118,10 +122,8 @@ def subset(
 
     mico-chat data subset shards --sizes 1M,10M --output subsets
     """
-    with extra("data", "mico-chat data subset"):
-        from mico_corpus.packing.subsets import sizes_of
-        from mico_corpus.packing.subsets import subset as write
-    print(write(shards, sizes_of(sizes), seed, output, samples))
+    check_extra("data", "mico-chat data subset", subsets)
+    print(subsets.subset(shards, subsets.sizes_of(sizes), seed, output, samples))
 
 
 @data.command()
@@ -144,15 +146,13 @@ def remove(
 
     mico-chat data remove shards --ids withdrawn.txt
     """
-    with extra("data", "mico-chat data remove"):
-        from mico_corpus.packing.remove import Removal, read_ids
-        from mico_corpus.packing.remove import remove as take_out
+    check_extra("data", "mico-chat data remove", removal)
     if ids is None and not source and not licence:
         raise ConfigError("nothing to remove: give --ids FILE, --source NAME or --licence NAME")
-    asked = Removal(sources=tuple(source or ()), licences=tuple(licence or ()))
+    asked = removal.Removal(sources=tuple(source or ()), licences=tuple(licence or ()))
     if ids is not None:
-        asked = replace(asked, ids=read_ids(ids))
-    done = take_out(shards, asked)
+        asked = replace(asked, ids=removal.read_ids(ids))
+    done = removal.remove(shards, asked)
     for missing in done.missing:
         print(f"not found: {missing}")
     print(f"{done.clips:,} clips taken out of {done.shards:,} shards", end="")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mico_chat.checkpoints import folders
 from mico_chat.cli.options import (
     NAMES,
     Device,
@@ -17,11 +18,28 @@ from mico_chat.cli.options import (
     LoadIn8bit,
     Model,
     Output,
+    check_extra,
     extra,
     log_to_stderr,
     pair,
 )
+from mico_chat.engines.base import DTYPES
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.late import late
+from mico_chat.settings import Settings
+
+with late():
+    from mico_chat import load
+    from mico_chat.checkpoints import assemble as assembling
+    from mico_chat.checkpoints import pretrained, released, released_check
+    from mico_chat.cli import evaluate as evaluating
+    from mico_chat.engine import llamacpp_export as exporting
+    from mico_chat.reading import speech
+    from mico_research.finetune import fit
+    from mico_research.finetune import report as finetuned
+    from mico_research.modalities import model as modality
+    from mico_training import estimate, stages
+    from mico_world import build
 
 export = typer.Typer(
     help="Write a model for another program.", no_args_is_help=True, rich_markup_mode=None
@@ -57,19 +75,14 @@ Processes = Annotated[
 
 def setup() -> None:
     """Download the mini's base language model, and Whisper, once; prepare both to run."""
-    from mico_chat.checkpoints.folders import fetch_base_llm
-    from mico_chat.reading import speech
-
     log_to_stderr()
-    print(f"base LLM: {fetch_base_llm()}")
+    print(f"base LLM: {folders.fetch_base_llm()}")
     try:  # the ear of the mini needs Whisper too
         print(f"speech: {speech.fetch()}")
     except ModelError as error:  # everything else works without it
         print(f"note: {error}; neither sounds nor speech are recognised", file=sys.stderr)
     if importlib.util.find_spec("llama_cpp") is not None:
-        from mico_chat.engine.llamacpp_export import gguf_of
-
-        print(f"GGUF: {gguf_of()}")
+        print(f"GGUF: {exporting.gguf_of()}")
 
 
 def assemble(
@@ -100,14 +113,12 @@ def assemble(
 
     mico-chat assemble --encoder mico-g --llm lmsys/vicuna-7b-v1.5 --output mico-chat-7b
     """
-    from mico_chat.checkpoints.assemble import assemble as write
-
     log_to_stderr()
     given: dict[str, Any] = dict(map(pair, options or ()))
     for key, value in given.items():
         with suppress(ValueError):  # a value that is no JSON is text
             given[key] = json.loads(value)
-    written = write(encoder, llm, output, options=given, chat_template=chat_template)
+    written = assembling.assemble(encoder, llm, output, options=given, chat_template=chat_template)
     print(f"{written}: next, align its bridge: mico-chat train-stage2")
 
 
@@ -122,13 +133,10 @@ def merge(
 
     mico-chat merge runs/stage3 --output mico-chat-7b
     """
-    from mico_chat.checkpoints.pretrained import merge as write
-    from mico_chat.engines.base import DTYPES
-
     log_to_stderr()
     if dtype not in ("auto", *DTYPES):
         raise ConfigError(f"no dtype {dtype!r}; known are auto, {', '.join(DTYPES)}")
-    written = write(model, output, dtype)
+    written = pretrained.merge(model, output, dtype)
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     print(f"{written}: {size / 1e6:.1f} MB")
 
@@ -145,11 +153,8 @@ def gguf(
 
     mico-chat export gguf --model mini --quantization Q8_0 --output mini.gguf
     """
-    from mico_chat.engine.llamacpp_export import export_gguf
-    from mico_chat.settings import Settings
-
     log_to_stderr()
-    written = export_gguf(model or Settings().model, output, quantization)
+    written = exporting.export_gguf(model or Settings().model, output, quantization)
     print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
 
 
@@ -198,25 +203,22 @@ def mico(
 
     mico-chat convert mico MiCo-g --tokenizer google-bert/bert-base-uncased --output mico-g
     """
-    from mico_chat.checkpoints.released import ConvertOptions, convert_released, write_released
-
     if to_mico:
-        print(f"{output}: {write_released(source, output)}")
+        print(f"{output}: {released.write_released(source, output)}")
         return
-    options = ConvertOptions(image_size, frames, slices, tokenizer, num_heads, text_heads)
-    print(f"{output}: {convert_released(source, output, options)}")
+    options = released.ConvertOptions(image_size, frames, slices, tokenizer, num_heads, text_heads)
+    print(f"{output}: {released.convert_released(source, output, options)}")
     if tokenizer is None:
         print("without a tokenizer; --tokenizer names the one its captions were written in")
     if compare is None:
         return
-    from mico_chat.checkpoints.released_check import WITHIN, differences
-
-    found = dict(differences(output, compare))
+    found = dict(released_check.differences(output, compare))
     for name, difference in found.items():
         print(f"{name:16} {difference:.1e}")
     worst = max(found, key=found.__getitem__)
-    if not found[worst] <= WITHIN:  # a difference that is no number is too large as well
-        raise ModelError(f"{output}: {worst} is off by {found[worst]:.1e}, more than {WITHIN:.0e}")
+    within = released_check.WITHIN
+    if not found[worst] <= within:  # a difference that is no number is too large as well
+        raise ModelError(f"{output}: {worst} is off by {found[worst]:.1e}, more than {within:.0e}")
 
 
 def train_stage1(
@@ -242,12 +244,9 @@ def train_chat(
     processes: Processes = None,
 ) -> None:
     """Run the stage that the command's name says."""
-    from mico_chat.load import asked_quantization
-
-    with extra("train", "training"):
-        from mico_training import estimate, stages
+    check_extra("train", "training", estimate, stages)
     values = list(overrides or [])
-    quantization = asked_quantization(None, load_in_4bit, load_in_8bit)
+    quantization = load.asked_quantization(None, load_in_4bit, load_in_8bit)
     if quantization is not None:
         values.append(f"model.llm_quantization={quantization}")
     log_to_stderr()
@@ -269,11 +268,9 @@ def finetune(config: Config, overrides: Overrides = None) -> None:
     """
     with extra("modalities", "mico-chat finetune"):
         import sklearn  # noqa: F401  # the baselines are its
-    with extra("train", "mico-chat finetune"):
-        from mico_research.finetune.fit import main
-        from mico_research.finetune.report import markdown
+    check_extra("train", "mico-chat finetune", fit, finetuned)
     log_to_stderr()
-    print(markdown(main(config, overrides or [])), end="")
+    print(finetuned.markdown(fit.main(config, overrides or [])), end="")
 
 
 def predict(
@@ -285,9 +282,8 @@ def predict(
 
     mico-chat predict runs/modality-diabetes patients.csv
     """
-    with extra("train", "mico-chat predict"):
-        from mico_research.modalities.model import predict as write
-    write(model, file, sys.stdout, device)
+    check_extra("train", "mico-chat predict", modality)
+    modality.predict(model, file, sys.stdout, device)
 
 
 def world(
@@ -297,10 +293,9 @@ def world(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
 ) -> None:
     """Make training data: paired media, captions, and questions with exact answers."""
-    with extra("train", "mico-chat world"):
-        from mico_world.build import main
+    check_extra("train", "mico-chat world", build)
     log_to_stderr()
-    main(config, output, workers, seed)
+    build.main(config, output, workers, seed)
 
 
 def evaluate(ctx: typer.Context) -> None:
@@ -310,7 +305,6 @@ def evaluate(ctx: typer.Context) -> None:
 
     mico-chat evaluate mini-skills --base-url http://127.0.0.1:8000/v1 --model NAME
     """
-    with extra("eval", "mico-chat evaluate"):
-        from mico_chat.cli.evaluate import main
-    if code := main(ctx.args):
+    check_extra("eval", "mico-chat evaluate", evaluating)
+    if code := evaluating.main(ctx.args):
         raise typer.Exit(code)
