@@ -1,8 +1,8 @@
 """The ``mico-chat`` command.
 
-Only the command line prints. Everything heavy, and every other package of the project, is
-imported by the command that needs it: ``mico-chat --help`` answers at once, and a package that is
-not installed is named together with the command that installs it. An error a user can do
+Only the command line prints. What is slow to import, and every other package of the project, runs
+when a command needs it: ``mico-chat --help`` answers at once, and a package that is not installed
+is named together with the command that installs it. An error a user can do
 something about is one line on standard error and exit code 2.
 """
 
@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 
 from mico_chat import __version__
+from mico_chat import media as decoding
+from mico_chat.checkpoints.folders import model_folder
+from mico_chat.checkpoints.gguf_files import gguf_files
 from mico_chat.cli import hub, models
 from mico_chat.cli.data import data
 from mico_chat.cli.keys import keys
@@ -37,16 +41,29 @@ from mico_chat.cli.options import (
     Model,
     Quantization,
     TrustRemoteCode,
-    extra,
+    check_extra,
     pair,
     takes_media,
     takes_options,
 )
 from mico_chat.cli.process_list import leave_process_list, without_passwords
 from mico_chat.engine.cpu import set_openmp
+from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.table import ENGINE_HELP
 from mico_chat.errors import MicoError, RequestError
+from mico_chat.late import late
 from mico_chat.options import GREEDY, GenerationOptions
+from mico_chat.settings import Settings, unknown_option
+
+with late():
+    from mico_chat import load
+    from mico_chat.cli import ask as asked
+    from mico_chat.cli import doctor as examination
+    from mico_server import app as service
+    from mico_server import settings as server
+    from mico_ui import local_server
+    from mico_ui.browser import serve as page
+    from mico_ui.terminal import start
 
 app = typer.Typer(
     name="mico-chat",
@@ -114,17 +131,10 @@ def ask(
 
     mico-chat ask --image cat.jpg --audio purr.ogg "Do these belong together?"
     """
-    from mico_chat.checkpoints.folders import model_folder
-    from mico_chat.checkpoints.gguf_files import gguf_files
-    from mico_chat.cli.ask import Asking, Waiting
-    from mico_chat.load import EngineOptions, asked_quantization, load_assistant
-    from mico_chat.media import MediaDecoder, MediaLimits
-    from mico_chat.settings import Settings
-
     name = model or Settings().model
     if gguf_files(name, mmproj) is None:
         model_folder(name)  # a misspelt one is reported at once
-    quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
+    quantized = load.asked_quantization(quantization, load_in_4bit, load_in_8bit)
     how = EngineOptions(
         engine,
         quantized,
@@ -134,10 +144,10 @@ def ask(
         mmproj=mmproj,
         depth_model=(Settings().depth_model or "mini") if options.estimate_depth else None,
     )
-    with MediaDecoder(MediaLimits()) as decoder:
-        asking = Asking(
+    with decoding.MediaDecoder(decoding.MediaLimits()) as decoder:
+        asking = asked.Asking(
             decoder,
-            lambda: load_assistant(name, decoder, how, similarity=False),
+            lambda: load.load_assistant(name, decoder, how, similarity=False),
             options,
             as_json,
             sys.stdout,
@@ -145,7 +155,7 @@ def ask(
         if batch is None:
             if question is None:
                 raise RequestError('a question is needed: mico-chat ask --image cat.jpg "What?"')
-            asking.one(question, media, Waiting(sys.stderr))
+            asking.one(question, media, asked.Waiting(sys.stderr))
             return
         if question is not None or media:
             raise RequestError("--batch takes questions and media from its file, not from options")
@@ -157,15 +167,13 @@ def ask(
 @app.command(context_settings=ALL_ARGUMENTS, add_help_option=False)
 def serve(ctx: typer.Context) -> None:
     """Serve the model over HTTP."""
-    with extra("server", "mico-chat serve"):
-        from mico_server.settings import read_settings, shown_settings
-    asked = read_settings(ctx.args)
-    if asked.show_settings:
-        print(shown_settings(asked))
+    check_extra("server", "mico-chat serve", server)
+    settings = server.read_settings(ctx.args)
+    if settings.show_settings:
+        print(server.shown_settings(settings))
         return
-    with extra("server", "mico-chat serve"):
-        from mico_server.app import main
-    main(asked, partial(print, flush=True), ctx.obj)
+    check_extra("server", "mico-chat serve", service)
+    service.main(settings, partial(print, flush=True), ctx.obj)
 
 
 @app.command(cls=MediaInOrder)
@@ -217,8 +225,7 @@ def chat(
 
     echo "What is it?" | mico-chat chat --image cat.jpg
     """
-    with extra("terminal", "mico-chat chat"):
-        from mico_ui.terminal import start
+    check_extra("terminal", "mico-chat chat", start)
     passed_on = ("config", "model", "engine", "quantization", "device", "dtype")
     flags = {f"--{name}": ctx.params[name] for name in passed_on}
     if api is not None:
@@ -227,7 +234,7 @@ def chat(
     given += ["--load-in-4bit"] * load_in_4bit + ["--load-in-8bit"] * load_in_8bit
     if api is not None and given:
         raise RequestError(f"{given[0]} is for a server that is started here, and --api names one")
-    asked = start.ChatCommand(
+    command = start.ChatCommand(
         question=question,
         media=media,
         api=api,
@@ -238,7 +245,7 @@ def chat(
         go_on=go_on,
         model=None if api is None else model,
     )
-    if code := start.main(asked):
+    if code := start.main(command):
         raise typer.Exit(code)
 
 
@@ -271,10 +278,7 @@ def ui(
 
     mico-chat ui --api http://gpu-box:8000
     """
-    with extra("ui", "mico-chat ui"):
-        from mico_ui.browser import serve as page
-        from mico_ui.local_server import local_url, server_beside
-
+    check_extra("ui", "mico-chat ui", page, local_server)
     announce = partial(print, flush=True)
     if api is not None:
         if ctx.args or api_port is not None:
@@ -282,12 +286,11 @@ def ui(
             raise RequestError(f"--api names a running server, but {given} is for one of our own")
         page.main(api, host, port, announce, insecure=insecure, origins=origin or ())
         return
-    with extra("server", "mico-chat ui"):
-        from mico_server.settings import read_settings
+    check_extra("server", "mico-chat ui", server)
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
-    own = read_settings(arguments)
-    with server_beside(arguments, announce) as secret:
-        address = local_url(own.host, own.port)
+    own = server.read_settings(arguments)
+    with local_server.server_beside(arguments, announce) as secret:
+        address = local_server.local_url(own.host, own.port)
         secure: dict[str, Any] = {"insecure": insecure, "origins": origin or ()}
         page.main(address, host, port, announce, secret=secret, **secure)
 
@@ -315,12 +318,9 @@ def doctor(
 
     mico-chat doctor ./mico-chat-7b --quantization nf4
     """
-    with extra("server", "mico-chat doctor"):
-        from mico_chat.cli.doctor import run
-    from mico_chat.load import EngineOptions
-
+    check_extra("server", "mico-chat doctor", examination)
     options = EngineOptions(engine, quantization, dtype, device)
-    if code := run(model, options, as_json=as_json, out=sys.stdout):
+    if code := examination.run(model, options, as_json=as_json, out=sys.stdout):
         raise typer.Exit(code)
 
 
@@ -364,8 +364,6 @@ def main(argv: Sequence[str] | None = None, local_secret: str | None = None) -> 
     """
     if argv is None:
         leave_process_list()
-    from pydantic import ValidationError
-
     _quiet_libraries()
     set_openmp()
     try:
@@ -396,8 +394,6 @@ def _fail_of_usage(error: Any) -> None:
     command = error.ctx.command_path if error.ctx is not None else "mico-chat"
     name = getattr(error, "option_name", None)
     if name is not None and error.message.startswith("No such option"):
-        from mico_chat.settings import unknown_option
-
         flags = [] if error.cmd is None else [flag for p in error.cmd.params for flag in p.opts]
         _fail(str(unknown_option(name, [*flags, "--help"], command)))
     message = error.format_message().rstrip(".")
