@@ -173,11 +173,11 @@ def _state(tensors: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
     for conv in ("conv1", "conv2"):
         names |= {f"{conv}.{part}": f"{conv}/{part}" for part in ("weight", "bias")}
     for i in range(blocks):
-        for ours, layer, norm in (("weight", "weight", "gamma"), ("bias", "bias", "beta")):
-            for parts, theirs in ((_LAYERS, layer), (_NORMS, norm)):
-                names |= {
-                    f"blocks.{i}.{x}{ours}": f"layer_{i}/{y}{theirs}" for y, x in parts.items()
-                }
+        for last, norm in (("weight", "gamma"), ("bias", "beta")):
+            for theirs, ours in _LAYERS.items():
+                names[f"blocks.{i}.{ours}{last}"] = f"layer_{i}/{theirs}{last}"
+            for theirs, ours in _NORMS.items():
+                names[f"blocks.{i}.{ours}{last}"] = f"layer_{i}/{theirs}{norm}"
     try:
         return {ours: tensors[f"encoder/{theirs}"].float() for ours, theirs in names.items()}
     except KeyError as error:
