@@ -46,7 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("colour", colours.COLOURS)
 def test_a_sampled_colour_is_named_so(colour: str) -> None:
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(8):
         patch = np.full((20, 20, 4), 255, np.uint8)
         patch[..., :3] = colours.sample(rng, colour)
         assert colours.dominant(patch) == colour
@@ -150,6 +150,7 @@ def test_colours_are_compared_truly() -> None:
     assert min(seen["compare"], seen["colour"], seen["colour_name"]) > 5
 
 
+@pytest.mark.usefixtures("small")
 def test_no_question_is_about_clutter_and_a_place_has_no_things(things: Catalogue) -> None:
     cluttered = 0
     for sample in drawn(pictures.make_scene, things, 40):
@@ -223,7 +224,7 @@ def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
 @pytest.mark.usefixtures("small")
 def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
     counts: Counter[str] = Counter()
-    for sample in drawn(pictures.make_count, things, 100):
+    for sample in drawn(pictures.make_count, things, 60):
         turn = sample.turns[0]
         kind = sample.truth["things"][0]["name"]
         n = sum(t["name"] == kind for t in sample.truth["things"])
@@ -232,13 +233,13 @@ def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
         assert all(t["width"] > 0.02 for t in sample.truth["things"])
         counts[turn.accept[0]] += 1
     assert set(counts) == {"one", "two", "three", "four", "five"}
-    assert min(counts.values()) > 5  # of 20 on average
+    assert min(counts.values()) > 3  # of 12 on average
 
 
 @pytest.mark.usefixtures("small")
 def test_yes_and_no_are_even(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
-    for sample in drawn(pictures.make_scene, things, 250):
+    for sample in drawn(pictures.make_scene, things, 120):
         names = {t["name"] for t in sample.truth["things"]}
         for turn in sample.turns:
             if turn.skill == "present":
@@ -251,7 +252,7 @@ def test_yes_and_no_are_even(things: Catalogue) -> None:
 @pytest.mark.usefixtures("small")
 def test_colour_does_not_depend_on_the_thing(things: Catalogue) -> None:
     seen: Counter[str] = Counter()
-    for sample in drawn(pictures.make_colour, things, 220):
+    for sample in drawn(pictures.make_colour, things, 160):
         seen.update(t["colour"] for t in sample.truth["things"])
     assert set(seen) == set(colours.COLOURS)
     assert max(seen.values()) < 2.2 * min(seen.values())

@@ -192,7 +192,8 @@ def test_a_manifest_that_stage_3_reads(tmp_path: Path, monkeypatch: pytest.Monke
 def test_both_heads_are_fitted_and_the_pretrained_rows_stay(
     tmp_path: Path, shards: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mini_init, "BATCH_SIZE", 16)
+    for name, value in {"PASSES": 2, "BATCH_SIZE": 16}.items():
+        monkeypatch.setattr(mini_init, name, value)
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, shards, tiny_pretraining, features=cache)
     mini.main(["heads", "--config", str(recipe), "--output", str(tmp_path / "fitted")])
