@@ -231,7 +231,8 @@ class MediaFile:
 
     Errors and reports use ``name``. ``depth_scale`` is how many metres one unit of a depth map of
     16-bit integers means. ``sampling`` decides which frames of a clip are taken; with a ``seed``
-    they are drawn, one of each of equal runs of frames.
+    they are drawn, one of each of equal runs of frames. ``id`` is that of a stored medium of a
+    service.
     """
 
     kind: Kind
@@ -240,6 +241,7 @@ class MediaFile:
     depth_scale: float = 0.001
     sampling: Sampling = "uniform"
     seed: int | None = None
+    id: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -62,7 +62,7 @@ class Service:
             raise RequestError.at(
                 kind, f"{media_id} ({record.name}) is of kind {record.kind}; show it as that"
             )
-        return MediaFile(kind, self.media.path(record), record.name)
+        return MediaFile(kind, self.media.path(record), record.name, id=media_id)
 
 
 async def _service(request: Request) -> Service:

@@ -7,7 +7,6 @@ import struct
 import sys
 import threading
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
-from mico_chat.media import Depth, Image, Kind, MediaDecoder, MediaFile, MediaLimits, Video, decode
+from mico_chat.media import Image, Kind, MediaDecoder, MediaFile, MediaLimits, decode
 from mico_chat.media.medium import Medium
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -113,29 +112,6 @@ def test_max_bytes_names_value_maximum_and_setting() -> None:
         "(max_bytes; raise it with MICO_MEDIA_MAX_BYTES)"
     )
     assert caught.value.status == 413
-
-
-def test_the_worker_decodes_what_the_process_does(
-    decoder: MediaDecoder, make_clip: Callable[..., Path], tmp_path: Path
-) -> None:
-    path = make_clip("a.mp4", "libx264", sound="aac")
-    here, there = decode(MediaFile("video", path)), decoder.decode(MediaFile("video", path))
-    assert isinstance(here, Video)
-    assert isinstance(there, Video)
-    np.testing.assert_array_equal(there.frames, here.frames)
-    np.testing.assert_array_equal(there.times, here.times)
-    assert here.audio is not None
-    assert there.audio is not None
-    np.testing.assert_array_equal(there.audio.samples, here.audio.samples)
-    same = {"decode_ms": None}
-    assert there.report.model_copy(update=same) == here.report.model_copy(update=same)
-    metres = np.array([[1.0, np.nan]], np.float32)
-    np.save(tmp_path / "d.npy", metres)
-    depth = decoder.decode(MediaFile("depth", tmp_path / "d.npy"))
-    assert isinstance(depth, Depth)
-    assert depth.metric
-    np.testing.assert_array_equal(depth.values, metres)
-    assert decoder.decode(MediaFile("normal", _encoded("PNG"))).kind == "normal"
 
 
 @needs_signals

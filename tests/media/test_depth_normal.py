@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from mico_chat.errors import LimitError, MediaError
-from mico_chat.media import Depth, MediaDecoder, MediaFile, MediaLimits, Normal, decode
+from mico_chat.media import Depth, MediaFile, MediaLimits, Normal, decode
 from mico_chat.media.maps import MARK, encode_depth
 
 
@@ -100,7 +100,12 @@ def test_a_colour_image_is_no_depth_map() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [_png(np.zeros((2, 3), np.uint16)), _npy(np.full((2, 3), np.nan, np.float32))]
+    "data",
+    [
+        _png(np.zeros((2, 3), np.uint16)),
+        _npy(np.full((2, 3), np.nan, np.float32)),
+        encode_depth(np.full((2, 3), np.nan), "metre"),
+    ],
 )
 def test_a_map_of_holes_is_an_error(data: bytes) -> None:
     with pytest.raises(
@@ -233,11 +238,6 @@ def test_inverse_distances_are_relative_and_keep_their_order() -> None:
     assert twice.values[0, 3] == pytest.approx(1 - 9 / 16, abs=2e-5), "no least value is taken off"
 
 
-def test_nothing_known_is_no_map() -> None:
-    with pytest.raises(MediaError, match="no depth in it"):
-        _depth(encode_depth(np.full((2, 3), np.nan), "metre"))
-
-
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -265,11 +265,3 @@ def test_only_the_mark_of_a_png_of_depth_counts() -> None:
     eight = _depth(_marked('{"unit": "metre", "scale": 0.1}', np.array([[20, 0]], np.uint8)))
     assert eight.metric
     assert eight.values[0, 0] == pytest.approx(2.0)
-
-
-def test_who_estimated_it_comes_out_of_the_decoder_process() -> None:
-    data = encode_depth(np.ones((2, 3), np.float32), "inverse", "dpt")
-    with MediaDecoder() as decoder:
-        depth = decoder.decode(MediaFile("depth", data, "d.png"))
-    assert isinstance(depth, Depth)
-    assert (depth.metric, depth.estimated) == (False, "dpt")

@@ -18,6 +18,7 @@ from mico_chat.cli.doctor import engine_finding
 from mico_chat.errors import MediaError
 from mico_chat.media import MediaDecoder, MediaFile, decode
 from mico_chat.media import decoder as parent
+from mico_chat.media.maps import encode_depth
 from tests.server.support.hostile_seeds import good_files, raster
 
 MACHINES = ["x86_64", "aarch64"]
@@ -113,14 +114,19 @@ def test_hostile_code_reaches_nothing(
 
 
 def test_every_format_is_decoded_as_before(decoder: MediaDecoder, tmp_path: Path) -> None:
-    for number, good in enumerate(good_files()):
-        path = tmp_path / f"{number}.{good.extension}"
-        path.write_bytes(good.data)
-        here = decode(MediaFile(good.kind, path))
-        for source in (path, good.data):
-            there = decoder.decode(MediaFile(good.kind, source))
+    guessed = encode_depth(np.ones((2, 3), np.float32), "inverse", "dpt")
+    files = [(good.kind, good.extension, good.data) for good in good_files()]
+    for number, (kind, extension, data) in enumerate([*files, ("depth", "png", guessed)]):
+        path = tmp_path / f"{number}.{extension}"
+        path.write_bytes(data)
+        here = decode(MediaFile(kind, path, "x"))
+        for source in (path, data):
+            there = decoder.decode(MediaFile(kind, source, "x"))
             for mine, its in zip(here.all_arrays, there.all_arrays, strict=True):
                 np.testing.assert_array_equal(its, mine)
+            assert getattr(here, "metric", None) == getattr(there, "metric", None)
+            reports = [one.report.model_copy(update={"decode_ms": 0}) for one in (here, there)]
+            assert reports[0] == reports[1]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="groups of processes")

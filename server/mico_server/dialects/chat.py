@@ -85,16 +85,8 @@ class ChatFields(BaseModel):
 
 
 @dataclass(frozen=True)
-class FormMedium:
-    """A medium of a question: with the ``id`` of a stored one, or new, in the work folder."""
-
-    file: MediaFile
-    id: str | None = None
-
-
-@dataclass(frozen=True)
 class ChatForm:
-    media: tuple[FormMedium, ...]
+    media: tuple[MediaFile, ...]
     options: GenerationOptions
     fields: ChatFields
 
@@ -182,7 +174,7 @@ class ChatTurn(Question):
 
     def _ask(self, *, alone: bool = False) -> Ask:
         """The question with the conversation before it, or ``alone``."""
-        media = [medium.file for medium in self._form.media]
+        media = self._form.media
         texts = [self._form.fields.message] if self._form.fields.message or not media else []
         message = Message.user(*media, *texts)
         messages = [message] if alone else with_question(self._before, message)
@@ -203,7 +195,7 @@ class ChatTurn(Question):
                 continue
             path = reader.folder.file(f"depth-{number}")
             await asyncio.to_thread(path.write_bytes, file.read())
-            media.append(FormMedium(replace(file, source=path)))
+            media.append(replace(file, source=path))
         options = alone.options.model_copy(update={"estimate_depth": False})
         self._form = replace(self._form, media=tuple(media), options=options)
         self.ask = self._ask()
@@ -240,17 +232,16 @@ class ChatTurn(Question):
         store = self._service.media
         parts: list[StoredText | StoredMedium] = []
         new: list[NewMedium] = []
-        media: list[FormMedium] = []
-        for medium in self._form.media:
-            file, id_ = medium.file, medium.id
-            if id_ is None:
+        media: list[MediaFile] = []
+        for file in self._form.media:
+            if file.id is None:
                 assert file.path is not None  # in the work folder
                 new.append(await store.prepare(file.kind, file.path, file.name))
-                id_ = new[-1].id
                 # Storing it moves the file.
-                file = replace(file, source=store.path_of(self._tenant, new[-1].sha256))
-            parts.append(StoredMedium(type=file.kind, media_id=id_))
-            media.append(FormMedium(file, id_))
+                path = store.path_of(self._tenant, new[-1].sha256)
+                file = replace(file, source=path, id=new[-1].id)
+            parts.append(StoredMedium(type=file.kind, media_id=file.id))
+            media.append(file)
         if self._form.fields.message or not parts:
             parts.append(StoredText(text=self._form.fields.message))
         turn = NewTurn(parts, self.model, new_media=new)
@@ -357,7 +348,7 @@ async def _form(request: Request, reader: MediaReader, body: dict[str, Any] | No
 
 async def _read(given: list[tuple[str, Any]], reader: MediaReader) -> ChatForm:
     check_number(sum(name in KINDS for name, _ in given), "request body", reader.service.settings)
-    media: list[FormMedium] = []
+    media: list[MediaFile] = []
     values: dict[str, Any] = {}
     for name, value in given:
         check_known(name, FIELD_NAMES)
@@ -367,15 +358,14 @@ async def _read(given: list[tuple[str, Any]], reader: MediaReader) -> ChatForm:
             elif isinstance(text, UploadFile) and name not in KINDS:
                 raise RequestError.at(name, "expected text, got a file")
         if name in KINDS:
-            before = sum(medium.file.kind == name for medium in media)
+            before = sum(file.kind == name for file in media)
             where = f"{name}[{before}]" if before else name
             if isinstance(value, str) and value.startswith(MEDIA_SCHEME):
                 id_ = value.removeprefix(MEDIA_SCHEME)
-                stored = await reader.service.stored_part(reader.tenant, id_, name)
-                media.append(FormMedium(stored, id_))
+                media.append(await reader.service.stored_part(reader.tenant, id_, name))
             else:
                 path = reader.folder.file(str(len(media)))
-                media.append(FormMedium(await _written(name, value, where, path)))
+                media.append(await _written(name, value, where, path))
         elif name == "stop":
             values[name] = [*values[name], *value] if name in values else value
         elif name in values:
