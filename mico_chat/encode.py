@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -48,9 +48,7 @@ from mico_chat.media.medium import (
     parts_of,
 )
 from mico_chat.reading import Reader
-
-if TYPE_CHECKING:
-    from mico_chat.reading.depths import DepthEstimator
+from mico_chat.reading.depths import DepthEstimator
 
 DEFAULT_CACHE_BYTES = 256 << 20
 WORDS_CACHE_BYTES = 8 << 20

@@ -24,14 +24,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt, equal_start
+from mico_chat.engine.grammar import Grammar
 from mico_chat.errors import RequestError
 from mico_chat.fair import Shares, owner_of
 from mico_chat.wire import FinishReason
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from mico_chat.engine.grammar import Grammar
 
 
 STEP_S = 0.15

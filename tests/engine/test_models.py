@@ -133,16 +133,6 @@ def test_a_seed_repeats_an_answer(model: Model) -> None:
         assert answer(model, [prompt], options) == answer(model, [prompt], options)
 
 
-def test_n_answers_differ(model: Model) -> None:
-    scheduler = Scheduler(model, (), max_running=4)
-    sequences = [Sequence(prompts()[3], SAMPLED, index) for index in range(4)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    while not scheduler.idle:
-        scheduler.step()
-    assert len({tuple(sequence.tokens) for sequence in sequences}) == 4
-
-
 def test_the_mean_log_probability_is_the_models_own(opened: Open, llm: LlamaForCausalLM) -> None:
     """Penalties and temperature change which tokens are sampled, and not their probabilities."""
     prompt = prompts()[5]

@@ -154,16 +154,6 @@ def test_the_next_turn_takes_over_prompt_and_answer() -> None:
     assert sequence.cached == 8 + 7, "the last token of an answer is never computed"
 
 
-def test_a_salt_keeps_prefixes_apart() -> None:
-    scheduler = scheduler_of(FakeModel())
-    text = ids("a secret of one tenant")
-    for salt in ("", "a", "b"):
-        for sequence in put(scheduler, Prompt((text,), salt), Prompt((text,), salt)):
-            finish(scheduler)
-            assert sequence.tokens == expected(sequence.prompt, EIGHT)
-        assert scheduler.stats().cached_tokens == (len(text) - 1) * (1 + ("", "a", "b").index(salt))
-
-
 def test_salts_share_the_service_s_own_words() -> None:
     model = FakeModel()
     scheduler = scheduler_of(model)
