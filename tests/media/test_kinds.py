@@ -40,7 +40,7 @@ from mico_chat.cli.main import app
 from mico_chat.media.file import MediaFile, looks_like
 from mico_chat.messages import from_openai
 from mico_chat.wire import MediaObject
-from mico_server.routes.chat_request import chat_body
+from mico_server.dialects.chat import chat_body
 from mico_ui.browser.cards import kinds_of
 from mico_ui.terminal.chat import COMMANDS
 from mico_ui.terminal.talk import kind_of
