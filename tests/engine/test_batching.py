@@ -32,6 +32,7 @@ from tests.engine.fake_model import (
     says,
 )
 from tests.support.tiny import run
+from tests.support.waiting import PATIENCE_S
 
 TEN = GenerationOptions(max_tokens=10)
 HELLO = Prompt((ids("hello"),))
@@ -195,7 +196,7 @@ class Gate:
 
     def __call__(self, batch: Many[Chunk]) -> None:
         self.begun.release()
-        assert self._steps.acquire(timeout=30)
+        assert self._steps.acquire(timeout=PATIENCE_S)
 
 
 def test_closing_the_iterator_frees_the_slot_before_the_next_step() -> None:
@@ -333,7 +334,7 @@ def test_a_failed_step_reaches_all_callers_and_the_engine_goes_on() -> None:
     all_here = threading.Event()
 
     def fourth(batch: Many[Chunk]) -> None:
-        assert all_here.wait(timeout=30)
+        assert all_here.wait(timeout=PATIENCE_S)
         failing(model, 4)(batch)
 
     model = FakeModel(n_slots=3, before=fourth)
@@ -403,7 +404,7 @@ def test_a_model_beyond_repair_ends_the_engine(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(model, "truncate", fail)
         with pytest.raises(ModelError, match="a step of the engine failed"):
             run(deltas_of(engine))
-        engine._thread.join(timeout=30)
+        engine._thread.join(timeout=PATIENCE_S)
         assert engine.failure == "the engine ended: gone"
         with pytest.raises(ModelError, match="the engine ended: gone"):
             run(deltas_of(engine))

@@ -27,6 +27,7 @@ from mico_ui.client import ApiError, Client
 from mico_ui.local_server import local_url, server_beside
 from tests.server.support.running import new_key
 from tests.support.fakes import FakeAssistant
+from tests.support.waiting import PATIENCE_S
 from tests.ui.conftest import served
 from tests.ui.live import free_port
 
@@ -129,12 +130,11 @@ def test_the_server_ends_with_us_however_we_end() -> None:
         children = psutil.Process(ours.pid).children()
         assert len(children) == 1
         ours.kill()
-    _, left = psutil.wait_procs(children, timeout=60)
+    _, left = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert left == []
 
 
 CHAT = [sys.executable, "-m", "mico_chat.cli", "chat"]
-PATIENCE_S = 60.0
 
 Piped = Callable[..., tuple[int, str, str]]
 
@@ -259,7 +259,7 @@ def test_a_chat(
         screen.expect("[image")
         screen.keys("\x03")
         screen.expect("stopped")
-        assert assistant.cancelled.wait(timeout=30)  # the server has stopped, too
+        assert assistant.cancelled.wait(timeout=PATIENCE_S)  # the server has stopped, too
         halfway.set()
         screen.keys("And now?\r")
         screen.expect("[image red circle.png] And now?")

@@ -28,6 +28,7 @@ from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.talk import Talk
 from tests.server.service.test_models import Shelf
 from tests.support.fakes import FakeAssistant, FakeListener
+from tests.support.waiting import PATIENCE_S
 from tests.ui.conftest import served, stored_media
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
@@ -315,7 +316,7 @@ def stop(talk: Talk, halfway: threading.Event, assistant: FakeAssistant) -> Call
         with closing(talk.ask(text)) as events:
             while not isinstance(next(events), DeltaEvent):
                 pass
-        assert assistant.cancelled.wait(timeout=30)
+        assert assistant.cancelled.wait(timeout=PATIENCE_S)
         halfway.set()
 
     return stop_answer
@@ -416,7 +417,7 @@ def test_a_question_stopped_before_its_first_word(tmp_path: Path) -> None:
         talk.attach(PICTURE)
 
         def press_ctrl_c() -> None:
-            assert assistant.started.acquire(timeout=30)
+            assert assistant.started.acquire(timeout=PATIENCE_S)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         thread = threading.Thread(target=press_ctrl_c)
@@ -424,7 +425,7 @@ def test_a_question_stopped_before_its_first_word(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             whole(talk.ask("One"))
         thread.join()
-        assert assistant.cancelled.wait(timeout=30)
+        assert assistant.cancelled.wait(timeout=PATIENCE_S)
         gate.set()
         assert [medium.name for medium in talk.attached] == ["cat.png"]
         assert whole(talk.retry()).answer == "[image cat.png] One"

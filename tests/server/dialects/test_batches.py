@@ -28,9 +28,10 @@ from mico_server.store.batches import BatchStore
 from tests.server.conftest import BOTH, Start
 from tests.server.support.running import new_key, running
 from tests.support.fakes import FakeAssistant
+from tests.support.waiting import PATIENCE_S
 
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-WITHIN_S = 30
+WITHIN_S = PATIENCE_S
 
 
 @contextmanager

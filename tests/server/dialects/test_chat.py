@@ -23,6 +23,7 @@ from tests.server.conftest import Start
 from tests.server.support.running import error_of, events_of, running, wait_until_ready
 from tests.server.support.sent import data_uri
 from tests.support.fakes import EXPLAINED, FakeAssistant, FakeEngine
+from tests.support.waiting import PATIENCE_S
 
 
 def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
@@ -126,7 +127,7 @@ def test_confidence_and_the_mark_of_unsure_answers(start: Start, mark: float | N
 
 def wait_for(assistant: FakeAssistant, n: int) -> None:
     for _ in range(n):
-        assert assistant.started.acquire(timeout=30)
+        assert assistant.started.acquire(timeout=PATIENCE_S)
 
 
 def test_too_many_at_once_is_said(start: Start) -> None:
@@ -276,7 +277,7 @@ def test_alive_but_not_ready_while_loading(tmp_path: Path) -> None:
     assistant = FakeAssistant()
 
     def load() -> Assistant:
-        assert gate.wait(timeout=30)
+        assert gate.wait(timeout=PATIENCE_S)
         return assistant
 
     with running(load, ServerSettings(data_dir=tmp_path), ready=False) as client:

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from mico_chat.messages import Message
 from tests.server.conftest import Start
 from tests.server.support.running import events_of
 from tests.support.fakes import FakeAssistant
+from tests.support.waiting import PATIENCE_S, until
 
 
 def test_events_tell_the_answer_that_is_given_otherwise(start: Start) -> None:
@@ -63,13 +63,14 @@ def read_to(lines: Iterator[str], start: str) -> str:
 
 
 def the_only_conversation(client: httpx.Client) -> dict[str, Any]:
-    for _ in range(3000):
+    def answered() -> dict[str, Any]:
         for one in client.get("/v1/conversations").json()["data"]:
             found: dict[str, Any] = client.get(f"/v1/conversations/{one['id']}").json()
             if found["turns"][-1]["finish_reason"] != "unanswered":
                 return found
-        time.sleep(0.01)
-    pytest.fail("no answer is stored in 30 s")
+        return {}
+
+    return until(answered)
 
 
 def test_what_was_said_until_a_client_left_is_kept(
@@ -81,7 +82,7 @@ def test_what_was_said_until_a_client_left_is_kept(
     told = json.loads(read_to(lines, 'data: {"conv').removeprefix("data: "))
     assert json.loads(read_to(lines, 'data: {"index"').removeprefix("data: "))["text"] == "[] "
     lines.close()
-    assert assistant.cancelled.wait(timeout=30)
+    assert assistant.cancelled.wait(timeout=PATIENCE_S)
     kept = the_only_conversation(client)
     assert (told["conversation_id"], told["turn"]) == (kept["id"], 1)
     (turn,) = kept["turns"]
@@ -103,17 +104,14 @@ def test_nothing_is_kept_of_an_answer_that_had_not_begun(
     for stream in ("true", "false"):
         with socket.create_connection(address_of(str(client.base_url))) as hasty:
             hasty.sendall(form_request("/v1/chat", {"message": "one", "stream": stream}))
-            assert assistant.started.acquire(timeout=30)
-        assert assistant.cancelled.wait(timeout=30)
+            assert assistant.started.acquire(timeout=PATIENCE_S)
+        assert assistant.cancelled.wait(timeout=PATIENCE_S)
         assistant.cancelled.clear()
     gate.set()
     assert client.post("/v1/chat", data={"message": "x", "store": "false"}).status_code == 200
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-    for _ in range(500):  # the question was stored, and is taken back
-        if not client.get("/v1/conversations").json()["data"]:
-            return
-        time.sleep(0.01)
-    pytest.fail("the question is still there after 5 s")
+    # The question was stored, and is taken back.
+    until(lambda: not client.get("/v1/conversations").json()["data"])
 
 
 def test_an_error_after_the_first_event_is_an_event(

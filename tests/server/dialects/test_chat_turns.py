@@ -12,6 +12,7 @@ from mico_chat.messages import Message
 from tests.server.conftest import Start
 from tests.server.support.running import error_of, events_of, new_key
 from tests.support.fakes import EXPLAINED, FakeAssistant
+from tests.support.waiting import PATIENCE_S
 
 
 def ask(
@@ -110,11 +111,11 @@ def test_one_question_of_a_conversation_at_a_time(start: Start) -> None:
     client = start(assistant)
     gate.set()
     id_ = ask(client, "one")["conversation_id"]
-    assert assistant.started.acquire(timeout=30)
+    assert assistant.started.acquire(timeout=PATIENCE_S)
     gate.clear()
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(ask, client, "two", conversation_id=id_)
-        assert assistant.started.acquire(timeout=30)
+        assert assistant.started.acquire(timeout=PATIENCE_S)
         for stream in ("true", "false"):
             form = {"message": "three", "conversation_id": id_, "stream": stream}
             refused = client.post("/v1/chat", data=form)
@@ -271,7 +272,7 @@ def test_a_question_is_seen_while_it_is_answered(start: Start) -> None:
     client = start(assistant)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, client, "one", ("image", ("a.png", b"xx")))
-        assert assistant.started.acquire(timeout=30)
+        assert assistant.started.acquire(timeout=PATIENCE_S)
         (info,) = client.get("/v1/conversations").json()["data"]
         url = f"/v1/conversations/{info['id']}"
         (turn,) = client.get(url).json()["turns"]

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from tests.server.support import sent
 from tests.server.support.served import Served, environment
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.base_llm
 
@@ -114,7 +115,9 @@ def test_every_kind_of_medium(client: OpenAI, kind: str) -> None:
 def test_a_picture_is_told_the_same_whichever_way_it_comes(service: Served, client: OpenAI) -> None:
     question = "What colour is it?"
     headers = {"authorization": f"Bearer {service.key}"}
-    with httpx.Client(base_url=service.url, headers=headers, timeout=60, trust_env=False) as http:
+    with httpx.Client(
+        base_url=service.url, headers=headers, timeout=PATIENCE_S, trust_env=False
+    ) as http:
         file = {"image": ("square.png", RED_SQUARE)}
         id_ = http.post("/v1/media", files=file).json()["id"]
         form = {"message": question, "max_tokens": "24"}
@@ -226,7 +229,7 @@ def test_an_estimate_is_what_the_request_then_takes(service: Served, client: Ope
     request = {"model": "mini", "messages": messages, "max_tokens": 24}
     headers = {"authorization": f"Bearer {service.key}"}
     url = f"{service.url}/v1/estimate"
-    with httpx.Client(headers=headers, timeout=60, trust_env=False) as http:
+    with httpx.Client(headers=headers, timeout=PATIENCE_S, trust_env=False) as http:
         estimate = http.post(url, json=request).json()
     usage = ask(client, messages).usage
     assert estimate["prompt_tokens"] == usage.prompt_tokens
@@ -328,7 +331,7 @@ def test_litellm_answers_streams_and_knows_the_errors(service: Served) -> None:
         input=json.dumps({"to": to, "wrong": wrong}),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
