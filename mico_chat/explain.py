@@ -156,19 +156,19 @@ def _n_parts(report: MediaReport) -> int:
     return n + (STRETCHES if row.layout == "slices" else TILES**2)
 
 
-Laid = Callable[[Sequence[Sequence[MeasuredMedium]]], Awaitable[list[Prompt]]]
-"""The conversation's prompt, with its answer, and with each of several lists of media."""
+MakePrompts = Callable[[Sequence[Sequence[MeasuredMedium]]], Awaitable[list[Prompt]]]
+"""Makes the prompts of a conversation with its answer, one for each of several lists of media."""
 
 
 async def explain(
     engine: Engine,
     encoder: MediaEncoder,
-    laid: Laid,
+    make_prompts: MakePrompts,
     media: Sequence[MediaFile | Medium],
     *,
     salt: str = "",
 ) -> Explanation:
-    """What an answer, with which the prompts that are ``laid`` end, rests on of all ``media``.
+    """Which of the ``media`` of a conversation its answer rests on.
 
     Raises:
         RequestError: there are too many media, or the engine cannot score an answer.
@@ -197,7 +197,7 @@ async def explain(
                 nothing.append(one)
             variants.append([*whole[: part.place], one, *whole[part.place + 1 :]])
             parts.append(replace(part, blank=None))
-    prompts = await laid([*variants, nothing])
+    prompts = await make_prompts([*variants, nothing])
     room = asyncio.Semaphore(SCORED_AT_ONCE)  # all together would hold up the event loop
 
     async def scored(prompt: Prompt) -> list[TokenLogprob]:

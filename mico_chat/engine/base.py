@@ -19,7 +19,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER, Segment
 from mico_chat.options import GenerationOptions as GenerationOptions
-from mico_chat.wire import Explanation, FinishReason, TokenLogprob, Usage
+from mico_chat.wire import DeltaEvent, Explanation, FinishReason, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +151,7 @@ def equal_start(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-class Delta(BaseModel):
+class Delta(DeltaEvent):
     """The text and tokens that one step adds to answer ``index``. Text may come after its tokens.
 
     The engine's text has the calls of tools as the model writes them. The assistant takes them out
@@ -166,13 +166,10 @@ class Delta(BaseModel):
     assistant adds ``unsure`` and, to the last delta of a request, the ``explanation``.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     index: int = 0
     text: str = ""
     call: CallPiece | None = None
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
     avg_logprob: float | None = None
     unsure: bool | None = None
     finish_reason: FinishReason | None = None

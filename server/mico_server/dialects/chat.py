@@ -292,29 +292,29 @@ class ChatTurn(Question):
         yield begun.model_dump_json(), "media"
 
     def write(self, delta: Delta) -> Written:
-        if delta.text or delta.logprobs:
-            said = DeltaEvent(index=delta.index, text=delta.text, logprobs=delta.logprobs)
-            unset = set() if delta.logprobs else {"logprobs"}
-            yield said.model_dump_json(exclude=unset), "delta"
+        said, silent = (
+            DeltaEvent.model_validate(vars(delta)),
+            DeltaEvent(index=delta.index, text=""),
+        )
+        if said != silent:
+            unset = {name for name, value in vars(silent).items() if value == getattr(said, name)}
+            yield said.model_dump_json(exclude=unset - {"index", "text"}), "delta"
 
     def end(self, answer: Answer) -> Written:
         yield self.whole(answer).model_dump_json(), "done"
 
     def whole(self, answer: Answer) -> ChatResponse:
         first = answer.choices[0]
-        return ChatResponse(
-            answer=first.text,
-            finish_reason=first.finish_reason,
-            model=self.model,
-            conversation_id=self.conversation_id,
-            turn=self.number,
-            usage=answer.usage,
-            media=answer.media,
-            choices=answer.choices if len(answer.choices) > 1 else (),
-            logprobs=first.logprobs,
-            confidence=first.confidence,
-            unsure=first.unsure,
-            explanation=answer.explanation,
+        return ChatResponse.model_validate(
+            {
+                **vars(answer),
+                **vars(first),
+                "answer": first.text,
+                "model": self.model,
+                "conversation_id": self.conversation_id,
+                "turn": self.number,
+                "choices": answer.choices if len(answer.choices) > 1 else (),
+            }
         )
 
 
