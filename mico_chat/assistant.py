@@ -218,7 +218,7 @@ class Assistant:
             parts = list(message.content)
             places = [at for at, part in enumerate(parts) if not isinstance(part, TextPart)]
             for number in reversed(without_depth(message.media)):
-                depth = await self.encoder.estimated(message.media[number], salt=ask.tenant)
+                depth = await self.encoder.estimated(message.media[number], tenant=ask.tenant)
                 parts.insert(places[number] + 1, depth)
             found.append(replace(message, content=tuple(parts)))
         return replace(ask, messages=found)
@@ -254,7 +254,7 @@ class Assistant:
         """
         self.check_length(ask)
         alone = ask.options.seed is not None
-        media = await self.encoder.encode(media_of(ask.messages), salt=ask.tenant, alone=alone)
+        media = await self.encoder.encode(media_of(ask.messages), tenant=ask.tenant, alone=alone)
         prompt = await self._tokenizing.run(ask.tenant, self._prompt, ask, media)
         return prompt, tuple(medium.report for medium in media)
 
@@ -267,7 +267,7 @@ class Assistant:
         """How many tokens a question would take. Its media are decoded, but not encoded."""
         ask = await self.shown(ask)
         self.check_length(ask)
-        media = await self.encoder.measure(media_of(ask.messages), salt=ask.tenant)
+        media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
         layout = await self._tokenizing.run(ask.tenant, self._layout, ask, media)
         n_tokens = sum(len(part) for part in layout)
         length = self.engine.max_position
@@ -390,7 +390,7 @@ class Assistant:
             return [await self._tokenizing.run(ask.tenant, prompt, variant) for variant in variants]
 
         media = media_of(ask.messages)
-        return await explain(self.engine, self.encoder, prompts, media, salt=ask.tenant)
+        return await explain(self.engine, self.encoder, prompts, media, tenant=ask.tenant)
 
     def _check_explains(self, ask: Ask) -> None:
         if not self.engine.scores:
@@ -437,8 +437,8 @@ class Assistant:
         prompt = Prompt(segments_of(self._layout(ask, media)))
         calls = any(message.tools for message in ask.messages)
         shown = self.adapter.template.call_tokens if calls else frozenset()
-        unsalted = equal_start(self._own_words(), prompt.identities)
-        return replace(prompt, salt=ask.tenant, shown=shown, unsalted=unsalted)
+        common = equal_start(self._own_words(), prompt.identities)
+        return replace(prompt, tenant=ask.tenant, shown=shown, common=common)
 
     def _own_words(self) -> Sequence[Hashable]:
         """The tokens with which each conversation without a system message begins.

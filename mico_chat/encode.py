@@ -7,8 +7,8 @@ requests, at once or one after the other, is encoded and read once: a digest of 
 it.
 
 Requests may come from several event loops. The first request with a medium decodes and encodes it;
-if that request is cancelled, one that waits for the medium takes over. Requests of different salts
-share nothing, so that response times do not reveal another tenant's media.
+if that request is cancelled, one that waits for the medium takes over. Requests of different
+tenants share nothing, so that response times do not reveal another tenant's media.
 """
 
 from __future__ import annotations
@@ -226,12 +226,12 @@ class MediaEncoder:
         self,
         media: Sequence[MediaFile | Medium],
         *,
-        salt: str = "",
+        tenant: str = "",
         beside: Sequence[MediaFile | Medium] | None = None,
         read: bool = True,
         alone: bool = False,
     ) -> list[MeasuredMedium]:
-        """The tokens and report of each medium. Only requests with the same ``salt`` share work.
+        """The tokens and report of each medium. Only requests with the same ``tenant`` share work.
 
         ``beside``: all media of the conversation, if these stand in for some of them. Without
         ``read``, no text or speech is recognised. ``alone``: not in a batch with other media, on
@@ -239,30 +239,32 @@ class MediaEncoder:
         """
         shown = self._shown(media if beside is None else beside)
         return await asyncio.gather(
-            *(self._encode(medium, shown, salt, read, alone) for medium in media)
+            *(self._encode(medium, shown, tenant, read, alone) for medium in media)
         )
 
-    async def decoded(self, media: Sequence[MediaFile | Medium], *, salt: str = "") -> list[Medium]:
-        return await asyncio.gather(*(self._decoded(medium, salt) for medium in media))
+    async def decoded(
+        self, media: Sequence[MediaFile | Medium], *, tenant: str = ""
+    ) -> list[Medium]:
+        return await asyncio.gather(*(self._decoded(medium, tenant) for medium in media))
 
     async def measure(
-        self, media: Sequence[MediaFile | Medium], *, salt: str = ""
+        self, media: Sequence[MediaFile | Medium], *, tenant: str = ""
     ) -> list[MeasuredMedium]:
         """Like :meth:`encode`, but media that are not cached are only decoded and counted."""
         shown = self._shown(media)
-        return await asyncio.gather(*(self._measure(medium, shown, salt) for medium in media))
+        return await asyncio.gather(*(self._measure(medium, shown, tenant) for medium in media))
 
-    async def estimated(self, picture: MediaFile | Medium, *, salt: str = "") -> MediaFile:
+    async def estimated(self, picture: MediaFile | Medium, *, tenant: str = "") -> MediaFile:
         """The depth map of a picture, estimated from it alone: a file that says so.
 
         Raises:
             RequestError: there is no estimator.
         """
         depths = self.check_estimates()
-        key = await self._in_decoding(salt, self._key, picture, (), salt)
+        key = await self._in_decoding(tenant, self._key, picture, (), tenant)
 
         async def estimate() -> NDArray[np.uint8]:
-            decoded = await self._decoded(picture, salt)
+            decoded = await self._decoded(picture, tenant)
             assert isinstance(decoded, Image)
 
             def work(_: threading.Event) -> bytes:
@@ -270,7 +272,7 @@ class MediaEncoder:
                     torch.set_num_threads(min(threads, self._threads))
                     return depths.estimate(decoded)
 
-            return np.frombuffer(await self._in_reading(salt, work), np.uint8)
+            return np.frombuffer(await self._in_reading(tenant, work), np.uint8)
 
         data, _ = await self._depths.get(key, picture.name, estimate)
         return MediaFile("depth", data.tobytes(), f"depth of {Path(picture.name).name}.png")
@@ -299,18 +301,23 @@ class MediaEncoder:
         self._reading.close()
 
     async def _encode(
-        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str, read: bool, alone: bool
+        self,
+        medium: MediaFile | Medium,
+        shown: Sequence[Kind],
+        tenant: str,
+        read: bool,
+        alone: bool,
     ) -> MeasuredMedium:
-        key = await self._in_decoding(salt, self._key, medium, shown, salt)
+        key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
         own = key + b"unread" * (not read) + b"alone" * alone
 
         async def encode() -> MeasuredMedium:
-            decoded = await self._decoded(medium, salt)
+            decoded = await self._decoded(medium, tenant)
             if not read:
-                return await self._encoded(own, decoded, shown, salt, alone)
+                return await self._encoded(own, decoded, shown, tenant, alone)
             encoded, words = await asyncio.gather(
-                self._encoded(own, decoded, shown, salt, alone),
-                self._words_of(key, decoded, salt),
+                self._encoded(own, decoded, shown, tenant, alone),
+                self._words_of(key, decoded, tenant),
             )
             return replace(encoded, words=words)
 
@@ -318,16 +325,16 @@ class MediaEncoder:
         return replace(encoded, report=_report(medium, encoded, cached=cached))
 
     async def _measure(
-        self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str
+        self, medium: MediaFile | Medium, shown: Sequence[Kind], tenant: str
     ) -> MeasuredMedium:
-        key = await self._in_decoding(salt, self._key, medium, shown, salt)
+        key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
         found = self.cache.get(key)
         if found is not None:
             return replace(found, report=_report(medium, found, cached=True))
-        decoded = await self._decoded(medium, salt)
+        decoded = await self._decoded(medium, tenant)
         prepared, words = await asyncio.gather(
-            self._in_decoding(salt, self._prepared, decoded, shown),
-            self._words_of(key, decoded, salt),
+            self._in_decoding(tenant, self._prepared, decoded, shown),
+            self._words_of(key, decoded, tenant),
         )
         measured = replace(prepared, words=words)
         return replace(measured, report=_report(medium, measured, cached=False))
@@ -354,48 +361,48 @@ class MediaEncoder:
         recording: MediaFile,
         listen: Callable[[Audio, threading.Event], T],
         *,
-        salt: str = "",
+        tenant: str = "",
     ) -> T:
         """What ``listen`` makes of a recording, in a thread; its event is set if nobody waits."""
-        sound = await self._decoded(recording, salt)
+        sound = await self._decoded(recording, tenant)
         assert isinstance(sound, Audio)
-        return await self._in_reading(salt, lambda stop: listen(sound, stop))
+        return await self._in_reading(tenant, lambda stop: listen(sound, stop))
 
-    async def _words_of(self, key: bytes, medium: Medium, salt: str) -> Words:
+    async def _words_of(self, key: bytes, medium: Medium, tenant: str) -> Words:
         reader, report = self.reader, medium.report
         if reader is None or report.written is not None:  # the file brings its text
             return Words(report.written, report.spoken)
 
         async def read() -> Words:
-            return await self._in_reading(salt, lambda stop: reader.read(medium, stop))
+            return await self._in_reading(tenant, lambda stop: reader.read(medium, stop))
 
         return (await self._words.get(key, medium.name, read))[0]
 
-    async def _in_reading(self, salt: str, work: Callable[[threading.Event], T]) -> T:
+    async def _in_reading(self, tenant: str, work: Callable[[threading.Event], T]) -> T:
         self._check_open()
         stop = threading.Event()
         try:
-            return await self._reading.run(salt, work, stop)
+            return await self._reading.run(tenant, work, stop)
         finally:
             stop.set()
 
-    async def _in_decoding(self, salt: str, work: Callable[..., T], *given: Any) -> T:
+    async def _in_decoding(self, tenant: str, work: Callable[..., T], *given: Any) -> T:
         self._check_open()
-        return await self._decoding.run(salt, work, *given)
+        return await self._decoding.run(tenant, work, *given)
 
-    async def _decoded(self, medium: MediaFile | Medium, salt: str) -> Medium:
+    async def _decoded(self, medium: MediaFile | Medium, tenant: str) -> Medium:
         if not isinstance(medium, MediaFile):
             return medium
-        return await self._in_decoding(salt, self._decoder.decode, medium)
+        return await self._in_decoding(tenant, self._decoder.decode, medium)
 
     async def _encoded(
-        self, key: bytes, medium: Medium, shown: Sequence[Kind], salt: str, alone: bool
+        self, key: bytes, medium: Medium, shown: Sequence[Kind], tenant: str, alone: bool
     ) -> MeasuredMedium:
-        prepared = await self._in_decoding(salt, self._prepared, medium, shown)
+        prepared = await self._in_decoding(tenant, self._prepared, medium, shown)
         started = time.perf_counter()
         parts = await asyncio.gather(
             *(
-                self._with_block(replace(part, key=key + b"%d" % number), salt, alone)
+                self._with_block(replace(part, key=key + b"%d" % number), tenant, alone)
                 for number, part in enumerate(prepared.parts)
             )
         )
@@ -405,11 +412,11 @@ class MediaEncoder:
         whole = prepared if len(inner) == len(parts) else parts[0]
         return replace(whole, inner=tuple(inner), report=report)
 
-    async def _with_block(self, medium: MeasuredMedium, salt: str, alone: bool) -> MeasuredMedium:
-        job = _Job(medium, salt, alone, Future())
+    async def _with_block(self, medium: MeasuredMedium, tenant: str, alone: bool) -> MeasuredMedium:
+        job = _Job(medium, tenant, alone, Future())
         with self._wake:
             self._check_open()
-            self._jobs.setdefault(salt, deque()).append(job)
+            self._jobs.setdefault(tenant, deque()).append(job)
             self._wake.notify()
         block = await asyncio.wrap_future(job.done)
         return replace(medium, n_tokens=len(block), inputs=None, block=block)
@@ -418,11 +425,11 @@ class MediaEncoder:
         if self._closed:
             raise ModelError("the media encoder is closed")
 
-    def _key(self, medium: MediaFile | Medium, shown: Sequence[Kind], salt: str) -> bytes:
+    def _key(self, medium: MediaFile | Medium, shown: Sequence[Kind], tenant: str) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on."""
         scaled = isinstance(medium, MediaFile) and TABLE[medium.kind].has_scale
         scale = medium.depth_scale if isinstance(medium, MediaFile) and scaled else None
-        settings = (salt, medium.kind, scale, self.adapter.setting(shown), self.variant)
+        settings = (tenant, medium.kind, scale, self.adapter.setting(shown), self.variant)
         digest = hashlib.sha256(repr(settings).encode())
         if not isinstance(medium, MediaFile):
             _update(digest, medium)

@@ -166,15 +166,15 @@ async def explain(
     make_prompts: MakePrompts,
     media: Sequence[MediaFile | Medium],
     *,
-    salt: str = "",
+    tenant: str = "",
 ) -> Explanation:
     """Which of the ``media`` of a conversation its answer rests on.
 
     Raises:
         RequestError: there are too many media, or the engine cannot score an answer.
     """
-    decoded = await encoder.decoded(media, salt=salt)
-    whole = await encoder.encode(media, salt=salt)
+    decoded = await encoder.decoded(media, tenant=tenant)
+    whole = await encoder.encode(media, tenant=tenant)
     known = [one.words for one in whole]
     n_parts = sum(_n_parts(one.report) for one in whole)
     if n_parts > MOST_PARTS:
@@ -186,7 +186,7 @@ async def explain(
     # In a thread, and few at once: each is as large as its medium.
     while group := await asyncio.to_thread(lambda: list(islice(coming, AT_ONCE))):
         blanks = [part.blank for part in group if part.blank is not None]
-        encoded = iter(await encoder.encode(blanks, salt=salt, beside=media, read=False))
+        encoded = iter(await encoder.encode(blanks, tenant=tenant, beside=media, read=False))
         for part in group:
             if part.blank is None:
                 one = replace(whole[part.place], words=Words())

@@ -1,6 +1,6 @@
 """Turns between tenants: no tenant's load stands in front of another tenant's small request.
 
-A tenant is the salt of a request: the owner of a key, then perhaps ``/`` and a user. Owners come
+The tenant of a request is the owner of a key, then perhaps ``/`` and a user. Owners come
 in turn first, so that nobody gains turns by naming many users; then the users of one owner.
 """
 

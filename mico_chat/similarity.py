@@ -134,11 +134,11 @@ class Similarity:
         self._thread = ThreadPoolExecutor(1, "mico-similarity")
 
     async def embed(
-        self, items: Sequence[Item], *, salt: str = "", name: str = "items"
+        self, items: Sequence[Item], *, tenant: str = "", name: str = "items"
     ) -> Embedded:
         """The vector of each item. ``name`` is the client's name for ``items``, for errors."""
         read = _read(items, name)
-        await self._prepare(read, salt)
+        await self._prepare(read, tenant)
         vectors = await self._vectors(read)
         return Embedded(vectors.numpy(), *_costs(read))
 
@@ -147,12 +147,12 @@ class Similarity:
         queries: Sequence[Item],
         documents: Sequence[Item],
         *,
-        salt: str = "",
+        tenant: str = "",
         names: tuple[str, str] = ("queries", "documents"),
     ) -> Scored:
         """How alike each query and each document are; see :meth:`embed`."""
         asked, offered = _read(queries, names[0]), _read(documents, names[1])
-        await self._prepare(asked + offered, salt)
+        await self._prepare(asked + offered, tenant)
         vectors = await self._vectors(asked + offered)
         cosines = (vectors[: len(asked)] @ vectors[len(asked) :].T).clamp(-1, 1).tolist()
         matches = await self._matches(asked, offered)
@@ -168,12 +168,12 @@ class Similarity:
         self._encoder.close()
         self._thread.shutdown()
 
-    async def _prepare(self, items: Sequence[_Item], salt: str) -> None:
+    async def _prepare(self, items: Sequence[_Item], tenant: str) -> None:
         for item in items:  # texts first: the tokenizer refuses long texts
             if not item.media:
                 item.ids = await self._in_thread(self._space.tokenize, item.text, item.where)
         media = [medium for item in items for medium in item.media]
-        encoded = iter(await self._encoder.encode(media, salt=salt))
+        encoded = iter(await self._encoder.encode(media, tenant=tenant))
         for item in items:
             if item.media:
                 own = [next(encoded) for _ in item.media]

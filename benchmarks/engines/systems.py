@@ -96,7 +96,7 @@ class Ours(System):
 
     async def answer(self, question: Question) -> AsyncGenerator[None, None]:
         options = GenerationOptions(max_tokens=question.n_tokens, seed=question.seed)
-        if question.ids:  # a salt of its own: no part of the prompt is computed already
+        if question.ids:  # a tenant of its own: no part of the prompt is computed already
             prompt = Prompt((tuple(question.ids),), str(time.time_ns()))
             items: AsyncGenerator[Any, None] = self.engine.generate(prompt, options)
         else:

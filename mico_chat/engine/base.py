@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Segments in order. Prompts of the same ``salt`` share the computation of a common start.
+    """Segments in order. Prompts of the same ``tenant`` share the computation of a common start.
 
-    The first ``unsalted`` tokens are the service's own, such as its system prompt: prompts of every
-    salt share them, except in vLLM.
+    The first ``common`` tokens are the service's own, such as its system prompt: prompts of every
+    tenant share them, except in vLLM.
 
     ``shown`` are special tokens that the text of the answer shows; it leaves out the others. The
     last ``scored`` tokens are an answer that is there already: instead of continuing the prompt, an
@@ -38,10 +38,10 @@ class Prompt:
     """
 
     segments: tuple[Segment, ...]
-    salt: str = ""
+    tenant: str = ""
     shown: frozenset[int] = frozenset()
     scored: int = 0
-    unsalted: int = 0
+    common: int = 0
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)
@@ -63,8 +63,8 @@ class Prompt:
     def identities(self) -> tuple[Hashable, ...]:
         """A value for each token. Two prompts share a start as far as their values are equal.
 
-        The first value behind the ``unsalted`` tokens has the salt, so nothing behind it is shared
-        with another salt.
+        The first value behind the ``common`` tokens has the tenant, so nothing behind it is shared
+        with another tenant.
         """
         found: list[Hashable] = []
         for segment in self.segments:
@@ -72,8 +72,8 @@ class Prompt:
                 found += [(segment.key, place) for place in range(len(segment))]
             else:
                 found += segment
-        if self.salt:
-            found[self.unsalted] = (self.salt, found[self.unsalted])
+        if self.tenant:
+            found[self.common] = (self.tenant, found[self.common])
         return tuple(found)
 
     @cached_property

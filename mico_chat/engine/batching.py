@@ -61,7 +61,7 @@ class BatchingEngine:
         request = Request(prompt, options, self._tokenizer)
         if options.json_schema is not None:
             compiling = self._compiling.run(
-                prompt.salt, self._grammars.compile, options.json_schema
+                prompt.tenant, self._grammars.compile, options.json_schema
             )
             request.grammar = await compiling
         if not self._post(lambda: self._add(request)):

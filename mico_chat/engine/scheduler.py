@@ -322,7 +322,7 @@ class Scheduler:
                 f"at most {self.model.max_batch}: send a smaller one"
             )
         sequence.sampler = self.model.sampler(sequence.options, sequence.index, sequence.grammar)
-        self._asked[sequence.prompt.salt] = self._clock()
+        self._asked[sequence.prompt.tenant] = self._clock()
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -333,7 +333,7 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self.running.remove(sequence)
-            self._shares.give_back(sequence.prompt.salt)
+            self._shares.give_back(sequence.prompt.tenant)
             left, sequence.slot = sequence.slot, None
             left.sequence = None
             # The sequence that ended last keeps its tokens: its conversation may continue.
@@ -398,7 +398,7 @@ class Scheduler:
             return
         queues: dict[str, deque[Sequence]] = {}
         for sequence in self.waiting:
-            own = queues.setdefault(sequence.prompt.salt, deque())
+            own = queues.setdefault(sequence.prompt.tenant, deque())
             if len(own) < self._shares.places:  # to compare prompts takes time
                 own.append(sequence)
         full = False  # no cells for somebody: only who has nothing running may still pass
@@ -452,7 +452,7 @@ class Scheduler:
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
         room = self.model.n_cells - taken - sequence.max_length
-        if self._shares.holds(sequence.prompt.salt):  # some are left for other tenants
+        if self._shares.holds(sequence.prompt.tenant):  # some are left for other tenants
             room -= self.model.n_cells // RESERVED
         if not idle or room < 0:
             return None
@@ -460,7 +460,7 @@ class Scheduler:
         # The sequence takes the donor itself, which loses its other tokens, or a copy of the start:
         # a new conversation, which needs the service's own words alone, takes a copy.
         held = 0 if donor is None else len(donor.held)
-        same = 2 * common >= held and common > sequence.prompt.unsalted
+        same = 2 * common >= held and common > sequence.prompt.common
         slot = donor if donor in idle and (same or held > (room if spare else 0)) else spare[0]
         self._empty_idle(room, [other for other in idle if other is not slot], donor)
         self._cut(slot, common if slot is donor else 0)
@@ -552,8 +552,8 @@ def _n_waiting(running: Many[Sequence], prompts: Many[Sequence]) -> int:
     answers, but beside other tenants they count as one.
     """
     for name_of in (owner_of, str):
-        if len({name_of(sequence.prompt.salt) for sequence in running}) > 1:
-            return len({name_of(sequence.prompt.salt) for sequence in prompts})
+        if len({name_of(sequence.prompt.tenant) for sequence in running}) > 1:
+            return len({name_of(sequence.prompt.tenant) for sequence in prompts})
     return len(prompts)
 
 
@@ -565,7 +565,7 @@ def _in_turn(prompts: Many[Sequence], room: int) -> list[tuple[Sequence, int]]:
     """
     first: dict[str, Sequence] = {}
     for sequence in prompts:
-        first.setdefault(sequence.prompt.salt, sequence)
+        first.setdefault(sequence.prompt.tenant, sequence)
     if len(first) < 2:
         return [(sequence, room) for sequence in prompts]
     shortest = min(sequence.length - sequence.computed for sequence in first.values())

@@ -7,7 +7,7 @@ runs in a thread here; callers in any loop get deltas. vLLM computes and samples
 A prompt without media goes to vLLM as token ids. In a prompt with media, the context tokens are
 rows of ``prompt_embeds``. vLLM keeps keys and values in blocks of tokens, and identifies a block by
 a hash of its ids, its rows (``vllm/v1/core/kv_cache_utils.py``,
-``_gen_prompt_embeds_extra_hash_keys``), the salt and the block before. So the next question of a
+``_gen_prompt_embeds_extra_hash_keys``), the tenant and the block before. So the next question of a
 conversation reuses the full blocks of its start.
 
 vLLM's repetition penalty also counts the prompt's token ids; the other engines count the answer's
@@ -277,7 +277,7 @@ class VllmEngine:
 
     def _inputs(self, request: Request) -> Any:
         prompt = request.prompt
-        salt = {"cache_salt": prompt.salt} if prompt.salt else {}
+        salt = {"cache_salt": prompt.tenant} if prompt.tenant else {}
         rows = None if request.options.repetition_penalty == 1.0 else self._table
         ids, context = prompt.tokens(0, len(prompt))
         if context and self.media_limits:

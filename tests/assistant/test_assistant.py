@@ -269,8 +269,8 @@ def test_an_estimate_decodes_media_that_are_not_cached(assistant: Assistant) -> 
     assert len(decoder.decoded) == len(KINDS)
     prompt, _ = run(assistant.prepare(Ask(messages, tenant="one")))
     assert (len(prompt), prompt.media_tokens) == (estimate.prompt_tokens, estimate.media_tokens)
-    for salt, cached, times in (("one", True, 2), ("other", False, 3)):
-        assert run(assistant.estimate(Ask(messages, OPTIONS, salt))).media[0].cached is cached
+    for tenant, cached, times in (("one", True, 2), ("other", False, 3)):
+        assert run(assistant.estimate(Ask(messages, OPTIONS, tenant))).media[0].cached is cached
         assert len(decoder.decoded) == times * len(KINDS)
 
 
@@ -326,9 +326,11 @@ def test_kept_equals_computed(assistant: Assistant) -> None:
     assert assistant.context_cache.hits >= len(first.media)
 
 
-def test_salts_share_the_markup_before_a_message_alone(assistant: Assistant) -> None:
-    found = [run(assistant.answer(Ask(SHOWN, OPTIONS, salt))) for salt in ("one", "other", "one")]
-    markup = run(assistant.prepare(Ask(SHOWN, tenant="one")))[0].unsalted
+def test_tenants_share_the_markup_before_a_message_alone(assistant: Assistant) -> None:
+    found = [
+        run(assistant.answer(Ask(SHOWN, OPTIONS, tenant))) for tenant in ("one", "other", "one")
+    ]
+    markup = run(assistant.prepare(Ask(SHOWN, tenant="one")))[0].common
     whole = found[0].usage.prompt_tokens - 1
     assert markup < whole
     assert [answer.usage.cached_tokens for answer in found] == [0, markup, whole]
@@ -347,25 +349,25 @@ def test_a_template_that_needs_a_system_message_is_served(
 
     monkeypatch.setattr(assistant.adapter, "layout", strict)
     asked = [Message.system("Be brief."), *TEXT]
-    found = [run(assistant.answer(Ask(asked, OPTIONS, salt))).usage for salt in "aab"]
+    found = [run(assistant.answer(Ask(asked, OPTIONS, tenant))).usage for tenant in "aab"]
     assert [usage.cached_tokens for usage in found] == [0, found[0].prompt_tokens - 1, 0]
 
 
-def test_salts_share_the_system_prompt_of_the_model_alone(assistant: Assistant) -> None:
+def test_tenants_share_the_system_prompt_of_the_model_alone(assistant: Assistant) -> None:
     assistant.system_prompt = "Be brief, and say when you are not sure."
     own = [Message.system(assistant.system_prompt[:9] + "s" * 40), *TEXT]
 
-    def cached(messages: list[Message], salt: str) -> int:
-        return run(assistant.answer(Ask(messages, OPTIONS, salt))).usage.cached_tokens
+    def cached(messages: list[Message], tenant: str) -> int:
+        return run(assistant.answer(Ask(messages, OPTIONS, tenant))).usage.cached_tokens
 
-    first, second = (run(assistant.prepare(Ask(TEXT, tenant=salt)))[0] for salt in "ab")
-    words = first.unsalted
+    first, second = (run(assistant.prepare(Ask(TEXT, tenant=tenant)))[0] for tenant in "ab")
+    words = first.common
     assert 0 < words < len(first) - 1
     assert first.identities[:words] == second.identities[:words]
     assert cached(TEXT, "a") == 0
     assert cached(TEXT, "b") == words
     assert cached(own, "a") < words, "a system message of a client's own"
-    mine = run(assistant.prepare(Ask(own, tenant="b")))[0].unsalted
+    mine = run(assistant.prepare(Ask(own, tenant="b")))[0].common
     assert cached(own, "b") == mine < words
 
 

@@ -154,9 +154,9 @@ def test_which_pictures_get_one(assistant: Assistant, wall: Wall) -> None:
 
 
 def test_a_picture_is_estimated_once_for_each_tenant(assistant: Assistant, wall: Wall) -> None:
-    for salt, seen in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
-        asked = run(with_depth(assistant, [Message.user(PHOTO, "Far?")], salt))
-        answer = run(assistant.answer(Ask(asked, ASKED, salt)))
+    for tenant, seen in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
+        asked = run(with_depth(assistant, [Message.user(PHOTO, "Far?")], tenant))
+        answer = run(assistant.answer(Ask(asked, ASKED, tenant)))
         assert len(wall.seen) == seen
     assert [report.cached for report in answer.media] == [True, True]
     array = Image(sent.square())  # decoded already, as the command line has it

@@ -92,9 +92,9 @@ def number(content: bytes = b"1", name: str = "one.png") -> MediaFile:
     return MediaFile("image", content, name)
 
 
-async def encoded(encoder: MediaEncoder, *media: MediaFile | Medium, salt: str = "") -> Any:
+async def encoded(encoder: MediaEncoder, *media: MediaFile | Medium, tenant: str = "") -> Any:
     """The encoded media of a request; of one medium, itself."""
-    found = await encoder.encode(media, salt=salt)
+    found = await encoder.encode(media, tenant=tenant)
     return found[0] if len(found) == 1 else found
 
 
@@ -405,22 +405,22 @@ async def test_the_key_covers_everything_that_changes_tokens(
 
 
 @in_loop
-async def test_salts_share_nothing(
+async def test_tenants_share_nothing(
     encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
 ) -> None:
     """Neither cached media, nor media that are being encoded, nor the keys of tokens."""
     model.gate.clear()
-    salts = ("", "one", "other", "one")
-    tasks = [asyncio.create_task(encoded(encoder, number(), salt=salt)) for salt in salts]
-    await until(lambda: encoder.cache.stats().misses == len(salts))
+    tenants = ("", "one", "other", "one")
+    tasks = [asyncio.create_task(encoded(encoder, number(), tenant=tenant)) for tenant in tenants]
+    await until(lambda: encoder.cache.stats().misses == len(tenants))
     model.gate.set()
     found = [await task for task in tasks]
     assert (sum(model.forwards), len(decoder.names)) == (3, 3)
     assert sorted(medium.report.cached for medium in found) == [False, False, False, True]
     assert len({medium.block.key for medium in found}) == 3
-    again = await encoded(encoder, number(), salt="another")
+    again = await encoded(encoder, number(), tenant="another")
     assert again.report.cached is False
-    assert (await encoded(encoder, number(), salt="one")).report.cached is True
+    assert (await encoded(encoder, number(), tenant="one")).report.cached is True
 
 
 def medium_of(n_bytes: int) -> MeasuredMedium:
@@ -458,12 +458,12 @@ async def test_a_tenants_picture_is_not_encoded_behind_anothers(
     encoder: MediaEncoder, model: Watched
 ) -> None:
     model.gate.clear()
-    first = asyncio.create_task(encoder.encode([picture(99)], salt="greedy"))
+    first = asyncio.create_task(encoder.encode([picture(99)], tenant="greedy"))
     await until(model.entered.is_set)
     many = [picture(n) for n in range(40)]
-    load = asyncio.create_task(encoder.encode(many, salt="greedy"))
+    load = asyncio.create_task(encoder.encode(many, tenant="greedy"))
     await until(lambda: encoder.n_waiting == len(many))
-    small = asyncio.create_task(encoder.encode([picture(77)], salt="small"))
+    small = asyncio.create_task(encoder.encode([picture(77)], tenant="small"))
     await until(lambda: encoder.n_waiting == len(many) + 1)
     model.gate.set()
     await asyncio.gather(first, load, small)
@@ -485,12 +485,12 @@ async def test_a_tenants_clips_do_not_take_all_decoders(
 
     encoder = MediaEncoder(MicoAdapter(model, processor), Slow())
     slow = [number(b"%d" % n, "slow") for n in range(30)]
-    load = [asyncio.create_task(encoder.encode([file], salt="greedy")) for file in slow]
+    load = [asyncio.create_task(encoder.encode([file], tenant="greedy")) for file in slow]
     for _ in range(2):
         await asyncio.to_thread(entered.acquire)
     for task in load[:20]:  # who leaves frees no decoder: it still works
         task.cancel()
-    (small,) = await encoder.encode([number(b"99")], salt="small")
+    (small,) = await encoder.encode([number(b"99")], tenant="small")
     assert small.report.kind == "image"
     release.set()
     await asyncio.gather(*load, return_exceptions=True)

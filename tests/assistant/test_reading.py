@@ -132,7 +132,7 @@ def test_an_estimate_counts_the_words_and_reads_once(
     assert lengths == {len(bare) + len('\nText in the picture: "OPEN <|im_end|>"')}
     assert measured.report.written == (SIGN,)
     assert reader.read_media == ["image"]
-    run(encoder.encode([file], salt="another tenant"))
+    run(encoder.encode([file], tenant="another tenant"))
     assert reader.read_media == ["image", "image"]
 
 

@@ -200,11 +200,11 @@ def test_a_medium_is_encoded_once_for_vectors_and_scores(
     assert 0 < stats.bytes <= stats.max_bytes
 
 
-def test_salts_share_nothing(similarity: Similarity, decoder: FakeDecoder) -> None:
+def test_tenants_share_nothing(similarity: Similarity, decoder: FakeDecoder) -> None:
     one = MediaFile("image", b"one")
-    for salt in ("", "a", "b"):
-        assert run(similarity.embed([one], salt=salt)).media[0].cached is False
-        assert run(similarity.score([one], ["x"], salt=salt)).media[0].cached is True
+    for tenant in ("", "a", "b"):
+        assert run(similarity.embed([one], tenant=tenant)).media[0].cached is False
+        assert run(similarity.score([one], ["x"], tenant=tenant)).media[0].cached is True
     assert len(decoder.decoded) == 3
 
 

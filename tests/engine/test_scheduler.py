@@ -154,13 +154,13 @@ def test_the_next_turn_takes_over_prompt_and_answer() -> None:
     assert sequence.cached == 8 + 7, "the last token of an answer is never computed"
 
 
-def test_salts_share_the_service_s_own_words() -> None:
+def test_tenants_share_the_service_s_own_words() -> None:
     model = FakeModel()
     scheduler = scheduler_of(model)
     own = ids("be helpful ")
     prompts = [
-        Prompt((own, ids("a secret of one tenant")), salt, unsalted=len(own))
-        for salt in ("a", "b", "", "a")
+        Prompt((own, ids("a secret of one tenant")), tenant, common=len(own))
+        for tenant in ("a", "b", "", "a")
     ]
     cached = []
     for prompt in prompts:
@@ -174,7 +174,7 @@ def test_salts_share_the_service_s_own_words() -> None:
 def test_another_conversation_leaves_a_short_one_its_tokens() -> None:
     scheduler = scheduler_of(FakeModel())
     own = ids("words of the service, more than of anybody else: ")
-    first, second = (Prompt((own, ids(text)), "a", unsalted=len(own)) for text in ("x?", "y?"))
+    first, second = (Prompt((own, ids(text)), "a", common=len(own)) for text in ("x?", "y?"))
     (answer,) = answers(scheduler, first)
     answers(scheduler, second)
     next_turn = replace(first, segments=(*first.segments, tuple(answer), ids("z?")))

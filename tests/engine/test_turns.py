@@ -9,12 +9,12 @@ ONE = GenerationOptions(max_tokens=1)
 LONG = GenerationOptions(max_tokens=60)
 
 
-def prompt(text: str, salt: str) -> Prompt:
-    return Prompt((ids(text),), salt=salt)
+def prompt(text: str, tenant: str) -> Prompt:
+    return Prompt((ids(text),), tenant=tenant)
 
 
-def load(n: int, length: int, salt: str = "greedy") -> list[Prompt]:
-    return [prompt(chr(40 + number) * length, salt) for number in range(n)]
+def load(n: int, length: int, tenant: str = "greedy") -> list[Prompt]:
+    return [prompt(chr(40 + number) * length, tenant) for number in range(n)]
 
 
 def steps_until(scheduler: Scheduler, sequence: Sequence) -> int:
@@ -66,10 +66,10 @@ def test_steps_are_short_where_several_tenants_ask() -> None:
 
 def test_a_tenants_prompts_slow_down_only_its_own_answers() -> None:
     computed = []
-    for salt in ("greedy", "small"):
+    for tenant in ("greedy", "small"):
         model = FakeModel(n_slots=16, n_cells=8000, max_position=900, max_batch=512)
         scheduler = scheduler_of(model, max_running=12)
-        put(scheduler, prompt("hi", salt), options=LONG)
+        put(scheduler, prompt("hi", tenant), options=LONG)
         scheduler.step()
         scheduler.step()
         put(scheduler, *load(8, 800), options=ONE)

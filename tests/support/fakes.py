@@ -107,7 +107,7 @@ class FakeEar:
         self.depths: Any = None
         self.reader = None if listener is None else SimpleNamespace(listener=listener)
 
-    async def estimated(self, picture: MediaFile | Medium, *, salt: str = "") -> MediaFile:
+    async def estimated(self, picture: MediaFile | Medium, *, tenant: str = "") -> MediaFile:
         self.check_estimates()
         if isinstance(picture, MediaFile):
             self._decoder.decode(picture)
@@ -117,7 +117,7 @@ class FakeEar:
     def give_up(self, reason: str) -> None:
         """Nothing waits here."""
 
-    async def listened(self, file: MediaFile, listen: Callable[..., Any], *, salt: str) -> Any:
+    async def listened(self, file: MediaFile, listen: Callable[..., Any], *, tenant: str) -> Any:
         return listen(self._decoder.decode(file), threading.Event())
 
 

@@ -141,7 +141,7 @@ async def embed(
         async with service.media.work_folder() as folder:
             reader = MediaReader(service, tenant, folder)
             items = await reader.items(given, "input", body.depth_scale)
-            found = await similarity.embed(items, salt=tenant, name="input")
+            found = await similarity.embed(items, tenant=tenant, name="input")
         vectors = found.vectors.tolist()
         if body.encoding_format == "base64":
             vectors = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in found.vectors]
@@ -166,7 +166,7 @@ async def score(
             found = await similarity.score(
                 await reader.items(queries, "queries", body.depth_scale),
                 await reader.items(documents, "documents", body.depth_scale),
-                salt=caller.tenant,
+                tenant=caller.tenant,
             )
         data = [
             PairScore(query=q, document=d, similarity=pair.similarity, match=pair.match)

@@ -164,7 +164,7 @@ async def transcribe(
         if listener is None:
             raise UnsupportedError(why_not_listening())
         written = partial(_written_down, fields, listener)
-        work = encoder.listened(file, written, salt=caller.tenant)
+        work = encoder.listened(file, written, tenant=caller.tenant)
         found = await while_connected(request.receive, host.guarded(work))
     match fields.response_format:
         case "verbose_json":

@@ -139,9 +139,9 @@ def test_many_at_once_are_answered_as_alone(assistant: Assistant) -> None:
 
 
 def test_the_next_question_reuses_the_start(assistant: Assistant) -> None:
-    def cached(messages: Sequence[Message], salt: str) -> tuple[int, int]:
+    def cached(messages: Sequence[Message], tenant: str) -> tuple[int, int]:
         async def run() -> Answer:
-            return await assistant.answer(Ask(messages, GenerationOptions(max_tokens=4), salt))
+            return await assistant.answer(Ask(messages, GenerationOptions(max_tokens=4), tenant))
 
         usage = asyncio.run(run()).usage
         return usage.cached_tokens, usage.prompt_tokens

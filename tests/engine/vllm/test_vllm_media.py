@@ -129,9 +129,9 @@ def conversations(name: str) -> list[list[Message]]:
     return found
 
 
-def ask(assistant: Assistant, messages: Sequence[Message], salt: str = "") -> Answer:
+def ask(assistant: Assistant, messages: Sequence[Message], tenant: str = "") -> Answer:
     options = GenerationOptions(max_tokens=N, logprobs=0)
-    return asyncio.run(assistant.answer(Ask(messages, options, salt)))
+    return asyncio.run(assistant.answer(Ask(messages, options, tenant)))
 
 
 def tokens(answer: Answer) -> list[int]:
@@ -191,7 +191,7 @@ def test_answers_are_those_of_vllms_own_prompts(assistant: Assistant, name: str)
     found = zip(asked, expected, together, strict=True)
     for number, (messages, (ids, length), answer) in enumerate(found):
         again = ask(assistant, messages)
-        elsewhere = ask(assistant, messages, salt=f"tenant {number}")
+        elsewhere = ask(assistant, messages, tenant=f"tenant {number}")
         assert tokens(answer) == tokens(again) == tokens(elsewhere) == ids
         assert answer.usage.prompt_tokens == again.usage.prompt_tokens == length
         assert length - BLOCK - 1 <= again.usage.cached_tokens < length
@@ -212,7 +212,7 @@ def test_another_medium_is_another_answer(assistant: Assistant, name: str) -> No
 def test_an_estimate_is_what_is_used(assistant: Assistant, name: str) -> None:
     for messages in conversations(name):
         estimate = asyncio.run(assistant.estimate(Ask(messages, GenerationOptions(max_tokens=N))))
-        usage = ask(assistant, messages, salt="estimated").usage
+        usage = ask(assistant, messages, tenant="estimated").usage
         assert (estimate.prompt_tokens, estimate.media_tokens) == (
             usage.prompt_tokens,
             usage.media_tokens,

@@ -186,10 +186,10 @@ def test_what_a_stored_answer_rests_on(start: Start) -> None:
     for turn, kinds, said in ((1, ["image"], first), (2, ["image", "audio"], second)):
         response = client.post(f"{url}/{turn}/explanation")
         assert (response.status_code, response.json()) == (200, EXPLAINED.model_dump(mode="json"))
-        messages, answer, salt = assistant.explained[-1]
+        messages, answer, tenant = assistant.explained[-1]
         assert [m.kind for message in messages for m in message.media] == kinds
         assert messages[-1].text == ("One?", "Two?")[turn - 1]
-        assert (answer, salt) == (said["answer"], assistant.tenants[0])
+        assert (answer, tenant) == (said["answer"], assistant.tenants[0])
     for turn in (0, 3):
         response = client.post(f"{url}/{turn}/explanation")
         assert response.status_code == 404
