@@ -4,8 +4,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +23,9 @@ from mico_chat.errors import RequestError
 from mico_server import batch_runner
 from mico_server.batch_runner import BatchRunner
 from mico_server.errors import UnavailableError
-from mico_server.settings import ServerSettings
 from mico_server.store.batches import BatchStore
 from tests.server.conftest import BOTH, Start
-from tests.server.support.running import new_key, running
+from tests.server.support.running import new_key, openai_to
 from tests.support.fakes import FakeAssistant
 from tests.support.waiting import PATIENCE_S
 
@@ -34,16 +33,10 @@ CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 WITHIN_S = PATIENCE_S
 
 
-@contextmanager
 def service(
     folder: Path, assistant: Assistant, key: str = "none", **settings: Any
-) -> Iterator[OpenAI]:
-    asked = ServerSettings(data_dir=folder / "data", **settings)
-    with (
-        running(lambda: assistant, asked) as http,
-        OpenAI(base_url=f"{http.base_url}/v1", api_key=key, max_retries=0) as client,
-    ):
-        yield client
+) -> AbstractContextManager[OpenAI]:
+    return openai_to(assistant, folder / "data", key, **settings)
 
 
 def line(id_: str, said: str = "hello", url: str = CHAT, **body: Any) -> dict[str, Any]:

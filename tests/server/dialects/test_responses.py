@@ -8,28 +8,26 @@ import pytest
 from openai import OpenAI
 from openai.types.responses import Response
 
-from mico_server.settings import ServerSettings
 from tests.server.support import sent
-from tests.server.support.running import running
-from tests.server.support.scripted import ScriptedModel, scripted_assistant
+from tests.server.support.running import openai_to
+from tests.server.support.scripted import (
+    BARE,
+    CALL,
+    CITY,
+    WEATHER,
+    ScriptedModel,
+    scripted_assistant,
+)
 from tests.support.fakes import FakeDecoder
 
-CITY = '{"city": "Berlin"}'
-CALL = f'<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>'
 ANSWERS = {
     "one?": f"Let me see.\n{CALL}\n{CALL}",
-    "bare?": f'{{"name": "weather", "arguments": {CITY}}}',
+    "bare?": BARE,
     "json?": '{"a": 1}',
     "text?": "It is warm.",
     "empty?": "",
 }
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "name": "weather",
-    "description": "Tells the weather",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    "strict": False,
-}
+TOOL: Any = {"type": "function", **WEATHER}
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +37,8 @@ def script() -> ScriptedModel:
 
 @pytest.fixture(scope="module")
 def client(script: ScriptedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    settings = ServerSettings(data_dir=tmp_path_factory.mktemp("data"))
-    with (
-        running(lambda: scripted_assistant(FakeDecoder(), script), settings) as http,
-        OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    folder = tmp_path_factory.mktemp("data")
+    with openai_to(scripted_assistant(FakeDecoder(), script), folder) as client:
         yield client
 
 
@@ -98,7 +93,7 @@ EVENTS = [
 
 
 def test_a_stream_has_openais_events_and_the_same_response(client: OpenAI) -> None:
-    options: dict[str, Any] = {"tools": [WEATHER]}
+    options: dict[str, Any] = {"tools": [TOOL]}
     whole = ask(client, "one?", **options)
     events = list(ask(client, "one?", stream=True, **options))
     kinds = [event.type for event in events]
@@ -118,17 +113,16 @@ def test_a_stream_has_openais_events_and_the_same_response(client: OpenAI) -> No
 
 def test_results_go_back_to_the_model(client: OpenAI, script: ScriptedModel) -> None:
     asked: list[Any] = [{"role": "user", "content": "one?"}]
-    response = ask(client, asked, tools=[WEATHER])
+    response = ask(client, asked, tools=[TOOL])
     asked += response.output
     asked += [
         {"type": "function_call_output", "call_id": item.call_id, "output": "text?"}
         for item in response.output
         if item.type == "function_call"
     ]
-    assert ask(client, asked, tools=[WEATHER]).output_text == "It is warm."
+    assert ask(client, asked, tools=[TOOL]).output_text == "It is warm."
     prompt = script.prompts[-1]
-    calls = f'<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>'
-    assert f"<|im_start|>assistant\nLet me see.\n{calls}\n{calls}<|im_end|>" in prompt
+    assert f"<|im_start|>assistant\nLet me see.\n{CALL}\n{CALL}<|im_end|>" in prompt
     assert prompt.count("<tool_response>\ntext?\n</tool_response>") == 2
 
 
@@ -155,7 +149,7 @@ def test_an_answer_that_is_cut(client: OpenAI) -> None:
     *_, last = ask(client, "text?", max_output_tokens=5, stream=True)
     assert (last.type, outline(last.response)) == ("response.incomplete", outline(response))
     n = len("Let me see.\n") + CALL.index("rlin")
-    cut = ask(client, "one?", max_output_tokens=n, tools=[WEATHER])
+    cut = ask(client, "one?", max_output_tokens=n, tools=[TOOL])
     assert outline(cut)[1:] == [("weather", '{"city": "Be', "incomplete")]
 
 
@@ -166,7 +160,7 @@ def test_schemas(client: OpenAI, script: ScriptedModel) -> None:
     assert (response.output_text, script.schemas[-1]) == ('{"a": 1}', schema)
     assert response.text.format.type == "json_schema"
     must: Any = {"type": "function", "name": "weather"}
-    forced = ask(client, "bare?", tools=[WEATHER], tool_choice=must)
+    forced = ask(client, "bare?", tools=[TOOL], tool_choice=must)
     assert outline(forced) == [("weather", CITY, "completed")]
     assert script.schemas[-1] is not None
 
@@ -196,11 +190,11 @@ def said(*parts: Any) -> list[Any]:
             "input[0].tool_call_id: 'a' is the id of no tool call",
         ),
         ([{"type": "function_call", "name": "f"}], {}, "input[0].call_id: expected a string"),
-        ("text?", {"tools": [{**WEATHER, "name": "a b"}]}, "tools[0].name: 'a b' is not"),
+        ("text?", {"tools": [{**TOOL, "name": "a b"}]}, "tools[0].name: 'a b' is not"),
         ("text?", {"tool_choice": {"type": "function", "name": "x"}}, "'x' is no tool"),
         (
             "text?",
-            {"tools": [WEATHER], "text": {"format": {"type": "json_object"}}},
+            {"tools": [TOOL], "text": {"format": {"type": "json_object"}}},
             "text.format: a schema leaves",
         ),
     ],

@@ -10,36 +10,29 @@ import pytest
 from openai import OpenAI
 
 from mico_chat.assistant import Assistant
-from mico_server.settings import ServerSettings
-from tests.server.support.running import running
-from tests.server.support.scripted import MARKED, ScriptedModel, scripted_assistant
+from tests.server.support.running import openai_to
+from tests.server.support.scripted import (
+    BARE,
+    CALL,
+    CITY,
+    MARKED,
+    WEATHER,
+    ScriptedModel,
+    scripted_assistant,
+)
 from tests.support.fakes import FakeAssistant, FakeDecoder
 from tests.support.templates import HERMES
 
-CITY = '{"city": "Berlin"}'
-CALL = f'<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>'
 ANSWERS = {
     "one?": f"Let me see.\n{CALL}",
     "two?": f"{CALL}\n{CALL}",
-    "bare?": f'{{"name": "weather", "arguments": {CITY}}}',
-    "marked?": f'[TOOL_CALLS] [{{"name": "weather", "arguments": {CITY}}}]',
+    "bare?": BARE,
+    "marked?": f"[TOOL_CALLS] [{BARE}]",
     "broken?": "<tool_call>\nnothing\n</tool_call>",
     "text?": "No call is needed.",
     "WARM": "It is warm.",
 }
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Tells the weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-        "strict": True,
-    },
-}
+FUNCTION: dict[str, Any] = {"type": "function", "function": WEATHER}
 TIME: dict[str, Any] = {"type": "function", "function": {"name": "time"}}
 
 
@@ -51,10 +44,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def one(assistant: Assistant) -> OpenAI:
-            settings = ServerSettings(data_dir=tmp_path_factory.mktemp("data"))
-            http = stack.enter_context(running(lambda: assistant, settings))
-            client = OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0)
-            return stack.enter_context(client)
+            return stack.enter_context(openai_to(assistant, tmp_path_factory.mktemp("data")))
 
         yield one
 
@@ -71,7 +61,7 @@ def client(serve: Serve, script: ScriptedModel) -> OpenAI:
 
 def ask(client: OpenAI, question: str | list[Any], **options: Any) -> Any:
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    request = {"model": "tiny", "messages": messages, "tools": [WEATHER, TIME], **options}
+    request = {"model": "tiny", "messages": messages, "tools": [FUNCTION, TIME], **options}
     return client.chat.completions.create(**request)
 
 
@@ -81,7 +71,7 @@ def calls_of(choice: Any) -> list[tuple[str, str]]:
 
 def streamed(client: OpenAI, question: str, **options: Any) -> Any:
     """The answer that OpenAI's client makes of a stream."""
-    request = {"model": "tiny", "tools": [WEATHER, TIME], **options}
+    request = {"model": "tiny", "tools": [FUNCTION, TIME], **options}
     messages: Any = [{"role": "user", "content": question}]
     with client.chat.completions.stream(messages=messages, **request) as stream:
         for _ in stream:
@@ -199,7 +189,7 @@ def test_a_model_that_must_call_writes_by_a_schema(
         assert [call["properties"]["name"]["enum"] for call in calls] == [["weather"], ["time"]][
             : len(calls)
         ]
-        assert calls[0]["properties"]["arguments"] == WEATHER["function"]["parameters"]
+        assert calls[0]["properties"]["arguments"] == WEATHER["parameters"]
 
 
 def test_an_engine_that_follows_no_schema_says_so(serve: Serve) -> None:
@@ -253,7 +243,7 @@ def tool(**function: Any) -> dict[str, Any]:
         ({"tools": [{}]}, "tools[0].type: expected 'function'"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type: expected 'function', got 'web_se"),
         ({"tools": ["x"]}, "tools[0]: expected an object, got a string"),
-        ({"tools": [WEATHER, WEATHER]}, "tools[1]: the name 'weather' is there twice"),
+        ({"tools": [FUNCTION, FUNCTION]}, "tools[1]: the name 'weather' is there twice"),
         ({"tools": [TIME] * 129}, "tools: 129 tools, but at most 128"),
         (tool(name="a b"), "tools[0].function.name: 'a b' is not 1 to 64"),
         (tool(name="<|im_end|>"), "tools[0].function.name: '<|im_end|>' is not"),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import httpx
 import uvicorn
+from openai import OpenAI
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -121,3 +122,15 @@ def exchange(client: httpx.Client, *pieces: bytes) -> httpx.Response:
     status, *lines = head.decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
     return httpx.Response(int(status.split(" ")[1]), headers=headers, content=body)
+
+
+@contextmanager
+def openai_to(
+    assistant: Assistant, folder: Path, key: str = "none", **settings: Any
+) -> Iterator[OpenAI]:
+    """OpenAI's client, and a service of an assistant that it talks to."""
+    with (
+        running(lambda: assistant, ServerSettings(data_dir=folder, **settings)) as http,
+        OpenAI(base_url=f"{http.base_url}/v1", api_key=key, max_retries=0) as client,
+    ):
+        yield client

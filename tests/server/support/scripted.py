@@ -19,6 +19,21 @@ from tests.server.support.echo import START
 from tests.support.templates import HERMES
 from tests.support.tiny import chat_model, processor_for
 
+CITY = '{"city": "Berlin"}'
+CALL = f'<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>'
+BARE = f'{{"name": "weather", "arguments": {CITY}}}'
+WEATHER: dict[str, Any] = {
+    "name": "weather",
+    "description": "Tells the weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
+    "strict": True,
+}
+"""A tool, and what the models here write to call it."""
+
 # ChatML whose calls begin with a special token, as Mistral's do.
 MARKED = HERMES.replace("<tool_call>\\n{", "[TOOL_CALLS] [{").replace("}\\n</tool_call>", "}]")
 
