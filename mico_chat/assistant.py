@@ -44,9 +44,11 @@ Event: TypeAlias = Delta | tuple[MediaReport, ...]
 
 
 class AnswerChoice(Choice):
-    """One of the answers. Its ``pieces`` are its text and its calls of tools, in their order."""
+    """One of the answers. Its ``pieces`` are its text and its calls of tools, in their order.
+    ``stop_text`` is the stop text that ended it."""
 
     pieces: tuple[str | ToolCall, ...] = ()
+    stop_text: str | None = None
 
     @property
     def tool_calls(self) -> list[ToolCall]:
@@ -118,6 +120,7 @@ class GatheredAnswer:
                 confidence=end.confidence,
                 unsure=end.unsure,
                 pieces=tuple(self._pieces[index]),
+                stop_text=end.stop_text,
             )
             for index, end in enumerate(self._ends)
         )

@@ -158,7 +158,8 @@ class Delta(DeltaEvent):
     of it: a delta of the assistant has a piece of text or, as its ``call``, a piece of a call.
 
     The last delta of an answer has a ``finish_reason``: "stop" if the model or a stop text ended
-    the answer, "length" if ``max_tokens`` did. The last delta of a request has its ``usage``.
+    the answer, "length" if ``max_tokens`` did; ``stop_text`` is that stop text. The last delta of a
+    request has its ``usage``.
 
     If the prompt has media, the last delta of an answer has ``avg_logprob``: the mean
     log-probability of the answer's tokens, which are those that have ``logprobs``. The first of
@@ -173,6 +174,7 @@ class Delta(DeltaEvent):
     avg_logprob: float | None = None
     unsure: bool | None = None
     finish_reason: FinishReason | None = None
+    stop_text: str | None = None
     usage: Usage | None = None
     explanation: Explanation | None = None
 

@@ -90,7 +90,7 @@ class Request:
         text = detokenizer.add(sampled.token)
         if reason is not None:
             text += detokenizer.finish()
-        if detokenizer.stopped:
+        if detokenizer.stopped is not None:
             reason = "stop"
         if reason is not None:
             self._unfinished.discard(index)
@@ -109,6 +109,7 @@ class Request:
             logprobs=logprobs,
             avg_logprob=None if reason is None else self._avg_logprob(index),
             finish_reason=reason,
+            stop_text=detokenizer.stopped,
             usage=usage,
         )
 
@@ -162,7 +163,7 @@ class Detokenizer:
     """Token ids to text, token by token; special tokens are left out, but those in ``shown``.
 
     Text that a later token may change is held back: an unfinished character, and the beginning of a
-    stop text. ``stopped`` is true after a stop text has ended the text.
+    stop text. ``stopped`` is the stop text that has ended the text.
 
     The tokenizers library's ``DecodeStream`` drops an unfinished character at the end, and fails
     if a token changes the text of the tokens before it.
@@ -186,7 +187,7 @@ class Detokenizer:
         self._n_before = 0
         self._before = ""
         self._held = ""
-        self.stopped = False
+        self.stopped: str | None = None
 
     def of_token(self, token: int) -> str:
         """The text of a token, if it were the next one."""
@@ -197,7 +198,7 @@ class Detokenizer:
         return f" {text}" if taken and self._ids else text
 
     def add(self, token: int) -> str:
-        if self.stopped:
+        if self.stopped is not None:
             return ""
         self._ids.append(token)
         written = self._decode()
@@ -211,7 +212,7 @@ class Detokenizer:
 
     def finish(self) -> str:
         """The text that was held back; an unfinished character becomes U+FFFD."""
-        if self.stopped:
+        if self.stopped is not None:
             return ""
         self._held += self._decode()[len(self._before) :]
         return self._give(final=True)
@@ -224,10 +225,10 @@ class Detokenizer:
 
     def _give(self, *, final: bool) -> str:
         held = self._held
-        ends = [at for at in (held.find(text) for text in self._stop) if at >= 0]
+        ends = [(at, text) for text in self._stop if (at := held.find(text)) >= 0]
         if ends:
-            self.stopped = True
-            piece, self._held = held[: min(ends)], ""
+            end, self.stopped = min(ends)
+            piece, self._held = held[:end], ""
         else:
             certain = len(held) if final else len(held) - self._may_be_stop(held)
             piece, self._held = held[:certain], held[certain:]

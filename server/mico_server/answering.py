@@ -24,7 +24,7 @@ from mico_chat.messages import without_depth
 from mico_chat.wire import Estimate
 from mico_server.fetch.media_reader import MediaReader, check_number
 from mico_server.host import ModelHost
-from mico_server.http.errors import error_responses
+from mico_server.http.errors import ErrorForm, error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.bodies import stream_response
 from mico_server.service import (
@@ -62,6 +62,7 @@ class Question(ABC):
     """
 
     error_event: ClassVar[str | None] = None
+    error_form: ErrorForm | None = None
     fingerprint = ""
 
     def __init__(self, ask: Ask, model: str, *, stream: bool) -> None:
@@ -152,6 +153,7 @@ class Client:
                     self.receive,
                     send_timeout_s=self.service.settings.body_timeout_s,
                     error_name=question.error_event,
+                    error_form=question.error_form,
                 )
             answer = await self.connected(_gathered(question, host))
             await question.keep(answer)
@@ -206,7 +208,8 @@ class Dialect(Generic[B]):
     """A format of questions and answers at a path: /v1/batches and the routes are made of it.
 
     ``read`` makes a question of a body. ``name`` and ``about`` name and describe the route,
-    ``streamed`` its answer with ``stream``, whose events have the schema ``event``.
+    ``streamed`` its answer with ``stream``, whose events have the schema ``event``. Its errors
+    are in OpenAI's form or in an ``error_form``, which ``more_paths`` of its router have too.
     """
 
     path: str
@@ -216,7 +219,9 @@ class Dialect(Generic[B]):
     read: Callable[[B, MediaReader], Awaitable[Question]]
     answer: type[BaseModel]
     streamed: str
-    event: str
+    event: str | dict[str, Any]
+    error_form: ErrorForm | None = None
+    more_paths: tuple[str, ...] = ()
     router: APIRouter = field(default_factory=lambda: APIRouter(route_class=JsonRoute))
 
     def __post_init__(self) -> None:
@@ -243,7 +248,9 @@ class Dialect(Generic[B]):
     def reading(self, body: B, client: Client) -> Read:
         async def read(reader: MediaReader, stack: AsyncExitStack) -> Question:
             client.service.models.named(body.model)
-            return await client.connected(self.read(body, reader))
+            question = await client.connected(self.read(body, reader))
+            question.error_form = self.error_form
+            return question
 
         return read
 

@@ -138,6 +138,12 @@ def create_app(
     )
     app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
     app.state.service = service
+    app.state.error_forms = {
+        path: dialect.error_form
+        for dialect in DIALECTS
+        if dialect.error_form is not None
+        for path in (dialect.path, *dialect.more_paths)
+    }
     add_error_handlers(app)
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)

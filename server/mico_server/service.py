@@ -25,7 +25,7 @@ from mico_chat.media.kinds import Kind
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.host import ModelHost
 from mico_server.http.auth import Caller
-from mico_server.http.errors import mico_error_body
+from mico_server.http.errors import ErrorForm, mico_error_body
 from mico_server.models import Models
 from mico_server.settings import ServerSettings
 from mico_server.store.batches import BatchStore
@@ -132,6 +132,7 @@ class EventStream(StreamingResponse):
         *,
         send_timeout_s: float,
         error_name: str | None = None,
+        error_form: ErrorForm | None = None,
     ) -> EventStream:
         """The response, once its first event exists; an error before it gets its own status."""
         try:
@@ -146,7 +147,8 @@ class EventStream(StreamingResponse):
                 async for piece in events:
                     yield piece
             except MicoError as error:
-                yield event(mico_error_body(error), error_name)
+                body = mico_error_body(error)
+                yield event(error_form(error.status, body) if error_form else body, error_name)
 
         # A proxy must neither store nor buffer the stream.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -43,15 +43,18 @@ class OpenAIQuestion(Question):
 
     def __init__(
         self,
-        body: OpenAIBody,
+        body: RequestBody,
         messages: Sequence[Message],
         options: dict[str, Any],
         reader: MediaReader,
     ) -> None:
         ask = Ask(messages, GenerationOptions.of(options), reader.tenant)
         super().__init__(ask, body.model, stream=bool(body.stream))
-        self._tools, self._choice = body.tools, body.tool_choice
-        self._parallel = body.parallel_tool_calls is not False
+        self._tools, self._choice, self._parallel = self.tools_of(body)
+
+    def tools_of(self, body: Any) -> tuple[list[Any] | None, Any, bool]:
+        """The tools, the choice among them, and whether an answer may have several calls."""
+        return body.tools, body.tool_choice, body.parallel_tool_calls is not False
 
     async def prepare(self, host: ModelHost, reader: MediaReader) -> None:
         if self._tools:

@@ -1,10 +1,11 @@
 """Who may ask: API keys, and the web pages that may use a visitor's browser to ask.
 
-Keys come as ``Authorization: Bearer <secret>``. A service on a loopback address is open to its own
-machine while no key is in force. As soon as one is in force, a key is needed there too, because a
-proxy in front of the service makes the whole world local. The page or terminal chat that started
-the service sends a secret that both share instead. On any other address a key is always needed,
-unless the operator says ``--insecure``. With ``--require-keys`` everybody needs a key.
+Keys come as ``Authorization: Bearer <secret>`` or ``X-Api-Key: <secret>``. A service on a loopback
+address is open to its own machine while no key is in force. As soon as one is in force, a key is
+needed there too, because a proxy in front of the service makes the whole world local. The page or
+terminal chat that started the service sends a secret that both share instead. On any other address
+a key is always needed, unless the operator says ``--insecure``. With ``--require-keys`` everybody
+needs a key.
 
 Any page can make its visitor's browser post to ``http://127.0.0.1:8000``. Such a request carries
 an ``Origin``, which must be the service's own or one that the operator named. A page can also make
@@ -166,6 +167,7 @@ class Auth(Guard):
             message = f"{USER_HEADER}: expected 1 to 64 letters, digits, '.', '_' or '-'"
             raise Refused("user", error_response(400, message, "invalid_value", USER_HEADER))
         given = headers.getlist("authorization")
+        given += [f"Bearer {key}" for key in headers.getlist("x-api-key")]
         caller = await self._caller(given, self.required or REQUIRE_KEY_HEADER in headers)
         if caller is None:
             code, message = _INVALID if any(given) else _MISSING

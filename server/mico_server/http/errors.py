@@ -2,15 +2,16 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from mico_chat.errors import ContextLengthError, MicoError, RequestError
 from mico_chat.options import request_error
@@ -24,6 +25,28 @@ _CODES: dict[type[MicoError], str] = {
     ContextLengthError: "context_length_exceeded",
     ModelNotFoundError: "model_not_found",
 }
+
+
+ErrorForm: TypeAlias = Callable[[int, dict[str, Any]], dict[str, Any]]
+"""A dialect's own form of an error: of the status and the body in OpenAI's form."""
+
+
+class ErrorResponse(JSONResponse):
+    """An error in the form of the path that was asked (``app.state.error_forms``)."""
+
+    def __init__(
+        self, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(body, status, headers)
+        self._error = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = scope.get("app")  # a guard may stand in front of another application
+        form: ErrorForm | None = app and app.state.error_forms.get(scope["path"])
+        if form is not None:
+            self.body = self.render(form(self.status_code, self._error))
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -44,7 +67,7 @@ def error_response(
     param: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    return JSONResponse(error_body(status, message, code, param), status, headers)
+    return ErrorResponse(error_body(status, message, code, param), status, headers)
 
 
 def mico_error_body(error: MicoError) -> dict[str, Any]:
@@ -60,7 +83,7 @@ def mico_error_body(error: MicoError) -> dict[str, Any]:
 
 def mico_error_response(error: MicoError) -> JSONResponse:
     wait = {"retry-after": str(error.retry_after_s)} if isinstance(error, BusyError) else None
-    return JSONResponse(mico_error_body(error), error.status, wait)
+    return ErrorResponse(mico_error_body(error), error.status, wait)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -78,7 +101,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(StarletteHTTPException)
     async def on_http_error(request: Request, error: StarletteHTTPException) -> JSONResponse:
         if isinstance(error.detail, dict):  # of BodyLimit
-            return JSONResponse(error.detail, error.status_code, error.headers)
+            return ErrorResponse(error.detail, error.status_code, error.headers)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         return error_response(error.status_code, str(error.detail), code, headers=error.headers)
 

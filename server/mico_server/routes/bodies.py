@@ -67,9 +67,11 @@ def schema_of(
     return schema
 
 
-def stream_response(description: str, event: str) -> dict[str, Any]:
+def stream_response(description: str, event: str | dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI description of an answer that may be server-sent events of a schema."""
-    items = {"itemSchema": SCHEMAS[event]}  # as the framework describes its own streams
+    items = {
+        "itemSchema": SCHEMAS[event] if isinstance(event, str) else event
+    }  # as the framework describes its own streams
     return {"description": description, "content": {"text/event-stream": items}}
 
 
