@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from mico_chat.errors import RequestError
 
-Door = Literal["completions", "responses", "ask", "settings", "defaults"]
+Door = Literal["completions", "responses", "messages", "ask", "settings", "defaults"]
 """/v1/chat is not listed: it takes every option by its own name. ``settings`` are those of a chat
 in the terminal, ``defaults`` those that a model may set and /v1/models shows."""
 
@@ -41,7 +41,7 @@ class Doors:
         return own if door in self.same else self.others.get(door)
 
 
-EVERY_DOOR = Doors("ask", "settings", "defaults", "completions", "responses")
+EVERY_DOOR = Doors("ask", "settings", "defaults", "completions", "responses", "messages")
 
 
 class GenerationOptions(BaseModel):
@@ -62,7 +62,10 @@ class GenerationOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tokens: Annotated[
-        int, Doors("ask", "settings", "defaults", "completions", responses="max_output_tokens")
+        int,
+        Doors(
+            "ask", "settings", "defaults", "completions", "messages", responses="max_output_tokens"
+        ),
     ] = Field(256, ge=1, description="longest answer, in tokens")
     temperature: Annotated[float, EVERY_DOOR] = Field(
         0.0, ge=0.0, le=2.0, description="0: always the likeliest word; higher: more varied words"
@@ -88,11 +91,13 @@ class GenerationOptions(BaseModel):
     frequency_penalty: Annotated[float, Doors("settings", "defaults", "completions")] = Field(
         0.0, ge=-2.0, le=2.0, description="above 0: the same words less often"
     )
-    stop: Annotated[tuple[StopText, ...], Doors("ask", "settings")] = Field(
-        (),
-        max_length=16,
-        fail_fast=True,
-        description='end the answer before this text; several: repeat it, or ["a", "b"]',
+    stop: Annotated[tuple[StopText, ...], Doors("ask", "settings", messages="stop_sequences")] = (
+        Field(
+            (),
+            max_length=16,
+            fail_fast=True,
+            description='end the answer before this text; several: repeat it, or ["a", "b"]',
+        )
     )
     logprobs: int | None = Field(
         None, ge=0, le=20, description="give each token's log-probability, and this many others"
@@ -107,8 +112,12 @@ class GenerationOptions(BaseModel):
     explain: Annotated[bool, Doors("ask", "completions")] = Field(
         False, description="tell which media the answer rests on; it takes longer"
     )
-    depth_scale: Annotated[DepthScale, Doors("ask", "settings", "completions", "responses")] = 0.001
-    estimate_depth: Annotated[bool, Doors("ask", "settings", "completions", "responses")] = Field(
+    depth_scale: Annotated[
+        DepthScale, Doors("ask", "settings", "completions", "responses", "messages")
+    ] = 0.001
+    estimate_depth: Annotated[
+        bool, Doors("ask", "settings", "completions", "responses", "messages")
+    ] = Field(
         False,
         description="estimate a depth map of each picture, and show it behind the picture; a "
         "message that has a depth map gets none. MICO_DEPTH_MODEL names what estimates: a depth "
