@@ -9,6 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 from mico_chat.engine.cpu import set_openmp
+from mico_chat.late import late
+
+# It brings libraries that read the environment.
+with late():
+    from benchmarks import harness
 
 RESULTS = Path("benchmarks/results")
 NAMES = {
@@ -46,11 +51,9 @@ def main() -> None:
         sys.exit(f"error: {name!r} is no benchmark; they are {', '.join(NAMES)}")
     if name == "race":
         set_openmp()  # the environment of the commands, which torch reads when it is imported
-    from benchmarks.harness import run
-
     module, _, function = NAMES[name].partition(":")
     measure = getattr(import_module(module), function)
-    run(name, measure, arguments, RESULTS if name in ("race", "summary") else None)
+    harness.run(name, measure, arguments, RESULTS if name in ("race", "summary") else None)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,15 @@ from benchmarks.data import fake_stages
 from benchmarks.harness import Panel, Ratio, Report
 from benchmarks.media import clip
 from benchmarks.processes import family, memory
+from mico_chat.late import late
 from mico_corpus.build import build
 from mico_corpus.places import Place
 from mico_corpus.recipe import BuildRecipe
 from mico_corpus.run import run_job
+
+# It brings Ray.
+with late():
+    from mico_corpus import ray_run
 
 RECIPE = {
     "clips": {"near": -1, "least_motion": 0.0, "threshold": 1e6},  # a clip is a file
@@ -83,8 +88,6 @@ def scaling(
     """Each node has one GPU, for a model, and two CPUs, for encoders."""
     import ray
     from ray.cluster_utils import Cluster
-
-    from mico_corpus import ray_run
 
     counts = [int(n) for n in nodes.split(",")]
     rates: list[float] = []
@@ -159,8 +162,6 @@ class Memory:
 
 
 def rows(n: int = 100_000, workers: int = 2) -> Report:
-    from mico_corpus import ray_run
-
     cells: list[list[str]] = []
     job = fake_stages.job(0.0, 0.0, actors=1, samples=1000)
     for name in ("one process", f"Ray, {workers} workers"):

@@ -27,6 +27,17 @@ from benchmarks.harness import Ratio, Report, turns
 from benchmarks.media import jpeg, soft_colours
 from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.engine.cpu import usable_cores
+from mico_chat.late import late
+
+# Each system runs in a process of its own, with what it needs alone.
+with late():
+    from mico_training import build_model as building
+    from mico_training import recipe as recipes
+    from mico_training import stages, trained, trainer
+    from mico_training.data import batches
+    from mico_training.data import examples as datasets
+    from mico_training.data import media as loading
+    from mico_training.data import mixture as mixtures
 
 VIT = "vit_small_patch16_224"
 WIDTH, LAYERS, HEADS = 384, 12, 6  # of the text towers, as in open_clip's ViT-S-16
@@ -131,8 +142,6 @@ def ours(stage: str, folder: Path) -> float:
     """A stage as its command runs it."""
     import transformers.trainer
 
-    from mico_training import stages
-
     clock = Clock()
     transformers.trainer.DEFAULT_CALLBACKS.append(clock.callback())
     run = {"1": stages.train_stage1, "2": stages.train_stage2, "3": stages.train_stage3}
@@ -145,27 +154,20 @@ def plain_trainer(stage: str, folder: Path) -> float:
     import torch
     from transformers import Trainer
 
-    from mico_training.build_model import add_lora, build_chat, hold_encoder
-    from mico_training.data.batches import ChatCollator
-    from mico_training.data.examples import CaptionDataset, ConversationDataset
-    from mico_training.data.media import MediaLoader
-    from mico_training.data.mixture import open_mixture
-    from mico_training.recipe import Stage2Run, Stage3Run, load_recipe
-    from mico_training.trained import train_only
-    from mico_training.trainer import draws, training_arguments
-
-    kind: Any = Stage2Run if stage == "stage 2" else Stage3Run
-    run = load_recipe(kind, recipe(stage, folder))
-    arguments = training_arguments(run)
-    chat = build_chat(run.model)
-    train_only(chat.model, ["bridge"])
-    need: Any = "caption" if kind is Stage2Run else "conversation"
-    mixture = open_mixture(run.data, need, 0)
-    examples: Any = CaptionDataset(mixture, draws(arguments), 0.0)
-    if kind is Stage3Run:
-        add_lora(chat.model, run.stage3.lora)
-        examples = ConversationDataset(mixture, draws(arguments), run.stage3.max_turns)
-    hold_encoder(chat.model, run.model)
+    kind: Any = recipes.Stage2Run if stage == "stage 2" else recipes.Stage3Run
+    run = recipes.load_recipe(kind, recipe(stage, folder))
+    arguments = trainer.training_arguments(run)
+    chat = building.build_chat(run.model)
+    trained.train_only(chat.model, ["bridge"])
+    need: Any = "caption" if kind is recipes.Stage2Run else "conversation"
+    mixture = mixtures.open_mixture(run.data, need, 0)
+    examples: Any = datasets.CaptionDataset(mixture, trainer.draws(arguments), 0.0)
+    if kind is recipes.Stage3Run:
+        building.add_lora(chat.model, run.stage3.lora)
+        examples = datasets.ConversationDataset(
+            mixture, trainer.draws(arguments), run.stage3.max_turns
+        )
+    building.hold_encoder(chat.model, run.model)
 
     class Plain(torch.nn.Module):
         """The chat model, with the language model's own loss."""
@@ -185,8 +187,8 @@ def plain_trainer(stage: str, folder: Path) -> float:
         model=Plain(),
         args=arguments,
         train_dataset=examples,
-        data_collator=ChatCollator(
-            chat.processor, MediaLoader(chat.processor.preprocessing), run.train.max_length
+        data_collator=batches.ChatCollator(
+            chat.processor, loading.MediaLoader(chat.processor.preprocessing), run.train.max_length
         ),
         callbacks=[clock.callback()],
     ).train()

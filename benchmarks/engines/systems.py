@@ -25,9 +25,17 @@ from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
+from mico_chat.late import late
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
+
+# What only vLLM's process needs.
+with late():
+    from mico_chat.checkpoints import load as loading
+    from mico_chat.checkpoints import pretrained
+    from mico_chat.engine import vllm as vllm_engine
+    from mico_chat.engine import vllm_start
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where torch's systems compute; their loaders choose it too."""
@@ -237,20 +245,15 @@ def run_vllm(model: str, arguments: str) -> None:
     """vLLM's process: it races the questions of each line of its standard input."""
     import vllm
 
-    from mico_chat.checkpoints.load import load_encoder
-    from mico_chat.checkpoints.pretrained import plain_llm
-    from mico_chat.engine.vllm import VllmEngine
-    from mico_chat.engine.vllm_start import engine_arguments
-
-    encoder, processor = load_encoder(model)
+    encoder, processor = loading.load_encoder(model)
     given = {"max_model_len": 2048, **json.loads(arguments)}
-    vllm_arguments = engine_arguments(plain_llm(model), given)
+    vllm_arguments = vllm_start.engine_arguments(pretrained.plain_llm(model), given)
 
     def no_table(dtype: Any) -> Any:
         raise RuntimeError("the token table is for repetition penalties alone")
 
     with MediaDecoder(workers=2) as decoder:
-        engine = VllmEngine(vllm_arguments, processor.tokenizer, (), table=no_table)
+        engine = vllm_engine.VllmEngine(vllm_arguments, processor.tokenizer, (), table=no_table)
         system = Ours(engine, encoder, processor, decoder)
         with closing(system.assistant):
             print(f"{STAMPS}{json.dumps(f'vllm {vllm.__version__}')}", flush=True)

@@ -12,7 +12,7 @@ T tokens a unit, D encoder width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,9 @@ from torch.nn import functional as F
 from transformers import BertModel, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
-from mico_chat.model.config import MicoContextConfig, MicoTextConfig
+from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoTextConfig
 from mico_chat.model.context import Units
 from mico_chat.model.released import KindProjections, SubtitleProjection
-
-if TYPE_CHECKING:
-    from mico_chat.model.pretraining import MicoForPretraining
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -191,9 +188,16 @@ class _NextWord(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=cast(Any, self.branch.logits(hidden[:, -1:])))
 
 
+class Writes(Protocol):
+    """What captions and answers need of a model: its text branch, and its configuration."""
+
+    text: TextBranch
+    config: MicoConfig
+
+
 @torch.inference_mode()
 def captions(
-    model: MicoForPretraining,
+    model: Writes,
     context: Tensor,
     context_mask: Tensor,
     tokenizer: PreTrainedTokenizerBase,
@@ -209,7 +213,7 @@ def captions(
 
 @torch.no_grad()
 def written(
-    model: MicoForPretraining,
+    model: Writes,
     context: Tensor,
     context_mask: Tensor,
     tokenizer: PreTrainedTokenizerBase,
@@ -249,7 +253,7 @@ def written(
 
 
 def log_likelihood(
-    model: MicoForPretraining, ids: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor
+    model: Writes, ids: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor
 ) -> Tensor:
     """Log-probabilities (B, S - 1) of the words behind the first of captions (B, S), 0 at padding.
 
@@ -292,7 +296,7 @@ def question_prefix(
 
 
 def answers(
-    model: MicoForPretraining,
+    model: Writes,
     context: Tensor,
     context_mask: Tensor,
     questions: Sequence[str],

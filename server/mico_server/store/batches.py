@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ColumnElement, Row, Table, delete, insert, select, true, update
+from sqlalchemy import delete, insert, select, update
 
 from mico_chat.fair import owner_of
 from mico_server.errors import ConflictError, GoneError
 from mico_server.store.blobs import sync
-from mico_server.store.database import Database, row_of, uninterrupted
+from mico_server.store.database import Database, Rows, uninterrupted
 from mico_server.store.quota import Quota
-from mico_server.store.tables import batches, behind, belongs, check_text, files, new_id, now
+from mico_server.store.tables import batches, belongs, check_text, files, new_id, now
 
 Purpose = Literal["batch", "batch_output"]
 BatchStatus = Literal[
@@ -122,23 +122,23 @@ class BatchStore:
 
     @uninterrupted
     async def file(self, tenant: str, id_: str) -> FileRecord:
-        return FileRecord.model_validate(await self._row("file", files, tenant, id_))
+        async with self.database.reading() as connection:
+            return FileRecord.model_validate(await _FILES.one(connection, tenant, id_))
 
     @uninterrupted
     async def files(
         self, tenant: str, *, limit: int, after: str | None, purpose: str | None
     ) -> list[FileRecord]:
         """Up to ``limit`` files, the newest first, beginning behind the file ``after``."""
-        query = select(files).where(files.c.tenant == tenant)
-        if purpose is not None:
-            query = query.where(files.c.purpose == purpose)
-        rows = await self._page("file", files, query, tenant, limit, after)
-        return [FileRecord.model_validate(row) for row in rows]
+        wanted = () if purpose is None else (files.c.purpose == purpose,)
+        async with self.database.reading() as connection:
+            rows = await _FILES.page(connection, tenant, limit, after, *wanted)
+            return [FileRecord.model_validate(row) for row in rows]
 
     @uninterrupted
     async def delete_file(self, tenant: str, id_: str) -> None:
-        await self._row("file", files, tenant, id_)
         async with self.database.writing() as connection:
+            await _FILES.one(connection, tenant, id_)
             used = select(batches.c.id).where(
                 batches.c.input_file_id == id_, batches.c.status.not_in(ENDED)
             )
@@ -155,7 +155,6 @@ class BatchStore:
     async def create(
         self, tenant: str, endpoint: str, file: str, labels: Mapping[str, str] | None
     ) -> BatchRecord:
-        await self._row("file", files, tenant, file)
         values: dict[str, Any] = {
             "id": new_id("batch"),
             "tenant": tenant,
@@ -174,22 +173,24 @@ class BatchStore:
             self.database.writing() as connection,
             self._quota.within(connection, tenant, f"batch of {file}"),  # its answers are stored
         ):
+            await _FILES.one(connection, tenant, file)
             await connection.execute(insert(batches).values(values))
         self.woken.set()
         return BatchRecord.model_validate(values)
 
     @uninterrupted
     async def batch(self, tenant: str | None, id_: str) -> BatchRecord:
-        return BatchRecord.model_validate(await self._row("batch", batches, tenant, id_))
+        async with self.database.reading() as connection:
+            return BatchRecord.model_validate(await _BATCHES.one(connection, tenant, id_))
 
     @uninterrupted
     async def batches(
         self, tenant: str | None, *, limit: int, after: str | None
     ) -> list[BatchRecord]:
         """Up to ``limit`` batches, the newest first, beginning behind the batch ``after``."""
-        query = select(batches).where(_of(batches, tenant))
-        rows = await self._page("batch", batches, query, tenant, limit, after)
-        return [BatchRecord.model_validate(row) for row in rows]
+        async with self.database.reading() as connection:
+            rows = await _BATCHES.page(connection, tenant, limit, after)
+            return [BatchRecord.model_validate(row) for row in rows]
 
     @uninterrupted
     async def waiting(self) -> set[str]:
@@ -263,32 +264,5 @@ class BatchStore:
             status: BatchStatus = await connection.scalar(changed.returning(batches.c.status))
             return status
 
-    # --- Both ---
 
-    async def _row(
-        self, what: Literal["file", "batch"], table: Table, tenant: str | None, id_: str
-    ) -> Row[Any]:
-        query = select(table).where(_of(table, tenant), table.c.id == id_)
-        async with self.database.reading() as connection:
-            return await row_of(what, id_, connection, query)
-
-    async def _page(
-        self,
-        what: Literal["file", "batch"],
-        table: Table,
-        query: Any,
-        tenant: str | None,
-        limit: int,
-        after: str | None,
-    ) -> Sequence[Row[Any]]:
-        query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
-        if after is not None:
-            query = query.where(
-                behind(table, "created_at", await self._row(what, table, tenant, after))
-            )
-        async with self.database.reading() as connection:
-            return (await connection.execute(query)).all()
-
-
-def _of(table: Table, tenant: str | None) -> ColumnElement[bool]:
-    return true() if tenant is None else table.c.tenant == tenant
+_FILES, _BATCHES = Rows(files, select(files)), Rows(batches, select(batches))

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
-from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,10 +24,9 @@ from mico_chat.messages import Message, Part, TextPart
 from mico_chat.wire import TurnEnd, Usage
 from mico_server.errors import ConflictError, NotFoundError
 from mico_server.store.blobs import blob_id
-from mico_server.store.database import Database, row_of, uninterrupted
+from mico_server.store.database import Database, Rows, uninterrupted
 from mico_server.store.media import MediaRecord, MediaStore, NewMedium, report_json
 from mico_server.store.tables import (
-    behind,
     check_text,
     cleaned,
     conversations,
@@ -157,7 +156,7 @@ class ConversationStore:
                 if create:
                     await _create(connection, tenant, id_, turn.model, system)
                 else:
-                    await _one(connection, tenant, id_, lock=True)
+                    await _CONVERSATIONS.one(connection, tenant, id_, read=False)
                 next_ = await _last_number(connection, id_) + 1
                 if number != next_:
                     raise ConflictError(
@@ -182,7 +181,7 @@ class ConversationStore:
         """Answer a turn of :meth:`add_turn`; ``system`` replaces the old system message."""
         values = await asyncio.to_thread(_answer, turn)
         async with self._database.writing() as connection:
-            await _one(connection, tenant, id_, lock=True)
+            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
             answered = await connection.execute(
                 update(turns).where(_waiting(id_, number, turn)).values(values)
             )
@@ -207,7 +206,7 @@ class ConversationStore:
         Nothing happens if the turn does not exist any more.
         """
         async with self._database.writing() as connection:
-            await _one(connection, tenant, id_, lock=True)
+            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
             shown = await _media_of(connection, id_, number)
             gone = await connection.execute(delete(turns).where(_waiting(id_, number, turn)))
             if not gone.rowcount:
@@ -228,7 +227,7 @@ class ConversationStore:
     @uninterrupted
     async def load(self, tenant: str, id_: str) -> Conversation:
         async with self._database.reading() as connection:
-            row = await _one(connection, tenant, id_)
+            row = await _CONVERSATIONS.one(connection, tenant, id_)
             found = await connection.execute(
                 select(turns).where(turns.c.conversation_id == id_).order_by(turns.c.number)
             )
@@ -261,7 +260,7 @@ class ConversationStore:
 
         A ``query`` is searched for in titles, questions and answers.
         """
-        wanted = _INFOS.where(conversations.c.tenant == tenant)
+        wanted = []
         if query:
             check_text(query, "query")
             text = folded(query)
@@ -269,16 +268,9 @@ class ConversationStore:
                 turns.c.conversation_id == conversations.c.id,
                 turns.c.text_folded.contains(text, autoescape=True),
             )
-            wanted = wanted.where(
-                or_(conversations.c.title_folded.contains(text, autoescape=True), said)
-            )
-        newest_first = conversations.c.updated_at.desc(), conversations.c.id.desc()
-        wanted = wanted.order_by(*newest_first).limit(limit)
+            wanted = [or_(conversations.c.title_folded.contains(text, autoescape=True), said)]
         async with self._database.reading() as connection:
-            if before is not None:
-                last = await _one(connection, tenant, before)
-                wanted = wanted.where(behind(conversations, "updated_at", last))
-            rows = await connection.execute(wanted)
+            rows = await _CONVERSATIONS.page(connection, tenant, limit, before, *wanted)
             return tuple(ConversationInfo(**row._mapping) for row in rows)
 
     @uninterrupted
@@ -289,7 +281,7 @@ class ConversationStore:
                 f"title: {len(title)} characters; it must have 1 to {MAX_TITLE}, not all spaces"
             )
         async with self._database.writing() as connection:
-            await _one(connection, tenant, id_, lock=True)
+            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
             await connection.execute(
                 update(conversations)
                 .where(conversations.c.id == id_)
@@ -300,7 +292,7 @@ class ConversationStore:
     async def delete(self, tenant: str, id_: str) -> None:
         """Delete a conversation, and the media that came with it and are shown nowhere else."""
         async with self._database.writing() as connection:
-            await _one(connection, tenant, id_, lock=True)
+            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
             shown = await _media_of(connection, id_)
             await connection.execute(delete(conversations).where(conversations.c.id == id_))
             unused = await self._media.forget(connection, shown, uploaded=False)
@@ -310,7 +302,7 @@ class ConversationStore:
     async def truncate(self, tenant: str, id_: str, from_number: int) -> None:
         """Take a turn and all later turns back; the media that came with them stay for an hour."""
         async with self._database.writing() as connection:
-            await _one(connection, tenant, id_, lock=True)
+            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
             if not 1 <= from_number <= await _last_number(connection, id_):
                 raise NotFoundError(f"conversation {id_} has no turn {from_number}")
             if from_number == 1:
@@ -402,15 +394,11 @@ async def _last_number(connection: AsyncConnection, id_: str) -> int:
     return await connection.scalar(last) or 0
 
 
-_INFOS = select(*(c for c in conversations.c if c.name != "title_folded"))
-
-
-async def _one(
-    connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False
-) -> Row[Any]:
-    query = _INFOS.where(conversations.c.tenant == tenant, conversations.c.id == id_)
-    query = query.with_for_update() if lock else query
-    return await row_of("conversation", id_, connection, query)
+_CONVERSATIONS = Rows(
+    conversations,
+    select(*(c for c in conversations.c if c.name != "title_folded")),
+    newest="updated_at",
+)
 
 
 async def _media_of(connection: AsyncConnection, id_: str, from_number: int = 1) -> set[str]:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -18,15 +18,16 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.util import CommandError
 from filelock import FileLock, Timeout
-from sqlalchemy import URL, Connection, Row, Select, event, text
+from sqlalchemy import URL, ColumnElement, Connection, Row, Select, Table, and_, event, or_, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -78,20 +79,54 @@ def uninterrupted(
     return run
 
 
-async def row_of(
-    what: Literal["conversation", "medium", "file", "batch"],
-    id_: str,
-    connection: AsyncConnection,
-    query: Select[Any],
-) -> Row[Any]:
-    """The row that a query finds by an id; a text that cannot be an id is not looked up."""
-    row: Row[Any] | None = None
-    prefixes = {"conversation": "conv", "medium": "media", "file": "file", "batch": "batch"}
-    if is_id(prefixes[what], id_):
-        row = (await connection.execute(query)).one_or_none()
-    if row is None:
-        raise NotFoundError(f"no {what} {id_!r}")
-    return row
+_NAMES = {"conversations": "conversation", "media": "medium", "files": "file", "batches": "batch"}
+_PREFIXES = {"conversations": "conv", "media": "media", "files": "file", "batches": "batch"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of ``table`` that a tenant may see, as ``query`` selects them; None: of all tenants.
+
+    Lists begin with the newest by the column ``newest``.
+    """
+
+    table: Table
+    query: Select[Any]
+    newest: str = "created_at"
+
+    def of(self, tenant: str | None) -> Select[Any]:
+        return self.query if tenant is None else self.query.where(self.table.c.tenant == tenant)
+
+    async def one(
+        self, connection: AsyncConnection, tenant: str | None, id_: str, **lock: bool
+    ) -> Row[Any]:
+        """A row, locked if ``with_for_update`` gets options; other texts than ids find nothing."""
+        query = self.of(tenant).where(self.table.c.id == id_)
+        query = query.with_for_update(of=self.table, **lock) if lock else query
+        name = self.table.name
+        row: Row[Any] | None = None
+        if is_id(_PREFIXES[name], id_):
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no {_NAMES[name]} {id_!r}")
+        return row
+
+    async def page(
+        self,
+        connection: AsyncConnection,
+        tenant: str | None,
+        limit: int,
+        after: str | None,
+        *wanted: ColumnElement[bool],
+    ) -> Sequence[Row[Any]]:
+        """Up to ``limit`` of the rows that are ``wanted``, from behind the row ``after`` on."""
+        newest, id_ = self.table.c[self.newest], self.table.c.id
+        query = self.of(tenant).where(*wanted).order_by(newest.desc(), id_.desc())
+        if after is not None:
+            last = (await self.one(connection, tenant, after))._mapping[self.newest]
+            query = query.where(or_(newest < last, and_(newest == last, id_ < after)))
+        found: Sequence[Row[Any]] = (await connection.execute(query.limit(limit))).all()
+        return found
 
 
 class Database:

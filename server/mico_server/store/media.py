@@ -25,10 +25,9 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_server.errors import ConflictError, GoneError
 from mico_server.store import blobs as blob_files
-from mico_server.store.database import Database, row_of, uninterrupted
+from mico_server.store.database import Database, Rows, uninterrupted
 from mico_server.store.quota import Quota
 from mico_server.store.tables import (
-    behind,
     blobs,
     check_text,
     cleaned,
@@ -121,24 +120,18 @@ class MediaStore:
 
     @uninterrupted
     async def get(self, tenant: str, id_: str) -> MediaRecord:
-        query = _RECORDS.where(media.c.tenant == tenant, media.c.id == id_)
         async with self._database.reading() as connection:
-            return _record(await row_of("medium", id_, connection, query))
+            return _record(await _MEDIA.one(connection, tenant, id_))
 
     @uninterrupted
     async def list(
         self, tenant: str, *, limit: int, after: str | None = None, kind: Kind | None = None
     ) -> tuple[MediaRecord, ...]:
         """Up to ``limit`` media, the newest first, beginning behind the medium ``after``."""
-        query = _RECORDS.where(media.c.tenant == tenant)
-        if kind is not None:
-            query = query.where(media.c.kind == kind)
-        query = query.order_by(media.c.created_at.desc(), media.c.id.desc()).limit(limit)
+        wanted = () if kind is None else (media.c.kind == kind,)
         async with self._database.reading() as connection:
-            if after is not None:
-                last = await _one(connection, tenant, after)
-                query = query.where(behind(media, "created_at", last))
-            return tuple(_record(row) for row in await connection.execute(query))
+            rows = await _MEDIA.page(connection, tenant, limit, after, *wanted)
+            return tuple(map(_record, rows))
 
     def path_of(self, tenant: str, sha256: str) -> Path:
         return blob_files.blob_path(self._folder, blob_files.blob_id(tenant, sha256))
@@ -156,7 +149,7 @@ class MediaStore:
     async def delete(self, tenant: str, id_: str) -> None:
         """Delete a medium, and its file unless another record has the same content."""
         async with self._database.writing() as connection:
-            row = await _one(connection, tenant, id_, lock=True)
+            row = await _MEDIA.one(connection, tenant, id_, read=False)
             shown = await connection.scalar(
                 select(turn_media.c.conversation_id).where(turn_media.c.media_id == id_).limit(1)
             )
@@ -245,7 +238,7 @@ class MediaStore:
     ) -> None:
         """Keep media that a turn is about to show; ``kinds`` has their ids and kinds."""
         for id_, kind in sorted(kinds.items()):
-            row = await _one(connection, tenant, id_, lock=True, shared=True)
+            row = await _MEDIA.one(connection, tenant, id_, read=True, key_share=True)
             if row.kind != kind:
                 raise RequestError(
                     f"medium {id_} is of kind {row.kind}, but the request gives its kind as {kind}"
@@ -270,7 +263,7 @@ class MediaStore:
     ) -> tuple[MediaRecord, ...]:
         shown = select(turn_media.c.media_id).where(turn_media.c.conversation_id == conversation)
         rows = await connection.execute(_RECORDS.where(media.c.id.in_(shown)))
-        return tuple(_record(row) for row in rows)
+        return tuple(map(_record, rows))
 
     async def let_go(self, connection: AsyncConnection, ids: Collection[str]) -> None:
         """Let media that came with a turn and are no longer shown expire after :data:`RETRY_S`."""
@@ -318,20 +311,12 @@ def _shown() -> Any:
 
 
 _RECORDS = select(media, blobs.c.bytes).join(blobs, blobs.c.id == media.c.blob_id)
+_MEDIA = Rows(media, _RECORDS)
 
 
 def _record(row: Row[Any]) -> MediaRecord:
     sha256 = row.blob_id.partition("/")[2]
     return MediaRecord.model_validate({**row._mapping, "sha256": sha256})
-
-
-async def _one(
-    connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False, shared: bool = False
-) -> Row[Any]:
-    query = select(media).where(media.c.tenant == tenant, media.c.id == id_)
-    if lock:
-        query = query.with_for_update(read=shared, key_share=shared)
-    return await row_of("medium", id_, connection, query)
 
 
 async def lock_blob(connection: AsyncConnection, blob: str, size: int) -> None:

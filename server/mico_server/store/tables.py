@@ -8,7 +8,6 @@ import secrets
 import unicodedata
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -42,12 +41,6 @@ def new_id(prefix: str) -> str:
 def is_id(prefix: str, text: str) -> bool:
     """Whether a client's text has the form of such an id; no other text is looked up."""
     return re.fullmatch(f"{prefix}-[0-9a-f]{{24}}", text) is not None
-
-
-def behind(table: sa.Table, column: str, row: sa.Row[Any]) -> sa.ColumnElement[bool]:
-    """The rows after ``row``, if the newest by ``column`` is first and ties are ordered by id."""
-    same, id_ = table.c[column] == row._mapping[column], row._mapping["id"]
-    return sa.or_(table.c[column] < row._mapping[column], sa.and_(same, table.c.id < id_))
 
 
 def belongs(table: sa.Table, tenant: str) -> sa.ColumnElement[bool]:

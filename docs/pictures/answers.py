@@ -1,6 +1,6 @@
-"""Draws docs/answers.png: media, a question about each, and what the model answers.
+"""Draws docs/pictures/answers.png: media, a question about each, and what the model answers.
 
-    python docs/pictures.py ITEMS.jsonl [ITEMS.jsonl ...] --ids ID [ID ...]
+    python docs/pictures/answers.py ITEMS.jsonl [ITEMS.jsonl ...] --ids ID [ID ...]
 
 The items are evaluation items, which training never saw (``make mini`` writes them).
 """
