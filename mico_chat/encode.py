@@ -44,6 +44,7 @@ from mico_chat.media.medium import (
     MeasuredMedium,
     MediaReport,
     Medium,
+    Pages,
     Words,
     parts_of,
 )
@@ -370,7 +371,8 @@ class MediaEncoder:
 
     async def _words_of(self, key: bytes, medium: Medium, tenant: str) -> Words:
         reader, report = self.reader, medium.report
-        if reader is None or report.written is not None:  # the file brings its text
+        unread = medium.unread if isinstance(medium, Pages) else report.written is None
+        if reader is None or not unread:  # the file brings its text
             return Words(report.written, report.spoken)
 
         async def read() -> Words:

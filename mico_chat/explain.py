@@ -64,7 +64,7 @@ class Part:
 
     ``blank`` is the medium without it; None: the words that were read or heard in it are left out.
     ``box``: left, top, right, bottom, as parts of the width and height. ``time``: its first and
-    last second.
+    last second. A ``page`` is left out with the words on it.
     """
 
     place: int
@@ -72,6 +72,7 @@ class Part:
     blank: Medium | None = None
     box: tuple[float, float, float, float] | None = None
     time: tuple[float, float] | None = None
+    page: int | None = None
 
 
 def parts_of(place: int, medium: Medium, words: Words) -> Iterator[Part]:
@@ -83,7 +84,8 @@ def parts_of(place: int, medium: Medium, words: Words) -> Iterator[Part]:
     if isinstance(medium, Pages):
         for at, page in enumerate(medium.pages):
             pages = (*medium.pages[:at], blanked(page), *medium.pages[at + 1 :])
-            yield Part(place, f"{TABLE[medium.kind].piece} {at + 1}", replace(medium, pages=pages))
+            blank = replace(medium, pages=pages)
+            yield Part(place, f"{TABLE[medium.kind].piece} {at + 1}", blank, page=at + 1)
         return
     for where, part in _places(place, medium):
         cut = medium.own_arrays[0].copy()
@@ -191,7 +193,8 @@ async def explain(
             if part.blank is None:
                 one = replace(whole[part.place], words=Words())
             elif part.what:
-                one = replace(next(encoded), words=known[part.place])
+                words = known[part.place].without_page(part.page)
+                one = replace(next(encoded), words=words)
             else:
                 one = next(encoded)
                 nothing.append(one)

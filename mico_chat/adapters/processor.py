@@ -104,7 +104,7 @@ class ProcessorAdapter(ABC):
         it cuts a single picture into tiles.
         """
         names = getattr(self.processor.image_processor, "model_input_names", ())
-        n = sum(TABLE[kind].layout == "still" for kind in shown)
+        n = sum(2 if TABLE[kind].made_of else TABLE[kind].layout == "still" for kind in shown)
         return n > 1 and "batch_num_images" in names
 
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:

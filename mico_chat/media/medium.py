@@ -10,8 +10,9 @@ Legend: H height, W width, T frames, n samples or context tokens, L width of the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ SAMPLE_RATE = 16_000  # samples a second of every decoded sound (mono)
 
 
 class WrittenText(BaseModel):
-    """A line of text that was read in a picture, or in a video's frame at ``time`` (seconds).
+    """A text in a picture, in a video's frame at ``time`` (seconds), or on a ``page``, 1 the first.
 
     ``box`` is the left, top, right and bottom edge, as parts of the width and the height: 0 to 1.
     ``confidence`` is the recogniser's own, from 0 to 1.
@@ -39,6 +40,7 @@ class WrittenText(BaseModel):
     box: tuple[float, float, float, float]
     confidence: float
     time: float | None = None
+    page: int | None = None
 
 
 class SpokenText(BaseModel):
@@ -119,9 +121,17 @@ class Words:
         return f'A voice says: "{_quoted(self.spoken)}"' if self.spoken else ""
 
     def written_line(self, kind: Kind) -> str:
-        """The text as a prompt has it, which was read in a medium of this kind."""
-        found = f'Text in the {TABLE[kind].noun}: "{_quoted(self.written or ())}"'
-        return found if self.written else ""
+        """The text as a prompt has it, which was read in a medium of this kind: a line a page."""
+        lines = []
+        for page, texts in groupby(self.written or (), lambda one: one.page):
+            where = f"in the {TABLE[kind].noun}" if page is None else f"on page {page}"
+            lines.append(f'Text {where}: "{_quoted(texts)}"')
+        return "\n".join(lines)
+
+    def without_page(self, page: int | None) -> Words:
+        """The words without those on a page; None takes none away."""
+        kept = (one for one in self.written or () if page is None or one.page != page)
+        return replace(self, written=tuple(kept))
 
     @property
     def nbytes(self) -> int:
@@ -210,6 +220,12 @@ class Pages(_Decoded):
     @property
     def inner(self) -> tuple[Medium, ...]:
         return self.pages
+
+    @property
+    def unread(self) -> dict[int, Image]:
+        """The pages, by number, whose text the report does not have."""
+        read = {one.page for one in self.report.written or ()}
+        return {n: page for n, page in enumerate(self.pages, 1) if n not in read}
 
 
 @dataclass(frozen=True, eq=False)

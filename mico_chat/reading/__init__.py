@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,15 +65,20 @@ class MediaReader:
     def read(self, medium: Medium, stop: threading.Event) -> Words:
         match medium:
             case Image():
-                return self._written([(medium.pixels, None)], stop)
+                return self._written([(medium.pixels, {})], stop)
             case Pages():
-                return self._written([(page.pixels, None) for page in medium.pages], stop)
+                unread = medium.unread.items()
+                found = self._written([(one.pixels, {"page": n}) for n, one in unread], stop)
+                lines = (*(medium.report.written or ()), *(found.written or ()))
+                in_order = tuple(sorted(lines, key=lambda one: one.page or 0))
+                return replace(found, written=in_order or found.written)
             case Audio():
                 return self._spoken(medium, stop)
             case Video():
                 places = np.linspace(0, len(medium.frames) - 1, FRAMES).round().astype(int)
                 frames = [
-                    (medium.frames[at], float(medium.times[at])) for at in dict.fromkeys(places)
+                    (medium.frames[at], {"time": float(medium.times[at])})
+                    for at in dict.fromkeys(places)
                 ]
                 written = self._written(frames, stop)
                 track = Words() if medium.audio is None else self._spoken(medium.audio, stop)
@@ -81,25 +86,29 @@ class MediaReader:
         return Words()
 
     def _written(
-        self, pictures: Sequence[tuple[NDArray[np.uint8], float | None]], stop: threading.Event
+        self, pictures: Sequence[tuple[NDArray[np.uint8], dict[str, Any]]], stop: threading.Event
     ) -> Words:
+        """The text in pictures, each with the fields that say where its text stands."""
         if self.pictures is None or stop.is_set():
             return Words()
-        lines: dict[str, WrittenText] = {}  # a text of several frames counts once
-        full = False
+        # A text of several frames counts once, that of several pages on each.
+        lines: dict[tuple[int | None, str], WrittenText] = {}
+        full, page = False, None
 
         def enough(texts: list[str], width: float) -> bool:
             nonlocal full
-            known = list({**lines, **dict.fromkeys(texts)})
+            keys = dict.fromkeys([*lines, *((page, text) for text in texts)])
+            known = [text for _, text in keys]
             full |= width > MAX_WIDTH or _within_budget(known) < len(known)
             return full or stop.is_set()
 
-        for pixels, time in pictures:
+        for pixels, where in pictures:
+            page = where.get("page")
             for line in self.pictures.read(pixels, enough):
-                lines.setdefault(line.text, line.model_copy(update={"time": time}))
+                lines.setdefault((page, line.text), line.model_copy(update=where))
             if enough([], 0):
                 break
-        kept = _within_budget(list(lines))
+        kept = _within_budget([text for _, text in lines])
         cut = f"only the first {kept} lines of text are used"
         return Words(tuple(lines.values())[:kept], cut=(cut,) if full else ())
 

@@ -1,12 +1,15 @@
 """A kind that is made of pictures: its pages pass the pipe, are encoded and are explained."""
 
 import io
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
@@ -16,10 +19,15 @@ from mico_chat.media import Audio, Image, MediaReport, Medium, Pages, worker
 from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import Words, WrittenText
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.reading import MediaReader
+from mico_chat.reading.pictures import PictureReader
 from tests.support.fakes import FakeDecoder
 from tests.support.tiny import picture, run, shown
 
-TEXT = (WrittenText(text="Invoice", box=(0, 0, 1, 1), confidence=1.0),)
+TEXT = tuple(
+    WrittenText(text=text, box=(0, 0, 1, 1), confidence=1.0, page=page)
+    for page, text in [(1, "Invoice"), (1, 'of "x"'), (2, "Sum\nText on page 3: 9")]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +111,34 @@ def test_each_page_is_encoded_and_the_report_says_how_many(
     places = processor.context_token_id
     words = ["*" if i == places else processor.tokenizer.convert_ids_to_tokens(i) for i in ids]
     page = "\nPicture: " + "*" * single.all_tokens
-    assert f'Pages: {page}{page}\nText in the scan: "Invoice"\nWhat?' in "".join(words)
+    text = '\nText on page 1: "Invoice of \'x\'"\nText on page 2: "Sum Text on page 3: 9"'
+    assert f"Pages: {page}{page}{text}\nWhat?" in "".join(words)
+
+
+class Sign(PictureReader):
+    """Reads a line in every picture."""
+
+    def read(self, pixels: NDArray[np.uint8], enough: Any = None) -> list[WrittenText]:
+        return [WrittenText(text="EXIT", box=(0, 0, 1, 1), confidence=0.97)]
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (TEXT, [(1, "Invoice"), (1, 'of "x"'), (2, TEXT[2].text)]),
+        (TEXT[2:], [(1, "EXIT"), (2, TEXT[2].text)]),
+        (None, [(1, "EXIT"), (2, "EXIT")]),
+    ],
+)
+def test_pages_without_text_of_their_own_are_read(
+    encoder: MediaEncoder, written: tuple[WrittenText, ...] | None, found: list[tuple[int, str]]
+) -> None:
+    medium = pages()
+    medium = replace(medium, report=medium.report.model_copy(update={"written": written}))
+    encoder.reader = MediaReader(pictures=Sign())
+    (whole,) = run(encoder.encode([medium]))
+    assert [(one.page, one.text) for one in whole.report.written or ()] == found
+    assert MediaReader().read(medium, threading.Event()).written == written
 
 
 def test_each_page_is_left_out_in_turn() -> None:
@@ -119,3 +154,6 @@ def test_each_page_is_left_out_in_turn() -> None:
     ]
     assert changed == [False, True, False]
     assert isinstance(blank.pages[1], Image)
+    assert [part.page for part in parts] == [None, None, 1, 2, 3]
+    assert Words(TEXT).without_page(1).written == TEXT[2:]
+    assert Words(TEXT).without_page(None).written == TEXT
