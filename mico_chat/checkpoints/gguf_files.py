@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mico_chat.checkpoints.folders import is_packaged
-from mico_chat.checkpoints.hub import HubName, needed_files
+from mico_chat.checkpoints.hub import HubName, cached_folder, needed_files
 from mico_chat.errors import ConfigError, ModelError
 
 QUANTIZED = ("Q8_0", "Q4_K_M", "Q4_0")
@@ -53,9 +53,8 @@ def gguf_files(model: str | Path, mmproj: Path | None = None) -> GgufFiles | Non
     found = _named(str(model))
     if found is None:
         if mmproj is not None:
-            raise ConfigError(
-                f"--mmproj {mmproj}: it goes with a GGUF file, and the model is {model}"
-            )
+            said = f"it goes with a GGUF file, and the model is {model}"
+            raise ConfigError(f"--mmproj {mmproj}: {said}")
         return None
     name, file, beside = found
     if mmproj is None:
@@ -83,7 +82,7 @@ def _named(model: str) -> tuple[str, Path, list[Path]] | None:
             name = HubName.of(model)
         except ConfigError:
             return None
-        cached = _cached(name.repo)
+        cached = cached_folder(name.repo, allow_patterns="*.gguf")
         if cached is None:
             if name.quantization is None:
                 return None
@@ -97,12 +96,3 @@ def _named(model: str) -> tuple[str, Path, list[Path]] | None:
     models = [file for file in chosen if file not in projectors]
     served = path.resolve().name if path.is_dir() else model
     return served, models[0], projectors
-
-
-def _cached(repo: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, local_files_only=True, allow_patterns="*.gguf"))
-    except (OSError, ValueError):
-        return None

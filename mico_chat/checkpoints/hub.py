@@ -7,10 +7,12 @@ weights again for other programs. The hub's own library downloads, resumes and c
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,17 +21,9 @@ from typing import Any
 from mico_chat.errors import ConfigError, ModelError
 
 FOREIGN = (
-    *(
-        "onnx/*",
-        "openvino/*",
-        "original/*",
-        "coreml/*",
-        "gguf/*",
-        "*.onnx*",
-        "*.tflite",
-        "*.mlmodel",
-    ),
-    *("*.msgpack", "*.h5", "*.ot", "*.ckpt", "flax_model*", "tf_model*", "rust_model*", "*.nemo"),
+    *("onnx/*", "openvino/*", "original/*", "coreml/*", "gguf/*", "*.onnx*", "*.tflite"),
+    *("*.mlmodel", "*.msgpack", "*.h5", "*.ot", "*.ckpt", "*.nemo"),
+    *("flax_model*", "tf_model*", "rust_model*"),
     *("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", ".git*"),
 )
 """Files of a model's repository that are for other programs."""
@@ -117,6 +111,31 @@ def _gguf_files(name: HubName, ggufs: Sequence[str]) -> list[str]:
     return [*found, *projectors[:1]]
 
 
+def cached_folder(repo: str, **options: Any) -> Path | None:
+    """A repository's folder in the hub's cache; None if not all files of the options are there.
+
+    The options are those of ``snapshot_download``.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, **{**options, "local_files_only": True}))
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def _hub_errors(repo: str, cache: Path | None = None, behind: str = "") -> Iterator[None]:
+    """A ModelError in place of what the hub's library raises: each release has other errors."""
+    try:
+        yield
+    except Exception as error:
+        reason = hub_reason(error)
+        if cache is not None and isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            reason = f"the disk of {cache} is full: make room, or set HF_HOME"
+        raise ModelError(f"{repo}: {reason}{behind}") from error
+
+
 def hub_reason(error: Exception) -> str:
     """Why the hub's library raised an error, and what the user can do."""
     from huggingface_hub import errors
@@ -171,17 +190,12 @@ def plan(text: str) -> Plan:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     name = HubName.of(text)
-    try:
+    with _hub_errors(name.repo):
         info = HfApi().model_info(name.repo, files_metadata=True)
-    except Exception as error:  # each release of the hub's library raises its HTTP library's errors
-        raise ModelError(f"{name.repo}: {hub_reason(error)}") from error
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     files = {file: sizes[file] for file in needed_files(name, sizes)}
-
-    def is_here(file: str) -> bool:
-        return isinstance(try_to_load_from_cache(name.repo, file, revision=info.sha), str)
-
-    here = frozenset(file for file in files if is_here(file))
+    found = {file: try_to_load_from_cache(name.repo, file, revision=info.sha) for file in files}
+    here = frozenset(file for file, place in found.items() if isinstance(place, str))
     model_type = (info.config or {}).get("model_type")
     return Plan(name, files, here, Path(constants.HF_HUB_CACHE), model_type)
 
@@ -195,25 +209,18 @@ def fetch(planned: Plan, bars: type[Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     repo = planned.name.repo
-    try:
-        patterns = [re.sub(r"([*?[])", r"[\1]", file) for file in planned.files]
+    patterns = [glob.escape(file) for file in planned.files]
+    kept = "; the files that are whole are kept: pull again to go on"
+    with _hub_errors(repo, planned.cache, kept):
         return Path(snapshot_download(repo, allow_patterns=patterns, tqdm_class=bars))
-    except Exception as error:  # as in plan
-        reason = hub_reason(error)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            reason = f"the disk of {planned.cache} is full: make room, or set HF_HOME"
-        kept = "; the files that are whole are kept: pull again to go on"
-        raise ModelError(f"{repo}: {reason}{kept}") from error
 
 
 def fetch_config(name: HubName) -> None:
     """Download the ``config.json`` of a model, which is small."""
     from huggingface_hub import hf_hub_download
 
-    try:
+    with _hub_errors(name.repo):
         hf_hub_download(name.repo, "config.json")
-    except Exception as error:  # as in plan
-        raise ModelError(f"{name.repo}: {hub_reason(error)}") from error
 
 
 # --- what is here ---------------------------------------------------------------------------------

@@ -72,10 +72,8 @@ def load_chat(
     there is one. ``options`` are those of ``from_pretrained``, such as ``quantization_config``.
     """
     folder = local_folder(model_folder(name_or_dir))
-    dtype = dtype or torch.bfloat16
-    model = pretrained.MicoChatForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, **options
-    )
+    options["dtype"] = dtype or torch.bfloat16
+    model = pretrained.MicoChatForConditionalGeneration.from_pretrained(folder, **options)
     nn.Module.to(model, device or _device())
     return model.train(False), MicoChatProcessor.from_pretrained(folder)
 
@@ -140,13 +138,10 @@ def _read_table(name_or_dir: str | Path, name: str, dtype: torch.dtype) -> Tenso
         if index is not None:
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
             file = shards.get(name, file)
-        found = cached_file(name_or_dir, file, **_IF_THERE)
-        if found is None:
-            continue
-        weight = _tensor_in(found, name)
-        if weight is None:
-            raise ModelError(f"{name_or_dir}: no {name} in {file}")
-        return weight.to(dtype)
+        if (found := cached_file(name_or_dir, file, **_IF_THERE)) is not None:
+            if (weight := _tensor_in(found, name)) is None:
+                raise ModelError(f"{name_or_dir}: no {name} in {file}")
+            return weight.to(dtype)
     files = f"{WEIGHTS} or pytorch_model.bin"
     raise ModelError(f"{name_or_dir}: no {files} with the token table")
 
@@ -184,8 +179,7 @@ def has_text_branch(name_or_dir: str | Path) -> bool:
 
 
 def load_pretraining(
-    name_or_dir: str | Path = "mini",
-    chat: MediaPath | None = None,
+    name_or_dir: str | Path = "mini", chat: MediaPath | None = None
 ) -> tuple[pretraining.MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, in float32, and the branch's tokenizer.
 
@@ -229,7 +223,5 @@ def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder}: no tokenizer for its text branch; save it there, or convert the checkpoint "
-            "with --tokenizer"
-        ) from error
+        advice = "save it there, or convert the checkpoint with --tokenizer"
+        raise ModelError(f"{folder}: no tokenizer for its text branch; {advice}") from error

@@ -96,14 +96,10 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_prompt(input_ids, media, see)
         llm = self._llm()
+        prompt = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         if labels is None:
-            output: CausalLMOutputWithPast = llm(
-                inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
-            )
-            return output
-        hidden = llm.get_decoder()(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state  # (B, S, L)
+            return cast(CausalLMOutputWithPast, llm(**prompt, **kwargs))
+        hidden = llm.get_decoder()(**prompt, use_cache=False).last_hidden_state  # (B, S, L)
         labelled = labels[:, 1:] != -100
         logits = llm.get_output_embeddings()(hidden[:, :-1][labelled])
         return CausalLMOutputWithPast(loss=F.cross_entropy(logits.float(), labels[:, 1:][labelled]))
@@ -223,13 +219,10 @@ def load_base_llm(folder: Path, source: str | Path, **kwargs: Any) -> PreTrained
 
 def _for_the_llm(quantization: Any) -> Any:
     """A bitsandbytes config that leaves all but the language model at its precision."""
-    if (
-        not isinstance(quantization, BitsAndBytesConfig)
-        or quantization.llm_int8_skip_modules is not None
-    ):
-        return quantization
-    quantization = copy.deepcopy(quantization)
-    quantization.llm_int8_skip_modules = ["encoder", "context", "concepts", "bridge", "lm_head"]
+    ours = isinstance(quantization, BitsAndBytesConfig)
+    if ours and quantization.llm_int8_skip_modules is None:
+        quantization = copy.deepcopy(quantization)
+        quantization.llm_int8_skip_modules = ["encoder", "context", "concepts", "bridge", "lm_head"]
     return quantization
 
 
@@ -246,9 +239,8 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
         folder = local_folder(model_folder(name_or_dir))
         config = chat_config(folder)
         if config.base_llm == LLM and not (folder / LORA).is_dir():
-            raise ModelError(
-                f"{name_or_dir}: nothing to merge: the folder has {LLM}/ but no {LORA}/"
-            )
+            said = f"nothing to merge: the folder has {LLM}/ but no {LORA}/"
+            raise ModelError(f"{name_or_dir}: {said}")
         processor = MicoChatProcessor.from_pretrained(folder)
         if config.base_llm is None:
             model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype)

@@ -113,9 +113,8 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         save_file(unused, folder / UNUSED_FILE, metadata={"format": "pt"})
         (folder / SOURCE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / PREPROCESSING_FILE).write_text(
-            preprocessing.model_dump_json(indent=1), encoding="utf-8"
-        )
+        settings = preprocessing.model_dump_json(indent=1)
+        (folder / PREPROCESSING_FILE).write_text(settings, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return (
@@ -240,11 +239,9 @@ def _newest(source: Path) -> Path:
         return source
     if not source.exists():
         raise ModelError(f"{source}: no such file or folder")
-    steps = {
-        int(match[1]): path
-        for path in (source / "ckpt").glob("model_step_*.pt")
-        if (match := re.fullmatch(r"model_step_(\d+)\.pt", path.name))
-    }
+    files = [*(source / "ckpt").glob("model_step_*.pt")]
+    found = [(re.fullmatch(r"model_step_(\d+)\.pt", file.name), file) for file in files]
+    steps = {int(match[1]): file for match, file in found if match is not None}
     if not steps:
         raise ModelError(f"{source}: ckpt/model_step_N.pt is missing; name the checkpoint itself")
     return steps[max(steps)]
@@ -258,9 +255,8 @@ def _load(file: Path) -> Any:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)|(?:class|function) `?([\w.]+)", str(error))
         what = f" ({code[1] or code[2]})" if code else ""
-        raise ModelError(
-            f"{file}: refused, because it holds code{what} or another thing than tensors"
-        ) from error
+        reason = f"refused, because it holds code{what} or another thing than tensors"
+        raise ModelError(f"{file}: {reason}") from error
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         # torch raises any of these for a damaged file.
         raise ModelError(f"{file}: this is not a PyTorch checkpoint, or it is damaged") from error
@@ -297,9 +293,8 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     intermediate = released.shape(f"{BERT}encoder.layer.0.intermediate.dense.weight", 2)[0]
     length = released.shape(f"{BERT}embeddings.position_embeddings.weight", 2)[0]
     grid = round((positions - 1) ** 0.5)
-    if grid**2 != positions - 1:
-        said = f"{VIT}pos_embed has {positions} positions, expected 1 + a square number"
-        raise released.wrong(said)
+    if grid**2 != (n := positions - 1):
+        raise released.wrong(f"{VIT}pos_embed has {n + 1} positions, expected 1 + a square number")
     image_size = options.image_size or int(settings.get("vision_resolution", grid * patch))
     if image_size % patch:
         raise ConfigError(f"image size {image_size} is not a multiple of the patch size {patch}")
@@ -314,10 +309,8 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     text_heads = options.text_heads or (hidden // 64 if hidden % 64 == 0 else 4)
     for option, size, n in (("num-heads", width, heads), ("text-heads", hidden, text_heads)):
         if size % n:
-            raise ConfigError(
-                f"{released.file}: the width {size} cannot be divided into {n} heads; give the "
-                f"right number of heads: --{option}"
-            )
+            said = f"the width {size} cannot be divided into {n} heads"
+            raise ConfigError(f"{released.file}: {said}; give the right number: --{option}")
     return MicoConfig(
         architectures=["MicoForPretraining"],
         dtype=str(released.tensors[WORDS].dtype).removeprefix("torch."),
@@ -408,10 +401,8 @@ def _tokenizer(name: str | None, text: MicoTextConfig) -> PreTrainedTokenizerBas
     if name is None:
         return None
     tokenizer: PreTrainedTokenizerBase = read_part(AutoTokenizer, name, "tokenizer")
-    if (n := len(tokenizer)) != text.vocab_size:
-        raise ConfigError(
-            f"tokenizer {name}: {n} tokens, but the text branch has {text.vocab_size}"
-        )
+    if (n := len(tokenizer)) != (rows := text.vocab_size):
+        raise ConfigError(f"tokenizer {name}: {n} tokens, but the text branch has {rows}")
     text.mask_token_id = tokenizer.mask_token_id
     text.pad_token_id = tokenizer.pad_token_id
     return tokenizer

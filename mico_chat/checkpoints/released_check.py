@@ -107,14 +107,11 @@ class _Batch:
             letters = letters[:-1]
         shown = [self.units(_MEDIA[letter]) for letter in letters]
         b = len(shown[0])
-        return self.model.encode(
-            torch.tensor([KINDS.index(_MEDIA[letter]) for letter in letters] * b),
-            torch.tensor([units.shape[1] for units in shown] * b),
-            torch.arange(b).repeat_interleave(len(letters)),
-            b,
-            torch.cat([units[row] for row in range(b) for units in shown]),
-            subtitles=said,
-        )
+        kinds = torch.tensor([KINDS.index(_MEDIA[letter]) for letter in letters] * b)
+        units = torch.tensor([x.shape[1] for x in shown] * b)
+        rows = torch.arange(b).repeat_interleave(len(letters))
+        pixels = torch.cat([x[row] for row in range(b) for x in shown])
+        return self.model.encode(kinds, units, rows, b, pixels, subtitles=said)
 
     def caption(self) -> tuple[Tensor, Tensor]:
         return self.inputs["input_ids"], self.inputs["attention_mask"]

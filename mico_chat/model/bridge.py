@@ -34,11 +34,11 @@ class AnchoredAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, distance: Tensor, value: Tensor) -> Tensor:
         """(B, Q, D), (B, T, D), (Q, T) or (B, Q, T), value (B, T, V) -> (B, Q, V)."""
-        heads = self.n_heads
-        q = self.q(query).unflatten(-1, (heads, -1)).transpose(1, 2)
-        k = self.k(key).unflatten(-1, (heads, -1)).transpose(1, 2)
         v = value if self.v is None else self.v(value)
-        v = v.unflatten(-1, (heads, -1)).transpose(1, 2)
+        q, k, v = (
+            x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for x in (self.q(query), self.k(key), v)
+        )
         bias = -F.softplus(self.sharpness).view(-1, 1, 1) * distance.unsqueeze(-3)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         y = y.transpose(1, 2).flatten(2)

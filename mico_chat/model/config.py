@@ -148,21 +148,12 @@ class MicoTextConfig(PreTrainedConfig):
     def bert(self) -> BertConfig:
         from transformers import BertConfig
 
-        others: dict[str, Any] = {"attn_implementation": "sdpa", "use_cache": False}
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_position_embeddings,
-            pad_token_id=self.pad_token_id,
-            attention_probs_dropout_prob=0.0,
-            hidden_dropout_prob=0.0,
-            is_decoder=True,
-            add_cross_attention=True,
-            **others,
-        )
+        names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
+        names += ["intermediate_size", "max_position_embeddings", "pad_token_id"]
+        options: dict[str, Any] = {name: vars(self)[name] for name in names}
+        options |= {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+        options |= {"attn_implementation": "sdpa", "use_cache": False}
+        return BertConfig(is_decoder=True, add_cross_attention=True, **options)
 
 
 class _ModelConfig(PreTrainedConfig):
@@ -255,15 +246,16 @@ class MicoChatConfig(_ModelConfig):
 
     def context_length(self, kind: Kind, units: int) -> int:
         """Context tokens of a medium of ``units`` frames or slices, known before encoding."""
-        concept = self.concept_config
+        concept, bridge = self.concept_config, self.bridge_config
         named = 0 if concept is None else concept.tokens_per_name
-        things = 0 if kind == "audio" else self.bridge_config.things * (named + THING_WORDS)
-        if concept is not None and concept.plain_names is not None and kind != "audio":
+        if kind == "audio":
+            return bridge.n_still + named
+        things = bridge.things * (named + THING_WORDS)
+        if concept is not None and concept.plain_names is not None:
             named *= 2
         if kind == "video":
-            named = 0 if self.bridge_config.things == 0 else named
-            return units * self.bridge_config.frame_grid**2 + named + things
-        return self.bridge_config.n_still + named + things
+            return units * bridge.frame_grid**2 + things + (named if bridge.things else 0)
+        return bridge.n_still + named + things
 
     @classmethod
     def without_llm(cls, folder: Path) -> Self | None:

@@ -56,12 +56,11 @@ class KindRows:
 
     def check(self, kind: Tensor) -> None:
         """Raise :class:`ModelError` if one of the kinds (M,) has no row."""
-        unknown = {KINDS[number] for number in kind.tolist()} - self.by_name.keys()
-        if unknown:
-            known = ", ".join(self.by_name)
+        if unknown := {KINDS[number] for number in kind.tolist()} - self.by_name.keys():
             raise ModelError(
-                f"this checkpoint does not know media of the kind {min(unknown)!r}, only {known}; "
-                "context_config.kind_rows can give it the row of one of them"
+                f"this checkpoint does not know media of the kind {min(unknown)!r}, only "
+                f"{', '.join(self.by_name)}; context_config.kind_rows can give it the row of one "
+                "of them"
             )
 
     @property
@@ -113,6 +112,20 @@ class AlikeMedia(NamedTuple):
     def of(self, units: Tensor) -> Tensor:
         """These media's part of the batch's units (U, ...); not a copy if it is all of them."""
         return units if len(self.rows) == len(units) else units[self.rows]
+
+
+def side_by_side(x: Tensor, row: Tensor, n: int, most: int | None = None) -> Tensor:
+    """What belongs to ``n`` samples or media, (R, ...) in ascending order of their numbers ``row``
+    (R,), side by side: (n, most, ...), filled up with zeros.
+
+    By default ``most`` is the largest number that one has; those beyond it are left out.
+    """
+    counts = torch.bincount(row, minlength=n)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    most = int(counts.max()) if most is None else most
+    kept = place < most
+    found = x.new_zeros(n, most, *x.shape[1:])
+    return found.index_put((row[kept], place[kept]), x[kept])
 
 
 class MultimodalContext(nn.Module):

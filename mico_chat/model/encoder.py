@@ -35,10 +35,8 @@ class OmniEncoder(nn.Module):
         self.stem: Stem | None = None
         vit: Any  # timm does not type the attributes of its models
         if config.stem is None:
-            options = config.architecture_options or {}
-            vit = timm.create_model(
-                config.architecture, num_classes=0, img_size=config.image_size, **options
-            )
+            options = {"img_size": config.image_size, **(config.architecture_options or {})}
+            vit = timm.create_model(config.architecture, num_classes=0, **options)
         else:
             self.stem = Stem(config.stem, config.image_size, config.ear_blocks)
             # The batch norm, without weights, brings the stem's channels to one scale.
@@ -115,6 +113,5 @@ def init_buffers(module: nn.Module) -> None:
 
     Hugging Face builds a model without memory, and then calls ``_init_weights`` for each module.
     """
-    compute: Callable[[], None] | None = getattr(module, "init_non_persistent_buffers", None)
-    if compute is not None:
+    if (compute := getattr(module, "init_non_persistent_buffers", None)) is not None:
         compute()

@@ -98,17 +98,13 @@ class MediaPath(nn.Module):
         d, grid = self.encoder.embed_dim, self.encoder.grid
         self.context = MultimodalContext(config.context_config, d)
         self.concepts = build_concepts(config.concept_config, self.encoder)
-        self.bridge = PerceiverBridge(
-            *(config.bridge_config, self.context.rows, d, grid),
-            *(self.encoder.n_prefix, config.llm_width),
-        )
+        bridge, prefix = config.bridge_config, self.encoder.n_prefix
+        self.bridge = PerceiverBridge(bridge, self.context.rows, d, grid, prefix, config.llm_width)
         self.things: ThingQueries | None = None
-        bridge = config.bridge_config
         if bridge.things > 0:
             if self.concepts is None or self.concepts.colour is None:
                 raise ModelError("bridge_config.things needs a concept_config with colours")
-            sizes = (bridge.hidden_size, bridge.num_heads, bridge.depth, bridge.things)
-            self.things = ThingQueries(d, grid, *sizes)
+            self.things = ThingQueries(d, grid, bridge)
             self.thing_words = ThingWords(self.concepts.name_ids.shape[1])
             self.ways = Ways(len(WORDS["way"]))
         self.llm: Any = None

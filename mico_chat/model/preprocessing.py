@@ -103,9 +103,8 @@ class Preprocessing(BaseModel):
         values = torch.from_numpy(depth.values)
         valid = ~values.isnan()
         if not bool(valid.any()):
-            raise MediaError(
-                depth.report.name, "the depth map has no distances: every pixel is empty"
-            )
+            reason = "the depth map has no distances: every pixel is empty"
+            raise MediaError(depth.report.name, reason)
         known = values[valid].numpy()
         near, far = (float(v) for v in np.percentile(known, (1, 99)))
         if depth.metric:
@@ -202,11 +201,7 @@ def torchaudio_mels(n_mels: int) -> Tensor:
     """
     low, high = (1127.0 * log(1.0 + hertz / 700.0) for hertz in (20.0, SAMPLE_RATE / 2))
     step, number = (high - low) / (n_mels + 1), torch.arange(n_mels)
-    left, centre, right = (
-        low + number * step,
-        low + (number + 1.0) * step,
-        low + (number + 2.0) * step,
-    )
+    left, centre, right = (low + (number + more) * step for more in (0.0, 1.0, 2.0))
     hertz = SAMPLE_RATE / N_FFT * torch.arange(N_FFT // 2)
     at = (1127.0 * (1.0 + hertz / 700.0).log()).unsqueeze(1)
     up, down = (at - left) / (centre - left), (right - at) / (right - centre)

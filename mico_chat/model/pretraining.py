@@ -16,10 +16,9 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mico_chat.model.config import MicoConfig
-from mico_chat.model.context import KindRows, MultimodalContext, Units
+from mico_chat.model.context import KindRows, MultimodalContext, Units, side_by_side
 from mico_chat.model.encoder import AUDIO, OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.losses import (
-    Captions,
     Context,
     caption_key,
     captioning,
@@ -59,14 +58,6 @@ class EncodedContexts(NamedTuple):
     pooled: Tensor
     tokens: Tensor
     features: Tensor
-
-
-def side_by_side(x: Tensor, row: Tensor, n: int) -> Tensor:
-    """What belongs to units, (U, ...) in ascending order of their samples ``row`` (U,), of ``n``
-    samples side by side: (n, most units, ...), padded with zeros."""
-    counts = torch.bincount(row, minlength=n)
-    place = torch.arange(len(row), device=row.device) - (torch.cumsum(counts, 0) - counts)[row]
-    return x.new_zeros(n, int(counts.max()), *x.shape[1:]).index_put((row, place), x)
 
 
 class MicoForPretraining(PreTrainedModel):
@@ -185,10 +176,10 @@ class MicoForPretraining(PreTrainedModel):
 
         Returns (U, T, D); ``features`` (U, C, G, G) are the stem's.
         """
-        tokens = self.context(tokens, media_kind, media_units)
+        media = (media_kind, media_units)
+        tokens = self.context(tokens, *media)
         if self.names is None or self.concepts is None:
             return tokens
-        media = (media_kind, media_units)
         named = self.names.tokens(self.concepts, features, *media, self.text.table, change)
         return torch.cat([tokens, named.to(tokens.dtype)], 1)
 
@@ -205,12 +196,11 @@ class MicoForPretraining(PreTrainedModel):
             hidden = self.text(*subtitles)
             said, cls_said, there = self.text.subtitle(hidden), hidden[:, 0], subtitles.there
         if isinstance(self.media_projection, ContrastiveHeads):
-            heads = (tokens[:, 0], units.kind, row, n, cls_said, there)
-            point = self.media_projection(*heads)
+            point = self.media_projection(tokens[:, 0], units.kind, row, n, cls_said, there)
         else:
             counts = torch.bincount(row, minlength=n)
-            cls = torch.zeros(n, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
-            cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
+            cls = tokens.new_zeros(n, tokens.shape[2]).index_add(0, row, tokens[:, 0])
+            cls = cls / counts.clamp(min=1).unsqueeze(1)
             point = self.media_projection(cls)
             if cls_said is not None and there is not None and self.subtitle_projection is not None:
                 point = point + self.subtitle_projection(cls_said) * there.unsqueeze(1)
@@ -290,7 +280,18 @@ class MicoForPretraining(PreTrainedModel):
             asking = inputs.get("question_ids", none), inputs.get("question_mask", none)
             share = (self.config.mask_probability, self.mask_token_id)
             losses["caption"] = captioning(self.text, asking, captions, context, *share)
-        losses |= self._beside(asked, shown, captions, media, inputs)
+        # Beside the paper's objectives the mini learns tags, regions and concepts.
+        if "tagging" in asked:
+            losses["tagging"] = tagging_loss(self.text, *captions, shown.context, shown.mask)
+        regions = RegionBatch.given({k: v for k, v in inputs.items() if k.startswith("region_")})
+        if "region" in asked and regions is not None:
+            first = (torch.cumsum(media_units, 0) - media_units)[regions.medium]
+            places = (cell_centres(self.encoder.grid), self.encoder.n_prefix)
+            losses["region"] = token_loss(self.text, regions, shown.tokens[first], *places)
+        labels = inputs.get("concept_labels")
+        if "concept" in asked and self.concepts is not None and labels is not None:
+            named = (media_kind == AUDIO, media_units, labels)
+            losses["concept"] = concept_loss(self.concepts, shown.features, *named)
         nothing = shown.tokens.sum() * 0.0  # a batch without regions may have no other objective
         loss = sum((self.objective_weights[k] * v for k, v in losses.items()), start=nothing)
         return MicoPretrainingOutput(loss=loss, **{f"{k}_loss": v for k, v in losses.items()})
@@ -311,29 +312,6 @@ class MicoForPretraining(PreTrainedModel):
         context = context.repeat_interleave(shown.tokens.shape[1], dim=1)
         context = F.pad(context, (0, shown.context.shape[1] - context.shape[1]))
         return Corpora(self.rows.corpora(in_text), self.rows.corpora(context))
-
-    def _beside(
-        self,
-        asked: set[str],
-        shown: EncodedContexts,
-        captions: Captions,
-        media: tuple[Tensor, Tensor],
-        inputs: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """What the mini learns beside the paper's objectives: tags, regions and concepts."""
-        losses, (kind, units) = {}, media
-        if "tagging" in asked:
-            losses["tagging"] = tagging_loss(self.text, *captions, shown.context, shown.mask)
-        batch = RegionBatch.given({k: v for k, v in inputs.items() if k.startswith("region_")})
-        if "region" in asked and batch is not None:
-            first = (torch.cumsum(units, 0) - units)[batch.medium]
-            places = (cell_centres(self.encoder.grid), self.encoder.n_prefix)
-            losses["region"] = token_loss(self.text, batch, shown.tokens[first], *places)
-        labels = inputs.get("concept_labels")
-        if "concept" in asked and self.concepts is not None and labels is not None:
-            named = (kind == AUDIO, units, labels)
-            losses["concept"] = concept_loss(self.concepts, shown.features, *named)
-        return losses
 
 
 AutoModel.register(MicoConfig, MicoForPretraining)

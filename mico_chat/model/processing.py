@@ -196,15 +196,11 @@ class MicoChatProcessor:
 
     def _opening(self) -> str:
         """The end of the template's prompts, which the assistant continues."""
-        empty = [Message.user("")]
-        bare, opened = (
-            "".join(
-                part.text
-                for part in self.template.parts(empty, add_generation_prompt=opens)
-                if isinstance(part, PromptText)
-            )
-            for opens in (False, True)
-        )
+        texts = []
+        for opens in (False, True):
+            parts = self.template.parts([Message.user("")], add_generation_prompt=opens)
+            texts.append("".join(part.text for part in parts if isinstance(part, PromptText)))
+        bare, opened = texts
         return opened[len(bare) :] if opened.startswith(bare) else ""
 
     def tokenize(
@@ -220,8 +216,7 @@ class MicoChatProcessor:
         the model itself writes, and -100 elsewhere: the assistant's words, the template's space
         before them where a prompt ends without it, and the end-of-turn token.
         """
-        shown = sum(len(message.media) for message in messages)
-        if shown != len(media):
+        if (shown := sum(len(message.media) for message in messages)) != len(media):
             raise ValueError(f"{shown} media in the messages but {len(media)} measured")
         waiting = iter(media)
         parts: list[PromptPart] = []
@@ -236,34 +231,28 @@ class MicoChatProcessor:
             add_generation_prompt=add_generation_prompt,
         )
         for owner, content in pieces:
-            if owner is None:
-                if spoke:
-                    ended.add(len(parts))
-                spoke = False
-                parts += content
-                continue
-            spoke = messages[owner].role == "assistant"
-            before = parts[-1]
-            if spoke and opening and isinstance(before, PromptText):
-                head, found, space = before.text.rpartition(opening)
-                if found and space:
-                    parts[-1] = PromptText(head + found, markup=True)
-                    content = [PromptText(space, markup=True), *content]
+            if owner is None and spoke:
+                ended.add(len(parts))
+            spoke = owner is not None and messages[owner].role == "assistant"
             if spoke:
+                before = parts[-1]
+                if opening and isinstance(before, PromptText):
+                    head, found, space = before.text.rpartition(opening)
+                    if found and space:
+                        parts[-1] = PromptText(head + found, markup=True)
+                        content = [PromptText(space, markup=True), *content]
                 said.update(range(len(parts), len(parts) + len(content)))
             parts += content
-        ids, labels = [], []
         tokens = self._tokens(parts)
-        ends = {
-            part: at
-            for at, (token, part) in reversed(list(enumerate(tokens)))
-            if part in ended and token == self.tokenizer.eos_token_id
-        }
+        ends: dict[int, int] = {}  # the first end-of-turn token of a part
         for at, (token, part) in enumerate(tokens):
-            ids.append(token)
-            learnt = part in said or at <= ends.get(part, -1)
-            labels.append(token if learnt else IGNORED)
-        return ids, labels
+            if part in ended and token == self.tokenizer.eos_token_id:
+                ends.setdefault(part, at)
+        labels = [
+            token if part in said or at <= ends.get(part, -1) else IGNORED
+            for at, (token, part) in enumerate(tokens)
+        ]
+        return [token for token, _ in tokens], labels
 
     def __call__(
         self,
@@ -280,7 +269,7 @@ class MicoChatProcessor:
         """
         rows = []
         pixels: list[Tensor] = []
-        shown: list[tuple[int, MeasuredMedium]] = []
+        shown: list[tuple[int, int, int]] = []
         for row, messages in enumerate(conversations):
             media = []
             for medium in (medium for message in messages for medium in message.media):
@@ -288,15 +277,14 @@ class MicoChatProcessor:
                     raise RequestError(f"{medium.name}: decode the medium before the processor")
                 measured, units = self._measured(medium)
                 media.append(measured)
-                shown += [(row, part) for part in measured.parts]
+                shown += [(KINDS.index(part.kind), part.units, row) for part in measured.parts]
                 pixels += units
             rows.append(self.tokenize(messages, add_generation_prompt and not train, media))
         data: dict[str, Tensor] = self.pad(rows, train=train)
         if shown:
+            names = ("media_kind", "media_units", "media_row")
+            data |= dict(zip(names, torch.tensor(shown).unbind(1), strict=True))
             data["pixel_values"] = torch.cat(pixels)
-            data["media_units"] = torch.tensor([part.units for _, part in shown])
-            data["media_kind"] = torch.tensor([KINDS.index(part.kind) for _, part in shown])
-            data["media_row"] = torch.tensor([row for row, _ in shown])
         return BatchFeature(data)
 
     def pad(

@@ -13,7 +13,7 @@ width, d text width, P contrastive width, K projections.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,9 @@ from mico_chat.model.config import MicoContextConfig
 from mico_chat.model.context import KindRows, Units
 
 PROJECTIONS = ("vision", "audio", "depth")
-PROJECTION_OF: dict[str, str] = {
-    "image": "vision",
-    "audio": "audio",
-    "video": "vision",
-    "depth": "depth",
-    "normal": "depth",  # the release has none for normals; they too show how surfaces lie
-}
+# The release has none for normals; they too show how surfaces lie.
+PROJECTION_OF = {"image": "vision", "audio": "audio", "video": "vision"}
+PROJECTION_OF |= {"depth": "depth", "normal": "depth"}
 SUBTITLE = "subtitle"
 GROUPS = {
     "va": ("vision", "audio"),
@@ -158,6 +154,15 @@ SUBTITLE_LENGTH = 70
 """Tokens of a subtitle, with padding and marks, as in the release."""
 
 
+def of_fixed_length(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[Tensor, Tensor]:
+    """B texts as ids (B, S) and their mask, padded or cut to S tokens. Marks in them are text."""
+    options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+    found = tokenizer(list(texts), split_special_tokens=True, return_tensors="pt", **options)
+    return cast(Tensor, found["input_ids"]), cast(Tensor, found["attention_mask"])
+
+
 class Subtitles(NamedTuple):
     """Ids (B, S) of B samples and their mask (B, S), false where a sample has no subtitle."""
 
@@ -174,17 +179,9 @@ class Subtitles(NamedTuple):
     def of(
         cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, positions: int
     ) -> Subtitles:
-        """``texts`` padded or cut to a fixed length; "" is no subtitle. Marks in them are text."""
-        found = tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=min(SUBTITLE_LENGTH, positions),
-            split_special_tokens=True,
-            return_tensors="pt",
-        )
-        there = torch.tensor([bool(text) for text in texts]).unsqueeze(1)
-        return cls(cast(Tensor, found["input_ids"]), cast(Tensor, found["attention_mask"]) * there)
+        """``texts`` of a fixed length; "" is no subtitle."""
+        ids, mask = of_fixed_length(texts, tokenizer, min(SUBTITLE_LENGTH, positions))
+        return cls(ids, mask * torch.tensor([bool(text) for text in texts]).unsqueeze(1))
 
     @property
     def there(self) -> Tensor:

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoTextConfig
 from mico_chat.model.context import Units
-from mico_chat.model.released import KindProjections, SubtitleProjection
+from mico_chat.model.released import KindProjections, SubtitleProjection, of_fixed_length
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -141,10 +141,11 @@ class TextBranch(nn.Module):
 
     def logits(self, hidden: Tensor, words: Tensor | None = None) -> Tensor:
         """Logits of all words or of ``words`` (W,). The output table is the input table."""
-        table = self.table.weight
-        if words is None:
-            return F.linear(self.head(hidden), table, self.head_bias)
-        return F.linear(self.head(hidden), table[words], self.head_bias[words])
+        table: Tensor = self.table.weight
+        bias: Tensor = self.head_bias
+        if words is not None:
+            table, bias = table[words], bias[words]
+        return F.linear(self.head(hidden), table, bias)
 
 
 # --- captions and answers -----------------------------------------------------------------------
@@ -167,7 +168,7 @@ class _NextWord(PreTrainedModel, GenerationMixin):
         self.mask_token_id = mask_token_id
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """All words anew: there are no keys to keep, because the mask changes its neighbours'."""
+        """All words anew: the mask changes its neighbours' keys, so that none can be kept."""
         return {"input_ids": input_ids, **kwargs}
 
     def forward(
@@ -281,18 +282,10 @@ def question_prefix(
 ) -> tuple[Tensor, Tensor]:
     """B questions as ids (B, P) and their mask: [CLS] question [SEP], padded to a fixed length.
 
-    Marks in a question are text. ``positions`` of the text branch hold question and answer.
+    ``positions`` of the text branch hold question and answer.
     """
     room = positions - ANSWER_LENGTH - 2  # [CLS] and the mask, or [SEP]
-    asked = tokenizer(
-        list(questions),
-        padding="max_length",
-        truncation=True,
-        max_length=min(QUESTION_LENGTH, room),
-        split_special_tokens=True,
-        return_tensors="pt",
-    )
-    return cast(Tensor, asked["input_ids"]), cast(Tensor, asked["attention_mask"])
+    return of_fixed_length(questions, tokenizer, min(QUESTION_LENGTH, room))
 
 
 def answers(
@@ -312,10 +305,6 @@ def answers(
     prefix = question_prefix(questions, tokenizer, positions)
     ids, mask = (x.to(context.device) for x in prefix)
     opening = torch.cat([ids, torch.full_like(ids[:, :1], tokenizer.cls_token_id)], 1)
-    beams: dict[str, Any] = {
-        "max_new_tokens": ANSWER_LENGTH,
-        "num_beams": num_beams,
-        "length_penalty": 1.0,
-    }
-    media = (model, context, context_mask, tokenizer)
-    return captions(*media, opening=opening, prefix_mask=mask.bool(), **beams)
+    options: dict[str, Any] = {"opening": opening, "prefix_mask": mask.bool()}
+    options |= {"max_new_tokens": ANSWER_LENGTH, "num_beams": num_beams, "length_penalty": 1.0}
+    return captions(model, context, context_mask, tokenizer, **options)

@@ -46,8 +46,7 @@ class ColourHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Stem features (U, C, G, G) -> logits (U, 11) of :data:`COLOURS`."""
         seen = self.scale(features[:, : self.scale.num_features])
-        cells = self.hidden(seen.flatten(2).transpose(1, 2)) + self.place
-        cells = F.gelu(cells)
+        cells = F.gelu(self.hidden(seen.flatten(2).transpose(1, 2)) + self.place)
         logits: Tensor = (self.counts(cells).softmax(1) * self.colour(cells)).sum(1)
         return logits
 
@@ -176,20 +175,22 @@ class ConceptAttention(nn.Module):
         share = (posterior @ mask.to(posterior.dtype)).unsqueeze(-1).to(mixed.dtype)
         return mixed / share.clamp(min=LIKELY) * (share >= LIKELY) * self.gain[0]
 
+    def _posterior(self, cell_logits: Tensor) -> Tensor:
+        """(U, C, n_visual) -> how likely each visual name is (U, n_visual)."""
+        return (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
+
     def visual_tokens(
         self, cell_logits: Tensor, embedding: nn.Embedding, exact: bool = False
     ) -> Tensor:
         """(U, C, n_visual) -> tokens (U, K, L) of the plain or the exact name."""
-        ids = self.name_ids[: self.n_visual]
-        if exact and self.exact_ids is not None:
-            ids = self.exact_ids
-        posterior = (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
-        return self._mix(posterior, ids, embedding)
+        ids = self.exact_ids if exact else None
+        ids = self.name_ids[: self.n_visual] if ids is None else ids
+        return self._mix(self._posterior(cell_logits), ids, embedding)
 
     def plain_posterior(self, cell_logits: Tensor) -> Tensor:
         """(U, C, n_visual) -> how likely each plain name is (U, P)."""
         plain, place = self.name_ids[: self.n_visual].unique(dim=0, return_inverse=True)
-        posterior = (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
+        posterior = self._posterior(cell_logits)
         return posterior.new_zeros(len(posterior), len(plain)).index_add(1, place, posterior)
 
     def sound_tokens(self, sound_logits: Tensor, embedding: nn.Embedding) -> Tensor:

@@ -67,11 +67,8 @@ class DepthNet(nn.Module):
         with torch.no_grad():
             grids = list(self.cnn(pixel_values))
         parts = cast(Any, self.decoder)
-        x = (
-            parts["lateral"][-1](grids[-1])
-            + parts["whole"](grids[-1].mean((2, 3)))[:, :, None, None]
-        )
-        x = parts["join"][-1](x)
+        whole = parts["whole"](grids[-1].mean((2, 3)))[:, :, None, None]
+        x = parts["join"][-1](parts["lateral"][-1](grids[-1]) + whole)
         for i in reversed(range(len(grids) - 1)):
             x = F.interpolate(parts["narrow"][i](x), grids[i].shape[-2:], mode="bilinear")
             x = parts["join"][i](x + parts["lateral"][i](grids[i]))

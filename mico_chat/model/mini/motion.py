@@ -64,19 +64,11 @@ class Ways(nn.Module):
         x, y = centred(g, maps)
         certain, plain = maps[:, :, 2], maps[:, :, :2]
         outward = ((plain[:, :, 0] * x + plain[:, :, 1] * y) / g).mean((2, 3)).sum(1, keepdim=True)
-        seen = torch.cat(
-            [
-                camera.sum(1),
-                plain.mean((3, 4)).sum(1),
-                outward,
-                *(m.flatten(1).mean(1, keepdim=True) for m in (certain, maps[:, :, 4])),
-                own.norm(dim=2).flatten(1).mean(1, keepdim=True),
-            ],
-            1,
-        )
-        tracks = followed(
-            maps, boxes, clip, places.index(min(places, key=lambda p: abs(p - t // 2)))
-        )
+        overall = [certain, maps[:, :, 4], own.norm(dim=2)]
+        means = [m.flatten(1).mean(1, keepdim=True) for m in overall]
+        seen = torch.cat([camera.sum(1), plain.mean((3, 4)).sum(1), outward, *means], 1)
+        middle = places.index(min(places, key=lambda p: abs(p - t // 2)))
+        tracks = followed(maps, boxes, clip, middle)
         found = [seen[clip]]
         for reach in REACHES:
             weight = inside(tracks, reach, maps) * certain[clip]
@@ -90,20 +82,10 @@ class Ways(nn.Module):
             dx, dy = x - mean(x)[..., None, None], y - mean(y)[..., None, None]
             spread = mean(dx**2 + dy**2).clamp(min=1.0)
             growth = mean(dx * across + dy * down) / spread
-            found.append(
-                torch.stack(
-                    [
-                        mean(across).sum(1),
-                        mean(down).sum(1),
-                        growth.sum(1),
-                        mean(certain[clip]).mean(1),
-                        mean(maps[clip, :, 4]).mean(1),
-                        mean(maps[clip, :, 3]).sum(1),
-                        mean(steps.norm(dim=2)).sum(1),
-                    ],
-                    1,
-                )
-            )
+            numbers = [mean(across).sum(1), mean(down).sum(1), growth.sum(1)]
+            numbers += [mean(certain[clip]).mean(1), mean(maps[clip, :, 4]).mean(1)]
+            numbers += [mean(maps[clip, :, 3]).sum(1), mean(steps.norm(dim=2)).sum(1)]
+            found.append(torch.stack(numbers, 1))
         return torch.cat(found, 1)
 
     def matched(self, frames: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.bridge import BridgeLayer
-from mico_chat.model.config import THING_WORDS
+from mico_chat.model.config import THING_WORDS, MicoBridgeConfig
+from mico_chat.model.context import side_by_side
 from mico_chat.model.encoder import OmniEncoder, cell_centres
 from mico_chat.model.mini.concepts import COLOURS, ConceptAttention
 from mico_chat.model.mini.motion import Ways
@@ -81,17 +82,16 @@ class Found(NamedTuple):
 class ThingQueries(nn.Module):
     """Grid tokens of pictures -> boxes of things, each with a state that tells more of it."""
 
-    def __init__(
-        self, encoder_dim: int, grid: int, dim: int, heads: int, depth: int, n: int
-    ) -> None:
+    def __init__(self, encoder_dim: int, grid: int, bridge: MicoBridgeConfig) -> None:
         super().__init__()
-        self.n, self.grid = n, grid
+        dim, heads = bridge.hidden_size, bridge.num_heads
+        self.n, self.grid = bridge.things, grid
         self.norm_in = nn.LayerNorm(encoder_dim)
         self.proj_in = nn.Linear(encoder_dim, dim)
         self.propose = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 6))
-        self.queries = nn.Parameter(torch.randn(n, dim))
+        self.queries = nn.Parameter(torch.randn(self.n, dim))
         self.place = nn.Sequential(nn.Linear(4, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.layers = nn.ModuleList(BridgeLayer(dim, heads) for _ in range(depth))
+        self.layers = nn.ModuleList(BridgeLayer(dim, heads) for _ in range(bridge.depth))
         self.norm_out = nn.LayerNorm(dim)
         self.decide = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 6))
 
@@ -151,17 +151,10 @@ def look_at(pixels: Tensor, picture: Tensor, boxes: Tensor, size: int) -> Tensor
     high = ((boxes[:, :2] + sides / 2).clamp(0, 1) * scale).ceil().long()
     low = torch.minimum(low, scale - 1)
     high = torch.maximum(high, low + 1)
-    looks = [
-        F.interpolate(
-            pixels[n : n + 1, :, top:bottom, left:right].float(),  # half has no such operation
-            (size, size),
-            mode="bilinear",
-            antialias=True,
-        )
-        for n, (left, top), (right, bottom) in zip(
-            picture.tolist(), low.tolist(), high.tolist(), strict=True
-        )
-    ]
+    places = zip(picture.tolist(), low.tolist(), high.tolist(), strict=True)
+    cuts = [pixels[n : n + 1, :, t:b, lo:hi] for n, (lo, t), (hi, b) in places]
+    # Half precision lacks this operation.
+    looks = [F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True) for x in cuts]
     return torch.cat(looks) if looks else pixels.new_zeros(0, 3, size, size)
 
 
@@ -228,12 +221,11 @@ class ThingWords(nn.Module):
         places = among(thing.boxes[:, :2], thing.picture, torch.tensor([0.0, 1.0]))
         all_of_it = torch.bincount(thing.picture)[thing.picture]
         number = word["number"]
+        side, height = (_soft_bin(places[:, axis], THIRDS, 0.1) for axis in (0, 1))
         words = [
             number[thing.namesakes.clamp(max=len(number)) - 1],
             torch.where(thing.surface.unsqueeze(1), metres, colour),
-            mix("side", _soft_bin(places[:, 0], THIRDS, 0.1)),
-            mix("height", _soft_bin(places[:, 1], THIRDS, 0.1)),
-            last,
+            *(mix("side", side), mix("height", height), last),
             number[all_of_it.clamp(max=len(number)) - 1],
         ]
         return torch.cat([thing.name, torch.stack(words, 1).to(thing.name.dtype)], 1)
@@ -247,10 +239,8 @@ class ThingWords(nn.Module):
         word = self._words(table)
         side, distance = word["side"], word["distance"]
         # The second channel is nearness on a log scale; a hole is as far as can be.
-        near = torch.stack(
-            [half.flatten(1).quantile(NEAR_SHARE, 1) for half in pixels[:, 1].float().chunk(2, -1)],
-            1,
-        )
+        sides = pixels[:, 1].float().chunk(2, -1)
+        near = torch.stack([half.flatten(1).quantile(NEAR_SHARE, 1) for half in sides], 1)
         first = near.argmax(1)
         sure = (NEAR_SCALE * (near.amax(1) - near.amin(1))).sigmoid().to(side).unsqueeze(1)
         runs = pixels.new_zeros(len(pixels), 2, self.length, side.shape[1], dtype=side.dtype)
@@ -295,12 +285,6 @@ def namesakes(posterior: Tensor, picture: Tensor) -> Tensor:
     return (shared & (picture.unsqueeze(1) == picture)).sum(1)
 
 
-def within(picture: Tensor) -> Tensor:
-    """Pictures (R,) of things, in order -> the place of each thing among those of its picture."""
-    counts = torch.bincount(picture)
-    return torch.arange(len(picture), device=picture.device) - (counts.cumsum(0) - counts)[picture]
-
-
 def zeros_first(tokens: Tensor) -> Tensor:
     """Tokens (B, N, L) with those that are zero in front: nothing stands between words then."""
     order = tokens.detach().any(-1).int().argsort(dim=1, stable=True)
@@ -308,14 +292,8 @@ def zeros_first(tokens: Tensor) -> Tensor:
 
 
 def padded(runs: Tensor, picture: Tensor, n_pictures: int, n: int) -> Tensor:
-    """Runs (R, S, L) of pictures (R,), in order -> (B, N·S, L), zero behind a picture's last.
-
-    Of a picture with more than N runs the last ones are left out.
-    """
-    place = within(picture)
-    kept = place < n
-    out = runs.new_zeros(n_pictures, n, *runs.shape[1:])
-    return out.index_put((picture[kept], place[kept]), runs[kept]).flatten(1, 2)
+    """At most N runs (R, S, L) of each of B pictures (R,), in order -> (B, N·S, L)."""
+    return side_by_side(runs, picture, n_pictures, n).flatten(1, 2)
 
 
 @dataclass(frozen=True)

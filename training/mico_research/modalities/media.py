@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from mico_chat.errors import MediaError
 from mico_chat.media import MediaFile, MediaLimits, decode
-from mico_chat.model.context import MultimodalContext
+from mico_chat.model.context import MultimodalContext, side_by_side
 from mico_chat.model.preprocessing import Preprocessing
-from mico_chat.model.pretraining import side_by_side
 from mico_research.modalities.samples import Array, InputSpec, Media, Sample
 
 HEADS = 8
