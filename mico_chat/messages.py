@@ -25,7 +25,7 @@ import numpy as np
 from mico_chat.errors import RequestError
 from mico_chat.fields import check_object, check_one_of, object_at, string_at, type_of
 from mico_chat.media.file import MediaFile, mime_type
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import KINDS, MODALITIES, Kind
 from mico_chat.media.medium import Medium
 from mico_chat.tools import Tool, ToolCall, name_at, read_calls
 
@@ -354,7 +354,7 @@ def _to_openai_part(part: Part) -> dict[str, Any]:
 _LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 _LLAVA_ROLES |= {role: role for role in ROLES}
 # In LLaVA's data the line break between a marker and the question is part of the marker.
-_MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
+_MARKER = re.compile(rf"\n?<({'|'.join(MODALITIES)})>\n?")
 
 
 def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Message]:
@@ -369,8 +369,8 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise RequestError.at("conversations", "expected a list with at least one turn")
-    media = {kind: _llava_paths(record, kind, Path(root)) for kind in KINDS}
-    found = dict.fromkeys(KINDS, 0)
+    media = {kind: _llava_paths(record, kind, Path(root)) for kind in MODALITIES}
+    found = dict.fromkeys(MODALITIES, 0)
     messages = []
     for index, turn in enumerate(turns):
         where = f"conversations[{index}]"
@@ -389,7 +389,7 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
             if found[kind] <= len(media[kind]):
                 parts.append(MediaFile(kind, media[kind][found[kind] - 1]))
         messages.append(Message(_LLAVA_ROLES[speaker], tuple(parts)))
-    for kind in KINDS:
+    for kind in MODALITIES:
         if found[kind] != len(media[kind]):
             reason = f"{found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}"
             raise RequestError.at("conversations", reason)

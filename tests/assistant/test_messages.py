@@ -11,7 +11,7 @@ import pytest
 from mico_chat import messages
 from mico_chat.errors import MissingFileError, RequestError
 from mico_chat.media import MediaFile
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import KINDS, MODALITIES, Kind
 from mico_chat.messages import Message, TextPart, from_llava, from_openai, to_openai, urls_of
 from tests.support.fakes import medium
 
@@ -34,7 +34,7 @@ def called(**change: Any) -> list[dict[str, Any]]:
 
 
 def test_kinds_are_the_models_ids() -> None:
-    assert KINDS == ("image", "audio", "video", "depth", "normal")
+    assert KINDS[:5] == MODALITIES == ("image", "audio", "video", "depth", "normal")
 
 
 def test_parts_keep_their_order() -> None:

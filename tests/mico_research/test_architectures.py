@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import KINDS
+from mico_chat.media.kinds import KINDS, MODALITIES
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.text_branch import backwards
@@ -67,7 +67,7 @@ def test_every_part_trains(architecture: Architecture) -> None:
 def test_encoders_of_each_kind_share_nothing() -> None:
     """A batch of one kind reaches its encoder and no other's; no tensor is in two encoders."""
     model = model_of("per-modality")
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(MODALITIES):
         model.zero_grad()
         model(**batch([number] * 3)).loss.backward()
         encoders = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.media.kinds import KINDS, TABLE
+from mico_chat.media.kinds import KINDS, MODALITIES, TABLE
 from mico_chat.model import context
 from mico_chat.model.config import KIND_ROWS, MicoChatConfig, MicoConfig
 from mico_chat.model.context import KindRows
@@ -42,7 +42,7 @@ def new_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_old_checkpoint_is_read_beside_a_new_kind_and_refuses_it(
     tmp_path: Path, old: MicoChatForConditionalGeneration, new_kind: None
 ) -> None:
-    before = [seen(old, kind) for kind in range(THERMAL)]
+    before = [seen(old, kind) for kind in range(len(MODALITIES))]
     model = MicoChatForConditionalGeneration.from_pretrained(tmp_path)
     for kind, tokens in enumerate(before):
         torch.testing.assert_close(seen(model, kind), tokens)

@@ -49,7 +49,7 @@ from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE, base_llm_pat
 from mico_chat.checkpoints.load import text_tokenizer
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, save_with_llm
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import MODALITIES, Kind
 from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoTextConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
@@ -258,7 +258,7 @@ def concept_labels(config: MicoConfig | MicoChatConfig) -> dict[Kind, dict[str, 
     visual, sound = config.concept_names
     seen = {name: number for number, name in reversed(list(enumerate(visual)))}
     heard = {name: len(visual) + number for number, name in reversed(list(enumerate(sound)))}
-    return {kind: heard if kind == "audio" else seen for kind in KINDS}
+    return {kind: heard if kind == "audio" else seen for kind in MODALITIES}
 
 
 def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> None:

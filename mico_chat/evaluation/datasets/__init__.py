@@ -30,7 +30,7 @@ from mico_chat.evaluation.datasets.files import (
 from mico_chat.evaluation.task import Contents, Item, Split, read_items
 from mico_chat.media import MediaFile
 from mico_chat.media.file import TarMember
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import MODALITIES, Kind
 
 
 class Beside(BaseModel, extra="forbid", frozen=True):
@@ -242,8 +242,8 @@ def _read_shard(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
             kind = name.split(".", 1)[0].rstrip("0123456789")
             media: MediaFile | str = "the shard lacks this file"
             if id in members:
-                media = f"its kind is unknown; the kinds are {', '.join(KINDS)}"
-                if kind in KINDS:
+                media = f"its kind is unknown; the kinds are {', '.join(MODALITIES)}"
+                if kind in MODALITIES:
                     media = MediaFile(cast(Kind, kind), members[id], path.name)
             contents.caption(id, media, captions)
 

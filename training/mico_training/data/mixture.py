@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media import KINDS
 from mico_chat.media.addresses import located
+from mico_chat.media.kinds import MODALITIES
 from mico_training.data.order import BY_RANK, LANES, Integers, Order
 from mico_training.data.sources.chosen import Chosen, Kept, ends_of, share
 from mico_training.data.sources.readers import ManifestSource, read_llava
@@ -120,7 +120,7 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
         ConfigError: ``skills`` are named, but the source's format has none.
     """
     source: Source
-    kinds = frozenset(recipe.modalities or KINDS)
+    kinds = frozenset(recipe.modalities or MODALITIES)
     if recipe.kind == "shards":
         source = ShardSource(recipe.path, need, recipe.skills, kinds)
     elif recipe.skills:

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, opened
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import MODALITIES, Kind
 from mico_chat.settings import cache_dir
 from mico_training.data.sources.sample import Need, TrainingSample
 
@@ -71,7 +71,10 @@ class Profile:
         )
 
     def offers(
-        self, need: Need, skills: frozenset[str] = frozenset(), wanted: Kinds = frozenset(KINDS)
+        self,
+        need: Need,
+        skills: frozenset[str] = frozenset(),
+        wanted: Kinds = frozenset(MODALITIES),
     ) -> bool:
         """Whether it has a stage's texts, about media of the ``wanted`` kinds, of these skills."""
         asked = [kinds for skill, kinds in self.asked if not skills or skill in skills]

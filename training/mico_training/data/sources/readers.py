@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from mico_chat.errors import DataError, RequestError
-from mico_chat.media import KINDS, MediaFile
+from mico_chat.media import MediaFile
 from mico_chat.media.addresses import Location, fingerprint, located, opened, read_part
 from mico_chat.media.file import Remote
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import MODALITIES, Kind
 from mico_chat.messages import Message, Part, from_llava
 from mico_training.data.sources.chosen import Kept
 from mico_training.data.sources.index import Found, Kinds, Profile, open_index
@@ -53,7 +53,7 @@ class ManifestSource:
         path: Location,
         need: Need,
         root: Location | None = None,
-        kinds: Kinds = frozenset(KINDS),
+        kinds: Kinds = frozenset(MODALITIES),
     ) -> None:
         self.path = path
         self.root = _folder(path) if root is None else root
@@ -96,7 +96,7 @@ def _folder(path: Location) -> Location:
 
 
 def read_llava(
-    path: Location, need: Need, root: Location | None = None, kinds: Kinds = frozenset(KINDS)
+    path: Location, need: Need, root: Location | None = None, kinds: Kinds = frozenset(MODALITIES)
 ) -> list[TrainingSample]:
     """A LLaVA-style array's samples that have a stage's texts; a DataError names a wrong item."""
     root = _folder(path) if root is None else root
@@ -135,7 +135,7 @@ def sample_of(record: Any, root: Location, name: str) -> TrainingSample:
     questions = _strings(record, "question", ())
     answers = _strings(record, "answer", record.get("answers", ()))
     if questions and not media:
-        raise RecordError(f"has a question but no medium ({', '.join(KINDS)})")
+        raise RecordError(f"has a question but no medium ({', '.join(MODALITIES)})")
     turns = record.get("messages", record.get("conversations", ()))
     conversation = _conversation(turns, media) if turns else ()
     if bool(questions) != bool(answers) or len(questions) > 1:
@@ -180,13 +180,13 @@ def _captions(record: dict[str, Any], media: dict[str, MediaFile]) -> dict[str, 
         found = {first: _strings(record, "captions", ())}
     found[first] = (*_strings(record, "caption", ()), *found.get(first, ()))
     if found[first] and not media:
-        raise RecordError(f"has a caption but no medium ({', '.join(KINDS)})")
+        raise RecordError(f"has a caption but no medium ({', '.join(MODALITIES)})")
     return {name: texts for name, texts in found.items() if texts}
 
 
 def _media(record: dict[str, Any], root: Location) -> dict[str, MediaFile]:
     media = {}
-    for kind in KINDS:
+    for kind in MODALITIES:
         for count, text in enumerate(_strings(record, kind, ()), start=1):
             key = kind if count == 1 else f"{kind}{count}"
             place = located(text)
@@ -209,7 +209,7 @@ def _conversation(turns: Any, media: dict[str, MediaFile]) -> tuple[Message, ...
         if turn["from"] in ("user", "human"):
             turn["value"] = "".join(unplaced) + turn["value"]
             break
-    own = {kind: [m for m in media.values() if m.kind == kind] for kind in KINDS}
+    own = {kind: [m for m in media.values() if m.kind == kind] for kind in MODALITIES}
     names: dict[str, Any] = {kind: [m.name for m in found] for kind, found in own.items()}
     try:
         read = from_llava({**names, "conversations": plain})
@@ -250,10 +250,10 @@ def _inline(number: int, part: Any) -> str:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
-        case {"type": kind} if kind in KINDS:
+        case {"type": kind} if kind in MODALITIES:
             return f"<{kind}>\n"
     kind = part.get("type") if isinstance(part, dict) else None
-    known = ", ".join(("text", *KINDS))
+    known = ", ".join(("text", *MODALITIES))
     raise RecordError(
         f"turn {number} has a part of the unknown type {kind!r}; the types are {known}"
     )

@@ -21,10 +21,10 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from mico_chat.errors import DataError
-from mico_chat.media import KINDS, MediaFile
+from mico_chat.media import MediaFile
 from mico_chat.media.addresses import Location, matching
 from mico_chat.media.file import TarMember
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import MODALITIES, Kind
 from mico_training.data.sources.chosen import Kept
 from mico_training.data.sources.index import Found, Kinds, Profile, open_index
 from mico_training.data.sources.sample import Need, TrainingSample, regions_of
@@ -63,7 +63,7 @@ class ShardSource:
         pattern: str,
         need: Need,
         skills: tuple[str, ...] = (),
-        kinds: Kinds = frozenset(KINDS),
+        kinds: Kinds = frozenset(MODALITIES),
     ) -> None:
         shards = matching(pattern)
         if not shards:
@@ -110,8 +110,8 @@ def sample_of(
         if name not in members:
             raise wrong(shard, key, f"names {name}, which the shard lacks")
         kind = kind_of(name)
-        if kind not in KINDS:
-            reason = f"has {name} of an unknown kind; the kinds are {', '.join(KINDS)}"
+        if kind not in MODALITIES:
+            reason = f"has {name} of an unknown kind; the kinds are {', '.join(MODALITIES)}"
             raise wrong(shard, key, reason)
         media[name] = _medium(kind, shard, key, name, members[name])
     for name in (name for turn in record.turns for name in turn.media):
