@@ -3,8 +3,6 @@
 What is no call, or cannot be read as one of the conversation's tools, is text.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence

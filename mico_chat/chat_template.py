@@ -9,8 +9,6 @@ A mark holds a quotation mark. The backslashes before it tell how often the temp
 content as JSON, so that the content is escaped in the same way.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import re

@@ -1,17 +1,14 @@
 """Media to context tokens and words, for many requests at once.
 
 Media are decoded in the decoder's process and preprocessed in threads. The units of all waiting
-requests are encoded in one batch; text and speech are recognised beside it. Tenants come in turn in
-each of these (:mod:`mico_chat.fair`). A medium of several
-requests, at once or one after the other, is encoded and read once: a digest of its bytes identifies
-it.
+requests are encoded in one batch; text and speech are recognised beside it. Tenants come in turn
+in each of these (:mod:`mico_chat.fair`). A medium of several requests, at once or one after the
+other, is encoded and read once: a digest of its bytes identifies it.
 
 Requests may come from several event loops. The first request with a medium decodes and encodes it;
 if that request is cancelled, one that waits for the medium takes over. Requests of different
 tenants share nothing, so that response times do not reveal another tenant's media.
 """
-
-from __future__ import annotations
 
 import asyncio
 import hashlib
@@ -23,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -73,6 +70,7 @@ class _Sized(Protocol):
     def nbytes(self) -> int: ...
 
 
+AnyMedium: TypeAlias = MediaFile | Medium
 E = TypeVar("E", bound=_Sized)
 T = TypeVar("T")
 
@@ -114,12 +112,9 @@ class ContextCache(Generic[E]):
 
     def stats(self) -> CacheStats:
         with self._lock:
+            n, held, most = len(self._entries), self._bytes, self.max_bytes
             return CacheStats(
-                hits=self._hits,
-                misses=self._misses,
-                entries=len(self._entries),
-                bytes=self._bytes,
-                max_bytes=self.max_bytes,
+                hits=self._hits, misses=self._misses, entries=n, bytes=held, max_bytes=most
             )
 
 
@@ -178,10 +173,6 @@ class _Job:
     alone: bool
     done: Future[ContextBlock]
 
-    @property
-    def units(self) -> int:
-        return self.medium.units
-
 
 class MediaEncoder:
     """A model's adapter behind a cache of context tokens.
@@ -225,10 +216,10 @@ class MediaEncoder:
 
     async def encode(
         self,
-        media: Sequence[MediaFile | Medium],
+        media: Sequence[AnyMedium],
         *,
         tenant: str = "",
-        beside: Sequence[MediaFile | Medium] | None = None,
+        beside: Sequence[AnyMedium] | None = None,
         read: bool = True,
         alone: bool = False,
     ) -> list[MeasuredMedium]:
@@ -243,19 +234,17 @@ class MediaEncoder:
             *(self._encode(medium, shown, tenant, read, alone) for medium in media)
         )
 
-    async def decoded(
-        self, media: Sequence[MediaFile | Medium], *, tenant: str = ""
-    ) -> list[Medium]:
+    async def decoded(self, media: Sequence[AnyMedium], *, tenant: str = "") -> list[Medium]:
         return await asyncio.gather(*(self._decoded(medium, tenant) for medium in media))
 
     async def measure(
-        self, media: Sequence[MediaFile | Medium], *, tenant: str = ""
+        self, media: Sequence[AnyMedium], *, tenant: str = ""
     ) -> list[MeasuredMedium]:
         """Like :meth:`encode`, but media that are not cached are only decoded and counted."""
         shown = self._shown(media)
         return await asyncio.gather(*(self._measure(medium, shown, tenant) for medium in media))
 
-    async def estimated(self, picture: MediaFile | Medium, *, tenant: str = "") -> MediaFile:
+    async def estimated(self, picture: AnyMedium, *, tenant: str = "") -> MediaFile:
         """The depth map of a picture, estimated from it alone: a file that says so.
 
         Raises:
@@ -288,7 +277,7 @@ class MediaEncoder:
             )
         return self.depths
 
-    def _shown(self, media: Sequence[MediaFile | Medium]) -> tuple[Kind, ...]:
+    def _shown(self, media: Sequence[AnyMedium]) -> tuple[Kind, ...]:
         for medium in media:
             check_reads(self.adapter, medium.name, medium.kind)
         return tuple(medium.kind for medium in media)
@@ -302,31 +291,24 @@ class MediaEncoder:
         self._reading.close()
 
     async def _encode(
-        self,
-        medium: MediaFile | Medium,
-        shown: Sequence[Kind],
-        tenant: str,
-        read: bool,
-        alone: bool,
+        self, medium: AnyMedium, shown: Sequence[Kind], tenant: str, read: bool, alone: bool
     ) -> MeasuredMedium:
         key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
         own = key + b"unread" * (not read) + b"alone" * alone
 
         async def encode() -> MeasuredMedium:
             decoded = await self._decoded(medium, tenant)
+            encoding = self._encoded(own, decoded, shown, tenant, alone)
             if not read:
-                return await self._encoded(own, decoded, shown, tenant, alone)
-            encoded, words = await asyncio.gather(
-                self._encoded(own, decoded, shown, tenant, alone),
-                self._words_of(key, decoded, tenant),
-            )
+                return await encoding
+            encoded, words = await asyncio.gather(encoding, self._words_of(key, decoded, tenant))
             return replace(encoded, words=words)
 
         encoded, cached = await self._encodings.get(own, medium.name, encode)
         return replace(encoded, report=_report(medium, encoded, cached=cached))
 
     async def _measure(
-        self, medium: MediaFile | Medium, shown: Sequence[Kind], tenant: str
+        self, medium: AnyMedium, shown: Sequence[Kind], tenant: str
     ) -> MeasuredMedium:
         key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
         found = self.cache.get(key)
@@ -342,7 +324,8 @@ class MediaEncoder:
 
     def _prepared(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
         """A medium with the media in it; a sound track only if the model reads sounds."""
-        parts = [self.adapter.prepare(part, shown) for part in self._read_parts(medium)]
+        kinds = shown_kinds(self.adapter.input_modalities)
+        parts = [self.adapter.prepare(p, shown) for p in parts_of(medium) if p.kind in kinds]
         if TABLE[medium.kind].made_of:
             cut = tuple(dict.fromkeys(chain.from_iterable(part.cut for part in parts)))
             return MeasuredMedium(medium.kind, 0, tuple(parts), medium.report, cut=cut)
@@ -352,10 +335,6 @@ class MediaEncoder:
         report = whole.report.model_copy(update={"audio_used": False})
         cut = (*whole.cut, "the sound track was left out: this model reads no sounds")
         return replace(whole, report=report, cut=cut)
-
-    def _read_parts(self, medium: Medium) -> list[Medium]:
-        kinds = shown_kinds(self.adapter.input_modalities)
-        return [part for part in parts_of(medium) if part.kind in kinds]
 
     async def listened(
         self,
@@ -375,8 +354,8 @@ class MediaEncoder:
         if reader is None or not unread:  # the file brings its text
             return Words(report.written, report.spoken)
 
-        async def read() -> Words:
-            return await self._in_reading(tenant, lambda stop: reader.read(medium, stop))
+        def read() -> Awaitable[Words]:
+            return self._in_reading(tenant, lambda stop: reader.read(medium, stop))
 
         return (await self._words.get(key, medium.name, read))[0]
 
@@ -392,7 +371,7 @@ class MediaEncoder:
         self._check_open()
         return await self._decoding.run(tenant, work, *given)
 
-    async def _decoded(self, medium: MediaFile | Medium, tenant: str) -> Medium:
+    async def _decoded(self, medium: AnyMedium, tenant: str) -> Medium:
         if not isinstance(medium, MediaFile):
             return medium
         return await self._in_decoding(tenant, self._decoder.decode, medium)
@@ -402,12 +381,8 @@ class MediaEncoder:
     ) -> MeasuredMedium:
         prepared = await self._in_decoding(tenant, self._prepared, medium, shown)
         started = time.perf_counter()
-        parts = await asyncio.gather(
-            *(
-                self._with_block(replace(part, key=key + b"%d" % number), tenant, alone)
-                for number, part in enumerate(prepared.parts)
-            )
-        )
+        keyed = (replace(p, key=key + b"%d" % n) for n, p in enumerate(prepared.parts))
+        parts = await asyncio.gather(*(self._with_block(part, tenant, alone) for part in keyed))
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
         report = prepared.report.model_copy(update={"encode_ms": encode_ms})
         inner = parts[len(parts) - len(prepared.inner) :]
@@ -427,7 +402,7 @@ class MediaEncoder:
         if self._closed:
             raise ModelError("the media encoder is closed")
 
-    def _key(self, medium: MediaFile | Medium, shown: Sequence[Kind], tenant: str) -> bytes:
+    def _key(self, medium: AnyMedium, shown: Sequence[Kind], tenant: str) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on."""
         scaled = isinstance(medium, MediaFile) and TABLE[medium.kind].has_scale
         scale = medium.depth_scale if isinstance(medium, MediaFile) and scaled else None
@@ -452,10 +427,9 @@ class MediaEncoder:
             self._since = time.monotonic()
             wanted = [job for job in batch if job.done.set_running_or_notify_cancel()]
             self._batch = wanted
-            self._run([job for job in wanted if not job.alone])
-            for job in wanted:
-                if job.alone:
-                    self._run([job])
+            together = [job for job in wanted if not job.alone]
+            for jobs in (together, *([job] for job in wanted if job.alone)):
+                self._run(jobs)
             self._since = None
 
     def _next_batch(self) -> list[_Job]:
@@ -468,7 +442,7 @@ class MediaEncoder:
                 self._wake.wait()
             several, batch = len(self._jobs) > 1, list[_Job]()
             for _ in range(len(self._jobs) if several else MAX_UNITS):
-                if not self._jobs or sum(job.units for job in batch) >= MAX_UNITS:
+                if not self._jobs or sum(job.medium.units for job in batch) >= MAX_UNITS:
                     break
                 tenant = next(iter(self._jobs))
                 waiting = self._jobs.pop(tenant)
@@ -507,20 +481,18 @@ class MediaEncoder:
                 torch.set_num_threads(min(threads, self._threads))
                 blocks = self.adapter.encode([job.medium for job in batch])
         except Exception as error:  # the waiting requests raise it
-            if self._given_up:
-                return
-            if len(batch) == 1:
+            if len(batch) == 1 and not self._given_up:
                 batch[0].done.set_exception(error)
-                return
-            for job in batch:  # one by one: only the broken medium fails
-                self._run([job])
+            elif not self._given_up:
+                for job in batch:  # one by one: only the broken medium fails
+                    self._run([job])
             return
         if not self._given_up:
             for job, block in zip(batch, blocks, strict=True):
                 job.done.set_result(block)
 
 
-def _report(medium: MediaFile | Medium, known: MeasuredMedium, *, cached: bool) -> MediaReport:
+def _report(medium: AnyMedium, known: MeasuredMedium, *, cached: bool) -> MediaReport:
     """A medium's report in this request, of which another request may have been the first."""
     # The same arrays may come from different files.
     report = known.report if isinstance(medium, MediaFile) else medium.report
@@ -541,7 +513,7 @@ def _report(medium: MediaFile | Medium, known: MeasuredMedium, *, cached: bool) 
     )
 
 
-def _update(digest: hashlib._Hash, medium: Medium) -> None:
+def _update(digest: Any, medium: Medium) -> None:
     digest.update(f"{medium.kind}{getattr(medium, 'metric', None)}{medium.report.written}".encode())
     for value in medium.own_arrays:
         digest.update(f"{value.dtype}{value.shape}".encode())

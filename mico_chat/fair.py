@@ -4,8 +4,6 @@ The tenant of a request is the owner of a key, then perhaps ``/`` and a user. Ow
 in turn first, so that nobody gains turns by naming many users; then the users of one owner.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections import Counter, deque

@@ -11,8 +11,6 @@ Special tokens are recognised only in the template's own parts. Text that a user
   special tokens as one, and the place of each character says which part its token belongs to.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

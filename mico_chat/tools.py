@@ -1,7 +1,5 @@
 """Tools that a model may call, and its calls, in OpenAI's format."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ language model's decoder. So the model's own forward runs up to this call, whose
 rows of all tokens, and their positions.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Text that a user types never becomes markup (:meth:`Vocabulary.joined`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby

@@ -1,7 +1,5 @@
 """MiCo-Chat's own adapter: encoder, context and bridge make context tokens of all five kinds."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 

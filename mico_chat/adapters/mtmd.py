@@ -4,8 +4,6 @@ libmtmd preprocesses media and adds the markup around them that the model has le
 Media reach it as arrays: its own functions that open files or start ffmpeg are not called.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

@@ -1,7 +1,5 @@
 """Pictures for models that read them: maps with a legend, stills and frames of bounded size."""
 
-from __future__ import annotations
-
 from math import sqrt
 
 import numpy as np

@@ -9,8 +9,6 @@ tokenized apart (:mod:`mico_chat.chat_template`).
 The processors get arrays that this project's decoder made, never a URL or a path.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

@@ -4,8 +4,6 @@ The model's processor gives the inputs of a medium (:mod:`mico_chat.adapters.pro
 the rows of its tokens (:mod:`mico_chat.adapters.capture`).
 """
 
-from __future__ import annotations
-
 import inspect
 import threading
 from collections.abc import Hashable, Mapping, Sequence

@@ -4,8 +4,6 @@ This process has the model's processor alone. The inputs of a medium are those o
 processor (:mod:`mico_chat.engine.vllm_media`), and so is the number of its tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ picture's tokens attend to each other, or whose layers keep no keys and values. 
 ``generate`` computes each token, and keeps what it wants between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,10 +33,10 @@ class AloneModel:
     scores = False
 
     def __init__(self, model: Any, inputs: Callable[[Prompt], dict[str, Tensor]]) -> None:
-        self._model = model
-        self._inputs = inputs
-        config: Any = self._model.config.get_text_config()
-        self.max_position = self.n_cells = self.max_batch = int(config.max_position_embeddings)
+        self._model, self._inputs = model, inputs
+        self._config: Any = model.config.get_text_config()
+        most = int(self._config.max_position_embeddings)
+        self.max_position = self.n_cells = self.max_batch = most
         self._threads = torch.get_num_threads()
         self._ids: Tensor | None = None
         self._cache: Any = None
@@ -51,7 +49,7 @@ class AloneModel:
             media = self._inputs(chunk.prompt)
             del media["attention_mask"]  # of the prompt alone
             self._ids = media.pop("input_ids")
-            self._cache = DynamicCache(config=self._model.config.get_text_config())
+            self._cache = DynamicCache(config=self._config)
         else:
             assert self._ids is not None
             more = torch.tensor([list(chunk.ids)], device=self._ids.device)

@@ -48,7 +48,7 @@ class Prompt:
 
     @property
     def media_tokens(self) -> int:
-        return sum(len(s) for s in self.segments if isinstance(s, ContextBlock))
+        return sum(len(block) for _, block in self.blocks)
 
     @cached_property
     def answer(self) -> list[int]:
@@ -109,8 +109,7 @@ class Prompt:
         """Positions (A, S + 1) of the tokens, and of the token after them, on the A axes of a
         rotary embedding; None if each is the token's place.
         """
-        blocks = [segment for segment in self.segments if isinstance(segment, ContextBlock)]
-        axes = {len(block.positions) for block in blocks if block.positions is not None}
+        axes = {len(block.positions) for _, block in self.blocks if block.positions is not None}
         if not axes:
             return None
         import torch  # here and not above: prompts of a model without axes need none
@@ -211,28 +210,21 @@ class Engine(Protocol):
     @property
     def failure(self) -> str | None:
         """Why the engine ended without being closed; None while it works."""
-        ...
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Continue ``prompt``. Closing the iterator frees its slots before the next step."""
-        ...
 
     def stats(self) -> EngineStats: ...
 
     def prepare(self) -> None:
         """Do now what would hold up everybody during the first request that needs it."""
-        ...
 
     @property
     def busy_s(self) -> float:
         """Seconds since the present step began; 0 where the engine watches its own steps."""
-        ...
 
     def give_up(self, reason: str) -> None:
-        """Answer all requests with an error, where that can be: a step does not end, and the
-        process is about to be started anew.
-        """
-        ...
+        """Answer all requests with an error: a step does not end, and the process is restarted."""
 
     def close(self) -> None: ...
 
@@ -242,10 +234,9 @@ def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1)
+        hint = f"the documentation of {engine} lists its options"
         if near:
             hint = f"did you mean {near[0]!r}?"
         elif len(known) < 10:
             hint = f"its options are {', '.join(sorted(known))}"
-        else:
-            hint = f"the documentation of {engine} lists its options"
         raise ConfigError(f"the {engine} engine lacks the option {name!r}; {hint}")

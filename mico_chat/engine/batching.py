@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
-from contextlib import aclosing
 
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.engine.grammar import Grammars
@@ -60,16 +59,14 @@ class BatchingEngine:
         check_prompt(prompt, options, self.max_position)
         request = Request(prompt, options, self._tokenizer)
         if options.json_schema is not None:
-            compiling = self._compiling.run(
-                prompt.tenant, self._grammars.compile, options.json_schema
-            )
-            request.grammar = await compiling
+            compile_, schema = self._grammars.compile, options.json_schema
+            request.grammar = await self._compiling.run(prompt.tenant, compile_, schema)
         if not self._post(lambda: self._add(request)):
             raise ModelError(self.failure or "the engine is closed")
         try:
-            async with aclosing(request.deltas()) as deltas:
-                async for delta in deltas:
-                    yield delta
+            while (delta := await request.next()).usage is None:
+                yield delta
+            yield delta
         finally:
             self._post(lambda: self._drop(request))
 
@@ -183,10 +180,9 @@ class BatchingEngine:
         request = self._requests.get(step.sequence)
         if request is None:
             return
-        if isinstance(step.result, Exception):
-            self._end(request, step.result)
-            return
         try:
+            if isinstance(step.result, Exception):
+                raise step.result
             if step.sequence.index == 0:  # the other answers may reuse the prompt of this answer
                 request.cached_tokens = step.sequence.cached
             delta = request.advance(step.sequence.index, step.result, step.finish_reason)
@@ -213,7 +209,7 @@ class BatchingEngine:
         self._outbox.add(request, error)
 
     def _hand_over(self) -> None:
-        """Send each loop the items of its callers; the requests of a closed loop are dropped."""
+        """Send the outbox; the requests of a closed loop are dropped."""
         for loop in self._outbox.hand_over():
             for request in {r for r in self._requests.values() if r.loop is loop}:
                 self._drop(request)

@@ -267,9 +267,7 @@ class Threads:
         free: FreeCores | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fixed = fixed
-        self._free = free or free_cores()
-        self._clock = clock
+        self._fixed, self._free, self._clock = fixed, free or free_cores(), clock
         self._usual: dict[tuple[int, int], float] = {}  # seconds by size and threads
         self._held_at = 1
         self._held_until = -float("inf")
@@ -291,14 +289,10 @@ class Threads:
         if threads in (1, self._fixed):
             return None
         usual = self._usual.get((_size(tokens), threads))
-        # New: at most the time of fewer threads, scaled from steps of other sizes.
-        if usual is None:
-            bounds = [
-                seconds * max(1.0, tokens / 2**other)
-                for (other, n), seconds in self._usual.items()
-                if n <= threads
-            ]
-            usual = min(bounds, default=float("inf"))
+        if usual is None:  # at most the time of fewer threads, scaled from steps of other sizes
+            known = ((size, s) for (size, n), s in self._usual.items() if n <= threads)
+            scaled = (seconds * max(1.0, tokens / 2**size) for size, seconds in known)
+            usual = min(scaled, default=float("inf"))
         return self.SLOW * usual + self.SLACK_S
 
     def observe(self, tokens: int, threads: int, seconds: float, *, given_up: bool = False) -> None:

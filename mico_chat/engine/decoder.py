@@ -12,8 +12,6 @@ a token, and a medium's rows can be kept (:mod:`mico_chat.adapters.capture` make
 Legend: R rows of a batch, Q tokens, W width of a row, S tokens attended to, A axes.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,10 +51,8 @@ class Decoder:
         self._softcap = getattr(self.config, "final_logit_softcapping", None)
         kinds = set(getattr(self.config, "layer_types", None) or ())
         self._unknown = sorted(kinds.difference(ATTENTION))
-        window = getattr(self.config, "sliding_window", None)
-        self._window: int | None = None
-        if window is not None and (not kinds or "sliding_attention" in kinds):
-            self._window = int(window)
+        slides = not kinds or "sliding_attention" in kinds
+        self._window: int | None = getattr(self.config, "sliding_window", None) if slides else None
         self._by_kind = bool(kinds)  # else all layers of a model with a window have it
 
     @property
@@ -71,14 +67,10 @@ class Decoder:
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows (..., W) of text tokens."""
-        vectors: Tensor = self._table(ids)
-        if self._n_deep:
-            zeros = vectors.new_zeros(*ids.shape, self._n_deep * vectors.shape[-1])
-            return torch.cat([vectors, zeros], -1)
+        given = {"inputs_embeds": self._table(ids)}
         if self._by_layer:
-            own = self.module.get_per_layer_inputs(ids).flatten(-2)
-            return torch.cat([vectors, own.to(vectors.dtype)], -1)
-        return vectors
+            given["per_layer_inputs"] = self.module.get_per_layer_inputs(ids)
+        return self.joined(given)
 
     def embedded(self, chunks: Sequence[Chunk]) -> Tensor:
         """Rows (R, Q, W) of chunks, padded on the right with token 0."""

@@ -20,6 +20,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,8 @@ class Weights:
             raise ModelError(f"{file}: llama.cpp cannot load it: {'; '.join(errors) or 'unknown'}")
         # Not as the process ends: threads may still compute then.
         weakref.finalize(self, llama_cpp.llama_model_free, self.pointer).atexit = False
-        if llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(
-            self.pointer
-        ):
+        stateful = (llama_cpp.llama_model_is_recurrent, llama_cpp.llama_model_is_hybrid)
+        if any(has_state(self.pointer) for has_state in stateful):
             # Its state after half a prompt is not kept, so no prompt can be continued from there.
             raise ModelError(f"{file}: models with a recurrent state are not supported")
 
@@ -110,15 +110,11 @@ class LlamaCppModel:
         self._model = model = self.weights.pointer
         self._vocab = llama_cpp.llama_model_get_vocab(model)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.ends = frozenset(
-            token
-            for token in range(self.n_vocab)
-            if llama_cpp.llama_vocab_is_eog(self._vocab, token)
-        )
+        is_end = partial(llama_cpp.llama_vocab_is_eog, self._vocab)
+        self.ends = frozenset(filter(is_end, range(self.n_vocab)))
         """Tokens that end an answer, according to the file."""
         self.max_position = llama_cpp.llama_model_n_ctx_train(model)
-        self.n_slots = n_slots
-        self.max_batch = max_batch
+        self.n_slots, self.max_batch = n_slots, max_batch
         most, usual = (n // self._cell_bytes() for n in (LARGEST_CACHE_BYTES, DEFAULT_CACHE_BYTES))
         wanted = n_cells or max(min(self.max_position, most), usual)
         self._threads = Threads(threads)
@@ -128,10 +124,8 @@ class LlamaCppModel:
         self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._table = _TokenTable(file) if mixed else None
-        rope = llama_cpp.llama_model_rope_type(model)
-        axes = (
-            4 if rope in (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE) else 1
-        )
+        of_axes = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
+        axes = 4 if llama_cpp.llama_model_rope_type(model) in of_axes else 1
         width = llama_cpp.llama_model_n_embd_inp(model)
         self._batch = _Batch(max_batch, n_slots, width, axes)
         self._places = _Places(n_slots) if axes > 1 else None
@@ -207,7 +201,7 @@ class LlamaCppModel:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
     def truncate(self, slot: int, length: int) -> None:
-        end = length if self._places is None else self._places.truncate(slot, length)
+        end = length if self._places is None else self._places.copy(slot, slot, length)
         llama_cpp.llama_memory_seq_rm(self._memory, slot, end, -1)
 
     def sampler(
@@ -233,16 +227,14 @@ class LlamaCppSampler:
         index: int,
         grammar: Grammar | None = None,
     ) -> None:
-        self._context = context
-        self._n_vocab = n_vocab
+        self._context, self._n_vocab, self._grammar = context, n_vocab, grammar
         self._n_likeliest = options.logprobs or 0
-        self._grammar = grammar
         stages = []
         counts = (options.frequency_penalty, options.presence_penalty)
         penalties = (options.max_tokens, options.repetition_penalty, *counts)
         penalized = penalties[1:] != (1.0, 0.0, 0.0)
         # llama.cpp's greedy sampler copies all logits first: 0.3 ms a token instead of 0.05.
-        self._greedy = options.temperature == 0 and not penalized and self._grammar is None
+        self._greedy = options.temperature == 0 and not penalized and grammar is None
         if penalized:
             stages.append(llama_cpp.llama_sampler_init_penalties(n_vocab, *penalties))
         if options.temperature == 0:
@@ -265,8 +257,7 @@ class LlamaCppSampler:
             llama_cpp.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, logits: int) -> Sampled:
-        pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
-        values = np.ctypeslib.as_array(pointer, (self._n_vocab,))
+        values = self._values(logits)
         if self._greedy:
             token = int(values.argmax())
         elif self._grammar is None:
@@ -276,9 +267,11 @@ class LlamaCppSampler:
         return _sampled(values, token, self._n_likeliest)
 
     def score(self, logits: int, token: int) -> Sampled:
+        return _sampled(self._values(logits), token, self._n_likeliest)
+
+    def _values(self, logits: int) -> NDArray[np.float32]:
         pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
-        values = np.ctypeslib.as_array(pointer, (self._n_vocab,))
-        return _sampled(values, token, self._n_likeliest)
+        return np.ctypeslib.as_array(pointer, (self._n_vocab,))
 
     def _constrained(self, logits: NDArray[np.float32]) -> int:
         """Sample a token that the grammar allows."""
@@ -286,12 +279,8 @@ class LlamaCppSampler:
         ids = np.flatnonzero(self._grammar.allowed(self._n_vocab))
         candidates = np.zeros(len(ids), _CANDIDATE)
         candidates["id"], candidates["logit"] = ids, logits[ids]
-        array = llama_cpp.llama_token_data_array(
-            data=_pointer(candidates, llama_cpp.llama_token_data),
-            size=len(ids),
-            selected=-1,
-            sorted=False,
-        )
+        data = _pointer(candidates, llama_cpp.llama_token_data)
+        array = llama_cpp.llama_token_data_array(data, size=len(ids), selected=-1, sorted=False)
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
         llama_cpp.llama_sampler_accept(self._chain, token)
@@ -326,21 +315,11 @@ class _Places:
         self._held[chunk.slot] += own if chunk.positions is None else chunk.positions[0].tolist()
 
     def copy(self, source: int, target: int, length: int) -> int:
-        """Take a slot's first tokens; returns the position that they end before."""
-        self._held[target] = self._held[source][:length]
-        return self._end(source, length)
-
-    def truncate(self, slot: int, length: int) -> int:
-        """Keep a slot's first tokens; returns the position that they end before."""
-        end = self._end(slot, length)
-        del self._held[slot][length:]
+        """Give ``target`` a slot's first tokens; returns the position that they end before."""
+        held = self._held[source]
+        end = 0 if length == 0 else held[length] if length < len(held) else held[-1] + 1
+        self._held[target] = held[:length]
         return end
-
-    def _end(self, slot: int, length: int) -> int:
-        held = self._held[slot]
-        if length == 0:
-            return 0
-        return held[length] if length < len(held) else held[-1] + 1
 
 
 def _calls(batch: Sequence[Chunk]) -> Iterator[list[Chunk]]:
@@ -378,15 +357,8 @@ def _parts(chunk: Chunk) -> list[Chunk]:
             row += n
         positions = None if chunk.positions is None else chunk.positions[:, at : at + n]
         wanted = max(0, min(n, at + n - (chunk.length - chunk.wanted)))
-        part = replace(
-            chunk,
-            start=chunk.start + at,
-            ids=chunk.ids[at : at + n],
-            wanted=wanted,
-            context=context,
-            positions=positions,
-        )
-        parts.append(part)
+        part = replace(chunk, start=chunk.start + at, ids=chunk.ids[at : at + n], wanted=wanted)
+        parts.append(replace(part, context=context, positions=positions))
         at += n
     return parts
 
@@ -442,9 +414,8 @@ class _Batch:
         elif context:
             self._embd[:at] = torch.cat(context)
         # llama.cpp uses ids or vectors: one of the two pointers must be null.
-        null: Any = None
-        self.struct.token = null if context else self._by_id
-        self.struct.embd = self._by_vector if context else null
+        pointers: Any = (None, self._by_vector) if context else (self._by_id, None)
+        self.struct.token, self.struct.embd = pointers
         return places
 
 
@@ -468,13 +439,12 @@ class _TokenTable:
             number = lib.gguf_find_tensor(context, b"token_embd.weight")
             if number < 0:
                 raise ModelError(f"{file}: no tensor token_embd.weight")
-            width, rows = lib.gguf_get_tensor_ne(context, number)[:2]
+            rows = lib.gguf_get_tensor_ne(context, number)[1]
             self._type = gguf.GGMLQuantizationType(lib.gguf_get_tensor_type(context, number))
             offset = lib.gguf_get_data_offset(context) + lib.gguf_get_tensor_offset(context, number)
             size = lib.gguf_get_tensor_size(context, number)
         finally:
             lib.gguf_free(context)
-        self.width = int(width)
         self._data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
 
     def vectors(self, ids: Tensor) -> Tensor:

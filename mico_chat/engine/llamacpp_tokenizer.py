@@ -51,9 +51,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError(
-            f"GGUF export needs a fast tokenizer, but this is a {type(tokenizer).__name__}"
-        )
+        found = type(tokenizer).__name__
+        raise ModelError(f"GGUF export needs a fast tokenizer, but this is a {found}")
     spec = json.loads(backend.to_str())
     model = spec["model"]
     if model["type"] != "BPE":
@@ -185,9 +184,8 @@ def _scores(
     ]
     if missing or any(token.strip(_SPACE) for token in mixed):
         why = f"it lacks the merge {missing[0]}" if missing else "its merges are in another order"
-        raise _unsupported(
-            f"it uses byte fallback but differs from SentencePiece's BPE, because {why}"
-        )
+        differs = "it uses byte fallback but differs from SentencePiece's BPE"
+        raise _unsupported(f"{differs}, because {why}")
     if mixed:
         together = min(rank[token] for token in mixed)
         rank.update(dict.fromkeys(mixed, together))

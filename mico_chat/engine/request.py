@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -11,7 +11,6 @@ from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
-from mico_chat.media.medium import ContextBlock
 from mico_chat.prompt_parts import SPACE
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
@@ -42,8 +41,7 @@ def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) 
             "max_tokens"
         )
     # In llama.cpp's attention, NaN would spread to the other requests of the step.
-    blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
-    if not all(block.is_finite for block in blocks):
+    if not all(block.is_finite for _, block in prompt.blocks):
         raise ModelError("the context tokens of a medium hold values that are not numbers")
 
 
@@ -66,14 +64,12 @@ class Request:
         self._completion_tokens = 0
         self.items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
 
-    async def deltas(self) -> AsyncGenerator[Delta, None]:
-        while True:
-            item = await self.items.get()
-            if isinstance(item, MicoError):
-                raise item
-            yield item
-            if item.usage is not None:
-                return
+    async def next(self) -> Delta:
+        """The next delta; the one with a ``usage`` is the last."""
+        item = await self.items.get()
+        if isinstance(item, MicoError):
+            raise item
+        return item
 
     def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
         """The delta of an answer's next token; ``reason`` is set if the token is the last."""
@@ -84,9 +80,8 @@ class Request:
         if reason != "stop" and sampled.logprob is not None:
             self._logprobs[index].append(sampled.logprob)
             if self.options.logprobs is not None:
-                logprobs = (
-                    _token_logprob(detokenizer, sampled.token, sampled.logprob, sampled.top),
-                )
+                known = sampled.token, sampled.logprob, sampled.top
+                logprobs = (_token_logprob(detokenizer, *known),)
         text = detokenizer.add(sampled.token)
         if reason is not None:
             text += detokenizer.finish()

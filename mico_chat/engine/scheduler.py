@@ -50,8 +50,8 @@ class Chunk:
     The id of a context token is :data:`~mico_chat.model.splice.PLACEHOLDER`; ``context`` has the
     tokens, (m, W) of each medium. The logits after each of the last ``wanted`` tokens are needed.
     ``positions`` (A, n) are those of the tokens on the A axes of a rotary embedding, where they are
-    not the places from ``start`` on. ``prompt`` is the prompt that a chunk is a part of. The tokens
-    of a chunk that is not ``causal`` attend to all of its tokens.
+    not the places from ``start`` on. The tokens of a chunk of a ``prompt`` that is not ``causal``
+    attend to all of its tokens.
     """
 
     slot: int
@@ -87,7 +87,6 @@ class Sampler(Protocol):
 
     def score(self, logits: Any, token: int) -> Sampled:
         """A token that somebody else chose."""
-        ...
 
     def close(self) -> None: ...
 
@@ -115,11 +114,9 @@ class Model(Protocol):
 
     def run(self, batch: Many[Chunk]) -> list[Any]:
         """Compute chunks of different slots in one step; the logits that are wanted, in order."""
-        ...
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of slot ``source`` to the empty slot ``target``."""
-        ...
 
     def truncate(self, slot: int, length: int) -> None: ...
 
@@ -127,7 +124,6 @@ class Model(Protocol):
         self, options: GenerationOptions, index: int, grammar: Grammar | None = None
     ) -> Sampler:
         """``grammar`` says which tokens may follow; the sampler keeps it up to date."""
-        ...
 
     def close(self) -> None: ...
 
@@ -190,17 +186,15 @@ class Sequence:
         start = self.computed
         positions = self.prompt.positions
         if self.decoding:
-            if positions is not None:
-                positions = positions[:, -1:] + (start - self.length)
-            return Chunk(self.slot.number, start, self.tokens[-1:], 1, (), positions)
+            own = None if positions is None else positions[:, -1:] + (start - self.length)
+            return Chunk(self.slot.number, start, self.tokens[-1:], 1, (), own)
         stop, causal = self.prompt.stop(start, room)
         if self.prompt.scored:  # nothing follows the answer's last token
             stop = min(stop, self.length - 1)
         ids, context = self.prompt.tokens(start, stop)
-        if positions is not None:
-            positions = positions[:, start:stop]
+        own = None if positions is None else positions[:, start:stop]
         wanted = max(0, stop - max(start, self.first_wanted))
-        return Chunk(self.slot.number, start, ids, wanted, context, positions, self.prompt, causal)
+        return Chunk(self.slot.number, start, ids, wanted, context, own, self.prompt, causal)
 
 
 class PrefillBudget:
@@ -235,9 +229,8 @@ class PrefillBudget:
 
     def within(self, seconds: float) -> int:
         """Prompt tokens that a step computes in so many seconds, in whole runs of 64."""
-        if not self._token:
-            return self.LEAST_RUN
-        return max(self.LEAST_RUN, int(seconds / self._token) // self.LEAST_RUN * self.LEAST_RUN)
+        runs = int(seconds / self._token) // self.LEAST_RUN if self._token else 0
+        return self.LEAST_RUN * max(1, runs)
 
     def tokens(self, decoding: int, waiting: int, most: int) -> int:
         if not decoding:
@@ -351,10 +344,10 @@ class Scheduler:
         batch = self._batch()
         if not batch:
             return []
-        chunks = [chunk for _, chunk in batch]
         decoding = sum(sequence.decoding for sequence, _ in batch)
+        prompt = sum(chunk.length for _, chunk in batch) - decoding
         before = self._clock()
-        logits = self.model.run(chunks)
+        logits = self.model.run([chunk for _, chunk in batch])
         for sequence, chunk in batch:
             self._record(sequence, chunk)
         wanting = [pair for pair in batch for _ in range(pair[1].wanted)]
@@ -362,7 +355,6 @@ class Scheduler:
             self._score(sequence, at) if sequence.prompt.scored else self._sample(sequence, at)
             for (sequence, _), at in zip(wanting, logits, strict=True)
         ]
-        prompt = sum(chunk.length for chunk in chunks) - decoding
         self._prefill.observe(decoding, prompt, self._clock() - before)
         return steps
 
@@ -414,7 +406,8 @@ class Scheduler:
             if sequence.options.seed is not None and not self.running:
                 self.forget()
             donor, common = self._donor(sequence)
-            if self._common_with_running(sequence) > common:
+            coming = (other.prompt.identities for other in self.running if not other.decoding)
+            if any(_common(identities, sequence) > common for identities in coming):
                 continue
             slot = self._slot_for(sequence, donor, common)
             if slot is None:
@@ -436,16 +429,6 @@ class Scheduler:
         found = [(_common(slot.held, sequence), slot) for slot in self.slots]
         common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
         return (donor, common) if common else (None, 0)
-
-    def _common_with_running(self, sequence: Sequence) -> int:
-        return max(
-            (
-                _common(other.prompt.identities, sequence)
-                for other in self.running
-                if not other.decoding
-            ),
-            default=0,
-        )
 
     def _slot_for(self, sequence: Sequence, donor: Slot | None, common: int) -> Slot | None:
         """An idle slot with the ``common`` first tokens of ``donor``; None if there is no room."""
@@ -526,25 +509,21 @@ class Scheduler:
             return Step(sequence, error)
         sequence.tokens.append(sampled.token)
         self._completion_tokens += 1
-        reason: FinishReason | None = None
-        if sampled.token in self._ends:
-            reason = "stop"
-        elif len(sequence.tokens) == sequence.options.max_tokens:
-            reason = "length"
-        if reason is not None:
-            self.remove(sequence)
-        return Step(sequence, sampled, reason)
+        ended = sampled.token in self._ends
+        if not ended and len(sequence.tokens) < sequence.options.max_tokens:
+            return Step(sequence, sampled)
+        self.remove(sequence)
+        return Step(sequence, sampled, "stop" if ended else "length")
 
     def _score(self, sequence: Sequence, logits: Any) -> Step:
         """The log-probability of the answer's next token; it is not computed again by itself."""
         answer = sequence.prompt.answer
-        token = answer[sequence.scored]
+        sampled = sequence.sampler.score(logits, answer[sequence.scored])
         sequence.scored += 1
-        last = sequence.scored == len(answer)
-        sampled = sequence.sampler.score(logits, token)
-        if last:
-            self.remove(sequence)
-        return Step(sequence, sampled, "length" if last else None)
+        if sequence.scored < len(answer):
+            return Step(sequence, sampled)
+        self.remove(sequence)
+        return Step(sequence, sampled, "length")
 
 
 def _n_waiting(running: Many[Sequence], prompts: Many[Sequence]) -> int:

@@ -57,15 +57,13 @@ class TransformersModel:
         max_position: int | None = None,
         max_bytes: int | None = None,
     ) -> None:
-        wrapped: Any = llm  # PEFT's wrapper has the LLM's attributes, but not in its type
-        config = wrapped.config.get_text_config()
-        most = int(config.max_position_embeddings)
-        self.n_slots = n_slots
-        self.max_batch = max_batch
-        self.max_position = most if max_position is None else min(max_position, most)
         self._decoder = Decoder(llm)
         self._decoder.check_layers()
         self._device = self._decoder.device
+        config = self._decoder.config
+        most = int(config.max_position_embeddings)
+        self.n_slots, self.max_batch = n_slots, max_batch
+        self.max_position = most if max_position is None else min(max_position, most)
         self._threads = torch.get_num_threads()
         self._cells = _Cells(n_slots, self.max_position, self._device)
         self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
@@ -127,17 +125,15 @@ class TransformersModel:
         hidden = self._decoder.hidden(
             self._decoder.embedded(chunks), positions_of(chunks, places), mask, self._cache
         )
-        ends = [(row, chunk.length - n) for row, chunk in enumerate(chunks) for n in _last(chunk)]
-        if not ends:
+        wanted = [chunk.wanted for chunk in chunks]
+        if not any(wanted):
             return [() for _ in chunks]
-        rows, columns = map(list, zip(*ends, strict=True))
+        rows = [row for row, n in enumerate(wanted) for _ in range(n)]
+        columns = [
+            at for chunk in chunks for at in range(chunk.length)[chunk.length - chunk.wanted :]
+        ]
         logits = self._decoder.logits(hidden[rows, columns]).float()
-        return list(logits.split([chunk.wanted for chunk in chunks]))
-
-
-def _last(chunk: Chunk) -> range:
-    """How far each token whose logits are wanted is from the chunk's end."""
-    return range(chunk.wanted, 0, -1)
+        return list(logits.split(wanted))
 
 
 # --- keys and values ----------------------------------------------------------------------------

@@ -132,9 +132,9 @@ class VllmEngine:
         request = Request(prompt, options, self._tokenizer)
         serving = self._post(lambda: self._serve(request))
         try:
-            async with aclosing(request.deltas()) as deltas:
-                async for delta in deltas:
-                    yield delta
+            while (delta := await request.next()).usage is None:
+                yield delta
+            yield delta
         finally:
             serving.cancel()
 

@@ -7,8 +7,6 @@ caches (keys and values, encoder outputs) know a medium by the block's key, whic
 tenant too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any

@@ -3,8 +3,6 @@
 Another project's model is tried with a small medium of each kind before it serves anybody.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Estimated depth maps: behind their pictures, marked, computed once, and never beside others."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -210,7 +210,7 @@ def test_what_cannot_be_answered_is_refused_and_the_next_request_is_served(
     with pytest.raises(ContextLengthError, match="maximum context length is 4096 tokens"):
         run(loaded.assistant.answer(Ask(many, OPTIONS)))
     if "audio" not in loaded.assistant.adapter.input_modalities:
-        with pytest.raises(RequestError, match="cannot read a sound; it reads pictures, clips"):
+        with pytest.raises(RequestError, match="cannot read a sound; it reads pictures, videos"):
             run(loaded.assistant.answer(Ask([Message.user(sound(), "What?")], OPTIONS)))
         silent = run(
             loaded.assistant.answer(Ask([Message.user(clip(2, track=True), "?")], OPTIONS))
