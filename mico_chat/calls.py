@@ -56,10 +56,7 @@ MISTRAL_ARGUMENTS = CallFormat(
     markers=("[TOOL_CALLS]", "[ARGS]"),
 )
 OBJECTS = CallFormat(
-    "",
-    _OBJECT,
-    re.compile(r"\s*\}?\s*"),
-    next=re.compile(r"\s*\}\s*[;,]?\s*(?=\{)"),
+    "", _OBJECT, re.compile(r"\s*\}?\s*"), next=re.compile(r"\s*\}\s*[;,]?\s*(?=\{)")
 )
 """Llama's, and that of an answer which a JSON schema limits to calls."""
 
@@ -137,13 +134,12 @@ class CallReader:
             elif start:
                 self._state = "plain"
             return
-        at = self._held.find(self._form.open)
-        if at >= 0:
-            text = self._held[:at].rstrip()
+        before, opening, behind = self._held.partition(self._form.open)
+        if opening:
+            text = before.rstrip()
             yield from self._say(text)
-            self._opened = self._held[len(text) : at + len(self._form.open)]
-            self._held = self._held[at + len(self._form.open) :]
-            self._state = "head"
+            self._opened = before[len(text) :] + opening
+            self._held, self._state = behind, "head"
             return
         certain = self._held
         if not final:
@@ -169,8 +165,7 @@ class CallReader:
     def _head(self, final: bool) -> Iterator[AnswerPiece]:
         found = self._form.head.match(self._held)
         if found is not None and found[1] in self._tools:
-            self._held = self._held[found.end() :]
-            self._state = "arguments"
+            self._held, self._state = self._held[found.end() :], "arguments"
             self._object, self._n_parameters = _ObjectEnd(), 0
             self._parameters = self._tools[found[1]].get("properties") or {}
             yield from self._call(found[1])
@@ -233,8 +228,6 @@ class CallReader:
             self._held = self._held[found.end() :]
             self._state = "text" if form.open else "plain"
         yield from ()
-
-    # --- Calls ---
 
     @property
     def _kept(self) -> bool:

@@ -131,10 +131,7 @@ class _Shared(Generic[E]):
         self._lock = threading.Lock()
 
     async def get(self, key: bytes, name: str, work: Callable[[], Awaitable[E]]) -> tuple[E, bool]:
-        """The result, and whether it was cached or another request did the work.
-
-        ``name`` is this request's name for the medium.
-        """
+        """The result, and whether it was there; ``name`` is this request's for the medium."""
         while True:
             with self._lock:
                 found = self.cache.get(key)
@@ -245,11 +242,7 @@ class MediaEncoder:
         return await asyncio.gather(*(self._measure(medium, shown, tenant) for medium in media))
 
     async def estimated(self, picture: AnyMedium, *, tenant: str = "") -> MediaFile:
-        """The depth map of a picture, estimated from it alone: a file that says so.
-
-        Raises:
-            RequestError: there is no estimator.
-        """
+        """A depth map estimated from a picture: a file that says so; see check_estimates."""
         depths = self.check_estimates()
         key = await self._in_decoding(tenant, self._key, picture, (), tenant)
 
@@ -433,9 +426,8 @@ class MediaEncoder:
             self._since = None
 
     def _next_batch(self) -> list[_Job]:
-        """Waiting jobs, of one tenant after the other; none once the encoder is closed.
-
-        Where several tenants wait, each has one job in the batch: a small one is soon done.
+        """Waiting jobs; none once the encoder is closed. Where several tenants wait, each has one
+        job in the batch: a small one is soon done.
         """
         with self._wake:
             while not (self._jobs or self._closed):

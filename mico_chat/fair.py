@@ -25,9 +25,8 @@ def owner_of(tenant: str) -> str:
 
 
 class Shares:
-    """How many of ``places`` each tenant holds. A tenant that holds none may have one more.
-
-    So at most ``most`` are held, twice as many as there are places.
+    """How many of ``places`` each tenant holds. One that holds none may have one more, up to
+    ``most`` of all together: twice the places by default.
     """
 
     def __init__(self, places: int, most: int | None = None) -> None:
@@ -40,12 +39,11 @@ class Shares:
         self._served: dict[str, int] = {}
 
     def may_enter(self, tenant: str) -> bool:
-        first = (self.most - self.places + 1) // 2
         room = self.places
-        if not self._held[tenant]:
-            room += first
         if not self._owners[owner_of(tenant)]:
             room = self.most
+        elif not self._held[tenant]:
+            room += (self.most - self.places + 1) // 2
         return self.total < room
 
     def holds(self, tenant: str) -> bool:
@@ -68,16 +66,12 @@ class Shares:
 
     def give_back(self, tenant: str) -> None:
         self.total -= 1
-        self._less(self._held, tenant)
-        self._less(self._owners, owner_of(tenant))
+        for counter, name in ((self._held, tenant), (self._owners, owner_of(tenant))):
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]
         if not self.total or len(self._served) > MOST_REMEMBERED:
             self._served.clear()  # who was served when matters only while somebody waits
-
-    @staticmethod
-    def _less(counter: Counter[str], name: str) -> None:
-        counter[name] -= 1
-        if not counter[name]:
-            del counter[name]
 
 
 class FairQueue:
@@ -103,10 +97,7 @@ class FairQueue:
             self._leave(tenant)
 
     async def run(self, tenant: str, work: Callable[..., T], *given: Any) -> T:
-        """The result of ``work``, in a thread that has a place of ``tenant``.
-
-        Work that nobody waits for any more keeps its place until it ends.
-        """
+        """The result of ``work``, in a thread. It keeps its place of ``tenant`` until it ends."""
         await self._enter(tenant)
         try:
             done = self._threads.submit(work, *given)

@@ -51,6 +51,7 @@ PromptPart: TypeAlias = PromptText | Placeholders
 PartTokens: TypeAlias = list[tuple[int, int]]
 """Token ids, each with the number of its part; a token over several parts has the last one's."""
 
+PartTokenizer: TypeAlias = Callable[[Sequence[PromptPart]], PartTokens]
 
 P = ParamSpec("P")
 
@@ -82,9 +83,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {n: t.content for n, t in added if t.special or _IN_BRACKETS.fullmatch(t.content)}
 
 
-def part_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-) -> Callable[[Sequence[PromptPart]], PartTokens]:
+def part_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PartTokenizer:
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         written = tokenizer.convert_ids_to_tokens(_plain(tokenizer, "a b"))
         if any(SPACE in token for token in written):
@@ -97,18 +96,12 @@ def part_tokenizer(
     return partial(_tokenize_apart, tokenizer, _plain_tokenizer(tokenizer))
 
 
-def string_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-) -> Callable[[Sequence[PromptPart]], PartTokens]:
+def string_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PartTokenizer:
     """Tokenizes parts as the tokenizer does the whole prompt as one string, wherever it is known
     how: other people's models have learned from such prompts.
     """
-    if (
-        isinstance(tokenizer, PreTrainedTokenizerFast)
-        and (joined := JoinedParts(tokenizer)).agrees()
-    ):
-        return joined
-    return part_tokenizer(tokenizer)
+    joined = JoinedParts(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+    return joined if joined is not None and joined.agrees() else part_tokenizer(tokenizer)
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

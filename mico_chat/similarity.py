@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.adapters.mico import MicoAdapter
-from mico_chat.encode import MediaEncoder
+from mico_chat.encode import AnyMedium, MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.fields import check_text
 from mico_chat.media.decoder import Decoder
@@ -35,7 +35,7 @@ from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
-Item: TypeAlias = str | MediaFile | Medium | Sequence[str | MediaFile | Medium]
+Item: TypeAlias = str | AnyMedium | Sequence[str | AnyMedium]
 """A text, a medium, or several media that have one vector together."""
 
 DEFAULT_CACHE_BYTES = 64 << 20
@@ -83,7 +83,7 @@ class _Item:
 
     where: str
     text: str = ""
-    media: tuple[MediaFile | Medium, ...] = ()
+    media: tuple[AnyMedium, ...] = ()
     ids: list[int] = field(default_factory=list)
     context: MediaContext | None = None
     reports: tuple[MediaReport, ...] = ()
@@ -112,8 +112,7 @@ class _EncoderTokens:
 class Similarity:
     """Vectors and scores of texts and media, for many requests at once.
 
-    ``model`` should share its encoder with a chat model (``load_pretraining``). The caller closes
-    ``decoder``.
+    ``model`` should share its encoder with a chat model. The caller closes ``decoder``.
     """
 
     def __init__(
@@ -202,9 +201,8 @@ class Similarity:
                     continue
                 for places in _chunks(_texts(texts), max(1, CONTEXT_AT_ONCE // item.n_tokens)):
                     rows = [texts[place].ids for place in places]
-                    logits = await self._in_thread(
-                        self._space.match_logits, rows, item.context.context
-                    )
+                    read = self._space.match_logits
+                    logits = await self._in_thread(read, rows, item.context.context)
                     for place, match in zip(places, logits.sigmoid().tolist(), strict=True):
                         found[(place, m) if flip else (m, place)] = match
         return found
@@ -236,11 +234,9 @@ def _item(item: Item, where: str) -> _Item:
         reason = "a list holds media that are taken together: give each text as an item of its own"
         raise RequestError.at(where, reason)
     if len(media) != len(item):
-        raise RequestError.at(
-            where,
-            "an item holds both text and media, but one encoder reads text and another "
-            "reads media: give the text as an item of its own",
-        )
+        reason = "an item holds both text and media, but one encoder reads text and another "
+        reason += "reads media: give the text as an item of its own"
+        raise RequestError.at(where, reason)
     return _Item(where, media=media)
 
 

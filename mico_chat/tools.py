@@ -76,11 +76,10 @@ def _tool(tool: Any, where: str, flat: bool) -> Tool:
     function = tool if flat else object_at(tool, "function", where)
     inner = where if flat else f"{where}.function"
     found: dict[str, Any] = {"name": name_at(function, inner)}
-    if function.get("description") is not None:
-        found["description"] = string_at(function, "description", inner)
-    if function.get("parameters") is not None:
-        found["parameters"] = object_at(function, "parameters", inner)
-        _check_value(found["parameters"], f"{inner}.parameters")
+    for key, read in (("description", string_at), ("parameters", object_at)):
+        if function.get(key) is not None:
+            found[key] = read(function, key, inner)
+    _check_value(found.get("parameters"), f"{inner}.parameters")
     return Tool(**found)
 
 

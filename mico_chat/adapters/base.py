@@ -7,6 +7,7 @@ open models. The media encoder, the assistant and all behind them see this proto
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.errors import RequestError
@@ -39,15 +40,12 @@ class ModelAdapter(Protocol):
 
         ``shown`` are the kinds of all media of the conversation.
         """
-        ...
 
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
         """Preprocess a medium, and count its context tokens; the media in it are left out."""
-        ...
 
     def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         """The context tokens of media, computed together. One thread at a time calls it."""
-        ...
 
     def layout(
         self,
@@ -59,12 +57,19 @@ class ModelAdapter(Protocol):
 
         The prompt ends with the ``prefix`` of the answer. One thread at a time calls it.
         """
-        ...
 
 
 def segments_of(layout: PromptLayout) -> tuple[Segment, ...]:
     """The segments of a prompt whose media are encoded."""
     return tuple(part.encoded if isinstance(part, MeasuredMedium) else part for part in layout)
+
+
+def measured(
+    medium: Medium, units: int, n_tokens: int, cut: tuple[str, ...], notes: Any, inputs: Any
+) -> MeasuredMedium:
+    """A medium that an adapter has prepared; the ``legend`` of its notes is that of a map."""
+    known = MeasuredMedium(medium.kind, units, report=medium.report, n_tokens=n_tokens, cut=cut)
+    return replace(known, as_picture=bool(notes.legend), notes=notes, inputs=inputs)
 
 
 def own_words(medium: MeasuredMedium) -> list[str]:

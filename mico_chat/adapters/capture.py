@@ -20,6 +20,13 @@ KNOWN |= {"visual_pos_masks", "per_layer_inputs"}
 """Tensors that a decoder is given and that rows and positions hold, or that the engine makes."""
 
 
+def moved(
+    inputs: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A model's inputs on its device, numbers in its dtype."""
+    return {n: v.to(device, dtype if v.is_floating_point() else None) for n, v in inputs.items()}
+
+
 class _CapturedError(Exception):
     """The decoder was called; ``given`` are its arguments."""
 
@@ -63,15 +70,11 @@ class Capture:
 
     def _given(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """The arguments of the decoder's call."""
-        device, dtype = self._decoder.device, self._model.dtype
-        moved = {
-            name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
+        own = moved(inputs, self._decoder.device, self._model.dtype)
         self._here.running = True
         try:
             with torch.inference_mode():
-                self._model(**moved, use_cache=False)
+                self._model(**own, use_cache=False)
         except _CapturedError as captured:
             return captured.given
         finally:

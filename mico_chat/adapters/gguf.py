@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from mico_chat.adapters.base import PromptLayout, own_words
+from mico_chat.adapters.base import PromptLayout, measured, own_words
 from mico_chat.adapters.mtmd import Part, Projector, Rows
 from mico_chat.adapters.pictures import shown as shown_within
 from mico_chat.adapters.vocabulary import Vocabulary
@@ -16,14 +16,7 @@ from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import (
-    Audio,
-    ContextBlock,
-    Image,
-    MeasuredMedium,
-    Medium,
-    Video,
-)
+from mico_chat.media.medium import Audio, ContextBlock, Image, MeasuredMedium, Medium, Video
 from mico_chat.messages import Message
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText
@@ -50,8 +43,6 @@ class GgufAdapter:
         self._projector = projector
         self.input_modalities: tuple[Kind, ...] = () if projector is None else projector.kinds
 
-    # --- media ------------------------------------------------------------------------------------
-
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return "mtmd"
 
@@ -59,23 +50,14 @@ class GgufAdapter:
         given, cut, legend = shown_within(medium)
         assert self._projector is not None
         chunks = self._projector.chunks(medium.name, _parts(given))
-        return MeasuredMedium(
-            medium.kind,
-            len(given.frames) if isinstance(given, Video) else 1,
-            report=medium.report,
-            n_tokens=sum(len(piece) for piece in chunks.pieces if isinstance(piece, Rows)),
-            cut=cut,
-            as_picture=bool(legend),
-            notes=Notes(chunks.pieces, legend),
-            inputs=chunks,
-        )
+        units = len(given.frames) if isinstance(given, Video) else 1
+        n_tokens = sum(len(piece) for piece in chunks.pieces if isinstance(piece, Rows))
+        return measured(medium, units, n_tokens, cut, Notes(chunks.pieces, legend), chunks)
 
     def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         assert self._projector is not None
         encode = self._projector.encode
         return [ContextBlock(encode(one.inputs), one.key) for one in batch]
-
-    # --- conversations ----------------------------------------------------------------------------
 
     def layout(
         self,
@@ -150,11 +132,6 @@ def _part_of(medium: MeasuredMedium, row: int, piece: Rows) -> MeasuredMedium:
     """Some of a medium's context tokens, as a medium of their own."""
     if medium.block is None:
         return replace(medium, n_tokens=len(piece))
-    block = ContextBlock(
-        medium.block.tokens[row : row + len(piece)],
-        medium.block.key + row.to_bytes(4),
-        piece.positions,
-        piece.n_positions,
-        piece.causal,
-    )
+    tokens, key = medium.block.tokens[row : row + len(piece)], medium.block.key + row.to_bytes(4)
+    block = ContextBlock(tokens, key, piece.positions, piece.n_positions, piece.causal)
     return replace(medium, n_tokens=len(piece), block=block)

@@ -34,7 +34,6 @@ class TokenModel(Protocol):
         self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
     ) -> list[Tensor]:
         """Tokens (n, L) of each medium; ``media_kind``, ``media_units`` (M,), pixels (U, ...)."""
-        ...
 
 
 class MicoAdapter:
@@ -42,9 +41,8 @@ class MicoAdapter:
 
     def __init__(self, model: TokenModel, processor: MicoChatProcessor) -> None:
         self.model: Any = model  # evaluations switch parts of it off
-        self.input_modalities: tuple[Kind, ...] = tuple(
-            kind for kind in MODALITIES if kind in model.rows.by_name
-        )
+        known = model.rows.by_name
+        self.input_modalities: tuple[Kind, ...] = tuple(k for k in MODALITIES if k in known)
         self.processor = processor
         self.tokenizer = processor.tokenizer
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mico_chat.engine.cpu import usable_cores
-from mico_chat.engine.llamacpp import Weights
+from mico_chat.engine.llamacpp import Weights, pointer
 from mico_chat.errors import ConfigError, MediaError, ModelError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import SAMPLE_RATE
@@ -85,18 +85,16 @@ class Projector:
     def chunks(self, name: str, parts: Sequence[Part]) -> Chunks:
         """Preprocess a medium. Frames of a clip, which follow text, may share context tokens."""
         mtmd = self._mtmd
-        texts = [part.encode() for part in parts if isinstance(part, str)]
-        bitmaps = [_bitmap(mtmd, part) for part in parts if not isinstance(part, str)]
-        for bitmap in bitmaps:
-            mtmd.mtmd_bitmap_set_mergeable(bitmap, True)
-        given, left, shown = [], iter(texts), iter(bitmaps)
+        given, bitmaps = [], []
         for part in parts:
             if isinstance(part, str):
-                raw = next(left)
+                raw = part.encode()
                 text = mtmd.mtmd_input_text(raw, len(raw), False, True)
                 given.append(mtmd.mtmd_input_part(ctypes.pointer(text), None))
             else:
-                given.append(mtmd.mtmd_input_part(None, next(shown)))
+                bitmaps.append(_bitmap(mtmd, part))
+                mtmd.mtmd_bitmap_set_mergeable(bitmaps[-1], True)
+                given.append(mtmd.mtmd_input_part(None, bitmaps[-1]))
         of_part = ctypes.POINTER(mtmd.mtmd_input_part)
         pointers = (of_part * len(given))(*map(ctypes.pointer, given))
         chunks = Chunks(mtmd)
@@ -106,9 +104,8 @@ class Projector:
         for bitmap in bitmaps:
             mtmd.mtmd_bitmap_free(bitmap)
         if failed:
-            raise MediaError(
-                name, "libmtmd cannot prepare it for the model: one side may be too short"
-            )
+            reason = "libmtmd cannot prepare it for the model: one side may be too short"
+            raise MediaError(name, reason)
         chunks.pieces = tuple(map(self._piece, chunks))
         return chunks
 
@@ -121,8 +118,8 @@ class Projector:
                 _errors.lines = []
                 if mtmd.mtmd_encode_chunk(self._context, chunk):
                     raise ModelError(f"llama.cpp could not encode a medium: {_reason()}")
-                pointer = mtmd.mtmd_get_output_embd(self._context)
-                values = np.ctypeslib.as_array(pointer, (piece.n, self._width))
+                found = mtmd.mtmd_get_output_embd(self._context)
+                values = np.ctypeslib.as_array(found, (piece.n, self._width))
                 rows.append(torch.from_numpy(values.copy()))
         return torch.cat(rows)
 
@@ -153,11 +150,10 @@ def _bitmap(mtmd: Any, array: NDArray[np.uint8] | NDArray[np.float32]) -> Any:
     if array.dtype == np.float32:
         # libmtmd ends the process at a single sample.
         samples = np.ascontiguousarray(np.pad(array, (0, max(0, 2 - len(array)))))
-        heard = samples.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        return mtmd.mtmd_bitmap_init_from_audio(len(samples), heard)
+        return mtmd.mtmd_bitmap_init_from_audio(len(samples), pointer(samples, ctypes.c_float))
     pixels = np.ascontiguousarray(array)
-    seen = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-    return mtmd.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], seen)
+    height, width = pixels.shape[:2]
+    return mtmd.mtmd_bitmap_init(width, height, pointer(pixels, ctypes.c_uint8))
 
 
 def reads(file: Path) -> tuple[Kind, ...]:
@@ -170,8 +166,6 @@ def _kinds(*, sees: bool, hears: bool) -> tuple[Kind, ...]:
     seen: tuple[Kind, ...] = ("image", "video") if sees else ()
     return (*seen, "audio") if hears else seen
 
-
-# --- the library ----------------------------------------------------------------------------------
 
 _errors = threading.local()
 """The messages of the running call: libmtmd logs in the thread that calls it."""
@@ -187,10 +181,8 @@ def _library() -> tuple[Any, Any]:
     try:
         from llama_cpp import mtmd_cpp as mtmd
     except (FileNotFoundError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            "this build of llama-cpp-python lacks libmtmd, which --mmproj needs: make setup "
-            "builds it"
-        ) from error
+        reason = "this build of llama-cpp-python lacks libmtmd, which --mmproj needs"
+        raise ConfigError(f"{reason}: make setup builds it") from error
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def collect(level: int, text: bytes, _: object) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from mico_chat.adapters.base import PromptLayout, own_words
+from mico_chat.adapters.base import PromptLayout, measured, own_words
 from mico_chat.adapters.pictures import shown as shown_within
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import ConfigError, ModelError, RequestError
@@ -46,17 +46,14 @@ from mico_chat.prompt_parts import PromptText, string_tokenizer
 TICKS = 1000
 """Frames a second of the file that a processor is told of: a frame's number is its time in ms."""
 
-
 LEAST_SAMPLES = SAMPLE_RATE // 10
 """A shorter sound gets silence behind it: of less than 50 ms some models make no token."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """How a medium stands in a prompt.
-
-    ``text`` takes the place of the template's one placeholder; ``ids`` are the tokens that the
-    context tokens replace; ``legend`` explains a map that is shown as a picture.
+    """How a medium stands in a prompt: ``text`` in place of the template's one placeholder, ``ids``
+    that its context tokens replace, and the ``legend`` of a map that is shown as a picture.
     """
 
     text: str
@@ -80,19 +77,11 @@ class ProcessorAdapter(ABC):
         self._of_clips = self.template if own is None else ChatTemplate(self.tokenizer, own)
         self.input_modalities = reads(processor)
         self._marks = {k: str(getattr(processor, f"{k}_token")) for k in self.input_modalities}
-        self._placeholders = {
-            token
-            for kind, mark in self._marks.items()
-            for token in (
-                getattr(processor, f"{kind}_token_id", None),
-                self.tokenizer.convert_tokens_to_ids(mark),
-            )
-            if token is not None
-        }
+        ids = [getattr(processor, f"{kind}_token_id", None) for kind in self._marks]
+        ids += map(self.tokenizer.convert_tokens_to_ids, self._marks.values())
+        self._placeholders = {token for token in ids if token is not None}
         self._alone = cache(self._rendered_alone)
         self._of_turns = set(self.tokenizer(self._alone("image", 0)).input_ids)
-
-    # --- media ------------------------------------------------------------------------------------
 
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return "image" in self.input_modalities and self._several(shown)
@@ -114,23 +103,12 @@ class ProcessorAdapter(ABC):
             given = Video(given.frames.repeat(2, 0), given.times.repeat(2))
         shown_as, n_tokens, inputs = self._read(given, n)
         units = len(given.frames) if isinstance(given, Video) else n
-        return MeasuredMedium(
-            medium.kind,
-            units,
-            report=medium.report,
-            n_tokens=n_tokens,
-            cut=cut,
-            as_picture=bool(legend),
-            notes=replace(shown_as, legend=legend),
-            inputs=inputs,
-        )
+        notes = replace(shown_as, legend=legend)
+        return measured(medium, units, n_tokens, cut, notes, inputs)
 
     @abstractmethod
     def _read(self, medium: Medium, n: int) -> tuple[Shown, int, Any]:
-        """How a medium stands in a prompt, the number of its tokens, and the adapter's own inputs.
-
-        It is the first of ``n`` equal media.
-        """
+        """How the first of ``n`` equal media stands in a prompt, its number of tokens, inputs."""
 
     def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         """Blocks that hold the inputs: the engine encodes media itself."""
@@ -162,8 +140,6 @@ class ProcessorAdapter(ABC):
             return sound, ()
         cut = f"the model hears the first {most / SAMPLE_RATE:g} s of {sound.seconds:.1f} s"
         return Audio(sound.samples[:most], report=sound.report), (cut,)
-
-    # --- conversations ----------------------------------------------------------------------------
 
     def layout(
         self,
@@ -224,9 +200,8 @@ class ProcessorAdapter(ABC):
             for part in parts
         ]
         if len(order) != len(shown):
-            raise ModelError(
-                f"the chat template of {self._name} shows {len(order)} of {len(shown)} media"
-            )
+            counts = f"{len(order)} of {len(shown)}"
+            raise ModelError(f"the chat template of {self._name} shows {counts} media")
         return expanded, order
 
     def _rendered_alone(self, kind: Kind, n: int) -> str:
@@ -242,10 +217,7 @@ class ProcessorAdapter(ABC):
 
 
 def reads(processor: Any) -> tuple[Kind, ...]:
-    """The kinds of medium that a processor takes, by its parts.
-
-    ``input_modalities`` of a model's class says less: SmolVLM's has no video.
-    """
+    """The kinds of medium that a processor takes; its model's class may say less, as SmolVLM's."""
     parts: dict[Kind, tuple[str, ...]] = {
         "image": ("image_processor",),
         "audio": ("feature_extractor", "audio_processor"),

@@ -7,7 +7,7 @@ the rows of its tokens (:mod:`mico_chat.adapters.capture`).
 import inspect
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from mico_chat.adapters.capture import Capture
+from mico_chat.adapters.capture import Capture, moved
 from mico_chat.adapters.processor import ProcessorAdapter, Shown, of_frames, refused
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import RequestError
@@ -105,23 +105,25 @@ class TransformersAdapter(ProcessorAdapter):
         """Media whose inputs have equal shapes are computed in one forward."""
         if not self.encodes:
             return super().encode(batch)
-        groups: dict[Hashable, list[int]] = {}
-        for place, one in enumerate(batch):
-            groups.setdefault(one.inputs.shapes, []).append(place)
+        groups: dict[Hashable, list[MeasuredMedium]] = {}
+        for one in batch:
+            groups.setdefault(one.inputs.shapes, []).append(one)
         found: dict[int, ContextBlock] = {}
-        for places in groups.values():
-            inputs = [batch[place].inputs for place in places]
-            rows, positions = self._capture().rows(_joined([one.tensors for one in inputs]))
-            for row, place in enumerate(places):
-                start, stop = inputs[row].start, inputs[row].stop
-                own = None if positions is None else positions[:, row].cpu()
-                found[place] = ContextBlock(
-                    rows[row, start:stop].to("cpu", torch.float32, copy=True),
-                    batch[place].key,
-                    None if own is None else own[-3:, start:stop] - own[-1, start],
-                    0 if own is None else int(own[-1, stop] - own[-1, start]),
+        for group in groups.values():
+            tensors = [one.inputs.tensors for one in group]
+            joined = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
+            rows, positions = self._capture().rows(joined)
+            for row, one in enumerate(group):
+                start, stop = one.inputs.start, one.inputs.stop
+                block = ContextBlock(
+                    rows[row, start:stop].to("cpu", torch.float32, copy=True), one.key
                 )
-        return [found[place] for place in range(len(batch))]
+                if positions is not None:
+                    own = positions[:, row].cpu() - positions[-1, row, start].cpu()
+                    n_positions = int(own[-1, stop])
+                    block = replace(block, positions=own[-3:, start:stop], n_positions=n_positions)
+                found[id(one)] = block
+        return [found[id(one)] for one in batch]
 
     def why_not(self, prepared: MeasuredMedium) -> str | None:
         """Why a medium's rows do not do for the model; None if they do."""
@@ -146,26 +148,13 @@ class TransformersAdapter(ProcessorAdapter):
         try:
             found = {name: torch.cat(values) for name, values in media.items()}
         except RuntimeError as error:
-            raise RequestError(
-                f"{self._name} runs alone, and cannot be shown media of such different sizes "
-                "together; show one at a time"
-            ) from error
+            reason = "cannot be shown media of such different sizes together; show one at a time"
+            raise RequestError(f"{self._name} runs alone, and {reason}") from error
         for name, values in of_tokens.items():
-            waiting = iter(values)
-            found[name] = torch.cat(
-                [
-                    next(waiting) if isinstance(segment, ContextBlock) else torch.zeros_like(own)
-                    for segment, own in zip(prompt.segments, ids, strict=True)
-                ],
-                1,
-            )
+            waiting, zeros = iter(values), map(torch.zeros_like, ids)
+            pairs = zip(prompt.segments, zeros, strict=True)
+            own = [next(waiting) if isinstance(one, ContextBlock) else zero for one, zero in pairs]
+            found[name] = torch.cat(own, 1)
         found["input_ids"] = torch.cat(ids, 1)
         found["attention_mask"] = torch.ones_like(found["input_ids"])
-        return {name: self._moved(value) for name, value in found.items()}
-
-    def _moved(self, value: Tensor) -> Tensor:
-        return value.to(self._device, self._dtype if value.is_floating_point() else None)
-
-
-def _joined(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+        return moved(found, self._device, self._dtype)

@@ -13,16 +13,14 @@ import numpy as np
 from tokenizers import AddedToken
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mico_chat.engine.llamacpp import Weights
+from mico_chat.engine.llamacpp import Weights, pointer
 from mico_chat.errors import ModelError
 from mico_chat.prompt_parts import PromptText, control_tokens
 
 
 class Vocabulary:
-    """The tokens of a model that llama.cpp has loaded.
-
-    It has those methods of Hugging Face's tokenizers that the chat template
-    (:class:`mico_chat.chat_template.ChatTemplate`) and the engine call.
+    """The tokens of a model that llama.cpp has loaded, with those methods of Hugging Face's
+    tokenizers that the chat template and the engine call.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -34,8 +32,6 @@ class Vocabulary:
         names = {"bos_token": self._bos, "eos_token": self.eos_token_id}
         self._named = {n: self.id_to_token(token) for n, token in names.items() if token >= 0}
 
-    # --- of a tokenizer -------------------------------------------------------------------------
-
     @property
     def backend_tokenizer(self) -> Vocabulary:
         return self
@@ -46,7 +42,7 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         tokens = np.asarray(ids, np.int32)
-        given = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        given = pointer(tokens, ctypes.c_int32)
         room = 64 + 16 * len(tokens)
         while True:
             text = ctypes.create_string_buffer(room)
@@ -100,12 +96,9 @@ class Vocabulary:
         texts, _ = render([chat], chat_template=chat_template, **settings, **self._named)
         return str(texts[0])
 
-    # --- of prompts -----------------------------------------------------------------------------
-
     def joined(self, parts: Sequence[PromptText]) -> list[int]:
-        """Tokens of text that is tokenized as a whole, as llama.cpp does, if that is safe.
-
-        If text that is not markup would add a control token, parts are tokenized one by one.
+        """Tokens of text as a whole, as llama.cpp tokenizes it; part by part if text that is not
+        markup would add a control token.
         """
         whole = self._tokens("".join(part.text for part in parts), markup=True)
         apart = [self._tokens(part.text, markup=part.markup) for part in parts]

@@ -61,10 +61,9 @@ class Prompt:
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
-        """A value for each token. Two prompts share a start as far as their values are equal.
+        """A value for each token: two prompts share a start as far as their values are equal.
 
-        The first value behind the ``common`` tokens has the tenant, so nothing behind it is shared
-        with another tenant.
+        The first value behind the ``common`` tokens has the tenant: what follows is not shared.
         """
         found: list[Hashable] = []
         for segment in self.segments:

@@ -86,10 +86,7 @@ class BatchingEngine:
         return 0.0 if since is None else time.monotonic() - since
 
     def give_up(self, reason: str) -> None:
-        """Answer all requests with an error, because the thread does not come back from its step.
-
-        Nothing is computed any more: the process must be started anew.
-        """
+        """Answer all requests with an error: the thread does not come back from its step."""
         self.failure = reason
         with self._wake:
             self._closed = True

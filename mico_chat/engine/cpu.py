@@ -65,8 +65,7 @@ class ControlGroups:
     def _folders(self, controller: str) -> Iterator[Path]:
         """Folders of the process's groups for a controller: its own first, the root last.
 
-        In a container, the path is often the host's and does not exist: then only the root, which
-        is the container's group, is found.
+        In a container the path is often the host's: then only the root, its own group, is found.
         """
         for line in _lines(self.own):
             _, controllers, path = line.split(":", 2)
@@ -184,10 +183,7 @@ class FreeCores:
 
     @contextmanager
     def take(self, most: int | None = None) -> Iterator[int]:
-        """Take all free cores for a block, or at most ``most``.
-
-        Other computations of this process get the cores that are left, and at least one.
-        """
+        """Take all free cores for a block, or at most ``most``; others get at least one."""
         number = self() if most is None else min(self(), most)
         with self._lock:
             self._taken += number

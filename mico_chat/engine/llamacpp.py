@@ -55,10 +55,7 @@ _GIVEN_UP = 2
 
 
 class Weights:
-    """The weights and the vocabulary of a GGUF file, which are freed with this object.
-
-    Whoever keeps the ``pointer`` keeps the object.
-    """
+    """The weights of a GGUF file: they are freed with this object, and ``pointer`` is theirs."""
 
     def __init__(self, file: Path) -> None:
         llama_cpp.llama_backend_init()
@@ -159,8 +156,6 @@ class LlamaCppModel:
         if not context:
             raise ModelError(f"{file}: no context of {n_cells} tokens: {'; '.join(errors)}")
         return context
-
-    # --- scheduler.Model --------------------------------------------------------------------------
 
     def run(self, batch: Sequence[Chunk]) -> list[int]:
         """Compute chunks; returns the places of the wanted logits."""
@@ -279,7 +274,7 @@ class LlamaCppSampler:
         ids = np.flatnonzero(self._grammar.allowed(self._n_vocab))
         candidates = np.zeros(len(ids), _CANDIDATE)
         candidates["id"], candidates["logit"] = ids, logits[ids]
-        data = _pointer(candidates, llama_cpp.llama_token_data)
+        data = pointer(candidates, llama_cpp.llama_token_data)
         array = llama_cpp.llama_token_data_array(data, size=len(ids), selected=-1, sorted=False)
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
@@ -325,8 +320,7 @@ class _Places:
 def _calls(batch: Sequence[Chunk]) -> Iterator[list[Chunk]]:
     """Chunks of text alone or of media alone for one call each; the last call has the logits.
 
-    The parts of a chunk stay in order. Media that attend in both directions have calls of their
-    own.
+    The parts of a chunk stay in order. Media that attend in both directions have own calls.
     """
     waiting = [_parts(chunk) for chunk in batch]
     while True:
@@ -375,18 +369,15 @@ class _Batch:
         self._sequences = np.zeros(size, np.uintp)
         self._axes = axes
         self.struct = llama_cpp.llama_batch()
-        self.struct.pos = _pointer(self._pos, ctypes.c_int32)
-        self.struct.n_seq_id = _pointer(self._one, ctypes.c_int32)
-        self.struct.seq_id = _pointer(self._sequences, ctypes.POINTER(ctypes.c_int32))
-        self.struct.logits = _pointer(self._logits, ctypes.c_int8)
-        self._by_id = _pointer(self._token, ctypes.c_int32)
-        self._by_vector = _pointer(self._embd, ctypes.c_float)
+        self.struct.pos = pointer(self._pos, ctypes.c_int32)
+        self.struct.n_seq_id = pointer(self._one, ctypes.c_int32)
+        self.struct.seq_id = pointer(self._sequences, ctypes.POINTER(ctypes.c_int32))
+        self.struct.logits = pointer(self._logits, ctypes.c_int8)
+        self._by_id = pointer(self._token, ctypes.c_int32)
+        self._by_vector = pointer(self._embd, ctypes.c_float)
 
     def fill(self, chunks: Sequence[Chunk], table: _TokenTable | None) -> list[int]:
-        """Put chunks in; returns the places of the wanted logits.
-
-        Without a ``table``, all tokens are text or all are media.
-        """
+        """Put chunks in, of text or of media alone without ``table``; the wanted logits' places."""
         context = [tokens for chunk in chunks for tokens in chunk.context]
         total = sum(chunk.length for chunk in chunks)
         # A token of text has one position. (A, n): all of the first axis, then of the second, ..
@@ -419,15 +410,14 @@ class _Batch:
         return places
 
 
-def _pointer(array: NDArray[np.generic], kind: type) -> Any:
+def pointer(array: NDArray[np.generic], kind: type) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
 class _TokenTable:
-    """The token vectors of a GGUF file, read in place.
+    """The token vectors of a GGUF file, read in place by llama.cpp's library.
 
-    The gguf package's reader takes 1.6 s to open the mini's file; llama.cpp's library takes
-    milliseconds.
+    The gguf package's reader takes 1.6 s to open the mini's file.
     """
 
     def __init__(self, file: Path) -> None:

@@ -71,9 +71,8 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
         _write(llm, tokenizer, written, plain, name)
         del llm
         if quantization in QUANTIZED:
-            quantized = Path(temporary) / "quantized.gguf"
-            _quantize(written, quantized, quantization)
-            written = quantized
+            plain_file, written = written, Path(temporary) / "quantized.gguf"
+            _quantize(plain_file, written, quantization)
         written.replace(output)
     return output
 
@@ -81,13 +80,11 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
 def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
     """The GGUF file of a chat model's language model, built once in the cache folder.
 
-    Its name has a digest of everything that the file is made of, so a retrained model gets a new
-    file. Errors are those of :func:`export_gguf`.
+    Its name has a digest of the model. Errors are those of :func:`export_gguf`.
     """
     _check(quantization)
-    return built_once(
-        gguf_path(model, quantization), lambda path: export_gguf(model, path, quantization)
-    )
+    file = gguf_path(model, quantization)
+    return built_once(file, lambda path: export_gguf(model, path, quantization))
 
 
 def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
@@ -106,9 +103,6 @@ def _check(quantization: str) -> None:
             import llama_cpp  # noqa: F401
         except ModuleNotFoundError as error:
             raise MissingExtraError("quantizing a GGUF file", "llamacpp") from error
-
-
-# --- writing ------------------------------------------------------------------------------------
 
 
 def _write(
@@ -142,8 +136,7 @@ def _write(
         types = {name: "F32" if t.ndim == 1 else plain for name, t in tensors.items()}
         for name, tensor in tensors.items():
             n_bytes = tensor.numel() * (4 if types[name] == "F32" else 2)
-            # The last argument is the type that counts for gguf.
-            raw = gguf.GGMLQuantizationType[types[name]]
+            raw = gguf.GGMLQuantizationType[types[name]]  # the type that counts for gguf
             writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), n_bytes, raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -173,10 +166,7 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
 
 
 def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
-    """The divisor of each of the head_dim / 2 rotary frequencies, where they are scaled.
-
-    llama.cpp reads the divisors of any scaling from one tensor.
-    """
+    """The divisor of each of the head_dim / 2 rotary frequencies: one tensor for any scaling."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = cast(dict[str, Any], config.rope_parameters)
@@ -206,13 +196,11 @@ def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
     for name, tensor in state.items():
         ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if ours is None:
-            raise ModelError(
-                f"a llama GGUF file has no place for {name}: use --engine transformers"
-            )
+            reason = f"a llama GGUF file has no place for {name}"
+            raise ModelError(f"{reason}: use --engine transformers")
         if not tensor.is_floating_point():
-            raise ModelError(
-                f"{name} is quantized ({tensor.dtype}): export the checkpoint before quantizing"
-            )
+            reason = f"{name} is quantized ({tensor.dtype})"
+            raise ModelError(f"{reason}: export the checkpoint before quantizing")
         if (n_heads := heads.get(name.split(".")[-2])) is not None:
             # Hugging Face rotates number i of a head with number i + head_dim / 2, llama.cpp's
             # llama models 2 i with 2 i + 1.
@@ -250,8 +238,6 @@ def _quantize(source: Path, target: Path, quantization: str) -> None:
         reason = errors[-1] if errors else f"it returned the error code {failed}"
         raise ModelError(f"llama.cpp could not quantize to {quantization}: {reason}")
 
-
-# --- llama.cpp's log ------------------------------------------------------------------------------
 
 _log = threading.Lock()
 """llama.cpp has one log function for the process: of two threads that set it and set it back, one

@@ -107,9 +107,6 @@ def _tokens(
     return tokens, types
 
 
-# --- byte-level BPE ---------------------------------------------------------------------------
-
-
 def _pre_tokenizer(spec: Mapping[str, Any]) -> str:
     """llama.cpp's name for the steps by which this tokenizer cuts text into words."""
     model, normalizer = spec["model"], spec["normalizer"]
@@ -121,12 +118,10 @@ def _pre_tokenizer(spec: Mapping[str, Any]) -> str:
             raise _unsupported(f"it has a {affix} ({model[affix]!r})")
     steps = tuple(_step(step) for step in _flat(spec["pre_tokenizer"], "pretokenizers"))
     whole = bool(model["ignore_merges"])
-    name = PRE_TOKENIZERS.get((steps, whole))
-    if name is None:
-        raise _unsupported(
-            f"its pre-tokenizer ({' + '.join(steps) or 'none'}, ignore_merges {whole}) is none of "
-            f"the known ones ({', '.join(PRE_TOKENIZERS.values())})"
-        )
+    if (name := PRE_TOKENIZERS.get((steps, whole))) is None:
+        found = f"{' + '.join(steps) or 'none'}, ignore_merges {whole}"
+        known = ", ".join(PRE_TOKENIZERS.values())
+        raise _unsupported(f"its pre-tokenizer ({found}) is none of the known ones ({known})")
     return name
 
 
@@ -139,9 +134,6 @@ def _step(step: Mapping[str, Any]) -> str:
         case {"pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}:
             return str(regex)
     return _short(step)
-
-
-# --- SentencePiece BPE ------------------------------------------------------------------------
 
 
 def _puts_space(spec: Mapping[str, Any]) -> bool:
@@ -190,9 +182,6 @@ def _scores(
         together = min(rank[token] for token in mixed)
         rank.update(dict.fromkeys(mixed, together))
     return [-float(rank.get(token, len(order))) for token in tokens]
-
-
-# --- both ---------------------------------------------------------------------------------------
 
 
 def _unsupported(reason: str) -> ModelError:

@@ -35,10 +35,9 @@ def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) 
     if len(prompt) + options.max_tokens > max_position:
         # The message begins with OpenAI's words: clients recognize the error by them.
         raise ContextLengthError(
-            f"this model's maximum context length is {max_position} tokens, but the "
-            f"prompt has {len(prompt)} ({prompt.media_tokens} of them for media) and the "
-            f"answer may take {options.max_tokens}: shorten the conversation or lower "
-            "max_tokens"
+            f"this model's maximum context length is {max_position} tokens, but the prompt has "
+            f"{len(prompt)} ({prompt.media_tokens} of them for media) and the answer may take "
+            f"{options.max_tokens}: shorten the conversation or lower max_tokens"
         )
     # In llama.cpp's attention, NaN would spread to the other requests of the step.
     if not all(block.is_finite for _, block in prompt.blocks):

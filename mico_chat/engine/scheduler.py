@@ -303,17 +303,13 @@ class Scheduler:
         return len(self._asked) > 1
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, which must fit into :attr:`max_position` tokens.
-
-        Raises:
-            RequestError: if a medium must be computed in one step and has too many tokens for it.
+        """Queue a sequence, which must fit into :attr:`max_position` tokens; a
+        :class:`RequestError` if a medium has too many tokens for the one step that it needs.
         """
         whole = [len(block) for _, block in sequence.prompt.blocks if not block.causal]
         if max(whole, default=0) > self.model.max_batch:
-            raise RequestError(
-                f"a medium has {max(whole)} tokens that must be computed together, but a step has "
-                f"at most {self.model.max_batch}: send a smaller one"
-            )
+            reason = f"a medium has {max(whole)} tokens that must be computed together, but a step"
+            raise RequestError(f"{reason} has at most {self.model.max_batch}: send a smaller one")
         sequence.sampler = self.model.sampler(sequence.options, sequence.index, sequence.grammar)
         self._asked[sequence.prompt.tenant] = self._clock()
         self.waiting.append(sequence)
@@ -382,9 +378,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Give slots to waiting sequences, tenant by tenant, until slots or cells run out.
 
-        A sequence whose prompt begins like one that is being computed waits for it, and then
-        reuses the common start. The last bits of what a model computes depend on the cells that are
-        used: a sequence with a seed that is alone finds none used.
+        A sequence whose prompt begins like one that is being computed waits, and then reuses the
+        common start. The last bits of what a model computes depend on the cells that are used: a
+        sequence with a seed that is alone finds none used.
         """
         if self._shares.total == self._shares.most:
             return

@@ -83,9 +83,8 @@ class TransformersModel:
     def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
         """Compute chunks of different slots; float32 logits (V,) after each token that wants them.
 
-        Chunks of similar length share a forward, so that less than half of it is padding; chunks of
-        one token have their own. Tokens that a slot holds after a chunk's start are dropped: a
-        failed step may have left them.
+        Chunks of similar length share a forward: less than half of it is padding. A failed step may
+        have left tokens in a slot after a chunk's start: they are dropped.
         """
         groups: dict[int, list[int]] = {}
         for place, chunk in enumerate(batch):
@@ -136,14 +135,9 @@ class TransformersModel:
         return list(logits.split(wanted))
 
 
-# --- keys and values ----------------------------------------------------------------------------
-
-
 class _Cells:
-    """Which cells hold the tokens of each slot, and the places of the forward that is running.
-
-    The forward's N new tokens have ``rows``, ``columns`` and the cells ``written``; it attends to
-    the cells ``seen`` (R, W).
+    """Which cells hold the tokens of each slot; ``rows``, ``columns`` and cells ``written`` (N,) of
+    the new tokens of the forward that is running, and the cells ``seen`` (R, W) by it.
     """
 
     rows: Tensor
@@ -271,9 +265,6 @@ def _keep(pool: Tensor, states: Tensor, cells: _Cells) -> Tensor:
     pool.index_copy_(0, cells.written.to(device), new)
     seen = pool.index_select(0, cells.seen.flatten().to(device))  # (R·W, H, D)
     return seen.view(*cells.seen.shape, *pool.shape[1:]).transpose(1, 2)
-
-
-# --- sampling -----------------------------------------------------------------------------------
 
 
 class TorchSampler:

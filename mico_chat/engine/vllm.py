@@ -24,15 +24,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -92,8 +84,8 @@ class VllmEngine:
         self._closed = False
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="mico-vllm")
-        self._thread.daemon = True
+        target = self._loop.run_forever
+        self._thread = threading.Thread(target=target, name="mico-vllm", daemon=True)
         self._thread.start()
         try:
             self._llm: Any = self._call(_start(arguments, self._gauge)).result()
@@ -139,7 +131,7 @@ class VllmEngine:
             serving.cancel()
 
     def medium(
-        self, tokens: Sequence[int], modality: str, data: Any, settings: Mapping[str, Any]
+        self, tokens: Collection[int], modality: str, data: Any, settings: Mapping[str, Any]
     ) -> VllmMedium:
         """The inputs that vLLM's processor makes of a medium.
 
@@ -248,10 +240,8 @@ class VllmEngine:
     def _deltas(self, request: Request, index: int, output: Any) -> Iterator[Delta]:
         reason: Any = output.finish_reason
         if reason == "error" and request.options.json_schema is not None:
-            raise RequestError(
-                "json_schema: vLLM cannot turn this schema into a grammar; the log of vLLM "
-                "gives the reason"
-            )
+            reason = "vLLM cannot turn this schema into a grammar; the log of vLLM gives the reason"
+            raise RequestError(f"json_schema: {reason}")
         if reason not in (None, "stop", "length") or (reason and not output.token_ids):
             raise ModelError(f"vLLM ended an answer early: {reason}")
         last = len(output.token_ids) - 1

@@ -59,6 +59,5 @@ def prompt_of_media(prompt: Prompt, limits: Mapping[str, int]) -> Any:
                 f"{n} media of the kind {modality}, but this service's vLLM takes at most "
                 f"{limits[modality]} in a request (limit_mm_per_prompt); a clip's sound counts too"
             )
-    return mm_input(
-        ids, MultiModalKwargsItems(items), keys, places, cache_salt=prompt.tenant or None
-    )
+    salt = prompt.tenant or None
+    return mm_input(ids, MultiModalKwargsItems(items), keys, places, cache_salt=salt)

@@ -98,20 +98,17 @@ def engine_arguments(
             raise ConfigError(f"the option {name!r} of the vllm engine cannot be set: {OURS[name]}")
     check_names("vllm", given, [field.name for field in dataclasses.fields(AsyncEngineArgs)])
     if quantization is not None and quantization not in QUANTIZATION_METHODS:
-        known = ", ".join(QUANTIZATION_METHODS)
-        raise ConfigError(
-            f"quantization {quantization!r}: the vllm engine lacks it; choose one of {known}"
-        )
+        reason = f"the vllm engine lacks it; choose one of {', '.join(QUANTIZATION_METHODS)}"
+        raise ConfigError(f"quantization {quantization!r}: {reason}")
+    by_media: dict[str, Any] = {"enable_prompt_embeds": True}
+    if media is not None:
+        by_media = {"limit_mm_per_prompt": dict(media), "mm_processor_cache_gb": 0}
     arguments: dict[str, Any] = {
         "model": str(llm),
         "tokenizer": str(llm),
         "dtype": dtype or "auto",
         "quantization": quantization,
-        **(
-            {"enable_prompt_embeds": True}
-            if media is None
-            else {"limit_mm_per_prompt": dict(media), "mm_processor_cache_gb": 0}
-        ),
+        **by_media,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "structured_outputs_config": JSON_SCHEMAS,

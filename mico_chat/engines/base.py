@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mico_chat.late import late
 with late():
     from mico_chat.adapters import mico
     from mico_chat.checkpoints import configs, footprint
+    from mico_chat.engine import batching
 
 AUTO = "auto"
 
@@ -122,8 +123,6 @@ class EngineRow(ABC):
     may_refuse = False
     """Whether only loading shows that it cannot read some models: the next engine takes these."""
 
-    # --- choice ---
-
     def installed(self) -> bool:
         return importlib.util.find_spec(self.module) is not None
 
@@ -150,18 +149,14 @@ class EngineRow(ABC):
         if self.sizes is not None:
             check_names(self.name, options.arguments, self.sizes)
             for name, value in options.arguments.items():
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                if type(value) is not int or value < 1:
                     raise ConfigError(
                         f"{name}: expected a whole number of at least 1, got {value!r}"
                     )
         quantization, known = options.quantization, self.quantizations
         if known and quantization is not None and quantization not in known:
-            raise ConfigError(
-                f"the {self.name} engine has no quantization {quantization!r}; known are "
-                f"{', '.join(known)}"
-            )
-
-    # --- memory ---
+            reason = f"the {self.name} engine has no quantization {quantization!r}"
+            raise ConfigError(f"{reason}; known are {', '.join(known)}")
 
     def needed_bytes(self, source: Source, options: EngineOptions) -> int:
         """The memory that a model will need beside that of the program, by an estimate."""
@@ -185,14 +180,19 @@ class EngineRow(ABC):
         """The file that the first start makes of a chat model; None if the model is read itself."""
         return None
 
-    # --- loading ---
-
     @abstractmethod
     def load(self, source: Source, options: EngineOptions) -> Loaded: ...
 
     def probe(self) -> str:
         """What the doctor says of an engine that works here; any error says that it does not."""
         return f"{importlib.import_module(self.module).__version__} can be imported"
+
+
+def batching_engine(
+    name: str, model: Any, tokenizer: Any, ending: Collection[int], options: EngineOptions
+) -> Engine:
+    running = options.running
+    return batching.BatchingEngine(model, tokenizer, ending, name=name, max_running=running)
 
 
 def ends(*saying: Any) -> set[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION, QUANTIZATIONS
-from mico_chat.engines.base import EngineOptions, EngineRow, Loaded
+from mico_chat.engines.base import EngineOptions, EngineRow, Loaded, batching_engine
 from mico_chat.engines.source import Source
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.late import late
@@ -17,7 +17,7 @@ with late():
     from mico_chat.adapters import gguf, mtmd, vocabulary
     from mico_chat.checkpoints import configs, footprint
     from mico_chat.checkpoints import load as checkpoint
-    from mico_chat.engine import batching, llamacpp, llamacpp_export
+    from mico_chat.engine import llamacpp, llamacpp_export
 
 
 class LlamaCpp(EngineRow):
@@ -94,9 +94,7 @@ class LlamaCpp(EngineRow):
                 raise
             llm = loading.result()
         ends = llm.ends | {processor.tokenizer.eos_token_id}
-        engine = batching.BatchingEngine(
-            llm, processor.tokenizer, ends, name=self.name, max_running=options.running
-        )
+        engine = batching_engine(self.name, llm, processor.tokenizer, ends, options)
         return Loaded.of_chat(chat, processor, engine)
 
     def _load_gguf(self, source: Source, options: EngineOptions) -> Loaded:
@@ -104,12 +102,10 @@ class LlamaCpp(EngineRow):
         assert source.files is not None
         file, mmproj = source.files.model, source.files.mmproj
         if options.quantization is not None:
-            raise ConfigError(
-                f"{file}: the file has a quantization, so --quantization has no meaning"
-            )
-        llm = llamacpp.LlamaCppModel(
-            file, max_batch=options.max_batch, mixed=False, **options.arguments
-        )
+            reason = "the file has a quantization, so --quantization has no meaning"
+            raise ConfigError(f"{file}: {reason}")
+        batch = options.max_batch
+        llm = llamacpp.LlamaCppModel(file, max_batch=batch, mixed=False, **options.arguments)
         try:
             words = vocabulary.Vocabulary(llm.weights)
             threads = options.arguments.get("threads")
@@ -118,10 +114,7 @@ class LlamaCpp(EngineRow):
         except BaseException:
             llm.close()
             raise
-        engine = batching.BatchingEngine(
-            llm, words, llm.ends, name=self.name, max_running=options.running
-        )
-        return Loaded(adapter, engine)
+        return Loaded(adapter, batching_engine(self.name, llm, words, llm.ends, options))
 
     def probe(self) -> str:
         return f"{llamacpp.start()} starts on this processor"

@@ -22,12 +22,8 @@ ENGINES: dict[str, EngineRow] = {row.name: row for row in (Vllm(), LlamaCpp(), T
 """The engines, in the order in which ``auto`` asks them. The last one is the reference."""
 
 NAMES = (AUTO, *sorted(ENGINES))
-
-
 ENGINE_HELP = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
-QUANTIZATION_HELP = "; ".join(
-    f"{name}: {ENGINES[name].some_quantizations}" for name in sorted(ENGINES)
-)
+QUANTIZATION_HELP = "; ".join(f"{name}: {ENGINES[name].some_quantizations}" for name in NAMES[1:])
 
 
 def setting_help(name: str) -> str:
@@ -55,10 +51,9 @@ def choose(options: EngineOptions, source: Source | None = None) -> tuple[Engine
 def candidates(
     options: EngineOptions, source: Source | None = None
 ) -> Iterator[tuple[EngineRow, str]]:
-    """The engines that may run a model with these options, the best first, each with the reason.
+    """One or more engines that may run a model, the best first, with reasons; see :func:`choose`.
 
-    There is one at least; errors are those of :func:`choose`. A later one is for a model that an
-    earlier one refuses when it is loaded.
+    A later one is for a model that an earlier one refuses when it is loaded.
     """
     form: Form = "chat" if source is None else source.form
     if source is not None and form != "gguf" and options.device is not None:
@@ -106,7 +101,6 @@ def _named(name: str, source: Source | None) -> EngineRow:
     row = ENGINES[engine_name(name)]
     if source is not None and source.form not in row.forms:
         others = " or ".join(f"--engine {one.name}" for one in readers(source.form))
-        raise ConfigError(
-            f"{source.model}: {row.name} does not read {FORMS[source.form]}: use {others}"
-        )
+        form = FORMS[source.form]
+        raise ConfigError(f"{source.model}: {row.name} does not read {form}: use {others}")
     return row

@@ -4,10 +4,7 @@ Another project's model is tried with a small medium of each kind before it serv
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +16,9 @@ from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.checkpoints.folders import generation_of, local_folder, model_folder
 from mico_chat.engine.alone import AloneModel
 from mico_chat.engine.base import Engine, Prompt
-from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.transformers import TransformersModel
-from mico_chat.engines.base import EngineOptions, Loaded, ends
+from mico_chat.engines.base import EngineOptions, Loaded, batching_engine, ends
 from mico_chat.engines.source import Source
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.media.kinds import TABLE, Kind
@@ -44,12 +40,8 @@ ALIKE = 0.999
 def torch_engine(llm: Any, tokenizer: Any, options: EngineOptions) -> Engine:
     """The engine of a causal language model in torch."""
     model = TransformersModel(llm, max_batch=options.max_batch, **options.arguments)
-    return _engine(model, tokenizer, ends(tokenizer, llm.config, llm.generation_config), options)
-
-
-def _engine(model: Any, tokenizer: Any, ending: set[int], options: EngineOptions) -> Engine:
-    running = options.running
-    return BatchingEngine(model, tokenizer, ending, name="transformers", max_running=running)
+    ending = ends(tokenizer, llm.config, llm.generation_config)
+    return batching_engine("transformers", model, tokenizer, ending, options)
 
 
 def bitsandbytes(quantization: str | None) -> Any:
@@ -81,13 +73,25 @@ def load_open(source: Source, options: EngineOptions) -> Loaded:
     tokenizer = adapter.tokenizer
     ending = ends(tokenizer, llm.config.get_text_config(), llm.generation_config)
     folder = local_folder(model_folder(source.model))
-    return Loaded(adapter, _engine(model, tokenizer, ending, options), generation_of(folder))
+    engine = batching_engine("transformers", model, tokenizer, ending, options)
+    return Loaded(adapter, engine, generation_of(folder))
 
 
-@contextmanager
-def _loading(model: str | Path, part: str) -> Iterator[None]:
+def read_config(source: Source, options: EngineOptions) -> Any:
+    return _read_part(transformers.AutoConfig, "config.json", source, options)
+
+
+def read_processor(source: Source, options: EngineOptions) -> Any:
+    part = "processor (tokenizer*.json, *_config.json, chat_template.jinja)"
+    return _read_part(transformers.AutoProcessor, part, source, options)
+
+
+def _read_part(auto: Any, part: str, source: Source, options: EngineOptions, **more: Any) -> Any:
+    """A part of another project's model, by a class of transformers."""
+    model, trusted = source.model, options.trust_remote_code
     try:
-        yield
+        folder = local_folder(model_folder(model))
+        return auto.from_pretrained(folder, trust_remote_code=trusted, **more)
     except Exception as error:  # what a broken file makes transformers raise may be anything
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
@@ -98,40 +102,17 @@ def _loading(model: str | Path, part: str) -> Iterator[None]:
         raise ModelError(f"{model}: transformers cannot load its {part}: {reason}") from error
 
 
-def read_config(source: Source, options: EngineOptions) -> Any:
-    with _loading(source.model, "config.json"):
-        return transformers.AutoConfig.from_pretrained(
-            local_folder(model_folder(source.model)), trust_remote_code=options.trust_remote_code
-        )
-
-
-def read_processor(source: Source, options: EngineOptions) -> Any:
-    part = "processor (tokenizer*.json, *_config.json, chat_template.jinja)"
-    with _loading(source.model, part):
-        return transformers.AutoProcessor.from_pretrained(
-            local_folder(model_folder(source.model)), trust_remote_code=options.trust_remote_code
-        )
-
-
 def _read(source: Source, options: EngineOptions) -> tuple[Any, Any]:
     config, quantization = read_config(source, options), bitsandbytes(options.quantization)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _loading(source.model, "weights (*.safetensors), or the model of config.json"):
-        auto: Any = transformers.AutoModelForMultimodalLM
-        if config.model_type in THINKERS:
-            auto = getattr(transformers, THINKERS[config.model_type])
-        llm = auto.from_pretrained(
-            local_folder(model_folder(source.model)),
-            dtype=options.dtype or "bfloat16",
-            quantization_config=quantization,
-            trust_remote_code=options.trust_remote_code,
-            **({} if quantization is None else {"device_map": {"": device}}),
-        )
+    auto = getattr(transformers, THINKERS.get(config.model_type, "AutoModelForMultimodalLM"))
+    part = "weights (*.safetensors), or the model of config.json"
+    given = {"dtype": options.dtype or "bfloat16", "quantization_config": quantization}
+    if quantization is not None:
+        given["device_map"] = {"": device}
+    llm = _read_part(auto, part, source, options, **given)
     processor = read_processor(source, options)
     return (llm if quantization else llm.to(device)).train(False), processor
-
-
-# --- the trial ------------------------------------------------------------------------------------
 
 
 def _disagreement(llm: Any, adapter: TransformersAdapter, batched: Any) -> str | None:
@@ -157,11 +138,9 @@ def _disagreement(llm: Any, adapter: TransformersAdapter, batched: Any) -> str |
     return None
 
 
-def _leave_out_failing(adapter: TransformersAdapter, model: AloneModel, name: str | Path) -> None:
-    """Leave out the kinds of media that the model cannot answer about alone either.
-
-    Raises:
-        ModelError: it answers about none of them.
+def _leave_out_failing(adapter: TransformersAdapter, model: AloneModel, name: object) -> None:
+    """Leave out the kinds of media that the model cannot answer about alone either; a
+    :class:`ModelError` if these are all.
     """
     works, reason = list[Kind](), ""
     for kind in adapter.input_modalities:

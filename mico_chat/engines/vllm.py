@@ -60,17 +60,14 @@ class Vllm(EngineRow):
             return checkpoint.read_token_table(llm, dtype).embed_tokens.weight
 
         arguments = vllm_start.engine_arguments(llm, options.arguments, **_named(options))
-        return Loaded.of_chat(
-            chat, processor, vllm.VllmEngine(arguments, tokenizer, ending, table=table)
-        )
+        engine = vllm.VllmEngine(arguments, tokenizer, ending, table=table)
+        return Loaded.of_chat(chat, processor, engine)
 
     def _load_open(self, source: Source, options: EngineOptions) -> Loaded:
         """Another project's model; this process has its processor alone."""
         folder = local_folder(model_folder(source.model))
-        config, processor = (
-            models.read_config(source, options),
-            models.read_processor(source, options),
-        )
+        config = models.read_config(source, options)
+        processor = models.read_processor(source, options)
         kinds = processors.reads(processor)
         arguments = vllm_start.engine_arguments(
             folder,

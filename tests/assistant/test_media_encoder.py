@@ -83,6 +83,16 @@ def encoder(
     encoder.close()
 
 
+async def begun(
+    encoder: MediaEncoder, model: Watched, medium: MediaFile | Medium
+) -> asyncio.Task[Any]:
+    """A request whose forward waits for the gate."""
+    model.gate.clear()
+    task = asyncio.create_task(encoded(encoder, medium))
+    await until(model.entered.is_set)
+    return task
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
@@ -160,9 +170,7 @@ async def test_bytes_a_path_and_arrays_give_the_same(encoder: MediaEncoder, tmp_
 async def test_requests_that_wait_are_encoded_in_one_forward(
     encoder: MediaEncoder, model: Watched, processor: MicoChatProcessor
 ) -> None:
-    model.gate.clear()
-    first = asyncio.create_task(encoded(encoder, picture(0)))
-    await until(model.entered.is_set)
+    first = await begun(encoder, model, picture(0))
     media: list[Medium] = [picture(1), clip(3), picture(2)]
     others = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
     await until(lambda: encoder.n_waiting == 3)
@@ -179,9 +187,7 @@ async def test_requests_that_wait_are_encoded_in_one_forward(
 async def test_media_that_are_to_be_alone_share_no_forward(
     encoder: MediaEncoder, model: Watched
 ) -> None:
-    model.gate.clear()
-    first = asyncio.create_task(encoded(encoder, picture(0)))
-    await until(model.entered.is_set)
+    first = await begun(encoder, model, picture(0))
     media = [picture(1), picture(2)]
     others = [asyncio.create_task(encoder.encode(media, alone=alone)) for alone in (False, True)]
     await until(lambda: encoder.n_waiting == 4)
@@ -192,9 +198,7 @@ async def test_media_that_are_to_be_alone_share_no_forward(
 
 @in_loop
 async def test_a_batch_has_an_end(encoder: MediaEncoder, model: Watched) -> None:
-    model.gate.clear()
-    first = asyncio.create_task(encoded(encoder, picture(0)))
-    await until(model.entered.is_set)
+    first = await begun(encoder, model, picture(0))
     many = [picture(seed) for seed in range(1, MAX_UNITS + 3)]
     others = asyncio.create_task(encoded(encoder, *many))
     await until(lambda: encoder.n_waiting == len(many))
@@ -302,9 +306,7 @@ async def test_a_request_that_waits_can_be_cancelled(encoder: MediaEncoder, mode
 async def test_a_medium_given_up_in_the_queue_is_not_encoded(
     encoder: MediaEncoder, model: Watched
 ) -> None:
-    model.gate.clear()
-    first = asyncio.create_task(encoded(encoder, number(b"1")))
-    await until(model.entered.is_set)
+    first = await begun(encoder, model, number(b"1"))
     second = asyncio.create_task(encoded(encoder, number(b"2")))
     await until(lambda: encoder.n_waiting == 1)
     await cancelled(second)
@@ -335,10 +337,8 @@ async def test_an_error_reaches_all_under_their_own_names_and_is_not_kept(
 async def test_a_medium_that_cannot_be_encoded_fails_alone(
     encoder: MediaEncoder, model: Watched
 ) -> None:
-    model.gate.clear()
     model.cannot = "normal"
-    first = asyncio.create_task(encoded(encoder, picture(9)))
-    await until(model.entered.is_set)
+    first = await begun(encoder, model, picture(9))
     media = one_of_each()
     tasks = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
     await until(lambda: encoder.n_waiting == len(media) + 1)  # one has a sound track
@@ -499,9 +499,7 @@ async def test_a_tenants_clips_do_not_take_all_decoders(
 
 @in_loop
 async def test_a_batch_without_end_is_given_up(encoder: MediaEncoder, model: Watched) -> None:
-    model.gate.clear()
-    asked = [asyncio.create_task(encoded(encoder, picture(9)))]
-    await until(model.entered.is_set)
+    asked = [await begun(encoder, model, picture(9))]
     asked += [asyncio.create_task(encoded(encoder, picture(n))) for n in range(2)]
     await until(lambda: encoder.n_waiting == 2)
     assert encoder.busy_s > 0

@@ -44,7 +44,7 @@ def replica(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def assistant(replica: Path) -> Iterator[Assistant]:
-    with closing(load_assistant(replica, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(replica) as assistant:
         adapter = assistant.adapter
         assert isinstance(adapter, TransformersAdapter)
         # Alone, the library's own code would give the right tokens in any case.
@@ -85,24 +85,31 @@ async def tokens_of(assistant: Assistant, *messages: Message) -> tuple[list[int]
     return Answered(deltas), deltas[-1].usage, prompt
 
 
+async def together(assistant: Assistant, *asked: list[dict[str, Any]]) -> list[list[int]]:
+    work = (tokens_of(assistant, message(media)) for media in asked)
+    return [tokens for tokens, _, _ in await asyncio.gather(*work)]
+
+
+def expected(replica: Path, *media: dict[str, Any]) -> list[int]:
+    """The library's own greedy tokens."""
+    return replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
+
+
+def loaded(folder: Path) -> Any:
+    return closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32))
+
+
 def test_greedy_tokens_are_the_librarys(replica: Path, assistant: Assistant) -> None:
     for media in conversations(replica.name):
-        expected = replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
         tokens, usage, prompt = run(tokens_of(assistant, message(media)))
-        assert tokens == expected, [part["type"] for part in media]
+        assert tokens == expected(replica, *media), [part["type"] for part in media]
         assert usage.media_tokens == prompt.media_tokens > 0
 
 
 def test_requests_at_once_do_not_touch_each_other(replica: Path, assistant: Assistant) -> None:
     asked = [*conversations(replica.name), []]
-    expected = [replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS) for media in asked]
     assistant.encoder.cache.clear()
-
-    async def together() -> list[list[int]]:
-        work = (tokens_of(assistant, message(media)) for media in asked * 2)
-        return [tokens for tokens, _, _ in await asyncio.gather(*work)]
-
-    assert run(together()) == expected * 2
+    assert run(together(assistant, *asked * 2)) == [expected(replica, *m) for m in asked] * 2
 
 
 def test_a_second_turn_reuses_what_the_first_computed(replica: Path, assistant: Assistant) -> None:
@@ -114,15 +121,12 @@ def test_a_second_turn_reuses_what_the_first_computed(replica: Path, assistant: 
     turns = [first, Message.assistant("I see."), Message.user(QUESTION)]
     tokens, usage, _ = run(tokens_of(assistant, *turns))
     assert usage.cached_tokens > usage.media_tokens
-    shown = [user(*media, "Look at this."), {"role": "assistant", "content": _text("I see.")}]
-    expected = replicas.reference(replica, [*shown, user(QUESTION)], N_TOKENS)
-    assert tokens == expected
+    said = {"role": "assistant", "content": [{"type": "text", "text": "I see."}]}
+    shown = [user(*media, "Look at this."), said, user(QUESTION)]
+    right = replicas.reference(replica, shown, N_TOKENS)
+    assert tokens == right
     assistant.encoder.cache.clear()
-    assert run(tokens_of(assistant, *turns))[0] == expected
-
-
-def _text(text: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text}]
+    assert run(tokens_of(assistant, *turns))[0] == right
 
 
 def test_the_cost_is_known_before(replica: Path, assistant: Assistant) -> None:
@@ -155,8 +159,7 @@ def test_typed_markup_stays_text(replica: Path, assistant: Assistant) -> None:
             [[message([part_of(kind, 1)], hostile)]], GenerationOptions(max_tokens=3)
         )
         assert answer[0].usage.media_tokens == plain.media_tokens
-    tokens = run(tokens_of(assistant, message([], QUESTION)))[0]
-    assert tokens == replicas.reference(replica, [user(QUESTION)], N_TOKENS)
+    assert run(tokens_of(assistant, message([], QUESTION)))[0] == expected(replica)
 
 
 def test_what_it_lacks_is_refused_with_what_it_reads(replica: Path, assistant: Assistant) -> None:
@@ -214,8 +217,7 @@ def test_a_sound_too_long_is_cut_and_said(replica: Path, assistant: Assistant) -
     long["audio"] = np.tile(long["audio"], 31)
     (report,) = reported(assistant, decoded(long))
     assert report.cut == ["the model hears the first 30 s of 31.0 s"]
-    tokens = run(tokens_of(assistant, message([long])))[0]
-    assert tokens == replicas.reference(replica, [user(long, QUESTION)], N_TOKENS)
+    assert run(tokens_of(assistant, message([long])))[0] == expected(replica, long)
 
 
 def test_the_smallest_media_are_read(replica: Path, assistant: Assistant) -> None:
@@ -251,7 +253,7 @@ def test_a_clips_sound_is_heard_or_said_to_be_left_out(replica: Path, assistant:
     (report,) = reported(assistant, clip)
     tokens = run(tokens_of(assistant, Message.user(clip, QUESTION)))[0]
     shown = [part, track] if "audio" in reads else [part]
-    assert tokens == replicas.reference(replica, [user(*shown, QUESTION)], N_TOKENS)
+    assert tokens == expected(replica, *shown)
     assert report.audio_used is ("audio" in reads)
     left_out = ["the sound track was left out: this model reads no sounds"]
     assert report.cut == ([] if "audio" in reads else left_out)
@@ -270,18 +272,12 @@ def test_a_model_that_does_not_batch_runs_alone(
     replica: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(open_models, "_disagreement", lambda *_: "tried so")
-    with closing(load_assistant(replica, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(replica) as assistant:
         assert "requests run alone, one after the other: tried so" in caplog.text
         asked = [*conversations(replica.name), []]
         # A picture among several, which LLaVA-OneVision does not tile, needs batching.
         asked = [m for m in asked if replica.name != "llava_onevision" or len(m) < 2]
-
-        async def together() -> list[list[int]]:
-            work = (tokens_of(assistant, message(media)) for media in asked)
-            return [tokens for tokens, _, _ in await asyncio.gather(*work)]
-
-        for media, tokens in zip(asked, run(together()), strict=True):
-            assert tokens == replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
+        assert run(together(assistant, *asked)) == [expected(replica, *media) for media in asked]
 
 
 def test_a_kind_that_fails_in_the_trial_is_left_out_aloud(
@@ -296,13 +292,13 @@ def test_a_kind_that_fails_in_the_trial_is_left_out_aloud(
         return processed(self, medium, n)
 
     monkeypatch.setattr(TransformersAdapter, "_processed", breaks)
-    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(folder) as assistant:
         assert "cannot be shown the kind video here: LookupError: no num2words here" in caplog.text
         assert assistant.input_modalities == ("image", "depth", "normal")
         tokens = run(tokens_of(assistant, message([part_of("image", 1)])))[0]
         with pytest.raises(RequestError, match="cannot read a clip; it reads pictures"):
             run(tokens_of(assistant, message([part_of("video", 1)])))
-    assert tokens == replicas.reference(folder, [user(part_of("image", 1), QUESTION)], N_TOKENS)
+    assert tokens == expected(folder, part_of("image", 1))
     failing.add("image")
     with pytest.raises(ModelError, match=r"it can be shown no medium here.*no num2words"):
         load_assistant(folder, FakeDecoder(), IN_FLOAT32)
@@ -313,10 +309,9 @@ def test_of_a_model_that_speaks_the_part_that_answers_is_loaded(tmp_path: Path) 
     folder = replicas.build("qwen2_5_omni", tmp_path / "thinker")
     whole = replicas.whole_omni(folder, tmp_path / "whole")
     media = [part_of("image", 1), part_of("audio", 2)]
-    with closing(load_assistant(whole, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(whole) as assistant:
         assert assistant.adapter.input_modalities == ("image", "audio", "video")
-        tokens = run(tokens_of(assistant, message(media)))[0]
-    assert tokens == replicas.reference(folder, [user(*media, QUESTION)], N_TOKENS)
+        assert run(tokens_of(assistant, message(media)))[0] == expected(folder, *media)
 
 
 def test_smolvlms_clips_have_a_template_of_their_own(tmp_path: Path) -> None:
@@ -326,10 +321,10 @@ def test_smolvlms_clips_have_a_template_of_their_own(tmp_path: Path) -> None:
     without = template.read_text().replace("<video>", "")
     template.write_text(without)
     clip, picture = part_of("video", 1), part_of("image", 1)
-    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(folder) as assistant:
         for part in (clip, picture):
             tokens = run(tokens_of(assistant, message([part])))[0]
-            assert tokens == replicas.reference(folder, [user(part, QUESTION)], N_TOKENS)
+            assert tokens == expected(folder, part)
 
 
 def test_pictures_whose_tokens_attend_to_each_other_run_alone(
@@ -337,16 +332,10 @@ def test_pictures_whose_tokens_attend_to_each_other_run_alone(
 ) -> None:
     folder = replicas.build("gemma3", tmp_path / "gemma3")
     asked = [[part_of("image", 1)], [part_of("image", 2), part_of("image", 3)], []]
-    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(folder) as assistant:
         assert "run alone, one after the other: tokens of a medium attend to later" in caplog.text
-
-        async def together() -> list[list[int]]:
-            work = (tokens_of(assistant, message(media)) for media in asked * 2)
-            return [tokens for tokens, _, _ in await asyncio.gather(*work)]
-
-        found = run(together())
-    expected = [replicas.reference(folder, [user(*media, QUESTION)], N_TOKENS) for media in asked]
-    assert found == expected * 2
+        found = run(together(assistant, *asked * 2))
+    assert found == [expected(folder, *media) for media in asked] * 2
 
 
 def test_other_logits_are_noticed(
@@ -362,11 +351,10 @@ def test_other_logits_are_noticed(
 
     monkeypatch.setattr(Decoder, "hidden", wrong)
     caplog.set_level(logging.WARNING)
-    with closing(load_assistant(replica, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(replica) as assistant:
         assert "differ from the model's own" in caplog.text
         media = conversations(replica.name)[0]
-        tokens = run(tokens_of(assistant, message(media)))[0]
-    assert tokens == replicas.reference(replica, [user(*media, QUESTION)], N_TOKENS)
+        assert run(tokens_of(assistant, message(media)))[0] == expected(replica, *media)
 
 
 def test_a_model_that_raises_in_the_trial_runs_alone(
@@ -378,10 +366,9 @@ def test_a_model_that_raises_in_the_trial_runs_alone(
     monkeypatch.setattr("mico_chat.adapters.capture.Capture.why_not", broken)
     folder = replicas.build("qwen2_audio", tmp_path / "qwen2_audio")
     sound = part_of("audio", 1)
-    with closing(load_assistant(folder, FakeDecoder(), IN_FLOAT32)) as assistant:
+    with loaded(folder) as assistant:
         assert "run alone, one after the other: KeyError: 'inputs_embeds'" in caplog.text
-        tokens = run(tokens_of(assistant, message([sound])))[0]
-    assert tokens == replicas.reference(folder, [user(sound, QUESTION)], N_TOKENS)
+        assert run(tokens_of(assistant, message([sound])))[0] == expected(folder, sound)
 
 
 def test_code_that_a_model_brings_is_not_run(tmp_path: Path) -> None:
