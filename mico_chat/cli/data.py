@@ -39,10 +39,9 @@ def build(
     config: Config,
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder or address for the shards.")],
     overrides: Overrides = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes, by Ray; 0: this one. Default: the recipe's."),
-    ] = None,
+    workers: int | None = typer.Option(
+        None, min=0, help="Processes, by Ray; 0: this one. Default: the recipe's."
+    ),
 ) -> None:
     """Cut videos into clips, annotate them, and write shards. The same command goes on.
 
@@ -79,15 +78,12 @@ Build = Annotated[str, typer.Argument(metavar="SHARDS", help="The folder or addr
 @data.command()
 def look(
     shards: Shards,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the page; 0: any free one.")
-    ] = 7870,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write one page that needs no server instead."),
-    ] = None,
-    clips: Annotated[int, typer.Option(min=1, help="Clips on the page of --html.")] = 24,
+    port: int = typer.Option(7870, min=0, max=65535, help="Port of the page; 0: any free one."),
+    no_open: bool = typer.Option(False, "--no-open", help="Open no browser."),
+    html: Path | None = typer.Option(
+        None, metavar="FILE", help="Write one page that needs no server instead."
+    ),
+    clips: int = typer.Option(24, min=1, help="Clips on the page of --html."),
 ) -> None:
     """Look at clips in the browser: frames, sound, captions, depth; also those left out, and why.
 
@@ -115,8 +111,8 @@ def subset(
         str, typer.Option(metavar="SIZES", help="Clips of each subset: 1M,10M; the smallest first.")
     ],
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder or address for the subsets.")],
-    seed: Annotated[int, typer.Option(help="Another seed takes other clips.")] = 0,
-    samples: Annotated[int, typer.Option(min=1, help="Clips a shard.")] = 1000,
+    seed: int = typer.Option(0, help="Another seed takes other clips."),
+    samples: int = typer.Option(1000, min=1, help="Clips a shard."),
 ) -> None:
     """Write subsets, each within the next, with all sources, lengths, media and concepts.
 
@@ -129,18 +125,11 @@ def subset(
 @data.command()
 def remove(
     shards: Build,
-    ids: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Ids: .txt, one a line; .csv or .parquet, with a column id."
-        ),
-    ] = None,
-    source: Annotated[
-        list[str] | None, typer.Option(help="All clips of a source. Repeatable.")
-    ] = None,
-    licence: Annotated[
-        list[str] | None, typer.Option(help="All clips with a licence. Repeatable.")
-    ] = None,
+    ids: Path | None = typer.Option(
+        None, metavar="FILE", help="Ids: .txt, one a line; .csv or .parquet, with a column id."
+    ),
+    source: list[str] | None = typer.Option(None, help="All clips of a source. Repeatable."),
+    licence: list[str] | None = typer.Option(None, help="All clips with a licence. Repeatable."),
 ) -> None:
     """Take clips out of finished shards. A later build does not bring them back.
 

@@ -176,12 +176,10 @@ def rm(
 
 
 def ps(
-    url: Annotated[
-        str | None, typer.Option(envvar=API, help="Address of the server. Default: port 8000 here.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(envvar=API_KEY, help="The key for that server.")
-    ] = None,
+    url: str | None = typer.Option(
+        None, envvar=API, help="Address of the server. Default: port 8000 here."
+    ),
+    key: str | None = typer.Option(None, envvar=API_KEY, help="The key for that server."),
     as_json: AsJson = False,
 ) -> None:
     """Show the models of a running service: which are loaded, how large they are, who uses them."""

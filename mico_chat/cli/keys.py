@@ -45,27 +45,22 @@ LOCAL = "local"
 @keys.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="Whose key it is; for the list.")],
-    tenant: Annotated[
-        str | None,
-        typer.Option(help="Share media and conversations with the keys that name it too."),
-    ] = None,
-    rate_limit: Annotated[
-        str | None, typer.Option(help="Such as 60/minute. Default: the service's own limit.")
-    ] = None,
-    scope: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What the key opens: chat, metrics (/metrics) or admin (/v1/keys, and everybody's "
-            "batches). Repeatable. Default: chat."
-        ),
-    ] = None,
-    take_history: Annotated[
-        bool | None,
-        typer.Option(
-            "--take-history/--no-take-history",
-            help="Give the key what was asked without a key. Default: ask, for the first key.",
-        ),
-    ] = None,
+    tenant: str | None = typer.Option(
+        None, help="Share media and conversations with the keys that name it too."
+    ),
+    rate_limit: str | None = typer.Option(
+        None, help="Such as 60/minute. Default: the service's own limit."
+    ),
+    scope: list[str] | None = typer.Option(
+        None,
+        help="What the key opens: chat, metrics (/metrics) or admin (/v1/keys, and everybody's "
+        "batches). Repeatable. Default: chat.",
+    ),
+    take_history: bool | None = typer.Option(
+        None,
+        "--take-history/--no-take-history",
+        help="Give the key what was asked without a key. Default: ask, for the first key.",
+    ),
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
     media_dir: MediaDir = None,
@@ -133,13 +128,11 @@ def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> Non
 @keys.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="As the list has it: key-...")],
-    return_history: Annotated[
-        bool | None,
-        typer.Option(
-            "--return-history/--no-return-history",
-            help="Let what the key has be seen without a key. Default: ask, for the last key.",
-        ),
-    ] = None,
+    return_history: bool | None = typer.Option(
+        None,
+        "--return-history/--no-return-history",
+        help="Let what the key has be seen without a key. Default: ask, for the last key.",
+    ),
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
     media_dir: MediaDir = None,

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -88,12 +88,9 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _every_command(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ] = False,
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None: ...
 
 
@@ -102,21 +99,19 @@ def _every_command(
 @takes_media
 def ask(
     ctx: typer.Context,
-    question: Annotated[str | None, typer.Argument(help="What to ask about the media.")] = None,
+    question: str | None = typer.Argument(None, help="What to ask about the media."),
     media: Media = (),
     model: Model = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: answer, usage, media.")
-    ] = False,
-    batch: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='Answer every line of a JSONL file: {"id", "message", "image": [paths], ...}. '
-            "Relative paths are looked for here, then in the file's folder.",
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    as_json: bool = typer.Option(
+        False, "--json", help="Print one JSON object: answer, usage, media."
+    ),
+    batch: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help='Answer every line of a JSONL file: {"id", "message", "image": [paths], ...}. '
+        "Relative paths are looked for here, then in the file's folder.",
+    ),
+    batch_size: int = typer.Option(8, min=1, help="Questions answered at once."),
     options: GenerationOptions = GREEDY,
     engine: Engine = "auto",
     quantization: Quantization = None,
@@ -180,39 +175,27 @@ def serve(ctx: typer.Context) -> None:
 @takes_media
 def chat(
     ctx: typer.Context,
-    question: Annotated[
-        str | None,
-        typer.Argument(help="Answer this one question and end. A pipe's text is added to it."),
-    ] = None,
+    question: str | None = typer.Argument(
+        None, help="Answer this one question and end. A pipe's text is added to it."
+    ),
     media: Media = (),
-    api: Annotated[
-        str | None,
-        typer.Option(
-            envvar=API, help="Address of a running server. Default: start one for this chat."
-        ),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(envvar=API_KEY, help="The key for that server.")
-    ] = None,
-    go_on: Annotated[
-        bool, typer.Option("--continue", help="Continue the last conversation.")
-    ] = False,
-    system: Annotated[
-        str | None, typer.Option(help="System prompt: instructions for the model.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="A setting: temperature=0.7. Repeatable; /settings lists them.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with settings for the server that is started.")
-    ] = None,
+    api: str | None = typer.Option(
+        None, envvar=API, help="Address of a running server. Default: start one for this chat."
+    ),
+    key: str | None = typer.Option(None, envvar=API_KEY, help="The key for that server."),
+    go_on: bool = typer.Option(False, "--continue", help="Continue the last conversation."),
+    system: str | None = typer.Option(None, help="System prompt: instructions for the model."),
+    settings: list[str] | None = typer.Option(
+        None,
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting: temperature=0.7. Repeatable; /settings lists them.",
+    ),
+    config: Path | None = typer.Option(
+        None, help="TOML file with settings for the server that is started."
+    ),
     model: Model = None,
-    engine: Annotated[str | None, typer.Option(help=f"{ENGINE_HELP}.")] = None,
+    engine: str | None = typer.Option(None, help=f"{ENGINE_HELP}."),
     quantization: Quantization = None,
     load_in_4bit: LoadIn4bit = False,
     load_in_8bit: LoadIn8bit = False,
@@ -252,25 +235,18 @@ def chat(
 @app.command(context_settings=ALL_ARGUMENTS)
 def ui(
     ctx: typer.Context,
-    api: Annotated[
-        str | None,
-        typer.Option(help="Address of a running server. Default: one is started beside the page."),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page.")] = 7860,
-    api_port: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65535, help="Port of the server beside it. Default: serve's, 8000."
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let other machines in without a key.")
-    ] = False,
-    origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Address of the page behind a proxy: https://chat.example.org."),
-    ] = None,
+    api: str | None = typer.Option(
+        None, help="Address of a running server. Default: one is started beside the page."
+    ),
+    host: str = typer.Option("127.0.0.1", help="Address the page listens on."),
+    port: int = typer.Option(7860, min=0, max=65535, help="Port of the page."),
+    api_port: int | None = typer.Option(
+        None, min=1, max=65535, help="Port of the server beside it. Default: serve's, 8000."
+    ),
+    insecure: bool = typer.Option(False, "--insecure", help="Let other machines in without a key."),
+    origin: list[str] | None = typer.Option(
+        None, help="Address of the page behind a proxy: https://chat.example.org."
+    ),
 ) -> None:
     """Chat in the browser. Options of `mico-chat serve` are passed on to the server it starts.
 
@@ -297,13 +273,8 @@ def ui(
 
 @app.command()
 def doctor(
-    model: Annotated[
-        str | None,
-        typer.Argument(help=f"{NAMES} Default: MICO_MODEL, or else mini."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, for programs.")
-    ] = False,
+    model: str | None = typer.Argument(None, help=f"{NAMES} Default: MICO_MODEL, or else mini."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object, for programs."),
     engine: Engine = "auto",
     quantization: Quantization = None,
     device: Device = None,

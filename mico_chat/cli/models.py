@@ -96,18 +96,15 @@ def assemble(
         str, typer.Option(metavar="NAME", help="Any causal language model: folder or hub name.")
     ],
     output: Output,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(help="vicuna_v1.1, or a Jinja file. Default: the language model's own."),
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Such as bridge.hidden_size=512, bridge.frame_grid=2. Repeatable.",
-        ),
-    ] = None,
+    chat_template: str | None = typer.Option(
+        None, help="vicuna_v1.1, or a Jinja file. Default: the language model's own."
+    ),
+    options: list[str] | None = typer.Option(
+        None,
+        "--set",
+        metavar="KEY=VALUE",
+        help="Such as bridge.hidden_size=512, bridge.frame_grid=2. Repeatable.",
+    ),
 ) -> None:
     """Make a chat model out of an encoder and a language model; train its bridge next.
 
@@ -125,9 +122,9 @@ def assemble(
 def merge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=NAMES)],
     output: Output,
-    dtype: Annotated[
-        str, typer.Option(help="Of the language model: float32, bfloat16, float16, or as stored.")
-    ] = "auto",
+    dtype: str = typer.Option(
+        "auto", help="Of the language model: float32, bfloat16, float16, or as stored."
+    ),
 ) -> None:
     """Write a model as one folder that works anywhere: adapter merged, language model in llm/.
 
@@ -145,9 +142,7 @@ def merge(
 def gguf(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     model: Model = None,
-    quantization: Annotated[
-        str, typer.Option(help="F32, F16, BF16, Q8_0, Q4_K_M or Q4_0.")
-    ] = "Q8_0",
+    quantization: str = typer.Option("Q8_0", help="F32, F16, BF16, Q8_0, Q4_K_M or Q4_0."),
 ) -> None:
     """Write the language model, its adapter merged, as a GGUF file for llama.cpp.
 
@@ -164,40 +159,30 @@ def mico(
         Path, typer.Argument(metavar="CKPT", help="model_step_N.pt, or the folder it came in.")
     ],
     output: Annotated[Path, typer.Option(help="The folder to write; with --to-mico also a .pt.")],
-    to_mico: Annotated[
-        bool, typer.Option("--to-mico", help="The other way round: CKPT is a model folder.")
-    ] = False,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="The text branch's, a folder or hub name: google-bert/bert-base-uncased."
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels a side. Default: the checkpoint's.")
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(min=1, help="Frame embeddings of videos. Default: the checkpoint's."),
-    ] = None,
-    slices: Annotated[
-        int | None,
-        typer.Option(min=1, help="Frame embeddings of sounds. Default: the checkpoint's."),
-    ] = None,
-    num_heads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Attention heads of the encoder. Default: its width / 88."),
-    ] = None,
-    text_heads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Attention heads of the text branch. Default: its width / 64."),
-    ] = None,
-    compare: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Compare with the original's numbers: safetensors, in.*, out.*."
-        ),
-    ] = None,
+    to_mico: bool = typer.Option(
+        False, "--to-mico", help="The other way round: CKPT is a model folder."
+    ),
+    tokenizer: str | None = typer.Option(
+        None, help="The text branch's, a folder or hub name: google-bert/bert-base-uncased."
+    ),
+    image_size: int | None = typer.Option(
+        None, min=1, help="Pixels a side. Default: the checkpoint's."
+    ),
+    frames: int | None = typer.Option(
+        None, min=1, help="Frame embeddings of videos. Default: the checkpoint's."
+    ),
+    slices: int | None = typer.Option(
+        None, min=1, help="Frame embeddings of sounds. Default: the checkpoint's."
+    ),
+    num_heads: int | None = typer.Option(
+        None, min=1, help="Attention heads of the encoder. Default: its width / 88."
+    ),
+    text_heads: int | None = typer.Option(
+        None, min=1, help="Attention heads of the text branch. Default: its width / 64."
+    ),
+    compare: Path | None = typer.Option(
+        None, metavar="FILE", help="Compare with the original's numbers: safetensors, in.*, out.*."
+    ),
 ) -> None:
     """Convert the released MiCo checkpoint to a folder of stage 1, or back.
 
@@ -289,8 +274,8 @@ def predict(
 def world(
     config: Annotated[Path, typer.Option(help="What to build: samples of each sort, a YAML file.")],
     output: Annotated[Path, typer.Option(help="Folder for the shards.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
+    workers: int = typer.Option(os.cpu_count() or 1, min=1, help="Processes."),
+    seed: int = typer.Option(0, min=0, help="The same seed gives the same shards."),
 ) -> None:
     """Make training data: paired media, captions, and questions with exact answers."""
     check_extra("train", "mico-chat world", build)
