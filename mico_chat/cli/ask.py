@@ -216,8 +216,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     except OSError as error:
         raise DataError(file, None, f"cannot be read ({error.strerror})") from error
     # splitlines() would also split at U+2028, which JSON strings may hold.
-    numbered = enumerate(text.split("\n"), start=1)
-    return [(number, line) for number, line in numbered if line.strip()]
+    return [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _parse(file: Path, number: int, line: str) -> _Request:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mico_chat.cli.models import Config, Overrides
-from mico_chat.cli.options import check_extra, in_columns, log_to_stderr
+from mico_chat.cli.options import check_extra, group, in_columns, log_to_stderr
 from mico_chat.errors import ConfigError
 from mico_chat.late import late
 
@@ -21,9 +21,7 @@ with late():
     from mico_corpus.packing import subsets
     from mico_training import recipe as files
 
-data = typer.Typer(
-    help="Make training data of your own videos.", no_args_is_help=True, rich_markup_mode=None
-)
+data = group("Make training data of your own videos.")
 
 
 @data.command()

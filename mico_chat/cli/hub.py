@@ -88,11 +88,11 @@ def _fit(planned: hub.Plan) -> str:
     is_gguf = any(file.endswith(".gguf") for file in planned.files)
     gpu = None if is_gguf else devices.gpu_memory(None)
     held_in, (free, most) = ("memory", memory()) if gpu is None else ("the GPU", gpu)
-    has = f"{held_in} has {gigabytes(free)} free of {gigabytes(most)}"
+    takes = f"running it takes about {gigabytes(needed)}, and {held_in} has"
+    takes += f" {gigabytes(free)} free of {gigabytes(most)}"
     if needed <= free:
-        return f"fits: running it takes about {gigabytes(needed)}, and {has}"
+        return f"fits: {takes}"
     smaller = "a smaller quantization" if is_gguf else "--quantization nf4, or a smaller model"
-    takes = f"running it takes about {gigabytes(needed)}, and {has}"
     return f"does not fit as it is: {takes}; try {smaller}"
 
 
@@ -155,11 +155,8 @@ def _packaged() -> list[Listed]:
 def _listed(model: hub.CachedModel) -> Listed:
     kinds: Sequence[str] = ()
     with suppress(MicoError):  # a config that cannot be read
-        kinds = (
-            ()
-            if model.folder is None
-            else Source.of_folder(model.name, model.folder).input_modalities
-        )
+        if model.folder is not None:
+            kinds = Source.of_folder(model.name, model.folder).input_modalities
     note = f"partial; mico-chat pull {model.name}" if model.partial else ""
     return Listed(model.name, model.bytes, kinds, model.last_used, model.partial, note)
 

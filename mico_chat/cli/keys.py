@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from mico_chat.cli.options import check_extra, in_columns
+from mico_chat.cli.options import check_extra, group, in_columns
 from mico_chat.late import late
 
 with late():
@@ -20,11 +20,7 @@ with late():
 
 T = TypeVar("T")
 
-keys = typer.Typer(
-    help="Keys that a service asks its clients for.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+keys = group("Keys that a service asks its clients for.")
 
 DatabaseUrl = Annotated[
     str | None,

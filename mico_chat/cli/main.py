@@ -297,9 +297,7 @@ def doctor(
 
 app.command()(hub.pull)
 app.command("list")(hub.list_models)
-app.command()(hub.rm)
-app.command()(hub.ps)
-for _command in (models.setup, models.assemble, models.merge, models.train_stage1):
+for _command in (hub.rm, hub.ps, models.setup, models.assemble, models.merge, models.train_stage1):
     app.command()(_command)
 for _stage, _help in (
     ("train-stage2", "Align the bridge with a frozen language model."),

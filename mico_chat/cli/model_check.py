@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -208,16 +209,8 @@ def fit(
     totals = {p: engine.total(needs, p) for p in (precision, *engine.smaller)}
     n = totals[precision]
     parameters = needs.llm_parameters + sum(count for count, _ in needs.parts.values())
-    facts = {
-        **{
-            "needed": n,
-            "free": free,
-            "engine": engine.name,
-            "precision": precision,
-            "totals": totals,
-        },
-        **{"parameters": parameters, "context": needs.context},
-    }
+    facts: dict[str, Any] = {"needed": n, "free": free, "engine": engine.name, "totals": totals}
+    facts |= {"precision": precision, "parameters": parameters, "context": needs.context}
     text = (
         f"{parameters / 1e6:,.1f} M parameters in {precision} and a full context of "
         f"{needs.context} tokens need {gigabytes(n)} with {engine.name}; {held_in} has "

@@ -20,6 +20,7 @@ from mico_chat.cli.options import (
     Output,
     check_extra,
     extra,
+    group,
     log_to_stderr,
     pair,
 )
@@ -41,14 +42,8 @@ with late():
     from mico_training import estimate, stages
     from mico_world import build
 
-export = typer.Typer(
-    help="Write a model for another program.", no_args_is_help=True, rich_markup_mode=None
-)
-convert = typer.Typer(
-    help="Make a model folder from another project's weights.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+export = group("Write a model for another program.")
+convert = group("Make a model folder from another project's weights.")
 
 Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
 Overrides = Annotated[
@@ -200,8 +195,7 @@ def mico(
     found = dict(released_check.differences(output, compare))
     for name, difference in found.items():
         print(f"{name:16} {difference:.1e}")
-    worst = max(found, key=found.__getitem__)
-    within = released_check.WITHIN
+    worst, within = max(found, key=found.__getitem__), released_check.WITHIN
     if not found[worst] <= within:  # a difference that is no number is too large as well
         raise ModelError(f"{output}: {worst} is off by {found[worst]:.1e}, more than {within:.0e}")
 

@@ -68,6 +68,10 @@ ALL_ARGUMENTS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_optio
 """Settings of a command that hands its arguments to another parser."""
 
 
+def group(help: str) -> typer.Typer:
+    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
+
+
 class MediaInOrder(TyperCommand):
     """Keeps the order in which media options of different kinds were given.
 

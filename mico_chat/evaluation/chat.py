@@ -26,13 +26,7 @@ from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.transformers_models import torch_engine
-from mico_chat.errors import (
-    ConfigError,
-    ContextLengthError,
-    MediaError,
-    MicoError,
-    RequestError,
-)
+from mico_chat.errors import ConfigError, ContextLengthError, MediaError, MicoError, RequestError
 from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import (
     MEDIA_CONTROLS,

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import PIL.Image
@@ -93,9 +94,8 @@ class Endpoint(Model):
             from openai import OpenAI
         except ImportError as error:
             raise MissingExtraError("a chat model behind a URL", "eval") from error
-        self._client = OpenAI(
-            api_key=api_key, base_url=base_url, timeout=TIMEOUT_S, max_retries=retries
-        )
+        patience: dict[str, Any] = {"timeout": TIMEOUT_S, "max_retries": retries}
+        self._client = OpenAI(api_key=api_key, base_url=base_url, **patience)
         self.name = name
         self.base_url = base_url or str(self._client.base_url)
         self.concurrency = concurrency
@@ -146,24 +146,17 @@ class Endpoint(Model):
         from openai.types.chat import ChatCompletion
 
         limit: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
-        done = self._called(
-            lambda: self._client.chat.completions.create(
-                model=self.name,
-                messages=messages,  # type: ignore[arg-type]  # more kinds than OpenAI's own
-                temperature=0,
-                **limit,
-            )
-        )
+        shown: Any = messages  # has more kinds than OpenAI's own
+        create = partial(self._client.chat.completions.create, model=self.name, messages=shown)
+        done = self._called(partial(create, temperature=0, **limit))
         if isinstance(done, Reply):
             return done
         if not isinstance(done, ChatCompletion) or not done.choices:
             raise self._failed(f"its answer has no choices: {str(done)[:80]!r}")
         choice = done.choices[0]
         confidence = (choice.model_extra or {}).get("confidence")  # a server of mico-chat has it
-        if not isinstance(confidence, float):
-            confidence = None
-        text = choice.message.content or ""
-        return Reply.of(text, choice.finish_reason, max_tokens, confidence)
+        known = confidence if isinstance(confidence, float) else None
+        return Reply.of(choice.message.content or "", choice.finish_reason, max_tokens, known)
 
     def embed(self, items: Sequence[str | Medium]) -> list[list[float]]:
         """The vectors of texts and media; a server of this project has those of media.
@@ -175,11 +168,8 @@ class Endpoint(Model):
             item if isinstance(item, str) else self.messages([Message.user(item)])[0]["content"]
             for item in items
         ]
-        done = self._called(
-            lambda: self._client.embeddings.create(
-                model=self.name, input=shown, encoding_format="float"
-            )
-        )
+        create = partial(self._client.embeddings.create, model=self.name, input=shown)
+        done = self._called(partial(create, encoding_format="float"))
         if isinstance(done, Reply):
             raise self._failed(done.text)
         vectors = [one.embedding for one in getattr(done, "data", None) or ()]

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +27,8 @@ from mico_chat.errors import DataError
 from mico_chat.evaluation.endpoint import Endpoint, at_once
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS, Record, Store, read_store
 
-PROMPT: dict[str, str] = yaml.safe_load(
-    Path(__file__).with_name("judge.yaml").read_text(encoding="utf-8")
-)
+_TEXT = Path(__file__).with_name("judge.yaml").read_text(encoding="utf-8")
+PROMPT: dict[str, str] = yaml.safe_load(_TEXT)
 TRIES = 3
 
 
@@ -41,29 +41,23 @@ class Verdict(NamedTuple):
 
 def verdict(judge: Endpoint, record: Record) -> Verdict | str:
     """The judge's verdict on the answer of a record, or the reason why there is none."""
-    question = PROMPT["question"].format(
-        question=record["question"],
-        answer=", ".join(record["references"]),
-        predicted=record["answer"],
-    )
-    messages = [
-        {"role": "system", "content": PROMPT["instructions"]},
-        {"role": "user", "content": question},
-    ]
+    words = {"question": record["question"], "predicted": record["answer"]}
+    question = PROMPT["question"].format(answer=", ".join(record["references"]), **words)
+    messages = [_said("system", PROMPT["instructions"]), _said("user", question)]
     again: list[dict[str, str]] = []
-    said = ""
     for _ in range(TRIES):
         reply = judge.ask([*messages, *again])
         if reply.kind == "refused":
             return f"the judge refused the answer: {reply.text}"
-        said = reply.text
-        if (found := read(said)) is not None:
+        if (found := read(reply.text)) is not None:
             return found
-        again = [
-            {"role": "assistant", "content": said},
-            {"role": "user", "content": PROMPT["again"]},
-        ]
-    return f"the judge gave no readable verdict in {TRIES} replies; the last: {said[:80]!r}"
+        again = [_said("assistant", reply.text), _said("user", PROMPT["again"])]
+    last = again[0]["content"][:80]
+    return f"the judge gave no readable verdict in {TRIES} replies; the last: {last!r}"
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def read(reply: str) -> Verdict | None:
@@ -90,10 +84,8 @@ def judge_answers(folder: Path, judge: Endpoint) -> None:
     judged_by |= {"task": header["task"], "answers": _digest(answers)}
     with Store(folder, judged_by, VERDICTS) as store:
         known = {record["id"] for record in store.records}
-        open_ = [record for record in answers if record["id"] not in known]
-        coming = at_once(
-            lambda record: verdict(judge, record), ((r["id"], r) for r in open_), judge.concurrency
-        )
+        open_ = [(record["id"], record) for record in answers if record["id"] not in known]
+        coming = at_once(partial(verdict, judge), open_, judge.concurrency)
         for id, found in tqdm(coming, desc=f"{header['task']}: judge", total=len(open_)):
             said = {"unjudged": found} if isinstance(found, str) else found._asdict()
             store.add([{"id": id, **said}])

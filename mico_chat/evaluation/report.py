@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mico_chat.engine.cpu import processor
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.datasets.files import read_object
 from mico_chat.evaluation.scores import CONFIDENCE, RIGHT, Row, answers
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS
 
@@ -29,15 +30,7 @@ SHOWN = 5
 def read_report(folder: Path) -> dict[str, Any]:
     """The content of a folder's results.json; empty without the file."""
     path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(path, None, f"not JSON: {error}") from error
-    if not isinstance(report, dict):
-        raise DataError(path, None, f"expected an object, got {type(report).__name__}")
-    return report
+    return read_object(path) if path.is_file() else {}
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -105,13 +98,9 @@ def _confidence_table(row: Row) -> list[str]:
         )
     rows = []
     for name, of_skill in {**row["skills"], "all": row}.items():
-        n, kept = of_skill["n"], of_skill["kept"]
-        cells = [
-            _share(of_skill["right"], n),
-            _share(kept, n),
-            _share(of_skill["kept_right"], kept),
-        ]
-        rows.append([name, n, *cells])
+        n, kept, right = (of_skill[key] for key in ("n", "kept", "kept_right"))
+        shares = (_share(of_skill["right"], n), _share(kept, n), _share(right, kept))
+        rows.append([name, n, *shares])
     return [first, "", *_table(["skill", "n", "right", title, "of these right"], rows)]
 
 
@@ -191,12 +180,10 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
     if not np.isnan(chance).all():
         axes.hlines(chance, places - 0.4, places + 0.4, "black", "dashed", label="chance")
     axes.set_xticks(places, list(skills), rotation=30, ha="right")
-    axes.set_ylabel("right answers, %")
-    axes.set_ylim(0, 100)
+    axes.set(ylabel="right answers, %", ylim=(0, 100))
     figure.suptitle(f"{name} ({row['digest']}): {row['model']}", fontsize="medium")
-    axes.legend(
-        ncols=len(controls) + 1, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.12)
-    )
+    above = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.12)}
+    axes.legend(ncols=len(controls) + 1, fontsize="small", **above)
     figure.savefig(path, dpi=120)
 
 
@@ -214,14 +201,10 @@ def plot_confidence(path: Path, name: str, row: Row) -> None:
     bars = axes.bar(edges[:-1][shown], share, 1 / len(n), align="edge", edgecolor="white")
     axes.bar_label(bars, [str(count) for count in n[shown]], fontsize="small")
     axes.plot([0, 1], [0, 100], "0.5", linestyle="dotted", label="as many as the confidence")
-    if found["mark"] is not None:
-        axes.axvline(
-            found["mark"], color="black", linestyle="dashed", label=f"mark {found['mark']}"
-        )
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 108)
-    axes.set_xlabel("confidence")
-    axes.set_ylabel("right answers, %; above each bar the number of answers")
+    if (mark := found["mark"]) is not None:
+        axes.axvline(mark, color="black", linestyle="dashed", label=f"mark {mark}")
+    label = "right answers, %; above each bar the number of answers"
+    axes.set(xlim=(0, 1), ylim=(0, 108), xlabel="confidence", ylabel=label)
     axes.legend(fontsize="small", loc="upper left")
     figure.suptitle(f"{name} ({row['digest']}): {row['model']}", fontsize="medium")
     figure.savefig(path, dpi=120)
@@ -247,17 +230,14 @@ def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
         if not np.isnan(values).all():
             axes.plot([*angles, angles[0]], [*values, values[0]], marker=marker, label=label)
     axes.fill(angles, ours / most, alpha=0.15)
-    labels = [
-        f"{name}\n{_shown(row['figure'])}" + (f" / {_paper(row)}" if _paper(row) else "")
-        for name, row in shown.items()
-    ]
+    figures = [(_shown(row["figure"]), _paper(row)) for row in shown.values()]
+    labels = [f"{n}\n{' / '.join(filter(None, f))}" for n, f in zip(shown, figures, strict=True)]
     axes.set_xticks(angles, labels, fontsize="small")
     axes.tick_params(axis="x", pad=6)
     for across, text in zip(np.cos(angles), axes.get_xticklabels(), strict=True):
         side = "left" if across > 0 else "right"
         text.set_horizontalalignment("center" if abs(across) < 0.05 else side)
-    axes.set_ylim(0, 1.05)
-    axes.set_yticklabels([])
+    axes.set(ylim=(0, 1.05), yticklabels=[])
     axes.legend(loc="upper left", bbox_to_anchor=(-0.1, 1.1))
     figure.savefig(path, dpi=120, bbox_inches="tight")
 

@@ -146,8 +146,7 @@ def _record(task: Task, item: Item, reply: Reply) -> Record:
     record["answer"] = reply.text
     if task.family == "qa":
         return {**record, "question": item.question, "references": item.answers}
-    texts = {"message": item.question, "accept": item.answers, "choices": item.choices}
-    return {**record, **texts, **({"reject": item.reject} if item.reject else {})}
+    return record | item.asked()
 
 
 def media_shown(items: Sequence[Item], control: str) -> list[Item]:
@@ -186,11 +185,8 @@ def bytes_digest(items: Sequence[Item]) -> str:
     """A digest of the words and the media's bytes of items; the places of files do not matter."""
     digest = hashlib.sha256()
     for item in items:
-        words = {"id": item.id, "skill": item.skill, "message": item.question}
-        whole = {**words, "accept": item.answers, "choices": item.choices}
-        if item.reject:
-            whole["reject"] = item.reject
-        digest.update(json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode())
+        words = {"id": item.id, "skill": item.skill, **item.asked()}
+        digest.update(json.dumps(words, ensure_ascii=False, separators=(",", ":")).encode())
         for file in item.media:
             try:
                 data = file.read()

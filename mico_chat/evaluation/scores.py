@@ -123,16 +123,13 @@ def _confidence(records: Sequence[Record]) -> Row | None:
         return {**figures, "kept": len(kept), "kept_right": sum(map(_right, kept))}
 
     of_skill: dict[str, list[Record]] = defaultdict(list)
-    bins: list[list[Record]] = [[] for _ in range(N_BINS)]
+    bins: list[list[bool]] = [[] for _ in range(N_BINS)]
     for record in rated:
         of_skill[record["skill"]].append(record)
-        bins[min(int(N_BINS * record["confidence"]), N_BINS - 1)].append(record)
-    return {
-        "mark": mark,
-        **counts(rated),
-        "skills": {skill: counts(some) for skill, some in of_skill.items()},
-        "bins": [{"n": len(some), "right": sum(map(_right, some))} for some in bins],
-    }
+        bins[min(int(N_BINS * record["confidence"]), N_BINS - 1)].append(_right(record))
+    skills = {skill: counts(some) for skill, some in of_skill.items()}
+    counted = [{"n": len(some), "right": sum(some)} for some in bins]
+    return {"mark": mark, **counts(rated), "skills": skills, "bins": counted}
 
 
 def mark_of(rated: Sequence[tuple[float, bool]]) -> float | None:

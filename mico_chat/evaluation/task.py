@@ -107,6 +107,11 @@ class Item:
     def message(self) -> Message:
         return Message.user(*self.media, self.question)
 
+    def asked(self) -> Record:
+        """The question of a skill and its right and wrong answers, as a record has them."""
+        words = {"message": self.question, "accept": self.answers, "choices": self.choices}
+        return words | ({"reject": self.reject} if self.reject else {})
+
 
 @dataclass
 class Contents:
@@ -256,19 +261,12 @@ class Reply:
 
     @classmethod
     def of(
-        cls,
-        text: str,
-        finish_reason: str | None,
-        max_tokens: int | None,
-        confidence: float | None = None,
+        cls, text: str, finish: str | None, max_tokens: int | None, confidence: float | None = None
     ) -> Reply:
-        if text or finish_reason != "length":
-            return cls("answer", text, confidence, finish_reason == "length")
-        return cls(
-            "refused",
-            f"the model wrote no answer within {max_tokens} tokens: a model that thinks "
-            "first needs a higher --max-tokens",
-        )
+        if text or finish != "length":
+            return cls("answer", text, confidence, finish == "length")
+        why = f"the model wrote no answer within {max_tokens} tokens: a model that thinks first"
+        return cls("refused", f"{why} needs a higher --max-tokens")
 
 
 class Model:

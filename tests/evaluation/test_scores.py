@@ -1,7 +1,7 @@
 """Figures from stored records: retrieval with re-ranking, answers, captions, missing figures."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,6 @@ def test_what_is_beyond_the_top_stays_below(
     assert figures["R@10"] == pytest.approx(100.0)
 
 
-def test_one_of_several_captions_is_enough(tmp_path: Path) -> None:
-    media = {"a": (1.0, 0.0), "b": (0.0, 1.0)}
-    texts = [(["a"], (0.9, 0.1)), (["a"], (0.0, 1.0)), (["b"], (0.1, 0.9))]
-    matches = {id: dict.fromkeys(range(3), 0.0) for id in media}
-    figures = scored(tmp_path, "coco-retrieval", retrieval(media, texts, matches))["figures"]
-    assert figures["R@1 to text contrastive"] == 50
-    assert figures["R@1 contrastive"] == pytest.approx(200 / 3)
-    assert figures["R@1"] == 0  # equal matches count against the model
-
-
 def test_answers(tmp_path: Path) -> None:
     def answer(id: int, said: str, *people: str) -> Record:
         record = {"kind": "answer", "id": str(id), "question": "?", "answer": said}
@@ -100,8 +90,9 @@ def test_answers(tmp_path: Path) -> None:
     assert row["figures"]["accuracy"] == pytest.approx(60.0)
 
 
+@pytest.mark.usefixtures("captions_scored")
 def test_captions_and_a_metric_that_is_not_there(
-    tmp_path: Path, captions_scored: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(*_: Any) -> Any:
         raise ConfigError("SPICE is not here: fetch it")

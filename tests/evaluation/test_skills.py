@@ -16,15 +16,7 @@ from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.report import plot_skills, skills_table
 from mico_chat.evaluation.run import bytes_digest, media_shown, run
 from mico_chat.evaluation.scores import answers, score
-from mico_chat.evaluation.task import (
-    CONTROLS,
-    ITEMS,
-    Contents,
-    Item,
-    Model,
-    Reply,
-    read_items,
-)
+from mico_chat.evaluation.task import CONTROLS, ITEMS, Contents, Item, Model, Reply, read_items
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from tests.evaluation.conftest import write_chat_model, write_items
@@ -111,17 +103,12 @@ def test_accuracy_is_what_the_answers_say(folder: Path, tmp_path: Path) -> None:
 
 
 def test_refused_and_broken_items_are_counted_and_named_and_not_wrong(tmp_path: Path) -> None:
-    says = {
-        "a0": Reply("answer", "red"),
-        "b0": Reply("answer", "blue"),
-        "c0": Reply("refused", "400: no image"),
-    }
+    says = {"a0": Reply("answer", "red"), "b0": Reply("answer", "blue")}
+    says["c0"] = Reply("refused", "400: no image")
 
-    def say(message: Message) -> Reply:
-        none = Reply("broken", "d0.png: no such file")
-        return says.get(Path(message.media[0].name).stem, none)
-
-    asked([item(name, "red") for name in "abcd"], Parrot(say), tmp_path / "some", "full")
+    none = Reply("broken", "d0.png: no such file")
+    model = Parrot(lambda message: says.get(Path(message.media[0].name).stem, none))
+    asked([item(name, "red") for name in "abcd"], model, tmp_path / "some", "full")
     row = score(tmp_path / "some")
     figures = row["skills"]["colour"]["controls"]["full"]
     assert (figures["accuracy"], figures["n"]) == (0.5, 2)
@@ -143,9 +130,8 @@ def test_chance_where_answers_are_closed(tmp_path: Path) -> None:
     two = item("a", "red", choices=("red", "blue"))
     four = item("b", "red", choices=("red", "blue", "green", "grey"))
     free = item("c", "red")
-    for n, (items, chance) in enumerate(
-        (([two, four], 0.375), ([two, four, free], 0.25), ([free], None))
-    ):
+    cases = ([two, four], 0.375), ([two, four, free], 0.25), ([free], None)
+    for n, (items, chance) in enumerate(cases):
         asked(items, Parrot(), tmp_path / str(n), "full")
         assert score(tmp_path / str(n))["skills"]["colour"]["chance"] == pytest.approx(chance)
 
@@ -250,17 +236,11 @@ def test_the_media_of_each_control() -> None:
 
 
 def test_a_swap_shows_another_thing_and_another_picture() -> None:
-    pictures = {
-        name: (MediaFile("image", Path(f"{name}.png")),) for name in ("cat", "kitten", "dog")
-    }
     asked = [("cat", "cat"), ("kitten", "kitten cat"), ("dog", "dog"), ("dog", "ball")]
-    items = [
-        Item(str(n), pictures[name], "Which?", answers=tuple(words.split()), skill="name")
-        for n, (name, words) in enumerate(asked)
-    ]
+    items = [replace(item(name, ""), answers=tuple(words.split())) for name, words in asked]
     shown = [item.media[0].name for item in media_shown(items, "swapped")]
-    assert shown[:2] == ["dog.png", "dog.png"]
-    assert {*shown[2:]} <= {"cat.png", "kitten.png"}
+    assert shown[:2] == ["dog0.png", "dog0.png"]
+    assert {*shown[2:]} <= {"cat0.png", "kitten0.png"}
 
 
 def test_a_rejected_word_makes_an_answer_wrong(tmp_path: Path) -> None:

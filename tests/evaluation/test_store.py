@@ -51,11 +51,6 @@ def test_another_setting_is_refused_and_nothing_is_lost(
     with pytest.raises(ConfigError, match=said):
         Store(tmp_path, other)
     assert (tmp_path / PREDICTIONS).read_bytes() == before
-    with Store(tmp_path, HEADER):
-        pass
-
-
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with Store(tmp_path, HEADER), pytest.raises(ConfigError, match="another evaluation is writing"):
         Store(tmp_path, HEADER)
 

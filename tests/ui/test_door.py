@@ -69,23 +69,24 @@ def stored(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+async def _nothing() -> Message:
+    return {"type": "http.request"}
+
+
 async def asked(
-    app: ASGIApp, path: str, receive: Callable[[], Any] | None = None, **headers: str
+    app: ASGIApp, path: str, receive: Callable[[], Any] = _nothing, **headers: str
 ) -> tuple[int, bytes]:
     """The answer to a path as it is written, which HTTP clients would tidy up."""
     sent = [(k.encode(), v.encode()) for k, v in {"host": SITE[7:], **headers}.items()]
-    scope: dict[str, Any] = {"type": "http", "method": "POST" if receive else "GET"}
+    scope: dict[str, Any] = {"type": "http", "method": "GET" if receive is _nothing else "POST"}
     scope |= {"path": unquote(path), "raw_path": path.encode(), "client": ("127.0.0.1", 1)}
     scope |= {"headers": sent, "query_string": b"", "root_path": "", "http_version": "1.1"}
     answers: list[Message] = []
 
-    async def nothing() -> Message:
-        return {"type": "http.request"}
-
     async def send(message: Message) -> None:
         answers.append(message)
 
-    await app({**scope, "scheme": "http", "server": None}, receive or nothing, send)
+    await app({**scope, "scheme": "http", "server": None}, receive, send)
     body = b"".join(message.get("body", b"") for message in answers)
     return (answers[0]["status"] if answers else 0), body
 

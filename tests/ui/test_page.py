@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,9 @@ YOU = {"user": "b-fedcba98765432100"}
 
 @pytest.fixture
 def page(client: Client, tmp_path: Path) -> Iterator[Page]:
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    previewer = Previewer()
-    yield Page(MediaDesk(client.api, previewer, uploads))
-    previewer.close()
+    (tmp_path / "uploads").mkdir()
+    with closing(Previewer()) as previewer:
+        yield Page(MediaDesk(client.api, previewer, tmp_path / "uploads"))
 
 
 async def called(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
@@ -115,11 +114,8 @@ def test_options_reach_the_model_where_they_are_set(page: Page, assistant: FakeA
     given = {"top_p": 0.5, "repetition_penalty": 1.5, "seed": 3, "max_tokens": 9}
     ask(page, "hello", {**ME, **given})
     ask(page, "hello", {**ME, **dict.fromkeys(given)}, prefix="It is")
-    found = [
-        one.model_dump(exclude_unset=True, exclude={"stop", "temperature"})
-        for one in assistant.options
-    ]
-    assert found == [given, {"prefix": "It is"}]
+    for options, wanted in zip(assistant.options, [given, {"prefix": "It is"}], strict=True):
+        assert options.model_dump(exclude_unset=True, exclude={"stop", "temperature"}) == wanted
 
 
 def test_an_answer_goes_on_without_the_page_and_is_found_again(
@@ -213,12 +209,8 @@ def test_pages_that_others_have_opened(changed: dict[str, str]) -> None:
     assert not is_at_home({"host": AT_HOME["host"]}), "not a page at all"
     access = Access("ours", require_key=True)
     assert access.for_visitor({**AT_HOME, **changed}) == Access(None, require_key=True)
-
-
-def test_a_browser_cannot_send_an_access() -> None:
-    for name in ("access", "_access"):
-        sent = {**ME, name: {"secret": "x", "require_key": False}}
-        assert Visitor.of(sent)._access == Access()
+    for name in ("access", "_access"):  # no browser can send one
+        assert Visitor.of({**ME, name: {"secret": "x"}})._access == Access()
 
 
 def test_a_page_names_no_other_files(page: Page, tmp_path: Path) -> None:
@@ -236,15 +228,10 @@ def test_users_see_their_own_alone(page: Page) -> None:
     conversation = ask(page, "mine", media=[shown])[-1]["conversation_id"]
     assert call(page, "conversations", YOU, query="")["data"] == []
     assert len(call(page, "conversations", ME, query="")["data"]) == 1
-    for name, sent in (
-        ("open", {"id": conversation}),
-        ("rename", {"id": conversation, "title": "x"}),
-        ("delete", {"id": conversation}),
-        ("delete_turns", {"id": conversation, "first": 1}),
-        ("explain", {"id": conversation, "turn": 1}),
-        ("export", {"id": conversation, "form": "json"}),
-    ):
-        assert conversation in call(page, name, YOU, **sent), name
+    calls: dict[str, dict[str, Any]] = {"open": {}, "rename": {"title": "x"}, "delete": {}}
+    calls |= {"delete_turns": {"first": 1}, "explain": {"turn": 1}, "export": {"form": "json"}}
+    for name, sent in calls.items():
+        assert conversation in call(page, name, YOU, id=conversation, **sent), name
     assert medium in call(page, "original", YOU, id=medium)
     assert medium in call(page, "preview", YOU, shown=shown)
     assert call(page, "open", ME, id=conversation)["title"]
@@ -290,16 +277,9 @@ def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
 
 
 def test_cuts_do_not_name_an_operators_settings() -> None:
-    report = MediaReport(
-        name="a.mp4",
-        kind="video",
-        frames_used=8,
-        frames_total=250,
-        cut=[
-            "frames: used 8 of 250, spread evenly (max_frames; MICO_MEDIA_MAX_FRAMES)",
-            "sound: kept the first 60.0 s of 90.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)",
-        ],
-    )
+    cut = ["frames: used 8 of 250, spread evenly (max_frames; MICO_MEDIA_MAX_FRAMES)"]
+    cut.append("sound: kept the first 60.0 s of 90.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)")
+    report = MediaReport(name="a.mp4", kind="video", frames_used=8, frames_total=250, cut=cut)
     assert "8 of 250 frames, spread evenly" in describe.facts(report)
     assert describe.cuts(report) == ("sound: kept the first 60.0 s of 90.0 s",)
 

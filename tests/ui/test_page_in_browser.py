@@ -185,14 +185,21 @@ def test_a_refused_upload_says_why(chat: ChatPage, tmp_path: Path) -> None:
     expect(chat.chips).to_have_count(0)
 
 
+def turn(answer: str, **more: Any) -> dict[str, Any]:
+    found = {"state": "done", "message": "x", "media": [], "answer": answer, "problem": None}
+    return {**found, "html": html_of(answer), "usage": None, "finish_reason": "stop", **more}
+
+
+def show(chat: ChatPage, *turns: dict[str, Any]) -> None:
+    numbered = [{**turn, "turn": n} for n, turn in enumerate(turns, 1)]
+    shown = {"id": None, "title": "x", "turns": numbered}
+    chat.page.evaluate("shown => mico.showConversation(shown)", shown)
+
+
 def test_code_is_coloured_and_copied(open_page: OpenPage) -> None:
     chat = open_page(permissions=["clipboard-read", "clipboard-write"])
     code = 'def add(a, b):\n    return a + b  # "<b>"\n'
-    answer = f"Like so:\n\n```python\n{code}```\n\n```\nplain <b>\n```"
-    turn = {"state": "done", "message": "x", "media": [], "answer": answer, "turn": 1}
-    turn |= {"html": html_of(answer), "usage": None, "finish_reason": "stop", "problem": None}
-    conversation = {"id": None, "title": "x", "turns": [turn]}
-    chat.page.evaluate("shown => mico.showConversation(shown)", conversation)
+    show(chat, turn(f"Like so:\n\n```python\n{code}```\n\n```\nplain <b>\n```"))
     colours = {
         chat.page.locator(f".text .hl-{name}").first.evaluate("e => getComputedStyle(e).color")
         for name in ("k", "nf", "c1", "n")
@@ -207,18 +214,12 @@ def test_code_is_coloured_and_copied(open_page: OpenPage) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_an_unsure_answer_says_so(open_page: OpenPage, scheme: str) -> None:
     chat = open_page(color_scheme=scheme)
-    said = "A cat."
-    turn: dict[str, Any] = {"state": "done", "message": "x", "media": []}
-    turn |= {"answer": said, "html": said, "usage": None, "finish_reason": "stop", "problem": None}
-    turns = [{**turn, "turn": 1 + n, "unsure": unsure} for n, unsure in enumerate((True, False))]
-    shown = {"id": None, "title": "x", "turns": [*turns, {**turn, "turn": 3}]}
-    chat.page.evaluate("shown => mico.showConversation(shown)", shown)
+    show(chat, *(turn("A cat.", **more) for more in ({"unsure": True}, {"unsure": False}, {})))
     mark = chat.page.locator(".unsure")
     expect(mark).to_have_count(1)
     expect(chat.answer(1).locator(".unsure")).to_have_text("(not sure)")
     expect(mark).to_have_attribute("title", re.compile("low probability"))
-    found = Axe().run(chat.page).response["violations"]
-    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+    assert barriers(chat) == []
 
 
 def test_conversations_are_grouped_by_date(chat: ChatPage) -> None:
@@ -388,6 +389,13 @@ def test_media_and_sentences_are_compared(chat: ChatPage) -> None:
     expect(rows).to_have_count(n + 3)
 
 
+def barriers(chat: ChatPage) -> list[Any]:
+    """What keeps some people from using the page, and the elements that do."""
+    found = Axe().run(chat.page).response["violations"]
+    bad = [one for one in found if one["impact"] in ("serious", "critical")]
+    return [(one["id"], [node["target"] for node in one["nodes"]]) for one in bad]
+
+
 TOO_SMALL = """() => Array.from(document.querySelectorAll(
         ".mico :is(button, summary, select, input, textarea)"))
     .filter((one) => one.checkVisibility({ visibilityProperty: true }))
@@ -402,13 +410,9 @@ TOO_SMALL = """() => Array.from(document.querySelectorAll(
 )
 def test_everybody_can_use_it(open_page: OpenPage, scheme: str, size: dict[str, Any]) -> None:
     chat = open_page(color_scheme=scheme, **size)
-    axe = Axe()
 
     def check(what: str) -> None:
-        found = axe.run(chat.page).response["violations"]
-        bad = [one for one in found if one["impact"] in ("serious", "critical")]
-        told = [(one["id"], [node["target"] for node in one["nodes"]]) for one in bad]
-        assert told == [], what
+        assert barriers(chat) == [], what
         wide = chat.page.evaluate("document.querySelector('.mico').scrollWidth - innerWidth")
         assert wide <= 0, f"{what} is wider than the window"
         if size is PHONE:

@@ -4,8 +4,8 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -27,9 +27,8 @@ from mico_ui.terminal.screen import MAX_ROWS, fitted, preview, waveform
 
 @pytest.fixture
 def previewer() -> Iterator[Previewer]:
-    previewer = Previewer(max_bytes=100_000)
-    yield previewer
-    previewer.close()
+    with closing(Previewer(max_bytes=100_000)) as previewer:
+        yield previewer
 
 
 def png(array: np.ndarray, mode: str | None = None) -> bytes:
@@ -108,16 +107,12 @@ def test_facts_of_depth() -> None:
 
 
 def test_a_video_shows_the_frames_that_the_server_took(previewer: Previewer) -> None:
-    path = FOLDER / "dragon.mp4"
-
-    def captions(report: MediaReport) -> list[str]:
-        preview = asyncio.run(previewer.make("me", "m1", path, report))
-        return [picture.caption for picture in preview.pictures]
-
-    assert len(captions(MediaReport(name="dragon.mp4", kind="video"))) == 8
+    report = MediaReport(name="dragon.mp4", kind="video")
     # A server that takes two frames shows those of the middles of its halves.
-    two = MediaReport(name="dragon.mp4", kind="video", frames_used=2, frame_times=[0.167, 0.583])
-    assert len(captions(two)) == 2
+    two = report.model_copy(update={"frames_used": 2, "frame_times": [0.167, 0.583]})
+    for said, n in ((report, 8), (two, 2)):
+        shown = asyncio.run(previewer.make("me", "m1", FOLDER / "dragon.mp4", said))
+        assert len(shown.pictures) == n
 
 
 def test_previews_are_kept_for_their_user_alone_and_not_without_end(previewer: Previewer) -> None:
@@ -139,13 +134,9 @@ def test_a_hostile_file_costs_an_error_and_no_more(previewer: Previewer, tmp_pat
     assert good.pictures
 
 
-def drawn(
-    medium: Medium, columns: int = 60, system: Literal["256", "truecolor"] = "truecolor"
-) -> list[str]:
+def drawn(medium: Medium, columns: int = 60) -> list[str]:
     out = io.StringIO()
-    console = Console(
-        file=out, force_terminal=True, color_system=system, width=columns, legacy_windows=False
-    )
+    console = Console(file=out, force_terminal=True, color_system="truecolor", width=columns)
     for part in preview(medium, columns):
         console.print(part)
     return out.getvalue().splitlines()

@@ -13,8 +13,8 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -72,7 +72,7 @@ with open(sys.argv[-1], "a") as starts:
 
 
 @pytest.mark.parametrize(
-    ("program", "restarts_s", "starts", "end"),
+    ("program", "limit", "n", "end"),
     [
         ("raise SystemExit(2)", 300.0, 0, "status 2"),  # how a server refuses its settings
         ("import os; os.kill(os.getpid(), 9)", 300.0, 3, "SIGKILL, 4 times in a row"),
@@ -80,22 +80,15 @@ with open(sys.argv[-1], "a") as starts:
     ],
 )
 def test_a_server_that_dies_is_started_again_but_not_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    program: str,
-    restarts_s: float,
-    starts: int,
-    end: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, limit: float, n: int, end: str
 ) -> None:
     monkeypatch.setattr(local_server, "_MAIN", program)
-    monkeypatch.setattr(local_server, "RESTARTS_S", restarts_s)
+    monkeypatch.setattr(local_server, "RESTARTS_S", limit)
     told: list[str] = []
-    with (
-        pytest.raises(ConfigError, match=f"^the server ended with {end}, for .*--api-port"),
-        server_beside([str(tmp_path / "starts")], told.append),
-    ):
+    ended = pytest.raises(ConfigError, match=f"^the server ended with {end}, for .*--api-port")
+    with ended, server_beside([str(tmp_path / "starts")], told.append):
         time.sleep(60)
-    assert len(told) == starts
+    assert len(told) == n
     assert all(line.endswith("; it is started again") for line in told)
 
 
@@ -143,15 +136,9 @@ Piped = Callable[..., tuple[int, str, str]]
 def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MICO_API", "MICO_API_KEY", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    changes = {
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "",
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-        "MICO_SERVER_DATA_DIR": str(tmp_path / "own"),
-        "TERM": "xterm-256color",
-        "COLORTERM": "truecolor",
-    }
-    for name, value in changes.items():
+    changes = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "", "TERM": "xterm-256color"}
+    changes |= {"COLORTERM": "truecolor", "XDG_STATE_HOME": str(tmp_path / "state")}
+    for name, value in (changes | {"MICO_SERVER_DATA_DIR": str(tmp_path / "own")}).items():
         monkeypatch.setenv(name, value)
 
 
@@ -180,13 +167,9 @@ class Terminal:
     def __init__(self, command: Sequence[str]) -> None:
         self.end, inner = os.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        streams: Any = dict.fromkeys(("stdin", "stdout", "stderr"), inner)
         self.process = subprocess.Popen(
-            command,
-            stdin=inner,
-            stdout=inner,
-            stderr=inner,
-            start_new_session=True,
-            preexec_fn=_take_terminal,
+            command, start_new_session=True, preexec_fn=_take_terminal, **streams
         )
         os.close(inner)
         self.raw = ""
@@ -196,8 +179,11 @@ class Terminal:
     def shown(self) -> str:
         return re.sub(r"\x1b\[[\d;?]*[ -/]*[@-~]|\x1b[=>]", "", self.raw)
 
-    def keys(self, text: str) -> None:
+    def keys(self, text: str, *shown: str) -> None:
+        """Type a text, and wait for what is shown then."""
         os.write(self.end, text.encode())
+        for one in shown:
+            self.expect(one)
 
     def expect(self, text: str) -> None:
         """Wait for a text behind the last text that was waited for."""
@@ -226,47 +212,38 @@ class Terminal:
         return bool(data)
 
 
-@contextmanager
-def terminal(command: Sequence[str]) -> Iterator[Terminal]:
-    found = Terminal(command)
-    try:
-        yield found
-    finally:
-        found.process.kill()
-        found.process.wait()
-        os.close(found.end)
+@pytest.fixture
+def screen(client: Client) -> Iterator[Terminal]:
+    found = Terminal([*CHAT, "--api", client.api])
+    yield found
+    found.process.kill()
+    found.process.wait()
+    os.close(found.end)
 
 
 def test_a_chat(
-    client: Client, assistant: FakeAssistant, halfway: threading.Event, picture: Path
+    client: Client,
+    screen: Terminal,
+    assistant: FakeAssistant,
+    halfway: threading.Event,
+    picture: Path,
 ) -> None:
-    with terminal([*CHAT, "--api", client.api]) as screen:
-        screen.expect("fake at http://127.0.0.1")
-        screen.keys(f"/image '{picture.parent}/red")
-        screen.expect("red circle.png")  # in the menu
-        screen.keys("\t")
-        screen.expect(" circle.png")
-        screen.keys("\r")
-        screen.expect("1 image red circle.png")
-        screen.expect("▀")
-        assert "\x1b[38;2;255;255;255;48;2;255;255;255m▀" in screen.raw
-        screen.expect("[red circle.png] > ")
-        screen.keys("What is it?\r")
-        screen.expect("[image red circle.png] What is it?")
-        screen.expect("10 tokens (1 of media) + 2")
-        halfway.clear()
-        screen.keys("A long story\r")
-        screen.expect("[image")
-        screen.keys("\x03")
-        screen.expect("stopped")
-        assert assistant.cancelled.wait(timeout=PATIENCE_S)  # the server has stopped, too
-        halfway.set()
-        screen.keys("And now?\r")
-        screen.expect("[image red circle.png] And now?")
-        screen.expect("10 tokens")
-        screen.expect("> ")  # an end of input is for the prompt
-        screen.keys("\x04")
-        assert screen.ends() == 0
+    screen.expect("fake at http://127.0.0.1")
+    screen.keys(f"/image '{picture.parent}/red", "red circle.png")  # in the menu
+    screen.keys("\t", " circle.png")
+    screen.keys("\r", "1 image red circle.png", "▀")
+    assert "\x1b[38;2;255;255;255;48;2;255;255;255m▀" in screen.raw
+    screen.expect("[red circle.png] > ")
+    screen.keys("What is it?\r", "[image red circle.png] What is it?", "10 tokens (1 of media) + 2")
+    halfway.clear()
+    screen.keys("A long story\r", "[image")
+    screen.keys("\x03", "stopped")
+    assert assistant.cancelled.wait(timeout=PATIENCE_S)  # the server has stopped, too
+    halfway.set()
+    screen.keys("And now?\r", "[image red circle.png] And now?", "10 tokens")
+    screen.expect("> ")  # an end of input is for the prompt
+    screen.keys("\x04")
+    assert screen.ends() == 0
     (summary,) = client.send(routes.conversations()).data
     turns = client.send(routes.conversation(summary.id)).turns
     assert [turn.message for turn in turns][0::2] == ["What is it?", "And now?"]
@@ -322,10 +299,9 @@ def test_a_reader_may_close_the_pipe(client: Client, assistant: FakeAssistant) -
     none, pipe = subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.read(10)
         process.stdout.close()
-        assert process.stderr.read() == b""
+        assert process.communicate()[1] == b""
     assert process.returncode == 128 + signal.SIGPIPE
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
@@ -50,13 +51,8 @@ def type_in(client: Client, keyboard: PipeInput) -> Type:
 
     def type_in(*lines: str, width: int = 100, colours: bool = False) -> str:
         out = io.StringIO()
-        console = Console(
-            file=out,
-            width=width,
-            highlight=False,
-            force_terminal=colours,
-            color_system="truecolor" if colours else None,
-        )
+        kind: Any = {"force_terminal": colours, "color_system": "truecolor" if colours else None}
+        console = Console(file=out, width=width, highlight=False, **kind)
         (model,) = client.send(routes.models())
         read = reader(history, input=keyboard, output=DummyOutput())
         keyboard.send_text("".join(line + ENTER for line in lines) + CTRL_D)
@@ -82,12 +78,16 @@ def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
     assert stored_media(client) == asked_about  # the others are deleted
 
 
-def test_a_recording_is_asked_as_text(tmp_path: Path, picture: Path, keyboard: PipeInput) -> None:
+def chat_of(client: Client) -> tuple[Chat, io.StringIO]:
+    """A chat whose lines a test gives itself, and the text on its screen."""
+    out, first = io.StringIO(), client.send(routes.models())[0]
+    return Chat(Talk(client), Screen(Console(file=out, width=100)), first, lambda _: ""), out
+
+
+def test_a_recording_is_asked_as_text(tmp_path: Path, picture: Path) -> None:
     assistant = FakeAssistant(listener=FakeListener("Where is", "the cat?"))
     with served(tmp_path, assistant) as client:
-        out = io.StringIO()
-        (model,) = client.send(routes.models())
-        chat = Chat(Talk(client), Screen(Console(file=out, width=100)), model, lambda _: "")
+        chat, out = chat_of(client)
         chat.take(f"/dictate '{picture}'")
         assert out.getvalue().startswith("> Where is the cat?\n[] Where is the cat?\n")
         assert stored_media(client) == []
@@ -102,9 +102,7 @@ def test_a_recording_is_asked_as_text(tmp_path: Path, picture: Path, keyboard: P
 def test_another_model_is_asked(tmp_path: Path, picture: Path) -> None:
     shelf = Shelf()
     with shelf.served(tmp_path, "ab") as http, Client(str(http.base_url)) as client:
-        out = io.StringIO()
-        first, _ = client.send(routes.models())
-        chat = Chat(Talk(client), Screen(Console(file=out, width=100)), first, lambda _: "")
+        chat, out = chat_of(client)
         chat.take("/model")
         reads = "reads text, image, audio, video, depth, normal"
         assert out.getvalue() == f"* a: loaded, {reads}\n  b: unloaded, {reads}\n"
@@ -168,11 +166,6 @@ def test_lines_as_they_are_typed(
     type_in(UP + UP)  # an earlier question
     asked = [messages[-1].text for messages in assistant.asked]
     assert asked == ["one\ntwo", "three\nfour", "five\nsix", "sense", "last", "sense"]
-
-
-@pytest.mark.parametrize("command", ["/quit", "/exit", "/bye"])
-def test_ways_to_end(type_in: Type, command: str) -> None:
-    assert "[]" not in type_in(command, "never asked")
 
 
 def test_system_settings_and_new(type_in: Type, assistant: FakeAssistant) -> None:
@@ -247,9 +240,11 @@ def test_what_others_wrote_does_not_steer_the_terminal(type_in: Type, client: Cl
     assert "evil ]0;title[2J" in shown
 
 
-def test_narrow_screens(type_in: Type) -> None:
-    shown = type_in("word " * 30, "/help", "/settings", "/history", width=30)
+@pytest.mark.parametrize("end", ["/quit", "/exit", "/bye"])
+def test_narrow_screens_and_ways_to_end(type_in: Type, end: str) -> None:
+    shown = type_in("word " * 30, "/help", "/settings", "/history", end, "never asked", width=30)
     assert all(len(line) <= 30 for line in shown.splitlines())
+    assert "never asked" not in shown
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from mico_chat.evaluation.datasets.files import (
     FAULT,
     MediaFolders,
     Row,
+    read_object,
     read_records,
     read_table,
     read_text,
@@ -241,10 +242,10 @@ def _read_shard(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
             id = f"{sample['id']}.{name}"
             kind = name.split(".", 1)[0].rstrip("0123456789")
             media: MediaFile | str = "the shard lacks this file"
-            if id in members:
+            if id in members and kind in MODALITIES:
+                media = MediaFile(cast(Kind, kind), members[id], path.name)
+            elif id in members:
                 media = f"its kind is unknown; the kinds are {', '.join(MODALITIES)}"
-                if kind in MODALITIES:
-                    media = MediaFile(cast(Kind, kind), members[id], path.name)
             contents.caption(id, media, captions)
 
 
@@ -255,16 +256,11 @@ the media's files without their endings."""
 
 def _subtitled(items: Sequence[Item], path: Path) -> list[Item]:
     """The items with the subtitles of their media."""
-    try:
-        said = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(path, error.lineno, f"not JSON: {error.msg}") from error
-    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+    said = read_object(path)
+    if not all(isinstance(text, str) for text in said.values()):
         raise DataError(path, None, "expected an object with a text for each medium")
-    return [
-        replace(item, subtitle=said.get(Path(item.media[0].name).stem, "").strip())
-        for item in items
-    ]
+    texts = [said.get(Path(item.media[0].name).stem, "").strip() for item in items]
+    return [replace(item, subtitle=text) for item, text in zip(items, texts, strict=True)]
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -318,9 +314,5 @@ class DataSet(Layout, extra="forbid", frozen=True):
         return contents
 
 
-DATASETS: dict[str, DataSet] = {
-    name: DataSet(name=name, **row)
-    for name, row in yaml.safe_load(
-        Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8")
-    ).items()
-}
+_ROWS = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
+DATASETS: dict[str, DataSet] = {name: DataSet(name=name, **row) for name, row in _ROWS.items()}

@@ -43,6 +43,20 @@ def read_text(path: Path) -> str:
     raise DataError(path, None, f"its text is not encoded as {' or '.join(encodings)}")
 
 
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(path, error.lineno, f"not JSON: {error.msg}") from error
+
+
+def read_object(path: Path) -> Row:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(path, None, f"expected an object, got {type(content).__name__}")
+    return content
+
+
 def read_records(path: Path, key: str = "") -> Iterator[Row]:
     """The records of a JSON file: an array of objects, or an object of objects.
 
@@ -50,14 +64,7 @@ def read_records(path: Path, key: str = "") -> Iterator[Row]:
     object of objects gets its own name at the key "key". A record that is no object gets a
     ``FAULT``.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(path, error.lineno, f"not JSON: {error.msg}") from error
-    if key:
-        if not isinstance(content, dict):
-            raise DataError(path, None, f"expected an object, got {type(content).__name__}")
-        content = content.get(key)
+    content = read_object(path).get(key) if key else read_json(path)
     if not isinstance(content, dict | list):
         place = f"at {key!r}" if key else "in this file"
         raise DataError(path, None, f"there are no records {place}; is this the right file?")

@@ -8,12 +8,8 @@ from tests.evaluation.conftest import write_items
 from tests.server.support import sent
 from tests.support.made import write_clip
 
-COLOURS = {
-    "red": (220, 30, 30),
-    "blue": (30, 60, 220),
-    "green": (30, 160, 50),
-    "yellow": (240, 220, 30),
-}
+COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 50)}
+COLOURS["yellow"] = (240, 220, 30)
 
 
 def drawn_items(folder: Path, n: int) -> Path:

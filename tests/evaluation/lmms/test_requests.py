@@ -46,21 +46,11 @@ def table(name: str) -> Any:
 
 
 def test_a_conversation() -> None:
-    shown = conversation(
-        [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "Hello!"}]},
-            {"role": "user", "content": []},
-        ],
-        LIMITS,
-    )
-    assert shown == [
-        Message.system("Be brief."),
-        Message.user("Hello"),
-        Message.assistant("Hello!"),
-        Message.user(),
-    ]
+    hello, answer = ([{"type": "text", "text": text}] for text in ("Hello", "Hello!"))
+    said = [("system", "Be brief."), ("user", hello), ("assistant", answer), ("user", [])]
+    shown = conversation([{"role": role, "content": content} for role, content in said], LIMITS)
+    asked = [Message.system("Be brief."), Message.user("Hello")]
+    assert shown == [*asked, Message.assistant("Hello!"), Message.user()]
 
 
 @pytest.mark.parametrize("mode", ["1", "LA", "P", "RGB", "RGBA", "CMYK", "F"])
@@ -165,8 +155,8 @@ def test_beams_and_several_answers_are_refused(name: str) -> None:
 
 def test_what_no_engine_has_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        options_of({"image_aspect_ratio_of_a_test": "pad"})
-        options_of({"image_aspect_ratio_of_a_test": "pad"})
-    assert [record.getMessage() for record in caplog.records] == [
-        "the generation option 'image_aspect_ratio_of_a_test' is ignored: no engine supports it"
-    ]
+        for _ in range(2):
+            options_of({"image_aspect_ratio_of_a_test": "pad"})
+    (record,) = caplog.records
+    said = "the generation option 'image_aspect_ratio_of_a_test' is ignored: no engine supports it"
+    assert record.getMessage() == said

@@ -59,18 +59,10 @@ def test_cider_equals_the_original_on_a_thousand_items() -> None:
 
 
 def test_tokens() -> None:
-    said = [
-        "A man's dog can't (really) run; it's well-lit, isn't it?",
-        "",
-        "*NL* \ud800 ...",
-        "2.5",
-    ]
-    assert tokenize(said, "CIDEr") == [
-        "a man 's dog ca n't -lrb- really -rrb- run it 's well-lit is n't it",
-        "",
-        "* nl *",
-        "2.5",
-    ]
+    said = ["A man's dog can't (really) run; it's well-lit, isn't it?", ""]
+    found = tokenize([*said, "*NL* \ud800 ...", "2.5"], "CIDEr")
+    assert found[0] == "a man 's dog ca n't -lrb- really -rrb- run it 's well-lit is n't it"
+    assert found[1:] == ["", "* nl *", "2.5"]
     breaks = ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028", "\u2029", "\x1e"]
     said = [f"one{line_break}two" for line_break in breaks]
     assert tokenize([*said, "three"], "CIDEr") == ["one two"] * len(said) + ["three"]
@@ -109,12 +101,9 @@ def test_spider_is_the_mean_of_cider_and_spice(monkeypatch: pytest.MonkeyPatch) 
     both, consensus = spider(candidates, references), cider(candidates, references)
     for item, semantic in (("1", 0.25), ("2", 0.5)):
         assert both[item] == pytest.approx((consensus[item] + semantic) / 2)
-    assert seen == [
-        (
-            {"1": "a dog runs", "2": "a cat sleeps"},
-            {"1": ["a dog runs fast"], "2": ["a cat sleeps", "cats"]},
-        )
-    ]
+    ((said, truths),) = seen
+    assert said == {"1": "a dog runs", "2": "a cat sleeps"}
+    assert truths == {"1": ["a dog runs fast"], "2": ["a cat sleeps", "cats"]}
 
 
 def test_spice_without_corenlp_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +202,6 @@ def test_a_failure_in_java_is_reported_in_a_line(
 )
 def test_with_corenlp() -> None:
     candidates = {"same": "a brown dog runs on the grass", "other": "a red car", "none": ""}
-    references = {
-        "same": ["a brown dog runs on the grass"],
-        "other": ["two cats sleep", "a cat on a sofa"],
-        "none": ["a dog"],
-    }
+    references = {"same": [candidates["same"]], "none": ["a dog"]}
+    references["other"] = ["two cats sleep", "a cat on a sofa"]
     assert spice(candidates, references) == {"same": 1, "other": 0, "none": 0}

@@ -125,13 +125,10 @@ def killed_after(calls: int) -> Iterator[None]:
             yield
 
 
+@pytest.mark.usefixtures("captions_scored")
 @pytest.mark.parametrize("after", [2, 5])
 def test_a_killed_run_goes_on_to_the_same_end(
-    after: int,
-    task_and_data: tuple[str, Path],
-    model: PretrainedModel,
-    tmp_path: Path,
-    captions_scored: Callable[..., Any],
+    after: int, task_and_data: tuple[str, Path], model: PretrainedModel, tmp_path: Path
 ) -> None:
     name, data = task_and_data
     whole = ran(name, data, model, tmp_path / "whole")
@@ -172,11 +169,11 @@ def test_a_disk_that_is_too_small_is_reported_at_once(
     assert not of_kind(tmp_path, "medium")
 
 
+@pytest.mark.usefixtures("captions_scored")
 def test_a_finished_run_asks_the_model_nothing(
     task_and_data: tuple[str, Path],
     model: PretrainedModel,
     tmp_path: Path,
-    captions_scored: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, data = task_and_data

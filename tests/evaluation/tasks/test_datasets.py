@@ -27,17 +27,13 @@ def test_every_row_is_an_item_or_is_counted_with_a_reason(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    contents = read(case["dataset"], tmp_path, case["split"])
+    contents = DATASETS[case["dataset"]].read(tmp_path, case["split"])
     found = {
         item.id: [item.media[0].name, *filter(None, [item.question]), *item.captions, *item.answers]
         for item in contents.items
     }
     assert found == case["items"]
     assert list(map(list, contents.broken)) == case["lost"]
-
-
-def read(name: str, data: Path, split: Any = "test") -> Contents:
-    return DATASETS[name].read(data, split)
 
 
 def captions(contents: Contents) -> dict[str, tuple[str, ...]]:
@@ -64,7 +60,7 @@ def test_clotho(tmp_path: Path, encoding: str) -> None:
     )
     table = folder / "clotho_captions_evaluation.csv"
     table.write_bytes((CLOTHO + rows).encode(encoding))
-    contents = read("clothov1", tmp_path)
+    contents = DATASETS["clothov1"].read(tmp_path)
     said = captions(contents)
     assert said["Santa Motor.wav"][0] == "A machine, old, whines."
     assert said["Santa Motor.wav"][4] == 'He said "go". Then left.'
@@ -87,15 +83,11 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 def test_world(tmp_path: Path) -> None:
     said = {"image.jpg": ["a cat"], "audio2.flac": ["a bell"], "smell.dat": ["roses"]}
     record = {"id": "s1", "captions": {**said, "video.mp4": ["gone"]}}
-    members = {
-        "s1.json": json.dumps(record).encode(),
-        "s1.image.jpg": b"picture",
-        "s1.audio2.flac": b"sound",
-        "s1.smell.dat": b"?",
-    }
+    members = {"s1.json": json.dumps(record).encode(), "s1.image.jpg": b"picture"}
+    members |= {"s1.audio2.flac": b"sound", "s1.smell.dat": b"?"}
     write_tar(tmp_path / "shards" / "validation-000000.tar", members)
     write_tar(tmp_path / "shards" / "train-000000.tar", {})
-    contents = read("world", tmp_path)
+    contents = DATASETS["world"].read(tmp_path)
     assert contents.same_words
     assert captions(contents) == {"s1.image.jpg": ("a cat",), "s1.audio2.flac": ("a bell",)}
     assert [item.media[0].kind for item in contents.items] == ["image", "audio"]
@@ -106,7 +98,7 @@ def test_world(tmp_path: Path) -> None:
     assert lost(contents)["s1.smell.dat"].startswith("its kind is unknown")
     (tmp_path / "shards" / "validation-000001.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(DataError, match=r"validation-000001\.tar: this is not a tar"):
-        read("world", tmp_path)
+        DATASETS["world"].read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +119,7 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, content: str, sa
     empty_files(tmp_path / "flickr30k" / "flickr30k-images", [])
     (tmp_path / "flickr30k" / "dataset_flickr30k.json").write_text(content)
     with pytest.raises(DataError, match=said):
-        read("flickr30k", tmp_path)
+        DATASETS["flickr30k"].read(tmp_path)
 
 
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
