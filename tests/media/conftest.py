@@ -1,6 +1,7 @@
 """Files of sounds and clips, limits and a decoder."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,16 @@ def decoder() -> Iterator[MediaDecoder]:
         yield shared
 
 
+def _made(write: Callable[..., None], folder: Path, name: str, codec: str, **options: Any) -> Path:
+    write(str(folder / name), codec, **options)
+    return folder / name
+
+
 @pytest.fixture
 def make_sound(tmp_path: Path) -> MakeSound:
-    def make(name: str, codec: str, **options: Any) -> Path:
-        path = tmp_path / name
-        write_sound(str(path), codec, **options)
-        return path
-
-    return make
+    return partial(_made, write_sound, tmp_path)
 
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> MakeClip:
-    def make(name: str, codec: str, **options: Any) -> Path:
-        path = tmp_path / name
-        write_clip(str(path), codec, **options)
-        return path
-
-    return make
+    return partial(_made, write_clip, tmp_path)

@@ -81,12 +81,8 @@ def _wav(
     code, n_bytes = (3, 4) if floats else (1, 2)
     frame = n_bytes * channels
     fmt = struct.pack("<IHHIIHH", 16, code, channels, rate, rate * frame, frame, 8 * n_bytes)
-    whole = min(n_claimed + 36, 2**32 - 1)
-    return (
-        struct.pack("<4sI8s", b"RIFF", whole, b"WAVEfmt ")
-        + fmt
-        + (struct.pack("<4sI", b"data", n_claimed) + payload)
-    )
+    riff = struct.pack("<4sI8s", b"RIFF", min(n_claimed + 36, 2**32 - 1), b"WAVEfmt ")
+    return riff + fmt + struct.pack("<4sI", b"data", n_claimed) + payload
 
 
 PAYLOAD = (np.sin(np.arange(16_000) / 5) * 9_000).astype("<i2").tobytes()
@@ -98,13 +94,10 @@ def test_a_wav_that_claims_more_than_it_holds_is_an_error(claimed: int) -> None:
         _sound(_wav(claimed, PAYLOAD))
 
 
-def test_a_wav_cut_short_gives_what_it_holds() -> None:
+def test_a_wav_that_is_cut_short_or_that_ffmpeg_wrote_into_a_pipe_is_heard() -> None:
     audio = _sound(_wav(len(PAYLOAD) * 3 // 2, PAYLOAD))
     assert audio.seconds == pytest.approx(1.0, abs=0.01)
     assert len(audio.report.cut) <= 1
-
-
-def test_a_wav_that_ffmpeg_wrote_into_a_pipe_is_heard() -> None:
     note = b"INFOISFT" + struct.pack("<I", 14) + b"Lavf61.7.100\0\0"
     listed = b"LIST" + struct.pack("<I", len(note)) + note
     plain = _wav(2**32 - 1, PAYLOAD)
@@ -125,18 +118,21 @@ def test_a_long_wav_says_its_size_elsewhere() -> None:
                 _sound(data)
 
 
-def test_a_wav_without_samples_is_an_error() -> None:
-    with pytest.raises(MediaError, match="no sound can be decoded from this WAV file"):
-        _sound(_wav(2**32 - 16, b""))
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (_wav(2**32 - 16, b""), "no sound can be decoded from this WAV file"),
+        (_wav(3_200, bytes(3_200), rate=2_000_000_000), "audio: "),
+        (_wav(320_000, bytes(320_000), channels=5_000), "audio: "),
+        (_wav(3_200, bytes(3_200), rate=99), "claims 99 samples a second; it must be 100 to 1000"),
+    ],
+)
+def test_absurd_headers_are_errors(data: bytes, said: str) -> None:
+    with pytest.raises(MediaError, match=said):
+        _sound(data)
 
 
-def test_absurd_headers_are_errors() -> None:
-    with pytest.raises(MediaError, match="audio: "):
-        _sound(_wav(3_200, bytes(3_200), rate=2_000_000_000))
-    with pytest.raises(MediaError, match="audio: "):
-        _sound(_wav(320_000, bytes(320_000), channels=5_000))
-    with pytest.raises(MediaError, match="claims 99 samples a second; it must be 100 to 1000000"):
-        _sound(_wav(len(PAYLOAD), PAYLOAD, rate=99))
+def test_the_lowest_rate_is_heard() -> None:
     assert _sound(_wav(len(PAYLOAD), PAYLOAD, rate=100)).seconds == pytest.approx(160, abs=0.1)
 
 

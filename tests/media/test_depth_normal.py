@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from mico_chat.media import Depth, MediaFile, MediaLimits, Normal, decode
 from mico_chat.media.maps import MARK, encode_depth
 
 
-def _png(array: NDArray[np.generic]) -> bytes:
+def _png(array: NDArray[np.generic], **options: Any) -> bytes:
     stream = io.BytesIO()
-    Pillow.fromarray(array).save(stream, "PNG")
+    Pillow.fromarray(array).save(stream, "PNG", **options)
     return stream.getvalue()
 
 
@@ -77,26 +78,17 @@ def test_npz_with_one_array_or_one_named_depth(tmp_path: Path) -> None:
 
 
 def test_8_bit_is_relative_and_brighter_is_nearer() -> None:
-    data = _png(np.array([[0, 1, 128, 255]], np.uint8))
-    depth = _depth(data)
-    assert not depth.metric
-    assert np.isnan(depth.values[0, 0])
-    assert (np.diff(depth.values[0, 1:]) < 0).all()
-    assert depth.values[0, 3] == 0
-
-
-def test_grey_stored_as_colour_is_8_bit_grey() -> None:
-    grey = np.arange(1, 13, dtype=np.uint8).reshape(3, 4) * 20
-    colour = np.repeat(grey[..., None], 3, axis=2)
-    np.testing.assert_array_equal(_depth(_png(colour)).values, _depth(_png(grey)).values)
-
-
-def test_a_colour_image_is_no_depth_map() -> None:
-    colour = np.zeros((4, 4, 3), np.uint8)
-    colour[..., 0] = 200
-    with pytest.raises(MediaError) as caught:
+    grey = np.array([[0, 1, 128, 255]], np.uint8)
+    colour = np.repeat(grey[..., None], 3, axis=2)  # grey that is stored as colour
+    for stored in (grey, colour):
+        depth = _depth(_png(stored))
+        assert not depth.metric
+        assert np.isnan(depth.values[0, 0])
+        assert (np.diff(depth.values[0, 1:]) < 0).all()
+        assert depth.values[0, 3] == 0
+    colour[0, 0, 0] = 200
+    with pytest.raises(MediaError, match=r"^d\.png: a colour image \(its three channels differ\),"):
         _depth(_png(colour))
-    assert str(caught.value).startswith("d.png: a colour image (its three channels differ), but a")
 
 
 @pytest.mark.parametrize(
@@ -108,9 +100,7 @@ def test_a_colour_image_is_no_depth_map() -> None:
     ],
 )
 def test_a_map_of_holes_is_an_error(data: bytes) -> None:
-    with pytest.raises(
-        MediaError, match="no depth in it: all 3 x 2 values are 0, NaN, infinite or"
-    ):
+    with pytest.raises(MediaError, match="no depth in it: all 3 x 2 values are 0, NaN, infinite"):
         _depth(data)
 
 
@@ -166,13 +156,8 @@ def test_a_locked_archive() -> None:
 
 def test_a_zip_bomb_is_refused_by_its_array_header(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.npz"
-    with (
-        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("depth.npy", "w") as member,
-    ):
-        member.write(_npy_header((20_000, 10_000)))
-        for _ in range(64):
-            member.write(bytes(1 << 20))
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("depth.npy", _npy_header((20_000, 10_000)) + bytes(64 << 20))
     with pytest.raises(LimitError, match="10000 x 20000 pixels is 200000000 pixels"):
         _depth(bomb)
 
@@ -196,20 +181,15 @@ def test_normal_maps(tmp_path: Path, fmt: str) -> None:
     ],
 )
 def test_greyscale_is_no_normal_map(array: NDArray[np.generic], found: str) -> None:
-    with pytest.raises(MediaError) as caught:
+    said = rf"^n\.png: a greyscale image \({found}\), but a normal map has 3 channels"
+    with pytest.raises(MediaError, match=said):
         decode(MediaFile("normal", _png(array), "n.png"))
-    assert str(caught.value).startswith(
-        f"n.png: a greyscale image ({found}), but a normal map has 3 channels"
-    )
 
 
 def _marked(text: str, values: NDArray[np.generic] | None = None) -> bytes:
     said = PngInfo()
     said.add_text(MARK, text)
-    stream = io.BytesIO()
-    shown = np.array([[1000, 2500]], np.uint16) if values is None else values
-    Pillow.fromarray(shown).save(stream, "PNG", pnginfo=said)
-    return stream.getvalue()
+    return _png(np.array([[1000, 2500]], np.uint16) if values is None else values, pnginfo=said)
 
 
 def test_written_metres_come_back_with_who_estimated_them() -> None:
