@@ -22,7 +22,7 @@ NAMES = {
     "capacity": "benchmarks.capacity:measure",
     "chat-defaults": "benchmarks.model.chat_defaults:measure",
     "cold": "benchmarks.service.cold:measure",
-    "data-cost": "benchmarks.data.cost:measure",
+    "data-cost": "benchmarks.capacity:data_cost",
     "data-engine-kill": "benchmarks.data.engine:kill",
     "data-engine-rows": "benchmarks.data.engine:rows",
     "data-engine-scaling": "benchmarks.data.engine:scaling",
