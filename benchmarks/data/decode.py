@@ -65,7 +65,7 @@ def seek_each(path: Path, goals: Sequence[float], size: tuple[int, int]) -> list
     return taken
 
 
-def torchcodec() -> tuple[Callable[[Path, float], Any] | None, str]:
+def torchcodec() -> tuple[Callable[[Path, float], Sized] | None, str]:
     """How it takes the same frames, which it does not scale; or why it cannot."""
     try:
         decoders = importlib.import_module("torchcodec.decoders")
@@ -94,36 +94,30 @@ def rates_of(path: Path, repeats: int) -> tuple[Row, dict[str, float]]:
     about = cut(row, recipe)
     if about["reason"]:
         raise ConfigError(f"{path}: {about['reason']}: {about['detail']}")
-    frames = decode_all(path)
     if about["seconds"] < 2 * CLIP:
         raise ConfigError(f"{path}: {about['seconds']:.0f} s; it needs {2 * CLIP:.0f} s")
-    starts = np.linspace(0, about["seconds"] - CLIP, 3 * repeats)
+    frames, (codec, _) = decode_all(path), torchcodec()
     scale = min(1.0, SIDE / max(about["width"], about["height"]))
     size = round(about["width"] * scale), round(about["height"] * scale)
-    codec, _ = torchcodec()
-
-    def cut_all() -> range:
-        cut(row, recipe)
-        return frames
-
+    ways: dict[str, Callable[[float], Sized]] = {
+        "seeking": lambda start: seek_each(path, times_of(start), size),
+        "frames_of": lambda start: (
+            frames_of({**about, "start": start, "end": start + CLIP}, FRAMES, SIDE).frames
+        ),
+    }
+    if codec:
+        ways["torchcodec"] = partial(codec, path)
     rates: dict[str, list[float]] = defaultdict(list)
+    starts = np.linspace(0, about["seconds"] - CLIP, 3 * repeats).tolist()
     for number in range(repeats):
-        rates["bare"].append(per_second(partial(decode_all, path)))
-        rates["cut"].append(per_second(cut_all))
-        for start in map(float, starts[number::repeats]):
-            part = {**about, "start": start, "end": start + CLIP}
-            ways: dict[str, Callable[[], Sized]] = {
-                "seeking": partial(seek_each, path, times_of(start), size),
-                "frames_of": lambda part=part: frames_of(part, FRAMES, SIDE).frames,  # type: ignore[misc]
-            }
-            if codec:
-                ways["torchcodec"] = partial(codec, path, start)
+        rates["bare"].append(per_second(lambda: decode_all(path)))
+        rates["cut"].append(per_second(lambda: (cut(row, recipe), frames)[1]))
+        for start in starts[number::repeats]:
             for name, way in ways.items():
-                rates[name].append(per_second(way))
+                rates[name].append(per_second(partial(way, start)))
     return about, medians(rates)
 
 
-WAYS = ("seeking", "torchcodec", "frames_of")
 RACED = (
     ("cutting", "cut", "bare", "PyAV that only decodes"),
     ("frames of parts", "frames_of", "seeking", "PyAV, seeking each"),
@@ -134,20 +128,16 @@ RACED = (
 
 def measure(*files: Path, seconds: int = 30, repeats: int = 5) -> Report:
     os.environ["OMP_NUM_THREADS"] = "1"
-    whole, parts, kept = [], [], []
+    found_of, kept = list[tuple[str, dict[str, float]]](), []
     with tempfile.TemporaryDirectory() as folder:
         made = [(Path(folder) / f"{height}p.mp4", (width, height)) for width, height in SIZES]
         for path in files or [landscape(path, size, seconds) for path, size in made]:
             about, found = rates_of(path, repeats)
             name = f"{path.name}, {about['width']} x {about['height']}"
-            rates = [f"{found[way]:,.0f}" for way in ("bare", "cut")]
-            whole.append([name, *rates, f"{found['cut'] / found['bare']:.2f}"])
-            taken = [f"{found[way]:,.1f}" if way in found else "-" for way in WAYS]
-            parts.append([name, *taken, f"{found['frames_of'] / found['seeking']:.2f}"])
+            found_of.append((name, found))
             for what, way, other, beside in RACED:
                 if other in found:
                     pair = found[way], "frames/s", beside, found[other]
                     kept.append(Ratio.beside_of(f"{what}, {name}", *pair, 0.9))
-    _, why = torchcodec()
-    values = {"frames": FRAMES, "clip": CLIP, "side": SIDE, "why": why}
-    return Report({"whole": whole, "parts": parts, **values}, kept)
+    values = {"found_of": found_of, "frames": FRAMES, "clip": CLIP, "side": SIDE}
+    return Report({**values, "why": torchcodec()[1]}, kept)

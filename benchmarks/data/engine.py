@@ -10,19 +10,19 @@ the shards with those of a build that was left alone.
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import yaml
 
 from benchmarks.data import fake_stages
@@ -128,63 +128,35 @@ def scaling(
 # --- many rows ------------------------------------------------------------------------------------
 
 
-class Memory:
-    """The memory of this process and those that it started, over time (PSS, in MB)."""
-
-    def __init__(self) -> None:
-        self.samples: list[float] = []
-        self._over = threading.Event()
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            held = [memory(["Pss"], one.pid, "smaps_rollup") for one in family([os.getpid()])]
-            self.samples.append(sum(held) / 1e6)
-            if self._over.wait(1.0):
-                return
-
-    def tenths(self) -> list[float]:
-        """The most in each tenth of the time."""
-        n = len(self.samples)
-        cut = [
-            self.samples[n * i // 10 : max(n * i // 10 + 1, n * (i + 1) // 10)] for i in range(10)
-        ]
-        return [max(part) for part in cut if part]
-
-
 def rows(n: int = 100_000, workers: int = 2) -> Report:
     cells: list[list[str]] = []
     job = fake_stages.job(0.0, 0.0, actors=1, samples=1000)
-    for name in ("one process", f"Ray, {workers} workers"):
-        watch = Memory()
-        with TemporaryDirectory() as folder:
+    for name, cluster, run in (
+        ("one process", nullcontext(), run_job),
+        (f"Ray, {workers} workers", ray_run.cluster(workers, (job,)), ray_run.run_job),
+    ):
+        held, over = list[float](), threading.Event()  # MB of all processes, each second
+
+        def watch(held: list[float] = held, over: threading.Event = over) -> None:
+            while not over.wait(1.0 if held else 0.0):
+                pids = [one.pid for one in family([os.getpid()])]
+                held.append(sum(memory(["Pss"], pid, "smaps_rollup") for pid in pids) / 1e6)
+
+        with TemporaryDirectory() as folder, cluster, ThreadPoolExecutor(1) as thread:
             place = Place(folder)
             fake_stages.write_manifest(place, n)
-            if name == "one process":
-                with watch.watched():
-                    start = time.perf_counter()
-                    run_job(place, job)
-                    took = time.perf_counter() - start
-            else:
-                with ray_run.cluster(workers, (job,)), watch.watched():
-                    start = time.perf_counter()
-                    ray_run.run_job(place, job)
-                    took = time.perf_counter() - start
-            done = sum(
-                place.parquet(p).metadata.num_rows for p in place.names(job.output, ".parquet")
-            )
+            thread.submit(watch)
+            start = time.perf_counter()
+            try:
+                run(place, job)
+                took = time.perf_counter() - start
+            finally:
+                over.set()
+            tables = place.names(job.output, ".parquet")
+            done = sum(place.parquet(table).metadata.num_rows for table in tables)
             assert done == n, (done, n)
-        tenths = " ".join(f"{one:.0f}" for one in watch.tenths())
-        cells.append([name, f"{took:.1f} s", f"{1e3 * took / n:.2f} ms", tenths])
+        most = " ".join(f"{max(part):.0f}" for part in np.array_split(held, 10) if part.size)
+        cells.append([name, f"{took:.1f} s", f"{1e3 * took / n:.2f} ms", most])
     name, each = f"{n:,} rows on Ray", 1e3 * took / n
     ratio = Ratio(measure=name, value=each, unit="ms a row", goal=2.0, at_most=True)
     return Report({"cells": cells}, [ratio])
@@ -199,10 +171,9 @@ def members(folder: Path) -> dict[str, str]:
     for shard in folder.glob("*.tar"):
         with tarfile.open(shard) as tar:
             for info in tar:
-                file = tar.extractfile(info)
-                assert file is not None
                 assert info.name not in found, f"{info.name} is there twice"
-                found[info.name] = hashlib.sha256(file.read()).hexdigest()
+                file: Any = tar.extractfile(info)
+                found[info.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
@@ -214,29 +185,28 @@ def kill(clips: int = 200, kills: int = 20, workers: int = 0, seed: int = 0) -> 
         videos = draw_videos(folder / "videos", clips)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
 
-        def start(name: str) -> subprocess.Popen[bytes]:
+        def built(name: str, seconds: float | None = None) -> None:
+            """Build; after ``seconds`` the build is killed, and TimeoutExpired raised."""
             command = [sys.executable, "-m", "mico_chat.cli", "data", "build", str(videos)]
             command += ["--config", str(folder / "recipe.yaml"), "--output", str(folder / name)]
             command += ["--workers", str(workers)]
-            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(command, **quiet, check=True, timeout=seconds)
 
         began = time.perf_counter()
-        assert start("alone").wait() == 0
+        built("alone")
         whole = time.perf_counter() - began
         alone = members(folder / "alone")
         done = builds = 0
         while done < kills:
             name = f"killed-{builds}"
             builds += 1
-            while True:
-                process = start(name)
+            killed = True
+            while killed:
                 try:
-                    wait = generator.uniform(0, whole / 4) if done < kills else None
-                    assert process.wait(wait) == 0
-                    break
+                    built(name, generator.uniform(0, whole / 4) if done < kills else None)
+                    killed = False
                 except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
                     done += 1
             found = members(folder / name)
             assert found == alone, f"{name}: {len(found)} members, not {len(alone)}, or other bytes"

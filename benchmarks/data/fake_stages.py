@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from mico_corpus.describing.base import Annotation, Clip
@@ -26,21 +25,16 @@ class Numbered:
         ]
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """Waits for each row, as if a model or an encoder were at work on it."""
-
-    seconds: float
-
-    def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
-        for row in rows:
-            if self.seconds:
-                time.sleep(self.seconds)
-            yield row
+def wait(rows: Iterable[Row], seconds: float) -> Iterator[Row]:
+    """Wait for each row, as if a model or an encoder were at work on it."""
+    for row in rows:
+        if seconds:
+            time.sleep(seconds)
+        yield row
 
 
 def waiting(seconds: float) -> Work:
-    return Waiting(seconds)
+    return partial(wait, seconds=seconds)
 
 
 def write_manifest(place: Place, rows: int) -> None:

@@ -17,27 +17,28 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import torch
 import yaml
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 
 from benchmarks.engines.systems import DEVICE
 from benchmarks.harness import Ratio, Report, turns
 from benchmarks.media import jpeg, soft_colours
 from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.engine.cpu import usable_cores
-from mico_chat.late import late
-
-# Each system runs in a process of its own, with what it needs alone.
-with late():
-    from mico_training import build_model as building
-    from mico_training import recipe as recipes
-    from mico_training import stages, trained, trainer
-    from mico_training.data import batches
-    from mico_training.data import examples as datasets
-    from mico_training.data import media as loading
-    from mico_training.data import mixture as mixtures
+from mico_training import stages
+from mico_training.build_model import add_lora, build_chat, hold_encoder
+from mico_training.data.batches import ChatCollator
+from mico_training.data.examples import CaptionDataset, ConversationDataset
+from mico_training.data.media import MediaLoader
+from mico_training.data.mixture import open_mixture
+from mico_training.recipe import Stage2Run, Stage3Run, load_recipe
+from mico_training.trained import train_only
+from mico_training.trainer import draws, training_arguments
 
 VIT = "vit_small_patch16_224"
 WIDTH, LAYERS, HEADS = 384, 12, 6  # of the text towers, as in open_clip's ViT-S-16
@@ -50,9 +51,6 @@ LOOPS = {
     "stage 2": ("mico-chat train-stage2", "Trainer, captions", "tokens"),
     "stage 3": ("mico-chat train-stage3", "Trainer, conversations", "tokens"),
 }
-
-
-# --- the data ------------------------------------------------------------------------------------
 
 
 def sentence(generator: np.random.Generator, words: int) -> str:
@@ -95,13 +93,6 @@ def recipe(stage: str, folder: Path) -> Path:
     number = stage[-1]
     content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))[stage]
     content["output"] = str(folder / f"out-{number}")
-    content["train"]["arguments"] = {
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "include_num_input_tokens_seen": "non_padding",
-        "save_strategy": "no",
-    }
     source = folder / ("talk.jsonl" if number == "3" else "captions.jsonl")
     content["data"] = [{"path": str(source), "kind": "jsonl"}]
     if number == "1":
@@ -114,90 +105,70 @@ def recipe(stage: str, folder: Path) -> Path:
     return path
 
 
-class Clock:
-    """Seconds and tokens at the end of each step; a callback of the Trainer's."""
+class Clock(TrainerCallback):
+    """Notes seconds and tokens at the end of each step."""
 
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, int]] = []
+    marks: ClassVar[list[tuple[float, int]]] = []
 
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.marks.append((time.perf_counter(), int(state.num_input_tokens_seen)))
 
-        marks = self.marks
-
-        class Marks(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                marks.append((time.perf_counter(), int(state.num_input_tokens_seen)))
-
-        return Marks
-
-    def rate(self, samples: int | None = None) -> float:
+    @classmethod
+    def rate(cls, samples: int | None = None) -> float:
         """What a second brings after the first steps: samples, or tokens."""
-        (begun, before), (ended, after) = self.marks[SKIPPED - 1], self.marks[-1]
-        steps = len(self.marks) - SKIPPED
+        (begun, before), (ended, after) = cls.marks[SKIPPED - 1], cls.marks[-1]
+        steps = len(cls.marks) - SKIPPED
         return (steps * samples if samples else after - before) / (ended - begun)
 
 
 def ours(stage: str, folder: Path) -> float:
     """A stage as its command runs it."""
-    import transformers.trainer
+    DEFAULT_CALLBACKS.append(Clock)
+    getattr(stages, f"train_stage{stage[-1]}")(recipe(stage, folder))
+    return Clock.rate(BATCH if stage == "stage 1" else None)
 
-    clock = Clock()
-    transformers.trainer.DEFAULT_CALLBACKS.append(clock.callback())
-    run = {"1": stages.train_stage1, "2": stages.train_stage2, "3": stages.train_stage3}
-    run[stage[-1]](recipe(stage, folder))
-    return clock.rate(BATCH if stage == "stage 1" else None)
+
+class Plain(torch.nn.Module):
+    """A chat model, with the language model's own loss."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, chat: Any) -> None:
+        super().__init__()
+        self.chat = chat
+
+    def forward(self, input_ids: Any, attention_mask: Any, labels: Any, **media: Any) -> Any:
+        embeds = self.chat.embed_prompt(input_ids, media)
+        return self.chat.llm(inputs_embeds=embeds, attention_mask=attention_mask, labels=labels)
 
 
 def plain_trainer(stage: str, folder: Path) -> float:
     """The same model and data under a plain Trainer."""
-    import torch
-    from transformers import Trainer
-
-    kind: Any = recipes.Stage2Run if stage == "stage 2" else recipes.Stage3Run
-    run = recipes.load_recipe(kind, recipe(stage, folder))
-    arguments = trainer.training_arguments(run)
-    chat = building.build_chat(run.model)
-    trained.train_only(chat.model, ["bridge"])
-    need: Any = "caption" if kind is recipes.Stage2Run else "conversation"
-    mixture = mixtures.open_mixture(run.data, need, 0)
-    examples: Any = datasets.CaptionDataset(mixture, trainer.draws(arguments), 0.0)
-    if kind is recipes.Stage3Run:
-        building.add_lora(chat.model, run.stage3.lora)
-        examples = datasets.ConversationDataset(
-            mixture, trainer.draws(arguments), run.stage3.max_turns
-        )
-    building.hold_encoder(chat.model, run.model)
-
-    class Plain(torch.nn.Module):
-        """The chat model, with the language model's own loss."""
-
-        main_input_name = "input_ids"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.chat = chat.model
-
-        def forward(self, input_ids: Any, attention_mask: Any, labels: Any, **media: Any) -> Any:
-            embeds = self.chat.embed_prompt(input_ids, media)
-            return self.chat.llm(inputs_embeds=embeds, attention_mask=attention_mask, labels=labels)
-
-    clock = Clock()
+    kind: Any = Stage2Run if stage == "stage 2" else Stage3Run
+    run = load_recipe(kind, recipe(stage, folder))
+    arguments = training_arguments(run)
+    chat = build_chat(run.model)
+    train_only(chat.model, ["bridge"])
+    mixture = open_mixture(run.data, "caption" if kind is Stage2Run else "conversation", 0)
+    examples: Any = CaptionDataset(mixture, draws(arguments), 0.0)
+    if kind is Stage3Run:
+        add_lora(chat.model, run.stage3.lora)
+        examples = ConversationDataset(mixture, draws(arguments), run.stage3.max_turns)
+    hold_encoder(chat.model, run.model)
+    loader = MediaLoader(chat.processor.preprocessing)
     Trainer(
-        model=Plain(),
+        model=Plain(chat.model),
         args=arguments,
         train_dataset=examples,
-        data_collator=batches.ChatCollator(
-            chat.processor, loading.MediaLoader(chat.processor.preprocessing), run.train.max_length
-        ),
-        callbacks=[clock.callback()],
+        data_collator=ChatCollator(chat.processor, loader, run.train.max_length),
+        callbacks=[Clock],
     ).train()
-    return clock.rate()
+    return Clock.rate()
 
 
 def open_clip(stage: str, folder: Path) -> float:
     """open_clip's training program, with its tokenizer and its 77 places of text."""
-    import open_clip as library
+    import open_clip as library  # the extra "bench" installs it
     from open_clip_train import train
     from open_clip_train.main import main as program
 
@@ -237,17 +208,13 @@ SYSTEMS = {"ours": ours, "open_clip": open_clip, "trainer": plain_trainer}
 def rate_of(system: str, stage: str, folder: Path) -> float:
     """What a system does a second, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks", "training", "--one", system, "--stage", stage]
+    env = os.environ | {"OMP_NUM_THREADS": str(usable_cores())}
     with tempfile.TemporaryDirectory(dir=folder) as own:
         for path in folder.iterdir():
             if not path.samefile(own):
                 (Path(own) / path.name).symlink_to(path)
-        done = subprocess.run(
-            [*command, "--data", own],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(usable_cores())},
-            check=False,
-        )
+        command += ["--data", own]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         raise RuntimeError(f"{system}, {stage}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     print(stage, system, done.stdout.split()[-1], flush=True)
@@ -265,32 +232,21 @@ def measure(
         return
     rows, ratios = [], []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_data(folder)
-        pairs = {
-            name: ("ours", "open_clip" if name == "stage 1" else "trainer")
+        write_data(Path(temporary))
+        ways = {
+            (name, system): partial(rate_of, system, name, Path(temporary))
             for name in LOOPS
+            for system in ("ours", "open_clip" if name == "stage 1" else "trainer")
             if stage in (None, name)
         }
-        found = turns(
-            {
-                (name, system): partial(rate_of, system, name, folder)
-                for name, pair in pairs.items()
-                for system in pair
-            },
-            repeats,
-            warm=0,
-        )
-    for name, pair in pairs.items():
+        found = turns(ways, repeats, warm=0)
+    for name in dict.fromkeys(name for name, _ in found):
         our_name, their_name, unit = LOOPS[name]
-        both = [found[name, system] for system in pair]
+        both = [rates for (at, _), rates in found.items() if at == name]
         ours, theirs = map(statistics.median, both)
-        cells = [
-            f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
-            for rates in both
-        ]
-        cells = [our_name, cells[0], their_name, cells[1], f"{ours / theirs:.2f}"]
-        rows.append([name, f"{unit}/s", *cells])
+        cells = [f"{statistics.median(r):.1f} ({min(r):.1f} to {max(r):.1f})" for r in both]
+        ratio = f"{ours / theirs:.2f}"
+        rows.append([name, f"{unit}/s", our_name, cells[0], their_name, cells[1], ratio])
         measured = f"training, {name}", ours, f"{unit}/s", their_name, theirs, 1.2
         ratios.append(Ratio.beside_of(*measured))
     sizes = {"vit": VIT, "layers": LAYERS, "width": WIDTH, "batch": BATCH, "talk_batch": TALK_BATCH}

@@ -6,7 +6,6 @@ write conversations into a database, and real media are decoded, prepared and re
 """
 
 import asyncio
-import importlib.util
 import sys
 import tempfile
 import threading
@@ -15,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.load import load_encoder
 from mico_chat.encode import MediaEncoder
-from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.worker import decode
@@ -43,6 +43,7 @@ from mico_server.store.conversations import ConversationStore, NewTurn, StoredMe
 from mico_server.store.database import Database
 from mico_server.store.media import MediaStore
 from mico_server.store.tables import new_id
+from tests.support.fakes import FakeEngine
 
 PACE, AT_ONCE, ROUNDS = 0.02, 32, 3
 CONVERSATIONS, TURNS = 100, 2
@@ -105,20 +106,16 @@ def medium_cost(kind: Kind, processor: Any) -> MediumCost:
 
 
 def _file(kind: Kind) -> Path:
-    found = importlib.util.find_spec("gradio")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "media_assets" / MEDIA[kind]
+    return Path(str(files("gradio").joinpath("media_assets", MEDIA[kind])))
 
 
 async def turn_cost(url: str | None, folder: Path, question: str, answer: str) -> TurnCost:
     """Of turns with these texts, the first of each conversation with a picture."""
     database = Database(url, folder)
     await database.start()
-    postgres = not database.is_sqlite
 
     async def sizes() -> tuple[float, float]:
-        if not postgres:
+        if database.is_sqlite:
             return (folder / "mico-chat.db").stat().st_size, 0.0
         asked = "pg_database_size(current_database()), pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
         async with database.reading() as connection:
@@ -147,15 +144,12 @@ async def turn_cost(url: str | None, folder: Path, question: str, answer: str) -
                 await store.add_turn("t", conversation, number, turn, create=number == 1)
                 await store.answer_turn("t", conversation, number, ended)
                 taken.append(time.perf_counter() - start)
-    if postgres:
-        after = await sizes()
-        await database.close()
-    else:
+    if database.is_sqlite:
         await database.close()  # which moves SQLite's log into its file
-        after = await sizes()
-    n = CONVERSATIONS * TURNS
-    size, log = ((late - early) / n for late, early in zip(after, before, strict=True))
-    return TurnCost("PostgreSQL" if postgres else "SQLite", size, log, median(taken))
+    after = await sizes()
+    await database.close()
+    size, log = ((late - early) / len(taken) for late, early in zip(after, before, strict=True))
+    return TurnCost("SQLite" if database.is_sqlite else "PostgreSQL", size, log, median(taken))
 
 
 def answer_cost(n_tokens: int, question: str) -> float:
@@ -181,12 +175,10 @@ def answer_cost(n_tokens: int, question: str) -> float:
     return seconds / (ROUNDS * AT_ONCE)
 
 
-class StandIn:
+class StandIn(FakeEngine):
     """An engine that says as many words as it may, one every :data:`PACE` seconds."""
 
-    name, max_position, failure = "stand-in", 8192, None
-    scores = repeats = False
-    busy_s = 0.0
+    name, max_position = "stand-in", 8192
 
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
@@ -197,18 +189,6 @@ class StandIn:
             yield Delta(text=" word", token_ids=(1,))
         usage = Usage(prompt_tokens=100, completion_tokens=n, media_tokens=0)
         yield Delta(finish_reason="length", usage=usage)
-
-    def stats(self) -> EngineStats:
-        return EngineStats.model_validate(dict.fromkeys(EngineStats.model_fields, 0))
-
-    def prepare(self) -> None:
-        """There is nothing to prepare."""
-
-    def give_up(self, reason: str) -> None:
-        """Its steps end."""
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 def main(folder: Path) -> None:
