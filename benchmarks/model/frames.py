@@ -8,7 +8,6 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -32,8 +31,7 @@ Cost = tuple[float, float, float]
 
 def cost(path: Path, n: int, repeats: int) -> Cost:
     """Medians for ``n`` frames; the memory is that above the loaded model's."""
-    model, processor = load_encoder("mini")
-    adapter = MicoAdapter(model, processor)
+    adapter = MicoAdapter(*load_encoder("mini"))
 
     def run(count: int) -> tuple[float, float]:
         start = time.perf_counter()
@@ -45,42 +43,34 @@ def cost(path: Path, n: int, repeats: int) -> Cost:
     run(FRAMES[0])  # warms up
     before = memory(["VmRSS"])
     forget_peak()
-    decoding, encoding = zip(*(run(n) for _ in range(repeats)), strict=True)
-    peak = memory(["VmHWM"])
-    return statistics.median(decoding), statistics.median(encoding), peak - before
-
-
-def report(found: Mapping[int, Cost], seconds: int) -> Report:
-    x = list(found)
-    took = [decoding + encoding for decoding, encoding, _ in found.values()]
-    held = [peak / 1e6 for *_, peak in found.values()]
-    (slope, fixed, fit), (more, base, fit_memory) = line(x, took), line(x, held)
-    rows = [
-        [f"{n}", f"{a:.2f}", f"{b:.2f}", f"{a + b:.2f}", f"{peak / 1e6:,.0f}"]
-        for n, (a, b, peak) in found.items()
-    ]
-    name = f"{min(found)} to {max(found)} frames of a clip: R² of a line through the seconds"
-    figure = {"measure": name, "value": 1e3 * slope, "unit": "ms a frame"}
-    values = {"rows": rows, "slope": slope, "fixed": fixed, "fit": fit, "more": more, "held": base}
-    values |= {"fit_memory": fit_memory, "threads": torch.get_num_threads(), "seconds": seconds}
-    curves = {"seconds": took, "MB": held}
-    return Report(
-        {**values, "side": f"{SIZE[0]} x {SIZE[1]}"},
-        [Ratio.model_validate({**figure, "ratio": fit, "goal": LINEAR})],
-        {"frames": [Panel("frames", y, {y: (x, ys)}, fit=True) for y, ys in curves.items()]},
-    )
+    decoding, encoding = map(statistics.median, zip(*(run(n) for _ in range(repeats)), strict=True))
+    return decoding, encoding, memory(["VmHWM"]) - before
 
 
 def measure(repeats: int = 3, most: int = FRAMES[-1]) -> Report:
     spawn = multiprocessing.get_context("spawn")
-    found: dict[int, Cost] = {}
+    x = [n for n in FRAMES if n <= most]
     seconds = -(-most // RATE) + 2
     with (
         tempfile.TemporaryDirectory() as temporary,
         ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as alone,
     ):
         path = landscape(Path(temporary) / "clip.mp4", SIZE, seconds, silent=True)
-        for n in (n for n in FRAMES if n <= most):
-            found[n] = alone.submit(cost, path, n, repeats).result()
-            print(f"{n} frames: {found[n]}", flush=True)
-    return report(found, seconds)
+        found = [alone.submit(cost, path, n, repeats).result() for n in x]
+    took = [decoding + encoding for decoding, encoding, _ in found]
+    held = [peak / 1e6 for *_, peak in found]
+    (slope, fixed, fit), (more, base, fit_memory) = line(x, took), line(x, held)
+    rows = [
+        [f"{n}", f"{a:.2f}", f"{b:.2f}", f"{a + b:.2f}", f"{peak / 1e6:,.0f}"]
+        for n, (a, b, peak) in zip(x, found, strict=True)
+    ]
+    name = f"{x[0]} to {x[-1]} frames of a clip: R² of a line through the seconds"
+    ratio = Ratio(measure=name, value=1e3 * slope, unit="ms a frame", ratio=fit, goal=LINEAR)
+    values = {"rows": rows, "slope": slope, "fixed": fixed, "fit": fit, "more": more, "held": base}
+    values |= {"fit_memory": fit_memory, "threads": torch.get_num_threads(), "seconds": seconds}
+    curves = {"seconds": took, "MB": held}
+    return Report(
+        {**values, "side": f"{SIZE[0]} x {SIZE[1]}"},
+        [ratio],
+        {"frames": [Panel("frames", y, {y: (x, ys)}, fit=True) for y, ys in curves.items()]},
+    )

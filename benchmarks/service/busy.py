@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -61,12 +61,7 @@ def measure(repeats: int = 15) -> Report:
             name: _measure(services, count, nice, repeats)
             for name, (count, nice) in NEIGHBOURS.items()
         }
-    name = "busy" if cores > 1 else "busy-1-core"
-    return Report(_values(found), _ratios(found, cores), part=name, file=name)
-
-
-def _ratios(found: dict[str, Found], cores: int) -> list[Ratio]:
-    """What the engine's choice reaches of its share of the cores; low priority leaves it all."""
+    # What the engine's choice reaches of its share of the cores; low priority leaves it all.
     quiet, *beside = (statistics.median(column[CHOSEN][0]) for column in found.values())
     ratios = []
     for (name, (count, nice)), rate in zip(list(NEIGHBOURS.items())[1:], beside, strict=True):
@@ -74,7 +69,8 @@ def _ratios(found: dict[str, Found], cores: int) -> list[Ratio]:
         where = f"tokens/s beside {name}, {cores} core{'s' if cores > 1 else ''}"
         stands = f"{share:.2f} of a quiet machine's"
         ratios.append(Ratio.beside_of(where, rate, "tokens/s", stands, quiet * share, 0.9))
-    return ratios
+    name = "busy" if cores > 1 else "busy-1-core"
+    return Report(_values(found), ratios, part=name, file=name)
 
 
 @contextmanager
@@ -94,53 +90,52 @@ def _busy(count: int, nice: int) -> Iterator[None]:
 
 def _measure(services: dict[str, OverHttp], count: int, nice: int, repeats: int) -> Found:
     rng = random.Random(count)
+
+    def ask(client: OverHttp, n_tokens: int, *, picture: bool = False) -> tuple[int, float]:
+        """Tokens of the answer, and seconds until it was there; no two questions begin alike."""
+        shown = noisy_picture(rng.getrandbits(31)) if picture else None
+        start = time.perf_counter()
+        _, tokens = asyncio.run(client.ask(Asked(question(rng), shown, n_tokens)))
+        return tokens, time.perf_counter() - start
+
     found: Found = {name: ([], []) for name in services}
     for client in services.values():  # so that the engine knows its speed on a quiet machine
         for _ in range(3):
-            _ask(client, rng, N_TOKENS)
-            _ask(client, rng, PICTURE_TOKENS, picture=True)
+            ask(client, N_TOKENS)
+            ask(client, PICTURE_TOKENS, picture=True)
     with _busy(count, nice):
         for _ in range(repeats):
             for name, client in rng.sample(list(services.items()), len(services)):
                 rates, pictures = found[name]
                 if rates and N_TOKENS / rates[-1] > PATIENCE_S:
                     continue
-                tokens, seconds = _ask(client, rng, N_TOKENS)
+                tokens, seconds = ask(client, N_TOKENS)
                 rates.append(tokens / seconds)
-                pictures.append(_ask(client, rng, PICTURE_TOKENS, picture=True)[1])
+                pictures.append(ask(client, PICTURE_TOKENS, picture=True)[1])
     return found
 
 
-def _ask(
-    client: OverHttp, rng: random.Random, n_tokens: int, *, picture: bool = False
-) -> tuple[int, float]:
-    """Tokens of the answer, and seconds until it was there; no two questions begin alike."""
-    shown = noisy_picture(rng.getrandbits(31)) if picture else None
-    start = time.perf_counter()
-    _, tokens = asyncio.run(client.ask(Asked(question(rng), shown, n_tokens)))
-    return tokens, time.perf_counter() - start
-
-
 def _values(found: dict[str, Found]) -> dict[str, object]:
-    columns = list(found.values())
-    rates = {name: [statistics.median(c[name][0]) for c in columns] for name in columns[0]}
-    slowest = {name: [max(c[name][0]) / min(c[name][0]) for c in columns] for name in columns[0]}
-    seconds = {name: [statistics.median(c[name][1]) for c in columns] for name in columns[0]}
-    fixed = [values for name, values in rates.items() if name != CHOSEN]
-    share = [rate / max(best) for rate, *best in zip(rates[CHOSEN], *fixed, strict=True)]
+    def rows(form: str, at: int, figure: Callable[[list[float]], float]) -> list[list[str]]:
+        """A row for each service, with a figure of its answers beside each kind of neighbours."""
+        return [
+            [name, *(format(figure(column[name][at]), form) for column in found.values())]
+            for name in found["quiet"]
+        ]
 
-    def shown(values: dict[str, list[float]], form: str) -> list[list[str]]:
-        return [[name, *(format(value, form) for value in row)] for name, row in values.items()]
-
+    share = []
+    for column in found.values():
+        best = max(statistics.median(pair[0]) for name, pair in column.items() if name != CHOSEN)
+        share.append(f"{statistics.median(column[CHOSEN][0]) / best:.2f}")
     autogroup = Path("/proc/sys/kernel/sched_autogroup_enabled")
     return {
         "head": ["threads", *found],
         "rates": [
-            *shown(rates, ".0f"),
-            *shown({f"{CHOSEN}, of the better row": share}, ".2f"),
+            *rows(".0f", 0, statistics.median),
+            [f"{CHOSEN}, of the better row", *share],
         ],
-        "slowest": shown(slowest, ".1f"),
-        "pictures": shown(seconds, ".2f"),
+        "slowest": rows(".1f", 0, lambda rates: max(rates) / min(rates)),
+        "pictures": rows(".2f", 1, statistics.median),
         "autogroup": autogroup.exists() and autogroup.read_text().strip() == "1",
         "patience_s": PATIENCE_S,
         "n_tokens": N_TOKENS,

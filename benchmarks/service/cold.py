@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Report, medians
+from benchmarks.harness import Report, medians, turns
 
 IMAGE = Path(__file__).parents[2] / "ui/mico_ui/examples/sheep.jpg"
 QUESTION = "What is in the picture?"
@@ -38,8 +38,7 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "huggingface_hub", "
 
 def measure(image: Path = IMAGE, repeats: int = 5) -> Report:
     command = [sys.executable, "-m", "mico_chat.cli", "ask", "--image", str(image), QUESTION]
-    measured(command)
-    runs = [measured(command) for _ in range(repeats)]
+    (runs,) = turns({"": lambda: measured(command)}, repeats).values()
     ends = {"start": 0.0} | medians({name: [run[name] for run in runs] for name in runs[0]})
     names = ["start", *(name for name in STAGES if name in ends)]
     values = {

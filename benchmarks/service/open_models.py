@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,14 +31,6 @@ N_TOKENS = 64
 AT_ONCE = (8, 1)
 PORT = 8078
 OURS, THEIRS = "mico-chat serve", "transformers serve"
-
-
-@dataclass(frozen=True)
-class Race:
-    """Seconds until all answers were there, and tokens of all answers."""
-
-    seconds: float
-    tokens: int
 
 
 def measure(
@@ -73,33 +64,30 @@ def measure(
             for name, server in servers.items()
         }
         found = turns(ways, repeats, rng=rng)
+    rates = {
+        key: statistics.median(tokens / seconds for seconds, tokens in races)
+        for key, races in found.items()
+    }
     rows = []
-    for n in AT_ONCE:
-        rate = {name: _rate(found[n, name]) for name in (OURS, THEIRS)}
-        for name in (OURS, THEIRS):
-            seconds = [race.seconds for race in found[n, name]]
-            spread = f"{statistics.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
-            cells = [str(n), name, spread, f"{rate[name]:.1f}", f"{rate[name] / rate[THEIRS]:.2f}"]
-            rows.append(cells)
-    pair = [_rate(found[AT_ONCE[0], name]) for name in (OURS, THEIRS)]
-    name = f"{AT_ONCE[0]} pictures at once, another project's model"
-    ratio = Ratio.beside_of(name, pair[0], "tokens/s", THEIRS, pair[1], 3.0)
+    for (n, name), races in found.items():
+        took = [seconds for seconds, _ in races]
+        spread = f"{statistics.median(took):.2f} ({min(took):.2f}-{max(took):.2f})"
+        cells = f"{rates[n, name]:.1f}", f"{rates[n, name] / rates[n, THEIRS]:.2f}"
+        rows.append([str(n), name, spread, *cells])
+    n = AT_ONCE[0]
+    name = f"{n} pictures at once, another project's model"
+    ratio = Ratio.beside_of(name, rates[n, OURS], "tokens/s", THEIRS, rates[n, THEIRS], 3.0)
     return Report({"rows": rows, "threads": usable_cores(), "n_tokens": N_TOKENS}, [ratio])
 
 
-def _race(server: OverHttp, n: int, rng: random.Random) -> Race:
-    asked = [
-        Asked("What is in this picture?", noisy_picture(rng.getrandbits(31)), N_TOKENS)
-        for _ in range(n)
-    ]
+def _race(server: OverHttp, n: int, rng: random.Random) -> tuple[float, int]:
+    """Seconds until all answers were there, and tokens of all answers."""
+    pictures = [noisy_picture(rng.getrandbits(31)) for _ in range(n)]
 
-    async def all_of_them() -> Race:
+    async def all_of_them() -> tuple[float, int]:
+        asked = [Asked("What is in this picture?", shown, N_TOKENS) for shown in pictures]
         start = time.perf_counter()
         answers = await asyncio.gather(*map(server.ask, asked))
-        return Race(time.perf_counter() - start, sum(tokens for _, tokens in answers))
+        return time.perf_counter() - start, sum(tokens for _, tokens in answers)
 
     return asyncio.run(all_of_them())
-
-
-def _rate(races: list[Race]) -> float:
-    return statistics.median(race.tokens / race.seconds for race in races)
