@@ -67,6 +67,11 @@ class Ratio(BaseModel):
         given = {"measure": measure, "value": value, "unit": unit, "beside": beside}
         return cls(**given, ratio=value / other, goal=goal, at_most=at_most)
 
+    @classmethod
+    def bound(cls, measure: str, value: float, unit: str, goal: float) -> Self:
+        """Our ``value`` alone, which may be at most the goal."""
+        return cls(measure=measure, value=value, unit=unit, goal=goal, at_most=True)
+
     @property
     def figure(self) -> float:
         return self.value if self.ratio is None else self.ratio

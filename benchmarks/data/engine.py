@@ -158,8 +158,7 @@ def rows(n: int = 100_000, workers: int = 2) -> Report:
         most = " ".join(f"{max(part):.0f}" for part in np.array_split(held, 10) if part.size)
         cells.append([name, f"{took:.1f} s", f"{1e3 * took / n:.2f} ms", most])
     name, each = f"{n:,} rows on Ray", 1e3 * took / n
-    ratio = Ratio(measure=name, value=each, unit="ms a row", goal=2.0, at_most=True)
-    return Report({"cells": cells}, [ratio])
+    return Report({"cells": cells}, [Ratio.bound(name, each, "ms a row", 2.0)])
 
 
 # --- kills ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,43 +69,39 @@ def opened(pattern: str) -> tuple[Mixture, float]:
     return Mixture([source], [1.0], seed=0), time.perf_counter() - start
 
 
-def rank(number: int, pattern: str, together: Any, answers: Any) -> None:
+def rank(number: int, pattern: str, together: Any) -> dict[str, float]:
     """Open the source, draw as one rank, then touch the whole index; all ranks side by side."""
-    found: dict[str, float] = {"before": pss()}
+    found: dict[str, float] = {}
+    before = pss()
+
+    def grown(by: str) -> None:
+        """Note the growth when all ranks are there, and before any goes on."""
+        together.wait()
+        found[by] = pss() - before
+        together.wait()
+
     together.wait()
     mixture, found["seconds"] = opened(pattern)
-    together.wait()
-    found["opened"] = pss() - found["before"]
-    together.wait()
+    grown("opened")
     source: Any = mixture.sources[0]
 
     def locate(draw: int) -> None:
         source.index.place(source.kept[mixture.locate(draw)[2]])
 
     found["rate"] = rate(locate, range(number, number + DRAWS * PROCESSES, PROCESSES))
-    together.wait()
-    found["drawn"] = pss() - found["before"]
-    together.wait()
+    grown("drawn")
     for column in (source.index.start, source.index.size, source.index.profile):
         column.max()
-    together.wait()
-    found["touched"] = pss() - found["before"]
-    together.wait()
-    answers.put(found)
+    grown("touched")
+    return found
 
 
 def in_processes(pattern: str) -> list[dict[str, float]]:
     spawn = multiprocessing.get_context("spawn")
-    together, answers = spawn.Barrier(PROCESSES), spawn.Queue()
-    ranks = [
-        spawn.Process(target=rank, args=(n, pattern, together, answers)) for n in range(PROCESSES)
-    ]
-    for process in ranks:
-        process.start()
-    found = [answers.get(timeout=600) for _ in ranks]
-    for process in ranks:
-        process.join()
-    return found
+    with spawn.Manager() as manager, ProcessPoolExecutor(PROCESSES, spawn) as pool:
+        together = manager.Barrier(PROCESSES)
+        ranks = [pool.submit(rank, n, pattern, together) for n in range(PROCESSES)]
+        return [one.result() for one in ranks]
 
 
 def rate(locate: Callable[[int], object], draws: Sequence[int]) -> float:
@@ -153,12 +150,11 @@ def measure(samples: int = 30_000_000) -> Report:
         ["after the whole index has been read", megabytes(found, "touched")],
         ["samples located in a second of one core", f"{min(o['rate'] for o in found):,.0f}"],
     ]
+    size, made = f"{permutation.nbytes / 1e6:.0f} MB", f"{permuting:.1f} s"
     orders = [
-        ["a permutation in each process", f"{permutation.nbytes / 1e6:.0f} MB"],
-        ["a computed order", "0 MB"],
+        ["a permutation in each process", size, made, f"{listed:,.0f}"],
+        ["a computed order", "0 MB", "0 s", f"{computed:,.0f}"],
     ]
-    orders[0] += [f"{permuting:.1f} s", f"{listed:,.0f}"]
-    orders[1] += ["0 s", f"{computed:,.0f}"]
     readers = [
         [what, f"{mean:.2f} of 8", f"{part:.0%}"]
         for what, (mean, part) in (("one source", alone), ("two, 3 to 1", both))
@@ -168,9 +164,7 @@ def measure(samples: int = 30_000_000) -> Report:
     return Report(
         {**values, "per_shard": PER_SHARD, "ranked": RANKED, "lanes": LANES},
         [
-            Ratio(measure=f"{name}: open", value=max(seconds), unit="s", goal=5.0, at_most=True),
-            Ratio(
-                measure=f"{name}: memory of each", value=added, unit="MB", goal=300.0, at_most=True
-            ),
+            Ratio.bound(f"{name}: open", max(seconds), "s", 5.0),
+            Ratio.bound(f"{name}: memory of each", added, "MB", 300.0),
         ],
     )

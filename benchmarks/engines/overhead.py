@@ -117,11 +117,8 @@ class OverHttp:
         return request("POST", "/v1/chat/completions", json=body, headers=headers)
 
 
-Way = InProcess | OverHttp
-
-
 def measure(assistant: Assistant, url: str, repeats: int) -> Report:
-    ways: list[Way] = [InProcess(assistant)]
+    ways: list[InProcess | OverHttp] = [InProcess(assistant)]
     for stream in (True, False):
         for chat, store in ((True, False), (True, True), (False, False)):
             ways.append(OverHttp(address_of(url), assistant.name, chat, stream, store))
@@ -133,10 +130,9 @@ def measure(assistant: Assistant, url: str, repeats: int) -> Report:
 
     def more(ms: dict[str, float], name: str) -> str:
         """Milliseconds, and how many more than in process."""
-        if name not in ms:
-            return ""
-        shown = f"{ms[name]:.1f}"
-        return shown if name == BASE else f"{shown} ({ms[name] - ms[BASE]:+.1f})"
+        if name == BASE:
+            return f"{ms[name]:.1f}"
+        return f"{ms[name]:.1f} ({ms[name] - ms[BASE]:+.1f})" if name in ms else ""
 
     rows = [
         [name, more(texts, name), more(pictures, name), f"{rate:.0f}", f"{rate / speeds[BASE]:.3f}"]
@@ -146,18 +142,20 @@ def measure(assistant: Assistant, url: str, repeats: int) -> Report:
     for ms, what in ((texts, "first text"), (pictures, "first text about a picture")):
         later = max(value for way, value in ms.items() if way != BASE) - ms[BASE]
         measure = f"{what} over HTTP, later than in process"
-        ratios.append(Ratio(measure=measure, value=later, unit="ms", goal=5.0, at_most=True))
+        ratios.append(Ratio.bound(measure, later, "ms", 5.0))
     base = speeds.pop(BASE)
     slowest = min(speeds.values())
     ratios.append(Ratio.beside_of("16 answers over HTTP", slowest, "tokens/s", BASE, base, 0.95))
     return Report({"rows": rows, "at_once": AT_ONCE, "n_tokens": N_TOKENS}, ratios)
 
 
-def first_tokens(ways: Sequence[Way], repeats: int, *, pictures: bool) -> dict[str, list[float]]:
+def first_tokens(
+    ways: Sequence[InProcess | OverHttp], repeats: int, *, pictures: bool
+) -> dict[str, list[float]]:
     """Milliseconds to the first text, one request at a time, each way in turn."""
     rng = random.Random(pictures)
 
-    async def first(way: Way) -> float:
+    async def first(way: InProcess | OverHttp) -> float:
         picture = noisy_picture(rng.randrange(2**31)) if pictures else None
         await asyncio.sleep(REST_S)
         seconds, _ = await way.ask(Asked(question(rng), picture, n_tokens=4))
@@ -167,10 +165,10 @@ def first_tokens(ways: Sequence[Way], repeats: int, *, pictures: bool) -> dict[s
     return turns(asked, repeats, warm=2, rng=rng)
 
 
-def rates(ways: Sequence[Way], repeats: int) -> dict[str, list[float]]:
+def rates(ways: Sequence[InProcess | OverHttp], repeats: int) -> dict[str, list[float]]:
     """Tokens/s of answers at once, each way in turn: in a round all get the same questions."""
 
-    def rate(way: Way, number: Iterator[int]) -> float:
+    def rate(way: InProcess | OverHttp, number: Iterator[int]) -> float:
         rng = random.Random(next(number))
         questions = [Asked(question(rng)) for _ in range(AT_ONCE)]
 

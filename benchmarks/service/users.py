@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -51,8 +52,9 @@ class Users:
     memory: list[tuple[float, float]] = field(default_factory=list)
     """Resident bytes of the service's processes, over the time."""
 
-    def run(self) -> None:
+    def run(self) -> Self:
         asyncio.run(self._run())
+        return self
 
     async def _run(self) -> None:
         self.began = time.perf_counter()
@@ -86,8 +88,7 @@ class Users:
     async def _watch(self) -> None:
         while True:
             used = sum(memory(["VmRSS"], one.pid) for one in family([os.getpid()]))
-            own = memory(["VmRSS"])
-            self.memory.append((self._now(), used - own))
+            self.memory.append((self._now(), used - memory(["VmRSS"])))
             await asyncio.sleep(min(SAMPLE_S, self.seconds / 20))
 
 
@@ -99,7 +100,7 @@ def client_of(stack: ExitStack, n: int, *flags: str) -> OverHttp:
 # --- 1 to 64 --------------------------------------------------------------------------------------
 
 FIRST, EACH, ALL = "first text, s", "tokens/s of a user", "tokens/s of all users"
-PERCENTILES = {FIRST: (50, 95, 99), EACH: (50, 5)}
+PERCENTILES = ((FIRST, 50), (FIRST, 95), (FIRST, 99), (EACH, 50), (EACH, 5))
 
 
 def measure(
@@ -116,20 +117,16 @@ def measure(
         client = client_of(stack, most)
         Users(client, 1, min(5.0, seconds), 0.0, 0.5, n_tokens).run()  # warms up
         for n in counts:
-            one = Users(client, n, seconds, think_s, pictures, n_tokens)
-            one.run()
-            _, firsts, lengths, tokens = zip(*one.answers, strict=True)
+            one = Users(client, n, seconds, think_s, pictures, n_tokens).run()
+            ends, firsts, lengths, tokens = zip(*one.answers, strict=True)
             each = [count / length for count, length in zip(tokens, lengths, strict=True)]
             cells = [f"{n}", f"{len(firsts)}"]
-            for name, values in ((FIRST, firsts), (EACH, each)):
-                for percent in PERCENTILES[name]:
-                    value = float(np.percentile(values, percent))
-                    curves[name, f"p{percent}"].append(value)
-                    cells.append(f"{value:.2f}" if name == FIRST else f"{value:.0f}")
-            curves[ALL, ""].append(sum(tokens) / one.answers[-1][0])
+            for name, percent in PERCENTILES:
+                value = float(np.percentile(firsts if name == FIRST else each, percent))
+                curves[name, f"p{percent}"].append(value)
+                cells.append(f"{value:.2f}" if name == FIRST else f"{value:.0f}")
+            curves[ALL, ""].append(sum(tokens) / ends[-1])
             rows.append([*cells, f"{curves[ALL, ''][-1]:.0f}"])
-            print(" ".join(rows[-1]), flush=True)
-
     panels = [
         Panel("users", name, {p: (counts, v) for (n, p), v in curves.items() if n == name}, log="2")
         for name in (FIRST, EACH, ALL)
@@ -143,8 +140,7 @@ def measure(
 # --- an hour --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Drift:
+class Drift(NamedTuple):
     """How far a line through values rises over the time, as parts of their mean.
 
     ``low`` and ``high`` are two standard errors around the ``rise``.
@@ -166,7 +162,7 @@ def drift(times: Sequence[float], values: Sequence[float]) -> Drift:
     spread = sum((t - statistics.fmean(times)) ** 2 for t in times)
     error = math.sqrt(off / max(1, len(times) - 2) / spread)
     whole = (max(times) - min(times)) / statistics.fmean(values)
-    return Drift(slope * whole, (slope - 2 * error) * whole, (slope + 2 * error) * whole)
+    return Drift(*(one * whole for one in (slope, slope - 2 * error, slope + 2 * error)))
 
 
 def by_minute(users: Users) -> dict[str, list[float]]:
@@ -190,19 +186,14 @@ def lines_of(found: Mapping[str, list[float]], warm: float) -> tuple[list[list[s
     """The lines through what each minute showed after ``warm`` minutes."""
     rows, ratios = [], []
     keeps = [place for place, minute in enumerate(found["minute"]) if minute >= warm]
-    times = [found["minute"][place] for place in keeps]
     for name, allowed in MAY_RISE.items():
-        values = [found[name][place] for place in keeps]
+        times, values = ([found[key][place] for place in keeps] for key in ("minute", name))
         line = drift(times, values)
         spread = f"{line.rise:+.1%} ({line.low:+.1%} to {line.high:+.1%})"
         cells = [name, f"{values[0]:.4g}", f"{values[-1]:.4g}", f"{max(values):.4g}", spread]
         rows.append([*cells, f"{allowed:.0%}", line.verdict(allowed)])
         measure = f"{name.split(',')[0]} over the time of a load: rise at most"
-        ratios.append(
-            Ratio(
-                measure=measure, value=100 * line.high, unit="%", goal=100 * allowed, at_most=True
-            )
-        )
+        ratios.append(Ratio.bound(measure, 100 * line.high, "%", 100 * allowed))
     return rows, ratios
 
 
@@ -220,8 +211,7 @@ def hour(
     """
     with ExitStack() as stack:
         client = client_of(stack, n, "--context-cache-bytes", str(CACHE_BYTES))
-        one = Users(client, n, 60 * minutes, think_s, pictures, n_tokens, leaving)
-        one.run()
+        one = Users(client, n, 60 * minutes, think_s, pictures, n_tokens, leaving).run()
     found = by_minute(one)
     rows, ratios = lines_of(found, WARM * minutes)
     panels = [Panel("minute", name, {"": (found["minute"], found[name])}) for name in MAY_RISE]
