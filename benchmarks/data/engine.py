@@ -80,10 +80,7 @@ def throughput(clips: int = 200, repeats: int = 3) -> Report:
 
 
 def scaling(
-    nodes: str = "1,2,4,8",
-    rows_a_node: int = 400,
-    describe: float = 0.25,
-    pack: float = 0.1,
+    nodes: str = "1,2,4,8", rows_a_node: int = 400, describe: float = 0.25, pack: float = 0.1
 ) -> Report:
     """Each node has one GPU, for a model, and two CPUs, for encoders."""
     import ray

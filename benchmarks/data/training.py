@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -108,24 +108,25 @@ def recipe(stage: str, folder: Path) -> Path:
 class Clock(TrainerCallback):
     """Notes seconds and tokens at the end of each step."""
 
-    marks: ClassVar[list[tuple[float, int]]] = []
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, int]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.marks.append((time.perf_counter(), int(state.num_input_tokens_seen)))
 
-    @classmethod
-    def rate(cls, samples: int | None = None) -> float:
+    def rate(self, samples: int | None = None) -> float:
         """What a second brings after the first steps: samples, or tokens."""
-        (begun, before), (ended, after) = cls.marks[SKIPPED - 1], cls.marks[-1]
-        steps = len(cls.marks) - SKIPPED
+        (begun, before), (ended, after) = self.marks[SKIPPED - 1], self.marks[-1]
+        steps = len(self.marks) - SKIPPED
         return (steps * samples if samples else after - before) / (ended - begun)
 
 
 def ours(stage: str, folder: Path) -> float:
     """A stage as its command runs it."""
-    DEFAULT_CALLBACKS.append(Clock)
+    clock = Clock()
+    DEFAULT_CALLBACKS.append(clock)
     getattr(stages, f"train_stage{stage[-1]}")(recipe(stage, folder))
-    return Clock.rate(BATCH if stage == "stage 1" else None)
+    return clock.rate(BATCH if stage == "stage 1" else None)
 
 
 class Plain(torch.nn.Module):
@@ -155,15 +156,15 @@ def plain_trainer(stage: str, folder: Path) -> float:
         add_lora(chat.model, run.stage3.lora)
         examples = ConversationDataset(mixture, draws(arguments), run.stage3.max_turns)
     hold_encoder(chat.model, run.model)
-    loader = MediaLoader(chat.processor.preprocessing)
+    loader, clock = MediaLoader(chat.processor.preprocessing), Clock()
     Trainer(
         model=Plain(chat.model),
         args=arguments,
         train_dataset=examples,
         data_collator=ChatCollator(chat.processor, loader, run.train.max_length),
-        callbacks=[Clock],
+        callbacks=[clock],
     ).train()
-    return Clock.rate()
+    return clock.rate()
 
 
 def open_clip(stage: str, folder: Path) -> float:

@@ -11,14 +11,12 @@ more for a moment, is left out. glibc is told to give freed blocks back.
 
 import ctypes
 import gc
-import json
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +25,9 @@ import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from benchmarks.data.training import Clock
 from benchmarks.harness import Report
 from benchmarks.processes import forget_peak, memory
 from mico_training.build_model import add_lora, build_chat, hold_encoder
@@ -97,12 +91,11 @@ def recipe(replica: Replica, folder: Path) -> Stage3Run:
 def write_llm(replica: Replica, folder: Path) -> None:
     names = ["<pad>", "<s>", "</s>", *(f"t{n}" for n in range(TOKENS - 3))]
     words = WordLevel({name: number for number, name in enumerate(names)}, unk_token="<pad>")
+    marks = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    tokenizer = Tokenizer(words)
     PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words),
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        chat_template="{% for m in messages %}{{ m['content'] }}</s>{% endfor %}",
+        tokenizer_object=tokenizer, chat_template=template, **marks
     ).save_pretrained(folder / "llm")
     config = LlamaConfig(
         vocab_size=replica.vocabulary,
@@ -145,26 +138,22 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     if run.stage3.lora is not None:
         add_lora(chat.model, run.stage3.lora)
     hold_encoder(chat.model, run.model)
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.perf_counter())
-
+    clock = Clock()
     trainer = MicoTrainer(
         model=chat.model,
         args=arguments,
         train=run.train,
         train_dataset=torch.utils.data.Dataset(),
         data_collator=dict,
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     made: Any = batches(replica, chat.model.config)
     trainer.get_train_dataloader = lambda: made  # type: ignore[method-assign]
     give_back_memory()
     forget_peak()
     trainer.train()
-    return {"highest": memory(["VmHWM"]), "seconds": times[-1] - times[-2]}
+    (begun, _), (ended, _) = clock.marks[-2:]
+    return {"highest": memory(["VmHWM"]), "seconds": ended - begun}
 
 
 def give_back_memory() -> None:
@@ -182,31 +171,25 @@ def measured(replica: Replica, folder: Path) -> dict[str, Any]:
     return found | {"growth": found["highest"] - before}
 
 
-def estimated(replica: Replica) -> dict[str, Any]:
-    """A replica's growth in a process of its own, and its estimate."""
+def row_of(replica: Replica) -> list[str]:
+    """A replica's growth in a process of its own, beside its estimate."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(1, spawn) as own_process:
         folder = Path(temporary)
         write_llm(replica, folder / "replica")
         found = own_process.submit(measured, replica, folder).result()
         said = estimate(recipe(replica, folder / "replica"))
-    lines = {name: size for name, (size, _) in said.memory.items()}
-    found |= {"estimate": said.peak, "lines": lines, "said_seconds": said.seconds}
-    return found | {"parameters": sum(n for n, _, _ in said.step.weights.values())}
-
-
-def cells_of(replica: Replica, row: dict[str, Any]) -> list[str]:
     how = "all of it, float32" if replica.full else f"LoRA on {replica.quantization or 'bf16'}"
     return [
         replica.name,
-        f"{row['parameters'] / 1e6:.0f} M",
+        f"{sum(n for n, _, _ in said.step.weights.values()) / 1e6:.0f} M",
         how + (", layers run again" if replica.again else ""),
         f"{replica.batch} x {replica.length}",
-        f"{row['estimate'] / 1e6:.0f}",
-        f"{row['growth'] / 1e6:.0f}",
-        f"{row['estimate'] / row['growth'] - 1:+.0%}",
-        f"{row['said_seconds']:.1f} s",
-        f"{row['seconds']:.1f} s",
+        f"{said.peak / 1e6:.0f}",
+        f"{found['growth'] / 1e6:.0f}",
+        f"{said.peak / found['growth'] - 1:+.0%}",
+        f"{said.seconds:.1f} s",
+        f"{found['seconds']:.1f} s",
     ]
 
 
@@ -214,7 +197,6 @@ def measure(only: Annotated[list[int] | None, "numbers of replicas, from 0"] = N
     os.environ.update(MALLOC)  # the processes that are started inherit it
     rows = []
     for replica in [REPLICAS[n] for n in only] if only else REPLICAS:
-        found = estimated(replica)
-        rows.append(cells_of(replica, found))
-        print(json.dumps({"replica": asdict(replica)} | found), flush=True)
+        rows.append(row_of(replica))
+        print(*rows[-1], flush=True)
     return Report({"rows": rows, "threads": torch.get_num_threads()})

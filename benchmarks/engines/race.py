@@ -37,9 +37,8 @@ from benchmarks.engines.systems import (
     System,
 )
 from benchmarks.harness import Panel, Ratio, Report, line, medians, turns
-from benchmarks.media import clip, draw
+from benchmarks.media import draw
 from benchmarks.processes import service
-from mico_chat.assistant import decode_media
 from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION
 from mico_chat.checkpoints.load import load_chat, load_encoder
 from mico_chat.engine.batching import BatchingEngine
@@ -48,7 +47,7 @@ from mico_chat.engine.llamacpp_export import gguf_of
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ConfigError
 from mico_chat.load import EngineOptions, load_assistant
-from mico_chat.media import MediaDecoder, Video
+from mico_chat.media import MediaDecoder
 from mico_chat.media.kinds import Kind
 from mico_training.estimate import measured_throughput
 
@@ -101,7 +100,7 @@ def decoding(bench: Bench) -> Report:
     prompts = [[token + 64 * stream for token in ids] for stream in range(8)]
     loop, theirs, batch = (
         "llama.cpp loop",
-        "transformers generate",
+        PlainTransformers.name,
         "transformers generate, one batch",
     )
     long = list(range(1000, 1300))
@@ -114,20 +113,24 @@ def decoding(bench: Bench) -> Report:
         ("many", batch): lambda: _generate(bench, prompts, 64, whole=True),
     }
 
+    def stamps(system: System, asked: list[list[int]], n: int) -> list[Stamps]:
+        if isinstance(system, Ours) and isinstance(system.engine, BatchingEngine):
+            system.engine.forget()  # tokens kept from before take time in llama.cpp's attention
+        return system.race([Question(ids=ids, n_tokens=n) for ids in asked])
+
     def prompt(system: System) -> float:
-        return len(long) / _stamps(system, [long], 1)[0][0]
+        return len(long) / stamps(system, [long], 1)[0][0]
 
     def one_stream(system: System) -> float:
-        stamps = _stamps(system, [ids], 128)[0]
-        return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+        (found,) = stamps(system, [ids], 128)
+        return (len(found) - 1) / (found[-1] - found[0])
 
     def streams(system: System) -> float:
-        return len(prompts) * 64 / max(stamps[-1] for stamps in _stamps(system, prompts, 64))
+        return len(prompts) * 64 / max(one[-1] for one in stamps(system, prompts, 64))
 
     for system in bench.engines:
-        ways["prefill", system.name] = partial(prompt, system)
-        ways["one", system.name] = partial(one_stream, system)
-        ways["many", system.name] = partial(streams, system)
+        for part, way in (("prefill", prompt), ("one", one_stream), ("many", streams)):
+            ways[part, system.name] = partial(way, system)
     rates = medians(turns(ways, bench.repeats))
     titles = {"prefill": "prompt of 300 tokens", "one": "1", "many": "8"}
     rows = []
@@ -163,12 +166,6 @@ def _raw(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> floa
     return best
 
 
-def _stamps(system: System, prompts: list[list[int]], n: int) -> list[Stamps]:
-    if isinstance(system, Ours) and isinstance(system.engine, BatchingEngine):
-        system.engine.forget()  # tokens kept from before take time in llama.cpp's attention
-    return system.race([Question(ids=ids, n_tokens=n) for ids in prompts])
-
-
 def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> float:
     ids = torch.tensor(prompts, device=bench.plain.llm.device)
 
@@ -202,53 +199,46 @@ def steps(bench: Bench) -> Report:
 
 def serving(bench: Bench) -> Report:
     """First token and tokens/s of each system, input and number of requests at once."""
-    with LlamaCppServer.started(bench.file, PORT, bench.threads) as server:
-        systems: list[System] = [*bench.engines, bench.plain, server]
-        rows = _serving(systems, bench.folder, bench.repeats)
-    cells = [
-        [r["input"], str(r["at_once"]), r["system"], f"{r['first']:.2f}", f"{r['rate']:.0f}"]
-        for r in rows
-    ]
-    rates = {r["system"]: r["rate"] for r in rows if (r["input"], r["at_once"]) == ("image", 16)}
-    theirs, goal = bench.transformers.name, 1.2
-    ours = rates[bench.llamacpp.name]
-    ratio = Ratio.beside_of("16 pictures at once", ours, "tokens/s", theirs, rates[theirs], goal)
-    panels = []
-    for key, label in (("rate", "tokens/s"), ("first", "first token, s")):
-        for kind in dict.fromkeys(row["input"] for row in rows):
-            curves: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-            for row in rows:
-                if row["input"] == kind:
-                    curves[row["system"]][0].append(row["at_once"])
-                    curves[row["system"]][1].append(row[key])
-            panels.append(Panel("requests at once", label, curves, kind, log="2y"))
-    return Report({"rows": cells}, [ratio], {"serving": panels})
-
-
-def _serving(systems: Sequence[System], folder: Path, repeats: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+    found: dict[tuple[str, int, str], dict[str, float]] = {}
     seeds = count()
 
     def questions(kind: Kind | None, first: int, n: int) -> list[Question]:
-        media = [[] if kind is None else [draw(kind, folder, next(seeds))] for _ in range(n)]
+        media = [[] if kind is None else [draw(kind, bench.folder, next(seeds))] for _ in range(n)]
         return [Question(ABOUT[kind].format(n=first + i), media[i]) for i in range(n)]
 
-    for kind in ABOUT:
-        racing = [system for system in systems if kind is None or system.takes_media]
-        for system in racing:  # warm-up
-            system.race(questions(kind, 0, 1))
-        for n in AT_ONCE:
-            found = defaultdict(list)
-            for repeat in range(repeats):
-                for system in racing:
-                    found[system.name].append(system.race(questions(kind, 100 * repeat, n)))
-            for name, races in found.items():
-                firsts = [statistics.median(stamps[0] for stamps in race) for race in races]
-                rates = [sum(map(len, race)) / max(map(max, race)) for race in races]
-                row: dict[str, Any] = {"input": kind or "text", "at_once": n, "system": name}
-                row |= {"first": statistics.median(firsts), "rate": statistics.median(rates)}
-                rows.append(row)
-    return rows
+    with LlamaCppServer.started(bench.file, PORT, bench.threads) as server:
+        systems: list[System] = [*bench.engines, bench.plain, server]
+        for kind in ABOUT:
+            racing = {one.name: one for one in systems if kind is None or one.takes_media}
+            for system in racing.values():  # warm-up
+                system.race(questions(kind, 0, 1))
+            for n in AT_ONCE:
+                races: dict[str, list[list[Stamps]]] = {name: [] for name in racing}
+                for number in range(bench.repeats):
+                    for name, system in racing.items():
+                        races[name].append(system.race(questions(kind, 100 * number, n)))
+                for name, raced in races.items():
+                    firsts = [statistics.median(one[0] for one in race) for race in raced]
+                    rates = [sum(map(len, race)) / max(map(max, race)) for race in raced]
+                    first, rate = statistics.median(firsts), statistics.median(rates)
+                    found[kind or "text", n, name] = {"first token, s": first, "tokens/s": rate}
+    cells = [
+        [kind, str(n), name, *(f"{one['first token, s']:.2f}", f"{one['tokens/s']:.0f}")]
+        for (kind, n, name), one in found.items()
+    ]
+    pair = bench.llamacpp.name, bench.transformers.name
+    ours, theirs = (found["image", 16, name]["tokens/s"] for name in pair)
+    ratio = Ratio.beside_of("16 pictures at once", ours, "tokens/s", pair[1], theirs, 1.2)
+    panels = []
+    for label in ("tokens/s", "first token, s"):
+        for wanted in dict.fromkeys(kind for kind, _, _ in found):
+            curves: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+            for (kind, n, name), one in found.items():
+                if kind == wanted:
+                    curves[name][0].append(n)
+                    curves[name][1].append(one[label])
+            panels.append(Panel("requests at once", label, curves, wanted, log="2y"))
+    return Report({"rows": cells}, [ratio], {"serving": panels})
 
 
 def followup(bench: Bench) -> Report:
@@ -282,9 +272,8 @@ def stalls(bench: Bench) -> Report:
 
 
 async def _stalls(system: System, repeats: int) -> list[tuple[float, ...]]:
-    """Seconds of each repeat: a usual gap, the longest one, the prompt's first token beside the
-    answers, and its first token alone.
-    """
+    """Of each repeat a usual gap, the longest one, and when the prompt's first token came beside
+    the answers and alone, in seconds."""
     prompt = Question(ids=range(2000, 3500), n_tokens=2)
 
     async def stamp(stream: int, stamps: Stamps) -> None:
@@ -317,29 +306,20 @@ async def _stalls(system: System, repeats: int) -> list[tuple[float, ...]]:
 
 
 def growth(bench: Bench) -> Report:
-    """Seconds against prompt tokens, generated tokens and frames, and a line through them."""
-    system, decoder = bench.llamacpp, bench.llamacpp.decoder
+    """Seconds against prompt tokens and generated tokens, and a line through them.
+
+    The benchmark ``frames`` has those of frames.
+    """
 
     def prefill(n: int) -> float:
-        return system.race([Question(ids=range(1000, 1000 + n), n_tokens=2)])[0][0]
+        return bench.llamacpp.race([Question(ids=range(1000, 1000 + n), n_tokens=2)])[0][0]
 
     def decode(n: int) -> float:
-        return system.race([Question("Tell me a story.", n_tokens=n)])[0][-1]
-
-    def encode(n: int) -> float:
-        seed = time.time_ns() % 2**31  # a clip that was shown before costs nothing
-        path = clip(bench.folder / f"growth-{seed}.mp4", seed)
-        (message,) = decode_media(Question("What moves?", [("video", str(path))]).messages, decoder)
-        video: Any = message.media[0]
-        short = Video(video.frames[:n], video.times[:n])
-        start = time.perf_counter()
-        asyncio.run(system.assistant.encoder.encode([short]))
-        return time.perf_counter() - start
+        return bench.llamacpp.race([Question("Tell me a story.", n_tokens=n)])[0][-1]
 
     sizes: dict[str, tuple[Callable[[int], float], Sequence[int]]] = {
         "prompt token": (prefill, (64, 128, 256, 512, 1024, 1536)),
         "generated token": (decode, (16, 32, 64, 128, 256)),
-        "video frame": (encode, (1, 2, 4, 6, 8)),
     }
     panels, rows = [], []
     for name, (measure, points) in sizes.items():
@@ -400,36 +380,32 @@ def measure(
 def _bench(
     stack: ExitStack, model: str, quantization: str, repeats: int, vllm_python: Path, vllm_args: str
 ) -> Bench:
-    threads = torch.get_num_threads()
-    file = gguf_of(model, quantization)
+    threads, file = torch.get_num_threads(), gguf_of(model, quantization)
     decoder = stack.enter_context(MediaDecoder(workers=2))
     encoder, processor = load_encoder(model)
     chat, _ = load_chat(model, dtype=torch.bfloat16)
     vllm = None
     if vllm_python.is_file():
         vllm = stack.enter_context(closing(InVllm(vllm_python, model, vllm_args)))
-    llamacpp, transformers = (
-        BatchingEngine(made, processor.tokenizer, (), name=name)
-        for made, name in (
-            (LlamaCppModel(file, threads=threads), "llamacpp"),
-            (TransformersModel(chat.llm), "transformers"),
-        )
-    )
-    own_process = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    )
+
+    def ours(name: str, made: Any, media: Any) -> Ours:
+        engine = BatchingEngine(made, processor.tokenizer, (), name=name)
+        return Ours(engine, media, processor, decoder)
+
+    spawn = multiprocessing.get_context("spawn")
+    own_process = ProcessPoolExecutor(1, spawn, max_tasks_per_child=1)
     return Bench(
-        Ours(llamacpp, encoder, processor, decoder),
-        Ours(transformers, chat, processor, decoder),
-        PlainTransformers(chat, processor, decoder),
-        vllm,
-        model,
-        quantization,
-        file,
-        threads,
-        repeats,
-        Path(stack.enter_context(tempfile.TemporaryDirectory())),
-        stack.enter_context(own_process),
+        llamacpp=ours("llamacpp", LlamaCppModel(file, threads=threads), encoder),
+        transformers=ours("transformers", TransformersModel(chat.llm), chat),
+        plain=PlainTransformers(chat, processor, decoder),
+        vllm=vllm,
+        model=model,
+        quantization=quantization,
+        file=file,
+        threads=threads,
+        repeats=repeats,
+        folder=Path(stack.enter_context(tempfile.TemporaryDirectory())),
+        own_process=stack.enter_context(own_process),
     )
 
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import llama_cpp
@@ -33,13 +34,10 @@ class Loop:
             os.fsencode(file), llama_cpp.llama_model_default_params()
         )
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = length * n_seq
-        params.n_batch = BATCH
-        params.n_ubatch = batch
-        params.n_seq_max = n_seq
+        params.n_ctx, params.n_seq_max, params.kv_unified = length * n_seq, n_seq, unified
+        params.n_batch, params.n_ubatch = BATCH, batch
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.kv_unified = unified
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(model, params)
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
@@ -50,17 +48,13 @@ class Loop:
         batch = self._batch
         batch.n_tokens = len(rows)
         for row, (token, position, stream) in enumerate(rows):
-            batch.token[row] = token
-            batch.pos[row] = position
-            batch.n_seq_id[row] = 1
-            batch.seq_id[row][0] = stream
-            batch.logits[row] = 0
-        for row in asked:
-            batch.logits[row] = 1
+            batch.token[row], batch.pos[row] = token, position
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, stream
+            batch.logits[row] = row in asked
         if llama_cpp.llama_decode(self._context, batch) != 0:
             raise RuntimeError("llama_decode failed")
-        context = self._context
-        return [int(llama_cpp.llama_sampler_sample(self._sampler, context, row)) for row in asked]
+        sample = partial(llama_cpp.llama_sampler_sample, self._sampler, self._context)
+        return [int(sample(row)) for row in asked]
 
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
@@ -108,24 +102,24 @@ def run_steps(
     loop = Loop(file, threads, max(rows), 256, unified=True)
     for n in rows:
         loop.clear()
-        seconds = []
-        for place in range(40):
-            start = time.perf_counter()
-            loop.step([(1000 + place, place, stream) for stream in range(n)], range(n))
-            seconds.append(time.perf_counter() - start)
-        decoding.append(statistics.median(seconds))
+        steps = ([(1000 + place, place, stream) for stream in range(n)] for place in range(40))
+        decoding.append(statistics.median(_seconds(loop, step, range(n)) for step in steps))
     for n in chunks:
         loop = Loop(file, threads, 1, length, unified=True, batch=n)
+        whole = [(1000 + at % 500, at, 0) for at in range(length)]
+        parts = [whole[begin : begin + n] for begin in range(0, length, n)]
         seconds = []
         for _ in range(3):
             loop.clear()
-            start = time.perf_counter()
-            for begin in range(0, length, n):
-                end = min(begin + n, length)
-                loop.step([(1000 + at % 500, at, 0) for at in range(begin, end)], ())
-            seconds.append(time.perf_counter() - start)
+            seconds.append(sum(_seconds(loop, part, ()) for part in parts))
         prompts.append(statistics.median(seconds))
     return decoding, prompts
+
+
+def _seconds(loop: Loop, rows: Sequence[tuple[int, int, int]], asked: Sequence[int]) -> float:
+    start = time.perf_counter()
+    loop.step(rows, asked)
+    return time.perf_counter() - start
 
 
 def memory_bandwidth(threads: int) -> float:

@@ -175,12 +175,8 @@ class LlamaCppServer(System):
             yield cls(url)
 
     async def answer(self, question: Question) -> AsyncGenerator[None, None]:
-        body = {
-            "messages": [{"role": "user", "content": question.text}],
-            "max_tokens": question.n_tokens,
-            "temperature": 0,
-            "stream": True,
-        }
+        body = {"messages": [{"role": "user", "content": question.text}], "temperature": 0}
+        body |= {"max_tokens": question.n_tokens, "stream": True}
         async with (
             httpx.AsyncClient(base_url=self._url, timeout=600, trust_env=False) as client,
             client.stream("POST", "/v1/chat/completions", json=body) as response,

@@ -28,7 +28,7 @@ import httpx
 
 from benchmarks.harness import Ratio, Report
 from benchmarks.processes import END_S, family, memory, program
-from benchmarks.service.attack_requests import ATTACKS, WANTS, Shot, Target, exchange, warm
+from benchmarks.service.attack_requests import ATTACKS, WANTS, Shot, Target, warm
 from mico_chat.errors import ConfigError
 
 CLI = ("-m", "mico_chat.cli")
@@ -92,14 +92,12 @@ def _watch(service: Service, pipe: Connection) -> None:
         while not ended.is_set():
             began = time.perf_counter()
             said = shot(began + PATIENCE_S)
-            took = time.perf_counter() - began
-            into.append((took, said))
+            into.append((took := time.perf_counter() - began, said))
             ended.wait(max(0.0, pause_s - took))
 
-    live = lambda until: exchange(target.url, [LIVE], until)  # noqa: E731
     with ThreadPoolExecutor(2) as threads:
         threads.submit(probe, ask, ASK_S, seen.asks)
-        threads.submit(probe, live, LIVE_S, seen.live)
+        threads.submit(probe, target.raw(lambda: [LIVE]), LIVE_S, seen.live)
         while not pipe.poll(0.1):
             # What the processes hold alone; files' pages do not count.
             held = [one.pid for one in family(one.pid for one in service.processes)]
@@ -133,8 +131,7 @@ def _attacked(service: Service, name: str, seconds: float) -> tuple[list[str], b
     began = time.perf_counter()
     seen, said = _seen(service, shots, seconds)
     took = time.perf_counter() - began
-    quiet, wait = max(one for one, _ in alone.asks), max(one for one, _ in seen.asks)
-    live = max(one for one, _ in seen.live)
+    quiet, wait, live = (max(probe)[0] for probe in (alone.asks, seen.asks, seen.live))
     failed = sum(word != "200" for _, word in seen.asks)
     memory = (max(seen.memory) - max(alone.memory)) / len(shots)
     wanted = WANTS.get(name.split(":")[0], r"(?!500).*")

@@ -130,10 +130,7 @@ def _values(found: dict[str, Found]) -> dict[str, object]:
     autogroup = Path("/proc/sys/kernel/sched_autogroup_enabled")
     return {
         "head": ["threads", *found],
-        "rates": [
-            *rows(".0f", 0, statistics.median),
-            [f"{CHOSEN}, of the better row", *share],
-        ],
+        "rates": [*rows(".0f", 0, statistics.median), [f"{CHOSEN}, of the better row", *share]],
         "slowest": rows(".1f", 0, lambda rates: max(rates) / min(rates)),
         "pictures": rows(".2f", 1, statistics.median),
         "autogroup": autogroup.exists() and autogroup.read_text().strip() == "1",
