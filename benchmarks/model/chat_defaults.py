@@ -43,7 +43,7 @@ def _counts(assistant: Assistant, name: str) -> dict[str, str]:
 
     def is_json(answer: Answer) -> bool:
         try:
-            return isinstance(json.loads(answer.text), dict)
+            return ends(answer) and isinstance(json.loads(answer.text), dict)
         except ValueError:
             return False
 
@@ -55,7 +55,7 @@ def _counts(assistant: Assistant, name: str) -> dict[str, str]:
     return {
         f'who it is: says "{name}"': count("who", lambda answer: name in answer.text),
         "for a JSON object: valid, and ends": count(
-            "json", lambda a: ends(a) and is_json(a), json_schema={"type": "object"}
+            "json", is_json, json_schema={"type": "object"}
         ),
         "for a poem: ends": count("poem", ends),
         "for code: ends": count("code", ends),

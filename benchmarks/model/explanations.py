@@ -14,6 +14,9 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +67,22 @@ class Scenes:
         assert told is not None
         return told
 
+    def said(self, text: str, order: slice, *media: MediaFile) -> str:
+        return self.ask(text, *media[order]).text
+
     def deciding(self, kind: str, other: str, n: int) -> Iterator[tuple[float, float] | None]:
         """The shares of the medium that decides and of the other; None where none decides alone."""
         for number, item in enumerate(self.rng.sample(self.items[kind], n)):
             own, beside = self.medium(item), self.any_of(other)
-            order = slice(None, None, -1 if number % 2 else 1)
-            question = item["message"]
-
-            def said(
-                own: MediaFile, beside: MediaFile, text: str = question, order: slice = order
-            ) -> str:
-                return self.ask(text, *[own, beside][order]).text
-
+            order, question = slice(None, None, -1 if number % 2 else 1), item["message"]
+            said = partial(self.said, question, order)
             text = said(own, beside)
             changed = sum(said(self.any_of(kind), beside) != text for _ in range(EXCHANGES))
             others = sum(said(own, self.any_of(other)) != text for _ in range(EXCHANGES))
-            if others or changed < EXCHANGES - 1 or self.ask(question, beside).text == text:
+            if others or changed < EXCHANGES - 1 or said(beside) == text:
                 yield None
                 continue
-            told = self.explained(question, *[own, beside][order])
-            first, second = told.media[order]
-            print(f"{question} {text} {first.effect:.2f} {second.effect:.2f}", flush=True)
+            first, second = self.explained(question, *[own, beside][order]).media[order]
             yield first.share, second.share
 
     def general(self, text: str) -> tuple[str, Explanation | None]:
@@ -92,10 +90,8 @@ class Scenes:
         kinds = self.rng.sample(list(self.items), 2)
         shown = [self.any_of(kind) for kind in kinds]
         found = self.ask(text, *shown).text
-        for _ in range(EXCHANGES - 1):
-            if self.ask(text, *(self.any_of(kind) for kind in kinds)).text != found:
-                return found, None
-        if self.ask(text).text != found:
+        others = [[self.any_of(kind) for kind in kinds] for _ in range(EXCHANGES - 1)]
+        if any(self.ask(text, *media).text != found for media in [*others, []]):
             return found, None
         return found, self.explained(text, *shown)
 
@@ -104,31 +100,28 @@ def measure(items: Path, n: int = 20, seed: int = 0) -> Report:
     """``n`` scenes of each pair of kinds, and of each general question a sixth as many."""
     rows, general = [], []
     right = whole = free = unmoved = 0
-    with MediaDecoder() as decoder:
-        assistant = load_assistant("mini", decoder, similarity=False)
+    with (
+        MediaDecoder() as decoder,
+        closing(load_assistant("mini", decoder, similarity=False)) as assistant,
+    ):
         assistant.encoder.reader = None  # no words are in these media
         scenes = Scenes(items, assistant, random.Random(seed))
-        try:
-            for kind, other in ((a, b) for a in scenes.items for b in scenes.items if a != b):
-                shares = [pair for pair in scenes.deciding(kind, other, n) if pair is not None]
-                hits = sum(own > beside for own, beside in shares)
-                right, whole = right + hits, whole + len(shares)
-                mean = f"{statistics.fmean(own for own, _ in shares):.2f}" if shares else ""
-                rows.append([kind, other, str(n), str(len(shares)), str(hits), mean])
-                print(*rows[-1], flush=True)
-            for text in GENERAL:
-                for _ in range(max(1, n // 6)):
-                    found, told = scenes.general(text)
-                    if told is None:
-                        continue
-                    resting = any(medium.share for medium in told.media)
-                    effects = ", ".join(f"{medium.effect:.2f}" for medium in told.media)
-                    unmoved, free = unmoved + 1, free + (not resting)
-                    general.append(
-                        [text, found.replace("|", " "), effects, "yes" if resting else "no"]
-                    )
-        finally:
-            assistant.close()
+        for kind, other in permutations(scenes.items, 2):
+            shares = [pair for pair in scenes.deciding(kind, other, n) if pair is not None]
+            hits = sum(own > beside for own, beside in shares)
+            right, whole = right + hits, whole + len(shares)
+            mean = f"{statistics.fmean(own for own, _ in shares):.2f}" if shares else ""
+            rows.append([kind, other, str(n), str(len(shares)), str(hits), mean])
+            print(*rows[-1], flush=True)
+        for text in GENERAL:
+            for _ in range(max(1, n // 6)):
+                found, told = scenes.general(text)
+                if told is None:
+                    continue
+                resting = any(medium.share for medium in told.media)
+                effects = ", ".join(f"{medium.effect:.2f}" for medium in told.media)
+                unmoved, free = unmoved + 1, free + (not resting)
+                general.append([text, found.replace("|", " "), effects, "yes" if resting else "no"])
     ratios = [
         Ratio(measure=f"explanations: {name}", value=100 * hits / max(1, most), unit="%", goal=goal)
         for name, hits, most, goal in (

@@ -14,7 +14,7 @@ import importlib
 import io
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,13 +46,6 @@ TAKEN = (8, 64)
 Way = Callable[[], object]
 
 
-def _rate(way: Way, amount: float) -> float:
-    return amount / core_seconds(way)
-
-
-# --- pictures, sounds, frames ---------------------------------------------------------------------
-
-
 def pictures(preprocessing: Preprocessing, size: tuple[int, int]) -> dict[str, Way]:
     """Ways from four JPEG files to normalised tensors."""
     files = [photograph(size, seed) for seed in range(4)]
@@ -76,13 +69,12 @@ def pictures(preprocessing: Preprocessing, size: tuple[int, int]) -> dict[str, W
         with Image.open(io.BytesIO(data)) as picture:
             return transform(v2.functional.pil_to_tensor(picture.convert("RGB")))
 
+    def each(way: Callable[[bytes], object]) -> None:
+        for data in files:
+            way(data)
+
     ways = {OURS: ours, "torchvision": theirs, "Pillow + torchvision": pillow}
-    return {name: partial(_each, way, files) for name, way in ways.items()}
-
-
-def _each(way: Callable[[bytes], object], files: Iterable[bytes]) -> None:
-    for data in files:
-        way(data)
+    return {name: partial(each, way) for name, way in ways.items()}
 
 
 def sounds(n_mels: int, seconds: int) -> dict[str, Way]:
@@ -99,16 +91,10 @@ def sounds(n_mels: int, seconds: int) -> dict[str, Way]:
         ways["torchaudio"] = lambda: kaldi.fbank(wave[None] * 32768, num_mel_bins=n_mels)
     if importlib.util.find_spec("librosa"):
         librosa: Any = importlib.import_module("librosa")
-        settings: dict[str, Any] = {
-            "sr": SAMPLE_RATE,
-            "n_fft": N_FFT,
-            "win_length": FRAME,
-            "hop_length": SHIFT,
-        }
+        settings = {"sr": SAMPLE_RATE, "n_fft": N_FFT, "win_length": FRAME, "hop_length": SHIFT}
         settings |= {"n_mels": n_mels, "fmin": 20.0, "htk": True, "center": False}
-        ways["librosa"] = lambda: np.log(
-            librosa.feature.melspectrogram(y=samples, **settings) + 1e-10
-        )
+        mel = partial(librosa.feature.melspectrogram, y=samples, **settings)
+        ways["librosa"] = lambda: np.log(mel() + 1e-10)
     return ways
 
 
@@ -146,16 +132,18 @@ def measure(
 
     def race(what: str, unit: str, ways: dict[str, Way], amount: float) -> None:
         rates = medians(
-            turns({name: partial(_rate, way, amount) for name, way in ways.items()}, repeats)
+            turns(
+                {name: lambda way=way: amount / core_seconds(way) for name, way in ways.items()},
+                repeats,
+            )
         )
         ours = rates[OURS]
         for name, rate in rates.items():
             rows.append([what, unit, name, f"{rate:.1f}", f"{ours / rate:.2f}"])
-        print(f"{what}: {rates}", flush=True)
-        others = {name: rate for name, rate in rates.items() if name != OURS}
-        if others:
-            best, rate = max(others.items(), key=lambda item: item[1])
-            ratios.append(Ratio.beside_of(what, ours, unit, best, rate, 1.0))
+        del rates[OURS]
+        if rates:
+            best = max(rates, key=lambda name: rates[name])
+            ratios.append(Ratio.beside_of(what, ours, unit, best, rates[best], 1.0))
 
     for size in PICTURES:
         race(f"JPEG of {_by(size)}", "pictures/s", pictures(preprocessing, size), 4)

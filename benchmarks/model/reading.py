@@ -27,22 +27,18 @@ VOICES = ("en-us", "en-us+f3", "en-us+m3")
 CASES = (str.upper, str.title, str.lower)
 
 
-def signs(rng: random.Random, names: list[str]) -> list[str]:
-    return [rng.choice(CASES)(" ".join(rng.sample(names, rng.randint(1, 3)))) for _ in range(SIGNS)]
-
-
 def draw(rng: random.Random, text: str, path: Path) -> None:
     """A sign, one or two lines, somewhere in a picture of one colour."""
     ground = tuple(rng.randint(0, 255) for _ in range(3))
     ink = "white" if sum(ground) < 380 else "black"
     picture = Image.new("RGB", (640, 480), ground)
     words = text.split()
-    lines = [text] if len(words) < 3 else [" ".join(words[:2]), " ".join(words[2:])]
+    shown = text if len(words) < 3 else " ".join(words[:2]) + "\n" + " ".join(words[2:])
     font = ImageFont.load_default(rng.randint(28, 60))
     written = ImageDraw.Draw(picture)
-    size = written.multiline_textbbox((0, 0), "\n".join(lines), font=font)
+    size = written.multiline_textbbox((0, 0), shown, font=font)
     place = (rng.randint(5, max(5, 630 - int(size[2]))), rng.randint(5, 470 - int(size[3])))
-    written.multiline_text(place, "\n".join(lines), fill=ink, font=font)
+    written.multiline_text(place, shown, fill=ink, font=font)
     picture.save(path)
 
 
@@ -70,7 +66,10 @@ def measure(
 ) -> Report:
     rng = random.Random(0)
     names = [item.answers[0] for item in read_items(items) if item.skill == "real photographs"]
-    printed = signs(rng, list(dict.fromkeys(names)))
+    names = list(dict.fromkeys(names))
+    printed = [
+        rng.choice(CASES)(" ".join(rng.sample(names, rng.randint(1, 3)))) for _ in range(SIGNS)
+    ]
     spoken = [item.question for item in read_items(questions)][:SENTENCES]
     options = GenerationOptions.of({"max_tokens": 48, "temperature": 0})
     with (
@@ -88,22 +87,23 @@ def measure(
             voice = MediaFile("audio", f"{folder}/{number}.wav")
             asked.append([Message.user(voice, "What is said?")])
         answers = assistant.answer_all(asked, options)
+    n = len(printed)
+    replies = [answer.text for answer in answers]
     found = [
         " ".join(one.text.strip() for report in answer.media for one in report.written or ())
-        for answer in answers[: len(printed)]
+        for answer in answers[:n]
     ]
     heard = [
         " ".join(one.text for report in answer.media for one in report.spoken or ())
-        for answer in answers[len(printed) :]
+        for answer in answers[n:]
     ]
-    replies = [answer.text for answer in answers]
     exact = sum(a == b for a, b in zip(printed, found, strict=True))
     repeated = sum(a in b for a, b in zip(printed, replies, strict=False))
     words = sum(len(normal_words(text)) for text in spoken)
     errors = sum(map(word_errors, spoken, heard))
     said = sum(
         " ".join(normal_words(a)) in " ".join(normal_words(b))
-        for a, b in zip(heard, replies[len(printed) :], strict=True)
+        for a, b in zip(heard, replies[n:], strict=True)
     )
     rows = [
         ["signs recognised exactly", f"{exact} of {len(printed)}"],
