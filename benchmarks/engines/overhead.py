@@ -170,19 +170,23 @@ def rates(ways: Sequence[InProcess | OverHttp], repeats: int) -> dict[str, list[
 
     def rate(way: InProcess | OverHttp, number: Iterator[int]) -> float:
         rng = random.Random(next(number))
-        questions = [Asked(question(rng)) for _ in range(AT_ONCE)]
-
-        async def all_of_them() -> float:
-            start = time.perf_counter()
-            answers = await asyncio.gather(*map(way.ask, questions))
-            took = time.perf_counter() - start
-            await asyncio.sleep(0.05)
-            return sum(n for _, n in answers) / took
-
-        return asyncio.run(all_of_them())
+        seconds, tokens = together(way, [Asked(question(rng)) for _ in range(AT_ONCE)])
+        time.sleep(0.05)
+        return tokens / seconds
 
     asked = {way.name: partial(rate, way, count(1)) for way in ways}
     return turns(asked, repeats, rng=random.Random(1))
+
+
+def together(way: InProcess | OverHttp, questions: Sequence[Asked]) -> tuple[float, int]:
+    """Ask all at once: seconds until all answers were there, and their tokens."""
+
+    async def all_of_them() -> tuple[float, int]:
+        start = time.perf_counter()
+        answers = await asyncio.gather(*map(way.ask, questions))
+        return time.perf_counter() - start, sum(tokens for _, tokens in answers)
+
+    return asyncio.run(all_of_them())
 
 
 def question(rng: random.Random) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import psutil
 from sqlalchemy import text
 
-from benchmarks.engines.overhead import Asked, OverHttp
+from benchmarks.engines.overhead import Asked, OverHttp, together
 from benchmarks.harness import core_seconds
 from benchmarks.http_client import address_of
 from benchmarks.processes import program
@@ -94,19 +94,22 @@ def measured(processor: Any, database_url: str | None, prompt: float, answer: fl
 
 
 def medium_cost(kind: Kind, processor: Any) -> MediumCost:
-    path, reader, never = _file(kind), installed_reader(), threading.Event()
-    file = MediaFile(kind, path)
+    file, reader = _file(kind), installed_reader()
     medium = decode(file)
-    reading: Callable[[], Any] = lambda: reader and reader.read(medium, never)  # noqa: E731
-    works = (lambda: decode(file), 5), (lambda: processor.units(medium), 5), (reading, 2)
+    works: list[tuple[Callable[[], object], int]] = [
+        (lambda: decode(file), 5),
+        (lambda: processor.units(medium), 5),
+        (lambda: reader and reader.read(medium, threading.Event()), 2),
+    ]
     for work, _ in works:
         work()
     taken = [median(core_seconds(work) for _ in range(n)) for work, n in works]
+    path = Path(file.name)
     return MediumCost(path.name, path.stat().st_size, *taken)
 
 
-def _file(kind: Kind) -> Path:
-    return Path(str(files("gradio").joinpath("media_assets", MEDIA[kind])))
+def _file(kind: Kind) -> MediaFile:
+    return MediaFile(kind, Path(str(files("gradio").joinpath("media_assets", MEDIA[kind]))))
 
 
 async def turn_cost(url: str | None, folder: Path, question: str, answer: str) -> TurnCost:
@@ -124,7 +127,7 @@ async def turn_cost(url: str | None, folder: Path, question: str, answer: str) -
 
     media = MediaStore(database, folder / "media")
     store = ConversationStore(database, media)
-    report = decode(MediaFile("image", _file("image"))).report
+    report = decode(_file("image")).report
     before, taken = await sizes(), list[float]()
     usage = Usage(prompt_tokens=100, completion_tokens=200, media_tokens=32)
     for _ in range(CONVERSATIONS):
@@ -161,15 +164,12 @@ def answer_cost(n_tokens: int, question: str) -> float:
         way = OverHttp(address_of(url), "stand-in", chat=True, stream=True, store=True)
         child = psutil.Process(process.pid)
 
-        async def ask() -> None:
-            asked = (way.ask(Asked(question, None, n_tokens)) for _ in range(AT_ONCE))
-            for _, tokens in await asyncio.gather(*asked):
-                assert tokens == n_tokens
-
-        asyncio.run(ask())  # warms up
+        asked = [Asked(question, None, n_tokens)] * AT_ONCE
+        together(way, asked)  # warms up
         start = child.cpu_times()
         for _ in range(ROUNDS):
-            asyncio.run(ask())
+            _, tokens = together(way, asked)
+            assert tokens == n_tokens * AT_ONCE
         end = child.cpu_times()
     seconds: float = end.user + end.system - start.user - start.system
     return seconds / (ROUNDS * AT_ONCE)

@@ -5,19 +5,17 @@ the figures are of speed alone. Both servers have the same folder, dtype and thr
 and are asked in turns; every question has a picture of its own, which no server has seen.
 """
 
-import asyncio
 import os
 import random
 import statistics
 import sys
-import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from benchmarks.engines.overhead import Asked, OverHttp
+from benchmarks.engines.overhead import Asked, OverHttp, together
 from benchmarks.engines.systems import DEVICE
 from benchmarks.harness import Ratio, Report, turns
 from benchmarks.http_client import address_of
@@ -81,13 +79,6 @@ def measure(
 
 
 def _race(server: OverHttp, n: int, rng: random.Random) -> tuple[float, int]:
-    """Seconds until all answers were there, and tokens of all answers."""
     pictures = [noisy_picture(rng.getrandbits(31)) for _ in range(n)]
-
-    async def all_of_them() -> tuple[float, int]:
-        asked = [Asked("What is in this picture?", shown, N_TOKENS) for shown in pictures]
-        start = time.perf_counter()
-        answers = await asyncio.gather(*map(server.ask, asked))
-        return time.perf_counter() - start, sum(tokens for _, tokens in answers)
-
-    return asyncio.run(all_of_them())
+    asked = "What is in this picture?"
+    return together(server, [Asked(asked, picture, N_TOKENS) for picture in pictures])
