@@ -3,8 +3,7 @@
 import asyncio
 import json
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -27,10 +26,9 @@ from mico_server.store.batches import BatchStore
 from tests.server.conftest import BOTH, Start
 from tests.server.support.running import new_key, openai_to
 from tests.support.fakes import FakeAssistant
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-WITHIN_S = PATIENCE_S
 
 
 def service(
@@ -55,23 +53,14 @@ def begin(client: OpenAI, lines: Sequence[Any], endpoint: Any = CHAT) -> Batch:
     )
 
 
-def until(check: Callable[[], bool]) -> None:
-    for _ in range(WITHIN_S * 100):
-        if check():
-            return
-        time.sleep(0.01)
-    pytest.fail(f"not within {WITHIN_S} s")
-
-
 def ended(client: OpenAI, batch: Batch) -> Batch:
-    found = [batch]
+    def check() -> Batch | None:
+        found = client.batches.retrieve(batch.id)
+        return found if found.status in ("completed", "failed", "cancelled") else None
 
-    def check() -> bool:
-        found[0] = client.batches.retrieve(batch.id)
-        return found[0].status in ("completed", "failed", "cancelled")
-
-    until(check)
-    return found[0]
+    found = until(check)
+    assert found is not None
+    return found
 
 
 def lines_of(client: OpenAI, file: str | None) -> dict[str, Any]:
@@ -213,29 +202,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert lines_of(client, batch.output_file_id)
 
 
-def test_files_and_batches_are_a_tenants_own(tmp_path: Path) -> None:
-    one, other = (new_key(tmp_path / "data", name) for name in ("one", "other"))
-    with service(tmp_path, FakeAssistant(), one) as client:
-        batch = ended(client, begin(client, [line("a")]))
-        assert batch.output_file_id
-        stranger = client.with_options(api_key=other)
-        assert not stranger.files.list().data
-        assert not stranger.batches.list().data
-        for use in (
-            lambda: stranger.files.content(batch.output_file_id or ""),
-            lambda: stranger.files.delete(batch.input_file_id),
-            lambda: stranger.batches.retrieve(batch.id),
-            lambda: stranger.batches.cancel(batch.id),
-            lambda: stranger.files.list(after=batch.input_file_id),
-            lambda: stranger.batches.create(
-                input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h"
-            ),
-        ):
-            with pytest.raises(openai.NotFoundError):
-                use()
-        assert lines_of(client, batch.output_file_id)
-
-
 @pytest.mark.parametrize("pause_s", [0.0, 0.05])
 def test_a_batch_leaves_room_for_those_who_wait(
     tmp_path: Path, pause_s: float, monkeypatch: pytest.MonkeyPatch
@@ -254,7 +220,7 @@ def test_a_batch_leaves_room_for_those_who_wait(
     with service(tmp_path, assistant, **settings) as client:
         batch = begin(client, [line(str(n)) for n in range(20)])
         for _ in range(2):
-            assert assistant.started.acquire(timeout=WITHIN_S)
+            assert assistant.started.acquire(timeout=PATIENCE_S)
         # Half of the room is the clients': nobody of them is refused, nor is a third line begun.
         answers: list[Any] = []
 
@@ -269,11 +235,11 @@ def test_a_batch_leaves_room_for_those_who_wait(
         for thread in threads:
             thread.start()
         for _ in threads:
-            assert assistant.started.acquire(timeout=WITHIN_S)
+            assert assistant.started.acquire(timeout=PATIENCE_S)
         assert not assistant.started.acquire(timeout=0.5)
         gate.set()
         for thread in threads:
-            thread.join(WITHIN_S)
+            thread.join(PATIENCE_S)
         assert [one.choices[0].message.content for one in answers] == ["[] me"] * 2
         assert ended(client, batch).status == "completed"
 
@@ -283,7 +249,7 @@ def test_a_batch_that_is_cancelled_keeps_its_answers(tmp_path: Path) -> None:
     assistant = FakeAssistant(gate)
     with service(tmp_path, assistant, max_batch_requests=1) as client:
         batch = begin(client, [line(str(n)) for n in range(9)])
-        assert assistant.started.acquire(timeout=WITHIN_S)
+        assert assistant.started.acquire(timeout=PATIENCE_S)
         assert client.batches.cancel(batch.id).status == "cancelling"
         waiting = begin(client, [line("a")])
         client.batches.cancel(waiting.id)
@@ -369,7 +335,7 @@ def test_a_batch_waits_while_the_database_is_away(
     monkeypatch.setattr(BatchStore, "count", counted)
     with service(tmp_path, FakeAssistant()) as client:
         batch = begin(client, [line("a")])
-        assert away.wait(WITHIN_S)
+        assert away.wait(PATIENCE_S)
         batches = [batch, begin(client, [line("b")])]  # which begins a round
         assert [ended(client, one).status for one in batches] == ["completed"] * 2
 
@@ -410,7 +376,7 @@ def test_no_tenants_batch_waits_for_anothers(tmp_path: Path) -> None:
             for user in ("anna", "bob")
         ]
         slow = begin(client, [line(str(n), "slow") for n in range(9)])
-        assert held.acquire(timeout=WITHIN_S)
+        assert held.acquire(timeout=PATIENCE_S)
         for n in range(2):  # all of the other tenant's lines, while those of the first are held
             few = begin(client.with_options(api_key=other), [line("b", f"few {n}")])
             assert ended(client.with_options(api_key=other), few).status == "completed"

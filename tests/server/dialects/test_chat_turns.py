@@ -199,34 +199,6 @@ def test_what_a_stored_answer_rests_on(start: Start) -> None:
     assert (response.status_code, error_of(response)["message"]) == (400, "explain: no medium")
 
 
-def test_other_tenants_see_nothing_of_a_conversation(start: Start, tmp_path: Path) -> None:
-    assistant = FakeAssistant()
-    alice = start(assistant)
-    secrets = [new_key(tmp_path / "data", name, tenant=name) for name in ("alice", "bob")]
-    alice.headers["authorization"] = f"Bearer {secrets[0]}"
-    id_ = ask(alice, "Hi", ("image", ("a.png", b"x")))["conversation_id"]
-    url = f"/v1/conversations/{id_}"
-    with httpx.Client(base_url=alice.base_url, trust_env=False) as bob:
-        assert bob.get(url).status_code == 401
-        bob.headers["authorization"] = f"Bearer {secrets[1]}"
-        assert listed(bob) == listed(bob, query="Hi") == ([], False)
-        requests = [
-            bob.get(url),
-            bob.patch(url, json={"title": "Bob's"}),
-            bob.delete(url),
-            bob.delete(f"{url}/turns/1"),
-            bob.post(f"{url}/turns/1/explanation"),
-            bob.get("/v1/conversations", params={"before": id_}),
-            bob.post("/v1/chat", data={"message": "x", "conversation_id": id_}),
-        ]
-    unknown = alice.get("/v1/conversations/conv-000000000000000000000000")
-    for response in (*requests, unknown):
-        assert (response.status_code, error_of(response)["code"]) == (404, "not_found_error")
-    assert listed(alice) == (["Hi"], False)
-    assert ask(alice, "on", conversation_id=id_)["turn"] == 2
-    assert set(assistant.tenants) == {"alice"}
-
-
 def test_a_conversation_begins_with_an_id_of_the_clients_own(start: Start, tmp_path: Path) -> None:
     client = start(FakeAssistant())
     id_ = f"conv-{7:024x}"

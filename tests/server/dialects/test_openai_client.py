@@ -194,14 +194,6 @@ def test_json_by_a_schema(client: OpenAI) -> None:
     assert isinstance(json.loads(text_of(anything)), dict)
 
 
-def test_models(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["mini"]
-    model = client.models.retrieve("mini")
-    assert (model.id, model.object, model.owned_by) == ("mini", "model", "mico-chat")
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("gpt-4o")
-
-
 def test_embeddings(client: OpenAI) -> None:
     texts = ["a red square", "a dog barks"]
     default = client.embeddings.create(model="mini", input=texts)  # base64 on the wire
@@ -216,63 +208,6 @@ def test_embeddings(client: OpenAI) -> None:
     picture: Any = [part("image")]
     seen = client.embeddings.create(model="mini", input=picture).data[0].embedding
     assert vectors[0] @ seen > vectors[1] @ seen + 0.1
-
-
-PLACE = "messages[0].content[0].image_url.url"
-TOO_LONG = ("messages", "context_length_exceeded")
-
-
-def broken(uri: str) -> list[Any]:
-    return asked("x", {"type": "image_url", "image_url": {"url": uri}})
-
-
-@pytest.mark.parametrize(
-    ("error", "messages", "options", "param", "code"),
-    [
-        (openai.BadRequestError, PARIS, {"temperature": 3}, "temperature", "request_error"),
-        (openai.BadRequestError, broken("data:image/png;base64,?"), {}, PLACE, "request_error"),
-        (openai.BadRequestError, PARIS, {"max_tokens": 10**6}, *TOO_LONG),
-        (openai.BadRequestError, PARIS, {"tools": [{}]}, "tools", "request_error"),
-        (openai.NotFoundError, PARIS, {"model": "gpt-4o"}, None, "model_not_found"),
-        (
-            openai.UnprocessableEntityError,
-            broken(sent.data_uri("image/png", RED_SQUARE[:90])),
-            {},
-            None,
-            "media_error",
-        ),
-    ],
-)
-def test_what_is_wrong_with_a_request(
-    client: OpenAI,
-    error: type[openai.APIStatusError],
-    messages: list[Any],
-    options: dict[str, Any],
-    param: str | None,
-    code: str,
-) -> None:
-    for way in (ask, stream_of):  # a stream says it at once, not as an event
-        with pytest.raises(error) as caught:
-            way(client, messages, **options)
-        assert (caught.value.param, caught.value.code) == (param, code)
-        assert caught.value.type == "invalid_request_error"
-        assert caught.value.body["message"]  # type: ignore[index]
-
-
-def test_keys_that_are_wrong_or_asked_too_often(service: Served, client: OpenAI) -> None:
-    for key in ("wrong", f"{service.key}x", f"mico-{'A' * 43}"):
-        with pytest.raises(openai.AuthenticationError) as refused:
-            client.with_options(api_key=key).models.list()
-        assert refused.value.code == "invalid_api_key"
-        assert service.key not in str(refused.value)
-    limited = client.with_options(api_key=service.new_key("seldom", "--rate-limit", "2/hour"))
-    for _ in range(2):
-        limited.models.list()
-    with pytest.raises(openai.RateLimitError) as often:
-        limited.models.list()
-    assert (often.value.code, often.value.type) == ("rate_limit_exceeded", "rate_limit_error")
-    assert int(often.value.response.headers["retry-after"]) > 0
-    client.models.list()
 
 
 LITELLM = """

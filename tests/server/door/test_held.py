@@ -217,6 +217,7 @@ def test_another_tenant_finds_nothing_and_changes_nothing(start: Start, tmp_path
     assert [one for one in found if one[-1] != 404] == []
     assert len(found) >= 111
     assert [http.get(path, headers=alice).content for path in seen] == before
+    assert len(set(assistant.tenants)) == 1, "no stranger's question came to the model"
 
 
 def urls_inside() -> Iterator[str]:

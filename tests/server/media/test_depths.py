@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ from mico_server.settings import ServerSettings
 from tests.server.conftest import Start
 from tests.server.support import sent
 from tests.server.support.echo import decoding_assistant
-from tests.server.support.running import events_of, new_key, running
+from tests.server.support.running import events_of, running
 from tests.support.fakes import WALL, FakeAssistant
 
 PHOTO = sent.png(sent.square())
@@ -159,12 +158,3 @@ def test_it_is_counted_before_and_cached_after(real: httpx.Client) -> None:
     assert [
         one["cached"] for one in told(real.post("/v1/chat", data=ASKED, files=files))["media"]
     ] == [*(True, True)]
-
-
-def test_another_tenant_s_picture(start: Start, assistant: FakeAssistant, tmp_path: Path) -> None:
-    keys = [new_key(tmp_path / "data", name) for name in ("ann", "bob")]
-    ann, bob = ({"authorization": f"Bearer {key}"} for key in keys)
-    client = start(assistant, require_keys=True)
-    picture = told(client.post("/v1/media", files={"image": IMAGE}, headers=ann))["id"]
-    assert client.post(f"/v1/media/{picture}/depth", headers=bob).status_code == 404
-    assert client.post(f"/v1/media/{picture}/depth", headers=ann).status_code == 201

@@ -2,13 +2,12 @@
 
 import hashlib
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.server.support.running import error_of, new_key
+from tests.server.support.running import error_of
 
 
 def upload(
@@ -81,54 +80,3 @@ def test_uploads_that_are_refused(
     assert response.status_code == status
     assert re.search(said, error_of(response)["message"])
     assert client.get("/v1/media").json()["data"] == []
-
-
-def test_a_medium_is_deleted_unless_it_is_shown(client: httpx.Client) -> None:
-    id_ = upload(client, "image", "cat.jpg", b"meow")["id"]
-    form = {"message": "What?", "image": f"media:{id_}"}
-    conversation = client.post("/v1/chat", data=form).json()["conversation_id"]
-    refused = client.delete(f"/v1/media/{id_}")
-    assert (refused.status_code, error_of(refused)["code"]) == (409, "conflict_error")
-    assert conversation in error_of(refused)["message"]
-    assert client.delete(f"/v1/conversations/{conversation}").status_code == 200
-    assert client.delete(f"/v1/media/{id_}").json() == {"id": id_, "deleted": True}
-    for request in (client.get, client.delete):
-        assert request(f"/v1/media/{id_}").status_code == 404
-    assert client.get(f"/v1/media/{id_}/content").status_code == 404
-
-
-def test_a_file_that_has_vanished_is_said(client: httpx.Client, tmp_path: Path) -> None:
-    id_ = upload(client, "image", "cat.jpg", b"meow")["id"]
-    (file,) = (path for path in (tmp_path / "data" / "media").rglob("*") if path.is_file())
-    file.unlink()
-    shown = client.post("/v1/chat", data={"message": "?", "image": f"media:{id_}"})
-    for response in (client.get(f"/v1/media/{id_}/content"), shown):
-        assert response.status_code == 410
-        assert "upload it again" in error_of(response)["message"]
-        assert str(tmp_path) not in response.text
-
-
-def test_other_tenants_see_nothing_of_a_medium(client: httpx.Client, tmp_path: Path) -> None:
-    secrets = [new_key(tmp_path / "data", name, tenant=name) for name in ("alice", "bob")]
-    client.headers["authorization"] = f"Bearer {secrets[0]}"
-    url = f"/v1/media/{upload(client, 'image', 'cat.jpg', b'meow')['id']}"
-    id_ = url.rpartition("/")[2]
-    part = {"type": "image_url", "image_url": {"url": f"media:{id_}"}}
-    asked = {"model": "fake", "messages": [{"role": "user", "content": [part]}]}
-    with httpx.Client(base_url=client.base_url, trust_env=False) as bob:
-        bob.headers["authorization"] = f"Bearer {secrets[1]}"
-        upload(bob, "image", "dog.jpg", b"meow")  # the same content is no way in
-        assert [m["name"] for m in bob.get("/v1/media").json()["data"]] == ["dog.jpg"]
-        responses = [
-            bob.get(url),
-            bob.get(f"{url}/content"),
-            bob.delete(url),
-            bob.get("/v1/media", params={"after": id_}),
-            bob.post("/v1/chat", data={"message": "?", "image": f"media:{id_}"}),
-            bob.post("/v1/estimate", data={"message": "?", "image": f"media:{id_}"}),
-            bob.post("/v1/chat/completions", json=asked),
-        ]
-    for response in responses:
-        assert (response.status_code, error_of(response)["code"]) == (404, "not_found_error")
-    assert client.post("/v1/chat/completions", json=asked).status_code == 200
-    assert client.get(f"{url}/content").content == b"meow"
