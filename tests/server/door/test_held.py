@@ -91,7 +91,8 @@ def test_no_credential_but_a_key_opens_a_route(closed: Any, tmp_path: Path) -> N
     given: list[tuple[tuple[tuple[str, str], ...], str, str | None]]
     given = [((("authorization", value),), "", None) for value in wrong]
     given += [((), "", None), ((), f"?api_key={chat}&access_token={chat}&key={chat}", None)]
-    given += [((("x-api-key", chat), ("cookie", f"authorization=Bearer {chat}")), "", None)]
+    given += [((("api-key", chat), ("cookie", f"authorization=Bearer {chat}")), "", None)]
+    given += [((("x-api-key", chat),), "", "chat"), ((("x-api-key", f"{chat}x"),), "", None)]
     given += [((("authorization", f"Bearer {chat}"),) * 2, "", None)]
     right = {f"bearer {chat}": "chat", f"Bearer {metrics}": "metrics", f"BEARER {admin}": "admin"}
     given += [((("authorization", value),), "", scope) for value, scope in right.items()]
