@@ -153,8 +153,8 @@ class TransformersAdapter(ProcessorAdapter):
         for name, values in of_tokens.items():
             waiting, zeros = iter(values), map(torch.zeros_like, ids)
             pairs = zip(prompt.segments, zeros, strict=True)
-            own = [next(waiting) if isinstance(one, ContextBlock) else zero for one, zero in pairs]
-            found[name] = torch.cat(own, 1)
+            rows = [next(waiting) if isinstance(one, ContextBlock) else zero for one, zero in pairs]
+            found[name] = torch.cat(rows, 1)
         found["input_ids"] = torch.cat(ids, 1)
         found["attention_mask"] = torch.ones_like(found["input_ids"])
         return moved(found, self._device, self._dtype)

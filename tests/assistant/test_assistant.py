@@ -19,19 +19,13 @@ from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.engines.transformers_models import torch_engine
-from mico_chat.errors import (
-    ContextLengthError,
-    MediaError,
-    MicoError,
-    ModelError,
-    RequestError,
-)
+from mico_chat.errors import ContextLengthError, MediaError, MicoError, ModelError, RequestError
 from mico_chat.load import EngineOptions
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import Audio, Depth, MediaReport
 from mico_chat.messages import Message
-from mico_chat.model.config import MicoChatConfig, MicoConfig
+from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.splice import splice
@@ -51,27 +45,36 @@ TURNS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def chat() -> MicoChatForConditionalGeneration:
+def sharp_chat() -> MicoChatForConditionalGeneration:
+    """A tiny model whose weights are so large that greedy choices are no near ties."""
     model = chat_model()
-    assert isinstance(model.config, MicoChatConfig)
-    with torch.no_grad():  # wide enough that greedy choices are no near ties
+    with torch.no_grad():
         for name, weight in model.llm.named_parameters():
             if "norm" not in name:
                 weight.mul_(15)
     return model
 
 
+def tiny_assistant(
+    chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor, **parts: Any
+) -> Assistant:
+    engine = torch_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=4))
+    decoder = parts.pop("decoder", FakeDecoder())
+    encoder = MediaEncoder(MicoAdapter(chat, processor), decoder, **parts)
+    return Assistant(engine, encoder, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def chat() -> MicoChatForConditionalGeneration:
+    return sharp_chat()
+
+
 @pytest.fixture
 def assistant(
     chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
 ) -> Iterator[Assistant]:
-    engine = torch_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=4))
-    assistant = Assistant(
-        engine, MediaEncoder(MicoAdapter(chat, processor), FakeDecoder()), name="tiny"
-    )
-    yield assistant
-    assistant.close()
+    with closing(tiny_assistant(chat, processor)) as assistant:
+        yield assistant
 
 
 class StubEngine(FakeEngine):

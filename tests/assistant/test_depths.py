@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from transformers import ViTConfig, ViTImageProcessor
 
-from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.adapters.pictures import as_picture
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
-from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import MediaError, MicoError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import Depth, Image, MediaDecoder, MediaFile, MediaLimits, decode
@@ -24,6 +22,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.reading.depths import DepthEstimator, depth_estimator
+from tests.assistant.test_assistant import tiny_assistant
 from tests.server.support import sent
 from tests.support.depth_models import depth_model
 from tests.support.tiny import chat_model, run
@@ -62,14 +61,13 @@ def wall() -> Wall:
 
 @pytest.fixture
 def assistant(processor: MicoChatProcessor, wall: Wall) -> Iterator[Assistant]:
-    chat = chat_model()
-    with MediaDecoder(MediaLimits(), workers=1) as decoder:
-        depths = DepthEstimator(wall)
-        encoder = MediaEncoder(MicoAdapter(chat, processor), decoder, depths=depths)
-        engine = torch_engine(chat.llm, processor.tokenizer, EngineOptions(max_running=2))
-        assistant = Assistant(engine, encoder, name="tiny")
+    with (
+        MediaDecoder(MediaLimits(), workers=1) as decoder,
+        closing(
+            tiny_assistant(chat_model(), processor, decoder=decoder, depths=DepthEstimator(wall))
+        ) as assistant,
+    ):
         yield assistant
-        assistant.close()
 
 
 def kinds(messages: Sequence[Message]) -> list[list[Kind]]:

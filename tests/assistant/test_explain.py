@@ -1,22 +1,18 @@
 """What an answer rests on: every part is left out, and effects are what the model itself says."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant
-from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import RequestError
 from mico_chat.explain import blanked, n_prompts, parts_of, score
-from mico_chat.load import EngineOptions
 from mico_chat.media.medium import (
     Audio,
     Depth,
@@ -31,13 +27,13 @@ from mico_chat.media.medium import (
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.wire import Explanation
-from tests.assistant.test_assistant import StubEngine
-from tests.support.fakes import FakeDecoder
-from tests.support.tiny import chat_model, clip, one_of_each, picture, run, shown
+from tests.assistant.test_assistant import StubEngine, sharp_chat, tiny_assistant
+from tests.support.tiny import clip, one_of_each, picture, run, shown
 
 EXPLAIN = GenerationOptions(max_tokens=8, explain=True)
 rng = np.random.default_rng(0)
 WRITTEN = Words(written=(WrittenText(text="EXIT", box=(0, 0, 1, 1), confidence=1.0),))
+VALUES = np.linspace(1, 9, 64, dtype=np.float32).reshape(8, 8)
 SPOKEN = Words(spoken=(SpokenText(text="Hello.", start=0, end=1, confidence=1.0),))
 
 
@@ -60,18 +56,10 @@ def video(n: int, track: Audio | None) -> Video:
         (image(), WRITTEN, {"": 1, "words": 1, "tile": 16}),
         (Image(image().pixels[:1, :2]), Words(), {"": 1, "tile": 2}),
         (Normal(image().pixels), Words(), {"": 1, "tile": 16}),
-        (
-            Depth(np.linspace(1, 9, 64, dtype=np.float32).reshape(8, 8)),
-            Words(),
-            {"": 1, "tile": 16},
-        ),
+        (Depth(VALUES), Words(), {"": 1, "tile": 16}),
         (sound(), SPOKEN, {"": 1, "words": 1, "stretch": 8}),
         (video(5, None), Words(), {"": 1, "frame": 5, "order": 1}),
-        (
-            video(40, sound()),
-            Words(),
-            {"": 1, "frame": 16, "order": 1, "sound track": 1},
-        ),
+        (video(40, sound()), Words(), {"": 1, "frame": 16, "order": 1, "sound track": 1}),
         (video(1, None), Words(), {"": 1, "frame": 1}),
         (video(3, Audio(np.zeros(100, np.float32))), Words(), {"": 1, "frame": 3, "order": 1}),
     ],
@@ -105,16 +93,8 @@ def test_parts_cover_a_medium_and_each_changes_its_own_alone(
 
 @pytest.fixture(scope="module")
 def assistant(processor: MicoChatProcessor) -> Iterator[Assistant]:
-    model = chat_model()
-    with torch.no_grad():
-        for name, weight in model.llm.named_parameters():
-            if "norm" not in name:
-                weight.mul_(15)
-    engine = torch_engine(model.llm, processor.tokenizer, EngineOptions(max_running=4))
-    encoder = MediaEncoder(MicoAdapter(model, processor), FakeDecoder())
-    made = Assistant(engine, encoder, name="tiny")
-    yield made
-    made.close()
+    with closing(tiny_assistant(sharp_chat(), processor)) as made:
+        yield made
 
 
 def explained(assistant: Assistant, *parts: Any, **options: Any) -> tuple[Answer, Explanation]:

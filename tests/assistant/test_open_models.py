@@ -24,10 +24,10 @@ from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
-from tests.assistant.test_replicas import medium as part_of
-from tests.assistant.test_replicas import pixels, user
 from tests.support import replicas
 from tests.support.fakes import FakeDecoder
+from tests.support.replicas import medium as part_of
+from tests.support.replicas import pixels, user
 from tests.support.replicas.equal import Answered
 from tests.support.tiny import run
 
@@ -83,6 +83,13 @@ async def tokens_of(assistant: Assistant, *messages: Message) -> tuple[list[int]
     options = GenerationOptions(max_tokens=N_TOKENS, logprobs=3)
     deltas = [delta async for delta in assistant.engine.generate(prompt, options)]
     return Answered(deltas), deltas[-1].usage, prompt
+
+
+def test_another_medium_changes_the_answer(replica: Path) -> None:
+    """Without it, equal answers would show little."""
+    for kind in replicas.reads(replica.name):
+        answers = [tuple(expected(replica, part_of(kind, seed))) for seed in range(4)]
+        assert len(set(answers)) == 4, kind
 
 
 async def together(assistant: Assistant, *asked: list[dict[str, Any]]) -> list[list[int]]:

@@ -62,9 +62,8 @@ async def deltas_of(
 async def tokens_of(
     engine: BatchingEngine, prompt: Prompt = HELLO, options: GenerationOptions = TEN
 ) -> list[int]:
-    return [
-        token for delta in await deltas_of(engine, prompt, options) for token in delta.token_ids
-    ]
+    deltas = await deltas_of(engine, prompt, options)
+    return [token for delta in deltas for token in delta.token_ids]
 
 
 def written(tokens: Many[int]) -> str:

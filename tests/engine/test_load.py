@@ -61,10 +61,7 @@ def with_arguments(engine: str, **arguments: Any) -> dict[str, Any]:
         ({"engine": "vlm"}, "no engine 'vlm'; known are auto, llamacpp"),
         ({"dtype": "int4"}, "no dtype 'int4'; known are float32"),
         ({"device": "tpu9"}, "no device 'tpu9' here: "),
-        (
-            with_arguments("llamacpp", tensor_parallel_size=2),
-            "engine lacks the option 'tensor",
-        ),
+        (with_arguments("llamacpp", tensor_parallel_size=2), "engine lacks the option 'tensor"),
         (with_arguments("llamacpp", n_cell=2), "the option 'n_cell'; did you mean 'n_cells'"),
         (with_arguments("transformers", threads=2), "lacks the option 'threads'; its options are"),
         (with_arguments("auto", enforce_eager=True), "llamacpp engine lacks the option 'enforce_e"),
@@ -154,11 +151,8 @@ def test_a_checkpoints_chat_defaults(tmp_path: Path, cache: Path, engine: str) -
         assert assistant.system_prompt is None
         assert assistant.defaults == GenerationOptions()
         assert assistant.unsure_below is None
-    for name, wrong in (
-        ("repetition_penalty", "x"),
-        ("unsure_below", -0.5),
-        ("unsure_below", True),
-    ):
+    wrongs = ("repetition_penalty", "x"), ("unsure_below", -0.5), ("unsure_below", True)
+    for name, wrong in wrongs:
         (folder / "generation_config.json").write_text(json.dumps({name: wrong}))
         with pytest.raises(ModelError, match=rf"generation_config\.json: {name}: .*{wrong!r}"):
             load_assistant(folder, FakeDecoder(), chats)

@@ -1,6 +1,5 @@
 """``--load-in-4bit`` and ``--load-in-8bit``: the flags' meaning, and the quantized layers."""
 
-import asyncio
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from torch import nn
 
 from mico_chat.adapters.mico import mico_of
 from mico_chat.ask import Ask
-from mico_chat.assistant import Answer
 from mico_chat.checkpoints.assemble import assemble
 from mico_chat.cli import evaluate
 from mico_chat.cli import main as cli
@@ -22,7 +20,7 @@ from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_server import app
 from mico_server.settings import read_settings
 from tests.support.fakes import FakeDecoder
-from tests.support.tiny import picture, shown, stage1_folder
+from tests.support.tiny import picture, run, shown, stage1_folder
 from tests.support.vicuna import vicuna_folder
 
 LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -55,11 +53,8 @@ def test_the_language_models_layers_alone_are_quantized(
             if name.removesuffix(".weight") not in few:
                 assert parameter.dtype == torch.bfloat16, name
         assert kinds["llm.lm_head"] == kinds["bridge.proj_out"] == "Linear"
-        answer = asyncio.run(
-            assistant.answer(Ask([shown(picture(), "What?")], GenerationOptions(max_tokens=4)))
-        )
-        assert isinstance(answer, Answer)
-        assert answer.usage.completion_tokens >= 1
+        asked = Ask([shown(picture(), "What?")], GenerationOptions(max_tokens=4))
+        assert run(assistant.answer(asked)).usage.completion_tokens >= 1
 
 
 def test_a_quantization_may_be_given_in_both_ways() -> None:

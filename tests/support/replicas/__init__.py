@@ -9,7 +9,10 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -52,10 +55,24 @@ def reads(name: str) -> tuple[str, ...]:
     return _FAMILIES[name][1]
 
 
-def mixes(name: str) -> bool:
-    """Whether the library takes media of different kinds in one prompt."""
-    # SmolVLM's processor returns frames under the name of pictures, in their place.
-    return name != "smolvlm"
+def pixels(seed: int, *shape: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def medium(kind: str, seed: int) -> dict[str, Any]:
+    """A part of a message; another seed is another content of the same size."""
+    if kind == "image":
+        return {"type": kind, "image": Image.fromarray(pixels(seed, 48, 80))}
+    if kind == "audio":
+        time = np.arange(16_000) / 16_000
+        sound = (0.5 * np.sin(2 * np.pi * (200 + 300 * seed) * time)).astype(np.float32)
+        return {"type": kind, "audio": sound}
+    return {"type": kind, "video": pixels(seed, 4, 40, 56), "times": [0.0, 0.5, 1.0, 1.5]}
+
+
+def user(*content: dict[str, Any] | str) -> dict[str, Any]:
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return {"role": "user", "content": parts}
 
 
 def build(name: str, folder: Path, **options: Any) -> Path:
