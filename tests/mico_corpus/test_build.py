@@ -23,14 +23,7 @@ from mico_corpus.describing.base import Annotation
 from mico_corpus.packing.pack import captions_of
 from mico_corpus.places import batched
 from mico_training.data.sources.shards import ShardSource
-from tests.mico_corpus.builds import (
-    CLIPS,
-    finished,
-    left_behind,
-    make_videos,
-    recipe_of,
-    records,
-)
+from tests.mico_corpus.builds import CLIPS, finished, left_behind, make_videos, recipe_of, records
 from tests.mico_corpus.clips import Scene, make_video
 from tests.mico_corpus.cutting.test_cuts import BAD
 from tests.mico_corpus.describing.drawn import drawn

@@ -19,14 +19,7 @@ from mico_corpus.build import build
 from mico_corpus.places import Place
 from mico_corpus.recipe import BuildRecipe
 from tests.mico_corpus.annotators import Told
-from tests.mico_corpus.builds import (
-    CLIPS,
-    finished,
-    left_behind,
-    make_videos,
-    recipe_of,
-    records,
-)
+from tests.mico_corpus.builds import CLIPS, finished, left_behind, make_videos, recipe_of, records
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 2

@@ -128,12 +128,7 @@ def write(folder: Path, shards: Path, model: Any, train: dict[str, Any], **secti
 
 def on_llama(llama: Path, quantization: str | None = None) -> dict[str, Any]:
     dtype = "bfloat16" if quantization else "float32"
-    return {
-        "name": "tiny",
-        "llm": str(llama),
-        "llm_quantization": quantization,
-        "llm_dtype": dtype,
-    }
+    return {"name": "tiny", "llm": str(llama), "llm_quantization": quantization, "llm_dtype": dtype}
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from mico_chat.errors import ConfigError
+from mico_chat.late import late
 from mico_chat.media.addresses import located
-from mico_corpus import ray_run
 from mico_corpus.cutting.cuts import crashed, cut
 from mico_corpus.cutting.isolated import Isolated
 from mico_corpus.cutting.manifest import select
@@ -34,6 +34,9 @@ from mico_corpus.recipe import BuildRecipe
 from mico_corpus.rows import ANNOTATED, CLIPS, FILE, FILES, INDEX, INDEXES, SOURCE, SOURCES
 from mico_corpus.run import Job, JobStep, Work, clean, run_job
 from mico_training.recipe import changes
+
+with late():
+    from mico_corpus import ray_run
 
 RECIPE = "build/recipe.yaml"
 AT_ONCE = 64

@@ -16,14 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mico_corpus.places import (
-    PARTIAL,
-    Place,
-    among,
-    batched,
-    known_ids,
-    name_of,
-)
+from mico_corpus.places import PARTIAL, Place, among, batched, known_ids, name_of
 from mico_corpus.rows import Row
 
 Work = Callable[[Iterable[Row]], Iterable[Row]]

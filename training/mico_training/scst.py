@@ -77,12 +77,7 @@ class ScstTrainer(MicoTrainer):
     """
 
     def __init__(
-        self,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        length: int,
-        reward: Reward,
-        **options: Any,
+        self, *, tokenizer: PreTrainedTokenizerBase, length: int, reward: Reward, **options: Any
     ) -> None:
         super().__init__(**options)
         self.tokenizer, self.length, self.reward = tokenizer, length, reward

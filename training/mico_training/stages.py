@@ -44,13 +44,7 @@ from mico_training.parts.set_prediction import SetPrediction
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.scst import Cider, ScstTrainer
 from mico_training.trained import freeze, train_only
-from mico_training.trainer import (
-    MicoTrainer,
-    draws,
-    examples_per_step,
-    train,
-    training_arguments,
-)
+from mico_training.trainer import MicoTrainer, draws, examples_per_step, train, training_arguments
 
 
 def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:

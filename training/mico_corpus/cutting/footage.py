@@ -17,13 +17,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media import SAMPLE_RATE, Audio, MediaFile, MediaLimits, Video
 from mico_chat.media.audio import Track, joined
 from mico_chat.media.audio import frames_of as frames_of_stream
-from mico_chat.media.video import (
-    FrameReader,
-    Timeline,
-    tick_of,
-    upright_pixels,
-    upright_size,
-)
+from mico_chat.media.video import FrameReader, Timeline, tick_of, upright_pixels, upright_size
 from mico_corpus.cutting.container import name_of, opened, pictures_of, sound_stream, zero_of
 from mico_corpus.rows import Row
 

@@ -30,8 +30,7 @@ from mico_chat.errors import ConfigError, DataError, MicoError
 from mico_chat.media.addresses import Location, file_system, located, matching, opened
 from mico_corpus.recipe import BuildRecipe
 from mico_corpus.rows import Row
-from mico_training.data.sources.shards import ENDINGS
-from mico_training.data.sources.tar import Members, samples_of
+from mico_training.data.sources.tar import ENDINGS, Members, samples_of
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,7 @@ from pathlib import Path
 from mico_chat.errors import MicoError
 from mico_research.ablations.grid import TABLES, cells
 from mico_research.ablations.report import report
-from mico_research.ablations.run import (
-    Settings,
-    all_results,
-    described,
-    prepare,
-    side_by_side,
-)
+from mico_research.ablations.run import Settings, all_results, described, prepare, side_by_side
 from mico_training.records import result_of
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.errors import ConfigError
-from mico_research.modalities.samples import (
-    Array,
-    InputSpec,
-    Sample,
-    Statistics,
-    number,
-    spread,
-)
+from mico_research.modalities.samples import Array, InputSpec, Sample, Statistics, number, spread
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 """Files write a missing value so, in upper or lower case."""

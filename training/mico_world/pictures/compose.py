@@ -158,12 +158,7 @@ def photographic(
 
 
 def room(
-    rng: Rng,
-    shape: Shape,
-    photographs: Photographs,
-    split: Split,
-    horizon: float,
-    foot: float,
+    rng: Rng, shape: Shape, photographs: Photographs, split: Split, horizon: float, foot: float
 ) -> Image.Image:
     """A wall whose foot is at the row ``foot`` (a fraction of the height), and a floor before it
     that would reach the ``horizon``."""

@@ -187,10 +187,7 @@ def directions(size: int, tan_half: float) -> Floats:
 
 
 def cast(
-    meshes: Sequence[tuple[Any, ...]],
-    size: int,
-    tan_half: float,
-    light: Floats | None = None,
+    meshes: Sequence[tuple[Any, ...]], size: int, tan_half: float, light: Floats | None = None
 ) -> Hits:
     """Cast a ray per pixel into ``meshes``: vertices (V, 3) in the camera's frame, faces (F, 3).
     ``light`` is the unit direction towards the sun; without it there are no shadows."""
@@ -217,11 +214,7 @@ def cast(
 
 
 def shade(
-    albedo: NDArray[np.uint8],
-    normal: Floats,
-    light: Floats,
-    ambient: float,
-    lit: NDArray[np.bool_],
+    albedo: NDArray[np.uint8], normal: Floats, light: Floats, ambient: float, lit: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """(H, W, 3) colours under a sun in direction ``light`` by Lambert's law, plus ``ambient``."""
     direct = np.clip((normal * light).sum(axis=-1), 0, 1) * lit

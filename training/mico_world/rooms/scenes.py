@@ -111,11 +111,7 @@ def _chosen_meshes(rng: Rng, split: Split, count: int, modelled: bool) -> list[t
 
 
 def room_scene(
-    rng: Rng,
-    split: Split,
-    count: int,
-    modelled: bool,
-    photographs: Photographs | None = None,
+    rng: Rng, split: Split, count: int, modelled: bool, photographs: Photographs | None = None
 ) -> RoomScene | None:
     """Ray-cast things on a floor; None if a thing leaves the view or touches another. Half of the
     rooms with models hold up to four further ones as clutter."""

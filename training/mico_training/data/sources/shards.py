@@ -28,16 +28,10 @@ from mico_chat.media.kinds import MODALITIES, Kind
 from mico_training.data.sources.chosen import Kept
 from mico_training.data.sources.index import Found, Kinds, Profile, open_index
 from mico_training.data.sources.sample import Need, TrainingSample, regions_of
-from mico_training.data.sources.tar import Members, members_of, samples_of, wrong
+from mico_training.data.sources.tar import ENDINGS, Members, members_of, samples_of, wrong
 from mico_training.data.sources.written import Turn, kind_of
 
 FORM = "shard 1"
-ENDINGS: dict[Kind, tuple[str, ...]] = {
-    "video": ("mp4", "webm", "mov", "mkv", "avi"),
-    "image": ("jpg", "jpeg", "png", "webp"),
-    "audio": ("wav", "flac", "mp3", "m4a", "ogg", "opus", "aac"),
-}
-"""A file's ending names its kind. A sample's caption describes the first kind that it has."""
 
 
 class Record(BaseModel):

@@ -12,10 +12,17 @@ from itertools import groupby
 from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, opened, read_part
 from mico_chat.media.file import TarMember
+from mico_chat.media.kinds import Kind
 
 Members = dict[str, TarMember]
 """Members by name without the key: ``image.jpg`` stands for ``KEY.image.jpg``."""
 
+ENDINGS: dict[Kind, tuple[str, ...]] = {
+    "video": ("mp4", "webm", "mov", "mkv", "avi"),
+    "image": ("jpg", "jpeg", "png", "webp"),
+    "audio": ("wav", "flac", "mp3", "m4a", "ogg", "opus", "aac"),
+}
+"""A file's ending names its kind. A sample's caption describes the first kind that it has."""
 TEXTS = ("json", "txt")
 """Members of these endings are read together with the headers."""
 HEAD = 8192
