@@ -29,7 +29,7 @@ from mico_corpus.describing.annotating import Annotating
 from mico_corpus.describing.base import check_options
 from mico_corpus.looking.report import write_report
 from mico_corpus.packing.pack import SHARD, STAGE, Packer
-from mico_corpus.places import PARTIAL, Place
+from mico_corpus.places import Place
 from mico_corpus.recipe import BuildRecipe
 from mico_corpus.rows import ANNOTATED, CLIPS, FILE, FILES, INDEX, INDEXES, SOURCE, SOURCES
 from mico_corpus.run import Job, JobStep, Work, clean, run_job
@@ -159,8 +159,6 @@ def alone(place: Place) -> Iterator[None]:
 
 def sweep(place: Place, *jobs: Job) -> None:
     """Remove what a run that was killed left behind: partial files, and shards without rows."""
-    for name in place.names(PARTIAL):
-        place.remove(name)
     for job in jobs:
         clean(place, job)
     known = shards_of(place)
@@ -171,9 +169,8 @@ def sweep(place: Place, *jobs: Job) -> None:
 
 def shards_of(place: Place) -> set[str]:
     found: set[str] = set()
-    for part in place.names(INDEXES, ".parquet"):
-        for batch in place.batches(part, ["shard"]):
-            found.update(pc.unique(batch.column("shard")).to_pylist())
+    for batch in place.batches(INDEXES, ["shard"]):
+        found.update(pc.unique(batch.column("shard")).to_pylist())
     return found - {"", None}
 
 
@@ -181,8 +178,7 @@ def count(place: Place, seconds: float) -> BuildResult:
     """Count the manifest's rows; a file that gave no clips has a row there, too."""
     reasons = _reasons(place, CLIPS)
     del reasons[""]
-    for name in place.names(INDEXES, ".parquet"):
-        reasons.update(_reasons(place, name))
+    reasons.update(_reasons(place, INDEXES))
     clips = reasons.pop("", 0)
     return BuildResult(clips, len(shards_of(place)), dict(reasons.most_common()), seconds)
 

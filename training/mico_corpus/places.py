@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mico_chat.errors import DataError
 from mico_chat.media.addresses import file_system, located
 from mico_corpus.rows import Row
 
@@ -99,16 +100,37 @@ class Place:
             self.put(path, name)
         return count
 
+    def tables(self, name: str) -> list[str]:
+        """The files of a table: one Parquet file, or all in a folder."""
+        if name.endswith(".parquet"):
+            return [name] if self.exists(name) else []
+        return self.names(name, ".parquet")
+
     def parquet(self, name: str) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path(name), filesystem=self.system)
+        try:
+            return pq.ParquetFile(self.path(name), filesystem=self.system)
+        except pa.ArrowInvalid as error:
+            path = f"{self.address}/{name}"
+            raise DataError(path, None, "this is no Parquet file that can be read") from error
+
+    def count(self, table: str) -> int:
+        n = 0
+        for name in self.tables(table):
+            with self.parquet(name) as file:
+                n += file.metadata.num_rows
+        return n
 
     def columns(self, name: str) -> list[str]:
         with self.parquet(name) as file:
             return list(file.schema_arrow.names)
 
-    def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        with self.parquet(name) as file:
-            yield from file.iter_batches(ROWS, columns=columns)
+    def batches(self, table: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of a table; of some columns more at once."""
+        for name in self.tables(table):
+            with self.parquet(name) as file:
+                yield from file.iter_batches(
+                    ROWS if columns is None else 16 * ROWS, columns=columns
+                )
 
 
 def name_of(ids: Iterable[str]) -> str:
@@ -119,9 +141,7 @@ def name_of(ids: Iterable[str]) -> str:
 def known_ids(place: Place, below: str) -> NDArray[Any]:
     """The ids of all rows of the Parquet files in a folder, sorted: bytes of one length."""
     parts = [
-        np.array(batch.column(0).to_pylist(), dtype="S")
-        for name in place.names(below, ".parquet")
-        for batch in place.batches(name, ["id"])
+        np.array(batch.column(0).to_pylist(), dtype="S") for batch in place.batches(below, ["id"])
     ]
     return np.sort(np.concatenate(parts)) if parts else np.array([], dtype="S")
 

@@ -113,13 +113,12 @@ class _Files:
 def _tables(place: Place) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
     n = 0
-    for name in place.names(FILES, ".parquet"):
-        for batch in place.batches(name, FILE.names):
-            held.append(batch)
-            n += len(batch)
-            if n >= AT_ONCE:
-                yield pa.Table.from_batches(held).cast(FILE)
-                held, n = [], 0
+    for batch in place.batches(FILES, FILE.names):
+        held.append(batch)
+        n += len(batch)
+        if n >= AT_ONCE:
+            yield pa.Table.from_batches(held).cast(FILE)
+            held, n = [], 0
     if held:
         yield pa.Table.from_batches(held).cast(FILE)
 

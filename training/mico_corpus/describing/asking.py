@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -17,7 +17,7 @@ from mico_chat.evaluation.endpoint import Endpoint, key_of
 from mico_chat.evaluation.task import Reply
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
 from mico_chat.options import GenerationOptions, request_error
 from mico_corpus.describing.naming import version_of
@@ -60,31 +60,11 @@ class Asking(Section):
         return self.model_dump(exclude={"model", "url", "api_key_env", "revision", "at_once"})
 
 
-class Asker(Protocol):
-    """``version`` lacks the prompt. ``is_mini``: a model of this project, with its questions."""
-
-    is_mini: bool
-    reads: tuple[Kind, ...]
-
-    def version(self, **settings: Any) -> str: ...
-
-    def ask(self, conversations: Sequence[Sequence[Message]]) -> list[Reply]:
-        """The replies in order.
-
-        Raises:
-            ModelError: the model or URL does not answer.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-
-def asker(how: Asking) -> Asker:
-    return OwnModel(how) if how.url is None else ModelAtUrl(how)
-
-
 class OwnModel:
-    """A model in this process, without the system prompt and options of its folder."""
+    """A model in this process, without the system prompt and options of its folder.
+
+    ``is_mini``: a model of this project, with its questions. Versions lack the prompt.
+    """
 
     def __init__(self, how: Asking) -> None:
         self._how = how
@@ -125,6 +105,7 @@ class OwnModel:
         return version_of(model_name(self._how.model), weights, **said)
 
     def ask(self, conversations: Sequence[Sequence[Message]]) -> list[Reply]:
+        """The replies in order; a ModelError if the model does not answer."""
         options = GenerationOptions(max_tokens=self._how.max_tokens)
         replies: list[Reply] = []
         for start in range(0, len(conversations), self._at_once):
@@ -157,3 +138,7 @@ class ModelAtUrl:
 
     def close(self) -> None:
         self._endpoint.close()
+
+
+def asker(how: Asking) -> OwnModel | ModelAtUrl:
+    return OwnModel(how) if how.url is None else ModelAtUrl(how)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +27,6 @@ from mico_corpus.describing.captions import shown_of
 from mico_corpus.describing.naming import version_of
 
 Vectors = NDArray[np.float32]
-
-
-class Space(Protocol):
-    """Where texts and media have vectors of unit length. ``names``: those that its model knows."""
-
-    def names(self, medium: Shown) -> list[str]: ...
-
-    def version(self, **settings: Any) -> str: ...
-
-    def vectors(self, items: Sequence[str | Medium]) -> Vectors: ...
-
-    def close(self) -> None: ...
 
 
 class Tags:
@@ -77,7 +65,7 @@ class Tags:
             raise ConfigError(f"tags: top and frames must be at least 1, got {top} and {frames}")
         self._medium: Shown = medium
         self._top, self._least, self._frames, self._side = top, least, frames, side
-        self._space: Space = (
+        self._space = (
             OwnSpace(model, device)
             if url is None
             else SpaceAtUrl(model, url, api_key_env, revision)
@@ -110,7 +98,10 @@ class Tags:
 
 
 class OwnSpace:
-    """The space of a chat model in this process; its language model is not loaded."""
+    """The space of a chat model in this process, where texts and media have vectors of unit length.
+
+    Its language model is not loaded.
+    """
 
     def __init__(self, model: str, device: str | None = None) -> None:
         self._name = model_name(model)

@@ -28,7 +28,7 @@ from mico_corpus.describing.base import Clip
 from mico_corpus.looking import pictures
 from mico_corpus.looking.filters import KEPT, ClipFilter
 from mico_corpus.looking.report import pages
-from mico_corpus.looking.store import BuildStore, ClipEntry, ClipStore, open_store
+from mico_corpus.looking.store import BuildStore, ClipEntry, Plain, open_store
 from mico_corpus.rows import REASONS
 
 PAGE = 24
@@ -56,7 +56,7 @@ class Gone(Exception):
 class Look:
     """The pages and pictures of a store. Threads may share it."""
 
-    def __init__(self, shards: str, store: ClipStore | None = None) -> None:
+    def __init__(self, shards: str, store: Plain | BuildStore | None = None) -> None:
         self.title = shards
         self.store = store or open_store(shards)
         self.decoder = MediaDecoder(pictures.LIMITS)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, located, matching
 from mico_chat.media.kinds import KINDS
 from mico_corpus.looking.filters import KEPT, LEFT_OUT, ClipFilter, passing_rows
-from mico_corpus.packing.tables import batches, elements, rows_at, rows_in, tables, texts
+from mico_corpus.packing.tables import elements, rows_at, texts
 from mico_corpus.places import Place
 from mico_corpus.rows import CLIPS, INDEXES, Row
 from mico_training.data.sources.index import open_index
@@ -51,34 +51,13 @@ class ClipEntry:
     problem: str = ""
 
 
-class ClipStore(Protocol):
-    """``reasons``, ``sources``, ``annotators`` and ``media`` are what the filters may name; the
-    first two with the number of clips."""
-
-    @property
-    def reasons(self) -> Mapping[str, int]: ...
-
-    @property
-    def sources(self) -> Mapping[str, int]: ...
-
-    @property
-    def annotators(self) -> Sequence[str]: ...
-
-    @property
-    def media(self) -> Sequence[str]: ...
-
-    def find(self, asked: ClipFilter) -> NDArray[np.int64]: ...
-
-    def entries(self, numbers: NDArray[np.int64]) -> Sequence[ClipEntry]: ...
-
-
-def open_store(shards: str) -> ClipStore:
+def open_store(shards: str) -> "Plain | BuildStore":
     """The clips of a folder, an address, or a pattern with ``*``; a DataError if there are none."""
     is_folder = "*" not in shards and not shards.endswith(".tar")
     pattern = f"{shards.rstrip('/')}/*.tar" if is_folder else shards
     place = Place(shards if is_folder else str(_parent(shards)))
     found = matching(pattern)
-    if tables(place, CLIPS) or tables(place, INDEXES):
+    if place.tables(CLIPS) or place.tables(INDEXES):
         return BuildStore(place, list(found), whole=is_folder)
     if not found:
         raise DataError(pattern, None, "no shard and no build is there")
@@ -91,6 +70,9 @@ def _parent(pattern: str) -> Location:
 
 
 class Plain:
+    """Clips of shards alone. ``reasons``, ``sources``, ``annotators`` and ``media`` are what the
+    filters may name, as in a build; the first two with the number of clips."""
+
     def __init__(self, shards: Mapping[Location, str]) -> None:
         self.index = open_index(shards, scan, FORM)
         self.reasons = {KEPT: len(self.index)}
@@ -122,10 +104,10 @@ class BuildStore:
         self.shards = {_name(shard): shard for shard in shards}
         self.media: Sequence[str] = ()
         self._of_pattern = None if whole else pa.array(["", *self.shards])
-        clips = tables(place, CLIPS)
-        self._tables = [*tables(place, INDEXES), *clips]
+        clips = place.tables(CLIPS)
+        self._tables = [*place.tables(INDEXES), *clips]
         self._manifest = set(clips)
-        self._ends = np.cumsum([0, *(rows_in(place, name) for name in self._tables)])
+        self._ends = np.cumsum([0, *(place.count(name) for name in self._tables)])
         self._found: OrderedDict[ClipFilter, NDArray[np.int64]] = OrderedDict()
         self._places = lru_cache(16)(_places)
         reasons: Counter[str] = Counter()
@@ -152,7 +134,7 @@ class BuildStore:
             if name not in self._manifest:
                 columns += ["shard", "annotations"]
             number = int(first)
-            for batch in batches(self.place, name, columns):
+            for batch in self.place.batches(name, columns):
                 yield name, number, batch
                 number += len(batch)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mico_corpus.packing.tables import all_batches, count, elements, texts
+from mico_corpus.packing.tables import elements, texts
 from mico_corpus.places import Place
 from mico_corpus.rows import CLIPS, FILES, INDEXES, SOURCES
 
@@ -103,15 +103,15 @@ class Summary:
 
 
 def summarize(place: Place) -> Summary:
-    found = Summary(sources=count(place, SOURCES))
+    found = Summary(sources=place.count(SOURCES))
     columns = [*WHERE, "seconds", "reason", "detail", "took"]
-    for batch in all_batches(place, FILES, columns):
+    for batch in place.batches(FILES, columns):
         _add_amounts(found.files, batch, batch.column("seconds"))
         _add_reasons(found.lost["file"], batch)
         took = batch.column("took")
         found.stages[CUTTING].add(len(batch), pc.sum(took).as_py())
     columns = [*WHERE, "start", "end", "reason", "detail", "brightness", "loudness"]
-    for batch in all_batches(place, CLIPS, columns):
+    for batch in place.batches(CLIPS, columns):
         # A file without clips has a row of no length. Why was told above, but of the same bytes.
         files = batch.filter(pc.equal(batch.column("end"), 0.0))
         same = files.filter(pc.equal(texts(files, "reason"), "same file"))
@@ -124,7 +124,7 @@ def summarize(place: Place) -> Summary:
         _add_reasons(found.lost["clip"], batch)
         _add_measures(found, batch, seconds, kept)
     columns = [*WHERE, "start", "end", "reason", "detail", "annotations", "stages", "shard"]
-    for batch in all_batches(place, INDEXES, columns):
+    for batch in place.batches(INDEXES, columns):
         found.annotated += len(batch)
         _add_reasons(found.lost["clip"], batch)
         _add_annotations(found, batch)

@@ -6,7 +6,7 @@ at any point leaves rows that the next run finds again. A removed clip keeps a r
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from mico_chat.errors import ConfigError, DataError
 from mico_corpus.build import alone
 from mico_corpus.looking.report import write_report
-from mico_corpus.packing.tables import batches, opened, tables, texts
-from mico_corpus.packing.tars import copy, finish, places_in
-from mico_corpus.packing.tars import opened as opened_shard
+from mico_corpus.packing.tables import texts
+from mico_corpus.packing.tars import copy, finish, opened, places_in
 from mico_corpus.places import Place, among, known_ids
 from mico_corpus.rows import CLIPS, INDEXES
 from mico_training.data.sources.index import SUFFIX
 
 REMOVED = "removed"
+COLUMNS = ["id", "source", "licence", "reason"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ def read_ids(path: Path) -> NDArray[Any]:
         if path.suffix == ".txt":
             ids = path.read_text(encoding="utf-8").split()
         elif path.suffix in (".parquet", ".csv"):
-            read: Callable[[Path], pa.Table] = (
-                pq.read_table if path.suffix == ".parquet" else _read_csv
-            )
-            table = read(path)
+            if path.suffix == ".csv":
+                as_text = pa.csv.ConvertOptions(column_types={"id": pa.string()})
+                table = pa.csv.read_csv(path, convert_options=as_text)
+            else:
+                table = pq.read_table(path)
             if "id" not in table.column_names:
                 names = ", ".join(table.column_names)
                 raise DataError(path, None, f"it has no column id; its columns are {names}")
@@ -81,11 +82,6 @@ def read_ids(path: Path) -> NDArray[Any]:
     return np.unique(np.array([one.encode() for one in ids]))
 
 
-def _read_csv(path: Path) -> pa.Table:
-    as_text = pa.csv.ConvertOptions(column_types={"id": pa.string()})
-    return pa.csv.read_csv(path, convert_options=as_text)
-
-
 def remove(shards: str, asked: Removal) -> Removed:
     """Take clips out of a build.
 
@@ -94,14 +90,18 @@ def remove(shards: str, asked: Removal) -> Removed:
         ConfigError: another process works on it.
     """
     place = Place(shards)
-    if not tables(place, INDEXES):
+    if not place.tables(INDEXES):
         raise DataError(shards, None, f"no build is there: it has no {INDEXES}/*.parquet")
     with alone(place):
         targets, known = _found(place, asked)
         for shard, ids in targets.items():
             _without(place, shard, ids)
-        _mark(place, asked)
-        _mark_unbuilt(place, asked)
+        for name in place.tables(INDEXES):
+            _rewrite(place, name, asked.of)
+        # The clips of the manifest that no shard has yet must not come into one.
+        built = known_ids(place, INDEXES)
+        for name in place.tables(CLIPS):
+            _rewrite(place, name, lambda b: asked.of(b) & ~among(b.column("id"), built))
         write_report(shards)
     missing = asked.ids[~np.isin(asked.ids, known)]
     return Removed(
@@ -116,21 +116,14 @@ def _found(place: Place, asked: Removal) -> tuple[dict[str, set[str]], NDArray[A
     """The clips to take out of each shard, and those of the asked ids that the build knows."""
     targets: dict[str, set[str]] = defaultdict(set)
     known: list[NDArray[Any]] = [np.array([], dtype="S1")]
-    for name, batch in _all(place, [*tables(place, INDEXES), *tables(place, CLIPS)]):
-        named = batch.column("id").filter(pa.array(among(batch.column("id"), asked.ids)))
-        known.append(np.array(named.to_pylist(), dtype="S"))
-        if name != CLIPS:
-            kept = pc.equal(texts(batch, "reason"), "").to_numpy(zero_copy_only=False)
-            for row in batch.filter(pa.array(kept & asked.of(batch))).to_pylist():
-                targets[row["shard"]].add(row["id"])
+    for table, more in ((INDEXES, ["shard"]), (CLIPS, [])):
+        for batch in place.batches(table, [*COLUMNS, *more]):
+            named = batch.column("id").filter(pa.array(among(batch.column("id"), asked.ids)))
+            known.append(np.array(named.to_pylist(), dtype="S"))
+            if table == INDEXES:
+                for row in batch.filter(pa.array(_going(batch, asked.of))).to_pylist():
+                    targets[row["shard"]].add(row["id"])
     return dict(targets), np.unique(np.concatenate(known))
-
-
-def _all(place: Place, names: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    for name in names:
-        columns = ["id", "source", "licence", "reason", *(["shard"] if name != CLIPS else [])]
-        for batch in batches(place, name, columns):
-            yield name, batch
 
 
 def _without(place: Place, shard: str, ids: set[str]) -> None:
@@ -146,30 +139,17 @@ def _without(place: Place, shard: str, ids: set[str]) -> None:
         place.remove(shard)
         return
     with place.scratch() as path:
-        with opened_shard(place, shard) as source, path.open("wb") as target:
+        with opened(place, shard) as source, path.open("wb") as target:
             copy(source, target, (part for key, part in found.items() if key not in ids))
             finish(target)
         place.put(path, shard)
 
 
-def _mark(place: Place, asked: Removal) -> None:
-    for name in tables(place, INDEXES):
-        _rewrite(place, name, asked.of)
-
-
-def _mark_unbuilt(place: Place, asked: Removal) -> None:
-    """The clips of the manifest that no shard has yet must not come into one."""
-    built = known_ids(place, INDEXES)
-    for name in tables(place, CLIPS):
-        _rewrite(place, name, lambda batch: asked.of(batch) & ~among(batch.column("id"), built))
-
-
 def _rewrite(place: Place, name: str, of: Callable[[pa.RecordBatch], NDArray[np.bool_]]) -> None:
     """Write a table anew, in one step, whose rows of some clips say that they were removed."""
-    columns = ["id", "source", "licence", "reason"]
-    if not any(_going(batch, of).any() for batch in batches(place, name, columns)):
+    if not any(_going(batch, of).any() for batch in place.batches(name, COLUMNS)):
         return
-    with opened(place, name) as file, place.scratch() as path:
+    with place.parquet(name) as file, place.scratch() as path:
         with pq.ParquetWriter(path, file.schema_arrow) as writer:
             for batch in file.iter_batches():
                 writer.write_batch(_marked(batch, _going(batch, of)))
@@ -185,13 +165,8 @@ def _going(
 
 def _marked(batch: pa.RecordBatch, going: NDArray[np.bool_]) -> pa.RecordBatch:
     """Rows without shard, files, and what was said of the clip."""
-    empty: dict[str, Any] = {
-        "reason": REMOVED,
-        "detail": "",
-        "shard": "",
-        "files": [],
-        "annotations": [],
-    }
+    empty: dict[str, Any] = {"reason": REMOVED, "files": [], "annotations": []}
+    empty |= dict.fromkeys(("detail", "shard"), "")
     for column, value in empty.items():
         if column in batch.schema.names:
             index = batch.schema.get_field_index(column)

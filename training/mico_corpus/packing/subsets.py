@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mico_chat.errors import ConfigError, DataError
 from mico_corpus.looking.report import plain
 from mico_corpus.packing.strata import CLASSES, CONCEPTS, OTHER, classes_of, levels_of, order_of
-from mico_corpus.packing.tables import all_batches, tables, texts
+from mico_corpus.packing.tables import texts
 from mico_corpus.packing.tars import copy, finish, opened, places_in
 from mico_corpus.places import Place
 from mico_corpus.rows import INDEX, INDEXES, Row
@@ -90,7 +90,7 @@ def subset(shards: str, sizes: Sequence[int], seed: int, output: str, samples: i
         ConfigError: a size is larger than the build, or ``output`` holds other shards.
     """
     source, target = Place(shards), Place(output)
-    if not tables(source, INDEXES):
+    if not source.tables(INDEXES):
         raise DataError(shards, None, f"no build is there: it has no {INDEXES}/*.parquet")
     if target.exists(SUBSETS) or target.address == source.address:
         raise ConfigError(f"{output} holds shards already: give another --output")
@@ -100,7 +100,7 @@ def subset(shards: str, sizes: Sequence[int], seed: int, output: str, samples: i
             f"--sizes: a subset of {sizes[-1]:,} clips is asked for, but {shards} has "
             f"{len(strata.of):,}"
         )
-    for name in [*filter(SHARD.fullmatch, target.names()), *tables(target, INDEXES)]:
+    for name in [*filter(SHARD.fullmatch, target.names()), *target.tables(INDEXES)]:
         target.remove(name)  # of a run that was interrupted
     levels = levels_of(strata.of, strata.orders, strata.names, seed, sizes)
     report = shares(strata, levels, sizes, seed)
@@ -124,7 +124,7 @@ def read_strata(source: Place, seed: int) -> Strata:
     parts: dict[str, list[pa.Array]] = {name: [] for name in CLASSES}
     orders: list[NDArray[np.uint64]] = []
     columns = ["id", "reason", "source", "start", "end", "files", "annotations"]
-    for batch in all_batches(source, INDEXES, columns):
+    for batch in source.batches(INDEXES, columns):
         kept = batch.filter(pc.equal(texts(batch, "reason"), ""))
         for name, found in classes_of(kept).items():
             parts[name].append(found)
@@ -152,7 +152,7 @@ def _chosen(
     source: Place, strata: Strata, levels: NDArray[np.int8], n_levels: int
 ) -> Iterator[pa.Table]:
     first = 0
-    for batch in all_batches(source, INDEXES, INDEX.names):
+    for batch in source.batches(INDEXES, INDEX.names):
         kept = pa.table(batch.filter(pc.equal(texts(batch, "reason"), "")))
         part = slice(first, first + len(kept))
         first += len(kept)
