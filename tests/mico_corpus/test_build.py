@@ -294,15 +294,22 @@ print(*(hashlib.sha256(file).hexdigest() for file in files))
 """
 
 
+def python(code: str, **environment: str) -> str:
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "training")))
+    env = os.environ | {"PYTHONPATH": paths} | environment
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+
 def test_encoders_read_no_memory_that_they_have_not_written() -> None:
-    found = set()
-    for perturb in ("85", "170"):  # glibc fills new memory with it
-        paths = os.pathsep.join(map(str, (ROOT, ROOT / "training")))
-        env = os.environ | {"PYTHONPATH": paths, "MALLOC_PERTURB_": perturb}
-        command = [sys.executable, "-c", ENCODED]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        found.add(done.stdout)
+    found = {python(ENCODED, MALLOC_PERTURB_=fill) for fill in ("85", "170")}  # new memory holds it
     assert len(found) == 1
+
+
+def test_a_build_imports_neither_ray_nor_torch() -> None:
+    """Ray need not be installed, and each process would take ten times as long to start."""
+    found = python("import sys, mico_corpus.build; print({'ray', 'torch'} & sys.modules.keys())")
+    assert found == "set()\n"
 
 
 def test_batches_take_no_more_than_asked_for() -> None:

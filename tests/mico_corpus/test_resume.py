@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,7 +21,8 @@ from tests.mico_corpus.annotators import Told
 from tests.mico_corpus.builds import CLIPS, finished, left_behind, make_videos, recipe_of, records
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 2
+MOMENT = 2 * (4 + 12 + 3 + 2) + 1
+"""The first part of the index is there: 4 files, 12 cuts, 3 questions and 2 files are passed."""
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +71,19 @@ class Run:
         return self.calls.read_text().split() if self.calls.exists() else []
 
 
+def whole_again(output: Path, undisturbed: dict[str, dict[str, bytes]]) -> None:
+    assert records(output) == undisturbed
+    assert len(finished(output)) == CLIPS
+    assert not left_behind(output)
+
+
 @pytest.mark.slow
-def test_kills(videos: Path, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
+def test_a_kill(videos: Path, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
     run = Run(tmp_path, videos)
-    # 12 cuts, 6 questions and 6 files of shards and index are 48 moments, without the others.
-    moments = np.random.default_rng(3).integers(10, 50, KILLS)
-    for moment in moments:
-        code = run(int(moment))
-        assert code in (0, -signal.SIGKILL)
+    assert run(MOMENT) == -signal.SIGKILL
+    assert 0 < len(finished(run.output)) < CLIPS
     assert run(0) == 0
-    assert records(run.output) == undisturbed
-    assert len(finished(run.output)) == CLIPS
-    assert not left_behind(run.output)
+    whole_again(run.output, undisturbed)
     assert not run.again
 
 
@@ -117,9 +118,7 @@ def test_an_end_beside_the_writing_of_a_file(
             build(recipe_of(), [str(videos)], str(tmp_path))
     assert len(finished(tmp_path)) == (10 if (name, after) == ("parquet", True) else 5)
     build(recipe_of(), [str(videos)], str(tmp_path))
-    assert records(tmp_path) == undisturbed
-    assert len(finished(tmp_path)) == CLIPS
-    assert not left_behind(tmp_path)
+    whole_again(tmp_path, undisturbed)
 
 
 def test_what_no_row_names_is_removed_and_nothing_else(
@@ -195,23 +194,19 @@ def cluster() -> Iterator[None]:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore")
 def test_ray_goes_on_with_a_run_without_it_and_the_other_way_round(
     cluster: None, videos: Path, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
     run = Run(tmp_path, videos)
-    # After the first part of the index: 4 files, 12 cuts, 3 questions and 2 files are passed.
-    assert run(2 * (4 + 12 + 3 + 2) + 1) == -signal.SIGKILL
+    assert run(MOMENT) == -signal.SIGKILL
     known = finished(run.output)
-    assert 0 < len(known) < CLIPS
     before = len(run._asked())
     recipe = BuildRecipe.model_validate_json(run.recipe.read_text())
     built = build(recipe.model_copy(update={"workers": 1}), [str(videos)], str(run.output))
     assert built.clips == CLIPS
-    assert records(run.output) == undisturbed
-    assert len(finished(run.output)) == CLIPS
-    assert not left_behind(run.output)
+    whole_again(run.output, undisturbed)
     assert not set(run._asked()[before:]) & set(known)
     part = max(
         (run.output / "build/index").glob("*.parquet"), key=lambda path: path.stat().st_mtime
