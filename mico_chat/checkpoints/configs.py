@@ -50,21 +50,19 @@ def digest_of(folder: Path) -> str:
     parts = [f"format {_FORMAT}"]
     about_media = ("processor_config.json", "generation_config.json")
     files = [path for path in folder.glob("*.json") if path.name not in about_media]
-    files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
-    files += folder.glob("lora/*.*")
-    if config.base_llm is None:
-        files += [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    elif config.base_llm in PACKAGED:
+    files += [*folder.glob("*.jinja"), *folder.glob("*.model"), *folder.glob("lora/*.*")]
+    if config.base_llm in PACKAGED:
         parts.append(PACKAGED[config.base_llm].sha256)
-    elif isinstance(base := llm_source(folder, config), Path):
-        files += [*base.glob("*.safetensors"), *base.glob("*.bin")]
     else:
-        parts.append(local_folder(base, "config.json").name)  # the hub's revision
+        base = folder if config.base_llm is None else llm_source(folder, config)
+        if isinstance(base, Path):
+            files += [*base.glob("*.safetensors"), *base.glob("*.bin")]
+        else:
+            parts.append(local_folder(base, "config.json").name)  # the hub's revision
     for file in files:
         stat = file.stat()
-        if stat.st_size > _WHOLE:
-            identity = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-        else:
+        identity = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+        if stat.st_size <= _WHOLE:
             identity = hashlib.sha256(file.read_bytes()).hexdigest()
         parts.append(f"{file.name} {identity}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]

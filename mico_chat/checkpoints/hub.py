@@ -94,9 +94,8 @@ def _gguf_files(name: HubName, ggufs: Sequence[str]) -> list[str]:
     projectors = [file for file in ggufs if "mmproj" in file.lower()]
     models = {file: quantization_of(file) for file in ggufs if file not in projectors}
     known = sorted({one for one in models.values() if one is not None})
-    wanted = name.quantization or (DEFAULT_QUANTIZATION if DEFAULT_QUANTIZATION in known else None)
-    if wanted is None and len(known) == 1:
-        wanted = known[0]
+    usual = [DEFAULT_QUANTIZATION] if DEFAULT_QUANTIZATION in known else known
+    wanted = name.quantization or (usual[0] if len(usual) == 1 else None)
     found = [file for file, one in models.items() if one == (wanted or "").upper()]
     if not found and len(models) == 1 and name.quantization is None:
         found = list(models)

@@ -45,8 +45,6 @@ class ContrastiveSpace:
         self._tokenizer = tokenizer
         self._device = next(model.text.parameters()).device
 
-    # --- media ------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def of_tokens(
         self,
@@ -74,15 +72,13 @@ class ContrastiveSpace:
 
     def of_encoded(self, media: Sequence[MeasuredMedium]) -> MediaContext:
         """One item's media, whose blocks hold the encoder's tokens; sound tracks are included."""
-        rows = torch.cat([part.encoded.tokens for medium in media for part in medium.parts])
-        tokens = rows.unflatten(0, (-1, self._model.unit_length))
         shown = [part for medium in media for part in medium.parts]
+        rows = torch.cat([part.encoded.tokens for part in shown])
+        tokens = rows.unflatten(0, (-1, self._model.unit_length))
         kinds = torch.tensor([KINDS.index(part.kind) for part in shown])
         units = Units.of(kinds, torch.tensor([part.units for part in shown]))
         row = torch.zeros(len(tokens), dtype=torch.long)
         return self.of_tokens(tokens, units, row, 1)[0]
-
-    # --- texts ------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, where: str) -> list[int]:
         """Ids of a whole text, in which special tokens are plain text.

@@ -70,10 +70,8 @@ class MicoChatProcessor:
     ) -> None:
         self.preprocessing = Preprocessing.model_validate(preprocessing or {})
         self.context_token_id = context_token_id
-        self.still_tokens = still_tokens
-        self.frame_tokens = frame_tokens
-        self.sound_tokens = sound_tokens
-        self.clip_tokens = clip_tokens
+        self.still_tokens, self.sound_tokens = still_tokens, sound_tokens
+        self.frame_tokens, self.clip_tokens = frame_tokens, clip_tokens
         self.system_prompt = system_prompt
         self._tokens = part_tokenizer(tokenizer)
         self.tokenizer: Any = tokenizer
@@ -133,8 +131,6 @@ class MicoChatProcessor:
             chat_template=chat_template,
         )
 
-    # --- media --------------------------------------------------------------------------------
-
     def units(self, medium: Medium) -> Tensor:
         """Units (n, 3, H, W) of a medium; of a video its frames, not its sound track."""
         return self.preprocessing.units(medium)
@@ -169,8 +165,6 @@ class MicoChatProcessor:
         if layout == "frames":
             return medium.units * self.frame_tokens + self.clip_tokens
         return self.sound_tokens if layout == "slices" else self.still_tokens
-
-    # --- text ---------------------------------------------------------------------------------
 
     def _shown(self, medium: MeasuredMedium) -> list[PromptPart]:
         """The parts of a prompt that stand in place of a medium."""

@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,15 +124,9 @@ def test_a_block_equals_transformers(weights: Path) -> None:
 
 def encoder(ear_blocks: int) -> OmniEncoder:
     torch.manual_seed(0)
-    config = MicoEncoderConfig(
-        stem="tf_efficientnet_lite0",
-        image_size=SIDE,
-        embed_dim=32,
-        depth=1,
-        num_heads=2,
-        ear_blocks=ear_blocks,
-    )
-    return OmniEncoder(config).eval()
+    sizes: dict[str, Any] = {"image_size": SIDE, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    stem = "tf_efficientnet_lite0"
+    return OmniEncoder(MicoEncoderConfig(stem=stem, ear_blocks=ear_blocks, **sizes)).eval()
 
 
 def test_the_ear_hears_sounds_and_changes_nothing_else(weights: Path) -> None:

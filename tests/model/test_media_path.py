@@ -261,14 +261,9 @@ def test_finer_names_add_up_to_a_plain_one_and_looks_count_as_much_as_the_whole(
     encoder: OmniEncoder, pixels: torch.Tensor, table: nn.Embedding
 ) -> None:
     torch.manual_seed(0)
-    config = MicoConceptConfig(
-        visual_names=["duck", "drake", "dog"],
-        sound_names=["bell"],
-        plain_names=["duck", "duck", "dog", "bell"],
-        n_pretrained=2,
-        tokens_per_name=1,
-        sound_hidden=4,
-    )
+    names: dict[str, Any] = {"visual_names": ["duck", "drake", "dog"], "sound_names": ["bell"]}
+    names["plain_names"] = ["duck", "duck", "dog", "bell"]
+    config = MicoConceptConfig(**names, n_pretrained=2, tokens_per_name=1, sound_hidden=4)
     concepts = build_concepts(config, encoder)
     assert concepts is not None
     assert concepts.exact_ids is not None
@@ -293,12 +288,10 @@ def test_finer_names_add_up_to_a_plain_one_and_looks_count_as_much_as_the_whole(
 def test_each_sound_of_a_batch_equals_itself_alone(concepts: ConceptAttention) -> None:
     torch.manual_seed(0)
     features = torch.randn(5, concepts.last_dim + concepts.mid_dim, 2, 2)
-    together = concepts.sound_logits(features, torch.tensor([2, 3]))
-    alone = [
-        concepts.sound_logits(features[:2], torch.tensor([2])),
-        concepts.sound_logits(features[2:], torch.tensor([3])),
-    ]
-    torch.testing.assert_close(together, torch.cat(alone))
+    units = torch.tensor([2, 3])
+    sounds = zip(features.split(units.tolist()), units.split(1), strict=True)
+    alone = torch.cat([concepts.sound_logits(*sound) for sound in sounds])
+    torch.testing.assert_close(concepts.sound_logits(features, units), alone)
 
 
 def test_concepts_need_a_stem() -> None:

@@ -13,7 +13,7 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.losses import caption_key
 from mico_chat.model.mini.regions import tagging_loss
-from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
 from mico_chat.model.text_branch import Corpora
 from tests.support.tiny import SIDE, captions, pretraining_model
 
@@ -40,13 +40,14 @@ def batch(n: int = 3, length: int = 6) -> dict[str, Tensor]:
     }
 
 
+def encoded(model: MicoForPretraining, b: dict[str, Tensor]) -> EncodedContexts:
+    media: dict[str, Any] = {k: v for k, v in b.items() if k.startswith(("media", "pixel"))}
+    return model.encode(**media, n=len(b["input_ids"]))
+
+
 def features(model: MicoForPretraining, b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Pooled media and text features of a batch."""
-    media: dict[str, Any] = {
-        k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")
-    }
-    pooled = model.encode(**media, n=len(b["input_ids"])).pooled
-    return pooled, model.encode_text(b["input_ids"], b["attention_mask"])
+    return encoded(model, b).pooled, model.encode_text(b["input_ids"], b["attention_mask"])
 
 
 def matches(model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
@@ -150,10 +151,7 @@ def test_hardness_decides_how_alike_a_negative_is(
 def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretraining) -> None:
     b = batch(3)
     b["input_ids"][1:] = b["input_ids"][0]
-    media: dict[str, Any] = {
-        k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")
-    }
-    shown = model.encode(**media, n=3)
+    shown = encoded(model, b)
     logits = model.match(b["input_ids"], b["attention_mask"], shown.context, shown.mask)
     expected = F.binary_cross_entropy_with_logits(logits, torch.ones(3))
     torch.testing.assert_close(model(**b).matching_loss, expected)
@@ -210,14 +208,8 @@ def test_a_joint_context_equals_its_samples_alone(model: MicoForPretraining) -> 
 def across() -> dict[str, Tensor]:
     """Six samples: two of pictures and sounds, one of pictures, sounds and clips, one of pictures
     and clips, two of one corpus. A clip's second medium is its sound track."""
-    media = [
-        [IMAGE, AUDIO],
-        [AUDIO, IMAGE],
-        [IMAGE, AUDIO, VIDEO],
-        [VIDEO, IMAGE],
-        [IMAGE],
-        [AUDIO],
-    ]
+    media = [[IMAGE, AUDIO], [AUDIO, IMAGE], [IMAGE, AUDIO, VIDEO], [VIDEO, IMAGE]]
+    media += [[IMAGE], [AUDIO]]
     kinds = [kind for row in media for kind in row]
     joint = [len(row) > 1 for row in media for _ in row]
     kind, units = torch.tensor(kinds), torch.tensor([1 + (kind == VIDEO) for kind in kinds])

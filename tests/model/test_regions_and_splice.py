@@ -21,14 +21,10 @@ def batch(
     media: list[int] | None = None,
     words: list[list[int]] | None = None,
 ) -> RegionBatch:
-    return RegionBatch(
-        torch.tensor(media or [0] * len(boxes)),
-        torch.tensor(boxes),
-        torch.tensor(words or [[7]] * len(boxes)),
-        torch.full((len(boxes), 1), -1),
-        torch.full((len(boxes),), torch.nan),
-        torch.full((len(boxes),), -1),
-    )
+    n = len(boxes)
+    medium, box, said = map(torch.tensor, (media or [0] * n, boxes, words or [[7]] * n))
+    none = torch.full((n, 1), -1)
+    return RegionBatch(medium, box, said, none, none[:, 0] * torch.nan, none[:, 0])
 
 
 def grid(own: Tensor) -> list[list[int]]:

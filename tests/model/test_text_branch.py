@@ -1,5 +1,7 @@
 """The text branch's fused attention gives what plain attention gives, under every mask."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,13 +16,8 @@ WIDTH, TEXT, CONTEXT = 32, 9, 21
 @pytest.fixture
 def branch() -> TextBranch:
     torch.manual_seed(0)
-    config = MicoTextConfig(
-        vocab_size=50,
-        hidden_size=WIDTH,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        intermediate_size=64,
-    )
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": WIDTH, "intermediate_size": 64}
+    config = MicoTextConfig(**sizes, num_attention_heads=4, num_hidden_layers=2)
     return TextBranch(config, WIDTH, MicoContextConfig())
 
 
@@ -28,6 +25,7 @@ def padded(length: int, *lengths: int) -> Tensor:
     return torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
 
 
+PREFIXES = padded(0, 0, 0, 0), padded(4, 4, 2, 1)
 OVER = padded(CONTEXT, CONTEXT, 4, 0)
 """The last sample has no media at all."""
 
@@ -51,11 +49,7 @@ def hidden(
 @pytest.mark.parametrize("over", [None, OVER])
 @pytest.mark.parametrize(
     "mask",
-    [
-        padded(TEXT, TEXT, 5, 1),
-        backwards(padded(0, 0, 0, 0), TEXT),
-        backwards(padded(4, 4, 2, 1), TEXT),
-    ],
+    [padded(TEXT, TEXT, 5, 1), *(backwards(x, TEXT) for x in PREFIXES)],
 )
 def test_fused_attention_equals_plain_attention(
     branch: TextBranch, monkeypatch: pytest.MonkeyPatch, mask: Tensor, over: Tensor | None
@@ -78,8 +72,5 @@ def test_fused_attention_equals_plain_attention(
 
 
 def test_attention_is_fused_but_on_a_cpu() -> None:
-    assert [attention_on(torch.device(name)) for name in ("cuda", "mps", "cpu")] == [
-        "sdpa",
-        "sdpa",
-        "eager",
-    ]
+    on = {name: attention_on(torch.device(name)) for name in ("cuda", "mps", "cpu")}
+    assert on == {"cuda": "sdpa", "mps": "sdpa", "cpu": "eager"}

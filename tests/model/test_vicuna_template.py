@@ -19,13 +19,7 @@ from mico_chat.messages import Message, Role, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import IGNORED, MicoChatProcessor
-from mico_chat.prompt_parts import (
-    JoinedParts,
-    Placeholders,
-    PromptPart,
-    PromptText,
-    part_tokenizer,
-)
+from mico_chat.prompt_parts import JoinedParts, Placeholders, PromptText, part_tokenizer
 from tests.support.tiny import SIDE, byte_level, clip, letters, picture, shown
 from tests.support.vicuna import SYSTEM, VOCABULARY, vicuna_folder
 
@@ -241,17 +235,12 @@ def test_a_template_from_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
 
 
 def test_byte_level_pieces_stand_apart() -> None:
+    texts = PromptText("user\n", markup=True), PromptText("\nthe")
     for tokenizer in (letters(), byte_level()):
-        parts: list[PromptPart] = [
-            PromptText("user\n", markup=True),
-            PromptText("\nthe"),
-            Placeholders(999, 2),
-        ]
-        tokens = part_tokenizer(tokenizer)(parts)
-        first, second = (
-            tokenizer(text, add_special_tokens=False).input_ids for text in ("user\n", "\nthe")
-        )
-        assert tokens == [*((i, 0) for i in first), *((i, 1) for i in second), (999, 2), (999, 2)]
+        tokens = part_tokenizer(tokenizer)([*texts, Placeholders(999, 2)])
+        ids = [tokenizer(part.text, add_special_tokens=False).input_ids for part in texts]
+        expected = [(token, place) for place, own in enumerate(ids) for token in own]
+        assert tokens == [*expected, (999, 2), (999, 2)]
 
 
 def test_sentence_piece_pieces_are_joined(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -122,8 +122,6 @@ class ConceptAttention(nn.Module):
                 named = torch.cat([named, self.visual_tokens(whole, embedding, exact=True)], 1)
         return named, self.cell_values(cells[:, :own], embedding)
 
-    # --- posteriors -------------------------------------------------------------------------
-
     def cell_logits(self, features: Tensor) -> Tensor:
         """Stem features (U, C, G, G) -> logits of the visual names (U, G², n_visual)."""
         return self.visual(self.cell_features(features))
@@ -162,8 +160,6 @@ class ConceptAttention(nn.Module):
         index = sound.view(-1, 1, 1).expand(peak.shape)
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
         return torch.cat([mean, peak], 1).flatten(1)
-
-    # --- values -----------------------------------------------------------------------------
 
     def _mix(self, posterior: Tensor, ids: Tensor, embedding: nn.Embedding) -> Tensor:
         """Posterior (B, N) over names with tokens (N, K) -> (B, K, L): token k is the mix over the

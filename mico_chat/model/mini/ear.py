@@ -8,6 +8,7 @@ them when the first sound comes.
 Legend: U mel slices, S frames and mel bands of a slice, W Whisper's width, L blocks.
 """
 
+import io
 import struct
 from functools import cache
 from pathlib import Path
@@ -127,20 +128,13 @@ def ear(blocks: int, device: torch.device) -> Ear:
 
 def read_ctranslate2(file: Path) -> dict[str, Tensor]:
     """The tensors of a model of CTranslate2's format 6 by name."""
-    data = file.read_bytes()
-    at = 0
+    data = io.BytesIO(file.read_bytes())
 
     def number(kind: str) -> int:
-        nonlocal at
-        (value,) = struct.unpack_from(f"<{kind}", data, at)
-        at += struct.calcsize(kind)
-        return cast(int, value)
+        return cast(int, struct.unpack(f"<{kind}", data.read(struct.calcsize(kind)))[0])
 
     def text() -> str:
-        nonlocal at
-        length = number("H")  # with the zero at its end
-        at += length
-        return data[at - length : at - 1].decode()
+        return data.read(number("H"))[:-1].decode()  # without the zero at its end
 
     try:
         if (version := number("I")) != 6:
@@ -151,9 +145,8 @@ def read_ctranslate2(file: Path) -> dict[str, Tensor]:
             name = text()
             shape = [number("I") for _ in range(number("B"))]
             dtype, size = np.dtype(_DTYPES[number("B")]), number("I")
-            values = np.frombuffer(data, dtype, size // dtype.itemsize, at)
+            values = np.frombuffer(data.read(size), dtype)
             found[name] = torch.from_numpy(values.reshape(shape).copy())
-            at += size
     except (struct.error, IndexError, ValueError) as error:
         raise ModelError(f"{file}: damaged or not a model of CTranslate2") from error
     return found

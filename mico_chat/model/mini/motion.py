@@ -10,6 +10,8 @@ Legend: B clips, T frames, P pairs of frames, C channels, G cells a side, R thin
 how certain they are, from 0 to 1; the growth of what is around it; the change of its features.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,10 +75,7 @@ class Ways(nn.Module):
         for reach in REACHES:
             weight = inside(tracks, reach, maps) * certain[clip]
             share = weight / weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
-
-            def mean(values: Tensor, share: Tensor = share) -> Tensor:
-                return (share * values).sum((2, 3))
-
+            mean = partial(_mean, share)
             steps = own[clip]  # (R, P, 2, G, G)
             across, down = steps[:, :, 0], steps[:, :, 1]
             dx, dy = x - mean(x)[..., None, None], y - mean(y)[..., None, None]
@@ -115,6 +114,11 @@ def centred(grid: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def _mean(share: Tensor, values: Tensor, keepdim: bool = False) -> Tensor:
+    """The mean of values (.., G, G), each of which counts by its share."""
+    return (share * values).sum((-2, -1), keepdim=keepdim)
+
+
 def split_motion(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Maps -> the camera's motion (B, P, 3), and the cells' own steps (B, P, 2, G, G).
 
@@ -127,10 +131,7 @@ def split_motion(maps: Tensor) -> tuple[Tensor, Tensor]:
     weight = certain
     for _ in range(ROUNDS):
         share = weight / weight.sum((-2, -1), keepdim=True)
-
-        def mean(values: Tensor, share: Tensor = share) -> Tensor:
-            return (share * values).sum((-2, -1), keepdim=True)
-
+        mean = partial(_mean, share, keepdim=True)
         dx, dy = x - mean(x), y - mean(y)
         growth = mean(dx * (across - mean(across)) + dy * (down - mean(down))) / mean(dx**2 + dy**2)
         step_x, step_y = mean(across) - growth * mean(x), mean(down) - growth * mean(y)

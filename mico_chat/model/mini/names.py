@@ -101,12 +101,9 @@ class ConceptNames(nn.Module):
                 names = slice(concepts.n_visual, None)
             else:
                 cells = concepts.cell_logits(own)
-                if change is not None:
-                    cells = change(cells, media)
+                cells = cells if change is None else change(cells, media)
                 logits, names = cells.mean(1), slice(concepts.n_visual)
-            scale = torch.repeat_interleave(
-                self.log_scale.exp()[self.rows(media.kind)], media.units
-            )
+            scale = self.log_scale.exp()[self.rows(media.kind)].repeat_interleave(media.units)
             found = posterior.new_zeros(len(own), posterior.shape[1])
             found[:, names] = (logits.float() * scale.unsqueeze(1)).softmax(-1)
             posterior = posterior.index_put((media.rows,), found)

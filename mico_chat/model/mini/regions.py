@@ -21,8 +21,6 @@ from mico_chat.model.text_branch import TextBranch
 
 WHOLE = -1.0
 """A box of four of these is a whole medium: its words hold at no place more than at another."""
-
-
 INNER = 0.8
 """A region's box is this share of the thing's own, whose corners seldom belong to the thing."""
 

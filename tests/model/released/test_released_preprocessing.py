@@ -104,10 +104,18 @@ def slices(samples: Tensor, wanted: int) -> Tensor:
     return torch.stack([mel[224 * n : 224 * (n + 1)] for n in middles])
 
 
-@pytest.mark.parametrize("path", SOUNDS, ids=named)
+def noise(slices: float) -> Audio:
+    """A sound so many slices long; a whole number has an empty one behind them in the release."""
+    n = 400 + int(slices * 224 - 1) * 160
+    return Audio(np.random.default_rng(0).uniform(-0.5, 0.5, n).astype(np.float32))
+
+
+@pytest.mark.parametrize("source", [*SOUNDS, 0.5, 1.25, 2, 7.5], ids=str)
 @pytest.mark.parametrize("wanted", [1, 3])
-def test_the_slices_of_a_sound_are_the_releases(path: Path, wanted: int) -> None:
-    sound = decode(MediaFile("audio", path), WHOLE)  # by FFmpeg, to 16 kHz mono
+def test_the_slices_of_a_sound_are_the_releases(source: Path | float, wanted: int) -> None:
+    """Files that FFmpeg decodes to 16 kHz mono, and noise of so many slices."""
+    given = MediaFile("audio", source) if isinstance(source, Path) else noise(source)
+    sound = decode(given, WHOLE) if isinstance(given, MediaFile) else given
     assert isinstance(sound, Audio)
     preprocessing = PREPROCESSING.model_copy(update={"max_slices": wanted})
     found = preprocessing.units(sound)
