@@ -43,6 +43,10 @@ Event: TypeAlias = Delta | tuple[MediaReport, ...]
 """What an answer is made of: first the reports of its media, then deltas, the last with usage."""
 
 
+_WRITTEN: dict[str, Any] = {"text": "", "reasoning_content": "", "logprobs": ()}
+"""What a delta adds to an answer, and the values of one that adds nothing."""
+
+
 class AnswerChoice(Choice):
     """One of the answers. Its ``pieces`` are its text and its calls of tools, in their order.
     ``stop_text`` is the stop text that ended it."""
@@ -78,6 +82,7 @@ class GatheredAnswer:
 
     def __init__(self, n: int) -> None:
         self.reports: tuple[MediaReport, ...] = ()
+        self._thoughts = [""] * n
         self._pieces: list[list[str | ToolCall]] = [[] for _ in range(n)]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
         self._ends = [Delta()] * n
@@ -88,6 +93,7 @@ class GatheredAnswer:
         if not isinstance(event, Delta):
             self.reports = event
             return
+        self._thoughts[event.index] += event.reasoning_content
         pieces = self._pieces[event.index]
         last = pieces[-1] if pieces else None
         if isinstance(last, str) and event.text:
@@ -115,6 +121,7 @@ class GatheredAnswer:
         choices = tuple(
             AnswerChoice(
                 text=self.text(index),
+                reasoning_content=self._thoughts[index] or None,
                 finish_reason=end.finish_reason or "length",
                 logprobs=tuple(self._logprobs[index]),
                 confidence=end.confidence,
@@ -320,13 +327,12 @@ class Assistant:
                 async for delta in deltas:
                     tokens += delta.token_ids
                     if delta.usage is not None:
-                        if delta.text or delta.logprobs:  # nobody should wait for them
-                            yield Delta(text=delta.text, logprobs=delta.logprobs)
+                        # Nobody should wait for them.
+                        yield Delta(**{name: getattr(delta, name) for name in _WRITTEN})
                         if delta.finish_reason == "stop":  # the token that ends it is not shown
                             del tokens[-1:]
                         found = await self.explain(ask, tokens) if tokens else None
-                        update = {"text": "", "logprobs": (), "explanation": found}
-                        delta = delta.model_copy(update=update)
+                        delta = delta.model_copy(update={**_WRITTEN, "explanation": found})
                     yield delta
 
         return events()
@@ -469,7 +475,7 @@ class Assistant:
 def pieces_of(delta: Delta, reader: CallReader) -> list[Delta]:
     """A delta as one delta for each piece of text or of a call that it completes.
 
-    The first has the delta's log-probabilities, the last all else.
+    The first has the delta's log-probabilities and thoughts, the last all else.
     """
     ends = delta.finish_reason is not None
     pieces = [*reader.feed(delta.text), *(reader.finish() if ends else ())]
@@ -484,8 +490,9 @@ def pieces_of(delta: Delta, reader: CallReader) -> list[Delta]:
     if not parts:
         return [delta.model_copy(update={"text": ""})]
     found = [Delta(index=delta.index, **part) for part in parts[:-1]]
-    found.append(delta.model_copy(update={**parts[-1], "logprobs": ()}))
-    found[0] = found[0].model_copy(update={"logprobs": delta.logprobs})
+    found.append(delta.model_copy(update={**parts[-1], "logprobs": (), "reasoning_content": ""}))
+    own = {"logprobs": delta.logprobs, "reasoning_content": delta.reasoning_content}
+    found[0] = found[0].model_copy(update=own)
     return found
 
 

@@ -46,7 +46,8 @@ Part: TypeAlias = TextPart | MediaFile | Medium
 class Message:
     """What one of them says. The assistant may call tools; a message of the role "tool" has the
     result of the call ``tool_call_id``, and the ``name`` of the tool. ``tools`` are those that the
-    assistant may call; any message of a conversation can have them.
+    assistant may call; any message of a conversation can have them. ``reasoning_content`` is what
+    the assistant thought before it.
     """
 
     role: Role
@@ -55,6 +56,7 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     tools: tuple[Tool, ...] = ()
+    reasoning_content: str = ""
 
     @classmethod
     def system(cls, text: str) -> Message:
@@ -77,7 +79,8 @@ class Message:
         """Bytes of all text that a model reads, tools and their calls too."""
         tools = [json.dumps(tool.declaration) for tool in self.tools]
         calls = [call.name + call.arguments for call in self.tool_calls]
-        return sum(len(text.encode()) for text in (self.text, *tools, *calls))
+        texts = (self.text, self.reasoning_content, *tools, *calls)
+        return sum(len(text.encode()) for text in texts)
 
     @property
     def media(self) -> tuple[MediaFile | Medium, ...]:
@@ -172,9 +175,11 @@ def _openai_message(
             reason = f"only the assistant calls tools, not the role {role!r}"
             raise RequestError.at(f"{where}.tool_calls", reason)
         calls = read_calls(message["tool_calls"], f"{where}.tool_calls")
+    thought = role == "assistant" and message.get("reasoning_content") is not None
+    thoughts = string_at(message, "reasoning_content", where) if thought else ""
     content = message.get("content")
-    if calls and not content:
-        return Message(role, (), calls)
+    if (calls or thought) and not content:
+        return Message(role, (), calls, reasoning_content=thoughts)
     parts = _openai_content(where, content, resolve)
     if role != "user" and any(isinstance(part, MediaFile) for part in parts):
         reason = f"only the user's messages carry media, not {role}'s"
@@ -182,7 +187,7 @@ def _openai_message(
             reason = "a tool's result is text; show its media in a message of the user behind it"
         raise RequestError.at(f"{where}.content", reason)
     if role != "tool":
-        return Message(role, parts, calls)
+        return Message(role, parts, calls, reasoning_content=thoughts)
     id_ = string_at(message, "tool_call_id", where)
     if id_ not in called:
         reason = f"{id_[:80]!r} is the id of no tool call in the messages before it"
@@ -331,6 +336,8 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
         parts = [_to_openai_part(part) for part in message.content]
         content = message.text if not message.media and len(parts) == 1 else parts
         one: dict[str, Any] = {"role": message.role, "content": content or None}
+        if message.reasoning_content:
+            one["reasoning_content"] = message.reasoning_content
         if message.tool_calls:
             one["tool_calls"] = [call.to_openai() for call in message.tool_calls]
         if message.tool_call_id is not None:

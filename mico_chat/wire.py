@@ -43,13 +43,15 @@ class Usage(_Answer):
     """Tokens of a request.
 
     ``prompt_tokens`` includes ``media_tokens``, the context tokens, and ``cached_tokens``, those
-    that an earlier request had left computed. ``completion_tokens`` counts all ``n`` answers.
+    that an earlier request had left computed. ``completion_tokens`` counts all ``n`` answers,
+    ``reasoning_tokens`` those of them with which the model thinks before it answers.
     """
 
     prompt_tokens: int
     completion_tokens: int
     media_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class TokenLogprob(_Answer):
@@ -119,10 +121,12 @@ class Choice(_Answer):
     that the model gave to its tokens, without temperature and penalties; the first of several
     tokens, which decides how the answer begins, does not count. It is ``unsure`` if the
     confidence is below the mark that the model's folder sets. Both are null for a conversation
-    without media, and ``unsure`` is null for a model without a mark.
+    without media, and ``unsure`` is null for a model without a mark. ``reasoning_content`` is what
+    the model thought before it answered; null if it did not think.
     """
 
     text: str
+    reasoning_content: str | None = None
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
     confidence: float | None = None
@@ -134,13 +138,14 @@ class ChatResponse(_Answer):
 
     ``choices`` has all ``n`` answers if more than one was requested, the first one too.
     ``logprobs`` has those of the first answer's tokens if they were requested. ``confidence`` and
-    ``unsure`` are those of the first answer, as in ``Choice``. ``explanation`` is there if it was
-    asked for. ``conversation_id`` continues the
+    ``unsure`` and ``reasoning_content`` are those of the first answer, as in ``Choice``; thoughts
+    are not stored. ``explanation`` is there if it was asked for. ``conversation_id`` continues the
     conversation, and ``turn`` (from 1) is the number of this message in it. Both are null if the
     answer is not stored.
     """
 
     answer: str
+    reasoning_content: str | None = None
     finish_reason: FinishReason
     model: str
     conversation_id: str | None
@@ -166,10 +171,12 @@ class MediaEvent(_Answer):
 
 
 class DeltaEvent(_Answer):
-    """An event ``delta`` of a stream: the next piece of the answer number ``index`` of ``n``."""
+    """An event ``delta`` of a stream: the next piece of the answer number ``index`` of ``n``, or of
+    what the model thinks before it: ``reasoning_content``."""
 
     index: int = Field(ge=0)
     text: str
+    reasoning_content: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
 
 

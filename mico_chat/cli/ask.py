@@ -186,9 +186,10 @@ def _place_of(part: ExplainedPart) -> str:
 
 
 def _details(answer: Answer) -> dict[str, Any]:
-    told = answer.explanation
+    told, thoughts = answer.explanation, answer.choices[0].reasoning_content
     return {
         "answer": answer.text,
+        **({"reasoning_content": thoughts} if thoughts else {}),
         **answer.choices[0].model_dump(include={"finish_reason", "confidence", "unsure"}),
         "usage": answer.usage.model_dump(),
         "media": [report.model_dump(mode="json") for report in answer.media],

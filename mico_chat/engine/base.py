@@ -154,6 +154,7 @@ class Delta(DeltaEvent):
 
     The engine's text has the calls of tools as the model writes them. The assistant takes them out
     of it: a delta of the assistant has a piece of text or, as its ``call``, a piece of a call.
+    ``reasoning_content`` is a piece of what the model thinks before it answers.
 
     The last delta of an answer has a ``finish_reason``: "stop" if the model or a stop text ended
     the answer, "length" if ``max_tokens`` did; ``stop_text`` is that stop text. The last delta of a

@@ -143,10 +143,12 @@ class CompletionToolCall(BaseModel):
 
 
 class CompletionMessage(BaseModel):
-    """``content`` is null if the model only calls tools."""
+    """``content`` is null if the model only calls tools; ``reasoning_content`` is what it thought
+    before."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
     refusal: None = None
     tool_calls: list[CompletionToolCall] | None = None
 
@@ -154,7 +156,8 @@ class CompletionMessage(BaseModel):
     def of(cls, answer: AnswerChoice) -> CompletionMessage:
         calls = [CompletionToolCall.model_validate(call.to_openai()) for call in answer.tool_calls]
         content = None if calls and not answer.text else answer.text
-        return cls(content=content, tool_calls=calls or None)
+        thoughts = answer.reasoning_content
+        return cls(content=content, reasoning_content=thoughts, tool_calls=calls or None)
 
 
 class CompletionChoice(BaseModel):
@@ -175,11 +178,16 @@ class PromptTokensDetails(BaseModel):
     media_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
     @classmethod
     def of(cls, usage: Usage) -> CompletionUsage:
@@ -189,6 +197,9 @@ class CompletionUsage(BaseModel):
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=usage.cached_tokens, media_tokens=usage.media_tokens
+            ),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=usage.reasoning_tokens
             ),
         )
 
@@ -263,12 +274,13 @@ class CompletionQuestion(OpenAIQuestion):
             begun = {"role": "assistant", "content": content}
             yield self._chunk([{**empty, "delta": begun}], **media)
         logprobs = logprobs_of(delta.logprobs)
-        said: dict[str, Any] = {}
+        thought = delta.reasoning_content
+        said: dict[str, Any] = {"reasoning_content": thought} if thought else {}
         if delta.call is not None:
             self._called.add(delta.index)
-            said = {"tool_calls": [_call_of(delta.call)]}
+            said["tool_calls"] = [_call_of(delta.call)]
         elif delta.text or logprobs is not None:
-            said = {"content": delta.text}
+            said["content"] = delta.text
         if said:
             dumped = None if logprobs is None else logprobs.model_dump()
             yield self._chunk([{**empty, "delta": said, "logprobs": dumped}])

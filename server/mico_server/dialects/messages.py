@@ -112,6 +112,7 @@ def _chat_messages(message: Any, where: str) -> Iterator[dict[str, Any]]:
         raise RequestError.at(f"{where}.content", reason)
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
+    thoughts = ""
     for number, block in enumerate(blocks):
         inner = f"{where}.content[{number}]"
         check_object(block, inner)
@@ -119,6 +120,8 @@ def _chat_messages(message: Any, where: str) -> Iterator[dict[str, Any]]:
             given = string_at(block, "id", inner), string_at(block, "name", inner)
             function = {"name": given[1], "arguments": json.dumps(object_at(block, "input", inner))}
             calls.append({"id": given[0], "type": "function", "function": function})
+        elif role == "assistant" and block.get("type") == "thinking":
+            thoughts += string_at(block, "thinking", inner)
         elif role == "user" and block.get("type") == "tool_result":
             id_ = string_at(block, "tool_use_id", inner)
             said = _content(block.get("content", ""), f"{inner}.content")
@@ -127,6 +130,7 @@ def _chat_messages(message: Any, where: str) -> Iterator[dict[str, Any]]:
             parts += _parts(block, inner)
     if parts or calls or not blocks:
         found: dict[str, Any] = {"role": role, "content": parts}
+        found |= {"reasoning_content": thoughts} if thoughts else {}
         yield {**found, "tool_calls": calls} if calls else found
 
 
@@ -138,12 +142,12 @@ def _content(content: Any, where: str) -> Any:
 
 
 def _parts(block: Any, where: str) -> list[dict[str, Any]]:
-    """A block as parts of a chat message: none for earlier thoughts, which no prompt repeats."""
+    """A block as parts of a chat message: none for thoughts that only their writer can read."""
     check_object(block, where)
     kind = block.get("type")
     if kind == "text":
         return [{"type": "text", "text": block.get("text")}]
-    if kind in ("thinking", "redacted_thinking"):
+    if kind == "redacted_thinking":
         return []
     if kind not in ("image", "document"):
         return [block]  # image_url, input_audio, audio_url, video_url, ...
@@ -168,7 +172,10 @@ def _joined(messages: list[Message]) -> list[Message]:
         if last is not None and last.role == message.role and message.role != "tool":
             content: tuple[Part, ...] = (*last.content, *message.content)
             calls = (*last.tool_calls, *message.tool_calls)
-            joined[-1] = replace(last, content=content, tool_calls=calls)
+            thoughts = last.reasoning_content or message.reasoning_content
+            joined[-1] = replace(
+                last, content=content, tool_calls=calls, reasoning_content=thoughts
+            )
         else:
             joined.append(message)
     return joined
@@ -194,6 +201,14 @@ class TextBlock(BaseModel):
     text: str
 
 
+class ThinkingBlock(BaseModel):
+    """What the model thought before it answered. Nothing is signed here."""
+
+    type: Literal["thinking"] = "thinking"
+    thinking: str
+    signature: str = ""
+
+
 class ToolUseBlock(BaseModel):
     """``input`` is empty if ``max_tokens`` cut the call before its arguments were JSON."""
 
@@ -201,6 +216,10 @@ class ToolUseBlock(BaseModel):
     id: str
     name: str
     input: dict[str, Any]
+
+
+class TokensOfOutput(BaseModel):
+    thinking_tokens: int
 
 
 class MessagesUsage(BaseModel):
@@ -211,6 +230,7 @@ class MessagesUsage(BaseModel):
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: TokensOfOutput
     media_tokens: int
 
     @classmethod
@@ -219,6 +239,7 @@ class MessagesUsage(BaseModel):
             input_tokens=usage.prompt_tokens - usage.cached_tokens,
             cache_read_input_tokens=usage.cached_tokens,
             output_tokens=usage.completion_tokens,
+            output_tokens_details=TokensOfOutput(thinking_tokens=usage.reasoning_tokens),
             media_tokens=usage.media_tokens,
         )
 
@@ -230,7 +251,7 @@ class MessagesAnswer(BaseModel):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[TextBlock | ToolUseBlock] = []
+    content: list[TextBlock | ThinkingBlock | ToolUseBlock] = []
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     usage: MessagesUsage
@@ -281,6 +302,10 @@ class MessagesQuestion(OpenAIQuestion):
     def write(self, delta: Delta) -> Iterator[WrittenEvent]:
         # The first delta has the beginning that the request gave, which Anthropic does not repeat.
         text, self._given = delta.text.removeprefix(self._given), ""
+        if delta.reasoning_content:
+            if self._open != "thinking":
+                yield from self._start(ThinkingBlock(thinking=""))
+            yield self._piece({"type": "thinking_delta", "thinking": delta.reasoning_content})
         if text:
             if self._open != "text":
                 yield from self._start(TextBlock(text=""))
@@ -304,17 +329,21 @@ class MessagesQuestion(OpenAIQuestion):
         pieces = list(choice.pieces)
         if given and isinstance(pieces[0], str):
             pieces[0] = pieces[0].removeprefix(given)
+        thoughts = choice.reasoning_content
         return MessagesAnswer(
             id=self._id,
             model=self.model,
-            content=[_block(piece) for piece in pieces],
+            content=[
+                *([ThinkingBlock(thinking=thoughts)] if thoughts else ()),
+                *(_block(piece) for piece in pieces),
+            ],
             stop_reason=_reason(choice),
             stop_sequence=choice.stop_text,
             usage=MessagesUsage.of(answer.usage),
             media=answer.media,
         )
 
-    def _start(self, block: TextBlock | ToolUseBlock) -> Iterator[WrittenEvent]:
+    def _start(self, block: TextBlock | ThinkingBlock | ToolUseBlock) -> Iterator[WrittenEvent]:
         yield from self._stop()
         self._block, self._open = self._block + 1, block.type
         yield self._event(

@@ -110,6 +110,21 @@ class OutputMessage(BaseModel):
     content: list[OutputText]
 
 
+class ReasoningText(BaseModel):
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class ReasoningItem(BaseModel):
+    """What the model thought before it answered."""
+
+    type: Literal["reasoning"] = "reasoning"
+    id: str
+    summary: list[Any] = []
+    status: Status
+    content: list[ReasoningText]
+
+
 class FunctionCall(BaseModel):
     """``arguments`` are JSON as the model wrote it: check it."""
 
@@ -142,6 +157,7 @@ class ResponseUsage(BaseModel):
 
     @classmethod
     def of(cls, usage: Usage) -> ResponseUsage:
+        thoughts = OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens)
         details = InputTokensDetails(
             cached_tokens=usage.cached_tokens, media_tokens=usage.media_tokens
         )
@@ -149,6 +165,7 @@ class ResponseUsage(BaseModel):
             input_tokens=usage.prompt_tokens,
             input_tokens_details=details,
             output_tokens=usage.completion_tokens,
+            output_tokens_details=thoughts,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         )
 
@@ -170,7 +187,7 @@ class ResponseObject(BaseModel):
     max_output_tokens: int | None
     metadata: dict[str, Any]
     model: str
-    output: list[OutputMessage | FunctionCall]
+    output: list[OutputMessage | ReasoningItem | FunctionCall]
     parallel_tool_calls: bool
     previous_response_id: None = None
     store: Literal[False] = False
@@ -196,7 +213,7 @@ class ResponseQuestion(OpenAIQuestion):
         super().__init__(body, messages, body.options(), reader)
         set_ = options_of(body, "responses")
         self._number = 0
-        self._open: OutputMessage | FunctionCall | None = None
+        self._open: OutputMessage | ReasoningItem | FunctionCall | None = None
         self._response = ResponseObject(
             id=f"resp_{uuid.uuid4().hex}",
             created_at=int(time.time()),
@@ -220,11 +237,17 @@ class ResponseQuestion(OpenAIQuestion):
         yield self._state("response.in_progress")
 
     def write(self, delta: Delta) -> Iterator[WrittenEvent]:
+        if delta.reasoning_content:
+            if not isinstance(self._open, ReasoningItem):
+                id_ = f"rs_{uuid.uuid4().hex[:24]}"
+                item = ReasoningItem(id=id_, status="in_progress", content=[])
+                yield from self._begun(item, ReasoningText(text=""))
+            yield self._said("response.reasoning_text.delta", delta.reasoning_content)
         if delta.text:
             if not isinstance(self._open, OutputMessage):
                 yield from self._close("completed")
                 yield from self._message()
-            yield from self._said(delta.text)
+            yield self._said("response.output_text.delta", delta.text, logprobs=[])
         if (piece := delta.call) is not None:
             yield from self._called(piece)
         if delta.finish_reason is not None:
@@ -260,6 +283,7 @@ class ResponseQuestion(OpenAIQuestion):
     def whole(self, answer: Answer) -> ResponseObject:
         (choice,) = answer.choices
         calls = 0
+        list(self.write(Delta(reasoning_content=choice.reasoning_content or "")))
         for piece in choice.pieces:
             if isinstance(piece, str):
                 delta = Delta(text=piece)
@@ -274,31 +298,36 @@ class ResponseQuestion(OpenAIQuestion):
 
     def _message(self) -> Iterator[WrittenEvent]:
         message = OutputMessage(id=f"msg_{uuid.uuid4().hex[:24]}", status="in_progress", content=[])
-        yield self._added(message)
-        message.content.append(OutputText(text=""))
-        yield self._part("response.content_part.added", part=message.content[0].model_dump())
+        yield from self._begun(message, OutputText(text=""))
 
-    def _said(self, text: str) -> Iterator[WrittenEvent]:
-        assert isinstance(self._open, OutputMessage)
+    def _begun(self, item: OutputMessage | ReasoningItem, part: Any) -> Iterator[WrittenEvent]:
+        """Open an item, and ``part`` as the one part of its content."""
+        yield self._added(item)
+        item.content.append(part)
+        yield self._part("response.content_part.added", part=part.model_dump())
+
+    def _said(self, kind: str, text: str, **more: Any) -> WrittenEvent:
+        assert isinstance(self._open, OutputMessage | ReasoningItem)
         self._open.content[0].text += text
-        yield self._part("response.output_text.delta", delta=text, logprobs=[])
+        return self._part(kind, delta=text, **more)
 
     def _close(self, status: Status) -> Iterator[WrittenEvent]:
         item = self._open
         if item is None:
             return
         item.status = status
-        if isinstance(item, OutputMessage):
-            text = item.content[0]
-            yield self._part("response.output_text.done", text=text.text, logprobs=[])
-            yield self._part("response.content_part.done", part=text.model_dump())
+        if not isinstance(item, FunctionCall):
+            part = item.content[0]
+            more: dict[str, Any] = {"logprobs": []} if isinstance(part, OutputText) else {}
+            yield self._part(f"response.{part.type}.done", text=part.text, **more)
+            yield self._part("response.content_part.done", part=part.model_dump())
         else:
             about = {"item_id": item.id, "name": item.name, "arguments": item.arguments}
             yield self._event("response.function_call_arguments.done", **about)
         yield self._event("response.output_item.done", item=item.model_dump())
         self._open = None
 
-    def _added(self, item: OutputMessage | FunctionCall) -> WrittenEvent:
+    def _added(self, item: OutputMessage | ReasoningItem | FunctionCall) -> WrittenEvent:
         self._open = item
         self._response.output.append(item)
         return self._event("response.output_item.added", item=item.model_dump())
@@ -352,11 +381,19 @@ def _message(item: Any, where: str) -> dict[str, Any]:
         return {"role": "user", "content": item}
     check_object(item, where)
     kind = item.get("type", "message")
-    check_one_of(kind, ("message", "function_call", "function_call_output"), f"{where}.type")
+    known = ("message", "function_call", "function_call_output", "reasoning")
+    check_one_of(kind, known, f"{where}.type")
     if kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         call = {"id": string_at(item, "call_id", where), "type": "function", "function": function}
         return {"role": "assistant", "content": None, "tool_calls": [call]}
+    if kind == "reasoning":
+        said = item.get("content") or item.get("summary") or []
+        thoughts = ""
+        for number, part in enumerate(said if isinstance(said, list) else [said]):
+            check_object(part, f"{where}.content[{number}]")
+            thoughts += string_at(part, "text", f"{where}.content[{number}]")
+        return {"role": "assistant", "content": None, "reasoning_content": thoughts}
     if kind == "function_call_output":
         id_ = string_at(item, "call_id", where)
         content = _content(item.get("output"), f"{where}.output")
@@ -384,13 +421,22 @@ def _content(content: Any, where: str) -> Any:
 
 
 def _joined(messages: list[Message]) -> list[Message]:
-    """Calls that follow each other, or what the assistant says before, are one message."""
+    """Thoughts, the words behind them, and calls that follow each other are one message."""
     joined: list[Message] = []
     for message in messages:
         last = joined[-1] if joined else None
-        if last is not None and last.role == message.role == "assistant" and message.tool_calls:
-            calls = (*last.tool_calls, *message.tool_calls)
-            joined[-1] = replace(last, tool_calls=calls)
+        bare = last is not None and not (last.content or last.tool_calls)
+        if (
+            last is not None
+            and last.role == message.role == "assistant"
+            and (message.tool_calls or bare)
+        ):
+            joined[-1] = replace(
+                message,
+                content=(*last.content, *message.content),
+                tool_calls=(*last.tool_calls, *message.tool_calls),
+                reasoning_content=last.reasoning_content + message.reasoning_content,
+            )
         else:
             joined.append(message)
-    return joined
+    return [one for one in joined if one.content or one.tool_calls or one.role != "assistant"]

@@ -39,7 +39,7 @@ def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
     assert body["answer"] == "[audio purr.ogg, image cat.jpg, audio meow.ogg] Match?"
     assert body["finish_reason"] == "stop"
     tokens = {"prompt_tokens": 10, "completion_tokens": 2, "media_tokens": 3, "cached_tokens": 0}
-    assert body["usage"] == tokens
+    assert body["usage"] == {**tokens, "reasoning_tokens": 0}
     assert (body["choices"], body["logprobs"]) == ([], [])
     assert [report["bytes"] for report in body["media"]] == [3, 5, 3_000_000]
 

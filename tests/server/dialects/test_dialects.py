@@ -386,7 +386,7 @@ WRONG: dict[type[Any], list[tuple[dict[str, Any], str]]] = {
         ({"max_output_tokens": 10**6}, "maximum context length"),
         ({"input": []}, "input: expected a list with at least one"),
         ({"input": ["x", 3]}, "input"),
-        (item(type="reasoning"), "input[0].type: 'reasoning' is none of message, function_c"),
+        (item(type="web_search_call"), "input[0].type: 'web_search_call' is none of message, fun"),
         (item(role="robot", content="x"), "input[0].role: 'robot' is none of"),
         (
             item(role="user", content=[{"type": "input_file"}]),

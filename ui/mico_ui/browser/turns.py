@@ -91,8 +91,8 @@ class TurnView(Frozen):
     """A question and its answer. ``turn`` counts from 1, and is None where nothing was stored.
 
     ``version`` counts the views of an answer that grows. ``media`` has the question's cards;
-    ``media_total`` counts the media of the whole conversation. ``tokens_per_second`` is known if
-    this page's process has seen the answer grow.
+    ``media_total`` counts the media of the whole conversation. ``thoughts`` and
+    ``tokens_per_second`` are known if this page's process has seen the answer grow.
     """
 
     ask: str = ""
@@ -104,6 +104,7 @@ class TurnView(Frozen):
     media: tuple[Card, ...] = ()
     media_total: int | None = None
     answer: str = ""
+    thoughts: str = ""
     html: str = ""
     finish_reason: str = ""
     unsure: bool | None = None
@@ -287,7 +288,7 @@ class Answers:
             answer.show(state="error", problem=problem_of())
 
     async def _grow(self, visitor: Visitor, answer: _Answer) -> None:
-        question, text, began = answer.question, "", time.monotonic()
+        question, text, thoughts, began = answer.question, "", "", time.monotonic()
         async with visitor.client(self.desk.api) as client:
             await _make_room(client, question)
             async with client.stream(question.for_server(visitor)) as events:
@@ -295,7 +296,8 @@ class Answers:
                     if isinstance(event, DeltaEvent):
                         began = began if text else time.monotonic()
                         text += event.text
-                        answer.show(state="answering", answer=text)
+                        thoughts += event.reasoning_content
+                        answer.show(state="answering", answer=text, thoughts=thoughts)
                         continue
                     # The last reports are those of the question's own media.
                     own = event.media[len(event.media) - len(question.media) :]

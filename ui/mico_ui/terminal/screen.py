@@ -146,12 +146,16 @@ class Screen:
         start = time.monotonic()
         text = WordWrap(self.console.file, self.console.width)
         whole: wire.ChatResponse | None = None
+        thinks = False
         with closing(events):
             try:
                 with self.waiting("answering"):
                     first = list(islice(events, 1))
                 for event in chain(first, events):
                     if isinstance(event, wire.DeltaEvent):
+                        if event.reasoning_content and not thinks:
+                            thinks = True
+                            self.note("thinking")
                         text.feed(event.text)
                     elif isinstance(event, wire.ChatResponse):
                         whole = event
