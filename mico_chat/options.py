@@ -31,14 +31,18 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Doors:
-    """The doors that take an option: by its own name, or by the name that is given for a door."""
+    """The doors that take an option: by its own name, or by the names that are given for a door.
 
-    def __init__(self, *same: Door, **others: str) -> None:
+    ``reasoning.effort`` is the field ``effort`` of the object ``reasoning``.
+    """
+
+    def __init__(self, *same: Door, **others: str | tuple[str, ...]) -> None:
         self.same, self.others = same, others
 
-    def name(self, door: Door, own: str) -> str | None:
-        """What a door calls the option ``own``; None if it does not take the option."""
-        return own if door in self.same else self.others.get(door)
+    def names(self, door: Door, own: str) -> tuple[str, ...]:
+        """What a door calls the option ``own``; empty if it does not take the option."""
+        found = own if door in self.same else self.others.get(door, ())
+        return (found,) if isinstance(found, str) else found
 
 
 EVERY_DOOR = Doors("ask", "settings", "defaults", "completions", "responses", "messages")
@@ -165,38 +169,60 @@ def options_at(door: Door) -> Iterator[tuple[str, str, FieldInfo]]:
     """The options that a door takes: the door's name, the option's own, and its declaration."""
     for own, field in GenerationOptions.model_fields.items():
         for doors in field.metadata:
-            if isinstance(doors, Doors) and (name := doors.name(door, own)) is not None:
-                yield name, own, field
+            if isinstance(doors, Doors):
+                yield from ((name, own, field) for name in doors.names(door, own))
 
 
 def options_of(body: BaseModel, door: Door) -> dict[str, Any]:
-    """The options that a request of a door sets, by their own names."""
-    given = ((own, getattr(body, name)) for name, own, _ in options_at(door))
-    return {own: value for own, value in given if value is not None}
+    """The options that a request of a door sets, by their own names.
+
+    Raises:
+        RequestError: two fields set one option to different values.
+    """
+    found: dict[str, Any] = {}
+    for name, own, _ in options_at(door):
+        value: Any = body
+        for part in name.split("."):
+            if value is not None:
+                value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+        if value is not None and found.setdefault(own, value) != value:
+            reason = f"{value!r}, but another field of the request sets it to {found[own]!r}"
+            raise RequestError.at(name, reason)
+    return found
 
 
 def with_options(door: Door, *, required: bool = False) -> Callable[[type[M]], type[M]]:
     """Add the options of a door to a model that lacks them.
 
     A switch is off, and any other option null, until a request sets it; ``depth_scale`` has its
-    default. With ``required`` each has a value.
+    default. With ``required`` each has a value. An object with fields that are options takes no
+    others.
     """
 
     def extended(model: type[M]) -> type[M]:
         fields: dict[str, Any] = {}
+        objects: dict[str, dict[str, Any]] = {}
         for name, _, field in options_at(door):
-            if name in model.model_fields:
+            outer, _, inner = name.partition(".")
+            if outer in model.model_fields:
                 continue  # the door has a form of its own for it
             bounds = [one for one in field.metadata if not isinstance(one, Doors)]
             kind: Any = field.annotation
             for bound in bounds:
                 kind = Annotated[kind, bound]
-            if required:
+            if inner:
+                given = (kind | None, Field(None, description=field.description))
+                objects.setdefault(outer, {})[inner] = given
+            elif required:
                 fields[name] = (field.annotation, ...)
             elif field.annotation is bool or name == "depth_scale":
                 fields[name] = (kind, Field(field.default, description=field.description))
             else:
                 fields[name] = (kind | None, Field(None, description=field.description))
+        for outer, inside in objects.items():
+            named = "".join(word.title() for word in outer.split("_"))
+            form = create_model(named, __config__=ConfigDict(extra="forbid"), **inside)
+            fields[outer] = (form | None, None)
         return create_model(
             model.__name__,
             __base__=model,

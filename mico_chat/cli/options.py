@@ -112,12 +112,13 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     The parameter gets those that are set: the model may have defaults of its own.
     """
     names = {name: own for name, own, _ in options_at("ask")}
+    switches = {own for _, own, field in options_at("ask") if field.annotation is bool}
 
     @wraps(command)
     def with_options(**given: Any) -> None:
         values = {own: given.pop(name) for name, own in names.items()}
         unset: tuple[Any, ...] = (None, (), [])
-        values = {own: v for own, v in values.items() if v not in unset and v is not False}
+        values = {o: v for o, v in values.items() if v not in unset and (v or o not in switches)}
         command(options=GenerationOptions.of(values), **given)
 
     def option(name: str, field: FieldInfo) -> Parameter:
