@@ -208,7 +208,8 @@ class Assistant:
             RequestError: the model has no tools, no estimator of depth is loaded, or the question
                 is too long.
         """
-        for stage in (self._with_depth_scale, self._with_depth, self._with_tools):
+        stages = (self._with_depth_scale, self._with_depth, self._with_tools, self._with_thinking)
+        for stage in stages:
             ask = await stage(ask)
         return ask
 
@@ -244,6 +245,20 @@ class Assistant:
         if use.forced:
             options = options.model_copy(update={"json_schema": call_schema(use.chosen)})
         return replace(ask, messages=[replace(first, tools=use.chosen), *others], options=options)
+
+    async def _with_thinking(self, ask: Ask) -> Ask:
+        """An answer whose beginning or form is given has no thoughts before it."""
+        options = ask.options
+        given = [name for name in ("prefix", "explain") if getattr(options, name)]
+        if options.json_schema is not None:
+            given.append("tool_choice" if ask.tools.forced else "json_schema")
+        if options.thinking and self.adapter.template.thoughts is None:
+            reason = "this model's chat template knows no thinking; leave it out"
+            raise RequestError.at("thinking", reason)
+        if options.thinking and given:
+            reason = f"an answer with {given[0]} has no thoughts; leave one of the two out"
+            raise RequestError.at("thinking", reason)
+        return _without_thoughts(ask) if given else ask
 
     # --- answers ---
 
@@ -383,6 +398,7 @@ class Assistant:
             RequestError: there is no medium, no answer, or the engine scores no given answers.
         """
         self._check_explains(ask)
+        ask = _without_thoughts(ask)
         if not answer:
             raise RequestError.at("explain", "the answer is empty")
 
@@ -445,9 +461,13 @@ class Assistant:
     def _prompt(self, ask: Ask, media: Sequence[MeasuredMedium]) -> Prompt:
         prompt = Prompt(segments_of(self._layout(ask, media)))
         calls = any(message.tools for message in ask.messages)
-        shown = self.adapter.template.call_tokens if calls else frozenset()
+        template = self.adapter.template
+        thoughts = template.thoughts_before(ask.options)
+        shown = template.call_tokens if calls else frozenset()
+        if thoughts is not None:
+            shown |= template.thought_tokens
         common = equal_start(self._own_words(), prompt.identities)
-        return replace(prompt, tenant=ask.tenant, shown=shown, common=common)
+        return replace(prompt, tenant=ask.tenant, shown=shown, common=common, thoughts=thoughts)
 
     def _own_words(self) -> Sequence[Hashable]:
         """The tokens with which each conversation without a system message begins.
@@ -494,6 +514,10 @@ def pieces_of(delta: Delta, reader: CallReader) -> list[Delta]:
     own = {"logprobs": delta.logprobs, "reasoning_content": delta.reasoning_content}
     found[0] = found[0].model_copy(update=own)
     return found
+
+
+def _without_thoughts(ask: Ask) -> Ask:
+    return replace(ask, options=ask.options.model_copy(update={"thinking": False}))
 
 
 async def _gathered(answers: Iterable[Awaitable[T]]) -> list[T]:

@@ -14,10 +14,11 @@ import json
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ from mico_chat.media.medium import Medium
 from mico_chat.messages import Message, TextPart
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import PromptPart, PromptText, control_tokens
+from mico_chat.thoughts import ThoughtFormat, thoughts_of
 from mico_chat.tools import Tool
 
 MARKER = "\ue000"
@@ -98,6 +100,7 @@ class ChatTemplate:
         self.source: str = self._tokenizer.get_chat_template(source, [])
         ends = {end for t in control_tokens(tokenizer).values() for end in _ends_of(t)}
         self._suspect = re.compile("|".join(map(re.escape, sorted(ends | {MARKER, "ue000"}))))
+        self._begins_thinking = lru_cache(maxsize=64)(self._begins)
 
     @cached_property
     def takes_text(self) -> bool:
@@ -118,13 +121,65 @@ class ChatTemplate:
     @cached_property
     def call_tokens(self) -> frozenset[int]:
         """The tokens of a call that the text of an answer must show."""
-        markers = () if self.call_format is None else self.call_format.markers
-        known = control_tokens(self._tokenizer)
-        return frozenset(number for number, text in known.items() if text in markers)
+        return self._tokens_in(() if self.call_format is None else self.call_format.markers)
 
-    def _probed(self, content: Any, tools: list[Any] | None = None) -> str:
+    @cached_property
+    def thoughts(self) -> ThoughtFormat | None:
+        """How the model thinks before it answers; None if its template knows no thinking."""
+        return thoughts_of(self.source)
+
+    @cached_property
+    def thought_tokens(self) -> frozenset[int]:
+        """The tokens around thoughts, which the text of an answer must show."""
+        form = self.thoughts
+        return self._tokens_in("" if form is None else f"{form.open}{form.close}{form.bare}")
+
+    def thoughts_before(self, options: GenerationOptions) -> ThoughtFormat | None:
+        """The form of the thoughts before an answer; None if there can be none."""
+        if self.thoughts is None or options.prefix:
+            return None
+        begun = self._begins_thinking(options.thinks, options.reasoning_effort)
+        return replace(self.thoughts, begun=begun)
+
+    def _begins(self, thinks: bool | None, effort: str | None) -> bool:
+        """Whether the prompts of a conversation end within thoughts."""
+        options = GenerationOptions(thinking=thinks, reasoning_effort=effort)
+        content = mark(0) if self.takes_text else [{"type": "text", "text": mark(0)}]
+        rendered = self._probed(content, settings=self._settings(options))
+        return self._thinks_at(self._ended(_MARK.split(rendered)[-1], options))
+
+    def _thinks_at(self, end: str) -> bool:
+        form = self.thoughts
+        return form is not None and end.rfind(form.open) > end.rfind(form.close)
+
+    def _ended(self, end: str, options: GenerationOptions) -> str:
+        """The ``end`` of a prompt; behind it no thoughts come if the answer is to have none."""
+        form = self.thoughts
+        if form is None or options.thinks is not False:
+            return end
+        return f"{end}\n{form.close}\n\n" if self._thinks_at(end) else end + form.bare
+
+    def _settings(self, options: GenerationOptions) -> dict[str, Any]:
+        """The options of thinking by the names that templates have for them."""
+        found: dict[str, Any] = {}
+        if self.thoughts is not None and options.thinks is not None:
+            found = {"enable_thinking": options.thinks, "thinking": options.thinks}
+            if options.thinks and options.reasoning_effort:
+                found["reasoning_effort"] = options.reasoning_effort
+        return found
+
+    def _tokens_in(self, texts: str | Collection[str]) -> frozenset[int]:
+        known = control_tokens(self._tokenizer)
+        return frozenset(number for number, text in known.items() if text in texts)
+
+    def _probed(
+        self,
+        content: Any,
+        tools: list[Any] | None = None,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         try:
-            return self._rendered([{"role": "user", "content": content}], tools, True)
+            return self._rendered([{"role": "user", "content": content}], tools, True, settings)
         except EndlessTemplateError:
             raise
         except RequestError:
@@ -152,7 +207,7 @@ class ChatTemplate:
         used = bool(tools) or any(m.tool_calls or m.role == "tool" for m in messages)
         if used and not self.takes_tools:
             raise RequestError.at("tools", "this model's chat template has no tools")
-        marks = _Marks(self._suspect)
+        marks = _Marks(self._suspect, "reasoning_content" in self.source)
         contents = [_content(message, show) for message in messages]
         listed = any(isinstance(run, Mapping) for runs in contents for run in runs)
         listed = listed or not self.takes_text
@@ -161,7 +216,8 @@ class ChatTemplate:
             for index, (message, runs) in enumerate(zip(messages, contents, strict=True))
         ]
         declared = [marks.tool(tool) for tool in tools] or None
-        rendered = self._rendered(chat, declared, add_generation_prompt)
+        settings = self._settings(options)
+        rendered = self._rendered(chat, declared, add_generation_prompt, settings)
         pieces: list[Piece] = []
         at = 0
         for found in _MARK.finditer(rendered):
@@ -169,7 +225,8 @@ class ChatTemplate:
             # 0, 1, 3, 7, ... backslashes before a quotation mark that was written as JSON so often
             pieces.append(marks.piece(int(found[1]), len(found[2]).bit_length()))
             at = found.end()
-        pieces.append((None, [PromptText(rendered[at:], markup=True)]))
+        end = self._ended(rendered[at:], options) if add_generation_prompt else rendered[at:]
+        pieces.append((None, [PromptText(end, markup=True)]))
         if options.prefix:
             pieces.append((None, [PromptText(options.prefix)]))
         return pieces
@@ -186,7 +243,13 @@ class ChatTemplate:
         pieces = self.render(messages, show, options, add_generation_prompt=add_generation_prompt)
         return [part for _, parts in pieces for part in parts]
 
-    def _rendered(self, chat: list[Any], tools: list[Any] | None, opens: bool) -> str:
+    def _rendered(
+        self,
+        chat: list[Any],
+        tools: list[Any] | None,
+        opens: bool,
+        settings: Mapping[str, Any],
+    ) -> str:
         try:
             with _ended_after(RENDER_S):
                 return str(
@@ -196,6 +259,7 @@ class ChatTemplate:
                         chat_template=self.source,
                         tokenize=False,
                         add_generation_prompt=opens,
+                        **settings,
                     )
                 )
         except _EndlessError as error:
@@ -232,9 +296,13 @@ def _content(message: Message, show: Show) -> list[Mapping[str, Any] | list[Prom
 
 @dataclass
 class _Marks:
-    """What the marks stand for: contents of messages, and other strings of the client."""
+    """What the marks stand for: contents of messages, and other strings of the client.
+
+    ``thoughts``: the template has a rule for earlier thoughts.
+    """
 
     suspect: re.Pattern[str]
+    thoughts: bool
     pieces: list[Piece] = field(default_factory=list)
     marked: dict[str, str] = field(default_factory=dict)
     calls: dict[str, str] = field(default_factory=dict)
@@ -257,6 +325,9 @@ class _Marks:
         else:
             parts = (run for run in runs if not isinstance(run, Mapping))
             shown["content"] = self._new(index, [part for run in parts for part in run])
+        if message.reasoning_content and self.thoughts:
+            thought = PromptText(message.reasoning_content.strip("\n"))
+            shown["reasoning_content"] = self._new(None, [thought])
         if message.tool_calls:
             shown["tool_calls"] = [
                 {

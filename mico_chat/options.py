@@ -45,6 +45,9 @@ class Doors:
         return (found,) if isinstance(found, str) else found
 
 
+_OF_TEMPLATE = ("chat_template_kwargs.enable_thinking", "chat_template_kwargs.thinking")
+_THINKING = ("thinking", "enable_thinking", *_OF_TEMPLATE)
+
 EVERY_DOOR = Doors("ask", "settings", "defaults", "completions", "responses", "messages")
 
 
@@ -127,6 +130,36 @@ class GenerationOptions(BaseModel):
         "message that has a depth map gets none. MICO_DEPTH_MODEL names what estimates: a depth "
         "estimator of transformers, or mini",
     )
+
+    thinking: Annotated[
+        bool | None, Doors("ask", "settings", completions=_THINKING, responses=_THINKING)
+    ] = Field(
+        None,
+        description="think before the answer, if the model's chat template knows it; default: as "
+        "the template does. An answer with a schema, a prefix or an explanation has no thoughts",
+    )
+    reasoning_effort: Annotated[
+        str | None,
+        Doors(
+            "ask",
+            "settings",
+            completions=("reasoning_effort", "chat_template_kwargs.reasoning_effort"),
+            responses="reasoning.effort",
+            messages="output_config.effort",
+        ),
+    ] = Field(
+        None,
+        pattern=r"^[A-Za-z_-]{0,20}$",  # it becomes a part of the template's own text
+        description="how much to think: none, minimal, low, medium, high, or what else the model's "
+        "chat template knows; a model that does not think ignores it",
+    )
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model is to think before it answers; None: as its chat template does."""
+        if self.thinking is None and self.reasoning_effort:
+            return self.reasoning_effort != "none"
+        return self.thinking
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:

@@ -26,7 +26,7 @@ LAYERS = (
     ("errors", "late", "settings"),
     ("fair", "fields", "media", "prompt_parts"),
     ("options",),
-    ("ask", "calls", "messages", "tools", "wire"),
+    ("ask", "calls", "messages", "thoughts", "tools", "wire"),
     ("chat_template",),
     ("model",),
     ("checkpoints",),

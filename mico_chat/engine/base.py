@@ -19,6 +19,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER, Segment
 from mico_chat.options import GenerationOptions as GenerationOptions
+from mico_chat.thoughts import ThoughtFormat
 from mico_chat.wire import DeltaEvent, Explanation, FinishReason, Usage
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Prompt:
 
     ``shown`` are special tokens that the text of the answer shows; it leaves out the others. The
     last ``scored`` tokens are an answer that is there already: instead of continuing the prompt, an
-    engine gives these tokens with their log-probabilities.
+    engine gives these tokens with their log-probabilities. ``thoughts`` is the form of what the
+    model may think before the answer.
     """
 
     segments: tuple[Segment, ...]
@@ -42,6 +44,7 @@ class Prompt:
     shown: frozenset[int] = frozenset()
     scored: int = 0
     common: int = 0
+    thoughts: ThoughtFormat | None = None
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)
@@ -57,7 +60,8 @@ class Prompt:
 
     def with_answer(self, tokens: Sequence[int]) -> Prompt:
         """This prompt and an answer to it that is to be scored."""
-        return replace(self, segments=(*self.segments, tuple(tokens)), scored=len(tokens))
+        segments = (*self.segments, tuple(tokens))
+        return replace(self, segments=segments, scored=len(tokens), thoughts=None)
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
@@ -162,8 +166,9 @@ class Delta(DeltaEvent):
 
     If the prompt has media, the last delta of an answer has ``avg_logprob``: the mean
     log-probability of the answer's tokens, which are those that have ``logprobs``. The first of
-    several is left out: it is how an answer begins. It is None for an answer without tokens. The
-    assistant adds ``unsure`` and, to the last delta of a request, the ``explanation``.
+    several is left out: it is how an answer begins, and the tokens of thoughts have none. It is
+    None for an answer without tokens. The assistant adds ``unsure`` and, to the last delta of a
+    request, the ``explanation``.
     """
 
     index: int = 0

@@ -12,6 +12,7 @@ from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.prompt_parts import SPACE
+from mico_chat.thoughts import ThoughtFormat, ThoughtReader
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 UNFINISHED = "\ufffd"
@@ -57,10 +58,14 @@ class Request:
         self.loop = asyncio.get_running_loop()
         self.cached_tokens = 0
         self.grammar: Grammar | None = None
-        self._texts = [Detokenizer(tokenizer, options.stop, prompt.shown) for _ in range(options.n)]
+        self._texts = [
+            Detokenizer(tokenizer, options.stop, prompt.shown, prompt.thoughts)
+            for _ in range(options.n)
+        ]
         self._unfinished = set(range(options.n))
         self._logprobs: list[list[float]] = [[] for _ in range(options.n)]
-        self._completion_tokens = 0
+        self._n_tokens, self._n_thoughts = [0] * options.n, [0] * options.n
+        self._early: list[tuple[TokenLogprob, ...]] = [()] * options.n
         self.items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
 
     async def next(self) -> Delta:
@@ -73,7 +78,7 @@ class Request:
     def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
         """The delta of an answer's next token; ``reason`` is set if the token is the last."""
         detokenizer = self._texts[index]
-        self._completion_tokens += 1
+        self._n_tokens[index] += 1
         # The token that ends an answer adds no text and no log-probability.
         logprobs: tuple[TokenLogprob, ...] = ()
         if reason != "stop" and sampled.logprob is not None:
@@ -86,19 +91,30 @@ class Request:
             text += detokenizer.finish()
         if detokenizer.stopped is not None:
             reason = "stop"
+        thought = ""
+        if (thoughts := detokenizer.thoughts) is not None:
+            thought = thoughts.take()
+            logprobs, self._early[index] = (*self._early[index], *logprobs), ()
+            if thoughts.thinking:  # nothing up to this token belongs to the answer
+                self._n_thoughts[index], logprobs = self._n_tokens[index], ()
+                self._logprobs[index].clear()
+            elif thoughts.undecided and reason is None:
+                self._early[index], logprobs = logprobs, ()
         if reason is not None:
             self._unfinished.discard(index)
         usage = None
         if not self._unfinished:
             usage = Usage(
                 prompt_tokens=len(self.prompt),
-                completion_tokens=self._completion_tokens,
+                completion_tokens=sum(self._n_tokens),
+                reasoning_tokens=sum(self._n_thoughts),
                 media_tokens=self.prompt.media_tokens,
                 cached_tokens=self.cached_tokens,
             )
         return Delta(
             index=index,
             text=text,
+            reasoning_content=thought,
             token_ids=(sampled.token,),
             logprobs=logprobs,
             avg_logprob=None if reason is None else self._avg_logprob(index),
@@ -157,7 +173,8 @@ class Detokenizer:
     """Token ids to text, token by token; special tokens are left out, but those in ``shown``.
 
     Text that a later token may change is held back: an unfinished character, and the beginning of a
-    stop text. ``stopped`` is the stop text that has ended the text.
+    stop text. ``stopped`` is the stop text that has ended the text. ``thoughts`` takes out of the
+    text what the model thinks before; no stop text ends that.
 
     The tokenizers library's ``DecodeStream`` drops an unfinished character at the end, and fails
     if a token changes the text of the tokens before it.
@@ -168,6 +185,7 @@ class Detokenizer:
         tokenizer: FastTokenizer,
         stop: Sequence[str] = (),
         shown: frozenset[int] = frozenset(),
+        thoughts: ThoughtFormat | None = None,
     ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._hidden: set[int] = set()
@@ -182,6 +200,7 @@ class Detokenizer:
         self._before = ""
         self._held = ""
         self.stopped: str | None = None
+        self.thoughts = None if thoughts is None else ThoughtReader(thoughts)
 
     def of_token(self, token: int) -> str:
         """The text of a token, if it were the next one."""
@@ -198,7 +217,7 @@ class Detokenizer:
         written = self._decode()
         if len(written) <= len(self._before) or written.endswith(UNFINISHED):
             return ""
-        self._held += written[len(self._before) :]
+        self._hold(written[len(self._before) :])
         del self._ids[: self._n_before]
         self._n_before = len(self._ids)
         self._before = self._decode()
@@ -208,8 +227,11 @@ class Detokenizer:
         """The text that was held back; an unfinished character becomes U+FFFD."""
         if self.stopped is not None:
             return ""
-        self._held += self._decode()[len(self._before) :]
+        self._hold(self._decode()[len(self._before) :], final=True)
         return self._give(final=True)
+
+    def _hold(self, text: str, *, final: bool = False) -> None:
+        self._held += text if self.thoughts is None else self.thoughts.feed(text, final=final)
 
     def _decode(self) -> str:
         if self._hidden:

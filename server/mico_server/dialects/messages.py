@@ -71,6 +71,10 @@ class MessagesRequest(RequestBody):
 
     def options(self) -> dict[str, Any]:
         values = options_of(self, "messages")
+        if self.thinking is not None:
+            kind = self.thinking.get("type")
+            check_one_of(kind, ("enabled", "disabled", "adaptive"), "thinking.type")
+            values |= {} if kind == "adaptive" else {"thinking": kind == "enabled"}
         form = None if self.output_config is None else self.output_config.format
         if form is not None:
             check_one_of(form.get("type"), ("json_schema",), "output_config.format.type")

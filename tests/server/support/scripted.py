@@ -38,8 +38,12 @@ WEATHER: dict[str, Any] = {
 MARKED = HERMES.replace("<tool_call>\\n{", "[TOOL_CALLS] [{").replace("}\\n</tool_call>", "}]")
 
 
+UNTHOUGHT = "<think>\n\n</think>\n\n"
+
+
 class ScriptedModel(FakeModel):
-    """Its answer is the one whose key stands last in the prompt.
+    """Its answer is the one whose key stands last in the prompt, without the thoughts in it if the
+    prompt ends with empty ones.
 
     ``prompts`` has the prompts, and ``schemas`` the JSON schemas that answers had to follow: the
     script may follow any; a model that does not ``follows`` refuses them.
@@ -64,14 +68,17 @@ class ScriptedModel(FakeModel):
 
     def _next(self, held: Held) -> int:
         start = len(held) - held[::-1].index(START)
-        said = len(held) - start - len("assistant\n")
+        said = self.tokenizer.decode(held[start:]).removeprefix("assistant\n")
         ids = [token for token in held[:start] if isinstance(token, int)]  # no context tokens
         prompt = "".join(self.tokenizer.convert_ids_to_tokens(ids))
-        if said == 0:
-            self.prompts.append(prompt)
-        key = max(self._answers, key=prompt.rfind)
-        tokens = self.tokenizer(self._answers[key], add_special_tokens=False).input_ids
-        return int(tokens[said]) if said < len(tokens) else END
+        if said in ("", "<think>\n", UNTHOUGHT):
+            self.prompts.append(prompt + said)
+        answer = self._answers[max(self._answers, key=prompt.rfind)]
+        if said.startswith(UNTHOUGHT):
+            answer = UNTHOUGHT + answer.split("</think>\n\n")[-1]
+        assert answer.startswith(said)
+        tokens = self.tokenizer(answer[len(said) :], add_special_tokens=False).input_ids
+        return int(tokens[0]) if tokens else END
 
 
 def _tokenizer() -> Any:

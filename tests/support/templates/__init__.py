@@ -24,6 +24,9 @@ MISTRAL = _read("mistral")
 XML = _read("xml")
 """As in Qwen3-Coder: tools and calls are written tag by tag."""
 
+THINKING = _read("thinking")
+"""Qwen3's, in short: with ``enable_thinking`` false the prompt has empty thoughts already."""
+
 VISION = _read("vision")
 """Qwen3-VL's, in short: contents are strings or lists, and the template marks the media."""
 
