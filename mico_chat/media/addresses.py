@@ -14,15 +14,8 @@ Location = Path | str
 """A file in a folder, or an address, which has ``://``."""
 
 PACKAGES = {
-    "abfs": "adlfs",
-    "az": "adlfs",
-    "gcs": "gcsfs",
-    "gs": "gcsfs",
-    "hf": "huggingface_hub",
-    "http": "aiohttp",
-    "https": "aiohttp",
-    "s3": "s3fs",
-    "s3a": "s3fs",
+    **{"abfs": "adlfs", "az": "adlfs", "gcs": "gcsfs", "gs": "gcsfs", "hf": "huggingface_hub"},
+    **{"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"},
 }
 """The package that reads a protocol."""
 

@@ -63,17 +63,14 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
 
     seconds = len(samples) / SAMPLE_RATE
     cut = []
-    promised = None
-    if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
-        promised = float(stream.duration * stream.time_base)
+    promised = float((stream.duration or 0) * (stream.time_base or 0))
     if n > wanted:
-        whole = f" of {promised:.1f} s" if promised is not None and promised > seconds else ""
+        whole = f" of {promised:.1f} s" if promised > seconds else ""
         cut.append(f"only the first {seconds:.1f} s{whole} of sound are used")
-    elif promised is not None and fmt != "MP3" and promised > seconds * 1.1 + 1:
+    elif fmt != "MP3" and promised > seconds * 1.1 + 1:
         # Not of MP3: without an index, its length is guessed from the bit rate.
-        cut.append(
-            f"the sound ends early: the file says {promised:.1f} s but holds {seconds:.1f} s"
-        )
+        ends = f"the file says {promised:.1f} s but holds {seconds:.1f} s"
+        cut.append(f"the sound ends early: {ends}")
     if track.damage:
         cut.append(f"{len(track.damage)} damaged pieces of sound are left out")
     found = {"sample_rate": track.rate, "channels": track.channels, "cut": cut}
@@ -107,15 +104,12 @@ def _check_claim(file: MediaFile) -> None:
             elif name == b"data":
                 claims, holds = long_size or size, file.size - start
                 if 0 < 2 * holds < claims and not (unknown and signed):
-                    raise file.damaged(
-                        f"its header claims {claims:,} bytes of sound but the file holds "
-                        f"{holds:,}; it is cut off or damaged"
-                    )
+                    found = f"claims {claims:,} bytes of sound but the file holds {holds:,}"
+                    raise file.damaged(f"its header {found}; it is cut off or damaged")
                 return
             stream.seek(start + size + size % 2)
-        raise file.damaged(
-            f"damaged WAV (no sound behind the first {_MAX_CHUNKS:,} parts of its header)"
-        )
+        where = f"behind the first {_MAX_CHUNKS:,} parts of its header"
+        raise file.damaged(f"damaged WAV (no sound {where})")
 
 
 @dataclass
@@ -237,8 +231,6 @@ def opened(file: MediaFile, fmt: str) -> Iterator[InputContainer]:
         with container:
             for listed in (len(index_of(stream)) for stream in container.streams):
                 if listed > file.size:
-                    raise file.damaged(
-                        f"damaged {fmt} (its index lists {listed:,} pieces of data in a file of "
-                        f"{file.size:,} bytes)"
-                    )
+                    found = f"{listed:,} pieces of data in a file of {file.size:,} bytes"
+                    raise file.damaged(f"damaged {fmt} (its index lists {found})")
             yield container

@@ -130,12 +130,9 @@ class _Worker:
                 if passed.is_set():
                     raise self.limits.out_of_time(file.name) from error
                 log.warning("%s: decoder process %d ended: %r", file.name, process.pid, error)
-                raise MediaError(
-                    file.name,
-                    f"the decoder process {_ended(process)} while reading it; "
-                    "the file is damaged or hostile",
-                    "killed",
-                ) from error
+                reason = f"the decoder process {_ended(process)} while reading it; "
+                reason += "the file is damaged or hostile"
+                raise MediaError(file.name, reason, "killed") from error
             except BaseException:  # interrupted: the next request must not get this answer
                 self.stop()
                 raise
@@ -195,12 +192,9 @@ class _Worker:
             return
         _kill(process)
         process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    log.debug("unsent request dropped")
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+            with suppress(BrokenPipeError):  # an unsent request
+                pipe.close()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -208,9 +202,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if sys.platform == "win32":
         process.kill()
         return
-    with suppress(
-        ProcessLookupError, PermissionError
-    ):  # all have ended; macOS: but not been reaped
+    # All have ended; on macOS they may not have been reaped.
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -247,7 +240,5 @@ def _ended(process: subprocess.Popen[bytes]) -> str:
     code = process.returncode
     if code is None or code >= 0:
         return f"ended with status {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+    names = {one.value: one.name for one in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}"

@@ -66,14 +66,11 @@ class MediaLimits(BaseSettings):
 
     def check_pixels(self, name: str, width: int, height: int) -> None:
         """Refuse an image or frame by the size in its header, before anything is decoded."""
+        size = f"{width} x {height} pixels"
         if width < 1 or height < 1:
-            raise MediaError(
-                name, f"the header claims {width} x {height} pixels; it has no area", "damaged"
-            )
+            raise MediaError(name, f"the header claims {size}; it has no area", "damaged")
         if width * height > self.max_pixels:
-            raise self.exceeded(
-                name, "max_pixels", f"{width} x {height} pixels is {width * height} pixels"
-            )
+            raise self.exceeded(name, "max_pixels", f"{size} is {width * height} pixels")
 
     def fitted(self, width: int, height: int) -> tuple[int, int]:
         """(width, height), scaled down in proportion until no side is longer than ``max_side``."""
@@ -327,12 +324,9 @@ class MediaFile:
         """The file's format, if its kind is decoded from it; otherwise a :class:`MediaError`."""
         fmt, row = format_of(self.head), TABLE[self.kind]
         if fmt is None or fmt not in row.decodes:
-            raise MediaError(
-                self.name,
-                f"not {row.words}: the bytes {looks_like(fmt, self.head)}; "
-                f"use one of {', '.join(sorted(row.decodes))}",
-                "unsupported",
-            )
+            reason = f"not {row.words}: the bytes {looks_like(fmt, self.head)}; use one of"
+            reason += f" {', '.join(sorted(row.decodes))}"
+            raise MediaError(self.name, reason, "unsupported")
         return fmt
 
 

@@ -96,10 +96,8 @@ def opened_raster(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[Im
         except ValueError as error:
             if "MAX_TEXT" not in str(error):
                 raise
-            raise MediaError(
-                file.name,
-                "its texts or its colour profile unpack to more than 1 MiB; save it without them",
-            ) from error
+            reason = "its texts or its colour profile unpack to more than 1 MiB"
+            raise MediaError(file.name, f"{reason}; save it without them") from error
 
 
 def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
@@ -192,10 +190,8 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     if chunk == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 ":
-        width, height = struct.unpack("<HH", head[26:30])
-        return width & 0x3FFF, height & 0x3FFF
-    return None
+    width, height = struct.unpack("<HH", head[26:30])
+    return (width & 0x3FFF, height & 0x3FFF) if chunk == b"VP8 " else None
 
 
 def _is_progressive(file: MediaFile, stream: BinaryIO) -> bool:

@@ -145,11 +145,9 @@ def _mark(file: MediaFile, raster: ImageFile.ImageFile) -> DepthMark | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its text"
-        raise MediaError(
-            file.name,
-            f"its text chunk {MARK!r} cannot be read ({where}: {first['msg']}); write "
-            'e.g. {"unit": "metre", "scale": 0.001}, or leave it out',
-        ) from error
+        reason = f"its text chunk {MARK!r} cannot be read ({where}: {first['msg']}); write "
+        reason += 'e.g. {"unit": "metre", "scale": 0.001}, or leave it out'
+        raise MediaError(file.name, reason) from error
 
 
 def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -184,11 +182,9 @@ def read_array(file: MediaFile, fmt: str, limits: MediaLimits) -> NDArray[Any]:
             if "depth.npy" in members:
                 members = ["depth.npy"]
             if len(members) != 1:
-                raise MediaError(
-                    file.name,
-                    f"the archive holds {len(members)} arrays and none is named 'depth'; "
-                    "a depth map needs one array, or one of that name",
-                )
+                reason = f"the archive holds {len(members)} arrays and none is named 'depth'; "
+                reason += "a depth map needs one array, or one of that name"
+                raise MediaError(file.name, reason)
             if archive.getinfo(members[0]).flag_bits & 1:
                 raise MediaError(file.name, "the archive is encrypted; save it without a password")
             with archive.open(members[0]) as opened:
@@ -213,11 +209,9 @@ def _read(file: MediaFile, stream: IO[bytes], limits: MediaLimits) -> NDArray[An
     n_bytes = math.prod(sides) * dtype.itemsize
     data = stream.read(n_bytes)
     if len(data) < n_bytes:
-        raise file.damaged(
-            f"truncated array (its header says {n_bytes} bytes, it holds {len(data)})"
-        )
-    flat = np.frombuffer(data, dtype)
-    return flat.reshape(sides, order="F" if fortran else "C")
+        found = f"its header says {n_bytes} bytes, it holds {len(data)}"
+        raise file.damaged(f"truncated array ({found})")
+    return np.frombuffer(data, dtype).reshape(sides, order="F" if fortran else "C")
 
 
 def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -244,9 +238,8 @@ def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
         if raster.mode not in ("RGB", "RGBA", "RGBX", "YCbCr", "P"):
             raise _grey(file, f"{channels} {'channel' if channels == 1 else 'channels'}")
         size = limits.fitted(width, height)
-        pixels = np.array(
-            raster.convert("RGB").resize(size, Pillow.Resampling.BOX, reducing_gap=2.0)
-        )
+        colours = raster.convert("RGB")
+        pixels = np.array(colours.resize(size, Pillow.Resampling.BOX, reducing_gap=2.0))
     if (pixels == pixels[..., :1]).all():
         raise _grey(file, "R = G = B in every pixel")
     cut = scaled_words((width, height), size)
@@ -254,8 +247,5 @@ def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
 
 
 def _grey(file: MediaFile, found: str) -> MediaError:
-    return MediaError(
-        file.name,
-        f"a greyscale image ({found}), but a normal map has 3 channels (x, y, z as R, G, B); "
-        "if it is a depth map, attach it as depth",
-    )
+    wanted = "a normal map has 3 channels (x, y, z as R, G, B); if it is a depth map, attach it"
+    return MediaError(file.name, f"a greyscale image ({found}), but {wanted} as depth")

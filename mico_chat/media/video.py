@@ -48,9 +48,7 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         if not taken:
             raise file.damaged(f"damaged {fmt} (its frames cannot be decoded)")
         frames = np.stack(list(taken.values()))  # (T, H, W, 3)
-        times = np.array(
-            [float((tick - timeline.start) * timeline.time_base) for tick in taken], np.float64
-        )
+        times = np.array([timeline.seconds(tick) for tick in taken], np.float64)
     if reader.damage:
         cut.append(f"{len(reader.damage)} damaged pieces of video are left out")
     if len(taken) < timeline.n_frames:
@@ -63,7 +61,7 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         fmt,
         width=upright[0],
         height=upright[1],
-        seconds=float((timeline.end - timeline.start) * timeline.time_base),
+        seconds=timeline.seconds(timeline.end),
         frames_used=len(taken),
         frames_total=timeline.n_frames,
         frame_times=[round(float(t), 3) for t in times],
@@ -77,28 +75,25 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
 
 def _targets(file: MediaFile, timeline: Timeline, n: int) -> list[int]:
     """The ticks at which the ``n`` frames to take are shown."""
-    if file.seed is not None:
-        generator = np.random.default_rng(file.seed)
-        return [timeline.ticks[i] for i in of_segments(timeline.n_frames, n, generator)]
-    if file.sampling == "segments":
-        return [timeline.ticks[i] for i in of_segments(timeline.n_frames, n)]
-    return timeline.centres(n)
+    if file.seed is None and file.sampling != "segments":
+        return timeline.centres(n)
+    drawn = None if file.seed is None else np.random.default_rng(file.seed)
+    return [timeline.ticks[i] for i in of_segments(timeline.n_frames, n, drawn)]
 
 
 def _video_stream(file: MediaFile, fmt: str, container: InputContainer) -> VideoStream:
     if stream := picture_stream(container):
         return stream
-    if container.streams.audio:
-        raise MediaError(file.name, f"this {fmt} file has sound but no video; attach it as audio")
-    raise MediaError(file.name, f"this {fmt} file has no streams (no video, no sound)")
+    found = "sound but no video; attach it as audio"
+    if not container.streams.audio:
+        found = "no streams (no video, no sound)"
+    raise MediaError(file.name, f"this {fmt} file has {found}")
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:
     """The first video stream that is no cover art."""
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    return None
+    cover = av.stream.Disposition.attached_pic
+    return next((one for one in container.streams.video if not one.disposition & cover), None)
 
 
 def _take(
@@ -112,15 +107,11 @@ def _take(
     upright = (0, 0)
     for target in targets:
         frame = reader.at(target)
-        if frame is None:
-            continue
-        tick = tick_of(frame)
-        if tick in taken:  # shown for longer than an interval
+        if frame is None or tick_of(frame) in taken:  # shown for longer than an interval
             continue
         limits.check_pixels(file.name, frame.width, frame.height)
-        if not taken:
-            upright = upright_size(frame)
-        taken[tick] = upright_pixels(frame, limits.fitted(*upright))
+        upright = upright if taken else upright_size(frame)
+        taken[tick_of(frame)] = upright_pixels(frame, limits.fitted(*upright))
     return taken, upright
 
 
@@ -225,6 +216,9 @@ class Timeline:
     def n_frames(self) -> int:
         return len(self.ticks)
 
+    def seconds(self, tick: int) -> float:
+        return float((tick - self.start) * self.time_base)
+
     def centres(self, n: int) -> list[int]:
         length = self.end - self.start
         return [self.start + (2 * i + 1) * length // (2 * n) for i in range(n)]
@@ -246,12 +240,8 @@ def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) ->
         return None
     ticks.sort()
     keyframes.sort()
-    return Timeline(
-        time_base=stream.time_base or Fraction(1, av.time_base),
-        end=ticks[-1] + _frame_ticks(stream, ticks),
-        ticks=ticks,
-        keyframes=keyframes,
-    )
+    end = ticks[-1] + _frame_ticks(stream, ticks)
+    return Timeline(stream.time_base or Fraction(1, av.time_base), end, ticks, keyframes)
 
 
 def _frame_ticks(stream: VideoStream, ticks: list[int]) -> int:

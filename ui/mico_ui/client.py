@@ -26,11 +26,8 @@ STORED_S = 5.0  # a server has stored a stopped answer, and takes another questi
 
 T = TypeVar("T")
 
-_EVENTS: dict[str, type[ChatEvent]] = {
-    "media": MediaEvent,
-    "delta": DeltaEvent,
-    "done": ChatResponse,
-}
+_EVENTS: dict[str, type[ChatEvent]] = {"media": MediaEvent, "delta": DeltaEvent}
+_EVENTS["done"] = ChatResponse
 
 
 @dataclass(eq=False)

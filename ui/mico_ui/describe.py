@@ -117,10 +117,8 @@ def _prompt(tokens: Usage | Estimate) -> str:
 def age(seconds: float) -> str:
     if seconds < 60:
         return "just now"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min ago"
     if seconds < 86400:
-        return f"{seconds // 3600:.0f} h ago"
+        return f"{seconds // 60:.0f} min ago" if seconds < 3600 else f"{seconds // 3600:.0f} h ago"
     return f"{count(int(seconds // 86400), 'day')} ago"
 
 
@@ -165,11 +163,10 @@ def wave_pixels(samples: NDArray[np.float32]) -> Pixels:
     middle = (height - 1) / 2
     for column, (start, end) in enumerate(pairwise(edges)):
         part = samples[start : max(end, start + 1)]
-        if len(part) == 0:
-            continue
-        top = int(middle - part.max() * middle)
-        bottom = int(np.ceil(middle - part.min() * middle))
-        picture[max(0, top) : bottom + 1, column] = _WAVE_COLOUR
+        if len(part):
+            top = int(middle - part.max() * middle)
+            bottom = int(np.ceil(middle - part.min() * middle))
+            picture[max(0, top) : bottom + 1, column] = _WAVE_COLOUR
     return picture
 
 

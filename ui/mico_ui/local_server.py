@@ -55,13 +55,9 @@ def _new_secret() -> str:
 
 def _start(arguments: Sequence[str], secret: str, **streams: Any) -> subprocess.Popen[str]:
     """``mico-chat serve`` in its own session, so that Ctrl-C reaches only the parent process."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _MAIN, "serve", *arguments],
-        stdin=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **streams,
-    )
+    command = [sys.executable, "-c", _MAIN, "serve", *arguments]
+    how: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **how, **streams)
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has died already, which its watcher reports
         os.write(process.stdin.fileno(), f"{secret}\n".encode())
@@ -132,14 +128,10 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
             own = ["--host", "127.0.0.1", "--port", port, "--shutdown-timeout-s", "2"]
             return _start([*arguments, *own], secret, stdout=subprocess.PIPE, stderr=log)
 
-        process = start("0")
+        kept = KeptRunning(start("0"), lambda: start(port))
         try:
-            address = _address(process, log)
-        except BaseException:
-            _end(process)
-            raise
-        kept = KeptRunning(process, partial(start, address.rpartition(":")[2]))
-        try:
+            address = _address(kept.process, log)
+            port = address.rpartition(":")[2]
             kept.watch()
             yield address, secret
         finally:

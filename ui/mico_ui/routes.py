@@ -67,15 +67,9 @@ class Question:
         for medium in self.media:
             value = medium if isinstance(medium, Upload) else f"media:{medium.id}"
             fields.append((medium.kind, value))
-        more = {
-            "conversation_id": self.conversation_id,
-            "create": self.create or None,
-            "model": self.model,
-            "system": self.system,
-            "depth_scale": self.depth_scale,
-            **self.options,
-        }
-        for name, value in more.items():
+        names = ("conversation_id", "model", "system", "depth_scale")
+        more = {name: getattr(self, name) for name in names} | {"create": self.create or None}
+        for name, value in {**more, **self.options}.items():
             # Several values of one name are several fields: the stop texts.
             values = value if isinstance(value, list | tuple) else [value]
             fields += [(name, _text(value)) for value in values if value is not None]

@@ -31,16 +31,8 @@ WEB = Path(__file__).parent / "web"
 
 # In the order in which they build on each other; `start` is last.
 SCRIPTS = (
-    "core",
-    "models",
-    "cards",
-    "attachments",
-    "why",
-    "turns",
-    "composer",
-    "library",
-    "compare",
-    "start",
+    *("core", "models", "cards", "attachments", "why", "turns", "composer", "library"),
+    *("compare", "start"),
 )
 
 # Nothing is loaded from another site, and no other site may frame the page. Gradio's templates and

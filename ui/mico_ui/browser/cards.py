@@ -78,12 +78,8 @@ class Attached(Frozen):
         found = tuple(kind for kind in kinds if kind in self.reads)
         if not found:
             read = ", ".join(TABLE[kind].words for kind in self.reads) or "text alone"
-            raise ApiError(
-                f"{self.name} is {TABLE[kinds[0]].words}, "
-                f"but {model or 'this model'} reads {read}. "
-                "Choose another model for it.",
-                status=415,
-            )
+            wrong = f"{self.name} is {TABLE[kinds[0]].words}, but {model or 'this model'} reads"
+            raise ApiError(f"{wrong} {read}. Choose another model for it.", status=415)
         return found
 
 
@@ -102,14 +98,10 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
         return found
     if not head:
         raise ApiError(f"{name}: the file is empty", status=415)
-    *taken, last = (
-        f"{row.plural} ({row.files or ', '.join(row.formats)})" for row in TABLE.values()
-    )
-    raise ApiError(
-        f"{name}: the bytes {formats.looks_like(fmt, head)}. "
-        f"This chat takes {', '.join(taken)} and {last}.",
-        status=415,
-    )
+    rows = TABLE.values()
+    *taken, last = (f"{row.plural} ({row.files or ', '.join(row.formats)})" for row in rows)
+    known = f"This chat takes {', '.join(taken)} and {last}."
+    raise ApiError(f"{name}: the bytes {formats.looks_like(fmt, head)}. {known}", status=415)
 
 
 def preview_of(medium: Medium, name: str) -> Preview:

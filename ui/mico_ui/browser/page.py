@@ -178,11 +178,10 @@ class Page:
         return {"name": f"{name}.md", "type": "text/markdown", "text": text}
 
     async def examples(self, visitor: Visitor) -> list[Example]:
-        if not self._shown_examples:
-            self._shown_examples = [
-                example.model_copy(update={"cards": await self._example_cards(example.files)})
-                for example in self._examples.chats
-            ]
+        self._shown_examples = self._shown_examples or [
+            example.model_copy(update={"cards": await self._example_cards(example.files)})
+            for example in self._examples.chats
+        ]
         return self._shown_examples
 
     async def attach_example(self, visitor: Visitor, name: str) -> list[Card]:
@@ -201,10 +200,8 @@ class Page:
         media = [{"type": kind, kind: {"url": url}} for kind, url in kinds]
         texts = [text.strip() for text in compared.texts if text.strip()]
         if len(media) + len(texts) < 2:
-            raise ApiError(
-                "Compare needs at least two: add a file, or write a sentence on each line",
-                status=415,
-            )
+            reason = "Compare needs at least two: add a file, or write a sentence on each line"
+            raise ApiError(reason, status=415)
 
         async def asked(path: str, **body: Any) -> list[dict[str, Any]]:
             call = Call("POST", path, read_as(_Items), body={"model": compared.model, **body})

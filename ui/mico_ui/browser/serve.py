@@ -99,7 +99,5 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {reason}; try another --port"
-        ) from error
+        reason = f"{error.strerror or error}; try another --port"
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from error

@@ -23,12 +23,9 @@ from mico_ui.terminal.screen import Screen, preview, unechoed
 from mico_ui.terminal.talk import SETTINGS, Talk, dropped, named, paths_of
 
 KEYS = (
-    ("Enter", "ask"),
-    ("Alt-Enter", 'a new line; or put the text between """ and """'),
-    ("Up, Down, Ctrl-R", "go to earlier questions"),
-    ("Tab", "complete a command or path"),
-    ("Ctrl-C", "stop an answer"),
-    ("Ctrl-D", "end"),
+    *(("Enter", "ask"), ("Alt-Enter", 'a new line; or put the text between """ and """')),
+    *(("Up, Down, Ctrl-R", "go to earlier questions"), ("Tab", "complete a command or path")),
+    *(("Ctrl-C", "stop an answer"), ("Ctrl-D", "end")),
 )
 
 
@@ -175,9 +172,8 @@ class Chat:
     @_command("", "ask the last question again")
     def retry(self, text: str) -> None:
         if float(self.talk.settings.get("temperature", 0)) == 0:
-            self.screen.note(
-                "at temperature 0 the answer stays the same; /set temperature 0.8 varies it"
-            )
+            said = "at temperature 0 the answer stays the same; /set temperature 0.8 varies it"
+            self.screen.note(said)
         self.screen.answer(self.talk.retry())
 
     @_command("", "begin another conversation")
@@ -268,9 +264,8 @@ class Chat:
     def help(self, text: str) -> None:
         rows = [(f"/{name} {c.argument}".strip(), c.help) for name, c in COMMANDS.items()]
         self.screen.table([*rows, ("", ""), *KEYS])
-        self.screen.note(
-            "The path of a picture, sound or clip in a question attaches that file too."
-        )
+        said = "The path of a picture, sound or clip in a question attaches that file too."
+        self.screen.note(said)
 
     @_command("", "end the chat", "exit", "bye")
     def quit(self, text: str) -> None:

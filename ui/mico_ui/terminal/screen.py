@@ -9,7 +9,7 @@ import termios
 import time
 import unicodedata
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain, islice
 from typing import IO
 
@@ -133,13 +133,10 @@ class Screen:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self.console.print(table)
 
-    @contextmanager
-    def waiting(self, reason: str) -> Iterator[None]:
+    def waiting(self, reason: str) -> AbstractContextManager[object]:
         if not self.console.is_terminal:
-            yield
-            return
-        with self.console.status(Text(reason, style="dim"), spinner="dots"):
-            yield
+            return nullcontext()
+        return self.console.status(Text(reason, style="dim"), spinner="dots")
 
     def answer(self, events: Generator[wire.ChatEvent, None, None]) -> None:
         """Show an answer while it comes, and close ``events`` at any end."""
@@ -171,14 +168,9 @@ class Screen:
 
     def medium(self, number: int, stored: wire.MediaObject) -> None:
         found = "" if stored.report is None else printable(describe.in_short(stored.report))
-        self.console.print(
-            Text.assemble(
-                (f"{number} ", "dim"),
-                (f"{stored.kind} ", "cyan"),
-                (printable(stored.name), "bold"),
-                f"  {found}",
-            )
-        )
+        name = (printable(stored.name), "bold")
+        shown = ((f"{number} ", "dim"), (f"{stored.kind} ", "cyan"), name, f"  {found}")
+        self.console.print(Text.assemble(*shown))
         for cut in () if stored.report is None else stored.report.cut:
             self.line(f"  {cut}", "yellow")
 
