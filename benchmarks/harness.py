@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
@@ -276,9 +277,11 @@ def parser_of(
             kind, how["help"] = get_args(kind)
         if get_origin(kind) is UnionType:  # with None
             kind = get_args(kind)[0]
-        if one.kind is one.VAR_POSITIONAL or get_origin(kind) is list:
-            how["nargs"] = "*" if one.kind is one.VAR_POSITIONAL else "+"
         how["type"] = (*get_args(kind), kind)[0]
+        if one.kind is one.VAR_POSITIONAL:
+            how["nargs"] = "*"
+        elif get_origin(kind) is list:
+            how |= {"nargs": "+", "action": "extend"}
         if one.default is one.empty:
             parser.add_argument(one.name, **how)
         else:
@@ -294,22 +297,17 @@ def run(
     parser, common = parser_of(name, measure, output)
     given = vars(parser.parse_args(arguments))
     shared, own = common.parse_known_args(arguments)
-    words, own_options = list[Any](), dict[str, Any]()
-    for one in inspect.signature(measure).parameters.values():
-        if one.kind is one.VAR_POSITIONAL:
-            words = given.pop(one.name)
-        if one.name == "output":
-            own_options["output"] = shared.output
-    for option in vars(shared):
-        given.pop(option)
+    asked = inspect.signature(measure).parameters
+    words = [given.pop(one.name) for one in asked.values() if one.kind is one.VAR_POSITIONAL]
+    options = {option: value for option, value in given.items() if option in asked}
     try:
         if shared.beside is not None:
             print(beside(name, own, shared.beside, shared.rounds))
             return
-        found = measure(*words, **given, **own_options)
+        found = measure(*chain(*words), **options)
         command = " ".join(["python -m benchmarks", *([name] if name != RACE else []), *own])
         reports = [found] if isinstance(found, Report) else found
-        publish(reports, name, given, command, shared.output)
+        publish(reports, name, options, command, shared.output)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

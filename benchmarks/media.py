@@ -71,8 +71,9 @@ def clip(path: Path, seed: int, seconds: float = 4.0, rate: int = 10) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
-        for frame in range(int(seconds * rate)):
-            pixels = _disc(seed, frame / (seconds * rate))
+        n = int(seconds * rate)
+        for frame in range(n):
+            pixels = _disc(seed, frame / n)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return path
