@@ -11,7 +11,8 @@ import importlib
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,18 @@ FRAMES = 8
 SIDE = 448
 
 
-def decode_all(path: Path) -> range:
-    """PyAV's own loop; the numbers of the frames."""
+@contextmanager
+def video_of(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """A file and its video, which one thread decodes."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def decode_all(path: Path) -> range:
+    """PyAV's own loop; the numbers of the frames."""
+    with video_of(path) as (container, stream):
         return range(sum(1 for _ in container.decode(stream)))
 
 
@@ -51,9 +59,7 @@ def times_of(start: float) -> list[float]:
 def seek_each(path: Path, goals: Sequence[float], size: tuple[int, int]) -> list[NDArray[Any]]:
     """PyAV, a seek for each frame, scaled as ours are."""
     taken = []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
+    with video_of(path) as (container, stream):
         assert stream.time_base is not None
         for goal in goals:
             container.seek(round(goal / stream.time_base), stream=stream)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
-import av
 import numpy as np
 import torch
 import torchvision
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import v2
 
-from benchmarks.data.decode import seek_each
+from benchmarks.data.decode import seek_each, video_of
 from benchmarks.harness import Ratio, Report, core_seconds, medians, turns
 from benchmarks.media import RATE, landscape, photograph
 from mico_chat.checkpoints.load import load_encoder
@@ -106,9 +105,7 @@ def frames(path: Path, size: tuple[int, int], n: int, seconds: int) -> dict[str,
 
     def through() -> list[NDArray[Any]]:
         taken: list[NDArray[Any]] = []
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
+        with video_of(path) as (container, stream):
             for frame in container.decode(stream):
                 if len(taken) < n and frame.time is not None and frame.time >= goals[len(taken)]:
                     shown = frame.reformat(width, height, "rgb24", interpolation="AREA")
@@ -131,12 +128,8 @@ def measure(
     ratios: list[Ratio] = []
 
     def race(what: str, unit: str, ways: dict[str, Way], amount: float) -> None:
-        rates = medians(
-            turns(
-                {name: lambda way=way: amount / core_seconds(way) for name, way in ways.items()},
-                repeats,
-            )
-        )
+        timed = {name: lambda way=way: amount / core_seconds(way) for name, way in ways.items()}
+        rates = medians(turns(timed, repeats))
         ours = rates[OURS]
         for name, rate in rates.items():
             rows.append([what, unit, name, f"{rate:.1f}", f"{ours / rate:.2f}"])

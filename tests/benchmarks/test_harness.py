@@ -43,12 +43,13 @@ def walls(
 def test_options_document_ratios_and_pictures(
     templates: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("walls", walls, ["here", "--names", "a", "b", "--n", "3", "--output", str(tmp_path)])
+    words = ["here", "--names", "a", "b", "--n", "3", "--names", "c"]
+    run("walls", walls, [*words, "--output", str(tmp_path)])
     shown, text = capsys.readouterr().out, (tmp_path / "walls.md").read_text()
-    command = "`python -m benchmarks walls here --names a b --n 3`"
+    command = f"`python -m benchmarks walls {' '.join(words)}`"
     assert text.startswith("# Walls of 3\n\n")
     assert text.splitlines()[2].endswith(f"Made by {command}.")
-    assert text.endswith("\n\nhere ['a', 'b']\n\nmore\n"), "reports with one file share it"
+    assert text.endswith("\n\nhere ['a', 'b', 'c']\n\nmore\n"), "reports with one file share it"
     assert "height: 0.5, falls short ≥ 1" in shown
     (kept,) = (tmp_path / "ratios").iterdir()
     assert json.loads(kept.read_bytes())["report"] == "walls.md"
