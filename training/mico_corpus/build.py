@@ -82,7 +82,6 @@ def build(recipe: BuildRecipe, sources: Sequence[str], output: str) -> BuildResu
 
 @contextmanager
 def runner(recipe: BuildRecipe, *jobs: Job) -> Iterator[Callable[[Place, Job], None]]:
-    """The function that does a job: in this process, or on Ray."""
     if not recipe.workers and not os.environ.get("RAY_ADDRESS"):
         yield run_job
         return

@@ -147,7 +147,6 @@ def known_ids(place: Place, below: str) -> NDArray[Any]:
 
 
 def among(ids: pa.Array, known: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of some ids are among sorted ones."""
     if not len(known):
         return np.zeros(len(ids), bool)
     asked = np.array(ids.to_pylist(), dtype="S")

@@ -95,7 +95,6 @@ def run_job(place: Place, job: Job) -> None:
 
 
 def context(place: Place, job: Job, system: FileSystem) -> DataContext:
-    """The settings of Ray Data for a job."""
     settings: DataContext = DataContext.get_current().copy()
     settings.target_max_block_size = BLOCK_BYTES
     settings.enable_progress_bars = sys.stderr.isatty()
@@ -137,8 +136,6 @@ def once(table: pa.Table, step: JobStep) -> pa.Table:
 
 
 class Actor:
-    """Keeps what a step needs, such as a model."""
-
     def __init__(self, step: JobStep) -> None:
         self.step = replace(step, make=partial(same, step.make()))
 

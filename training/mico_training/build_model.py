@@ -64,8 +64,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Stage 1's model with the text branch's tokenizer."""
-
     model: MicoForPretraining
     tokenizer: PreTrainedTokenizerBase
     preprocessing: Preprocessing
@@ -138,7 +136,6 @@ def build_pretraining(
 
 
 def text_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> MicoTextConfig:
-    """The configuration of a text branch that reads a tokenizer's ids."""
     mask, pad = cast(int, tokenizer.mask_token_id), cast(int, tokenizer.pad_token_id)
     return MicoTextConfig(
         vocab_size=len(tokenizer), mask_token_id=mask, pad_token_id=pad, **cast(Any, sizes)

@@ -128,7 +128,6 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        """Bytes of one process at its fullest moment."""
         return sum(size for size, _ in self.memory.values())
 
     @property
@@ -212,7 +211,6 @@ def measured_throughput(half: bool) -> float:
 
 
 def rehearse(recipe: Recipe) -> StepCost:
-    """Run a step of a recipe on fake tensors."""
     train = recipe.train
     model = _pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
     if train.gradient_checkpointing:
@@ -266,7 +264,6 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, int, list[Tensor]]]:
 
 
 def _chat(recipe: Recipe) -> nn.Module:
-    """The model of stages 2 and 3, prepared as for training."""
     asked = _expected(recipe)
     config = build_model.chat_config(asked)
     dtype = build_model.DTYPES[asked.llm_dtype if config.base_llm is not None else "float32"]

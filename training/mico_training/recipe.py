@@ -393,7 +393,6 @@ def load_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> R:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    """Set one ``a.b.0.c=value`` in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: write it as key=value, for example train.lr=1e-4")

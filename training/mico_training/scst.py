@@ -140,7 +140,6 @@ class ScstTrainer(MicoTrainer):
 
 
 def _until(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Rows of ids up to their first [SEP]."""
     rows: list[list[int]] = ids.tolist()
     end = tokenizer.sep_token_id
     return [row[: row.index(end)] if end in row else row for row in rows]

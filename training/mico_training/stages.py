@@ -48,7 +48,6 @@ from mico_training.trainer import MicoTrainer, draws, examples_per_step, train, 
 
 
 def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
-    """Pretraining: encoder, context and text branch learn from paired media and words."""
     recipe = load_recipe(Stage1Run, config, overrides)
     arguments = training_arguments(recipe)
     need: Need = "question" if recipe.stage1.questions else "caption"
@@ -138,12 +137,10 @@ def _scst(
 
 
 def train_stage2(config: Path, overrides: Sequence[str] = ()) -> None:
-    """Alignment: the bridge learns to bring the encoder's tokens to a frozen language model."""
     _train_chat(load_recipe(Stage2Run, config, overrides), "Stage 2: alignment")
 
 
 def train_stage3(config: Path, overrides: Sequence[str] = ()) -> None:
-    """Instruction tuning: bridge and language model (LoRA, or all of it) learn conversations."""
     recipe = load_recipe(Stage3Run, config, overrides)
     name, packing = recipe.model.name, recipe.model.llm_quantization
     if (Path(name) / "lora").is_dir():
@@ -157,7 +154,6 @@ def train_stage3(config: Path, overrides: Sequence[str] = ()) -> None:
 
 
 def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
-    """Train a chat model on captions (stage 2) or conversations (stage 3), and save it."""
     arguments = training_arguments(recipe)
     need: Need = "caption" if isinstance(recipe, Stage2Run) else "conversation"
     mixture = open_mixture(recipe.data, need, recipe.train.seed)

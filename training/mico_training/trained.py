@@ -115,7 +115,6 @@ class Modes:
         ]
 
     def set(self) -> None:
-        """Set the modes before a step, after ``model.train()``."""
         for module in self._frozen:
             module.eval()
         for module in self._exceptions:

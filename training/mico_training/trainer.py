@@ -100,7 +100,6 @@ def training_arguments(recipe: Run) -> TrainingArguments:
 
 
 def _schedule(train: TrainRecipe) -> dict[str, Any]:
-    """Hugging Face's name and options of a schedule; those with an end have other names."""
     name, options = train.schedule, {}
     if train.end_lr is not None and name == "linear":
         name, options = "polynomial", {"lr_end": train.end_lr, "power": 1.0}
@@ -178,7 +177,6 @@ class MicoTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each part since the last log."""
         if "loss" in logs and self.batches:
             for name in COMPONENTS:
                 if name in self.sums:
@@ -207,7 +205,6 @@ class MicoTrainer(Trainer):
         return nullcontext()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As the Trainer, but FSDP and DeepSpeed leave the frozen weights out."""
         if self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
@@ -228,7 +225,6 @@ class MicoTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As the Trainer, but each process takes its pieces of the optimizer's state."""
         if checkpoint is None or self.recipe.parallel != "fsdp":
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -242,7 +238,6 @@ class MicoTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
-        """As the Trainer, but DeepSpeed does not look for frozen weights."""
         prepare: Any = super()._prepare_for_training
         own = self.is_deepspeed_enabled and resume_from_checkpoint is not None
         prepared = prepare(max_steps, train_dataloader, None if own else resume_from_checkpoint)

@@ -23,7 +23,6 @@ FRAMES = 4
 
 
 def contact_sheet(samples: Sequence[Sample], path: Path, columns: int = 2) -> None:
-    """Draw each sample's media, and beside them its caption, questions and answers, as a PNG."""
     most = max(len(sample.files) for sample in samples)
     rows = -(-len(samples) // columns)
     figure = Figure(figsize=(columns * (1.6 * most + 3.2), 1.6 * rows), dpi=90)

@@ -135,8 +135,6 @@ def sound_stream(container: InputContainer) -> AudioStream | None:
 
 @dataclass
 class _Copies:
-    """The last files that were copied from addresses."""
-
     paths: OrderedDict[tuple[str, str], Path] = field(default_factory=OrderedDict)
 
     def get(self, row: Row, name: str) -> Path:

@@ -132,8 +132,6 @@ class Scenes(AdaptiveDetector):  # type: ignore[misc]  # PySceneDetect has no ty
 
 
 class Looks:
-    """The frames of a file, one after the other, and the clips that they make."""
-
     def __init__(self, stream: VideoStream, zero: float, recipe: ClipsRecipe) -> None:
         self.zero = zero
         self._tick = float(stream.time_base or Fraction(1, av.time_base))

@@ -212,7 +212,6 @@ def _walked(folder: Path) -> Iterator[Path]:
 
 
 def _texts(about: Mapping[str, Any]) -> dict[str, str]:
-    """What is said of a file, in our names."""
     found = {"text": TEXTS, "source": ("source",), "licence": LICENCES}
     values = {
         name: next((about[k] for k in keys if about.get(k)), "") for name, keys in found.items()

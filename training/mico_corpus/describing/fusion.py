@@ -63,7 +63,6 @@ class Fusion:
 
 
 def notes_of(clip: Clip) -> dict[str, str]:
-    """A line for each kind of note that a clip has, by its name."""
     seen = [*clip.said("caption", "video"), *clip.said("caption", "image")]
     kinds = {
         "Seen": (seen, " "),

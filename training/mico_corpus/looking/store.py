@@ -184,7 +184,6 @@ def _name(shard: Location) -> str:
 
 
 def _places(shard: Location) -> dict[str, tuple[int, int]]:
-    """Where each sample of a shard lies, by its key."""
     return {key: (start, size) for key, start, size, _ in samples_of(shard)}
 
 

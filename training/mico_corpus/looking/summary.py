@@ -51,8 +51,6 @@ class Spread:
 
 @dataclass
 class Amount:
-    """A number of things, and their length."""
-
     count: int = 0
     seconds: float = 0.0
 

@@ -164,7 +164,6 @@ def _going(
 
 
 def _marked(batch: pa.RecordBatch, going: NDArray[np.bool_]) -> pa.RecordBatch:
-    """Rows without shard, files, and what was said of the clip."""
     empty: dict[str, Any] = {"reason": REMOVED, "files": [], "annotations": []}
     empty |= dict.fromkeys(("detail", "shard"), "")
     for column, value in empty.items():

@@ -35,7 +35,6 @@ def length_names() -> list[str]:
 
 
 def classes_of(batch: pa.RecordBatch) -> dict[str, pa.Array]:
-    """The classes of each row of an index, as texts."""
     seconds = pc.subtract(batch.column("end"), batch.column("start")).to_numpy()
     lengths = np.searchsorted(np.array(LENGTHS), seconds, side="right")
     rows, fields = elements(batch, "annotations")

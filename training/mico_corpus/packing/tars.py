@@ -25,7 +25,6 @@ def opened(place: Place, shard: str) -> BinaryIO:
 
 
 def copy(source: BinaryIO, target: BinaryIO, parts: Iterable[tuple[int, int]]) -> None:
-    """Append parts of a file, from their beginnings to their ends."""
     for start, end in parts:
         source.seek(start)
         while start < end:

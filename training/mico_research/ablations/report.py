@@ -100,7 +100,6 @@ def changes(
 
 
 def report(results: Results, folder: Path) -> list[Path]:
-    """Write ``ablations.md``, ``ablations.json`` and the pictures; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [
         curves(results, folder / "ablations-loss.png"),

@@ -185,7 +185,6 @@ def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
 
 
 def run(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
-    """The result of a cell with a seed, which is trained and evaluated unless that is done."""
     work = partial(_train, settings, cell, seed)
     return run_once(settings.folder(cell, seed), described(settings, cell, seed), work)
 

@@ -47,7 +47,6 @@ STEM_BATCH = 32
 
 
 def fit_specs(recipe: FinetuneRun, encoder: Encoder, splits: Splits) -> tuple[Any, Target]:
-    """How inputs and targets become numbers, fitted to the training samples."""
     samples = splits.train
     spec: Any
     match recipe.modality:
@@ -151,7 +150,6 @@ class Mapped(Dataset[dict[str, Array]]):
 
 
 def draws_of(arrays: Any, n: int, seed: int) -> Mapped:
-    """``n`` draws of the samples; the seed gives every epoch its own order."""
     rng = np.random.default_rng(seed)
     epochs = [rng.permutation(len(arrays)) for _ in range(-(-n // len(arrays)))]
     order = np.concatenate(epochs)[:n]
@@ -306,7 +304,6 @@ class Study:
         return run_once(folder, self.settings, partial(self._train, folder, arm, seed, lr))
 
     def _train(self, folder: Path, arm: str, seed: int, lr: float) -> dict[str, Any]:
-        """The figures of one run. Its model is kept if it is the best so far."""
         splits = self.source.splits(seed)
         spec, target = fit_specs(self.recipe, self.encoder, splits)
         set_seed(seed)  # of the model that is built next

@@ -97,7 +97,6 @@ def _list(root: Path, _: dict[str, Any], file: str, at: str) -> list[Sample]:
 
 
 def _persons(root: Path, _: dict[str, Any], ids: str, at: Sequence[str]) -> list[Sample]:
-    """A folder for each person's number, in each camera's folder."""
     numbers = [int(one) for one in re.findall(r"\d+", read_text(root / ids))]
     return [
         Sample(path, f"{number:04d}", str(path))

@@ -68,7 +68,6 @@ def _bunch(name: str, **options: Any) -> Any:
 
 
 def _table(name: str, **options: Any) -> list[Sample]:
-    """A table of scikit-learn; the target is a class where the classes have names."""
     bunch = _bunch(name, **options)
     classes = bunch.get("target_names")
     return [
@@ -83,7 +82,6 @@ def _table(name: str, **options: Any) -> list[Sample]:
 
 
 def _pictures(name: str) -> list[Sample]:
-    """Pictures of scikit-learn as 8-bit values in three equal channels."""
     bunch = _bunch(name)
     scaled = (bunch.images / 16 * 255).astype(np.float32)
     return [
@@ -93,14 +91,12 @@ def _pictures(name: str) -> list[Sample]:
 
 
 def _series(name: str, channel: str, season: int) -> Packaged:
-    """A series of statsmodels: every column but the year, row after row."""
     frame = import_module(f"statsmodels.datasets.{name}").load_pandas().data
     values = frame.drop(columns="YEAR").to_numpy(dtype=np.float32).reshape(-1, 1)
     return Packaged(series=Series(values, (channel,), name), season=season)
 
 
 def _ts(problem: str) -> Packaged:
-    """A problem of sktime, with its official split."""
     folder = f"sktime/datasets/data/{problem}/{problem}"
     train, test = (
         parse_ts(_file("sktime", f"{folder}_{part}.ts"), f"{problem} {part}")

@@ -41,7 +41,6 @@ class SequenceInput(InputSpec):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], patch: int, by_step: bool = False) -> Self:
-        """Statistics of training samples, which must have the channels (bands) of the first."""
         arrays = [sample.array("a sequence", sample.values, 2) for sample in samples]
         for sample, array in zip(samples, arrays, strict=True):
             differ = array.shape != arrays[0].shape
@@ -131,7 +130,6 @@ class GraphInput(InputSpec):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> Self:
-        """Statistics of training graphs, which must all have the features of the first."""
         graphs = [_graph(sample) for sample in samples]
         widths = (graphs[0].nodes.shape[1], graphs[0].edge_features.shape[1])
         for sample, graph in zip(samples, graphs, strict=True):

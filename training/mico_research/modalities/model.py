@@ -191,7 +191,6 @@ class MicoForModality(PreTrainedModel):
         PreTrainedModel.post_init(self)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Modules initialise themselves, and a folder holds every weight, but not every buffer."""
         init_buffers(module)
 
     # --- samples to tensors -------------------------------------------------------------------
@@ -234,7 +233,6 @@ class MicoForModality(PreTrainedModel):
         return ModelOutput(loss=loss, logits=logits)
 
     def _read(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The head on [CLS] and the mean of the tokens."""
         units = inputs.pop("units", None)
         encoded, mask = self.encode(inputs)
         tokens = encoded[:, self.encoder.n_prefix :]

@@ -127,8 +127,6 @@ def _find_columns(path: Path, row: Mapping[str, str], names: Sequence[str]) -> N
 
 @dataclass(frozen=True)
 class Series:
-    """A time series: values (T, C) in the order of time, and the names of its channels."""
-
     values: Array
     channels: tuple[str, ...]
     file: str

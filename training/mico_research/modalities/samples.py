@@ -90,7 +90,6 @@ def spread(values: Array) -> tuple[Array, Array]:
 
 
 def number(text: Any) -> float | None:
-    """A text as a number, which need not be finite, or None if it is none."""
     try:
         return float(text)
     except (TypeError, ValueError):

@@ -138,7 +138,6 @@ def _keys(medium: MediaFile) -> tuple[str, str]:
 def _features(
     media: Sequence[MediaFile], units: Units, stem: Stem, batch_size: int, workers: int
 ) -> dict[str, Tensor]:
-    """The features (n, C, G, G) float16 of media and of their sound tracks, by key."""
     decoded: DataLoader[list[Tensor]] = DataLoader(
         cast(Any, media), batch_size=None, collate_fn=cast(Any, units), num_workers=workers
     )
@@ -173,7 +172,6 @@ class LoadedMedium:
 
     @property
     def measured(self) -> MeasuredMedium:
-        """The medium as the processor takes it."""
         inner = () if self.track is None else (MeasuredMedium("audio", len(self.track)),)
         return MeasuredMedium(self.kind, len(self.inputs), inner)
 

@@ -63,7 +63,6 @@ class Mixture:
         return np.random.default_rng((self.seed, 1, purpose, draw))
 
     def seed_of(self, draw: int) -> int:
-        """The seed of the frames and slices of a draw's media."""
         return int(self.generator(draw, purpose=7).integers(2**32))
 
     def near(self, draw: int, generator: np.random.Generator) -> TrainingSample:

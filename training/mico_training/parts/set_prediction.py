@@ -31,8 +31,6 @@ FOCUS = 2.0
 
 @dataclass
 class ThingsOutput(ModelOutput):
-    """The losses and their weighted sum, scalars."""
-
     loss: Tensor | None = None
     thing_loss: Tensor | None = None
     box_loss: Tensor | None = None

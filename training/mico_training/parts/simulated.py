@@ -33,8 +33,6 @@ SURE = (3.0, 7.0)
 
 
 class GivenThings:
-    """Makes the context tokens of pictures and clips from their regions."""
-
     def __init__(self, chat: MediaPath) -> None:
         concepts = chat.concepts
         assert concepts is not None

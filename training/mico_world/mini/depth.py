@@ -59,7 +59,6 @@ def _part(split: Split, start: int, n: int) -> Rooms:
 
 
 def rooms(folder: Path, split: Split, n: int, processes: int, part: int = 200) -> Rooms:
-    """``n`` rooms; drawn ones are kept in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {start: folder / f"{split}-{start:06d}.npz" for start in range(0, n, part)}
     todo = [start for start, file in files.items() if not file.is_file()]
@@ -176,7 +175,6 @@ def measures(guess: NDArray[Any], depth: NDArray[Any]) -> dict[str, float]:
 
 
 def sheet(pictures: NDArray[np.uint8], maps: list[NDArray[Any]], path: Path) -> None:
-    """Rows of a picture and its maps, in colours from near to far."""
     from matplotlib import colormaps
 
     rows = []

@@ -40,7 +40,6 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
 
 
 def write_real_items(output: Path) -> int:
-    """Write ``items.jsonl`` and the media of the real items; returns how many items."""
     (output / "media").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for item, question in real_items():

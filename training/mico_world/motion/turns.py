@@ -35,7 +35,6 @@ def _clause(rng: Rng, track: Track, subject: str) -> str:
 
 
 def _everything(way: str) -> str:
-    """What all that stands still seems to do before a camera that goes this way: "moves left"."""
     opposite = REVERSED[way] if way in STEP else way
     return f"{'comes' if way == 'nearer' else 'moves'} {ways_to_say(opposite)[0]}"
 

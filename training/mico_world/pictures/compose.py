@@ -66,7 +66,6 @@ class Placed:
 
     @property
     def phrase(self) -> str:
-        """The name with the colour before it: "red ball"."""
         return f"{self.colour} {self.name}" if self.colour else self.name
 
 

@@ -81,7 +81,6 @@ def models_of(split: Split) -> dict[str, list[MeshModel]]:
 
 @lru_cache(maxsize=512)
 def load(model: MeshModel) -> Mesh:
-    """The model's mesh at its real size."""
     with zipfile.ZipFile(model.archive) as archive:
         mesh = _simplified(_read_obj(archive, model.member))
     turn = np.array(model.rotation or np.eye(3), np.float32).reshape(3, 3).T

@@ -187,7 +187,6 @@ def room_scene(
 def _asked_and_clutter(
     rng: Rng, split: Split, count: int, modelled: bool
 ) -> list[tuple[Label, Mesh]]:
-    """The ``count`` things of a room, then its clutter, which shares no word with their names."""
     more = int(rng.integers(1, 5)) if modelled and rng.random() < 0.5 else 0
     things = _chosen_meshes(rng, split, count, modelled)
     around = _chosen_meshes(rng, split, more, modelled) if more else []

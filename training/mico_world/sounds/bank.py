@@ -111,7 +111,6 @@ class SoundBank:
         return pcm.astype(np.float32) / np.float32(32768)
 
     def save(self, stem: Path) -> None:
-        """Write ``stem``.npy, then the index ``stem``.json."""
         with in_one_step(stem.with_suffix(".npy")) as scratch:
             np.save(scratch, self._samples)
         with in_one_step(stem.with_suffix(".json")) as scratch:

@@ -210,7 +210,6 @@ _SHARES = np.array((0.66, 0.08, 0.1, 0.08, 0.08))
 
 
 def make(rng: Rng, split: Split, bank: SoundBank | None = None) -> Sample:
-    """A sample with one sound; ``bank`` defaults to that of the source packages."""
     maker = _MAKERS[int(rng.choice(len(_MAKERS), p=_SHARES / _SHARES.sum()))]
     return maker(rng, split, sound_bank() if bank is None else bank)
 

@@ -320,7 +320,6 @@ class Patch:
     loop: tuple[int, int] | None  # frames
 
     def play(self, note: Note) -> Signal:
-        """Resample the recording to the pitch of ``note``, repeating the loop until it ends."""
         ratio = frequency(note.key) / self.root * self.sample_rate / SAMPLE_RATE
         positions = np.arange(int(note.length * SAMPLE_RATE)) * ratio
         if self.loop is not None:

@@ -108,7 +108,6 @@ class Catalogue:
         return self._by_name[split][name]
 
     def sample(self, rng: Rng, split: Split) -> Thing:
-        """A photographed thing, another picture of one, or a shape."""
         kinds = {kind: share for kind, share in _SHARES.items() if (split, kind) in self._by_kind}
         shares = np.array(list(kinds.values()))
         by_name = self._by_kind[split, str(rng.choice(list(kinds), p=shares / shares.sum()))]

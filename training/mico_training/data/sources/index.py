@@ -133,7 +133,6 @@ class Index:
         self.start, self.size, self.profile = (held[name] for name in COLUMNS)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process maps the arrays by itself."""
         lost = ("start", "size", "profile")
         return {name: value for name, value in self.__dict__.items() if name not in lost}
 
@@ -187,7 +186,6 @@ def _digest(*texts: str) -> str:
 
 @contextmanager
 def _alone(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Only one process at a time; two at once would do the same work twice, and no harm."""
     lock = path.with_name(f"{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=timeout):
@@ -258,7 +256,6 @@ def _store(file: Location, state: str, form: str, found: Iterable[Found]) -> Pat
 
 
 def write_index(file: Location, state: str, about: Mapping[str, Any], columns: Columns) -> Path:
-    """Write a file's index beside it, or else into the cache folder."""
     arrays: Any = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **columns}
     cached, beside = _cached(file, state), _beside(file)
     for place in (beside, cached):
@@ -289,7 +286,6 @@ def _renumbered(place: Location, numbers: dict[Profile, int]) -> Columns:
 
 
 def _join(folder: Path, stored: Sequence[Location], counts: Sequence[int]) -> None:
-    """Write the columns of all files, one file at a time."""
     logger.info("%s: joining the indexes of %d files", folder, len(stored))
     partial = Path(tempfile.mkdtemp(dir=folder.parent))
     try:

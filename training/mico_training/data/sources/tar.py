@@ -120,7 +120,6 @@ def _name(header: bytes) -> str:
 
 
 def _by_tarfile(shard: Location, start: int, content: bytes) -> tuple[str, Members]:
-    """The same for headers of a longer form."""
     padded = content + bytes(-len(content) % BLOCK + 2 * BLOCK)
     members: Members = {}
     key = ""

@@ -84,7 +84,6 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
 
 
 def add_sample(tar: tarfile.TarFile, key: str, record: str, files: Mapping[str, bytes]) -> None:
-    """Add ``KEY.json`` and the media; their bytes depend on nothing else."""
     for member, data in {"json": record.encode(), **files}.items():
         info = tarfile.TarInfo(f"{key}.{member}")
         info.size = len(data)
