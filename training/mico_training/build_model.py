@@ -11,17 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import tokenizers
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -32,19 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mico_chat.checkpoints.assemble import (
-    Encoder,
-    build,
-    encoder_config_of,
-    keep_text_branch,
-    llm_config,
-    read_encoder,
-    read_preprocessing,
-    set_options,
-    take_encoder,
-    take_over,
-    usual_preprocessing,
-)
+from mico_chat.checkpoints import assemble
 from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE, base_llm_path
 from mico_chat.checkpoints.load import text_tokenizer
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, save_with_llm
@@ -110,7 +90,7 @@ class Chat:
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
         if self.encoder is not None and not trains(self.model.encoder, self.model.context):
-            keep_text_branch(self.encoder, folder)
+            assemble.keep_text_branch(self.encoder, folder)
 
 
 def build_pretraining(
@@ -122,8 +102,10 @@ def build_pretraining(
         _starts_elsewhere(recipe, f"{folder} has weights; leave them out")
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         if recipe.encoder is not None:
-            _take_over(model, read_encoder(recipe.encoder))
-        return Pretraining(model, text_tokenizer(folder), read_preprocessing(folder, model.config))
+            _take_over(model, assemble.read_encoder(recipe.encoder))
+        return Pretraining(
+            model, text_tokenizer(folder), assemble.read_preprocessing(folder, model.config)
+        )
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
     config = pretraining_config(recipe, text_config(tokenizer))
@@ -132,7 +114,7 @@ def build_pretraining(
     if model.names is not None:
         visual, sound = config.concept_names
         model.names.start([*visual, *sound], tokenizer, model.text.table)
-    return Pretraining(model, tokenizer, usual_preprocessing(config))
+    return Pretraining(model, tokenizer, assemble.usual_preprocessing(config))
 
 
 def text_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> MicoTextConfig:
@@ -167,14 +149,14 @@ def build_chat(recipe: ModelRecipe) -> Chat:
     """
     _starts_elsewhere(recipe, "only stage 1 starts from them; give its output as model.encoder")
     folder, config = Path(recipe.name), chat_config(recipe)
-    encoder = None if recipe.encoder is None else read_encoder(recipe.encoder)
+    encoder = None if recipe.encoder is None else assemble.read_encoder(recipe.encoder)
     precision = {"dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe)}
     if not folder.is_dir():
         if config.base_llm is None:
             raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
         path = base_llm_path(config.base_llm)
         llm = AutoModelForCausalLM.from_pretrained(path, **precision)
-        return Chat(*build(config, llm, encoder), recipe.encoder)
+        return Chat(*assemble.build(config, llm, encoder), recipe.encoder)
     if recipe.options or recipe.llm is not None:
         raise ConfigError(f"model: {folder} has its own configuration; leave out llm and options")
     if config.base_llm is None and recipe.llm_quantization is not None:
@@ -200,10 +182,10 @@ def _starts_elsewhere(recipe: ModelRecipe, reason: str) -> None:
 
 
 def _take_over(
-    model: MicoForPretraining | MicoChatForConditionalGeneration, encoder: Encoder
+    model: MicoForPretraining | MicoChatForConditionalGeneration, encoder: assemble.Encoder
 ) -> None:
     try:
-        take_over(model, encoder)
+        assemble.take_over(model, encoder)
     except ModelError as error:
         raise ConfigError(f"model.encoder: {error}") from error
 
@@ -243,10 +225,10 @@ def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
     config = MicoChatConfig.named(recipe.name)
     if recipe.llm is not None:
         config.base_llm = recipe.llm
-        config.llm_config = llm_config(recipe.llm)
+        config.llm_config = assemble.llm_config(recipe.llm)
     _set_options(config, recipe.options)
     if recipe.encoder is not None and recipe.encoder.is_dir():
-        take_encoder(config, encoder_config_of(recipe.encoder))
+        assemble.take_encoder(config, assemble.encoder_config_of(recipe.encoder))
     return config
 
 
@@ -276,7 +258,7 @@ def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> Non
 
 def _set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
     try:
-        set_options(config, options)
+        assemble.set_options(config, options)
     except ConfigError as error:
         raise ConfigError(f"model.options: {error}") from error
 
@@ -316,15 +298,17 @@ def kept_vocabulary(folder: Path, mixture: Mixture, size: int) -> PreTrainedToke
 
 def learn_vocabulary(captions: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """A lower-case WordPiece tokenizer of at most ``size`` entries, BERT's special tokens first."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
     tokenizer.train_from_iterator(
         captions,
-        trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False),
+        tokenizers.trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=SPECIAL, show_progress=False
+        ),
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair=None,
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],

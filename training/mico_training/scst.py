@@ -131,15 +131,8 @@ class ScstTrainer(MicoTrainer):
         return random, likely
 
     def _texts(self, ids: Tensor) -> list[str]:
-        """Texts of rows of ids; a row of padding is none."""
-        texts = self.tokenizer.batch_decode(_until(ids, self.tokenizer), skip_special_tokens=True)
-        return [text for text, row in zip(texts, ids.tolist(), strict=True) if self._is_row(row)]
-
-    def _is_row(self, row: list[int]) -> bool:
-        return any(one != self.tokenizer.pad_token_id for one in row)
-
-
-def _until(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    rows: list[list[int]] = ids.tolist()
-    end = tokenizer.sep_token_id
-    return [row[: row.index(end)] if end in row else row for row in rows]
+        """Texts of rows of ids up to their first [SEP]; a row of padding is none."""
+        end, padding = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
+        rows = [row for row in ids.tolist() if any(one != padding for one in row)]
+        said = [row[: row.index(end)] if end in row else row for row in rows]
+        return cast(list[str], self.tokenizer.batch_decode(said, skip_special_tokens=True))

@@ -12,16 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from mico_chat.errors import ConfigError
-from mico_training.build_model import (
-    Pretraining,
-    add_lora,
-    build_chat,
-    build_pretraining,
-    concept_labels,
-    hold_encoder,
-    kept_vocabulary,
-    prepare_llm,
-)
+from mico_training import build_model
 from mico_training.data.batches import ChatCollator, ContextCollator
 from mico_training.data.examples import (
     CaptionDataset,
@@ -56,12 +47,12 @@ def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
     if not Path(recipe.model.name).is_dir():
         given, learnt = recipe.stage1.tokenizer, recipe.output / "tokenizer"
         tokenizer = (
-            kept_vocabulary(learnt, mixture, recipe.stage1.vocabulary)
+            build_model.kept_vocabulary(learnt, mixture, recipe.stage1.vocabulary)
             if given is None
             else AutoTokenizer.from_pretrained(given)
         )
     set_seed(recipe.train.seed)
-    parts = build_pretraining(recipe.model, tokenizer)
+    parts = build_model.build_pretraining(recipe.model, tokenizer)
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
     trainer = pretrain(recipe, arguments, parts, mixture, loader)
     put_together(parts.model, lambda name, parameter: True, trainer.is_world_process_zero())
@@ -78,7 +69,7 @@ def dealt(examples: Any, arguments: TrainingArguments) -> Dealt:
 def pretrain(
     recipe: Stage1Run,
     arguments: TrainingArguments,
-    parts: Pretraining,
+    parts: build_model.Pretraining,
     mixture: Mixture,
     loader: MediaLoader,
 ) -> MicoTrainer:
@@ -117,7 +108,7 @@ def pretrain(
         "noise": noise,
         "train_dataset": dealt(dataset, arguments),
         "data_collator": ContextCollator(
-            parts.tokenizer, loader, concept_labels(settings), recipe.stage1, positions
+            parts.tokenizer, loader, build_model.concept_labels(settings), recipe.stage1, positions
         ),
     }
     trainer = (
@@ -128,7 +119,7 @@ def pretrain(
 
 
 def _scst(
-    recipe: Stage1Run, parts: Pretraining, mixture: Mixture, options: Mapping[str, Any]
+    recipe: Stage1Run, parts: build_model.Pretraining, mixture: Mixture, options: Mapping[str, Any]
 ) -> ScstTrainer:
     samples = (source[index] for source in mixture.sources for index in range(len(source)))
     reward = Cider([c for own in sample.captions.values() for c in own] for sample in samples)
@@ -158,7 +149,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     need: Need = "caption" if isinstance(recipe, Stage2Run) else "conversation"
     mixture = open_mixture(recipe.data, need, recipe.train.seed)
     set_seed(recipe.train.seed)
-    chat = build_chat(recipe.model)
+    chat = build_model.build_chat(recipe.model)
     model: nn.Module = chat.model
     examples: ChatDataset
     if isinstance(recipe, Stage2Run):
@@ -171,7 +162,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
         stage3 = recipe.stage3
         train_only(chat.model, [*stage3.trainable, "llm"] if stage3.full else stage3.trainable)
         if not stage3.full and stage3.lora is not None:
-            add_lora(chat.model, stage3.lora)
+            build_model.add_lora(chat.model, stage3.lora)
         if stage3.given > 0 and chat.model.things is None:
             raise ConfigError(
                 "stage3.given: the model has no things; set bridge_config.things above 0"
@@ -186,8 +177,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
         if stage3.words > 0:
             examples = RecognisedWords(examples, mixture, stage3.words)
     freeze(chat.model, recipe.train.freeze)
-    hold_encoder(chat.model, recipe.model)
-    prepare_llm(chat.model, recipe.model)
+    build_model.hold_encoder(chat.model, recipe.model)
+    build_model.prepare_llm(chat.model, recipe.model)
     preprocessing = chat.processor.preprocessing
     loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
     ordered: Any = dealt(examples, arguments)

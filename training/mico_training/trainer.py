@@ -23,19 +23,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mico_chat.errors import ConfigError
-from mico_training.parallel import (
-    assign,
-    check_parallel,
-    fetch_by_layer,
-    give_a_dimension,
-    keep_step,
-    load_deepspeed,
-    load_optimizer_state,
-    optimizer_state,
-    parallel_arguments,
-    split,
-    whole,
-)
+from mico_training import parallel
 from mico_training.recipe import Run, TrainRecipe, changes
 from mico_training.records import plot_losses, write_json
 from mico_training.trained import Modes, checkpoint_activations, parameter_groups, trainable_state
@@ -82,7 +70,7 @@ def training_arguments(recipe: Run) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
-        **parallel_arguments(train),
+        **parallel.parallel_arguments(train),
         "report_to": ["tensorboard"],
     }
     for name in ("gradient_checkpointing", "activation_checkpointing", "fsdp", "deepspeed"):
@@ -137,11 +125,11 @@ class MicoTrainer(Trainer):
         if train.gradient_checkpointing:
             checkpoint_activations(model)
         self.modes = Modes(model)
-        keep_step(model, train.bf16)
+        parallel.keep_step(model, train.bf16)
         if train.parallel != "ddp":
-            give_a_dimension(model)
+            parallel.give_a_dimension(model)
         if train.parallel == "fsdp":
-            split(model, args.device.type, train.bf16)
+            parallel.split(model, args.device.type, train.bf16)
         super().__init__(model, args, **options)
         # The Trainer then leaves placement and gradients of the model to the model.
         self.is_distributed_loading_by_transformers = train.parallel == "fsdp"
@@ -193,7 +181,7 @@ class MicoTrainer(Trainer):
         state = trainable_state(self.accelerator.unwrap_model(self.model))
         gathered: dict[str, Tensor] = {}
         for name, parameter in state.items():
-            value = whole(parameter)
+            value = parallel.whole(parameter)
             if self.args.should_save:
                 gathered[name] = value.cpu().contiguous()
         if self.args.should_save:
@@ -209,7 +197,7 @@ class MicoTrainer(Trainer):
             engine: Any = self.model_wrapped
             engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         elif self.recipe.parallel == "fsdp":
-            state = optimizer_state(self.optimizer)
+            state = parallel.optimizer_state(self.optimizer)
             if self.args.should_save:
                 torch.save(state, Path(output_dir) / OPTIMIZER)
         else:
@@ -230,7 +218,7 @@ class MicoTrainer(Trainer):
             return
         files: Any = {"map_location": "cpu", "weights_only": True, "mmap": True}
         state = torch.load(Path(checkpoint) / OPTIMIZER, **files)
-        load_optimizer_state(self.optimizer, state)
+        parallel.load_optimizer_state(self.optimizer, state)
         cast(Any, self.lr_scheduler).load_state_dict(
             torch.load(Path(checkpoint) / SCHEDULER, weights_only=True)
         )
@@ -241,11 +229,11 @@ class MicoTrainer(Trainer):
         prepare: Any = super()._prepare_for_training
         own = self.is_deepspeed_enabled and resume_from_checkpoint is not None
         prepared = prepare(max_steps, train_dataloader, None if own else resume_from_checkpoint)
-        check_parallel(self.model_wrapped, self.recipe)
+        parallel.check_parallel(self.model_wrapped, self.recipe)
         if self.recipe.parallel == "zero3":
-            fetch_by_layer(self.model_wrapped)
+            parallel.fetch_by_layer(self.model_wrapped)
         if own:
-            load_deepspeed(self.model_wrapped, Path(resume_from_checkpoint))
+            parallel.load_deepspeed(self.model_wrapped, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         return prepared
 
@@ -266,7 +254,7 @@ class MicoTrainer(Trainer):
                 "choose another output"
             )
         for name, value in state.items():
-            assign(own[name], value)
+            parallel.assign(own[name], value)
 
     def _load_best_model(self) -> None:
         """Read the weights that trained; the Trainer would want the frozen ones too."""

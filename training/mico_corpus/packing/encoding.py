@@ -43,7 +43,8 @@ def mp4(frames: NDArray[np.uint8], seconds: float, sound: Audio | None) -> bytes
             frame.pts, frame.time_base = round(number * TICKS / rate), Fraction(1, TICKS)
             packets += video.encode(frame)
         packets += video.encode()
-        container.mux(sorted(packets, key=_when))  # both side by side, for players
+        # Both side by side, for players.
+        container.mux(sorted(packets, key=lambda p: float((p.dts or 0) * p.time_base)))
     return file.getvalue()
 
 
@@ -68,10 +69,6 @@ def _encoded(
     while part := fifo.read(stream.codec_context.frame_size or 4096, partial=True):
         yield from stream.encode(part)
     yield from stream.encode()
-
-
-def _when(packet: av.Packet[Any]) -> float:
-    return float((packet.dts or 0) * packet.time_base)
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:

@@ -29,19 +29,15 @@ from mico_chat.errors import DataError, ModelError
 from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder, init_buffers
 from mico_chat.model.text_branch import additive_mask
-from mico_research.modalities.families import (
-    GraphInput,
-    GraphTokenizer,
-    PictureInput,
-    SequenceInput,
-    SequenceTokenizer,
-)
+from mico_research.modalities import families
 from mico_research.modalities.media import MediaInput, UnitOrder
 from mico_research.modalities.readers import read_samples, read_series
 from mico_research.modalities.samples import Array, Modality, Sample, Target, stacked
 from mico_research.modalities.table import TableInput, TableTokenizer
 
-Input = SequenceInput | TableInput | GraphInput | PictureInput | MediaInput
+Input = (
+    families.SequenceInput | TableInput | families.GraphInput | families.PictureInput | MediaInput
+)
 _INPUT: TypeAdapter[Input] = TypeAdapter(Annotated[Input, Field(discriminator="kind")])
 
 
@@ -162,7 +158,7 @@ class MicoForModality(PreTrainedModel):
         super().__init__(config)
         self.spec, self.target = config.input, config.target
         self.encoder = OmniEncoder(config.encoder_config)
-        seen = isinstance(self.spec, PictureInput | MediaInput)
+        seen = isinstance(self.spec, families.PictureInput | MediaInput)
         keep_blocks(self.encoder, config.layers, pictures=seen)
         d = self.encoder.embed_dim
         self.order = (
@@ -171,19 +167,19 @@ class MicoForModality(PreTrainedModel):
         self.forecasts = self.target.task == "forecasting"
         self.tokenizer: nn.Module | None = None
         match self.spec:
-            case SequenceInput():
+            case families.SequenceInput():
                 # A forecast takes each channel as a series of its own, as PatchTST does.
                 channels = 1 if self.forecasts else self.spec.channels
-                self.tokenizer = SequenceTokenizer(self.spec, d, channels)
+                self.tokenizer = families.SequenceTokenizer(self.spec, d, channels)
             case TableInput():
                 self.tokenizer = TableTokenizer(self.spec, d)
-            case GraphInput():
-                self.tokenizer = GraphTokenizer(self.spec, d)
+            case families.GraphInput():
+                self.tokenizer = families.GraphTokenizer(self.spec, d)
         self.modality_embed = nn.Parameter(torch.empty(d))  # E_M
         nn.init.trunc_normal_(self.modality_embed, std=0.02)
         head: list[nn.Module] = [nn.Dropout(config.dropout)]
         if self.forecasts:
-            assert isinstance(self.spec, SequenceInput)
+            assert isinstance(self.spec, families.SequenceInput)
             head += [nn.Linear(self.spec.n_tokens * d, self.target.outputs)]
         else:
             head += [nn.LayerNorm(2 * d), nn.Linear(2 * d, self.target.outputs)]
@@ -198,7 +194,7 @@ class MicoForModality(PreTrainedModel):
     def arrays(self, sample: Sample, labelled: bool = False) -> dict[str, Array]:
         """A sample's arrays, with ``labels`` if asked; a DataError says what does not fit."""
         arrays: dict[str, Array] = self.spec.arrays(sample)
-        if isinstance(self.spec, SequenceInput) and self.forecasts:
+        if isinstance(self.spec, families.SequenceInput) and self.forecasts:
             steps, needed = len(arrays["values"]), self.spec.max_length
             if steps != needed:
                 forecasts = f"this model forecasts from exactly {needed} steps"
@@ -280,7 +276,7 @@ class MicoForModality(PreTrainedModel):
             return Prediction(logits.sigmoid().numpy(), found)
         if target.task == "regression":
             return Prediction(float(logits) * target.std + target.mean)
-        assert isinstance(self.spec, SequenceInput)
+        assert isinstance(self.spec, families.SequenceInput)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
         return Prediction((logits * std + mean).numpy())
 
@@ -321,7 +317,7 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
     target, spec = model.target, model.spec
     lines = csv.writer(out, lineterminator="\n")
     if target.task == "forecasting":
-        assert isinstance(spec, SequenceInput)
+        assert isinstance(spec, families.SequenceInput)
         series = read_series(path, target.channels)
         if len(series.values) < spec.max_length:
             needed = f"this model needs {spec.max_length} steps to forecast"
@@ -334,7 +330,7 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
         return
     config = model.config
     assert isinstance(config, MicoModalityConfig)
-    side = math.isqrt(spec.channels) if isinstance(spec, SequenceInput) else 1
+    side = math.isqrt(spec.channels) if isinstance(spec, families.SequenceInput) else 1
     samples = read_samples(cast(Modality, config.modality), path, patch_size=side)
     lines.writerow(["sample", "prediction", *target.classes])
     for number, (sample, found) in enumerate(zip(samples, model.predict(samples), strict=True), 1):

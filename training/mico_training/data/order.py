@@ -61,11 +61,7 @@ def shuffled(place: int, n: int, *seed: int) -> int:
             return place
 
 
-def _reversed(lane: int) -> int:
-    return int(f"{lane:0{LANES.bit_length() - 1}b}"[::-1], 2)
-
-
-BY_RANK = np.array([_reversed(lane) for lane in range(LANES)])
+BY_RANK = np.array([int(f"{lane:0{LANES.bit_length() - 1}b}"[::-1], 2) for lane in range(LANES)])
 """It has a place for each lane; those with the same remainder by 2, 4, ... stand together."""
 
 

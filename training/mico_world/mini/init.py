@@ -29,13 +29,7 @@ from mico_chat.model.mini.concepts import COLOURS, ConceptAttention
 from mico_chat.model.mini.regions import thing_boxes
 from mico_chat.model.mini.things import MIDDLE, look_at
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import (
-    Pretraining,
-    build_pretraining,
-    concept_labels,
-    learn_vocabulary,
-    text_config,
-)
+from mico_training import build_model
 from mico_training.data.language.plain import plain_names
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
@@ -73,7 +67,7 @@ def main(shards: Sequence[str | Path], output: Path, encoder: Path | None = None
     imagenet = imagenet_names()
     visual = [*imagenet, *_frequent(seen, set(imagenet))]
     sound = _frequent(heard, set())
-    tokenizer = learn_vocabulary([*captions, *imagenet], VOCABULARY)
+    tokenizer = build_model.learn_vocabulary([*captions, *imagenet], VOCABULARY)
     model = MicoForPretraining(_config(visual, sound, tokenizer))
     load_stem(model)
     if encoder is not None:
@@ -81,7 +75,7 @@ def main(shards: Sequence[str | Path], output: Path, encoder: Path | None = None
     set_word_vectors(model, word_vectors(tokenizer, TEXT_WIDTH))
     set_names(model, [*visual, *sound], tokenizer, captions)
     preprocessing = STEM_PREPROCESSING.model_copy(update={"detail": DETAIL})
-    Pretraining(model, tokenizer, preprocessing).save(output)
+    build_model.Pretraining(model, tokenizer, preprocessing).save(output)
     logger.info(
         "%d names of things to see and %d names of sounds in %s", len(visual), len(sound), output
     )
@@ -101,7 +95,7 @@ def imagenet_names() -> list[str]:
 def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:
     chat = MicoChatConfig.named("mini")
     names = tokenizer([*visual, *sound])["input_ids"]
-    text = text_config(
+    text = build_model.text_config(
         tokenizer,
         name_tokens=max(map(len, names)),
         hidden_size=TEXT_WIDTH,
@@ -235,13 +229,13 @@ def fit_heads(config: Path, output: Path | None = None) -> None:
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
     # The encoder that the recipe takes over is trained later; its stem is the same.
-    parts = build_pretraining(recipe.model.model_copy(update={"encoder": None}), None)
+    parts = build_model.build_pretraining(recipe.model.model_copy(update={"encoder": None}), None)
     concepts, settings = parts.model.concepts, parts.model.config.concept_config
     if concepts is None or settings is None:
         raise ConfigError(f"model {recipe.model.name}: it has no concepts to fit")
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
     torch.manual_seed(recipe.train.seed)
-    labels = concept_labels(parts.model.config)
+    labels = build_model.concept_labels(parts.model.config)
     concepts.requires_grad_(False)
     heard = heard_features(mixture, loader, concepts, labels["audio"])
     if heard is not None:
@@ -275,7 +269,7 @@ exact."""
 
 @torch.inference_mode()
 def look_features(
-    mixture: Mixture, parts: Pretraining, labels: Mapping[str, int]
+    mixture: Mixture, parts: build_model.Pretraining, labels: Mapping[str, int]
 ) -> tuple[Named | None, Named | None]:
     """What closer looks show, at the things of all stills and at the named stills themselves: the
     inputs of the heads for names and for colours.

@@ -19,15 +19,7 @@ from mico_training.data.language.english import Rng, pick
 from mico_training.data.sources.written import Sample, Split
 from mico_world.motion.paths import MOVES, STEP, WAYS, Path, Track, camera_path, path_of, shaken
 from mico_world.motion.turns import VIDEO, captions, turns_of
-from mico_world.pictures.compose import (
-    SIDE,
-    Item,
-    background,
-    background_for,
-    dress,
-    photographic,
-    turned,
-)
+from mico_world.pictures import compose
 from mico_world.things.catalogue import Catalogue, Thing
 from mico_world.things.photographs import Photographs
 
@@ -41,7 +33,7 @@ _HIDDEN, _OVERLAP = 0.45, 0.12
 
 
 def _track(rng: Rng, thing: Thing, way: str, camera: Path, follows: bool, rivals: int) -> Track:
-    colour, rgba = dress(rng, thing, None, tint_share=0.0 if thing.name == _CROP else 0.25)
+    colour, rgba = compose.dress(rng, thing, None, tint_share=0.0 if thing.name == _CROP else 0.25)
     size = float(rng.uniform(0.14, 0.5 if rivals else 0.6))
     if way in ("nearer", "away"):
         size = min(size, 0.4)
@@ -52,7 +44,7 @@ def _track(rng: Rng, thing: Thing, way: str, camera: Path, follows: bool, rivals
         share = float(rng.uniform(0.75, 1.05))
         x, y = (share * (line - 0.5) + rng.uniform(0.35, 0.65) for line in (camera.x, camera.y))
         path = replace(path, x=x, y=y)
-    return Track(thing, colour, turned(rng, rgba, SIDE), way, path.seen_by(camera))
+    return Track(thing, colour, compose.turned(rng, rgba, compose.SIDE), way, path.seen_by(camera))
 
 
 def _fault(tracks: Sequence[Track], shape: tuple[int, int]) -> float:
@@ -72,7 +64,7 @@ def _fault(tracks: Sequence[Track], shape: tuple[int, int]) -> float:
 
 
 def _crop(rng: Rng, split: Split, photographs: Photographs) -> Thing:
-    height, width = (int(n) for n in rng.integers(SIDE // 3, SIDE, 2))
+    height, width = (int(n) for n in rng.integers(compose.SIDE // 3, compose.SIDE, 2))
     image = photographs.view(rng, split, "scene", (height, width))
     if rng.random() < 0.5:
         alpha = Image.new("L", image.size)
@@ -199,13 +191,13 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
             break
     span = [np.ptp([p - camera.size / 2, p + camera.size / 2]) for p in (camera.y, camera.x)]
     whole = round(shape[0] * span[0]), round(shape[1] * span[1])
-    items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
+    items = [compose.Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
     if way == "still":
-        canvas = background_for(rng, whole, things, items, split=split)
+        canvas = compose.background_for(rng, whole, things, items, split=split)
     elif photographs:
-        canvas = photographic(rng, whole, photographs, split)
+        canvas = compose.photographic(rng, whole, photographs, split)
     else:  # a plain background would not show that the camera moves
-        canvas = background(rng, whole, [], "noise")
+        canvas = compose.background(rng, whole, [], "noise")
     frames = frames_of(tracks, camera, canvas, shape)
     if blurred:
         frames = (frames[::3] // 2 + frames[1::3] // 2).astype(np.uint8)

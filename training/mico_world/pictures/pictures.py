@@ -27,20 +27,7 @@ from mico_training.data.language.english import (
 )
 from mico_training.data.sources.written import Sample, Split, Turn
 from mico_world import language as en
-from mico_world.pictures.compose import (
-    SIDE,
-    VISIBLE,
-    Item,
-    Placed,
-    Scene,
-    background_for,
-    beside,
-    camera,
-    dress,
-    jpeg,
-    layout,
-    render,
-)
+from mico_world.pictures import compose
 from mico_world.things import colours
 from mico_world.things.catalogue import Catalogue, Thing
 from mico_world.things.photographs import groups
@@ -59,11 +46,11 @@ _SHAPES = ((1.0, 0.28), (0.75, 0.3), (0.667, 0.17), (0.5625, 0.15), (0.5, 0.1))
 
 def canvas(rng: Rng) -> tuple[int, int]:
     ratios, shares = zip(*_SHAPES, strict=True)
-    short = round(SIDE * float(rng.choice(ratios, p=shares)))
-    return (short, SIDE) if rng.random() < 0.7 else (SIDE, short)
+    short = round(compose.SIDE * float(rng.choice(ratios, p=shares)))
+    return (short, compose.SIDE) if rng.random() < 0.7 else (compose.SIDE, short)
 
 
-def truth_of(placed: Sequence[Placed], asked: int) -> list[dict[str, Any]]:
+def truth_of(placed: Sequence[compose.Placed], asked: int) -> list[dict[str, Any]]:
     """What is true of each thing; those after the first ``asked`` are clutter."""
     numbers = ("x", "y", "width", "height")
     return [
@@ -77,12 +64,12 @@ def truth_of(placed: Sequence[Placed], asked: int) -> list[dict[str, Any]]:
 def _sample(
     rng: Rng,
     split: Split,
-    scene: Scene,
-    asked: Sequence[Placed],
+    scene: compose.Scene,
+    asked: Sequence[compose.Placed],
     turns: Sequence[Turn],
     concept: str | None = None,
 ) -> Sample:
-    files = {IMAGE: jpeg(rng, scene.pixels)}
+    files = {IMAGE: compose.jpeg(rng, scene.pixels)}
     said = {IMAGE: captions(rng, asked)} if asked else {}
     concepts = {IMAGE: concept} if concept else {}
     truth = {"things": truth_of(scene.placed, len(asked))}
@@ -155,7 +142,7 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     two = things.distinct(rng, split, 2)
     axis = "x" if rng.random() < 0.65 else "y"
     shape = canvas(rng)
-    looks = [dress(rng, t, None, tint_share=0.35) for t in two]
+    looks = [compose.dress(rng, t, None, tint_share=0.35) for t in two]
     while True:
         sizes = rng.uniform(LEAST_SIZE + 0.04, 0.62, 2)
         along, across = rng.uniform(sizes / 2, 1 - sizes / 2), rng.uniform(sizes / 2, 1 - sizes / 2)
@@ -165,9 +152,9 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
             across = rng.uniform(0.35, 0.65) + rng.uniform(-0.03, 0.03, 2)
         places = np.stack([along, across] if axis == "x" else [across, along], axis=1).tolist()
         zipped = zip(two, looks, places, sizes.tolist(), strict=True)
-        items = [Item(thing, *look, x, y, size) for thing, look, (x, y), size in zipped]
-        scene = render(rng, items, things=things, shape=shape, split=split)
-        if all(p.visible >= VISIBLE for p in scene.placed):
+        items = [compose.Item(thing, *look, x, y, size) for thing, look, (x, y), size in zipped]
+        scene = compose.render(rng, items, things=things, shape=shape, split=split)
+        if all(p.visible >= compose.VISIBLE for p in scene.placed):
             break
     return _of_pair(rng, split, things, scene)
 
@@ -177,19 +164,21 @@ def make_beside(rng: Rng, split: Split, things: Catalogue) -> Sample:
     n, rows = ((2, 1), (3, 1), (2, 2), (4, 2))[int(rng.choice(4, p=(0.62, 0.14, 0.1, 0.14)))]
     columns = n // rows
     gap = int(rng.choice([0, 0, 2, 6, 12]))
-    width = (SIDE - gap * (columns - 1)) // columns
+    width = (compose.SIDE - gap * (columns - 1)) // columns
     ratio = float(rng.choice([1.0, 1.0, 0.75, 1.25]))
-    height = min(round(width * ratio), (SIDE - gap * (rows - 1)) // rows)
+    height = min(round(width * ratio), (compose.SIDE - gap * (rows - 1)) // rows)
     if columns == 1:
-        width = min(SIDE, round(height * float(rng.choice([1.0, 1.34, 1.78]))))
+        width = min(compose.SIDE, round(height * float(rng.choice([1.0, 1.34, 1.78]))))
     panels = []
     for thing in things.distinct(rng, split, n):
-        look = dress(rng, thing, None, tint_share=0.3)
+        look = compose.dress(rng, thing, None, tint_share=0.3)
         size = float(rng.uniform(0.55, 0.98))
         x, y = (float(v) for v in rng.uniform(0.42, 0.58, 2))
-        item = Item(thing, *look, x, y, size)
-        panels.append(render(rng, [item], things=things, shape=(height, width), split=split))
-    scene = beside(panels, rows, gap, int(rng.choice([255, 255, 0, 128])))
+        item = compose.Item(thing, *look, x, y, size)
+        panels.append(
+            compose.render(rng, [item], things=things, shape=(height, width), split=split)
+        )
+    scene = compose.beside(panels, rows, gap, int(rng.choice([255, 255, 0, 128])))
     return _of_pair(rng, split, things, scene) if n == 2 else _mixed(rng, split, things, scene)
 
 
@@ -204,8 +193,8 @@ def make_scene(rng: Rng, split: Split, things: Catalogue) -> Sample:
 def make_place(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """A place without things: what is asked about is not there."""
     shape = canvas(rng)
-    pixels = camera(rng, background_for(rng, shape, things, (), split=split))
-    scene = Scene(pixels, ())
+    pixels = compose.camera(rng, compose.background_for(rng, shape, things, (), split=split))
+    scene = compose.Scene(pixels, ())
     absent = [_absent(rng, split, things, ()) for _ in range(3)]
     turns = [present_turn(rng, name, present=False) for name in absent[:2]]
     if countable(absent[2]):
@@ -213,7 +202,7 @@ def make_place(rng: Rng, split: Split, things: Catalogue) -> Sample:
     return _sample(rng, split, scene, (), turns)
 
 
-def _of_pair(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Sample:
+def _of_pair(rng: Rng, split: Split, things: Catalogue, scene: compose.Scene) -> Sample:
     a, b = scene.placed
     makers = (side_turn, which_side_turn, what_is_beside_turn)
     turns = [pick(rng, makers)(rng, a, b, axis) for axis in _axes(a, b)]
@@ -225,8 +214,8 @@ def _mixed(
     rng: Rng,
     split: Split,
     things: Catalogue,
-    scene: Scene,
-    asked: Sequence[Placed] = (),
+    scene: compose.Scene,
+    asked: Sequence[compose.Placed] = (),
     turns: Sequence[Turn] = (),
 ) -> Sample:
     asked = asked or scene.placed
@@ -250,12 +239,12 @@ def _mixed(
     return _sample(rng, split, scene, asked, [*found, _describe(rng, asked)])
 
 
-def _axes(a: Placed, b: Placed) -> list[str]:
+def _axes(a: compose.Placed, b: compose.Placed) -> list[str]:
     """The axes along which the centres are at least ``APART`` from each other."""
     return [axis for axis in SIDES if abs(getattr(a, axis) - getattr(b, axis)) >= APART]
 
 
-def _places(asked: Sequence[Placed]) -> list[tuple[Placed, str]]:
+def _places(asked: Sequence[compose.Placed]) -> list[tuple[compose.Placed, str]]:
     """The things that alone are at an edge or in the middle, with that place."""
     found = []
     for axis, (low, high) in EDGES.items():
@@ -278,7 +267,7 @@ def _scatter(
     wanted: Sequence[str | None],
     same_look: int = 0,
     size: float | None = None,
-) -> tuple[Scene, tuple[Placed, ...]]:
+) -> tuple[compose.Scene, tuple[compose.Placed, ...]]:
     """A scene of the ``chosen`` things, perhaps among smaller ones, and the chosen ones in it."""
     n = len(chosen)
     height, width = shape = canvas(rng)
@@ -289,8 +278,8 @@ def _scatter(
     base = size or float(rng.uniform(max(LEAST_SIZE, 0.5 * largest), largest))
     looks: list[tuple[str | None, Any]] = []
     for i, (thing, colour) in enumerate(zip(chosen, wanted, strict=True)):
-        looks.append(looks[0] if 0 < i < same_look else dress(rng, thing, colour, 0.35))
-    looks += [dress(rng, thing, None, 0.2) for thing in around]
+        looks.append(looks[0] if 0 < i < same_look else compose.dress(rng, thing, colour, 0.35))
+    looks += [compose.dress(rng, thing, None, 0.2) for thing in around]
     row = bool(n > 1 and rng.random() < 0.2)
     close = bool(rng.random() < 0.35)
     mean_side = (height * width) ** 0.5 / min(height, width)
@@ -299,23 +288,23 @@ def _scatter(
         sizes = [base * (1.0 if size else float(rng.uniform(0.8, 1.2))) for _ in range(n)]
         sizes = [min(0.97, shrunk * max(LEAST_SIZE, s)) for s in sizes]
         sizes += [shrunk * float(rng.uniform(0.12, 0.2)) for _ in range(more)]
-        places = layout(rng, sizes, 0.33 if close and not attempt else 0.46)
+        places = compose.layout(rng, sizes, 0.33 if close and not attempt else 0.46)
         if row and not attempt:  # a row or a column
             across = float(rng.uniform(0.3, 0.7))
             line = [((int(i) + 0.5) / n, across) for i in rng.permutation(n)]
             places[:n] = line if rng.random() < 0.7 else [(y, x) for x, y in line]
         zipped = zip((*chosen, *around), looks, places, sizes, strict=True)
-        items = [Item(thing, *look, x, y, s) for thing, look, (x, y), s in zipped]
+        items = [compose.Item(thing, *look, x, y, s) for thing, look, (x, y), s in zipped]
         items = [replace(i, depth=1e-6 * (k >= n)) for k, i in enumerate(items)]  # clutter behind
-        scene = render(rng, items, things=things, shape=shape, split=split)
-        if all(p.visible >= VISIBLE for p in scene.placed):
+        scene = compose.render(rng, items, things=things, shape=shape, split=split)
+        if all(p.visible >= compose.VISIBLE for p in scene.placed):
             break
     placed = tuple(replace(p, depth=0.0) for p in scene.placed)
     return replace(scene, placed=placed), placed[:n]
 
 
 def _presence(
-    rng: Rng, split: Split, things: Catalogue, scene: Scene, asked: Sequence[Placed]
+    rng: Rng, split: Split, things: Catalogue, scene: compose.Scene, asked: Sequence[compose.Placed]
 ) -> list[Turn]:
     """Is there a dog? One thing that is there or is not, half the time each."""
     if rng.random() < 0.5:
@@ -326,7 +315,7 @@ def _presence(
     return [present_turn(rng, absent, present=False)]
 
 
-def _absent(rng: Rng, split: Split, things: Catalogue, placed: Sequence[Placed]) -> str:
+def _absent(rng: Rng, split: Split, things: Catalogue, placed: Sequence[compose.Placed]) -> str:
     """The name of a thing that is neither placed nor likely in a photographed background."""
     while True:
         (thing,) = things.distinct(rng, split, 1, unlike=[p.thing for p in placed])
@@ -334,14 +323,14 @@ def _absent(rng: Rng, split: Split, things: Catalogue, placed: Sequence[Placed])
             return thing.name
 
 
-def _describe(rng: Rng, asked: Sequence[Placed]) -> Turn:
+def _describe(rng: Rng, asked: Sequence[compose.Placed]) -> Turn:
     caption = captions(rng, asked)[0]
     words = (w for p in asked for w in (*p.thing.accept, plural(p.name)))
     accept = tuple(dict.fromkeys(words))
     return Turn(*en.say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
 
 
-def _colours(rng: Rng, asked: Sequence[Placed]) -> list[Turn]:
+def _colours(rng: Rng, asked: Sequence[compose.Placed]) -> list[Turn]:
     named = Counter(p.name for p in asked)
     two = [p for p in asked if p.colour and named[p.name] == 1]
     turns: list[Turn] = []
@@ -380,7 +369,7 @@ def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -
     return Turn(en.ask(rng, turn), reply, "name", (member,), accept=thing.accept)
 
 
-def all_turn(rng: Rng, asked: Sequence[Placed]) -> Turn:
+def all_turn(rng: Rng, asked: Sequence[compose.Placed]) -> Turn:
     """What two things do you see? From left to right."""
     ordered = sorted(asked, key=lambda p: p.x)
     everything = listed([article(p.name) for p in ordered])
@@ -404,7 +393,7 @@ def none_turn(rng: Rng, noun: str) -> Turn:
     return Turn(*texts, "present", MEDIA, accept=("none", "zero", "no", "not"))
 
 
-def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
+def colour_turn(rng: Rng, placed: compose.Placed, *, alone: bool) -> Turn:
     facts = {"name": placed.name, **agreement(placed.name)}
     only = alone and rng.random() < 0.3
     question = en.ask(rng, "colour of the only thing" if only else "colour", **facts)
@@ -414,12 +403,12 @@ def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
     return Turn(question, reply, "colour", MEDIA, colours.COLOURS, en.accepted(colour))
 
 
-def relation(a: Placed, b: Placed, axis: str) -> str:
+def relation(a: compose.Placed, b: compose.Placed, axis: str) -> str:
     low, high = SIDES[axis]
     return low if getattr(a, axis) < getattr(b, axis) else high
 
 
-def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
+def side_turn(rng: Rng, a: compose.Placed, b: compose.Placed, axis: str) -> Turn:
     side = relation(a, b, axis)
     sides = shuffled(rng, *SIDES[axis])
     where = [en.word(rng, f"where {s}") for s in sides]
@@ -431,7 +420,7 @@ def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     return Turn(en.fill(template, **facts), reply, "position", MEDIA, sides, en.accepted(side))
 
 
-def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
+def which_side_turn(rng: Rng, a: compose.Placed, b: compose.Placed, axis: str) -> Turn:
     side = pick(rng, SIDES[axis])
     right = a if relation(a, b, axis) == side else b
     names = shuffled(rng, a.name, b.name)
@@ -443,7 +432,7 @@ def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     return Turn(question, reply, "position", MEDIA, names, right.thing.accept)
 
 
-def what_is_beside_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
+def what_is_beside_turn(rng: Rng, a: compose.Placed, b: compose.Placed, axis: str) -> Turn:
     """What is to the left of the dog? The answer names a thing freely."""
     side = pick(rng, SIDES[axis])
     right, other = (a, b) if relation(a, b, axis) == side else (b, a)
@@ -454,14 +443,14 @@ def what_is_beside_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     return Turn(question, reply, "position_name", MEDIA, accept=right.thing.accept)
 
 
-def at_turn(rng: Rng, placed: Placed, place: str) -> Turn:
+def at_turn(rng: Rng, placed: compose.Placed, place: str) -> Turn:
     """What is on the left? The answer names a thing freely."""
     facts = {"one": article(placed.name), "place": en.word(rng, f"at {place}")}
     texts = en.say(rng, "what is at", **facts, **agreement(placed.name))
     return Turn(*texts, "position_name", MEDIA, accept=placed.thing.accept)
 
 
-def where_turn(rng: Rng, placed: Placed) -> Turn:
+def where_turn(rng: Rng, placed: compose.Placed) -> Turn:
     """Where is the dog? At an edge or a corner of the picture, or in the middle."""
     offsets = {axis: getattr(placed, axis) - 0.5 for axis in EDGES}
     sides = {axis: EDGES[axis][int(by > 0)] for axis, by in offsets.items() if abs(by) > 0.13}
@@ -474,7 +463,7 @@ def where_turn(rng: Rng, placed: Placed) -> Turn:
     return Turn(*en.say(rng, "where", **facts), "position", MEDIA, accept=accept)
 
 
-def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
+def half_turn(rng: Rng, a: compose.Placed, axis: str) -> Turn:
     """Where is the star, left or right? The thing must lie clearly in one half of the picture."""
     low, high = EDGES[axis]
     side = low if getattr(a, axis) < 0.5 else high
@@ -490,7 +479,7 @@ def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
     return Turn(*texts, "present", MEDIA, ("yes", "no"), ("yes" if present else "no",))
 
 
-def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
+def captions(rng: Rng, placed: Sequence[compose.Placed]) -> tuple[str, ...]:
     """True sentences about the scene, for pretraining: they name counts, colours and places."""
     groups = []
     for name in dict.fromkeys(p.name for p in placed):

@@ -19,7 +19,7 @@ when they are drawn.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from mico_chat.errors import DataError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.addresses import Location, fingerprint, located, opened, read_part
 from mico_chat.media.file import Remote
-from mico_chat.media.kinds import MODALITIES, Kind
-from mico_chat.messages import Message, Part, from_llava
+from mico_chat.media.kinds import MODALITIES
+from mico_chat.messages import Message, from_llava
 from mico_training.data.sources.chosen import Kept
 from mico_training.data.sources.index import Found, Kinds, Profile, open_index
 from mico_training.data.sources.sample import Need, TrainingSample
@@ -217,7 +217,12 @@ def _conversation(turns: Any, media: dict[str, MediaFile]) -> tuple[Message, ...
         raise RecordError(str(error)) from error
     rest = {kind: iter(found) for kind, found in own.items()}
     messages = tuple(
-        replace(message, content=tuple(_placed(part, rest) for part in message.content))
+        replace(
+            message,
+            content=tuple(
+                next(rest[p.kind]) if isinstance(p, MediaFile) else p for p in message.content
+            ),
+        )
         for message in read
     )
     speakers = [message.role for message in messages if message.role != "system"]
@@ -227,11 +232,6 @@ def _conversation(turns: Any, media: dict[str, MediaFile]) -> tuple[Message, ...
             f"are {', '.join(speakers) or 'none'}"
         )
     return messages
-
-
-def _placed(part: Part, media: Mapping[Kind, Iterator[MediaFile]]) -> Part:
-    """The next medium of the part's kind, if it is one."""
-    return next(media[part.kind]) if isinstance(part, MediaFile) else part
 
 
 def _plain(number: int, turn: Any) -> dict[str, str]:
