@@ -55,6 +55,13 @@ class Stored:
         return stream
 
 
+def chunks(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next ``size`` bytes of a stream, or those that are there, a megabyte at a time."""
+    while size and (data := stream.read(min(size, 1 << 20))):
+        yield data
+        size -= len(data)
+
+
 def name_of(row: Row) -> str:
     return "/".join(str(row[part]) for part in ("address", "member") if row[part])
 
@@ -154,10 +161,7 @@ class _Copies:
                     shutil.copyfileobj(source, copy, 1 << 20)
                 else:
                     source.seek(row["offset"])
-                    rest = row["size"]
-                    while rest and (data := source.read(min(rest, 1 << 20))):
-                        copy.write(data)
-                        rest -= len(data)
+                    copy.writelines(chunks(source, row["size"]))
         except BaseException as error:
             Path(path).unlink()
             if isinstance(error, MicoError) or not isinstance(error, Exception):

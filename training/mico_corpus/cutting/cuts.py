@@ -17,6 +17,7 @@ from mico_chat.media.audio import decoded, packets_of
 from mico_chat.media.video import upright_size
 from mico_corpus.cutting.container import (
     Stored,
+    chunks,
     name_of,
     opened,
     pictures_of,
@@ -141,9 +142,8 @@ def _encrypted(row: Row) -> MediaError:
 
 def content_of(part: Stored) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    digest, rest = hashlib.sha256(), part.size
+    digest = hashlib.sha256()
     with part.open() as stream:
-        while rest and (data := stream.read(min(rest, 1 << 20))):
+        for data in chunks(stream, part.size):
             digest.update(data)
-            rest -= len(data)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ inverse distances. The PNG says which, and which model estimated it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import AutoModelForDepthEstimation
 
@@ -46,15 +47,9 @@ class Depths:
             weights = files_fingerprint(small.files)
             self.version = version_of(small.name, weights, unit=small.unit, side=side)
         else:
-            vision = VisionModel(
-                Depths.name,
-                AutoModelForDepthEstimation,
-                model,
-                revision=revision,
-                device=device,
-                dtype=dtype,
-                at_once=at_once,
-            )
+            loading: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
+            auto = AutoModelForDepthEstimation
+            vision = VisionModel(self.name, auto, model, at_once=at_once, **loading)
             self._model = LargeDepth(vision, metric)
             self.version = vision.version(unit=self._model.unit, side=side)
 

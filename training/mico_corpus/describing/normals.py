@@ -52,15 +52,9 @@ class Normals:
             return
         from transformers import AutoModelForNormalEstimation
 
-        self._model = VisionModel(
-            self.name,
-            AutoModelForNormalEstimation,
-            model,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            at_once=at_once,
-        )
+        loading: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
+        auto = AutoModelForNormalEstimation
+        self._model = VisionModel(self.name, auto, model, at_once=at_once, **loading)
         self.version = self._model.version(opencv=opencv, side=side)
 
     def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForImageClassification
 
@@ -48,15 +49,9 @@ class Safety:
         if model is None:
             self.version = version_of("words", "1", words=listed)
             return
-        self._model = VisionModel(
-            self.name,
-            AutoModelForImageClassification,
-            model,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            at_once=at_once,
-        )
+        loading: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
+        auto = AutoModelForImageClassification
+        self._model = VisionModel(self.name, auto, model, at_once=at_once, **loading)
         labels = {str(label): i for i, label in self._model.model.config.id2label.items()}
         if not unsafe or not labels.keys() >= set(unsafe):
             raise ConfigError(

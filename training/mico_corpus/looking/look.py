@@ -44,6 +44,12 @@ DRAWN: Mapping[str, tuple[str, Callable[[MediaDecoder, MediaFile], bytes], tuple
 POLICY = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
 OF_PAGE = POLICY + "form-action 'self'; img-src 'self' data:; media-src 'self'; style-src 'self'"
 OF_REPORT = POLICY + "img-src data:; style-src 'unsafe-inline'"
+HEADERS = {
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Accept-Ranges": "bytes",
+    "Cache-Control": "no-store",
+}
 
 Content = tuple[str, bytes]
 """It holds a type and the bytes."""
@@ -231,27 +237,22 @@ class Handler(BaseHTTPRequestHandler):
             if start >= end:
                 self._say(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"of {len(data)} bytes")
                 return
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(end - start))
-        self.send_header("Content-Security-Policy", policy)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Cache-Control", "no-store")
+        headers = HEADERS | {"Content-Security-Policy": policy}
         if status is HTTPStatus.PARTIAL_CONTENT:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data[start:end])
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        self._write(status, kind, data[start:end], headers)
 
     def _say(self, status: HTTPStatus, words: str) -> None:
         data = f"{words}\n".encode(errors="replace")
+        self._write(status, "text/plain; charset=utf-8", data, {})
+
+    def _write(
+        self, status: HTTPStatus, kind: str, data: bytes, headers: Mapping[str, str]
+    ) -> None:
+        about = {"Content-Type": kind, "Content-Length": str(len(data))}
         self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Content-Type-Options", "nosniff")
+        for header in (about | {"X-Content-Type-Options": "nosniff"} | dict(headers)).items():
+            self.send_header(*header)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
