@@ -147,8 +147,8 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 needs_deepspeed = pytest.mark.skipif(
     not DEEPSPEED, reason="DeepSpeed is not installed: pip install 'mico-chat[deepspeed]'"
 )
-STEPS = 20
-TWENTY = {"steps": STEPS, "save_steps": STEPS}
+STEPS = 10
+ALL_STEPS = {"steps": STEPS, "save_steps": STEPS}
 ALONE = dict.fromkeys(["matching", "caption", "tagging", "region", "concept"], 0.0)
 """Stage 1 with contrast alone, over the whole batch: the other objectives draw at random in each
 process, and would draw other things."""
@@ -186,7 +186,7 @@ def alone(
     @functools.cache
     def run_alone(stage: int, quantization: str | None) -> Path:
         folder = tmp_path_factory.mktemp(f"alone{stage}")
-        run(1, train, stage, recipe_of(folder, stage, 1, quantization, **TWENTY))
+        run(1, train, stage, recipe_of(folder, stage, 1, quantization, **ALL_STEPS))
         return folder
 
     return run_alone
@@ -213,7 +213,7 @@ def test_two_processes_that_share_a_model_train_as_one(
     quantization: str | None,
 ) -> None:
     one = alone(stage, quantization)
-    run(2, train, stage, recipe_of(tmp_path, stage, 2, quantization, parallel=ways, **TWENTY))
+    run(2, train, stage, recipe_of(tmp_path, stage, 2, quantization, parallel=ways, **ALL_STEPS))
     assert len(losses(tmp_path)) == STEPS
     assert losses(tmp_path) == pytest.approx(losses(one), rel=1e-3)
     assert len(shares(tmp_path)) == 2
