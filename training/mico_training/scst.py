@@ -135,4 +135,4 @@ class ScstTrainer(MicoTrainer):
         end, padding = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
         rows = [row for row in ids.tolist() if any(one != padding for one in row)]
         said = [row[: row.index(end)] if end in row else row for row in rows]
-        return cast(list[str], self.tokenizer.batch_decode(said, skip_special_tokens=True))
+        return self.tokenizer.batch_decode(said, skip_special_tokens=True)
