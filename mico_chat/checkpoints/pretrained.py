@@ -51,7 +51,6 @@ from mico_chat.settings import cache_dir
 MEDIA = ("media_kind", "media_units", "media_row", "pixel_values", "stem_features")
 """The tensors of a batch that describe its media; prompts need no ``media_row``."""
 
-
 See = Callable[..., list[Tensor]]
 """Gives context tokens as :meth:`MediaPath.context_tokens` does, from the same arguments."""
 

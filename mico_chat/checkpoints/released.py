@@ -298,11 +298,10 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     image_size = options.image_size or int(settings.get("vision_resolution", grid * patch))
     if image_size % patch:
         raise ConfigError(f"image size {image_size} is not a multiple of the patch size {patch}")
-    asked = {"vision": options.frames, "audio": options.slices, "depth": None}
-    frames = {}
-    for name in PROJECTIONS:
-        rows = released.shape(f"{name}_frame_embedding", 3)[1]
-        frames[name] = asked[name] or int(settings.get(f"max_{name}_sample_num", rows))
+    rows = {name: released.shape(f"{name}_frame_embedding", 3)[1] for name in PROJECTIONS}
+    frames = {name: int(settings.get(f"max_{name}_sample_num", n)) for name, n in rows.items()}
+    frames["vision"] = options.frames or frames["vision"]
+    frames["audio"] = options.slices or frames["audio"]
     # No tensor shows a head's width. It is 88 in EVA's ViT-g (1408 / 16), 64 in BERT (768 / 12);
     # a text branch whose width is no multiple of that is a miniature.
     heads = options.num_heads or (width // 88 if width % 88 == 0 else 16)

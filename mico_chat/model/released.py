@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.model.config import MicoContextConfig
+from mico_chat.model.config import MicoContextConfig, MicoTextConfig
 from mico_chat.model.context import KindRows, Units
 
 PROJECTIONS = ("vision", "audio", "depth")
@@ -63,14 +63,8 @@ class KindProjection(nn.Module):
 
 
 class KindProjections(nn.ModuleDict):
-    def __init__(
-        self,
-        config: MicoContextConfig,
-        frames: Mapping[str, int],
-        context_dim: int,
-        dim: int,
-        eps: float,
-    ) -> None:
+    def __init__(self, config: MicoContextConfig, text: MicoTextConfig, context_dim: int) -> None:
+        dim, eps, frames = text.hidden_size, text.head_norm_eps, text.frames or {}
         sizes = {name: (context_dim, dim, frames[name], eps) for name in PROJECTIONS}
         super().__init__({name: KindProjection(config, *size) for name, size in sizes.items()})
         self.dim, self.rows = dim, KindRows(config.kind_rows)

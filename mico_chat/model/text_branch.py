@@ -83,7 +83,7 @@ class TextBranch(nn.Module):
         if config.frames is None:
             self.context_proj = nn.Sequential(nn.Linear(context_dim, d), nn.LayerNorm(d, eps=eps))
         else:
-            self.context_proj = KindProjections(context, config.frames, context_dim, d, eps)
+            self.context_proj = KindProjections(context, config, context_dim)
         self.subtitle = SubtitleProjection(d, eps) if config.subtitles else None
         self.use_sampling = context.sampling
         self.sampling = nn.Embedding(context.n_corpus_pairs, d, padding_idx=0)  # E_Sam, eq. (3)

@@ -61,8 +61,13 @@ def test_things_speak_in_the_language_models_words(vicuna: Path) -> None:
     assert model.thing_words.word_ids.tolist() == last
 
 
-def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
-    folder = assemble(stage1, str(vicuna), tmp_path / "deep" / "chat")
+@pytest.fixture(scope="module")
+def assembled(stage1: Path, vicuna: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(stage1, str(vicuna), tmp_path_factory.mktemp("chats") / "deep" / "chat")
+
+
+def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, assembled: Path) -> None:
+    folder = assembled
     model, processor = load_chat(folder, dtype="float32")
     pretrained = MicoForPretraining.from_pretrained(stage1)
     for part in ("encoder", "context"):
@@ -85,17 +90,18 @@ def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path:
     assert chat_config(folder).base_llm == str(vicuna.resolve())
     assert not list(folder.glob("**/pytorch_model*"))
     assert load_encoder(folder)[0].get_input_embeddings().weight.shape == (VOCABULARY, 64)
-    assert {p.name for p in (tmp_path / "deep").iterdir()} == {"chat"}
+    assert {p.name for p in folder.parent.iterdir()} == {"chat"}
 
 
-def test_the_text_branch_stays_beside(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
-    folder = assemble(stage1, str(vicuna), tmp_path / "chat")
-    assert has_text_branch(folder)
-    branch, tokenizer = load_pretraining(folder)
+def test_the_text_branch_stays_beside(
+    stage1: Path, vicuna: Path, assembled: Path, tmp_path: Path
+) -> None:
+    assert has_text_branch(assembled)
+    branch, tokenizer = load_pretraining(assembled)
     pretrained = MicoForPretraining.from_pretrained(stage1).train(False)
     torch.testing.assert_close(branch.encode_text(*captions()), pretrained.encode_text(*captions()))
     assert len(tokenizer) == len(letters())
-    again = assemble(folder, str(vicuna), tmp_path / "again")
+    again = assemble(assembled, str(vicuna), tmp_path / "again")
     assert has_text_branch(again), "an assembled model's encoder brings it too"
 
 
@@ -110,9 +116,9 @@ def test_the_encoder_of_a_chat_model(vicuna: Path, tmp_path: Path) -> None:
 
 
 def test_a_bridge_by_default_fits_and_may_be_given(
-    stage1: Path, vicuna: Path, tmp_path: Path
+    stage1: Path, vicuna: Path, assembled: Path, tmp_path: Path
 ) -> None:
-    bridge = chat_config(assemble(stage1, str(vicuna), tmp_path / "default")).bridge_config
+    bridge = chat_config(assembled).bridge_config
     assert (bridge.hidden_size, bridge.num_heads) == (32, 1), "as wide as the encoder"
     assert (bridge.n_still, bridge.frame_grid) == (32, 1), "MiCo-Chat's context tokens"
     options = {"bridge.hidden_size": 48, "bridge_config.num_heads": 4, "bridge.still_grid": 2}

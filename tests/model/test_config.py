@@ -3,22 +3,17 @@
 from pathlib import Path
 
 import pytest
-from torch import nn
 from transformers import AutoConfig
 
-from mico_chat.checkpoints.footprint import meta_chat, meta_llm
+from mico_chat.checkpoints.footprint import meta_chat, meta_llm, parameter_count
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import Kind
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 
 
-def parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def test_vicuna_7b_has_the_papers_sizes() -> None:
     model = meta_chat(MicoChatConfig.named("mico-g-vicuna-7b"))
-    assert parameters(model.encoder) == 1_011_146_112  # ViT-g: EVA-CLIP's giant, without its head
+    assert parameter_count(model.encoder) == 1_011_146_112  # EVA-CLIP's giant, without its head
     assert model.encoder.embed_dim == 1408
     assert model.encoder.grid == 16
     assert model.concepts is None
@@ -27,15 +22,12 @@ def test_vicuna_7b_has_the_papers_sizes() -> None:
 
 def test_mini_fits_a_laptop() -> None:
     config = MicoChatConfig.named("mini")
-    config.concept_config = MicoConceptConfig(
-        visual_names=[str(n) for n in range(1200)],
-        sound_names=[str(n) for n in range(150)],
-        colours=True,
-    )
+    visual, sound = ([str(n) for n in range(number)] for number in (1200, 150))
+    config.concept_config = MicoConceptConfig(visual_names=visual, sound_names=sound, colours=True)
     model = meta_chat(config)
-    assert parameters(meta_llm(config.llm_config)) == 134_515_008
-    assert 13e6 < parameters(model.encoder) < 15e6
-    assert parameters(model) * 2 < 50e6, "bytes in bfloat16"
+    assert parameter_count(meta_llm(config.llm_config)) == 134_515_008
+    assert 13e6 < parameter_count(model.encoder) < 15e6
+    assert parameter_count(model) * 2 < 50e6, "bytes in bfloat16"
     assert model.encoder.grid == 7
     assert config.base_llm == "smollm2-135m-instruct"
 

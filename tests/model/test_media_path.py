@@ -18,6 +18,7 @@ from mico_chat.model.config import (
     MicoConfig,
     MicoContextConfig,
     MicoEncoderConfig,
+    MicoTextConfig,
 )
 from mico_chat.model.context import AlikeMedia, KindRows, MultimodalContext, Units
 from mico_chat.model.encoder import OmniEncoder
@@ -116,8 +117,8 @@ def test_modality_and_unit_are_added_to_every_token(context: MultimodalContext) 
 def test_a_switch_leaves_a_term_out(context: MultimodalContext) -> None:
     """Of the paper's tables and of the release's."""
     kind, units, tokens = torch.tensor([0, 2]), torch.tensor([1, 2]), torch.randn(3, 5, 4)
-    frames = {"vision": 2, "audio": 1, "depth": 1}
-    released = KindProjections(context.config, frames, context_dim=4, dim=4, eps=1e-5)
+    text = MicoTextConfig(frames={"vision": 2, "audio": 1, "depth": 1}, hidden_size=4)
+    released = KindProjections(context.config, text, context_dim=4)
     of = Units.of(kind, units)
     row = of.kind * 3 + of.place
     own, place = cast(Any, released["vision"]), torch.tensor([0, 0, 1])

@@ -1,7 +1,7 @@
 """Stage 1: the three objectives against what the paper's equations say."""
 
-from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -50,17 +50,13 @@ def features(model: MicoForPretraining, b: dict[str, Tensor]) -> tuple[Tensor, T
     return encoded(model, b).pooled, model.encode_text(b["input_ids"], b["attention_mask"])
 
 
-def matches(model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """The arguments of every call of ``match`` from here on."""
-    calls: list[tuple[Any, ...]] = []
-    method: Callable[..., Any] = model.match
-
-    def record(*args: Any) -> Any:
-        calls.append(args)
-        return method(*args)
-
-    monkeypatch.setattr(model, "match", record)
-    return calls
+def matches(model: MicoForPretraining, b: dict[str, Tensor], seeds: int) -> list[tuple[Any, ...]]:
+    """The arguments of each call of ``match`` for a batch, with so many seeds."""
+    with patch.object(model, "match", wraps=model.match) as match:
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            model(**b)
+    return [call.args for call in match.call_args_list]
 
 
 # --- eq. (4) -----------------------------------------------------------------------------------
@@ -105,16 +101,11 @@ def test_padding_changes_no_feature(model: MicoForPretraining) -> None:
 # --- eq. (5) -----------------------------------------------------------------------------------
 
 
-def test_matching_draws_no_positives(
-    model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matching_draws_no_positives(model: MicoForPretraining) -> None:
     n = 4
     b = batch(n)
     b["input_ids"][2] = b["input_ids"][0]  # either is right for either's picture
-    calls = matches(model, monkeypatch)
-    for seed in range(20):
-        torch.manual_seed(seed)
-        model(**b)
+    calls = matches(model, b, 20)
     assert len(calls) == 20
     seen: set[tuple[int, int]] = set()
     for ids, _, context, _, _ in calls:
@@ -129,7 +120,7 @@ def test_matching_draws_no_positives(
 
 @pytest.mark.parametrize(("hardness", "nearest"), [(1.0, 0.9), (1e-3, 1 / 3)])
 def test_hardness_decides_how_alike_a_negative_is(
-    model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch, hardness: float, nearest: float
+    model: MicoForPretraining, hardness: float, nearest: float
 ) -> None:
     """The share of negatives that are the text nearest to the picture but its own, of three."""
     n = 4
@@ -139,10 +130,7 @@ def test_hardness_decides_how_alike_a_negative_is(
         model.temperature.fill_(0.01)
         media, text = features(model, b)
     logits = (media @ text.T / 0.01).fill_diagonal_(float("-inf"))
-    calls = matches(model, monkeypatch)
-    for seed in range(25):
-        torch.manual_seed(seed)
-        model(**b)
+    calls = matches(model, b, 25)
     best = b["input_ids"][logits.argmax(1)]
     share = sum(int((ids[n : 2 * n] == best).all(1).sum()) for ids, *_ in calls) / (25 * n)
     assert share == pytest.approx(nearest, abs=0.12)
@@ -273,19 +261,11 @@ def test_contrast_cannot_tell_corpora_by_e_sam(model: MicoForPretraining) -> Non
     assert model.text.sampling.weight.grad is None
 
 
-def test_matching_cannot_tell_a_negative_by_e_sam(
-    model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matching_cannot_tell_a_negative_by_e_sam(model: MicoForPretraining) -> None:
     b = across()
-    calls = matches(model, monkeypatch)
-    for seed in range(10):
-        torch.manual_seed(seed)
-        model(**b)
     n, negatives = 6, set()
-    for ids, _, _, _, corpora in calls:
-        there = [
-            [set(row.tolist()) - {0} for row in rows] for rows in (corpora.text, corpora.context)
-        ]
+    for ids, _, _, _, corpora in matches(model, b, 10):
+        there = [[set(row.tolist()) - {0} for row in rows] for rows in corpora]
         assert there[0] == there[1]
         assert there[0][:n] == [{1, 2}, {1, 2}, set(), set(), set(), set()], "two are alone"
         of = [next(i for i in range(n) if torch.equal(row, b["input_ids"][i])) for row in ids]
