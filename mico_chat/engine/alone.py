@@ -5,18 +5,18 @@ picture's tokens attend to each other, or whose layers keep no keys and values. 
 ``generate`` computes each token, and keeps what it wants between them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.base import Prompt
 from mico_chat.engine.cpu import free_cores
 from mico_chat.engine.decoder import cache_argument
-from mico_chat.engine.grammar import Grammar
-from mico_chat.engine.scheduler import Chunk
+from mico_chat.engine.scheduler import Chunk, Sequence
 from mico_chat.engine.transformers import TorchSampler
 
 
@@ -42,7 +42,7 @@ class AloneModel:
         self._cache: Any = None
         self._cache_name = cache_argument(model.forward)
 
-    def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
+    def run(self, batch: Many[Chunk]) -> list[Tensor]:
         (chunk,) = batch
         media: dict[str, Tensor] = {}
         if chunk.prompt is not None:
@@ -76,11 +76,8 @@ class AloneModel:
         if length == 0:
             self._ids = self._cache = None
 
-    def sampler(
-        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
-    ) -> TorchSampler:
-        device = self._model.get_output_embeddings().weight.device
-        return TorchSampler(options, index, device, grammar)
+    def sampler(self, sequence: Sequence) -> TorchSampler:
+        return TorchSampler(sequence, self._model.get_output_embeddings().weight.device)
 
     def close(self) -> None:
         self.truncate(0, 0)

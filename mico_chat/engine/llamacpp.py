@@ -18,7 +18,8 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -32,11 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import Alarm, Threads
-from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.llamacpp_export import DEFAULT_CACHE_BYTES, llama_cpp_errors
-from mico_chat.engine.scheduler import Chunk, Sampled
+from mico_chat.engine.scheduler import Chunk, Sampled, Sequence
 from mico_chat.errors import ModelError
 from mico_chat.model.splice import PLACEHOLDER, splice
 
@@ -120,7 +119,7 @@ class LlamaCppModel:
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
         self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._table = _TokenTable(file) if mixed else None
+        self._table = _token_table(file) if mixed else None
         of_axes = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
         axes = 4 if llama_cpp.llama_model_rope_type(model) in of_axes else 1
         width = llama_cpp.llama_model_n_embd_inp(model)
@@ -157,7 +156,7 @@ class LlamaCppModel:
             raise ModelError(f"{file}: no context of {n_cells} tokens: {'; '.join(errors)}")
         return context
 
-    def run(self, batch: Sequence[Chunk]) -> list[int]:
+    def run(self, batch: Many[Chunk]) -> list[int]:
         """Compute chunks; returns the places of the wanted logits."""
         places: list[int] = []
         for chunks in [batch] if self._table is not None else _calls(batch):
@@ -167,7 +166,7 @@ class LlamaCppModel:
                 self._places.add(chunk)
         return places
 
-    def _call(self, chunks: Sequence[Chunk]) -> list[int]:
+    def _call(self, chunks: Many[Chunk]) -> list[int]:
         places = self._batch.fill(chunks, self._table)
         tokens = self._batch.struct.n_tokens
         causal = all(chunk.causal for chunk in chunks)
@@ -199,10 +198,8 @@ class LlamaCppModel:
         end = length if self._places is None else self._places.copy(slot, slot, length)
         llama_cpp.llama_memory_seq_rm(self._memory, slot, end, -1)
 
-    def sampler(
-        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
-    ) -> LlamaCppSampler:
-        return LlamaCppSampler(self._context, self.n_vocab, options, index, grammar)
+    def sampler(self, sequence: Sequence) -> LlamaCppSampler:
+        return LlamaCppSampler(self._context, self.n_vocab, sequence)
 
     def close(self) -> None:
         self._alarm.close()
@@ -214,28 +211,22 @@ class LlamaCppModel:
 class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`."""
 
-    def __init__(
-        self,
-        context: int,
-        n_vocab: int,
-        options: GenerationOptions,
-        index: int,
-        grammar: Grammar | None = None,
-    ) -> None:
-        self._context, self._n_vocab, self._grammar = context, n_vocab, grammar
+    def __init__(self, context: int, n_vocab: int, sequence: Sequence) -> None:
+        self._context, self._n_vocab = context, n_vocab
+        options, self._grammar = sequence.options, sequence.grammar
         self._n_likeliest = options.logprobs or 0
         stages = []
         counts = (options.frequency_penalty, options.presence_penalty)
         penalties = (options.max_tokens, options.repetition_penalty, *counts)
         penalized = penalties[1:] != (1.0, 0.0, 0.0)
         # llama.cpp's greedy sampler copies all logits first: 0.3 ms a token instead of 0.05.
-        self._greedy = options.temperature == 0 and not penalized and grammar is None
+        self._greedy = options.temperature == 0 and not penalized and self._grammar is None
         if penalized:
             stages.append(llama_cpp.llama_sampler_init_penalties(n_vocab, *penalties))
         if options.temperature == 0:
             stages.append(llama_cpp.llama_sampler_init_greedy())
         else:
-            seed = secrets.randbits(32) if options.seed is None else options.seed + index
+            seed = secrets.randbits(32) if options.seed is None else options.seed + sequence.index
             # 32 bits, but not LLAMA_DEFAULT_SEED, for which llama.cpp picks a random seed.
             seed = (seed ^ seed >> 32) % llama_cpp.LLAMA_DEFAULT_SEED
             stages += [
@@ -317,7 +308,7 @@ class _Places:
         return end
 
 
-def _calls(batch: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+def _calls(batch: Many[Chunk]) -> Iterator[list[Chunk]]:
     """Chunks of text alone or of media alone for one call each; the last call has the logits.
 
     The parts of a chunk stay in order. Media that attend in both directions have own calls.
@@ -376,7 +367,7 @@ class _Batch:
         self._by_id = pointer(self._token, ctypes.c_int32)
         self._by_vector = pointer(self._embd, ctypes.c_float)
 
-    def fill(self, chunks: Sequence[Chunk], table: _TokenTable | None) -> list[int]:
+    def fill(self, chunks: Many[Chunk], table: Callable[[Tensor], Tensor] | None) -> list[int]:
         """Put chunks in, of text or of media alone without ``table``; the wanted logits' places."""
         context = [tokens for chunk in chunks for tokens in chunk.context]
         total = sum(chunk.length for chunk in chunks)
@@ -401,7 +392,7 @@ class _Batch:
             at = end
         self.struct.n_tokens = total
         if context and table is not None:
-            self._embd[:at] = splice(table.vectors, torch.from_numpy(self._token[:at]), context)
+            self._embd[:at] = splice(table, torch.from_numpy(self._token[:at]), context)
         elif context:
             self._embd[:at] = torch.cat(context)
         # llama.cpp uses ids or vectors: one of the two pointers must be null.
@@ -414,31 +405,27 @@ def pointer(array: NDArray[np.generic], kind: type) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
-class _TokenTable:
-    """The token vectors of a GGUF file, read in place by llama.cpp's library.
+def _token_table(file: Path) -> Callable[[Tensor], Tensor]:
+    """The token vectors of ids, from a GGUF file that llama.cpp's library reads in place.
 
     The gguf package's reader takes 1.6 s to open the mini's file.
     """
-
-    def __init__(self, file: Path) -> None:
-        lib = _ggml()
-        context = lib.gguf_init_from_file(os.fsencode(file), _InitParams(True, None))
-        if not context:
-            raise ModelError(f"{file}: not a GGUF file")
-        try:
-            number = lib.gguf_find_tensor(context, b"token_embd.weight")
-            if number < 0:
-                raise ModelError(f"{file}: no tensor token_embd.weight")
-            rows = lib.gguf_get_tensor_ne(context, number)[1]
-            self._type = gguf.GGMLQuantizationType(lib.gguf_get_tensor_type(context, number))
-            offset = lib.gguf_get_data_offset(context) + lib.gguf_get_tensor_offset(context, number)
-            size = lib.gguf_get_tensor_size(context, number)
-        finally:
-            lib.gguf_free(context)
-        self._data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
-
-    def vectors(self, ids: Tensor) -> Tensor:
-        return torch.from_numpy(gguf.quants.dequantize(self._data[ids.numpy()], self._type))
+    lib = _ggml()
+    context = lib.gguf_init_from_file(os.fsencode(file), _InitParams(True, None))
+    if not context:
+        raise ModelError(f"{file}: not a GGUF file")
+    try:
+        number = lib.gguf_find_tensor(context, b"token_embd.weight")
+        if number < 0:
+            raise ModelError(f"{file}: no tensor token_embd.weight")
+        rows = lib.gguf_get_tensor_ne(context, number)[1]
+        stored = gguf.GGMLQuantizationType(lib.gguf_get_tensor_type(context, number))
+        offset = lib.gguf_get_data_offset(context) + lib.gguf_get_tensor_offset(context, number)
+        size = lib.gguf_get_tensor_size(context, number)
+    finally:
+        lib.gguf_free(context)
+    data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
+    return lambda ids: torch.from_numpy(gguf.quants.dequantize(data[ids.numpy()], stored))
 
 
 class _InitParams(ctypes.Structure):
@@ -446,7 +433,7 @@ class _InitParams(ctypes.Structure):
 
 
 def _ggml() -> ctypes.CDLL:
-    """llama.cpp's library, with the functions of ``gguf.h`` that :class:`_TokenTable` calls."""
+    """llama.cpp's library, with the functions of ``gguf.h`` that :func:`_token_table` calls."""
     from llama_cpp._ggml import libggml_base_path
 
     (path,) = sorted(libggml_base_path.glob("*ggml-base.[sd][oyl]*"))[:1]

@@ -102,6 +102,9 @@ class Request:
                 self._early[index], logprobs = logprobs, ()
         if reason is not None:
             self._unfinished.discard(index)
+        # The first token decides how an answer begins ("A dog.", "It is a dog."), not what it says.
+        known = self._logprobs[index] if reason is not None and self.prompt.media_tokens else []
+        mean = fmean(known[1:] or known) if known else None
         usage = None
         if not self._unfinished:
             usage = Usage(
@@ -117,16 +120,11 @@ class Request:
             reasoning_content=thought,
             token_ids=(sampled.token,),
             logprobs=logprobs,
-            avg_logprob=None if reason is None else self._avg_logprob(index),
+            avg_logprob=mean,
             finish_reason=reason,
             stop_text=detokenizer.stopped,
             usage=usage,
         )
-
-    def _avg_logprob(self, index: int) -> float | None:
-        known = self._logprobs[index]
-        # The first token decides how an answer begins ("A dog.", "It is a dog."), not what it says.
-        return fmean(known[1:] or known) if known and self.prompt.media_tokens else None
 
 
 def _token_logprob(

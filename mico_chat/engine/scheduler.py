@@ -120,10 +120,8 @@ class Model(Protocol):
 
     def truncate(self, slot: int, length: int) -> None: ...
 
-    def sampler(
-        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
-    ) -> Sampler:
-        """``grammar`` says which tokens may follow; the sampler keeps it up to date."""
+    def sampler(self, sequence: Sequence) -> Sampler:
+        """The sampler of an answer; it keeps the sequence's grammar up to date."""
 
     def close(self) -> None: ...
 
@@ -310,7 +308,7 @@ class Scheduler:
         if max(whole, default=0) > self.model.max_batch:
             reason = f"a medium has {max(whole)} tokens that must be computed together, but a step"
             raise RequestError(f"{reason} has at most {self.model.max_batch}: send a smaller one")
-        sequence.sampler = self.model.sampler(sequence.options, sequence.index, sequence.grammar)
+        sequence.sampler = self.model.sampler(sequence)
         self._asked[sequence.prompt.tenant] = self._clock()
         self.waiting.append(sequence)
 

@@ -14,7 +14,7 @@ A axes of the rotary embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
 from typing import Any, cast
 
 import torch
@@ -25,8 +25,7 @@ from transformers.generation import logits_process as hf
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import free_cores
 from mico_chat.engine.decoder import Decoder, positions_of
-from mico_chat.engine.grammar import Grammar
-from mico_chat.engine.scheduler import Chunk, Sampled
+from mico_chat.engine.scheduler import Chunk, Sampled, Sequence
 
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
@@ -80,7 +79,7 @@ class TransformersModel:
         self.max_idle_cells = self.n_cells  # idle cells cost no time: attention skips them
         self._cells.limit = self.n_cells
 
-    def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
+    def run(self, batch: Many[Chunk]) -> list[Tensor]:
         """Compute chunks of different slots; float32 logits (V,) after each token that wants them.
 
         Chunks of similar length share a forward: less than half of it is padding. A failed step may
@@ -89,7 +88,7 @@ class TransformersModel:
         groups: dict[int, list[int]] = {}
         for place, chunk in enumerate(batch):
             groups.setdefault(chunk.length.bit_length(), []).append(place)
-        logits: dict[int, Sequence[Tensor]] = {}
+        logits: dict[int, Many[Tensor]] = {}
         if self._device.type == "cpu":
             torch.set_num_threads(min(free_cores()(), self._threads))
         with torch.inference_mode():
@@ -108,17 +107,15 @@ class TransformersModel:
     def truncate(self, slot: int, length: int) -> None:
         self._cells.truncate(slot, length)
 
-    def sampler(
-        self, options: GenerationOptions, index: int, grammar: Grammar | None = None
-    ) -> TorchSampler:
-        return TorchSampler(options, index, self._decoder.logits_device, grammar)
+    def sampler(self, sequence: Sequence) -> TorchSampler:
+        return TorchSampler(sequence, self._decoder.logits_device)
 
     def close(self) -> None:
         """Free the keys and values. The caller owns the LLM."""
         self._layers.clear()
         self._cache.layers.clear()
 
-    def _forward(self, chunks: Sequence[Chunk]) -> list[Sequence[Tensor]]:
+    def _forward(self, chunks: Many[Chunk]) -> list[Many[Tensor]]:
         """One forward of rows padded on the right; of each row the logits (V,) that it wants."""
         places, mask = self._cells.place(chunks)
         hidden = self._decoder.hidden(
@@ -152,7 +149,7 @@ class _Cells:
         self._table = torch.zeros(n_slots, max_position, dtype=torch.long, device=device)
         self._free: list[int] = []
 
-    def place(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+    def place(self, chunks: Many[Chunk]) -> tuple[Tensor, Tensor]:
         """Take cells for new tokens; returns positions (R, Q) and attention mask (R, Q, W).
 
         Padding repeats its row's last position. Places past a row's end read the row's own first
@@ -270,14 +267,8 @@ def _keep(pool: Tensor, states: Tensor, cells: _Cells) -> Tensor:
 class TorchSampler:
     """Samples from logits (V,) with Hugging Face's logits processors and its own generator."""
 
-    def __init__(
-        self,
-        options: GenerationOptions,
-        index: int,
-        device: torch.device,
-        grammar: Grammar | None = None,
-    ) -> None:
-        self._grammar = grammar
+    def __init__(self, sequence: Sequence, device: torch.device) -> None:
+        options, self._grammar = sequence.options, sequence.grammar
         self._n_likeliest = options.logprobs or 0
         self._greedy = options.temperature < LEAST_TEMPERATURE
         self._processors = hf.LogitsProcessorList(_processors(options, greedy=self._greedy))
@@ -285,7 +276,7 @@ class TorchSampler:
         if options.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(options.seed + index)
+            self._generator.manual_seed(options.seed + sequence.index)
         self._ids: Any = torch.zeros(1, 0, dtype=torch.long, device=device)
 
     def sample(self, logits: Tensor) -> Sampled:

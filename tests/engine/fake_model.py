@@ -11,12 +11,12 @@ from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
-from tokenizers.decoders import ByteFallback, Fuse, Sequence
+from tokenizers import decoders
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, Sampled
+from mico_chat.engine.scheduler import Chunk, Sampled, Sequence
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER
@@ -33,7 +33,9 @@ Rule = Callable[[Held], int]
 
 def joined_letters() -> PreTrainedTokenizerFast:
     tokenizer = letters()
-    tokenizer.backend_tokenizer.decoder = Sequence([ByteFallback(), Fuse()])
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse()]
+    )
     return tokenizer
 
 
@@ -143,10 +145,10 @@ class FakeModel:
         assert length <= len(self.slots[slot])
         del self.slots[slot][length:]
 
-    def sampler(self, options: GenerationOptions, index: int, grammar: Any = None) -> FakeSampler:
-        if options.top_k == NO_TOP_K:
+    def sampler(self, sequence: Sequence) -> FakeSampler:
+        if sequence.options.top_k == NO_TOP_K:
             raise RequestError("top_k: not here")
-        return FakeSampler(self, options, index)
+        return FakeSampler(self, sequence.options, sequence.index)
 
     def close(self) -> None:
         assert not self.closed
@@ -160,7 +162,7 @@ def _names(ids: Many[int], context: Many[Tensor]) -> Held:
 
 def expected(prompt: Prompt, options: GenerationOptions, index: int = 0) -> list[int]:
     model = FakeModel()
-    sampler = model.sampler(options, index)
+    sampler = FakeSampler(model, options, index)
     held = _names(*prompt.tokens(0, len(prompt)))
     tokens: list[int] = []
     while len(tokens) < options.max_tokens and END not in tokens:

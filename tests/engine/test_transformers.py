@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.scheduler import Chunk
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.scheduler import Chunk, Sequence
 from mico_chat.engine.transformers import FIRST_CELLS, TorchSampler, TransformersModel
 from mico_chat.model.splice import PLACEHOLDER
 from tests.engine.tiny_llm import WIDTH, answer, feed, generated, prompts, text, tiny_llm, whole
@@ -132,8 +132,13 @@ def test_bfloat16() -> None:
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, -1.0, -2.0])
 
 
+def sampler_of(grammar: Any = None, **options: Any) -> TorchSampler:
+    answer = Sequence(Prompt(((1,),)), GenerationOptions(**options), 0, grammar)
+    return TorchSampler(answer, torch.device("cpu"))
+
+
 def sample(n: int, logits: Tensor = LOGITS, **options: Any) -> list[int]:
-    sampler = TorchSampler(GenerationOptions(**options), 0, torch.device("cpu"))
+    sampler = sampler_of(**options)
     return [sampler.sample(logits).token for _ in range(n)]
 
 
@@ -170,19 +175,17 @@ def test_extreme_options_give_a_token() -> None:
 
 
 def test_logprobs_are_those_of_the_model() -> None:
-    options = GenerationOptions(logprobs=3, temperature=1.0, seed=0, presence_penalty=2.0)
-    sampler = TorchSampler(options, 0, torch.device("cpu"))
+    sampler = sampler_of(logprobs=3, temperature=1.0, seed=0, presence_penalty=2.0)
     expected = LOGITS.log_softmax(0).tolist()
     for _ in range(5):
         sampled = sampler.sample(LOGITS)
         assert sampled.logprob == pytest.approx(expected[sampled.token])
         assert [token for token, _ in sampled.top] == [0, 1, 2]
         assert [value for _, value in sampled.top] == pytest.approx(expected[:3])
-    whole_options = GenerationOptions(logprobs=20)
-    top = TorchSampler(whole_options, 0, torch.device("cpu")).sample(LOGITS).top
+    top = sampler_of(logprobs=20).sample(LOGITS).top
     assert sum(torch.tensor([value for _, value in top]).exp().tolist()) == pytest.approx(1.0)
     for n in (None, 0):
-        one = TorchSampler(GenerationOptions(logprobs=n), 0, torch.device("cpu")).sample(LOGITS)
+        one = sampler_of(logprobs=n).sample(LOGITS)
         assert one.logprob == pytest.approx(expected[0])
         assert one.top == ()
 
@@ -204,8 +207,7 @@ def test_an_answer_follows_the_grammar(temperature: float) -> None:
             self.accepted.append(token)
 
     grammar: Any = OddTokens()
-    options = GenerationOptions(temperature=temperature, seed=1)
-    sampler = TorchSampler(options, 0, torch.device("cpu"), grammar)
+    sampler = sampler_of(grammar, temperature=temperature, seed=1)
     n = len(LOGITS) // 2
     found = [sampler.sample(LOGITS).token for _ in range(n)]
     assert sorted(found) == list(range(1, len(LOGITS), 2))[:n]

@@ -8,8 +8,8 @@ from typing import Any
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
-from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.batching import BatchingEngine
+from mico_chat.engine.scheduler import Sequence
 from mico_chat.errors import RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.model.config import MicoChatConfig
@@ -59,12 +59,13 @@ class ScriptedModel(FakeModel):
         self.schemas: list[dict[str, Any] | None] = []
         self.prompts: list[str] = []
 
-    def sampler(self, options: GenerationOptions, index: int, grammar: Any = None) -> FakeSampler:
+    def sampler(self, sequence: Sequence) -> FakeSampler:
+        options = sequence.options
         self.schemas.append(options.json_schema)
         self.batches.clear()  # kept for other tests
         if options.json_schema is not None and not self._follows:
             raise RequestError("json_schema: not here")
-        return super().sampler(options, index)
+        return super().sampler(sequence)
 
     def _next(self, held: Held) -> int:
         start = len(held) - held[::-1].index(START)
