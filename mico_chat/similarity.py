@@ -155,13 +155,11 @@ class Similarity:
         vectors = await self._vectors(asked + offered)
         cosines = (vectors[: len(asked)] @ vectors[len(asked) :].T).clamp(-1, 1).tolist()
         matches = await self._matches(asked, offered)
-        scores = tuple(
-            tuple(
-                Score(similarity=cosine, match=matches.get((q, d))) for d, cosine in enumerate(row)
-            )
-            for q, row in enumerate(cosines)
-        )
-        return Scored(scores, *_costs(asked + offered))
+        scores = []
+        for q, row in enumerate(cosines):
+            found = (Score(similarity=s, match=matches.get((q, d))) for d, s in enumerate(row))
+            scores.append(tuple(found))
+        return Scored(tuple(scores), *_costs(asked + offered))
 
     def close(self) -> None:
         self._encoder.close()
@@ -228,16 +226,15 @@ def _item(item: Item, where: str) -> _Item:
     if isinstance(item, MediaFile | Medium):
         return _Item(where, media=(item,))
     media = tuple(part for part in item if not isinstance(part, str))
-    if not item:
-        raise RequestError.at(where, "expected a text or at least one medium, got an empty list")
-    if not media:
-        reason = "a list holds media that are taken together: give each text as an item of its own"
-        raise RequestError.at(where, reason)
-    if len(media) != len(item):
+    if media and len(media) == len(item):
+        return _Item(where, media=media)
+    reason = "expected a text or at least one medium, got an empty list"
+    if media:
         reason = "an item holds both text and media, but one encoder reads text and another "
         reason += "reads media: give the text as an item of its own"
-        raise RequestError.at(where, reason)
-    return _Item(where, media=media)
+    elif item:
+        reason = "a list holds media that are taken together: give each text as an item of its own"
+    raise RequestError.at(where, reason)
 
 
 def _texts(items: Sequence[_Item]) -> list[int]:

@@ -187,9 +187,8 @@ def _check_value(value: Any, where: str, depth: int = 1) -> None:
         raise RequestError.at(where, f"nested deeper than {_DEEPEST} levels")
     if isinstance(value, str):
         check_text(value, where)
-    for key in value if isinstance(value, Mapping) else ():
-        check_text(key, where)
-    inner = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, Mapping | list):
-        for part in inner:
+    elif isinstance(value, Mapping | list):
+        for key in value if isinstance(value, Mapping) else ():
+            check_text(key, where)
+        for part in value.values() if isinstance(value, Mapping) else value:
             _check_value(part, where, depth + 1)

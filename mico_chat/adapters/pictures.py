@@ -52,14 +52,13 @@ def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
         low, high = near, far
     places = np.nan_to_num((values - low) / max(high - low, 1e-6))
     pixels = np.where(np.isnan(values)[..., None], 0, _coloured(places)).astype(np.uint8)
-    ends = (f"{near:.2g} m", f"{far:.2g} m") if medium.metric else ("near", "far")
-    named = f" ({ends[0]})", f" ({ends[1]})"
-    unit = "" if medium.metric else " without a unit"
+    ends, (least, most), unit = ("near", "far"), ("", ""), " without a unit"
+    if medium.metric:
+        ends, unit = (f"{near:.2g} m", f"{far:.2g} m"), ""
+        least, most = (f" ({end})" for end in ends)
     how = f", estimated by {medium.estimated}{unit}," if medium.estimated else ""
-    words = (
-        "A depth map{} as a picture: yellow is the nearest{}, dark blue the farthest{}, black "
-        "unknown.\n"
-    ).format(how, *(named if medium.metric else ("", "")))
+    words = f"A depth map{how} as a picture: yellow is the nearest{least}, dark blue the farthest"
+    words += f"{most}, black unknown.\n"
     return Image(_with_strip(pixels, ends), report=medium.report), words
 
 

@@ -172,13 +172,10 @@ class ProcessorAdapter(ABC):
         self, messages: Sequence[Message], options: GenerationOptions = GREEDY
     ) -> list[PromptText]:
         """The prompt of messages whose media are measured, with the template's placeholders."""
-
-        def show(medium: Any) -> dict[str, str]:
-            return {"type": _seen_as(medium)}
-
         clips = any(m.kind == "video" for message in messages for m in message.media)
         template = self._of_clips if clips else self.template
-        return cast("list[PromptText]", template.parts(messages, show, options))
+        parts = template.parts(messages, lambda m: {"type": _seen_as(cast(Any, m))}, options)
+        return cast("list[PromptText]", parts)
 
     def _expanded(
         self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]

@@ -141,27 +141,27 @@ class Slot:
         return len(self.held) if self.sequence is None else self.sequence.max_length
 
 
+@dataclass(eq=False)
 class Sequence:
-    sampler: Sampler  # the scheduler makes it when it takes the sequence
+    """A prompt and its answer number ``index``: the ``tokens`` that it has so far.
 
-    def __init__(
-        self,
-        prompt: Prompt,
-        options: GenerationOptions,
-        index: int = 0,
-        grammar: Grammar | None = None,
-    ) -> None:
-        self.prompt = prompt
-        self.grammar = grammar
-        self.options = options
-        self.index = index
-        self.length = len(prompt)
-        self.tokens: list[int] = []
-        self.scored = 0
-        self.computed = 0
-        self.cached = 0
-        self.slot: Slot | None = None
-        self.finished = False
+    Of its tokens, ``computed`` are in the ``slot``, and ``cached`` of these were there before.
+    """
+
+    prompt: Prompt
+    options: GenerationOptions
+    index: int = 0
+    grammar: Grammar | None = None
+    tokens: list[int] = field(default_factory=list)
+    scored: int = 0
+    computed: int = 0
+    cached: int = 0
+    slot: Slot | None = None
+    finished: bool = False
+    sampler: Sampler = field(init=False)  # the scheduler makes it when it takes the sequence
+
+    def __post_init__(self) -> None:
+        self.length = len(self.prompt)
 
     @property
     def max_length(self) -> int:

@@ -313,9 +313,8 @@ class _CountPenalty(hf.LogitsProcessor):
         self._presence, self._frequency = presence, frequency
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        times = torch.zeros_like(scores).scatter_add_(
-            1, input_ids, torch.ones_like(input_ids, dtype=scores.dtype)
-        )
+        once = torch.ones_like(input_ids, dtype=scores.dtype)
+        times = torch.zeros_like(scores).scatter_add_(1, input_ids, once)
         return scores - self._presence * (times > 0) - self._frequency * times
 
 

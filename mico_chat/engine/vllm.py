@@ -27,6 +27,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -322,12 +323,12 @@ async def _start(arguments: Any, gauge: Callable[[Any, int], Any]) -> Any:
         raise ModelError(f"vLLM could not start: {first_line(error)}") from error
 
 
+@dataclass
 class _Gauge:
     """Keeps the last report of one of vLLM's schedulers; has vLLM's ``StatLoggerBase`` methods."""
 
-    def __init__(self) -> None:
-        self.waiting = 0
-        self.usage = 0.0
+    waiting: int = 0
+    usage: float = 0.0
 
     def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
         if scheduler_stats is not None:
