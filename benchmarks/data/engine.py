@@ -238,7 +238,7 @@ def kill(clips: int = 200, kills: int = 20, workers: int = 0, seed: int = 0) -> 
             command = [sys.executable, "-m", "mico_chat.cli", "data", "build", str(videos)]
             command += ["--config", str(folder / "recipe.yaml"), "--output", str(folder / name)]
             command += ["--workers", str(workers)]
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             subprocess.run(command, **quiet, check=True, timeout=seconds)
 
         began = time.perf_counter()

@@ -124,7 +124,8 @@ class Clock(TrainerCallback):
 def ours(stage: str, folder: Path) -> float:
     """A stage as its command runs it."""
     clock = Clock()
-    DEFAULT_CALLBACKS.append(clock)
+    callbacks: list[Any] = DEFAULT_CALLBACKS
+    callbacks.append(clock)
     getattr(stages, f"train_stage{stage[-1]}")(recipe(stage, folder))
     return clock.rate(BATCH if stage == "stage 1" else None)
 

@@ -231,10 +231,10 @@ def serving(bench: Bench) -> Report:
     ratio = Ratio.beside_of("16 pictures at once", ours, "tokens/s", pair[1], theirs, 1.2)
     panels = []
     for label in ("tokens/s", "first token, s"):
-        for wanted in dict.fromkeys(kind for kind, _, _ in found):
+        for wanted in dict.fromkeys(asked for asked, _, _ in found):
             curves: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-            for (kind, n, name), one in found.items():
-                if kind == wanted:
+            for (asked, n, name), one in found.items():
+                if asked == wanted:
                     curves[name][0].append(n)
                     curves[name][1].append(one[label])
             panels.append(Panel("requests at once", label, curves, wanted, log="2y"))

@@ -90,7 +90,12 @@ def sounds(n_mels: int, seconds: int) -> dict[str, Way]:
         ways["torchaudio"] = lambda: kaldi.fbank(wave[None] * 32768, num_mel_bins=n_mels)
     if importlib.util.find_spec("librosa"):
         librosa: Any = importlib.import_module("librosa")
-        settings = {"sr": SAMPLE_RATE, "n_fft": N_FFT, "win_length": FRAME, "hop_length": SHIFT}
+        settings: dict[str, Any] = {
+            "sr": SAMPLE_RATE,
+            "n_fft": N_FFT,
+            "win_length": FRAME,
+            "hop_length": SHIFT,
+        }
         settings |= {"n_mels": n_mels, "fmin": 20.0, "htk": True, "center": False}
         mel = partial(librosa.feature.melspectrogram, y=samples, **settings)
         ways["librosa"] = lambda: np.log(mel() + 1e-10)
@@ -127,8 +132,11 @@ def measure(
     rows: list[list[str]] = []
     ratios: list[Ratio] = []
 
+    def per_second(amount: float, way: Way) -> float:
+        return amount / core_seconds(way)
+
     def race(what: str, unit: str, ways: dict[str, Way], amount: float) -> None:
-        timed = {name: lambda way=way: amount / core_seconds(way) for name, way in ways.items()}
+        timed = {name: partial(per_second, amount, way) for name, way in ways.items()}
         rates = medians(turns(timed, repeats))
         ours = rates[OURS]
         for name, rate in rates.items():

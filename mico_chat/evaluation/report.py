@@ -182,7 +182,7 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
     axes.set_xticks(places, list(skills), rotation=30, ha="right")
     axes.set(ylabel="right answers, %", ylim=(0, 100))
     figure.suptitle(f"{name} ({row['digest']}): {row['model']}", fontsize="medium")
-    above = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.12)}
+    above: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.12)}
     axes.legend(ncols=len(controls) + 1, fontsize="small", **above)
     figure.savefig(path, dpi=120)
 

@@ -132,7 +132,9 @@ def captions_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     def overlap(said: Mapping[str, str], people: Mapping[str, Sequence[str]]) -> dict[str, float]:
         known = {id: " ".join(people[id]).split() for id in said}
         words = {id: caption.split() for id, caption in said.items()}
-        return {id: np.mean([word in known[id] for word in words[id]] or [0.0]) for id in said}
+        return {
+            id: float(np.mean([word in known[id] for word in words[id]] or [False])) for id in said
+        }
 
     metrics = "mico_chat.evaluation.scores.CAPTION_METRICS"
     monkeypatch.setattr(metrics, {"CIDEr": overlap, "SPIDEr": overlap})

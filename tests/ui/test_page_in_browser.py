@@ -186,7 +186,13 @@ def test_a_refused_upload_says_why(chat: ChatPage, tmp_path: Path) -> None:
 
 
 def turn(answer: str, **more: Any) -> dict[str, Any]:
-    found = {"state": "done", "message": "x", "media": [], "answer": answer, "problem": None}
+    found: dict[str, Any] = {
+        "state": "done",
+        "message": "x",
+        "media": [],
+        "answer": answer,
+        "problem": None,
+    }
     return {**found, "html": html_of(answer), "usage": None, "finish_reason": "stop", **more}
 
 

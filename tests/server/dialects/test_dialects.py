@@ -75,6 +75,7 @@ class Dialect:
     api: Any
     tools: Any
     picture: Any
+    following: Callable[[Any], dict[str, Any]]
 
     def request(
         self,
@@ -424,14 +425,15 @@ WRONG: dict[type[Any], list[tuple[dict[str, Any], str]]] = {
     ("kind", "changes", "reason"), [(kind, *one) for kind, many in WRONG.items() for one in many]
 )
 def test_what_is_wrong_with_a_request(
-    client: OpenAI, claude: Anthropic, kind: type[Dialect], changes: dict[str, Any], reason: str
+    client: OpenAI, claude: Anthropic, kind: Any, changes: dict[str, Any], reason: str
 ) -> None:
     dialect = kind(client, claude)
     request = dialect.request("one?", tools=True)
     for stream in (False, True):  # a stream says it at once, not as an event
         with pytest.raises((openai.BadRequestError, anthropic.BadRequestError)) as caught:
             dialect.api.create(**request, stream=stream, extra_body=changes)
-        error = caught.value.response.json()["error"]
+        raised: Any = caught.value
+        error = raised.response.json()["error"]
         assert reason in error["message"]
         assert error["type"] == "invalid_request_error"
 
@@ -447,8 +449,9 @@ def test_other_errors_have_the_formats_own_form(
     ):
         with pytest.raises((openai.APIStatusError, anthropic.APIStatusError)) as caught:
             asked.api.create(**request, extra_body=changes)
-        found = caught.value.response.json()
-        assert (caught.value.status_code, found["error"]["code"]) == (status, code)
+        raised: Any = caught.value
+        found = raised.response.json()
+        assert (raised.status_code, found["error"]["code"]) == (status, code)
         forms = (None, "invalid_request_error"), ("error", own)
         assert (found.get("type"), found["error"]["type"]) == forms[type(dialect) is Messages]
 
