@@ -27,8 +27,8 @@ LimitName = Literal[
 class MediaLimits(BaseSettings):
     """Limits on untrusted media; each is read from ``MICO_MEDIA_<NAME>`` when not given.
 
-    A medium beyond ``max_seconds``, ``max_frames`` or ``max_side`` is cut, and its report says so.
-    A medium beyond another limit is refused.
+    A medium beyond ``max_seconds``, ``max_frames``, ``max_pages``, ``max_characters`` or
+    ``max_side`` is cut, and its report says so. A medium beyond another limit is refused.
     """
 
     model_config = SettingsConfigDict(env_prefix="MICO_MEDIA_", frozen=True, extra="forbid")
@@ -39,6 +39,8 @@ class MediaLimits(BaseSettings):
     )
     max_seconds: float = Field(600.0, gt=0, description="seconds of sound kept")
     max_frames: int = Field(8, ge=1, le=1024, description="frames taken from a video")
+    max_pages: int = Field(8, ge=1, le=1024, description="pages taken from a document")
+    max_characters: int = Field(8000, ge=0, description="characters of a document's text kept")
     timeout_s: float = Field(30.0, gt=0, description="seconds one medium may take to decode")
     memory_mb: int = Field(
         1024, ge=128, description="address space of the decoder process, MiB (POSIX)"
@@ -113,7 +115,7 @@ _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pno
 def format_of(head: bytes) -> str | None:
     """The format of a file by its first bytes; None if it is unknown.
 
-    "PDF", "gzip", "SVG", "HTML" and "text" are not decoded, but named in errors.
+    "gzip", "SVG", "HTML" and "text" are not decoded, but named in errors.
     """
     for start, name in _STARTS:
         if head.startswith(start):
@@ -173,6 +175,7 @@ def looks_like(fmt: str | None, head: bytes) -> str:
 
 _ISO_MEDIA = frozenset({"MP4", "MOV", "M4A"})
 _MIME = {"MP3": "audio/mpeg", "AVI": "video/x-msvideo", "WebM": "video/webm"}
+_MIME |= {"PDF": "application/pdf"}
 
 
 def mime_type(kind: Kind, head: bytes) -> str:

@@ -9,7 +9,7 @@ parts are encoded.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Kind = Literal["image", "audio", "video", "depth", "normal"]
+Kind = Literal["image", "audio", "video", "depth", "normal", "document"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -142,6 +142,17 @@ TABLE: dict[Kind, KindRow] = {
         player="img",
         blank=(127, 127, 255),
         is_map=True,
+    ),
+    "document": KindRow(
+        noun="document",
+        words="a document",
+        label="Document: ",
+        layout="still",
+        decoder="document.decode_document",
+        formats=("PDF",),
+        endings=(".pdf",),
+        piece="page",
+        made_of=("image",),
     ),
 }
 """A kind's place in :data:`KINDS` is its modality id in the model: new names stand last there."""

@@ -94,8 +94,10 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
 _IMPORTED_LATE = (
     "av.subtitles.stream",
     "encodings.cp437",
+    "encodings.utf_16_le",
     "encodings.utf_8_sig",
     "pillow_heif.as_plugin",
+    "pypdfium2",
 )
 """Modules that some files need, and that are imported at their first use. Then it is too late."""
 

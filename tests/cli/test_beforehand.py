@@ -27,7 +27,7 @@ def folder_of(folder: Path, *architectures: str, weights: int = 0) -> Path:
     ("architecture", "kinds"),
     [
         ("Qwen2AudioForConditionalGeneration", ("audio",)),
-        ("SmolVLMForConditionalGeneration", ("image", "depth", "normal")),
+        ("SmolVLMForConditionalGeneration", ("image", "depth", "normal", "document")),
         ("Qwen2_5OmniThinkerForConditionalGeneration", KINDS),
         ("LlamaForCausalLM", ()),
         ("NobodyKnowsThis", ()),

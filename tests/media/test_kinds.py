@@ -10,7 +10,7 @@ import pytest
 
 from mico_chat.media import kinds
 
-NAMES = '"normal"]\n'
+NAMES = '"document"]\n'
 ROWS = "TABLE: dict[Kind, KindRow] = {\n"
 ROW = """
     "scan": KindRow(
@@ -19,8 +19,8 @@ ROW = """
         label="Scan: ",
         layout="still",
         decoder="image.decode_image",
-        formats=("PDF",),
-        files="PDF of a scanner",
+        formats=("gzip",),
+        files="gzip of a scanner",
         endings=(".scan",),
         made_of=("image",),
     ),
@@ -57,10 +57,10 @@ print(json.dumps({
     "page": kinds.listed()["scan"],
     "terminal": COMMANDS["scan"].help,
     "dropped": kind_of("a.scan"),
-    "guessed": kinds_of(b"%PDF-1.7", "a.pdf"),
+    "guessed": kinds_of(bytes([31, 139]), "a.gz"),
     "of_pictures": shown_kinds(["image"]),
     "of_sounds": shown_kinds(["audio"]),
-    "looks": looks_like("PDF", b""),
+    "looks": looks_like("gzip", b""),
     "modalities": kinds.MODALITIES,
 }))
 """
@@ -72,7 +72,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     source = Path(kinds.__file__).read_text(encoding="utf-8")
     assert source.count(NAMES) == source.count(ROWS) == 1
     table = tmp_path_factory.mktemp("kinds") / "kinds.py"
-    table.write_text(source.replace(NAMES, '"normal", "scan"]\n').replace(ROWS, ROWS + ROW))
+    table.write_text(source.replace(NAMES, '"document", "scan"]\n').replace(ROWS, ROWS + ROW))
     done = subprocess.run(
         [sys.executable, "-c", SHOWN, str(table)], capture_output=True, text=True, check=False
     )
@@ -91,8 +91,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("terminal", "attach a scan to the question"),
         ("dropped", "scan"),
         ("guessed", ["scan"]),
-        ("looks", "are a scan (PDF)"),
-        ("of_pictures", ["image", "depth", "normal", "scan"]),
+        ("looks", "are a scan (gzip)"),
+        ("of_pictures", ["image", "depth", "normal", "document", "scan"]),
         ("of_sounds", ["audio"]),
         ("modalities", list(kinds.MODALITIES)),
     ],

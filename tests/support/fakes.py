@@ -19,9 +19,9 @@ from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.errors import MediaError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import KINDS, TABLE, Kind
 from mico_chat.media.maps import encode_depth
-from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
+from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Pages, Video
 from mico_chat.messages import Message
 from mico_chat.reading.speech import Listening
 from mico_chat.wire import (
@@ -62,6 +62,8 @@ def medium(kind: Kind, name: str = "x", size: int = 1) -> Medium:
         return Video(pixels[None], np.zeros(1), report=report)
     if kind == "depth":
         return Depth(np.ones((2, 3), np.float32), report=report)
+    if TABLE[kind].made_of:
+        return Pages(kind, (Image(pixels),), report=report)
     return (Image if kind == "image" else Normal)(pixels, report=report)
 
 

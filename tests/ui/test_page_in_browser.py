@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 
 from mico_ui.browser.turns import html_of
 from tests.server.support.running import new_key
+from tests.support.pdf import line, pdf
 from tests.ui.chat_page import DESK, PHONE, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
 from tests.ui.live import MiniSite
@@ -499,3 +500,28 @@ def test_depth_is_estimated_of_a_picture(chat: ChatPage) -> None:
     assert chat.text(1) == "[image sheep.jpg, depth depth of sheep.jpg.png] How far?"
     chat.answer(1).locator("details.report summary").click()
     expect(chat.answer(1).locator(".report")).to_contain_text("estimated by fake-depth")
+
+
+def test_a_document_is_dropped_and_its_pages_are_looked_at(chat: ChatPage) -> None:
+    send = """text => {
+        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "farm.pdf", { type: "application/pdf" }));
+        const options = { bubbles: true, cancelable: true, dataTransfer: data };
+        document.querySelector(".log").dispatchEvent(new DragEvent("drop", options));
+    }"""
+    file = pdf(line("Our flock"), line("has 37 sheep."))
+    chat.page.evaluate(send, base64.b64encode(file).decode())
+    expect(chat.chips).to_have_count(1)
+    assert chat.chips.get_attribute("data-kind") == "document"
+    chat.press("Open farm.pdf")
+    pages = chat.page.locator("dialog.viewer img")
+    expect(pages).to_have_count(2)
+    assert pages.last.get_attribute("alt") == "page 2 of farm.pdf"
+    chat.page.keyboard.press("Escape")
+    chat.ask("How many?")
+    assert chat.text(1) == "[document farm.pdf] How many?"
+    report = chat.answer(1).locator("details.report")
+    report.locator("summary").click()
+    expect(report).to_contain_text("What was taken from the document")
+    expect(report.locator("figcaption", has_text="page 2")).to_be_visible()
