@@ -174,7 +174,8 @@ class FakeAssistant(Assistant):
     """Answers with the names of the media and the question; refuses a question with ``refuse``.
 
     Each answer counts as 2 tokens, so that ``max_tokens`` of 2 is its limit. The confidence of an
-    answer about media is 0.25 if the question has a ``perhaps``, or else 0.75.
+    answer about media is 0.25 if the question has a ``perhaps``, or else 0.75. A question with a
+    ``ponder`` is thought about first.
 
     ``asked`` has the messages of every request, their media decoded. ``started`` is released once
     for each request. With a ``gate`` no request is answered before the gate is set. With
@@ -240,6 +241,8 @@ class FakeAssistant(Assistant):
         words = re.findall(r"[^ ]+ ?| ", f"[{shown}] {question}")
         said = TokenLogprob(token="[", token_id=1, logprob=-0.5)
         for index in range(options.n):
+            if "ponder" in question:
+                yield Delta(index=index, reasoning_content="Hm.")
             for number, word in enumerate(words):
                 await self._wait_until(partial(self._may_say, number))
                 logprobs = () if options.logprobs is None or number else (said,)

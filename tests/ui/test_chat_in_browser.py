@@ -86,6 +86,16 @@ def test_an_answer_grows_and_stops(chat: ChatPage, server: FakeServer) -> None:
         chat.page.reload()
 
 
+def test_thoughts_are_folded_above_the_answer(chat: ChatPage, server: FakeServer) -> None:
+    server.allow()
+    chat.ask("ponder")
+    assert chat.text(1) == "[] ponder"
+    thoughts = chat.answer(1).locator("details.thoughts")
+    expect(thoughts.locator("p")).to_be_hidden()
+    thoughts.locator("summary").click()
+    expect(thoughts.locator("p")).to_have_text("Hm.")
+
+
 def test_a_turn_is_kept_answered_again_edited_and_deleted(chat: ChatPage) -> None:
     chat.attach(EXAMPLES / "sheep-and-diamond.jpg")
     chat.ask("What is to the right of the sheep?")

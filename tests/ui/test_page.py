@@ -98,6 +98,13 @@ def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) 
     assert [turn["message"] for turn in shown["turns"]] == ["two"]
 
 
+def test_thoughts_are_told_from_the_answer_and_not_stored(page: Page) -> None:
+    done = ask(page, "ponder")[-1]
+    assert (done["thoughts"], done["answer"]) == ("Hm.", "[] ponder")
+    (turn,) = call(page, "open", id=done["conversation_id"])["turns"]
+    assert (turn["thoughts"], turn["answer"]) == ("", "[] ponder")
+
+
 def test_an_unsure_answer_is_marked_also_when_it_is_opened_again(
     page: Page, assistant: FakeAssistant
 ) -> None:

@@ -64,6 +64,8 @@ def test_every_option_of_the_form(start: Start) -> None:
         "explain": True,
         "depth_scale": 0.5,
         "estimate_depth": False,
+        "thinking": False,
+        "reasoning_effort": "low",
     }
     assert {*given} == set(GenerationOptions.model_fields)
     assistant = FakeAssistant()
