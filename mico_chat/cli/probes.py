@@ -49,16 +49,11 @@ def run_probe(
     The probe's process ends after ``seconds`` with all that it started.
     """
     path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    with subprocess.Popen(
-        [sys.executable, *_COMMAND, json.dumps([name, model, options or {}])],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        env=os.environ | _QUIET | {"PYTHONPATH": path},
-        start_new_session=True,
-    ) as process:
+    command = [sys.executable, *_COMMAND, json.dumps([name, model, options or {}])]
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    pipes |= {"stdin": subprocess.DEVNULL, "encoding": "utf-8", "errors": "replace"}
+    environment = os.environ | _QUIET | {"PYTHONPATH": path}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
         try:
             answer, complaints = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -152,10 +147,7 @@ def _model(model: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {
-    "torch": _torch,
-    "decoder": _decoder,
-    "reading": _reading,
-    "listening": _listening,
+    **{"torch": _torch, "decoder": _decoder, "reading": _reading, "listening": _listening},
     "model": _model,
 }
 """Each probe returns its facts; ``text`` is for people. For another name, the package of that name

@@ -128,11 +128,8 @@ class DepthEstimator:
         """The depth map of a picture, as a PNG."""
         height, width = picture.pixels.shape[:2]
         if max(height, width) > MOST_LONGER * min(height, width):
-            raise MediaError(
-                picture.name,
-                "no depth can be estimated: its longer side may be at most "
-                f"{MOST_LONGER} times the shorter one",
-            )
+            reason = f"its longer side may be at most {MOST_LONGER} times the shorter one"
+            raise MediaError(picture.name, f"no depth can be estimated: {reason}")
         scale = SIDE / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = np.asarray(Pillow.fromarray(picture.pixels).resize(size))
@@ -178,7 +175,6 @@ def _try(estimator: DepthEstimator) -> None:
         return
     except Exception as error:  # a model may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"depth (MICO_DEPTH_MODEL): {estimator.name} cannot estimate depth: {reason}; "
-            "name another depth estimator of transformers, or mini"
-        ) from error
+        found = f"depth (MICO_DEPTH_MODEL): {estimator.name} cannot estimate depth: {reason}"
+        advice = "name another depth estimator of transformers, or mini"
+        raise ModelError(f"{found}; {advice}") from error

@@ -75,11 +75,9 @@ class PictureReader:
             return []
         longest = max(high, wide)
         wanted = min(max(longest, min(SIDES[0], ENLARGED * longest)), SIDES[1])
-        size = [max(1, round(side * wanted / longest)) for side in (wide, high)]
-        picture = np.asarray(
-            Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BICUBIC)
-        )
-        picture = np.ascontiguousarray(picture[..., ::-1])
+        size = tuple(max(1, round(side * wanted / longest)) for side in (wide, high))
+        scaled = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+        picture = np.ascontiguousarray(np.asarray(scaled)[..., ::-1])
         boxes, found = self._steps.submit(self._find, picture).result()
         corners = np.clip(boxes / size, 0, 1)
         lines: dict[int, WrittenText] = {}
@@ -90,12 +88,9 @@ class PictureReader:
             width += found[at][1]
             text, score = self._steps.submit(self._recognise, found[at]).result()
             if text.strip() and score >= SURE:
-                box = np.concatenate([corners[at].min(0), corners[at].max(0)])
-                lines[at] = WrittenText(
-                    text=text.strip(),
-                    box=tuple(box.round(4).tolist()),
-                    confidence=round(float(score), 3),
-                )
+                box = np.concatenate([corners[at].min(0), corners[at].max(0)]).round(4)
+                sure = round(float(score), 3)
+                lines[at] = WrittenText(text=text.strip(), box=tuple(box.tolist()), confidence=sure)
         places = sorted(lines)  # what is no text has no part in the final order
         return _texts([lines[places[at]] for at in reading_order(boxes[places])])
 

@@ -122,12 +122,9 @@ class Listener:
         """The sentences in a recording (n,) at 16,000 Hz, as they are found."""
         # With `multilingual`, the language is found on the way, instead of by a run of its own.
         for one in self.segments(samples, Listening(language="en"), multilingual=True)[0]:
-            yield SpokenText(
-                text=one.text.strip(),
-                start=round(one.start, 2),
-                end=round(one.end, 2),
-                confidence=round(math.exp(one.avg_logprob), 3),
-            )
+            start, end = round(one.start, 2), round(one.end, 2)
+            sure = round(math.exp(one.avg_logprob), 3)
+            yield SpokenText(text=one.text.strip(), start=start, end=end, confidence=sure)
 
     def segments(
         self, samples: NDArray[np.float32], how: Listening, *, multilingual: bool = False

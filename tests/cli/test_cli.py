@@ -123,18 +123,14 @@ def test_depth_is_estimated_of_each_picture(
     shown = "image a.png, depth depth of a.png.png"
     asked = ("ask", "--image", "a.png", "--estimate-depth")
     assert terminal(*asked, "Far?")[1] == f"[{shown}] Far?\n"
-    assert [one["kind"] for one in json.loads(terminal(*asked, "--json", "Far?")[1])["media"]] == [
-        *("image", "depth")
-    ]
+    media = json.loads(terminal(*asked, "--json", "Far?")[1])["media"]
+    assert [one["kind"] for one in media] == ["image", "depth"]
     monkeypatch.setenv("MICO_DEPTH_MODEL", "some/model")
-    batch = write_lines(
-        *(Path("b.jsonl"), {"id": 1, "message": "Far?", "image": "a.png"}),
-        {"id": 2, "message": "Far?", "image": "a.png", "depth": "e.png"},
-    )
+    line = {"id": 1, "message": "Far?", "image": "a.png"}
+    batch = write_lines(Path("b.jsonl"), line, {**line, "id": 2, "depth": "e.png"})
     lines = read_lines(terminal("ask", "--batch", batch, "--estimate-depth")[1])
-    assert [line["answer"] for line in lines] == [
-        *(f"[{shown}] Far?", "[image a.png, depth e.png] Far?")
-    ]
+    answers = [line["answer"] for line in lines]
+    assert answers == [f"[{shown}] Far?", "[image a.png, depth e.png] Far?"]
     assert terminal("ask", "--image", "a.png", "Far?")[1] == "[image a.png] Far?\n"
     assert terminal.depth_models == ["mini", "mini", "some/model", None]
 
@@ -148,11 +144,8 @@ def test_an_answer_that_is_not_sure(terminal: Terminal) -> None:
 
 def test_what_an_answer_rests_on(terminal: Terminal) -> None:
     _, out, _ = terminal("ask", "--image", "a.png", "--explain", "Hi")
-    assert out.splitlines()[1:] == [
-        "",
-        "100%  a.png: fake",
-        "      0% to 25% from the left, 0% to 25% from the top (1.5)",
-    ]
+    where = "      0% to 25% from the left, 0% to 25% from the top (1.5)"
+    assert out.splitlines()[1:] == ["", "100%  a.png: fake", where]
     _, out, _ = terminal("ask", "--image", "a.png", "--explain", "--json", "Hi")
     assert json.loads(out)["explanation"] == EXPLAINED.model_dump(mode="json")
 
@@ -166,10 +159,7 @@ def test_options_reach_the_assistant(terminal: Terminal) -> None:
     assert (options.min_p, options.seed, options.n) == (0.1, 3, 1)
     assert default.max_tokens == GenerationOptions().max_tokens
     assert not default.model_fields_set  # so that the model's own defaults hold
-    assert terminal.engines == [
-        ("auto", None, None, None),
-        ("llamacpp", "Q4_0", "cpu", None),
-    ]
+    assert terminal.engines == [("auto", None, None, None), ("llamacpp", "Q4_0", "cpu", None)]
 
 
 @pytest.mark.parametrize("json", [[], ["--json"]])
@@ -198,29 +188,17 @@ def test_an_error_is_one_line_before_any_model(
     assert terminal.loads == []
 
 
+NO = "there is no option"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            ["ask", "--imge", "a.png", "What?"],
-            "there is no option --imge; did you mean --image? See `mico-chat ask --help`",
-        ),
-        (
-            ["ask", "--picture", "a.png", "What?"],
-            "there is no option --picture; see `mico-chat ask --help`",
-        ),
-        (
-            ["serve", "--prot", "80"],
-            "there is no option --prot; did you mean --port? See `mico-chat serve --help`",
-        ),
-        (
-            ["ui", "--insecur"],
-            "there is no option --insecur; did you mean --insecure? See `mico-chat serve --help`",
-        ),
-        (
-            ["evaluate", "--modl=mini"],
-            "there is no option --modl; did you mean --model? See `mico-chat evaluate --help`",
-        ),
+        (["ask", "--imge", "a.png", "?"], f"{NO} --imge; did you mean --image? See `mico-chat ask"),
+        (["ask", "--picture", "a.png", "?"], f"{NO} --picture; see `mico-chat ask --help`"),
+        (["serve", "--prot", "80"], f"{NO} --prot; did you mean --port? See `mico-chat serve --he"),
+        (["ui", "--insecur"], f"{NO} --insecur; did you mean --insecure? See `mico-chat serve --h"),
+        (["evaluate", "--modl=mini"], f"{NO} --modl; did you mean --model? See `mico-chat evaluat"),
         (["evaluate", "--limit", "x"], "argument --limit: 'x' is no whole number; see `mico-chat"),
         (["ask", "--seed", "x", "What?"], "invalid value for '--seed': "),
         (["asc"], "no such command 'asc'"),
@@ -284,10 +262,8 @@ def test_bad_lines_stay_in_place(terminal: Terminal, tmp_path: Path) -> None:
     assert code == 2
     assert "error: 8 of the lines" in err
     assert [result["id"] for result in results] == [1, 2, None, 4, 5, 10, 6, 7, 8, 9]
-    assert [result.get("answer") for result in results if "answer" in result] == [
-        "[] good",
-        "[] good too",
-    ]
+    answers = [result["answer"] for result in results if "answer" in result]
+    assert answers == ["[] good", "[] good too"]
     errors = {result["id"]: result["error"] for result in results if "error" in result}
     assert errors[2] == "broken.png: not a image"
     assert re.match(r".*requests\.jsonl:3: not JSON", errors[None])
@@ -335,16 +311,12 @@ def test_training_gets_recipe_and_overrides(
     from mico_training import estimate, stages
 
     seen: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(stages, f"train_stage{stage}", lambda *given: seen.append(given))
 
-    def run(config: Path, overrides: list[str]) -> None:
-        seen.append((config, overrides))
+    def of_file(command: str, *how: Any) -> list[str]:
+        return [f"estimate of {command} on {how[2]} x {how[3]}"]
 
-    monkeypatch.setattr(stages, f"train_stage{stage}", run)
-    monkeypatch.setattr(
-        estimate,
-        "of_file",
-        lambda command, *how: [f"estimate of {command} on {how[2]} x {how[3]}"],
-    )
+    monkeypatch.setattr(estimate, "of_file", of_file)
     monkeypatch.setattr(models, "log_to_stderr", lambda: None)
     command = [f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1"]
     command += ["--set", "a.b=2"]

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,8 @@ def test_little_disk_few_cores_and_no_avx2(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    for folder, mark in (
-        (tmp_path / "a" / "b", "ok"),
-        (Path("/proc/mico"), "problem"),
-        (tmp_path / "file" / "cache", "problem"),
-    ):
+    marks = {tmp_path / "a" / "b": "ok", Path("/proc/mico"): "problem"}
+    for folder, mark in (marks | {tmp_path / "file" / "cache": "problem"}).items():
         monkeypatch.setenv("MICO_CACHE_DIR", str(folder))
         *_, found = doctor.machine_findings()
         assert (found.mark, "MICO_CACHE_DIR" in (found.fix or "")) == (mark, mark == "problem")
@@ -106,10 +104,8 @@ def test_bytes_in_words() -> None:
 def test_cards_by_nvidias_own_program(tmp_path: Path) -> None:
     file = tmp_path / "nvidia-smi"
     assert doctor.nvidia_gpus(str(file)) == ""
-    for script, names in (
-        ("echo NVIDIA H100; echo NVIDIA L4", "NVIDIA H100, NVIDIA L4"),
-        ("exit 9", ""),
-    ):
+    cards = "echo NVIDIA H100; echo NVIDIA L4"
+    for script, names in ((cards, "NVIDIA H100, NVIDIA L4"), ("exit 9", "")):
         file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
         assert doctor.nvidia_gpus(str(file)) == names
@@ -148,11 +144,8 @@ def test_graphics_cards(
     ],
 )
 def test_engines_that_are_missing_or_broken(name: str, marks: list[str]) -> None:
-    found = [
-        doctor.engine_finding(name, outcome, wanted)
-        for outcome in (None, BROKEN)
-        for wanted in (False, True)
-    ]
+    cases = product((None, BROKEN), (False, True))
+    found = [doctor.engine_finding(name, outcome, wanted) for outcome, wanted in cases]
     assert [finding.mark for finding in found] == marks
     assert all(finding.fix for finding in found)
     assert "libgomp.so.1" in found[2].text

@@ -95,15 +95,12 @@ def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFil
         for key in ("bytes", "url", "path"):
             if value.get(key) is not None:
                 return _medium(where, kind, value[key], limits)
-        raise RequestError.at(
-            where, f"the {kind} lacks bytes, url, path and array; give one of them"
-        )
+        raise RequestError.at(where, f"the {kind} lacks bytes, url, path and array: give one")
     if isinstance(value, bytes):
         return _checked(MediaFile(kind, value, where), limits)
     if not isinstance(value, str | Path):
-        raise RequestError.at(
-            where, f"the {kind} cannot be read from a value of type {type(value).__name__}"
-        )
+        found = type(value).__name__
+        raise RequestError.at(where, f"the {kind} cannot be read from a value of type {found}")
     scheme = urlsplit(value).scheme if isinstance(value, str) and ":" in value[:16] else ""
     if scheme in ("data", "http", "https"):
         part = openai_part(where, {"type": f"{kind}_url", f"{kind}_url": value}, None)
@@ -160,11 +157,9 @@ def options_of(given: Mapping[str, Any]) -> GenerationOptions:
         if given.get(name) not in (None, 1):
             why = "but a request gets one answer, without beam search; set it to 1"
             raise RequestError.at(name, f"got {given[name]!r}, {why}")
-    temperature = given.get("temperature")
-    if temperature is None:
-        temperature = 1.0 if given.get("do_sample") else 0.0
-    if given.get("do_sample") is False:
-        temperature = 0.0
+    sampled, temperature = given.get("do_sample"), given.get("temperature")
+    if temperature is None or sampled is False:
+        temperature = 1.0 if sampled else 0.0
     until = given.get("until") or ()
     values = {
         "max_tokens": given.get("max_new_tokens") or MAX_NEW_TOKENS,
