@@ -110,8 +110,8 @@ def test_json_is_one_object(terminal: Terminal) -> None:
     rated = {"confidence", "unsure"}
     assert set(answer) == {"answer", "finish_reason", *rated, "usage", "media"}
     assert (answer["confidence"], answer["unsure"]) == (pytest.approx(0.75), None)
-    tokens = {"prompt_tokens", "completion_tokens", "media_tokens", "cached_tokens"}
-    assert set(answer["usage"]) == tokens
+    kinds = ("prompt", "completion", "media", "cached", "reasoning")
+    assert set(answer["usage"]) == {f"{kind}_tokens" for kind in kinds}
     assert (answer["media"][0]["kind"], answer["media"][0]["name"]) == ("depth", "e.png")
     assert terminal.decoder.depth_scales == [0.01]
 
