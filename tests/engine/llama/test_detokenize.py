@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from mico_chat.engine.request import Detokenizer
 from tests.support.tiny import byte_level
@@ -43,15 +44,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def single_bytes(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    alphabet, vocabulary = bytes_of_alphabet(), tokenizer.get_vocab()
+    alphabet, vocabulary = bytes_to_unicode(), tokenizer.get_vocab()
     return [vocabulary[alphabet[byte]] for byte in text.encode()]
-
-
-def bytes_of_alphabet() -> dict[int, str]:
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {byte: chr(byte) for byte in printable}
-    return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 @pytest.mark.parametrize("text", TEXTS)

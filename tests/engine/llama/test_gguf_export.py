@@ -65,9 +65,6 @@ ODD = [
 LEADING_SPACE = [" leading", "   three", "\n first"]
 
 
-# --- llama.cpp ----------------------------------------------------------------------------------
-
-
 class File:
     """A GGUF file in llama.cpp, its key-value cache in float32."""
 
@@ -107,9 +104,6 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
 IDS = [5, 17, 200, 3, 3, 90, 41, 250, 8, 120, 77, 6]
 
 
-# --- tiny models --------------------------------------------------------------------------------
-
-
 def llama_config(**changes: Any) -> LlamaConfig:
     """A config whose heads, key-value heads and layers differ in number, with large weights."""
     sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96}
@@ -140,9 +134,8 @@ def add_lora(folder: Path, seed: int = 0) -> None:
     """An adapter that is not zero."""
     torch.manual_seed(seed)
     llm = AutoModelForCausalLM.from_pretrained(folder / "llm")
-    lora = LoraConfig(
-        r=4, target_modules=["q_proj", "k_proj", "down_proj"], init_lora_weights=False
-    )
+    parts = ["q_proj", "k_proj", "down_proj"]
+    lora = LoraConfig(r=4, target_modules=parts, init_lora_weights=False)
     get_peft_model(llm, lora).save_pretrained(str(folder / "lora"))
 
 
@@ -189,8 +182,6 @@ def with_byte_fallback(tokens: list[str], merges: list[tuple[str, str]]) -> PreT
     tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=False)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<unk>")
 
-
-# --- logits -------------------------------------------------------------------------------------
 
 MODELS: dict[str, dict[str, Any]] = {
     "grouped-query, tied": {},
@@ -251,13 +242,9 @@ def test_the_adapter_is_merged(tmp_path: Path) -> None:
 def test_a_language_model_inside_the_checkpoint(tmp_path: Path) -> None:
     config = MicoChatConfig.tiny()
     config.llm_config = llama_config()
-    model = chat_model(config)
-    model.save_pretrained(tmp_path)
+    chat_model(config).save_pretrained(tmp_path)
     byte_level().save_pretrained(tmp_path)
     np.testing.assert_allclose(*logits_of_both(tmp_path), atol=5e-5)
-
-
-# --- tokens -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("steps", "ignore_merges"), PRE_TOKENIZERS, ids=PRE_TOKENIZERS.values())
@@ -317,9 +304,6 @@ def test_special_tokens_and_template_are_written(tmp_path: Path) -> None:
         assert int(written) == getattr(tokenizer, f"{name}_token_id")
     assert metadata["tokenizer.ggml.padding_token_id"] == str(tokenizer.pad_token_id)
     assert metadata["general.name"] == tmp_path.name
-
-
-# --- what is refused ----------------------------------------------------------------------------
 
 
 def lowercase() -> PreTrainedTokenizerFast:
@@ -433,9 +417,6 @@ def test_llama_cpps_reason_is_passed_on(tmp_path: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")
 
 
-# --- the cache ----------------------------------------------------------------------------------
-
-
 def test_built_once_and_anew_for_another_adapter(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,9 +432,7 @@ def test_built_once_and_anew_for_another_adapter(
     with ThreadPoolExecutor(4) as pool:
         (first,) = set(pool.map(lambda _: gguf_of(folder, "F16"), range(4)))
     assert builds == [first]
-    assert first.parent == cache / "gguf"
-    assert first.name.startswith("tiny-")
-    assert first.name.endswith("-F16.gguf")
+    assert first.match(str(cache / "gguf" / "tiny-*-F16.gguf"))
     assert gguf_of(folder, "Q8_0") != first
 
     add_lora(folder)
@@ -473,9 +452,6 @@ def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> Non
     assert digest_of(folder) == before
     shutil.copytree(folder, tmp_path / "0")  # its base LLM stays where it is
     assert digest_of(tmp_path / "0") == before
-
-
-# --- the command --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -509,9 +485,6 @@ def test_setup_makes_the_file_where_llama_cpp_is(
     assert "speech: weights" in said, "the mini's ear needs them, whatever recognises speech"
 
 
-# --- the mini -----------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.base_llm
 def test_the_mini_talks_in_llama_cpp(tmp_path: Path, base_llm_folder: Path) -> None:
@@ -521,11 +494,8 @@ def test_the_mini_talks_in_llama_cpp(tmp_path: Path, base_llm_folder: Path) -> N
     for text in [*CORPUS, *ODD, *LEADING_SPACE]:
         assert file.tokens(text) == plain(tokenizer, text), text
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = str(
-        tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    )
-    ids = tokenizer(prompt).input_ids
-    assert file.tokens(prompt, special=True) == ids
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True).input_ids
+    assert file.tokens(tokenizer.decode(ids), special=True) == ids
     found, expected = file.logits(ids), logits_of(llm, ids)
     assert relative_error(found, expected) < 0.08
     assert found[-1].argmax() == expected[-1].argmax()

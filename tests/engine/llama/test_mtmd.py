@@ -51,9 +51,9 @@ class Loaded:
         pieces: list[str | np.ndarray[Any, Any]] = []
         for part in parts:
             pieces += [part] if isinstance(part, str) else _shown(part)
-        text = "".join(p if isinstance(p, str) else "<__media__>" for p in pieces)
         from tests.support.replicas.mtmd_loop import reference
 
+        text = "".join(p if isinstance(p, str) else "<__media__>" for p in pieces)
         arrays = [piece for piece in pieces if not isinstance(piece, str)]
         prompt = TURNS.get(self.name, CHATML).format(text)
         return reference(self.pair, prompt, arrays, OPTIONS.max_tokens)
@@ -62,9 +62,6 @@ class Loaded:
     def engine(self) -> BatchingEngine:
         assert isinstance(self.assistant.engine, BatchingEngine)
         return self.assistant.engine
-
-    def forget(self) -> None:
-        self.engine.forget()
 
     def layout(self, message: Message) -> list[int]:
         """The text tokens of a prompt."""
@@ -147,9 +144,9 @@ def test_a_conversation_goes_on_from_its_cached_start(loaded: Loaded) -> None:
     first = [Message.user("What is this? ", picture(5))]
     turns = [*first, Message.assistant("A cat."), Message.user(picture(6), " And this?")]
     answer = loaded.assistant.answer
-    loaded.forget()
+    loaded.engine.forget()
     alone = run(answer(Ask(turns, OPTIONS)))
-    loaded.forget()
+    loaded.engine.forget()
     run(answer(Ask(first, OPTIONS)))
     again = run(answer(Ask(turns, OPTIONS)))
     assert again.text == alone.text
@@ -172,7 +169,7 @@ def test_a_prompt_goes_on_where_a_cancelled_one_ended(loaded: Loaded) -> None:
         scheduler.remove(cancelled)
         assert answer(model, [prompt, prompt], OPTIONS, scheduler) == 2 * expected
         scheduler.forget()
-    loaded.forget()  # the engine's own scheduler knows nothing of the others
+    loaded.engine.forget()  # the engine's own scheduler knows nothing of the others
 
 
 MARKUP = (
@@ -203,18 +200,15 @@ def test_a_harmless_prompt_is_tokenized_as_llama_cpp_does(loaded: Loaded) -> Non
     assert ids == vocabulary._tokenized(text.encode(), True)
 
 
-def test_what_cannot_be_answered_is_refused_and_the_next_request_is_served(
-    loaded: Loaded,
-) -> None:
+def test_what_cannot_be_answered_is_refused_and_the_next_is_served(loaded: Loaded) -> None:
     many = [Message.user(*[picture()] * 400, "How many?")]
     with pytest.raises(ContextLengthError, match="maximum context length is 4096 tokens"):
         run(loaded.assistant.answer(Ask(many, OPTIONS)))
     if "audio" not in loaded.assistant.adapter.input_modalities:
         with pytest.raises(RequestError, match="cannot read a sound; it reads pictures, videos"):
             run(loaded.assistant.answer(Ask([Message.user(sound(), "What?")], OPTIONS)))
-        silent = run(
-            loaded.assistant.answer(Ask([Message.user(clip(2, track=True), "?")], OPTIONS))
-        )
+        heard = Ask([Message.user(clip(2, track=True), "?")], OPTIONS)
+        silent = run(loaded.assistant.answer(heard))
         assert silent.media[0].audio_used is False
     assert loaded.answers(("What is this? ", picture()))[0]
 
@@ -243,10 +237,8 @@ def test_tokens_are_counted_before_media_are_encoded(loaded: Loaded) -> None:
         messages = [Message.user(*question, " (counted)")]
         estimate = run(loaded.assistant.estimate(Ask(messages, OPTIONS, "new")))
         usage = run(loaded.assistant.answer(Ask(messages, OPTIONS))).usage
-        assert (estimate.prompt_tokens, estimate.media_tokens) == (
-            usage.prompt_tokens,
-            usage.media_tokens,
-        )
+        for name in ("prompt_tokens", "media_tokens"):
+            assert getattr(estimate, name) == getattr(usage, name)
 
 
 def test_a_picture_too_large_for_a_step_that_must_hold_it(tmp_path: Path) -> None:
