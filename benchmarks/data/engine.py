@@ -15,28 +15,26 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from itertools import repeat
 from pathlib import Path
+from subprocess import DEVNULL
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import yaml
 
+from benchmarks.data import fake_stages
 from benchmarks.harness import Panel, Ratio, Report
 from benchmarks.media import clip
 from benchmarks.processes import family, memory
 from mico_chat.late import late
 from mico_corpus.build import build
-from mico_corpus.describing.base import Annotation, Clip
-from mico_corpus.places import Place, name_of
+from mico_corpus.places import Place
 from mico_corpus.recipe import BuildRecipe
-from mico_corpus.rows import ANNOTATED, CLIP, INDEX, Row
-from mico_corpus.run import Job, JobStep, Work, run_job
+from mico_corpus.run import run_job
 
 # It brings Ray.
 with late():
@@ -44,7 +42,7 @@ with late():
 
 RECIPE = {
     "clips": {"near": -1, "least_motion": 0.0, "threshold": 1e6},  # a clip is a file
-    "annotators": [{"use": "benchmarks.data.engine:Numbered"}],
+    "annotators": [{"use": "benchmarks.data.fake_stages:Numbered"}],
     "shards": {"samples": 20},
 }
 SECONDS = 6.0
@@ -58,55 +56,6 @@ def draw_videos(folder: Path, n: int) -> Path:
     with ProcessPoolExecutor() as pool:
         list(pool.map(clip, files, range(n), repeat(SECONDS)))
     return folder
-
-
-# --- stages without media: they wait, or do nothing at all ----------------------------------------
-
-TABLE = "build/clips.parquet"
-
-
-class Numbered:
-    """An annotator that captions a clip by its id."""
-
-    name = "numbered"
-    version = "1"
-
-    def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
-        return [
-            [Annotation(self.name, self.version, "caption", "video", f"clip {clip.id}")]
-            for clip in clips
-        ]
-
-
-def wait(rows: Iterable[Row], seconds: float) -> Iterator[Row]:
-    """Wait for each row, as if a model or an encoder were at work on it."""
-    for row in rows:
-        if seconds:
-            time.sleep(seconds)
-        yield row
-
-
-def waiting(seconds: float) -> Work:
-    return partial(wait, seconds=seconds)
-
-
-def write_manifest(place: Place, rows: int) -> None:
-    def row(number: int) -> Row:
-        about = {"id": name_of([str(number)]), "address": f"/videos/{number // 8:08d}.mp4"}
-        times = {"reason": "", "start": 8.0 * (number % 8), "end": 8.0}
-        return dict.fromkeys(CLIP.names) | about | times
-
-    place.write_rows(TABLE, CLIP, map(row, range(rows)))
-
-
-def fake_job(describe: float, pack: float, actors: int, samples: int, gpus: float = 0.0) -> Job:
-    """A job with a model, ``describe`` seconds a row on each of its processes, and an encoder."""
-    pool = (actors, actors)
-    steps = (
-        JobStep("describe", partial(waiting, describe), ANNOTATED, 8, pool, 1.0 - gpus, gpus),
-        JobStep("pack", partial(waiting, pack), INDEX, samples),
-    )
-    return Job("rows", TABLE, "build/index", steps, unit=samples, part=samples)
 
 
 # --- clips a second -------------------------------------------------------------------------------
@@ -148,8 +97,8 @@ def scaling(
         try:
             with TemporaryDirectory() as folder:
                 place = Place(folder)
-                write_manifest(place, rows_a_node * n)
-                job = fake_job(describe, pack, actors=n, samples=50, gpus=1.0)
+                fake_stages.write_manifest(place, rows_a_node * n)
+                job = fake_stages.job(describe, pack, actors=n, samples=50, gpus=1.0)
                 start = time.perf_counter()
                 ray_run.run_job(place, job)
                 rates.append(rows_a_node * n / (time.perf_counter() - start))
@@ -179,11 +128,11 @@ def scaling(
 
 def rows(n: int = 100_000, workers: int = 2) -> Report:
     cells: list[list[str]] = []
-    job = fake_job(0.0, 0.0, actors=1, samples=1000)
-    for name, cluster, run in (
-        ("one process", nullcontext(), run_job),
-        (f"Ray, {workers} workers", ray_run.cluster(workers, (job,)), ray_run.run_job),
-    ):
+    job = fake_stages.job(0.0, 0.0, actors=1, samples=1000)
+    for name in ("one process", f"Ray, {workers} workers"):
+        alone = name == "one process"  # without Ray's import
+        cluster: Any = nullcontext() if alone else ray_run.cluster(workers, (job,))
+        run: Any = run_job if alone else ray_run.run_job
         held, over = list[float](), threading.Event()  # MB of all processes, each second
 
         def watch(held: list[float] = held, over: threading.Event = over) -> None:
@@ -193,7 +142,7 @@ def rows(n: int = 100_000, workers: int = 2) -> Report:
 
         with TemporaryDirectory() as folder, cluster, ThreadPoolExecutor(1) as thread:
             place = Place(folder)
-            write_manifest(place, n)
+            fake_stages.write_manifest(place, n)
             thread.submit(watch)
             start = time.perf_counter()
             try:
@@ -238,8 +187,7 @@ def kill(clips: int = 200, kills: int = 20, workers: int = 0, seed: int = 0) -> 
             command = [sys.executable, "-m", "mico_chat.cli", "data", "build", str(videos)]
             command += ["--config", str(folder / "recipe.yaml"), "--output", str(folder / name)]
             command += ["--workers", str(workers)]
-            quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            subprocess.run(command, **quiet, check=True, timeout=seconds)
+            subprocess.run(command, stdout=DEVNULL, stderr=DEVNULL, check=True, timeout=seconds)
 
         began = time.perf_counter()
         built("alone")
