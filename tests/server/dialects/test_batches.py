@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
-from openai.types import Batch
+from openai.types import Batch, BatchError
 
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
@@ -48,9 +48,19 @@ def jsonl(lines: Sequence[Any]) -> bytes:
 
 def begin(client: OpenAI, lines: Sequence[Any], endpoint: Any = CHAT) -> Batch:
     file = client.files.create(file=("asked.jsonl", jsonl(lines)), purpose="batch")
+    return create(client, file.id, endpoint, metadata={"a": "b"})
+
+
+def create(client: OpenAI, file: str, endpoint: Any = CHAT, **more: Any) -> Batch:
     return client.batches.create(
-        input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"a": "b"}
+        input_file_id=file, endpoint=endpoint, completion_window="24h", **more
     )
+
+
+def first_error(batch: Batch) -> BatchError:
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    return batch.errors.data[0]
 
 
 def ended(client: OpenAI, batch: Batch) -> Batch:
@@ -153,13 +163,10 @@ def test_a_file_that_is_wrong(
     limits: dict[str, Any] = {"max_json_bytes": 2_000_000, "max_json_values": 150_000}
     with service(tmp_path, FakeAssistant(), **limits) as client:
         file = client.files.create(file=("a.jsonl", content), purpose="batch")
-        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-        batch = ended(client, batch)
+        batch = ended(client, create(client, file.id))
         assert (batch.status, batch.output_file_id) == ("failed", None)
-        assert batch.errors is not None
-        assert batch.errors.data is not None
-        assert batch.errors.data[0].line == number
-        assert said in str(batch.errors.data[0].message)
+        assert first_error(batch).line == number
+        assert said in str(first_error(batch).message)
         good = ended(client, begin(client, [line("\N{GRINNING FACE}" * 512)]))
         assert good.status == "completed"
 
@@ -174,24 +181,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
             with pytest.raises(openai.NotFoundError):
                 client.files.retrieve(id_)
             with pytest.raises(openai.NotFoundError):
-                client.batches.create(input_file_id=id_, endpoint=CHAT, completion_window="24h")
+                create(client, id_)
         batch = begin(client, [line("a")])
         with pytest.raises(openai.ConflictError, match="cancel it first"):
             client.files.delete(batch.input_file_id)
         with pytest.raises(openai.BadRequestError, match="endpoint"):
-            client.batches.create(
-                input_file_id=batch.input_file_id,
-                endpoint="/v1/audio/speech",  # type: ignore[arg-type]
-                completion_window="24h",
-            )
+            create(client, batch.input_file_id, "/v1/audio/speech")
         for metadata in ({str(n): "" for n in range(17)}, {"a" * 65: "b"}, {"a": "b" * 513}):
             with pytest.raises(openai.BadRequestError, match="metadata"):
-                client.batches.create(
-                    input_file_id=batch.input_file_id,
-                    endpoint=CHAT,
-                    completion_window="24h",
-                    metadata=metadata,
-                )
+                create(client, batch.input_file_id, metadata=metadata)
         gate.set()
         batch = ended(client, batch)
         with pytest.raises(openai.ConflictError, match="has ended"):
@@ -315,9 +313,7 @@ def test_a_fault_ends_its_batch_alone(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (batch.status, list(lines_of(client, batch.output_file_id))) == ("failed", ["a"])
         assert batch.request_counts is not None
         assert (batch.request_counts.total, batch.request_counts.completed) == (3, 1)
-        assert batch.errors is not None
-        assert batch.errors.data is not None
-        assert batch.errors.data[0].code == "server_error"
+        assert first_error(batch).code == "server_error"
         assert ended(client, other).status == "completed"
 
 
@@ -418,9 +414,7 @@ def test_what_a_key_may_store(tmp_path: Path) -> None:
         with full():
             begin(client, [line("a")])
         with full():
-            client.batches.create(
-                input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h"
-            )
+            create(client, batch.input_file_id)
         assert len(list((tmp_path / "data/media/uploads").iterdir())) == 2
         client.files.delete(batch.input_file_id)
         client.files.delete(batch.output_file_id or "")
@@ -431,9 +425,7 @@ def test_too_many_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(batch_runner, "MOST_REQUESTS", 3)
     with service(tmp_path, FakeAssistant()) as client:
         batch = ended(client, begin(client, [line(str(n)) for n in range(4)]))
-        assert batch.errors is not None
-        assert batch.errors.data is not None
-        assert "4 requests, but a batch has at most 3" in str(batch.errors.data[0].message)
+        assert "4 requests, but a batch has at most 3" in str(first_error(batch).message)
 
 
 def test_a_form_that_is_wrong(start: Start) -> None:

@@ -21,7 +21,7 @@ from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from tests.server.conftest import Start
 from tests.server.support.running import error_of, events_of, running, wait_until_ready
-from tests.server.support.sent import data_uri
+from tests.server.support.sent import completion, data_uri, part
 from tests.support.fakes import EXPLAINED, FakeAssistant, FakeEngine
 from tests.support.waiting import PATIENCE_S
 
@@ -85,8 +85,7 @@ def test_an_explanation_comes_where_it_was_asked_for(start: Start) -> None:
         assert client.post("/v1/chat", data=form, files=files).json()["explanation"] == found
         streamed = client.post("/v1/chat", data={**form, "stream": "true"}, files=files)
         assert events_of(streamed.text)[-1][1]["explanation"] == found
-    picture = {"type": "image_url", "image_url": {"url": data_uri("image/png", b"x")}}
-    body = {"model": "fake", "messages": [{"role": "user", "content": [picture]}], "explain": True}
+    body = completion("Hi", part("image", data_uri("image/png", b"x"))) | {"explain": True}
     assert client.post("/v1/chat/completions", json=body).json()["explanation"] == expected
     lines = client.post("/v1/chat/completions", json=body | {"stream": True}).text.split("\n\n")
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
@@ -104,7 +103,7 @@ def test_confidence_and_the_mark_of_unsure_answers(start: Start, mark: float | N
     def rated(found: dict[str, Any]) -> tuple[float | None, bool | None]:
         return found["confidence"] and round(found["confidence"], 6), found["unsure"]
 
-    picture = {"type": "image_url", "image_url": {"url": data_uri("image/png", b"x")}}
+    picture = part("image", data_uri("image/png", b"x"))
     for text, confidence in (("a cat", 0.75), ("perhaps", 0.25)):
         expected = (confidence, None if mark is None else confidence < mark)
         form = {"message": text, "n": "2"}
@@ -115,8 +114,7 @@ def test_confidence_and_the_mark_of_unsure_answers(start: Start, mark: float | N
         assert rated(turn) == expected
         stream = client.post("/v1/chat", data={**form, "stream": "true"}, files=files)
         assert rated(events_of(stream.text)[-1][1]) == expected
-        asked = [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
-        request = {"model": "fake", "messages": asked}
+        request = completion(text, picture)
         body = client.post("/v1/chat/completions", json=request).json()
         assert rated(body["choices"][0]) == expected
         stream = client.post("/v1/chat/completions", json={**request, "stream": True})
@@ -243,8 +241,7 @@ def test_a_json_object_is_as_good_as_a_form(start: Start) -> None:
     assert [name for name, _ in events_of(streamed.text)][-1] == "done"
     estimate = client.post("/v1/estimate", json={**more, "max_tokens": 7}).json()
     assert (estimate["media_tokens"], estimate["max_tokens"]) == (3, 7)
-    completion = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
-    assert client.post("/v1/estimate", json=completion).json()["media_tokens"] == 0
+    assert client.post("/v1/estimate", json=completion("Hi")).json()["media_tokens"] == 0
 
 
 def test_a_model_tells_its_defaults(start: Start) -> None:

@@ -130,50 +130,37 @@ def test_turns_taken_back_and_asked_again(start: Start) -> None:
     client = start(assistant)
     id_ = ask(client, "one")["conversation_id"]
     ask(client, "two", ("image", ("cat.jpg", b"meow")), conversation_id=id_)
-    ask(client, "three", conversation_id=id_)
     turns = f"/v1/conversations/{id_}/turns"
     medium = client.get(f"/v1/conversations/{id_}").json()["turns"][1]["media"][0]["id"]
-    for number, status in ((4, 404), (0, 404), (-1, 404), ("x", 400)):
+    for number, status in ((3, 404), (0, 404), (-1, 404), ("x", 400)):
         assert client.delete(f"{turns}/{number}").status_code == status
     assert client.delete(f"{turns}/2").json() == {"id": id_, "deleted": True}
     again = ask(client, "two, please", conversation_id=id_, image=f"media:{medium}")
     assert again["turn"] == 2
     assert [m.text for m in assistant.asked[-1]] == ["one", "[] one", "two, please"]
     assert shown(assistant.asked[-1][2]) == [("image", "cat.jpg", 4)]
-    assert client.delete(f"{turns}/1").status_code == 200
-    assert client.get(f"/v1/conversations/{id_}").json()["turns"] == []
-    assert ask(client, "anew", conversation_id=id_)["turn"] == 1
-    assert [m.text for m in assistant.asked[-1]] == ["anew"]
 
 
-def listed(client: httpx.Client, **parameters: Any) -> tuple[list[str], bool]:
-    body = client.get("/v1/conversations", params=parameters).json()
-    return [info["title"] for info in body["data"]], body["has_more"]
-
-
-def test_conversations_are_listed_searched_renamed_and_deleted(start: Start) -> None:
+def test_conversations_are_listed_renamed_and_deleted(start: Start) -> None:
     client = start(FakeAssistant())
-    ids = {title: ask(client, title)["conversation_id"] for title in ("Äpfel", "b_nanas", "100%")}
-    assert listed(client) == (["100%", "b_nanas", "Äpfel"], False)
-    ask(client, "more", conversation_id=ids["Äpfel"])
-    assert listed(client) == (["Äpfel", "100%", "b_nanas"], False)
-    assert listed(client, limit=2) == (["Äpfel", "100%"], True)
-    assert listed(client, limit=2, before=ids["100%"]) == (["b_nanas"], False)
-    assert listed(client, query="MORE") == (["Äpfel"], False)
-    url = f"/v1/conversations/{ids['100%']}"
-    renamed = client.patch(url, json={"title": "Per cent"})
-    assert (renamed.status_code, renamed.json()["title"]) == (200, "Per cent")
+    ids = {title: ask(client, title)["conversation_id"] for title in ("one", "two", "three")}
+
+    def listed(**parameters: Any) -> tuple[list[str], bool]:
+        body = client.get("/v1/conversations", params=parameters).json()
+        return [info["title"] for info in body["data"]], body["has_more"]
+
+    assert listed(limit=2) == (["three", "two"], True)
+    assert listed(limit=2, before=ids["two"]) == (["one"], False)
+    assert listed(query="TWO") == (["two"], False)
+    url = f"/v1/conversations/{ids['three']}"
+    assert client.patch(url, json={"title": "Three"}).json()["title"] == "Three"
     bad: list[Any] = [{"title": title} for title in (" ", "x" * 201, "a\0b", 7)]
     for body in (*bad, {}, [], {"title": "a", "id": "b"}):
         assert client.patch(url, json=body).status_code == 400
-    assert client.delete(url).json() == {"id": ids["100%"], "deleted": True}
-    for request in (client.get, client.delete):
-        assert error_of(request(url))["code"] == "not_found_error"
-    assert client.patch(url, json={"title": "x"}).status_code == 404
-    assert listed(client) == (["Äpfel", "b_nanas"], False)
+    assert client.delete(url).json() == {"id": ids["three"], "deleted": True}
+    assert client.get(url).status_code == client.delete(url).status_code == 404
     for query in ("limit=0", "limit=101", "query=a%00b", "query=" + "x" * 1001):
         assert client.get(f"/v1/conversations?{query}").status_code == 400
-    assert client.get("/v1/conversations", params={"before": ids["100%"]}).status_code == 404
 
 
 def test_what_a_stored_answer_rests_on(start: Start) -> None:

@@ -35,7 +35,7 @@ TYPES = {
 
 
 def part(kind: str) -> dict[str, Any]:
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": sent.data_uri(*TYPES[kind])}}
+    return sent.part(kind, sent.data_uri(*TYPES[kind]))
 
 
 def asked(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -126,8 +126,7 @@ def test_a_picture_is_told_the_same_whichever_way_it_comes(service: Served, clie
     answers = [chat["answer"], by_id["answer"]]
     blue = sent.data_uri("image/png", sent.png(sent.square(sent.BLUE)))
     for url in (sent.data_uri(*TYPES["image"]), f"media:{id_}", blue):
-        shown = {"type": "image_url", "image_url": {"url": url}}
-        answers.append(text_of(ask(client, asked(question, shown))))
+        answers.append(text_of(ask(client, asked(question, sent.part("image", url)))))
     assert "red" in answers[0].lower()
     assert answers[:4] == answers[:1] * 4
     assert "blue" in answers[4].lower()

@@ -38,6 +38,7 @@ from tests.server.media.test_fetch import INSIDE, NOT_PUBLIC_ONES, WHERE, fetche
 from tests.server.support.bombs import BOMBS
 from tests.server.support.hostile_seeds import good_files
 from tests.server.support.running import live, new_key, wait_until_ready
+from tests.server.support.sent import part as part_of
 from tests.support.fakes import WALL, FakeAssistant
 from tests.support.waiting import PATIENCE_S, until
 from tests.ui.conftest import served
@@ -142,7 +143,7 @@ def asks_for_medium(kind: str, id_: str) -> Iterator[tuple[str, str, dict[str, A
     path, url = f"/v1/media/{id_}", f"media:{id_}"
     yield from (("GET", path, {}), ("GET", f"{path}/content", {}), ("DELETE", path, {}))
     yield from (("POST", f"{path}/depth", {}), ("GET", f"/v1/media?after={id_}", {}))
-    part: Any = {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+    part: Any = part_of(kind, url)
     asked = {"model": "fake", "messages": [{"role": "user", "content": [part]}]}
     for route in ("/v1/chat", "/v1/estimate"):
         yield "POST", route, {"data": {"message": "?", kind: url}}

@@ -9,6 +9,7 @@ import pytest
 from mico_chat.errors import RequestError
 from mico_server.fetch.media_reader import file_of
 from tests.server.conftest import Start
+from tests.server.support import sent
 from tests.support.fakes import FakeAssistant
 
 
@@ -25,12 +26,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shown(client: httpx.Client, url: str, **fields: Any) -> httpx.Response:
-    content = [
-        {"type": "video_url", "video_url": {"url": url}},
-        {"type": "text", "text": "What moves?"},
-    ]
-    request = {"model": "fake", "messages": [{"role": "user", "content": content}], **fields}
-    return client.post("/v1/chat/completions", json=request)
+    request = sent.completion("What moves?", sent.part("video", url))
+    return client.post("/v1/chat/completions", json={**request, **fields})
 
 
 def test_a_clip_as_evaluations_name_it(start: Start, folder: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from benchmarks.http_client import Connection, fetch, form_request, request
 from mico_chat.media import MediaDecoder, MediaFile
 from tests.server.support.echo import SUMS, agree, echo, echoing_assistant, question, sums_of
-from tests.server.support.sent import data_uri, png
+from tests.server.support.sent import completion, data_uri, part, png
 from tests.server.support.server_process import ServerProcess
 
 REQUESTS = int(os.environ.get("MICO_TEST_LOAD_REQUESTS", "1000"))
@@ -55,12 +55,8 @@ class Ask:
                 fields["conversation_id"] = conversation
             files = [("image", (name, self.picture)) for name, _ in self.shown]
             return form_request("/v1/chat", {**fields, "max_tokens": 256}, files)
-        content: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
-        if self.picture:
-            uri = data_uri("image/png", self.picture)
-            content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
-        messages = [{"role": "user", "content": content}]
-        body = {"model": "tiny", "messages": messages, "max_tokens": 256}
+        pictures = [part("image", data_uri("image/png", self.picture))] if self.picture else []
+        body = completion(self.text, *pictures, model="tiny") | {"max_tokens": 256}
         return request("POST", "/v1/chat/completions", json=body)
 
 

@@ -19,7 +19,7 @@ from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from tests.server.service.test_metrics import samples
 from tests.server.support.running import live, wait_until_ready
-from tests.server.support.sent import data_uri, png, square, wav
+from tests.server.support.sent import completion, data_uri, part, png, square, wav
 from tests.support import replicas
 from tests.support.tiny import saved
 
@@ -46,18 +46,12 @@ def allocated() -> int:
 
 
 def ask(client: httpx.Client, number: int, model: str, medium: int) -> str:
-    parts = [
-        {"type": "text", "text": f"Number {number}?"},
-        {"type": "image_url", "image_url": {"url": data_uri("image/png", png(square()))}},
-        {"type": "audio_url", "audio_url": {"url": data_uri("audio/wav", wav())}},
+    media = [
+        part("image", data_uri("image/png", png(square()))),
+        part("audio", data_uri("audio/wav", wav())),
     ]
-    content = [parts[0], *parts[medium : medium + 1 if medium else 0]]
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": 4,
-    }
-    response = client.post("/v1/chat/completions", json=body)
+    body = completion(f"Number {number}?", *media[medium - 1 : medium], model=model)
+    response = client.post("/v1/chat/completions", json={**body, "max_tokens": 4})
     assert response.status_code == 200, response.text
     answer = response.json()
     assert answer["usage"]["completion_tokens"] >= 1

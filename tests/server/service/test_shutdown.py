@@ -11,18 +11,12 @@ import pytest
 
 from benchmarks.http_client import Connection, fetch, form_request, request
 from tests.server.support.echo import question
+from tests.server.support.sent import completion
 from tests.server.support.server_process import ServerProcess
 
 CHAT = form_request("/v1/chat", {"message": f"Say {question(1)}.", "stream": True})
-COMPLETION = request(
-    "POST",
-    "/v1/chat/completions",
-    json={
-        "model": "tiny",
-        "stream": True,
-        "messages": [{"role": "user", "content": f"Say {question(2)}."}],
-    },
-)
+BODY = completion(f"Say {question(2)}.", model="tiny") | {"stream": True}
+COMPLETION = request("POST", "/v1/chat/completions", json=BODY)
 WHOLE = form_request("/v1/chat", {"message": f"Say {question(3)}."})
 
 

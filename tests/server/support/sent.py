@@ -3,6 +3,7 @@
 import base64
 import io
 import wave
+from typing import Any
 
 import av
 import numpy as np
@@ -59,6 +60,17 @@ def depth() -> bytes:
 def normal() -> bytes:
     """A wall that faces the camera, as a PNG file."""
     return png(np.full((224, 224, 3), (128, 128, 255), np.uint8))
+
+
+def part(kind: str, url: str) -> dict[str, Any]:
+    """A medium as a content part of chat completions."""
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+
+
+def completion(text: str, *parts: dict[str, Any], model: str = "fake") -> dict[str, Any]:
+    """The body of a request to /v1/chat/completions."""
+    content = [*parts, {"type": "text", "text": text}]
+    return {"model": model, "messages": [{"role": "user", "content": content}]}
 
 
 def data_uri(mime: str, data: bytes) -> str:
