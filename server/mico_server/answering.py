@@ -12,9 +12,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import Receive
 
 from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, GatheredAnswer
@@ -28,15 +27,13 @@ from mico_server.http.errors import ErrorForm, error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.bodies import stream_response
 from mico_server.service import (
-    CurrentCaller,
-    CurrentService,
+    Client,
+    CurrentClient,
     EventStream,
     Service,
     event,
-    while_connected,
 )
 
-T = TypeVar("T")
 B = TypeVar("B", bound="RequestBody")
 
 WrittenEvent: TypeAlias = tuple[Any, str | None]
@@ -110,61 +107,51 @@ Read: TypeAlias = Callable[[MediaReader, AsyncExitStack], Awaitable[Question]]
 """Reads a question; what it holds until the answer is there is entered into the stack."""
 
 
-@dataclass(frozen=True)
-class Client:
-    """Who asks. Without ``receive`` nobody waits: the question is a batch's."""
+async def _read(client: Client, read: Read, stack: AsyncExitStack) -> tuple[Question, MediaReader]:
+    client.service.models.check(client.tenant)  # before anybody uploads what will be refused
+    folder = await stack.enter_async_context(client.service.media.work_folder())
+    reader = MediaReader(client.service, client.tenant, folder)
+    return await read(reader, stack), reader
 
-    service: Service
-    tenant: str
-    receive: Receive | None = None
 
-    async def connected(self, work: Awaitable[T]) -> T:
-        """The result of work that ends when the client leaves."""
-        return await (work if self.receive is None else while_connected(self.receive, work))
+async def _admitted(
+    client: Client, question: Question, reader: MediaReader, stack: AsyncExitStack
+) -> ModelHost:
+    host = await client.use(stack, question.model)
+    host.assistant.check_length(question.ask)
+    await client.connected(question.prepare(host, reader))
+    question.fingerprint = host.assistant.fingerprint
+    return host
 
-    async def _read(self, read: Read, stack: AsyncExitStack) -> tuple[Question, MediaReader]:
-        self.service.models.check(self.tenant)  # before anybody uploads what will be refused
-        folder = await stack.enter_async_context(self.service.media.work_folder())
-        reader = MediaReader(self.service, self.tenant, folder)
-        return await read(reader, stack), reader
 
-    async def _admitted(
-        self, question: Question, reader: MediaReader, stack: AsyncExitStack
-    ) -> ModelHost:
-        using = self.service.models.use(question.model, self.tenant)
-        host = await self.connected(stack.enter_async_context(using))
-        host.assistant.check_length(question.ask)
-        await self.connected(question.prepare(host, reader))
-        question.fingerprint = host.assistant.fingerprint
-        return host
+async def answer(client: Client, read: Read) -> BaseModel | EventStream:
+    """The answer to a question, whole or as a stream."""
+    async with AsyncExitStack() as stack:
+        question, reader = await _read(client, read, stack)
+        async with AsyncExitStack() as admission:
+            host = await _admitted(client, question, reader, admission)
+            await stack.enter_async_context(question.stored())
+            # The stack ends the admission first, then what was stored.
+            await stack.enter_async_context(admission.pop_all())
+        if question.stream and client.receive is not None:
+            return await EventStream.started(
+                _streamed(question, host, stack.pop_all()),
+                client.receive,
+                send_timeout_s=client.service.settings.body_timeout_s,
+                error_name=question.error_event,
+                error_form=question.error_form,
+            )
+        found = await client.connected(_gathered(question, host))
+        await question.keep(found)
+        return question.whole(found)
 
-    async def answer(self, read: Read) -> BaseModel | EventStream:
-        """The answer to a question, whole or as a stream."""
-        async with AsyncExitStack() as stack:
-            question, reader = await self._read(read, stack)
-            async with AsyncExitStack() as admission:
-                host = await self._admitted(question, reader, admission)
-                await stack.enter_async_context(question.stored())
-                # The stack ends the admission first, then what was stored.
-                await stack.enter_async_context(admission.pop_all())
-            if question.stream and self.receive is not None:
-                return await EventStream.started(
-                    _streamed(question, host, stack.pop_all()),
-                    self.receive,
-                    send_timeout_s=self.service.settings.body_timeout_s,
-                    error_name=question.error_event,
-                    error_form=question.error_form,
-                )
-            answer = await self.connected(_gathered(question, host))
-            await question.keep(answer)
-            return question.whole(answer)
 
-    async def estimate(self, read: Read) -> Estimate:
-        """What the answer would cost."""
-        async with AsyncExitStack() as stack:
-            question, reader = await self._read(read, stack)
-            host = await self._admitted(question, reader, stack)
-            return await self.connected(host.estimate(question.ask))
+async def estimate(client: Client, read: Read) -> Estimate:
+    """What the answer would cost."""
+    async with AsyncExitStack() as stack:
+        question, reader = await _read(client, read, stack)
+        host = await _admitted(client, question, reader, stack)
+        return await client.connected(host.estimate(question.ask))
 
 
 async def _gathered(question: Question, host: ModelHost) -> Answer:
@@ -225,11 +212,8 @@ class Dialect(Generic[B]):
     router: APIRouter = field(default_factory=lambda: APIRouter(route_class=JsonRoute))
 
     def __post_init__(self) -> None:
-        async def route(
-            request: Request, body: Any, service: CurrentService, caller: CurrentCaller
-        ) -> Any:
-            client = Client(service, caller.tenant, request.receive)
-            return await client.answer(self.reading(body, client))
+        async def route(body: Any, client: CurrentClient) -> Any:
+            return await answer(client, self.reading(body, client))
 
         route.__annotations__["body"] = self.body
         self.router.add_api_route(
@@ -257,6 +241,6 @@ class Dialect(Generic[B]):
     async def answered(self, body: B, service: Service, tenant: str) -> BaseModel:
         """The whole answer to a request that nobody waits for."""
         client = Client(service, tenant)
-        answer = await client.answer(self.reading(body, client))
-        assert isinstance(answer, BaseModel)  # without a connection nothing is streamed
-        return answer
+        answered = await answer(client, self.reading(body, client))
+        assert isinstance(answered, BaseModel)  # without a connection nothing is streamed
+        return answered

@@ -50,12 +50,6 @@ class Service:
     batches: BatchStore
     fetcher: Fetcher | None
 
-    async def use(self, request: Request, stack: AsyncExitStack, name: str | None) -> ModelHost:
-        """A loaded model until ``stack`` closes, for a client that has sent its whole body."""
-        tenant = cast(Caller, request.state.caller).tenant
-        entering = stack.enter_async_context(self.models.use(name, tenant))
-        return await while_connected(request.receive, entering)
-
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
         record = await self.media.get(tenant, media_id)
         if record.kind != kind:
@@ -63,6 +57,24 @@ class Service:
                 kind, f"{media_id} ({record.name}) is of kind {record.kind}; show it as that"
             )
         return MediaFile(kind, self.media.path(record), record.name, id=media_id)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks, and has sent its whole body. Without ``receive`` nobody waits for the answer."""
+
+    service: Service
+    tenant: str
+    receive: Receive | None = None
+
+    async def connected(self, work: Awaitable[T]) -> T:
+        """The result of work that ends when the client leaves."""
+        return await (work if self.receive is None else while_connected(self.receive, work))
+
+    async def use(self, stack: AsyncExitStack, name: str | None) -> ModelHost:
+        """A loaded model until ``stack`` closes."""
+        using = self.service.models.use(name, self.tenant)
+        return await self.connected(stack.enter_async_context(using))
 
 
 async def _service(request: Request) -> Service:
@@ -73,9 +85,14 @@ async def _caller(request: Request) -> Caller:
     return cast(Caller, request.state.caller)
 
 
+async def _client(request: Request) -> Client:
+    return Client(await _service(request), (await _caller(request)).tenant, request.receive)
+
+
 # Async functions: FastAPI would call plain functions in a thread each.
 CurrentService = Annotated[Service, Depends(_service)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]
+CurrentClient = Annotated[Client, Depends(_client)]
 
 
 # --- Work for a client that may leave ---

@@ -28,7 +28,7 @@ from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, data_of, is_data_uri
 from mico_chat.options import GenerationOptions
 from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
-from mico_server.answering import Client, Question, Read, Written, check_depths
+from mico_server.answering import Question, Read, Written, answer, check_depths
 from mico_server.errors import NotFoundError
 from mico_server.fetch.media_reader import MEDIA_SCHEME, MediaReader, check_number
 from mico_server.host import ModelHost
@@ -46,7 +46,7 @@ from mico_server.routes.bodies import (
     stream_response,
     validated,
 )
-from mico_server.service import CLIENT_LEFT, CurrentCaller, CurrentService
+from mico_server.service import CLIENT_LEFT, CurrentClient
 from mico_server.store.conversations import (
     Conversation,
     NewTurn,
@@ -405,7 +405,7 @@ async def _written(kind: Kind, value: Any, where: str, path: Path) -> MediaFile:
     },
     openapi_extra=chat_body(),
 )
-async def chat(request: Request, service: CurrentService, caller: CurrentCaller) -> Any:
+async def chat(request: Request, client: CurrentClient) -> Any:
     """Answer a message about any mix of media.
 
     Without `conversation_id` a conversation begins; with it, earlier messages and their media are
@@ -416,5 +416,4 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
     The message is stored before it is answered (`finish_reason` unanswered). It is taken back if
     it is refused, or if the client leaves before the first word.
     """
-    client = Client(service, caller.tenant, request.receive)
-    return await client.answer(reading(request))
+    return await answer(client, reading(request))

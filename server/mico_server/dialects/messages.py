@@ -12,7 +12,6 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Literal
 
-from fastapi import Request
 from pydantic import BaseModel, Field
 
 from mico_chat.assistant import Answer, AnswerChoice
@@ -24,12 +23,12 @@ from mico_chat.messages import Message, Part
 from mico_chat.options import options_of, with_options
 from mico_chat.tools import ToolCall
 from mico_chat.wire import Usage
-from mico_server.answering import Client, Dialect, RequestBody, Written, WrittenEvent
+from mico_server.answering import Dialect, RequestBody, Written, WrittenEvent, estimate
 from mico_server.dialects.openai import OpenAIQuestion, json_schema_of
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.errors import error_responses
 from mico_server.routes.bodies import Objects, Texts
-from mico_server.service import CurrentCaller, CurrentService
+from mico_server.service import CurrentClient
 
 # --- Requests ---
 
@@ -425,10 +424,7 @@ MESSAGES = Dialect(
 @MESSAGES.router.post(
     "/v1/messages/count_tokens", responses=error_responses(400, 404, 410, 413, 422, 504)
 )
-async def count_tokens(
-    request: Request, body: MessagesRequest, service: CurrentService, caller: CurrentCaller
-) -> TokenCount:
+async def count_tokens(body: MessagesRequest, client: CurrentClient) -> TokenCount:
     """Tokens of a request to /v1/messages. Media are decoded, but not encoded."""
-    client = Client(service, caller.tenant, request.receive)
-    estimate = await client.estimate(MESSAGES.reading(body, client))
-    return TokenCount(input_tokens=estimate.prompt_tokens)
+    cost = await estimate(client, MESSAGES.reading(body, client))
+    return TokenCount(input_tokens=cost.prompt_tokens)

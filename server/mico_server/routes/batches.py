@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
@@ -26,7 +26,7 @@ from mico_server.routes.bodies import (
     request_body,
 )
 from mico_server.routes.embeddings import EmbeddingList, EmbeddingsRequest, embed
-from mico_server.service import CurrentCaller, CurrentService, Service
+from mico_server.service import CurrentCaller, CurrentClient, CurrentService, Service
 from mico_server.store.batches import ENDED, BatchRecord, BatchStatus, Purpose
 from mico_server.store.tables import check_text
 
@@ -67,12 +67,26 @@ class FileObject(BaseModel):
     expires_at: None = None
 
 
-class FileList(BaseModel):
+class Page(BaseModel):
     object: Literal["list"] = "list"
-    data: list[FileObject]
+    data: list[Any]
     has_more: bool
     first_id: str | None
     last_id: str | None
+
+    @classmethod
+    def of(cls, found: list[Any], limit: int) -> Self:
+        """The first ``limit`` of the objects that were found."""
+        data = found[:limit]
+        ids = [one.id for one in data] or [None]
+        more = len(found) > limit
+        return cls.model_validate(
+            {"data": data, "has_more": more, "first_id": ids[0], "last_id": ids[-1]}
+        )
+
+
+class FileList(Page):
+    data: list[FileObject]
 
 
 class FileDeleted(BaseModel):
@@ -94,13 +108,11 @@ _UPLOAD: dict[str, Any] = {
     responses=error_responses(400, 413),
     openapi_extra=request_body({"multipart/form-data": _UPLOAD}),
 )
-async def upload_file(
-    request: Request, service: CurrentService, caller: CurrentCaller
-) -> FileObject:
+async def upload_file(request: Request, client: CurrentClient) -> FileObject:
     """Store a file of requests, a JSON object a line, for a batch."""
     async with (
-        open_form(request, service.settings) as form,
-        service.media.work_folder() as folder,
+        open_form(request, client.service.settings) as form,
+        client.service.media.work_folder() as folder,
     ):
         for name, _ in form.multi_items():
             check_known(name, ("file", "purpose"))
@@ -119,29 +131,28 @@ async def upload_file(
 
         await run_in_threadpool(copy)
         named = display_name(file.filename or "") or "upload.jsonl"
-        return FileObject.model_validate(await service.batches.add_file(caller.tenant, named, path))
+        record = await client.service.batches.add_file(client.tenant, named, path)
+        return FileObject.model_validate(record)
 
 
 @router.get("/v1/files", responses=error_responses(400, 404))
 async def list_files(
-    service: CurrentService,
-    caller: CurrentCaller,
+    client: CurrentClient,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
     after: str | None = None,
     purpose: Purpose | None = None,
 ) -> FileList:
     """Files, the newest first."""
-    found = await service.batches.files(
-        caller.tenant, limit=limit + 1, after=after, purpose=purpose
+    found = await client.service.batches.files(
+        client.tenant, limit=limit + 1, after=after, purpose=purpose
     )
-    data = [FileObject.model_validate(record) for record in found[:limit]]
-    return FileList(data=data, has_more=len(found) > limit, **_ends(data))
+    return FileList.of([FileObject.model_validate(record) for record in found], limit)
 
 
 @router.get("/v1/files/{file_id}", responses=error_responses(404))
-async def get_file(file_id: str, service: CurrentService, caller: CurrentCaller) -> FileObject:
+async def get_file(file_id: str, client: CurrentClient) -> FileObject:
     """A file without its content."""
-    return FileObject.model_validate(await service.batches.file(caller.tenant, file_id))
+    return FileObject.model_validate(await client.service.batches.file(client.tenant, file_id))
 
 
 @router.get(
@@ -155,14 +166,12 @@ async def get_file(file_id: str, service: CurrentService, caller: CurrentCaller)
         **error_responses(404, 410),
     },
 )
-async def file_content(
-    file_id: str, service: CurrentService, caller: CurrentCaller
-) -> FileResponse:
+async def file_content(file_id: str, client: CurrentClient) -> FileResponse:
     """The file itself."""
-    record = await service.batches.file(caller.tenant, file_id)
+    record = await client.service.batches.file(client.tenant, file_id)
     headers = {"content-security-policy": "sandbox", "x-content-type-options": "nosniff"}
     return FileResponse(
-        service.batches.content(record),
+        client.service.batches.content(record),
         media_type="application/jsonl",
         filename=record.name,
         headers=headers,
@@ -170,9 +179,9 @@ async def file_content(
 
 
 @router.delete("/v1/files/{file_id}", responses=error_responses(404, 409))
-async def delete_file(file_id: str, service: CurrentService, caller: CurrentCaller) -> FileDeleted:
+async def delete_file(file_id: str, client: CurrentClient) -> FileDeleted:
     """Delete a file that no running batch reads."""
-    await service.batches.delete_file(caller.tenant, file_id)
+    await client.service.batches.delete_file(client.tenant, file_id)
     return FileDeleted(id=file_id)
 
 
@@ -253,27 +262,18 @@ class BatchObject(BaseModel):
         )
 
 
-class BatchList(BaseModel):
-    object: Literal["list"] = "list"
+class BatchList(Page):
     data: list[BatchObject]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 @router.post("/v1/batches", responses=error_responses(400, 404, 413))
-async def create_batch(
-    body: BatchRequest, service: CurrentService, caller: CurrentCaller
-) -> BatchObject:
+async def create_batch(body: BatchRequest, client: CurrentClient) -> BatchObject:
     """Answer the requests of a file in the background, behind those of waiting clients."""
     for name, value in (body.metadata or {}).items():
         check_text(name, "metadata")
         check_text(value, f"metadata.{name[:64]}")
-    return BatchObject.of(
-        await service.batches.create(
-            caller.tenant, body.endpoint, body.input_file_id, body.metadata
-        )
-    )
+    asked = body.endpoint, body.input_file_id, body.metadata
+    return BatchObject.of(await client.service.batches.create(client.tenant, *asked))
 
 
 @router.get("/v1/batches", responses=error_responses(400, 404))
@@ -285,8 +285,7 @@ async def list_batches(
 ) -> BatchList:
     """Batches, the newest first; with a key of the scope ``admin`` those of all tenants."""
     found = await service.batches.batches(caller.batches_of, limit=limit + 1, after=after)
-    data = [BatchObject.of(record) for record in found[:limit]]
-    return BatchList(data=data, has_more=len(found) > limit, **_ends(data))
+    return BatchList.of([BatchObject.of(record) for record in found], limit)
 
 
 @router.get("/v1/batches/{batch_id}", responses=error_responses(404))
@@ -301,8 +300,3 @@ async def cancel_batch(
 ) -> BatchObject:
     """End a batch early; what is answered by then stays."""
     return BatchObject.of(await service.batches.cancel(caller.batches_of, batch_id))
-
-
-def _ends(data: list[Any]) -> dict[str, str | None]:
-    ids = [one.id for one in data] or [None]
-    return {"first_id": ids[0], "last_id": ids[-1]}

@@ -6,7 +6,7 @@ import base64
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.errors import LimitError, RequestError
@@ -19,7 +19,7 @@ from mico_server.host import ModelHost
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.bodies import SCHEMAS
-from mico_server.service import CurrentCaller, CurrentService, Service, while_connected
+from mico_server.service import CurrentClient, Service
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -109,14 +109,12 @@ _ERRORS = error_responses(400, 404, 410, 413, 422, 501, 504)
 
 
 @router.post("/v1/embeddings", responses=_ERRORS)
-async def embeddings(
-    request: Request, body: EmbeddingsRequest, service: CurrentService, caller: CurrentCaller
-) -> EmbeddingList:
+async def embeddings(body: EmbeddingsRequest, client: CurrentClient) -> EmbeddingList:
     """Vectors of texts, pictures, sounds, clips, depth and normal maps, comparable by cosine."""
-    _check(body, service)
+    _check(body, client.service)
     async with AsyncExitStack() as stack:
-        host = await service.use(request, stack, body.model)
-        return await while_connected(request.receive, embed(body, service, host, caller.tenant))
+        host = await client.use(stack, body.model)
+        return await client.connected(embed(body, client.service, host, client.tenant))
 
 
 def _check(body: EmbeddingsRequest, service: Service) -> list[Any]:
@@ -153,20 +151,18 @@ async def embed(
 
 
 @router.post("/v1/score", responses=_ERRORS)
-async def score(
-    request: Request, body: ScoreRequest, service: CurrentService, caller: CurrentCaller
-) -> ScoreList:
+async def score(body: ScoreRequest, client: CurrentClient) -> ScoreList:
     """How well each query and each document go together: text with media, or any other pair."""
-    queries = _listed(body.queries, "queries", service)
-    documents = _listed(body.documents, "documents", service)
+    queries = _listed(body.queries, "queries", client.service)
+    documents = _listed(body.documents, "documents", client.service)
 
     async def work(similarity: Similarity) -> ScoreList:
-        async with service.media.work_folder() as folder:
-            reader = MediaReader(service, caller.tenant, folder)
+        async with client.service.media.work_folder() as folder:
+            reader = MediaReader(client.service, client.tenant, folder)
             found = await similarity.score(
                 await reader.items(queries, "queries", body.depth_scale),
                 await reader.items(documents, "documents", body.depth_scale),
-                tenant=caller.tenant,
+                tenant=client.tenant,
             )
         data = [
             PairScore(query=q, document=d, similarity=pair.similarity, match=pair.match)
@@ -177,8 +173,8 @@ async def score(
         return ScoreList(data=data, model=body.model, usage=usage, media=found.media)
 
     async with AsyncExitStack() as stack:
-        host = await service.use(request, stack, body.model)
-        return await while_connected(request.receive, host.guarded(work(_similarity(host))))
+        host = await client.use(stack, body.model)
+        return await client.connected(host.guarded(work(_similarity(host))))
 
 
 def _similarity(host: ModelHost) -> Similarity:

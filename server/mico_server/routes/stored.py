@@ -29,7 +29,7 @@ from mico_server.routes.bodies import (
     saved,
     validated,
 )
-from mico_server.service import CurrentCaller, CurrentService, while_connected
+from mico_server.service import CurrentClient
 from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
@@ -67,8 +67,7 @@ def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
 
 @router.get("/v1/conversations", responses=error_responses(400, 404))
 async def list_conversations(
-    service: CurrentService,
-    caller: CurrentCaller,
+    client: CurrentClient,
     limit: Limit = 20,
     before: Annotated[str | None, Query(description="the last id of the page before")] = None,
     query: Annotated[
@@ -76,53 +75,47 @@ async def list_conversations(
     ] = None,
 ) -> wire.ConversationList:
     """Conversations, the last one answered first."""
-    found = await service.conversations.list(
-        caller.tenant, query=query, limit=limit + 1, before=before
+    found = await client.service.conversations.list(
+        client.tenant, query=query, limit=limit + 1, before=before
     )
     page = {"data": found[:limit], "has_more": len(found) > limit}
     return wire.ConversationList.model_validate(page)
 
 
 @router.get("/v1/conversations/{conversation_id}", responses=error_responses(404))
-async def get_conversation(
-    conversation_id: str, service: CurrentService, caller: CurrentCaller
-) -> wire.ConversationObject:
+async def get_conversation(conversation_id: str, client: CurrentClient) -> wire.ConversationObject:
     """A conversation with all its turns."""
-    found = await service.conversations.load(caller.tenant, conversation_id)
+    found = await client.service.conversations.load(client.tenant, conversation_id)
     turns = [_turn(turn, found) for turn in found.turns]
     return wire.ConversationObject.model_validate({**vars(found), "turns": turns})
 
 
 @router.patch("/v1/conversations/{conversation_id}", responses=error_responses(400, 404))
 async def rename_conversation(
-    conversation_id: str, body: Title, service: CurrentService, caller: CurrentCaller
+    conversation_id: str, body: Title, client: CurrentClient
 ) -> wire.ConversationSummary:
     """Give a conversation another title."""
-    await service.conversations.rename(caller.tenant, conversation_id, body.title)
-    renamed = await service.conversations.load(caller.tenant, conversation_id)
+    await client.service.conversations.rename(client.tenant, conversation_id, body.title)
+    renamed = await client.service.conversations.load(client.tenant, conversation_id)
     return wire.ConversationSummary.model_validate(renamed)
 
 
 @router.delete("/v1/conversations/{conversation_id}", responses=error_responses(404))
-async def delete_conversation(
-    conversation_id: str, service: CurrentService, caller: CurrentCaller
-) -> Deleted:
+async def delete_conversation(conversation_id: str, client: CurrentClient) -> Deleted:
     """Delete a conversation, and the media that came with it."""
-    await service.conversations.delete(caller.tenant, conversation_id)
+    await client.service.conversations.delete(client.tenant, conversation_id)
     return Deleted(id=conversation_id)
 
 
 @router.delete(
     "/v1/conversations/{conversation_id}/turns/{turn}", responses=error_responses(400, 404)
 )
-async def delete_turns(
-    conversation_id: str, turn: int, service: CurrentService, caller: CurrentCaller
-) -> Deleted:
+async def delete_turns(conversation_id: str, turn: int, client: CurrentClient) -> Deleted:
     """Take a turn and all later turns back, to ask again or differently.
 
     Media that came with them stay for an hour, so that they can be shown again by their ids.
     """
-    await service.conversations.truncate(caller.tenant, conversation_id, turn)
+    await client.service.conversations.truncate(client.tenant, conversation_id, turn)
     return Deleted(id=conversation_id)
 
 
@@ -131,26 +124,24 @@ async def delete_turns(
     responses=error_responses(400, 404, 410, 504),
 )
 async def explain_turn(
-    request: Request,
     conversation_id: str,
     turn: int,
-    service: CurrentService,
-    caller: CurrentCaller,
+    client: CurrentClient,
 ) -> wire.Explanation:
     """Which media of the conversation the answer of a turn rests on.
 
     Each medium, and each of its parts, is left out in turn, and the answer is scored again. The
     media are those of this turn and all before it, in order.
     """
-    found = await service.conversations.load(caller.tenant, conversation_id)
+    found = await client.service.conversations.load(client.tenant, conversation_id)
     turns = [one for one in found.turns if one.number <= turn]
     if not turns or turns[-1].number != turn or turns[-1].finish_reason == "unanswered":
         raise NotFoundError(f"conversation {conversation_id} has no answer in turn {turn}")
-    *before, answer = service.conversations.messages(replace(found, turns=tuple(turns)))
+    *before, answer = client.service.conversations.messages(replace(found, turns=tuple(turns)))
     async with AsyncExitStack() as stack:
-        host = await service.use(request, stack, found.model)
-        explaining = host.explain(Ask(before, tenant=caller.tenant), answer.text)
-        return await while_connected(request.receive, explaining)
+        host = await client.use(stack, found.model)
+        explaining = host.explain(Ask(before, tenant=client.tenant), answer.text)
+        return await client.connected(explaining)
 
 
 # --- Media ---
@@ -191,12 +182,12 @@ _UPLOAD: dict[str, Any] = {
     responses=error_responses(400, 404, 413, 422, 504),
     openapi_extra=request_body({"multipart/form-data": _UPLOAD}),
 )
-async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
+async def upload(request: Request, client: CurrentClient) -> MediaObject:
     """Store a file, in the field of its kind, if it can be decoded."""
-    service.models.check(caller.tenant)
+    client.service.models.check(client.tenant)
     async with (
-        open_form(request, service.settings) as form,
-        service.media.work_folder() as folder,
+        open_form(request, client.service.settings) as form,
+        client.service.media.work_folder() as folder,
         AsyncExitStack() as stack,
     ):
         parts: list[MediaFile] = []
@@ -216,15 +207,15 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
             )
         fields = validated(MediaFields, texts)
         file = replace(parts[0], depth_scale=fields.depth_scale)
-        host = await service.use(request, stack, fields.model)
-        report = await while_connected(request.receive, host.inspect(file, caller.tenant))
+        host = await client.use(stack, fields.model)
+        report = await client.connected(host.inspect(file, client.tenant))
         assert file.path is not None  # where the upload was written
-        record = await service.media.add(
-            caller.tenant,
+        record = await client.service.media.add(
+            client.tenant,
             file.kind,
             file.path,
             file.name,
-            ttl_s=fields.ttl_s or service.settings.media_ttl_s,
+            ttl_s=fields.ttl_s or client.service.settings.media_ttl_s,
             report=report,
         )
     return MediaObject.model_validate(record)
@@ -236,32 +227,30 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
     responses=error_responses(400, 404, 410, 413, 422, 504),
 )
 async def estimate_depth(
-    request: Request,
     media_id: str,
-    service: CurrentService,
-    caller: CurrentCaller,
+    client: CurrentClient,
     model: Annotated[str | None, Query(description="as in an upload")] = None,
 ) -> MediaObject:
     """Store the depth map of a stored picture, estimated from it by MICO_DEPTH_MODEL.
 
     Its report names that model. Show it behind its picture to ask about both.
     """
-    picture = await service.stored_part(caller.tenant, media_id, "image")
-    async with service.media.work_folder() as folder, AsyncExitStack() as stack:
-        host = await service.use(request, stack, model)
+    picture = await client.service.stored_part(client.tenant, media_id, "image")
+    async with client.service.media.work_folder() as folder, AsyncExitStack() as stack:
+        host = await client.use(stack, model)
         estimating = GenerationOptions(estimate_depth=True)
-        ask = Ask([Message.user(picture)], estimating, caller.tenant)
-        (shown,) = (await while_connected(request.receive, host.shown(ask))).messages
+        ask = Ask([Message.user(picture)], estimating, client.tenant)
+        (shown,) = (await client.connected(host.shown(ask))).messages
         _, depth = shown.files
-        report = await while_connected(request.receive, host.inspect(depth, caller.tenant))
+        report = await client.connected(host.inspect(depth, client.tenant))
         path = folder.file("depth")
         await asyncio.to_thread(path.write_bytes, depth.read())
-        record = await service.media.add(
-            caller.tenant,
+        record = await client.service.media.add(
+            client.tenant,
             depth.kind,
             path,
             depth.name,
-            ttl_s=service.settings.media_ttl_s,
+            ttl_s=client.service.settings.media_ttl_s,
             report=report,
         )
     return MediaObject.model_validate(record)
@@ -269,22 +258,21 @@ async def estimate_depth(
 
 @router.get("/v1/media", responses=error_responses(400, 404))
 async def list_media(
-    service: CurrentService,
-    caller: CurrentCaller,
+    client: CurrentClient,
     limit: Limit = 20,
     after: str | None = None,
     kind: Kind | None = None,
 ) -> wire.MediaList:
     """Stored media, the newest first."""
-    found = await service.media.list(caller.tenant, limit=limit + 1, after=after, kind=kind)
+    found = await client.service.media.list(client.tenant, limit=limit + 1, after=after, kind=kind)
     data = [MediaObject.model_validate(record) for record in found[:limit]]
     return wire.MediaList(data=data, has_more=len(found) > limit)
 
 
 @router.get("/v1/media/{media_id}", responses=error_responses(404))
-async def get_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> MediaObject:
+async def get_medium(media_id: str, client: CurrentClient) -> MediaObject:
     """A stored medium without its file."""
-    return MediaObject.model_validate(await service.media.get(caller.tenant, media_id))
+    return MediaObject.model_validate(await client.service.media.get(client.tenant, media_id))
 
 
 @router.get(
@@ -298,10 +286,10 @@ async def get_medium(media_id: str, service: CurrentService, caller: CurrentCall
         **error_responses(404, 410),
     },
 )
-async def content(media_id: str, service: CurrentService, caller: CurrentCaller) -> FileResponse:
+async def content(media_id: str, client: CurrentClient) -> FileResponse:
     """The file itself."""
-    record = await service.media.get(caller.tenant, media_id)
-    path = service.media.path(record)
+    record = await client.service.media.get(client.tenant, media_id)
+    path = client.service.media.path(record)
     with path.open("rb") as file:
         kind = mime_type(record.kind, file.read(64))
     # A browser that opens this address must run nothing of an uploaded file.
@@ -310,7 +298,7 @@ async def content(media_id: str, service: CurrentService, caller: CurrentCaller)
 
 
 @router.delete("/v1/media/{media_id}", responses=error_responses(404, 409))
-async def delete_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> Deleted:
+async def delete_medium(media_id: str, client: CurrentClient) -> Deleted:
     """Delete a medium that no conversation shows."""
-    await service.media.delete(caller.tenant, media_id)
+    await client.service.media.delete(client.tenant, media_id)
     return Deleted(id=media_id)

@@ -26,7 +26,7 @@ from mico_server.routes.bodies import (
     saved,
     validated,
 )
-from mico_server.service import CurrentCaller, CurrentService, while_connected
+from mico_server.service import CurrentClient
 
 router = APIRouter()
 
@@ -130,14 +130,12 @@ _BODY: dict[str, Any] = {
     },
     openapi_extra=request_body({"multipart/form-data": _BODY}),
 )
-async def transcribe(
-    request: Request, service: CurrentService, caller: CurrentCaller
-) -> Transcription | Response:
+async def transcribe(request: Request, client: CurrentClient) -> Transcription | Response:
     """Write down what is said in a sound file, or in a video's sound track."""
-    service.models.check(caller.tenant)
+    client.service.models.check(client.tenant)
     async with (
-        open_form(request, service.settings) as form,
-        service.media.work_folder() as folder,
+        open_form(request, client.service.settings) as form,
+        client.service.media.work_folder() as folder,
         AsyncExitStack() as stack,
     ):
         file: MediaFile | None = None
@@ -158,14 +156,14 @@ async def transcribe(
         if fields.timestamp_granularities and fields.response_format != "verbose_json":
             raise RequestError.at(GRANULARITIES, "only response_format verbose_json has times")
         wanted = None if fields.model in ALIASES else fields.model
-        host = await service.use(request, stack, wanted)
+        host = await client.use(stack, wanted)
         encoder = host.assistant.encoder
         listener = None if encoder.reader is None else encoder.reader.listener
         if listener is None:
             raise UnsupportedError(why_not_listening())
         written = partial(_written_down, fields, listener)
-        work = encoder.listened(file, written, tenant=caller.tenant)
-        found = await while_connected(request.receive, host.guarded(work))
+        work = encoder.listened(file, written, tenant=client.tenant)
+        found = await client.connected(host.guarded(work))
     match fields.response_format:
         case "verbose_json":
             return found
