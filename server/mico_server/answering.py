@@ -151,7 +151,7 @@ async def estimate(client: Client, read: Read) -> Estimate:
     async with AsyncExitStack() as stack:
         question, reader = await _read(client, read, stack)
         host = await _admitted(client, question, reader, stack)
-        return await client.connected(host.estimate(question.ask))
+        return await client.connected(host.guarded(host.assistant.estimate(question.ask)))
 
 
 async def _gathered(question: Question, host: ModelHost) -> Answer:

@@ -313,7 +313,9 @@ def serve(
     watchdog = None
     if renew is not None:
         models = app.state.service.models
-        watchdog = Watchdog(models, max_step_s=settings.max_step_s, renew=renew, end=_end)
+        watchdog = Watchdog(
+            models, max_step_s=settings.max_step_s, renew=renew, end=lambda: os._exit(1)
+        )
     server = _Server(
         watchdog,
         uvicorn.Config(
@@ -358,10 +360,6 @@ class _Server(uvicorn.Server):
         if self._watchdog is not None:
             self._watchdog.end_within((self.config.timeout_graceful_shutdown or 0) + DRAIN_S)
         super().handle_exit(sig, frame)
-
-
-def _end() -> None:
-    os._exit(1)
 
 
 async def _has_keys(settings: ServerSettings) -> bool:

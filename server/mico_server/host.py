@@ -17,7 +17,7 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
-from mico_chat.wire import AnswerDefaults, Estimate, Explanation, LoadState, ModelStatus
+from mico_chat.wire import AnswerDefaults, LoadState, ModelStatus
 from mico_server.errors import NotReadyError, RequestTimeoutError
 from mico_server.http.request_log import Metrics
 
@@ -170,18 +170,9 @@ class ModelHost:
                     self.answered(now() - start)
                 yield event
 
-    async def shown(self, ask: Ask) -> Ask:
-        return await self.guarded(self.assistant.shown(ask))
-
-    async def estimate(self, ask: Ask) -> Estimate:
-        return await self.guarded(self.assistant.estimate(ask))
-
-    async def explain(self, ask: Ask, answer: str) -> Explanation:
-        return await self.guarded(self.assistant.explain(ask, answer))
-
     async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
         ask = Ask([Message.user(medium)], tenant=tenant)
-        (report,) = (await self.estimate(ask)).media
+        (report,) = (await self.guarded(self.assistant.estimate(ask))).media
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -55,8 +54,8 @@ class Models:
     The first model is loaded at once; then ``on_ready`` or ``on_failed`` is called. At most
     ``max_requests`` of a tenant run or wait at once, and some more of tenants that have few; each
     may wait ``timeout_s`` seconds for its model. While a step of a model lasts longer than
-    ``max_step_s``, the service is not ready. A model
-    that no request has used for ``keep_alive_s`` seconds is unloaded.
+    ``max_step_s``, the service is not ready. A model that no request has used for ``keep_alive_s``
+    seconds is unloaded.
     """
 
     def __init__(
@@ -75,10 +74,8 @@ class Models:
         self.hosts = [
             ModelHost(source, self.metrics, timeout_s, self._answered) for source in sources
         ]
-        self.max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self._keep_alive_s = keep_alive_s
-        self._max_step_s = max_step_s
+        self._timeout_s, self._keep_alive_s = timeout_s, keep_alive_s
+        self.max_bytes, self._max_step_s = max_bytes, max_step_s
         self._on_ready, self._on_failed = on_ready, on_failed
         self._state = "is still loading; try again soon"
         self._requests = Shares(max_requests, max_requests + max(1, max_requests // 4))
@@ -207,9 +204,9 @@ class Models:
         host.last_used = time.time()
         self._move()
         if not host.users and self._keep_alive_s is not None:
-            loop = asyncio.get_running_loop()
-            later = partial(self._start_letting_go, host)
-            host.timer = loop.call_later(self._keep_alive_s, later)
+            host.timer = asyncio.get_running_loop().call_later(
+                self._keep_alive_s, lambda: self._start(self._let_go(host))
+            )
 
     def _answered(self, seconds: float) -> None:
         self._mean_s += 0.1 * (seconds - self._mean_s)
@@ -254,10 +251,9 @@ class Models:
                 if host.loaded is not None:
                     host.users += 1
                     turn.set_result(None)
-                elif isinstance(failed, NoRoomError):
-                    turn.set_result(NoRoomError(str(failed)))
-                else:
-                    turn.set_result(ModelError(str(failed)))
+                else:  # an error of its own, because each is raised in another task
+                    kind = NoRoomError if isinstance(failed, NoRoomError) else ModelError
+                    turn.set_result(kind(str(failed)))
             self._release(host)
 
     async def _make_room(self, host: ModelHost) -> bool:
@@ -291,9 +287,6 @@ class Models:
             for other in leaving:
                 other.leaving = False
         return bool(host.waiting)
-
-    def _start_letting_go(self, host: ModelHost) -> None:
-        self._start(self._let_go(host))
 
     async def _let_go(self, host: ModelHost) -> None:
         async with self._turn:

@@ -45,6 +45,10 @@ Bound = Annotated[int | None, BeforeValidator(lambda value: None if value == "no
 """A limit; the text ``none`` takes it away."""
 
 
+def _of_engine(name: str, **bounds: Any) -> Any:
+    return Field(None, description=setting_help(name), **bounds)
+
+
 class ServerSettings(BaseSettings):
     """Serve the model over HTTP.
 
@@ -100,22 +104,12 @@ class ServerSettings(BaseSettings):
     max_running: int | None = Field(
         None, ge=1, description="requests computed at the same time [by default the engine's own]"
     )
-    tensor_parallel_size: int | None = Field(
-        None, ge=1, description=setting_help("tensor_parallel_size")
-    )
-    pipeline_parallel_size: int | None = Field(
-        None, ge=1, description=setting_help("pipeline_parallel_size")
-    )
-    data_parallel_size: int | None = Field(
-        None, ge=1, description=setting_help("data_parallel_size")
-    )
-    distributed_executor_backend: str | None = Field(
-        None, description=setting_help("distributed_executor_backend")
-    )
-    gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description=setting_help("gpu_memory_utilization")
-    )
-    max_model_len: int | None = Field(None, ge=1, description=setting_help("max_model_len"))
+    tensor_parallel_size: int | None = _of_engine("tensor_parallel_size", ge=1)
+    pipeline_parallel_size: int | None = _of_engine("pipeline_parallel_size", ge=1)
+    data_parallel_size: int | None = _of_engine("data_parallel_size", ge=1)
+    distributed_executor_backend: str | None = _of_engine("distributed_executor_backend")
+    gpu_memory_utilization: float | None = _of_engine("gpu_memory_utilization", gt=0, le=1)
+    max_model_len: int | None = _of_engine("max_model_len", ge=1)
     engine_args: dict[str, Any] = Field(
         {}, description="""more of the engine's options by its names: '{"enforce_eager": true}'"""
     )

@@ -186,7 +186,7 @@ class ChatTurn(Question):
         if not alone.options.estimate_depth:
             return
         check_depths(alone, host, reader)
-        (shown,) = (await host.shown(alone)).messages
+        (shown,) = (await host.guarded(host.assistant.shown(alone))).messages
         own = iter(self._form.media)
         media = []
         for number, file in enumerate(shown.files):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Query, Request
@@ -22,6 +21,7 @@ from mico_server.routes.bodies import (
     FILE_SCHEMA,
     Metadata,
     check_known,
+    copy,
     open_form,
     request_body,
 )
@@ -124,12 +124,7 @@ async def upload_file(request: Request, client: CurrentClient) -> FileObject:
         if not file.size:
             raise RequestError.at("file", "the upload is empty")
         path = folder.file("upload")
-
-        def copy() -> None:
-            with path.open("wb") as target:
-                shutil.copyfileobj(file.file, target, length=1 << 20)
-
-        await run_in_threadpool(copy)
+        await run_in_threadpool(copy, file, path)
         named = display_name(file.filename or "") or "upload.jsonl"
         record = await client.service.batches.add_file(client.tenant, named, path)
         return FileObject.model_validate(record)

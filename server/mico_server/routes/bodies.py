@@ -69,9 +69,8 @@ def schema_of(
 
 def stream_response(description: str, event: str | dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI description of an answer that may be server-sent events of a schema."""
-    items = {
-        "itemSchema": SCHEMAS[event] if isinstance(event, str) else event
-    }  # as the framework describes its own streams
+    # As the framework describes its own streams.
+    items = {"itemSchema": SCHEMAS[event] if isinstance(event, str) else event}
     return {"description": description, "content": {"text/event-stream": items}}
 
 
@@ -126,10 +125,10 @@ async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaFile:
     name = display_name(upload.filename or "") or kind
     if not upload.size:
         raise MediaError(name, "the upload is empty", "empty")
-
-    def copy() -> None:
-        with path.open("wb") as target:
-            shutil.copyfileobj(upload.file, target, length=1 << 20)
-
-    await run_in_threadpool(copy)
+    await run_in_threadpool(copy, upload, path)
     return MediaFile(kind, path, name=name)
+
+
+def copy(upload: UploadFile, path: Path) -> None:
+    with path.open("wb") as target:
+        shutil.copyfileobj(upload.file, target, length=1 << 20)

@@ -140,8 +140,8 @@ async def explain_turn(
     *before, answer = client.service.conversations.messages(replace(found, turns=tuple(turns)))
     async with AsyncExitStack() as stack:
         host = await client.use(stack, found.model)
-        explaining = host.explain(Ask(before, tenant=client.tenant), answer.text)
-        return await client.connected(explaining)
+        explaining = host.assistant.explain(Ask(before, tenant=client.tenant), answer.text)
+        return await client.connected(host.guarded(explaining))
 
 
 # --- Media ---
@@ -240,7 +240,7 @@ async def estimate_depth(
         host = await client.use(stack, model)
         estimating = GenerationOptions(estimate_depth=True)
         ask = Ask([Message.user(picture)], estimating, client.tenant)
-        (shown,) = (await client.connected(host.shown(ask))).messages
+        (shown,) = (await client.connected(host.guarded(host.assistant.shown(ask)))).messages
         _, depth = shown.files
         report = await client.connected(host.inspect(depth, client.tenant))
         path = folder.file("depth")

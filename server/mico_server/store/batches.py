@@ -98,10 +98,8 @@ class BatchStore:
     async def add_file(self, tenant: str, name: str, path: Path) -> FileRecord:
         """Store a file of requests; it is moved away from ``path``."""
         check_text(name, "file")
-        record = {"id": new_id("file"), "tenant": tenant, "purpose": "batch", "name": name}
-        record["owner"] = owner_of(tenant)
-        values = {**record, "bytes": path.stat().st_size, "created_at": now()}
-        target = self.path(record["id"])
+        values = _file(new_id("file"), tenant, "batch", name, path.stat().st_size)
+        target = self.path(values["id"])
         await asyncio.to_thread(self._move, path, target)
         try:
             async with (
@@ -133,7 +131,7 @@ class BatchStore:
         wanted = () if purpose is None else (files.c.purpose == purpose,)
         async with self.database.reading() as connection:
             rows = await _FILES.page(connection, tenant, limit, after, *wanted)
-            return [FileRecord.model_validate(row) for row in rows]
+        return [FileRecord.model_validate(row) for row in rows]
 
     @uninterrupted
     async def delete_file(self, tenant: str, id_: str) -> None:
@@ -246,13 +244,10 @@ class BatchStore:
             await connection.execute(update(batches).where(batches.c.id == id_).values(values))
             for kind in ("output", "error") if status in ENDED else ():
                 file = getattr(batch, f"{kind}_file_id")
-                path = self.path(file)
-                if not path.is_file():
-                    continue
-                made = {"id": file, "tenant": row.tenant, "purpose": "batch_output"}
-                made |= {"name": f"{id_}_{kind}.jsonl", "bytes": path.stat().st_size}
-                made |= {"owner": owner_of(row.tenant)}
-                await connection.execute(insert(files).values(**made, created_at=now()))
+                if self.path(file).is_file():
+                    name, size = f"{id_}_{kind}.jsonl", self.path(file).stat().st_size
+                    made = _file(file, row.tenant, "batch_output", name, size)
+                    await connection.execute(insert(files).values(made))
             return BatchRecord.model_validate((await connection.execute(query)).one())
 
     @uninterrupted
@@ -263,6 +258,11 @@ class BatchStore:
             changed = changed.values(completed=completed, failed=failed)
             status: BatchStatus = await connection.scalar(changed.returning(batches.c.status))
             return status
+
+
+def _file(id_: str, tenant: str, purpose: Purpose, name: str, size: int) -> dict[str, Any]:
+    made = {"id": id_, "tenant": tenant, "purpose": purpose, "name": name, "bytes": size}
+    return {**made, "owner": owner_of(tenant), "created_at": now()}
 
 
 _FILES, _BATCHES = Rows(files, select(files)), Rows(batches, select(batches))
