@@ -84,8 +84,8 @@ class Request:
         if reason != "stop" and sampled.logprob is not None:
             self._logprobs[index].append(sampled.logprob)
             if self.options.logprobs is not None:
-                known = sampled.token, sampled.logprob, sampled.top
-                logprobs = (_token_logprob(detokenizer, *known),)
+                found = sampled.token, sampled.logprob, sampled.top
+                logprobs = (_token_logprob(detokenizer, *found),)
         text = detokenizer.add(sampled.token)
         if reason is not None:
             text += detokenizer.finish()
