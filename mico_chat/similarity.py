@@ -41,7 +41,8 @@ Item: TypeAlias = str | AnyMedium | Sequence[str | AnyMedium]
 DEFAULT_CACHE_BYTES = 64 << 20
 TEXTS_AT_ONCE = 32
 CONTEXT_AT_ONCE = 16_384
-"""Context tokens in one step of the matching head, all texts together: 0.1 s with the mini."""
+"""One step of the matching head has at most these context tokens, all texts together: 0.1 s with
+the mini."""
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ def _whole_seconds(time: Any) -> Any:
 
 
 Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
-"""A time in whole seconds since 1970."""
+"""It is a time in whole seconds since 1970."""
 
 
 class _Answer(BaseModel):

@@ -27,7 +27,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import SAMPLE_RATE
 
 Part = str | NDArray[np.uint8] | NDArray[np.float32]
-"""Markup, the RGB pixels (H, W, 3) of a picture or frame, or the samples (n,) of a sound."""
+"""It is markup, the RGB pixels (H, W, 3) of a picture or frame, or the samples (n,) of a sound."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from mico_chat.media.image import scaled_words
 from mico_chat.media.medium import Audio, Depth, Image, Medium, Normal, Pages, Video
 
 MAX_PIXELS = 1280 * 28 * 28
-"""Pixels of a still: 1,280 tokens of Qwen2.5-VL, 980 of Qwen3-VL. Its processor alone would take
-16,384 tokens for a photograph of a telephone."""
+"""A still has at most these pixels: 1,280 tokens of Qwen2.5-VL, 980 of Qwen3-VL. Its processor
+alone would take 16,384 tokens for a photograph of a telephone."""
 
 MAX_FRAME_PIXELS = 256 * 28 * 28
 """Pixels of a clip's frame; without a bound 32 frames of a telephone's clip are 40,000 tokens."""
@@ -20,7 +20,8 @@ MAX_FRAME_PIXELS = 256 * 28 * 28
 NEAR_TO_FAR = np.array(
     [(252, 255, 164), (249, 142, 9), (188, 55, 84), (87, 16, 110), (20, 11, 80)], np.float64
 )
-"""Colours from the nearest to the farthest: yellow, orange, red, purple, dark blue."""
+"""The colours run from the nearest to the farthest pixel: yellow, orange, red, purple, dark
+blue."""
 
 
 def shown(medium: Medium) -> tuple[Image | Video | Audio, tuple[str, ...], str]:

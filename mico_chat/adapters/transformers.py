@@ -31,7 +31,7 @@ from mico_chat.media.medium import (
 )
 
 ARGUMENTS: dict[Kind, str] = {"image": "images", "audio": "audio", "video": "videos"}
-"""The processor's argument for each kind of medium."""
+"""The processor takes each kind of medium by this argument."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ _FORMAT = 2
 """Raise this number when the same checkpoint gives another GGUF file: it is then built anew."""
 
 _WHOLE = 64 << 20
-"""Bytes. The digest takes the size and time of a larger file instead of its content, because
-reading 13 GB of weights takes as long as the rest of an engine's start."""
+"""These are bytes. The digest takes the size and time of a larger file instead of its content,
+because reading 13 GB of weights takes as long as the rest of an engine's start."""
 
 
 def read_part(auto: Any, name_or_dir: str | Path, part: str) -> Any:

@@ -36,7 +36,7 @@ PROGRAM = 600_000_000
 transformers and 0.4 GB with llama.cpp. The process that decodes media takes 0.1 GB more."""
 
 BATCH = 512
-"""Tokens of a step. llama.cpp may keep the logits of each (``max_batch``)."""
+"""A step has at most these tokens. llama.cpp may keep the logits of each (``max_batch``)."""
 
 
 def meta_chat(config: MicoChatConfig) -> MicoChatForConditionalGeneration:

@@ -15,8 +15,9 @@ from mico_chat.checkpoints.hub import HubName, cached_folder, needed_files
 from mico_chat.errors import ConfigError, ModelError
 
 QUANTIZED = ("Q8_0", "Q4_K_M", "Q4_0")
-"""Made by llama.cpp. A K-quant needs rows of a multiple of 256 weights; in narrower ones, such as
-the mini's 576, ``Q4_K_M`` falls back to Q5_0 and Q8_0, so its file is larger than the name says."""
+"""llama.cpp makes them. A K-quant needs rows of a multiple of 256 weights; in narrower ones, such
+as the mini's 576, ``Q4_K_M`` falls back to Q5_0 and Q8_0, so its file is larger than the name
+says."""
 
 QUANTIZATIONS = ("F32", "F16", "BF16", *QUANTIZED)
 

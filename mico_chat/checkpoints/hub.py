@@ -32,7 +32,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth")
 """Weights in Python's pickle format; safetensors have the same ones."""
 
 AGAIN = ("consolidated*.safetensors", "*.fp16.safetensors", "*.fp16-*.safetensors")
-"""The weights of ``model*.safetensors`` again, in another order or precision."""
+"""These files have the weights of ``model*.safetensors`` again, in another order or precision."""
 
 DEFAULT_QUANTIZATION = "Q4_K_M"
 PROJECTORS = ("bf16", "f16", "f32", "")

@@ -44,7 +44,7 @@ with late():
 
 WEIGHTS = "model.safetensors"
 TABLE = "model.embed_tokens.weight"
-"""The token vectors in a language model's weights."""
+"""A language model's weights have the token vectors under this name."""
 
 TEXT_PARTS = (
     *("text.", "media_projection.", "text_projection.", "names.", "matching_head."),

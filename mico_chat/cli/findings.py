@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Mark = Literal["ok", "note", "warning", "problem"]
-"""``note``: information. ``warning``: works, but not as well as it could. ``problem``: the default
-way to use mico-chat, or the way that the user asked for, fails."""
+"""A ``note`` informs. With a ``warning`` it works, but not as well as it could. With a ``problem``
+the default way to use mico-chat, or the way that the user asked for, fails."""
 
 ROOM = "MICO_CACHE_DIR=/a/larger/disk, or make room there"
 

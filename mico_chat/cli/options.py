@@ -25,7 +25,7 @@ from mico_chat.wire import AnswerDefaults
 NAMES = "mini, a folder, a GGUF file, or a hub name."
 
 API, API_KEY = "MICO_API", "MICO_API_KEY"
-"""The environment variables with the address and the key of a running server."""
+"""These environment variables hold the address and the key of a running server."""
 
 Model = Annotated[str | None, typer.Option(help=f"{NAMES} Default: MICO_MODEL, or else mini.")]
 Device = Annotated[
@@ -65,7 +65,7 @@ Output = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write."
 
 
 ALL_ARGUMENTS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Settings of a command that hands its arguments to another parser."""
+"""These are the settings of a command that hands its arguments to another parser."""
 
 
 def group(help: str) -> typer.Typer:

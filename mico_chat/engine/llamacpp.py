@@ -278,7 +278,7 @@ class LlamaCppSampler:
 
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-"""``llama_token_data`` of ``llama.h``."""
+"""This is ``llama_token_data`` of ``llama.h``."""
 
 
 def _sampled(logits: NDArray[np.float32], token: int, n: int) -> Sampled:

@@ -28,7 +28,8 @@ from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk, Sampled, Sequence
 
 MAX_BYTES_CPU = 2 * 2**30
-"""Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
+"""Keys and values take this memory on the CPU: 52,000 tokens of a language model of 360M
+parameters."""
 
 FIRST_CELLS = 256  # cells of a new pool; it doubles when it is full
 LEAST_TEMPERATURE = 1e-5  # lower is greedy: logits divided by it would leave float32's range

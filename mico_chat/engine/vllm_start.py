@@ -45,14 +45,15 @@ never stops if it may write white space or new properties anywhere; llama.cpp's 
 too."""
 
 CPU_KV_BYTES = 2 << 30
-"""Memory for keys and values on a CPU: 93,000 tokens of the mini. vLLM would take nearly all."""
+"""Keys and values take this memory on a CPU: 93,000 tokens of the mini. vLLM would take nearly
+all."""
 
 MOST_GPU_SHARE = 0.92  # vLLM's own default share of a GPU's memory
 SPARE_GPU_SHARE = 0.05
 """The share of a GPU's memory that stays free for the computations of the media encoder."""
 
 PARENT = "MICO_VLLM_PARENT"
-"""The environment variable with the id of the process that started vLLM."""
+"""This environment variable holds the id of the process that started vLLM."""
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 

@@ -91,11 +91,11 @@ class EngineRow(ABC):
 
     name: str
     module: str
-    """The Python package that it needs,"""
+    """It needs this Python package."""
     package: str
-    """the name of this package for people,"""
+    """People know the package by this name."""
     install: str
-    """and the command that installs it."""
+    """This command installs it."""
     repair: str | None = None
     """The command for a package that is installed and does not run, if ``auto`` takes it so too."""
     remark: str = ""

@@ -31,12 +31,12 @@ from mico_chat.evaluation.store import Record, Store
 from mico_chat.evaluation.task import Contents, Task, chunks
 
 MATCH_TOKENS = 1 << 16
-"""The most context tokens in a step of the matching head, counted again for each text."""
+"""A step of the matching head has at most these context tokens, counted again for each text."""
 RERANKED = 50
-"""The number of candidates of each query that the matching head ranks again (appendix B)."""
+"""The matching head ranks so many candidates of each query again (appendix B)."""
 QUERIES_AT_ONCE = 1024
 ABOVE = 3.0
-"""A score above any cosine."""
+"""This score is above any cosine."""
 CONTEXTS = "contexts"
 
 

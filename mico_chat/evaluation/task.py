@@ -71,7 +71,7 @@ class Task(BaseModel, extra="forbid", frozen=True):
 
 
 ITEMS = Task(name="items", family="skills", prompt="{question}")
-"""The task of all files of items on a command line."""
+"""All files of items on a command line are of this task."""
 _ROWS = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
 # "families" is no task: it holds anchors, which the rows of the tasks include.
 TASKS = {name: Task(name=name, **row) for name, row in _ROWS.items() if name != "families"}

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 64
 MIN_RATE, MAX_RATE = 100, 1_000_000
-"""Hz. A header with another rate is damaged or hostile. The highest rate in use is 768,000. Below
-100, a few bytes would become seconds of sound."""
+"""The rate is in Hz. A header with another rate is damaged or hostile. The highest rate in use is
+768,000. Below 100, a few bytes would become seconds of sound."""
 
 _MAX_CHUNKS = 10_000  # of a WAV before its samples; usual files have four or five
 

@@ -153,7 +153,8 @@ def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 MAX_SCANS = 100
-"""Scans of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels."""
+"""A progressive JPEG has at most these scans. Encoders write about ten; each costs a pass over all
+pixels."""
 
 MAX_SEGMENTS = 10_000  # in a JPEG's header; a colour profile of 16 MiB takes 256
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})

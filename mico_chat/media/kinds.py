@@ -14,7 +14,7 @@ Kind = Literal["image", "audio", "video", "depth", "normal", "document"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Layout = Literal["still", "frames", "slices"]
-"""The arrangement of a kind's units: one still, frames of a video, slices of a sound."""
+"""It says how a kind's units are arranged: one still, frames of a video, slices of a sound."""
 
 IMAGES = ("JPEG", "PNG", "WebP", "HEIC", "AVIF", "GIF", "TIFF", "BMP")
 SOUNDS = ("WAV", "FLAC", "MP3", "OGG", "M4A", "AAC", "AIFF")
@@ -33,7 +33,7 @@ class KindRow:
     words: str
     """Its name with an article, in the texts of commands."""
     label: str
-    """The words in front of its context tokens in a prompt of MiCo-Chat."""
+    """These words stand in front of its context tokens in a prompt of MiCo-Chat."""
     layout: Layout
     decoder: str
     """The module of :mod:`mico_chat.media` and the function in it that decode a file."""
@@ -44,13 +44,13 @@ class KindRow:
     files: str = ""
     """Its formats as the page names them; empty: the ``formats``."""
     endings: tuple[str, ...] = ()
-    """Usual endings of its files. A command that names the kind takes other files too."""
+    """Its files usually have these endings. A command that names the kind takes other files too."""
     accept: str = ""
-    """What a browser's file dialog offers for it; empty: its ``endings``."""
+    """A browser's file dialog offers these for it; if it is empty, its ``endings``."""
     player: Literal["img", "audio", "video", ""] = ""
     """The element of a page that shows its file; without one the page shows its preview."""
     recorder: Literal["microphone", "camera", "film", ""] = ""
-    """What of a browser's devices records one."""
+    """This device of a browser records one."""
     blank: tuple[float, ...] = (127,)
     """The values of each pixel or sample of one that shows or says nothing."""
     is_map: bool = False

@@ -28,7 +28,8 @@ _WANTED = (
 )
 
 MAX_DISTANCE = 1e6
-"""Metres. No camera measures farther, and the inverse of a larger value is rounded away."""
+"""The distance is in metres. No camera measures farther, and the inverse of a larger value is
+rounded away."""
 
 MARK = "mico-depth"
 _MOST = 65535  # of 16 bits

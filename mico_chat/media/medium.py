@@ -78,22 +78,24 @@ class MediaReport(BaseModel):
     """Of a video: True if its sound is used, False if it is not, None if there is no sound."""
     cut: list[str] = []  # sentences on what was left out or scaled down
     shown_as: Literal["picture"] | None = None
-    """"picture": a map that the model lacks, shown to it as a picture with a legend."""
+    """"picture" is a map that the model lacks, shown to it as a picture with a legend."""
     estimated: str | None = None
-    """The model that estimated a depth map from a picture; None: measured, rendered or unknown."""
+    """This model estimated the depth map from a picture; None means measured, rendered or
+    unknown."""
     metric: bool | None = None
     """Of a depth map: True if its distances are metres, False if they have no unit."""
     tokens: int | None = None  # context tokens, with those of the sound track
     written: tuple[WrittenText, ...] | None = None
     """The text in a picture or in a video's frames, in reading order; None: it was not read."""
     spoken: tuple[SpokenText, ...] | None = None
-    """The speech in a sound or in a video's sound track; None: nobody listened to it."""
+    """It is the speech in a sound or in a video's sound track; None means that nobody listened to
+    it."""
     cached: bool | None = None
     """True: its context tokens were in the cache, or another request was computing them."""
     decode_ms: float | None = None
     encode_ms: float | None = None
-    """Milliseconds in the media encoder, waiting included. ``decode_ms`` and ``encode_ms`` are None
-    if the context tokens were cached."""
+    """These are milliseconds in the media encoder, waiting included. ``decode_ms`` and
+    ``encode_ms`` are None if the context tokens were cached."""
 
 
 _NO_REPORT = MediaReport(name="", kind="image")

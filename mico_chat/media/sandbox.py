@@ -31,7 +31,8 @@ _REFUSED = {"open 2 -": errno.EACCES, "openat 257 56": errno.EACCES, "ioctl 16 2
 _THREAD, _NEW_NAMESPACES = 0x10000, 0x7E020000  # flags of clone
 _ANY = 0xFFFFFFFF
 _COPIES_AND_FLAGS = (0, 1, 2, 3, 1030)
-"""Commands of fcntl: DUPFD, GETFD, SETFD, GETFL, DUPFD_CLOEXEC. SETOWN would send signals."""
+"""The sandbox allows these commands of fcntl: DUPFD, GETFD, SETFD, GETFL, DUPFD_CLOEXEC. SETOWN
+would send signals."""
 
 _EMPTY_PATH = 0x1000
 _MACHINES = {"x86_64": (1, 0xC000003E, 317), "aarch64": (2, 0xC00000B7, 277)}

@@ -59,10 +59,10 @@ class MicoContextConfig(PreTrainedConfig):
     kind_rows: dict[str, int] = field(default_factory=lambda: dict(KIND_ROWS))
     """The row of each kind of medium in all tables that have one for each kind."""
     max_units: int = 32
-    """Rows of E_C for a kind: frames of a video or slices of a sound."""
+    """E_C has so many rows for a kind: frames of a video or slices of a sound."""
     n_corpus_pairs: int = 16
-    """Rows of E_Sam. Row 0 is no corpus's; 1 + a kind's row is that of the corpus with texts and
-    media of this kind."""
+    """E_Sam has so many rows. Row 0 is no corpus's; 1 + a kind's row is that of the corpus with
+    texts and media of this kind."""
     modality: bool = True
     """Whether E_M is added."""
     context: bool = True

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mico_chat.model.text_branch import Corpora, TextBranch, backwards
 
 Captions = tuple[Tensor, Tensor]
-"""Token ids (B, S) and their mask."""
+"""They are token ids (B, S) and their mask."""
 
 
 class Context(NamedTuple):

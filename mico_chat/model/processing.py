@@ -33,7 +33,7 @@ from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText, part_to
 IGNORED = -100
 
 ESTIMATED = "Estimated depth map: "
-"""In place of "Depth map: ", if a model made the map of a picture."""
+"""It stands in place of "Depth map: ", if a model made the map of a picture."""
 SOUND_TRACK = "Sound track: "
 
 _FILE = "processor_config.json"

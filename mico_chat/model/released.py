@@ -145,7 +145,7 @@ class ContrastiveHeads(nn.Module):
 # --- subtitles ----------------------------------------------------------------------------------
 
 SUBTITLE_LENGTH = 70
-"""Tokens of a subtitle, with padding and marks, as in the release."""
+"""A subtitle has these tokens, with padding and marks, as in the release."""
 
 
 def of_fixed_length(

@@ -20,7 +20,7 @@ PLACEHOLDER = -1
 """Stands for a context token among the token ids that an engine computes."""
 
 Segment = tuple[int, ...] | ContextBlock
-"""A part of a prompt: token ids, or the context tokens of a medium."""
+"""A part of a prompt is token ids or the context tokens of a medium."""
 
 B = TypeVar("B", bound=Sized)
 

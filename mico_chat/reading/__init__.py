@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 EXTRA = "reads"
 FRAMES = 3  # of a video are read: its first, its last and the one between them
 MAX_CHARACTERS = 2000
-"""Characters of a medium's text, and as many of its speech: about 500 tokens each."""
+"""A medium's text has at most these characters, and its speech as many: about 500 tokens each."""
 MAX_WIDTH = 2000.0
 """The lines of a picture that are recognised have at most this width together, at a height of 1:
 8 s on a core. 150 lines of the least width have 1,000, and as many characters another 1,000."""

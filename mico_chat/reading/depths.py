@@ -33,7 +33,7 @@ SMALL = "mini"
 IN_METRES = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
 """Types of models that give metres; those of Depth Anything say it in their configuration."""
 RELATIVE = ("dpt",)
-"""MiDaS: inverse distances without a unit."""
+"""MiDaS gives inverse distances without a unit."""
 
 SIDE = 518
 """The longest side of an estimated map: that of the pictures on which Depth Anything was trained.
@@ -43,7 +43,7 @@ MOST_LONGER = 10
 up to hundreds of pixels, so that a picture of 1 x 5,000 would take all memory."""
 
 Guesses = Iterator[tuple[int, NDArray[np.floating]]]
-"""The place of each picture, and its map (H, W)."""
+"""It gives the place of each picture, and its map (H, W)."""
 
 
 class DepthModel(Protocol):

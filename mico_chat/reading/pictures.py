@@ -45,7 +45,7 @@ def installed() -> bool:
 
 
 Line: TypeAlias = tuple[NDArray[np.uint8], float]
-"""A line's pixels (H, W, 3), and its width, padding included, for each pixel of height."""
+"""It holds a line's pixels (H, W, 3), and its width, padding included, for each pixel of height."""
 
 
 class PictureReader:

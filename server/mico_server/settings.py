@@ -37,7 +37,7 @@ def _split(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-"""Texts, separated by commas in a flag or variable."""
+"""They are texts, separated by commas in a flag or variable."""
 
 EngineName = Annotated[str, AfterValidator(engine_name)]
 

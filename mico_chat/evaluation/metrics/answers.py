@@ -31,7 +31,7 @@ import yaml
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SPELLINGS = {"gray": "grey", "nearer": "closer", "further": "farther", "color": "colour"}
-"""Words and their synonyms; the synonym replaces the word on both sides of a comparison."""
+"""Each word has a synonym here; the synonym replaces the word on both sides of a comparison."""
 
 
 def normal_words(text: str) -> list[str]:

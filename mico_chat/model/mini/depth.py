@@ -26,7 +26,7 @@ STEM = "encoder.stem.cnn."
 SIDE = 224
 """The side of the squares that it was trained on; a picture gets as many pixels."""
 WIDTHS = (40, 56, 80, 128)
-"""Channels of the decoder at a quarter, an eighth, .. of the picture's side."""
+"""The decoder has these channels at a quarter, an eighth, .. of the picture's side."""
 
 
 def _block(width: int) -> nn.Sequential:

@@ -28,7 +28,7 @@ _CODES: dict[type[MicoError], str] = {
 
 
 ErrorForm: TypeAlias = Callable[[int, dict[str, Any]], dict[str, Any]]
-"""A dialect's own form of an error: of the status and the body in OpenAI's form."""
+"""It makes a dialect's own form of an error, of the status and the body in OpenAI's form."""
 
 
 class ErrorResponse(JSONResponse):

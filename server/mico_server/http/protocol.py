@@ -34,7 +34,8 @@ MAX_PIPELINED = 16
 """Most requests that wait on a connection for the answer to the one before; clients send none."""
 
 OTHER_FILES = 512
-"""Files that a service opens beside its connections: media, the database, the decoders' pipes."""
+"""A service opens so many files beside its connections: media, the database, the decoders'
+pipes."""
 
 
 @dataclass

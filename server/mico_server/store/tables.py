@@ -70,7 +70,8 @@ def cleaned(text: str) -> str:
 
 
 MOST_MARKS = 30
-"""Combining marks behind each other: Unicode's Stream-Safe Text Format (UAX #15, section 13)."""
+"""At most these combining marks stand behind each other: Unicode's Stream-Safe Text Format (UAX
+#15, section 13)."""
 
 
 def folded(text: str) -> str:
