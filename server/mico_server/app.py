@@ -75,24 +75,7 @@ def create_app(
     ``on_ready`` or ``on_failed`` is called. A request with ``local_secret`` needs no key.
     """
 
-    def loaded(source: ModelSource) -> Assistant:
-        assistant = source.load()
-        assistant.engine.prepare()
-        if settings.default_max_tokens is not None:
-            asked = GenerationOptions(max_tokens=settings.default_max_tokens)
-            assistant.defaults = asked.over(assistant.defaults)
-        return assistant
-
-    models = Models(
-        [replace(source, load=functools.partial(loaded, source)) for source in sources],
-        max_requests=settings.max_requests,
-        timeout_s=settings.request_timeout_s,
-        max_step_s=settings.max_step_s,
-        max_bytes=settings.max_models_bytes,
-        keep_alive_s=settings.keep_alive_s,
-        on_ready=on_ready,
-        on_failed=on_failed,
-    )
+    models = _models(sources, settings, on_ready, on_failed)
     database = Database(settings.database_url, settings.data_dir)
     keys = KeyStore(database)
     counting = counters(settings.rate_limit_store, database)
@@ -136,19 +119,8 @@ def create_app(
         lifespan=lifespan,
         responses=error_responses(401, 403, 408, 429, 500, 503, 507),
     )
-    app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
     app.state.service = service
-    app.state.error_forms = {
-        path: dialect.error_form
-        for dialect in DIALECTS
-        if dialect.error_form is not None
-        for path in (dialect.path, *dialect.more_paths)
-    }
-    add_error_handlers(app)
-    for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
-        app.include_router(router)
-    for routes in (estimate, batches, stored, embeddings, transcriptions, about):
-        app.include_router(routes.router)
+    _add_routes(app)
     # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)
     app.add_middleware(BodyLimit, settings=settings)
@@ -166,6 +138,47 @@ def create_app(
     # Outside of the framework's own handler of crashes, so that those are logged with their id.
     app.middleware_stack = running = RequestLog(app.build_middleware_stack(), models.metrics)
     return app
+
+
+def _models(
+    sources: Sequence[ModelSource],
+    settings: ServerSettings,
+    on_ready: Callable[[], None],
+    on_failed: Callable[[Exception], None],
+) -> Models:
+    def loaded(source: ModelSource) -> Assistant:
+        assistant = source.load()
+        assistant.engine.prepare()
+        if settings.default_max_tokens is not None:
+            asked = GenerationOptions(max_tokens=settings.default_max_tokens)
+            assistant.defaults = asked.over(assistant.defaults)
+        return assistant
+
+    return Models(
+        [replace(source, load=functools.partial(loaded, source)) for source in sources],
+        max_requests=settings.max_requests,
+        timeout_s=settings.request_timeout_s,
+        max_step_s=settings.max_step_s,
+        max_bytes=settings.max_models_bytes,
+        keep_alive_s=settings.keep_alive_s,
+        on_ready=on_ready,
+        on_failed=on_failed,
+    )
+
+
+def _add_routes(app: FastAPI) -> None:
+    app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
+    app.state.error_forms = {
+        path: dialect.error_form
+        for dialect in DIALECTS
+        if dialect.error_form is not None
+        for path in (dialect.path, *dialect.more_paths)
+    }
+    add_error_handlers(app)
+    for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
+        app.include_router(router)
+    for routes in (estimate, batches, stored, embeddings, transcriptions, about):
+        app.include_router(routes.router)
 
 
 async def _sweep(store: MediaStore) -> None:
