@@ -253,7 +253,7 @@ def with_options(door: Door, *, required: bool = False) -> Callable[[type[M]], t
             else:
                 fields[name] = (kind | None, Field(None, description=field.description))
         for outer, inside in objects.items():
-            named = "".join(word.title() for word in outer.split("_"))
+            named = model.__name__ + "".join(word.title() for word in outer.split("_"))
             form = create_model(named, __config__=ConfigDict(extra="forbid"), **inside)
             fields[outer] = (form | None, None)
         return create_model(
