@@ -301,7 +301,7 @@ def test_a_kind_that_fails_in_the_trial_is_left_out_aloud(
     monkeypatch.setattr(TransformersAdapter, "_processed", breaks)
     with loaded(folder) as assistant:
         assert "cannot be shown the kind video here: LookupError: no num2words here" in caplog.text
-        assert assistant.input_modalities == ("image", "depth", "normal")
+        assert assistant.input_modalities == ("image", "depth", "normal", "document")
         tokens = run(tokens_of(assistant, message([part_of("image", 1)])))[0]
         with pytest.raises(RequestError, match="cannot read a clip; it reads pictures"):
             run(tokens_of(assistant, message([part_of("video", 1)])))

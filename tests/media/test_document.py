@@ -207,7 +207,7 @@ def test_every_door_takes_it(decoder: MediaDecoder, tmp_path: Any) -> None:
     to_claude = {**asked, "content": [block, *asked["content"][1:]]}
     settings = ServerSettings(data_dir=tmp_path / "data", require_keys=False)
     with running(lambda: fake, settings) as http:
-        form = {"data": {"message": "What?"}, "files": {"document": ("a.pdf", THREE)}}
+        form: Any = {"data": {"message": "What?"}, "files": {"document": ("a.pdf", THREE)}}
         stored = http.post("/v1/media", files={"document": ("a.pdf", THREE)}).json()
         file = http.get(f"/v1/media/{stored['id']}/content")
         answers = [

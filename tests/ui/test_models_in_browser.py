@@ -61,7 +61,7 @@ def test_a_model_that_hears_alone_is_offered_no_picture(
     picker(chat).click()
     listed = chat.page.locator(".picker .menu-list button small")
     everything, hearing = listed.all_inner_texts()
-    assert everything == "text, pictures, sounds, videos, depth maps, normal maps"
+    assert everything == "text, pictures, sounds, videos, depth maps, normal maps, documents"
     assert hearing.split(" · ")[0] == "text, sounds"
     chat.page.keyboard.press("Escape")
     expect(listed.first).to_be_hidden()

@@ -104,7 +104,7 @@ def test_another_model_is_asked(tmp_path: Path, picture: Path) -> None:
     with shelf.served(tmp_path, "ab") as http, Client(str(http.base_url)) as client:
         chat, out = chat_of(client)
         chat.take("/model")
-        reads = "reads text, image, audio, video, depth, normal"
+        reads = "reads text, image, audio, video, depth, normal, document"
         assert out.getvalue() == f"* a: loaded, {reads}\n  b: unloaded, {reads}\n"
         with pytest.raises(ApiError, match="no model 'c' there; the server has a, b"):
             chat.take("/model c")

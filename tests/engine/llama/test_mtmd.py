@@ -278,7 +278,7 @@ def test_a_gguf_file_is_loaded_with_the_projector_beside_it(tmp_path: Path) -> N
         with closing(load_assistant(pair.model, FakeDecoder(), options)) as assistant:
             assert (assistant.name, assistant.engine.name) == ("llama", "llamacpp")
             assert assistant.adapter.input_modalities == ("image", "video")
-    assert input_modalities(pair.model) == ("image", "video", "depth", "normal")
+    assert input_modalities(pair.model) == ("image", "video", "depth", "normal", "document")
     pair.mmproj.unlink()
     with closing(load_assistant(pair.model, FakeDecoder())) as assistant:
         with pytest.raises(RequestError, match="cannot read a picture; it reads text alone"):

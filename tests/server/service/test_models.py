@@ -118,7 +118,7 @@ def test_what_each_reads_is_known_before_it_is_loaded(tmp_path: Path) -> None:
         wait_until_ready(client)
         a, b, c = client.get("/v1/models").json()["data"]
         assert a["architecture"] == {
-            "input_modalities": ["text", "image", "audio", "video", "depth", "normal"],
+            "input_modalities": ["text", "image", "audio", "video", "depth", "normal", "document"],
             "output_modalities": ["text"],
         }
         assert b["architecture"]["input_modalities"] == ["text", "audio"]

@@ -38,7 +38,7 @@ def test_what_is_loaded_and_in_use(
         table = [line.split("  ") for line in ps("--url", url).splitlines()]
         rows = [[cell.strip() for cell in line if cell.strip()] for line in table]
         assert rows[0] == ["NAME", "STATUS", "MEMORY", "REQUESTS", "LAST USED", "READS"]
-        reads = "text, image, audio, video, depth, normal"
+        reads = "text, image, audio, video, depth, normal, document"
         assert [*rows[1][:2], *rows[1][3:]] == ["a", "loaded", "0", "just now", reads]
         assert rows[1][2].endswith("MB")
         assert rows[2] == ["b", "unloaded", "-", "0", "-", reads]

@@ -265,10 +265,10 @@
     const { view } = turn;
     if (!turn.answer) {
       turn.text = el("div", { class: "text" });
-      turn.thoughts = el("details", { class: "thoughts", hidden: true }, el("summary", {}, "Thoughts"), el("p"));
+      turn.thoughts = el("details", { class: "thoughts" }, el("summary", {}, "Thoughts"), el("p"));
       turn.after = el("div", { class: "after" });
       turn.why = el("section", { class: "why", hidden: true, "aria-label": "What the answer rests on" });
-      turn.answer = el("div", { class: "answer" }, turn.thoughts, turn.text, turn.after);
+      turn.answer = el("div", { class: "answer" }, turn.text, turn.after);
       turn.element.append(turn.answer);
     }
     const busy = view.state === "waiting" || view.state === "answering";
@@ -279,7 +279,8 @@
       for (const pre of turn.text.querySelectorAll("pre")) codeBlock(pre);
       turn.shown = view.html;
     }
-    turn.thoughts.hidden = !view.thoughts;
+    if (!view.thoughts) turn.thoughts.remove();
+    else if (!turn.thoughts.isConnected) turn.text.before(turn.thoughts);
     turn.thoughts.lastChild.textContent = view.thoughts || "";
     turn.text.classList.toggle("growing", view.state === "answering");
     if (view.state === "waiting") {
