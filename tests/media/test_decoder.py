@@ -61,7 +61,7 @@ HOSTILE: list[tuple[Kind, str, bytes, str]] = [
     ("image", "x.jpg", bytes(range(7, 200)), "not a picture: the bytes are of no known format"),
     ("audio", "x.wav", _encoded("PNG"), "not a sound: the bytes are a picture (PNG)"),
     ("video", "x.mp4", _encoded("PNG"), "not a clip: the bytes are a picture (PNG)"),
-    ("depth", "x.npy", b"%PDF-1.7", "not a depth map: the bytes look like PDF"),
+    ("depth", "x.npy", b"%PDF-1.7", "not a depth map: the bytes are a document (PDF)"),
     ("image", "huge.png", _png_header(100_000, 100_000), "100000 x 100000 pixels is 10000000000 "),
     ("video", "x.mp4", b"\x00\x00\x00\x10ftypisom\x00\x00\x00\x00", "damaged MP4 "),
     ("video", "x.mp4", b"\x00\x00\x00\x14ftypisom" + bytes(5000), "damaged MP4 "),

@@ -52,7 +52,7 @@ def test_the_kinds_that_a_file_can_be() -> None:
     [
         (b"", "a.png: the file is empty"),
         (b"<html><script>", "look like HTML"),
-        (b"%PDF-1.7", "look like PDF"),
+        (b"\x1f\x8b", "look like gzip"),
         (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08", "are of no known format"),
     ],
 )
