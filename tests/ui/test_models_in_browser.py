@@ -15,7 +15,10 @@ from tests.ui.conftest import OpenPage
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.two_models]
 
-EVERYTHING = ["picture", "sound", "video", "depth map", "normal map", "any of these"]
+EVERYTHING = [
+    *("picture", "sound", "video", "depth map", "normal map", "document"),
+    "any of these",
+]
 
 
 @pytest.fixture
