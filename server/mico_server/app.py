@@ -168,13 +168,13 @@ def _models(
 
 def _add_routes(app: FastAPI) -> None:
     app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
-    app.state.error_forms = {
+    forms = {
         path: dialect.error_form
         for dialect in DIALECTS
         if dialect.error_form is not None
         for path in (dialect.path, *dialect.more_paths)
     }
-    add_error_handlers(app)
+    add_error_handlers(app, forms)
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)
     for routes in (estimate, batches, stored, embeddings, transcriptions, about):

@@ -86,7 +86,10 @@ def mico_error_response(error: MicoError) -> JSONResponse:
     return ErrorResponse(mico_error_body(error), error.status, wait)
 
 
-def add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI, forms: Mapping[str, ErrorForm] | None = None) -> None:
+    """``forms`` are those of the paths whose errors have a form of their own."""
+    app.state.error_forms = forms or {}
+
     @app.exception_handler(MicoError)
     async def on_mico_error(request: Request, error: MicoError) -> JSONResponse:
         if error.status >= 500 and not isinstance(error, NotReadyError):
