@@ -40,7 +40,7 @@ def drawn(make: Make, things: Catalogue, n: int) -> list[Sample]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pictures, for tests that count what is said of many: their pixels say nothing of it."""
-    monkeypatch.setattr(pictures, "SIDE", 160)
+    monkeypatch.setattr(compose, "SIDE", 160)
 
 
 @pytest.mark.parametrize("colour", colours.COLOURS)
