@@ -382,7 +382,7 @@ def _reason(choice: AnswerChoice) -> StopReason:
     return "end_turn" if choice.stop_text is None else "stop_sequence"
 
 
-_ERRORS = {
+_ERRORS: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
@@ -396,7 +396,7 @@ _ERRORS = {
 def _error(status: int, body: dict[str, Any]) -> dict[str, Any]:
     """Anthropic's form of an error, with what OpenAI's says beside it."""
     other = "invalid_request_error" if status < 500 else "api_error"
-    kind = _ERRORS.get(HTTPStatus(status), other)
+    kind = _ERRORS.get(status, other)
     return {"type": "error", "error": {**body["error"], "type": kind}}
 
 
