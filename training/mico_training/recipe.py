@@ -21,121 +21,152 @@ from mico_chat.media.kinds import Kind
 Dtype = Literal["float32", "bfloat16"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
+
+def counted(unit: str) -> Any:
+    """The unit of a key's value, for the page of all keys."""
+    return Field(json_schema_extra={"unit": unit})
+
+
+Steps = Annotated[int, counted("steps")]
+Samples = Annotated[int, counted("samples")]
+Tokens = Annotated[int, counted("tokens")]
+Media = Annotated[int, counted("frames or slices")]
+
 END_SCHEDULES = ("linear", "cosine")
 """These schedules can end above zero."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable; unknown keys are errors."""
+    """A part of a recipe: immutable; unknown keys are errors. A string below a key says what the
+    key means. ``docs/recipes.md`` shows it, with the ``examples`` of the key's ``Field``; an
+    annotation such as ``Steps`` says the unit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class ModelRecipe(Section):
-    """The model that trains. ``model: mini`` is short for ``model: {name: mini}``.
+    """The model that trains. ``model: mini`` is short for ``model: {name: mini}``."""
 
-    ``name``: a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a checkpoint folder.
-    ``encoder``: the output folder of stage 1 from which stage 2 takes encoder and context; or the
-    output folder of stage 2, whose encoder stage 1's text branch learns to read.
-    ``encoder_weights``, ``text_weights``: what a new model's ViT and text branch start from in
-    stage 1 (:mod:`mico_training.starts`). The ViT's are a timm name ("eva_giant_patch14_clip_224.
-    laion400m"), a hub name, a folder that timm saved, or a file; the text branch's a BERT's hub
-    name or folder.
-    ``llm``: a folder or hub name that replaces the configuration's language model.
-    ``llm_dtype``: the precision of the language model.
-    ``llm_quantization``: hold its frozen linear layers in 4 or 8 bit (bitsandbytes); with LoRA in
-    stage 3 this is QLoRA.
-    ``encoder_dtype``: the precision of a frozen encoder.
-    ``llm_attention``: an attention implementation of Hugging Face ("eager" is fastest on a CPU).
-    ``llm_compile``: run each layer through ``torch.compile``; it needs a C++ compiler, and makes a
-    CPU twice as fast.
-    ``options``: fields of the configuration to replace ("text_config.hidden_size": 256).
-    """
-
-    name: str
-    encoder: Path | None = None
-    encoder_weights: str | None = None
-    text_weights: str | None = None
-    llm: str | None = None
+    name: str = Field(examples=["mini"])
+    """A named configuration, or a checkpoint folder."""
+    encoder: Path | None = Field(default=None, examples=["runs/stage1"])
+    """The output folder of stage 1 from which stage 2 takes encoder and context; or the output
+    folder of stage 2, whose encoder stage 1's text branch learns to read."""
+    encoder_weights: str | None = Field(
+        default=None, examples=["eva_giant_patch14_clip_224.laion400m"]
+    )
+    """What a new model's ViT starts from in stage 1: a timm name, a hub name, a folder that timm
+    saved, or a file."""
+    text_weights: str | None = Field(default=None, examples=["google-bert/bert-base-uncased"])
+    """What a new model's text branch starts from in stage 1: a BERT's hub name or folder."""
+    llm: str | None = Field(default=None, examples=["lmsys/vicuna-7b-v1.5"])
+    """A folder or hub name that replaces the configuration's language model."""
     llm_dtype: Dtype = "float32"
-    llm_quantization: Literal["nf4", "int8"] | None = None
+    """The precision of the language model."""
+    llm_quantization: Literal["nf4", "int8"] | None = Field(default=None, examples=["nf4"])
+    """Its frozen linear layers are held in 4 or 8 bit (bitsandbytes); with LoRA in stage 3 this is
+    QLoRA."""
     encoder_dtype: Dtype = "float32"
-    llm_attention: str | None = None
+    """The precision of a frozen encoder."""
+    llm_attention: str | None = Field(default=None, examples=["eager"])
+    """An attention implementation of Hugging Face; ``eager`` is fastest on a CPU."""
     llm_compile: bool = False
-    options: dict[str, Any] = {}
+    """Each layer runs through ``torch.compile``, which needs a C++ compiler and makes a CPU twice
+    as fast."""
+    options: dict[str, Any] = Field(default={}, examples=[{"text_config.hidden_size": 256}])
+    """Fields of the configuration to replace."""
 
 
 class DataRecipe(Section):
-    """One source of samples and its share of the draws.
+    """One source of samples and its share of the draws."""
 
-    ``path``: a file, or a pattern with ``*``; in a folder or at an address that fsspec opens
-    (``s3://bucket/train-*.tar``). ``ratio``: the share, relative to the other sources.
-    ``kind``: the format. ``skills``: keep only questions of these skills (only shards have skills).
-    ``root``: where relative media paths start; default: the manifest's folder. ``modalities``: keep
-    only media of these kinds, and the texts about them. ``fraction``: keep this share of the
-    samples; a smaller share lies within a larger one.
-    """
-
-    path: str
+    path: str = Field(examples=["s3://bucket/train-*.tar"])
+    """A file, or a pattern with ``*``; in a folder or at an address that fsspec opens."""
     ratio: float = Field(default=1.0, ge=0.0)
+    """The share of the draws, relative to the other sources."""
     kind: Literal["shards", "jsonl", "llava"] = "shards"
-    skills: tuple[str, ...] = ()
-    root: Path | str | None = None
-    modalities: tuple[Kind, ...] = ()
+    """The format."""
+    skills: tuple[str, ...] = Field(default=(), examples=[["colour", "count"]])
+    """Only questions of these skills are used; only shards have skills."""
+    root: Path | str | None = Field(default=None, examples=["pictures"])
+    """The folder or address where relative media paths start. Default: the manifest's folder."""
+    modalities: tuple[Kind, ...] = Field(default=(), examples=[["image", "audio"]])
+    """Only media of these kinds, and the texts about them, are used. Default: all kinds."""
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    """This share of the samples is used; a smaller share lies within a larger one."""
 
 
 class DropRecipe(Section):
-    """The probability to leave a part of the input out, so that the model relies on no single part.
-
-    ``modality``: each medium of a joint context but one (stage 1). ``names``: a medium's learned
-    concept names (stages 2 and 3). ``path``: a medium's concept tokens; with the same probability,
-    its grid tokens (stages 2 and 3).
-    """
+    """The probability to leave a part of the input out, so that the model relies on no single
+    part."""
 
     modality: Probability = 0.5
+    """Each medium of a joint context but one is left out (stage 1)."""
     names: Probability = 0.0
+    """A medium's learned concept names are left out (stages 2 and 3)."""
     path: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """A medium's concept tokens are left out; with the same probability, its grid tokens (stages 2
+    and 3)."""
 
 
 class TrainRecipe(Section):
-    """Optimisation. ``batch_size`` counts samples in one process and forward pass.
+    """Optimisation."""
 
-    ``accumulation``: passes before an update. ``end_lr``: where the schedule ("linear" or "cosine")
-    ends, instead of zero. ``gradient_checkpointing``: transformer layers run again in the backward
-    pass, which saves the memory of their activations. ``parallel``: what processes share: nothing
-    (``ddp``: each has the whole model), all weights (``fsdp``, PyTorch's; ``zero3``, DeepSpeed's),
-    or gradients and optimizer states (``zero2``, DeepSpeed's). ``group_by_length``: batches of
-    conversations of similar length (stages 2 and 3). ``lr_multipliers``: beginning of a parameter's
-    name -> factor on ``lr``. ``freeze``: beginnings of names of parameters that do not train.
-    ``arguments``: further fields of Hugging Face's ``TrainingArguments``.
-    """
-
-    lr: float = Field(gt=0.0)
-    steps: int = Field(gt=0)
-    batch_size: int = Field(default=16, gt=0)
-    accumulation: int = Field(default=1, gt=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule: str = "linear"
-    schedule_options: dict[str, Any] = {}
-    end_lr: float | None = Field(default=None, gt=0.0)
+    lr: float = Field(gt=0.0, examples=[1e-4])
+    """The highest learning rate, which the warm-up reaches."""
+    steps: Steps = Field(gt=0, examples=[2000])
+    """The number of updates of the weights."""
+    batch_size: Samples = Field(default=16, gt=0)
+    """The samples in one process and forward pass."""
+    accumulation: Annotated[int, counted("passes")] = Field(default=1, gt=0)
+    """So many forward passes make one update."""
+    warmup_steps: Steps = Field(default=0, ge=0)
+    """The learning rate rises from zero for so many steps."""
+    schedule: str = Field(default="linear", examples=["cosine"])
+    """How the learning rate falls: a schedule of Hugging Face's ``TrainingArguments``."""
+    schedule_options: dict[str, Any] = Field(default={}, examples=[{"num_cycles": 2}])
+    """Arguments of the schedule."""
+    end_lr: float | None = Field(default=None, gt=0.0, examples=[1e-6])
+    """Where the schedule (``linear`` or ``cosine``) ends. Default: zero."""
     weight_decay: float = Field(default=0.01, ge=0.0)
+    """AdamW's weight decay; biases and norms have none."""
     max_grad_norm: float = Field(default=1.0, ge=0.0)
+    """A gradient with a larger norm is scaled down to this norm; 0 leaves gradients alone."""
     betas: tuple[float, float] = (0.9, 0.98)
-    save_steps: int = Field(default=500, gt=0)
-    log_steps: int = Field(default=10, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
+    """AdamW's coefficients of the running means of the gradient and of its square."""
+    save_steps: Steps = Field(default=500, gt=0)
+    """A checkpoint is written every so many steps: a multiple of ``log_steps``."""
+    log_steps: Steps = Field(default=10, gt=0)
+    """The losses are logged every so many steps."""
+    keep_checkpoints: Annotated[int, counted("checkpoints")] = Field(default=2, gt=0)
+    """The newest so many checkpoints stay on the disk."""
     bf16: bool = False
+    """Products run in bfloat16; the weights that train stay in float32."""
     gradient_checkpointing: bool = False
+    """Transformer layers run again in the backward pass, which saves the memory of their
+    activations."""
     parallel: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
+    """What processes share: nothing (``ddp``: each has the whole model), all weights (``fsdp``,
+    PyTorch's; ``zero3``, DeepSpeed's), or gradients and optimizer states (``zero2``,
+    DeepSpeed's)."""
     seed: int = 0
-    workers: int = Field(default=0, ge=0)
-    max_length: int = Field(default=512, gt=1)
+    """Another seed draws other samples in another order, and other first weights."""
+    workers: Annotated[int, counted("processes")] = Field(default=0, ge=0)
+    """So many processes read and decode data; 0: the training process itself."""
+    max_length: Tokens = Field(default=512, gt=1)
+    """A conversation with more tokens of text and media loses its last turns (stages 2 and 3)."""
     group_by_length: bool = False
+    """Batches hold conversations of similar length (stages 2 and 3)."""
     drop: DropRecipe = DropRecipe()
-    lr_multipliers: dict[str, float] = {}
-    freeze: tuple[str, ...] = ()
-    arguments: dict[str, Any] = {}
+    """Parts of the input that are left out at random."""
+    lr_multipliers: dict[str, float] = Field(default={}, examples=[{"encoder.": 0.1}])
+    """The beginning of a parameter's name -> a factor on ``lr``."""
+    freeze: tuple[str, ...] = Field(default=(), examples=[["encoder"]])
+    """The beginnings of names of parameters that do not train."""
+    arguments: dict[str, Any] = Field(default={}, examples=[{"adam_epsilon": 1e-6}])
+    """Further fields of Hugging Face's ``TrainingArguments``."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -157,48 +188,50 @@ class TrainRecipe(Section):
 
 
 class FeatureRecipe(Section):
-    """The cache of the frozen stem's features, and the number of units in a pass of the stem.
+    """The cache of the features of the frozen stem (the encoder's first layers)."""
 
-    ``compile``: run the stem in bfloat16 through ``torch.compile``; it needs a C++ compiler, and
-    makes a CPU with AMX four times as fast.
-    """
-
-    cache: Path
-    batch_size: int = Field(default=32, gt=0)
+    cache: Path = Field(examples=["data/features"])
+    """The folder of the cache."""
+    batch_size: Media = Field(default=32, gt=0)
+    """The stem reads so many pictures, frames or slices in a pass."""
     compile: bool = False
+    """The stem runs in bfloat16 through ``torch.compile``, which needs a C++ compiler and makes a
+    CPU with AMX four times as fast."""
 
 
 class ExpectRecipe(Section):
-    """A large sample, for the estimate of memory and time alone.
+    """A large sample, for the estimate of memory and time alone."""
 
-    ``units``: its pictures or frames (default: 8; in stage 1 ``most_units``). ``slices``: those of
-    a sound beside them, such as a video's sound track (default: 0; in stage 1 ``most_slices``, and
-    ``most_units`` where it is not given). ``length``: its tokens (default: ``train.max_length``).
-    ``learnt``: the share of the tokens with a loss. ``model``: the configuration of a folder
-    ``model.name`` that does not exist yet; ``options``: fields of it to replace.
-    """
-
-    model: str | None = None
-    options: dict[str, Any] = {}
-    units: int | None = Field(default=None, ge=0)
-    slices: int | None = Field(default=None, ge=0)
-    length: int | None = Field(default=None, gt=1)
+    model: str | None = Field(default=None, examples=["mico-g-vicuna-7b"])
+    """The configuration of a folder ``model.name`` that does not exist yet."""
+    options: dict[str, Any] = Field(default={}, examples=[{"bridge_config.depth": 4}])
+    """Fields of that configuration to replace."""
+    units: Media | None = Field(default=None, ge=0, examples=[8])
+    """Its pictures or frames. Default: 8; in stage 1 ``most_units``."""
+    slices: Media | None = Field(default=None, ge=0, examples=[2])
+    """The slices of a sound beside them, such as a video's sound track. Default: 0; in stage 1
+    ``most_slices``, and ``most_units`` where it is not given."""
+    length: Tokens | None = Field(default=None, gt=1, examples=[256])
+    """Its tokens. Default: ``train.max_length``."""
     learnt: float = Field(default=0.5, gt=0.0, le=1.0)
+    """The share of the tokens with a loss."""
 
 
 class ObjectiveWeights(Section):
-    """Weights of the summed objectives.
-
-    Equations 4 (contrastive), 5 (matching) and 6 (caption); predicting the words of a caption
-    (tagging) and of a region (region); naming the main thing (concept).
-    """
+    """Weights of the summed objectives; an objective of weight 0 is not computed."""
 
     contrastive: float = Field(default=1.0, ge=0.0)
+    """Media and captions of one sample are more similar than others (equation 4)."""
     matching: float = Field(default=1.0, ge=0.0)
+    """A caption belongs to these media or not (equation 5)."""
     caption: float = Field(default=1.0, ge=0.0)
+    """Masked words of a caption are predicted (equation 6)."""
     tagging: float = Field(default=1.0, ge=0.0)
+    """The words of a caption are predicted from the media, without order."""
     region: float = Field(default=1.0, ge=0.0)
+    """The words that are true of a region are predicted."""
     concept: float = Field(default=1.0, ge=0.0)
+    """The main thing is named."""
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -208,38 +241,42 @@ class ObjectiveWeights(Section):
 
 
 class Stage1Recipe(Section):
-    """Pretraining: equations 1 to 6.
-
-    ``cross_corpus``: probability of a context from two corpora or more, at most ``most_corpora``
-    (eq. 3). ``hardness``: matching draws its negatives in proportion to exp(similarity · hardness);
-    the less, the easier they are. ``caption_length``: tokens of all captions of a sample.
-    ``most_units``: the number of frames of a video and slices of a sound to use; training draws
-    them, one of each of equal runs, and evaluation takes the middle ones. ``most_slices``: another
-    number for slices; 0 leaves a video's sound track out. ``questions``: the data are questions and
-    answers, and the caption objective predicts an answer after its question (appendix B.2); the
-    other objectives must have weight 0. ``scst``: captions learn from their own CIDEr
-    (:mod:`.scst`), which needs a model that writes captions already, ``caption`` as the only
-    objective and ``train.parallel: ddp``. ``subtitles``: the subtitles of the data are read, by a
-    model with ``text_config.subtitles``. ``simulate``: probability that a picture alone is
-    captioned as a drawn concept, and its posterior simulated, for a model with
-    ``text_config.name_tokens``. ``tokenizer``: folder or hub name of a new model's text tokenizer;
-    without it, a WordPiece ``vocabulary`` of this size is learnt from the captions.
-    """
+    """Pretraining: equations 1 to 6."""
 
     weights: ObjectiveWeights = ObjectiveWeights()
+    """The objectives and their weights."""
     mask_probability: Probability = 0.6
+    """The share of a caption's words that are masked and predicted."""
     hardness: float = Field(default=1.0, gt=0.0)
+    """Matching draws its negatives in proportion to exp(similarity · hardness); the less, the
+    easier they are."""
     cross_corpus: Probability = 0.0
-    most_corpora: int = Field(default=3, ge=2)
-    caption_length: int = Field(default=40, gt=2)
-    most_units: int = Field(default=8, gt=0)
-    most_slices: int | None = Field(default=None, ge=0)
+    """The probability of a context from two corpora or more (equation 3)."""
+    most_corpora: Annotated[int, counted("corpora")] = Field(default=3, ge=2)
+    """Such a context has at most so many corpora."""
+    caption_length: Tokens = Field(default=40, gt=2)
+    """The tokens of all captions of a sample together."""
+    most_units: Media = Field(default=8, gt=0)
+    """The frames of a video and slices of a sound that are used. Training draws them, one of each
+    of equal runs; evaluation takes the middle ones."""
+    most_slices: Media | None = Field(default=None, ge=0, examples=[2])
+    """Another number for slices; 0 leaves a video's sound track out. Default: ``most_units``."""
     questions: bool = False
+    """The data are questions and answers, and the caption objective predicts an answer after its
+    question (appendix B.2); the other objectives must have weight 0."""
     scst: bool = False
+    """Captions learn from their own CIDEr (self-critical training). This needs a model that writes
+    captions already, ``caption`` as the only objective, and ``train.parallel: ddp``."""
     subtitles: bool = False
+    """The subtitles of the data are read, by a model with ``text_config.subtitles``."""
     simulate: Probability = 0.0
-    tokenizer: str | None = None
-    vocabulary: int = Field(default=8192, gt=100)
+    """The probability that a picture alone is captioned as a drawn concept, and its posterior
+    simulated, for a model with ``text_config.name_tokens``."""
+    tokenizer: str | None = Field(default=None, examples=["google-bert/bert-base-uncased"])
+    """The folder or hub name of a new model's text tokenizer. Default: a WordPiece vocabulary is
+    learnt from the captions."""
+    vocabulary: Annotated[int, counted("words")] = Field(default=8192, gt=100)
+    """The size of the vocabulary that is learnt."""
 
     @model_validator(mode="after")
     def _answers_alone(self) -> Self:
@@ -256,44 +293,49 @@ class Stage1Recipe(Section):
 
 
 class Stage2Recipe(Section):
-    """Alignment.
-
-    ``objective``: "caption" predicts the caption's next token; "things" finds
-    the things of a picture by set prediction, without the language model (:class:`.SetPrediction`).
-    ``trainable``: the parts that train. ``join``: probability of a description of several media.
-    """
+    """Alignment of the encoder with the language model."""
 
     objective: Literal["caption", "things"] = "caption"
+    """``caption`` predicts the caption's next token; ``things`` finds the things of a picture by
+    set prediction, without the language model (:class:`.SetPrediction`)."""
     trainable: tuple[str, ...] = ("bridge",)
+    """The parts that train."""
     join: Probability = 0.1
+    """The probability of a description of several media."""
 
 
 class LoraRecipe(Section):
     """A low-rank adapter on the linear layers whose names end in one of the ``targets``."""
 
     r: int = Field(default=16, gt=0)
+    """The rank."""
     alpha: int = Field(default=32, gt=0)
+    """The adapter's output is scaled by ``alpha`` / ``r``."""
     dropout: Probability = 0.0
+    """The probability to leave an input of the adapter out."""
     targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
+    """The ends of the names of the layers."""
 
 
 class Stage3Recipe(Section):
-    """Instruction tuning of the ``trainable`` parts, and of the language model.
-
-    The language model trains through ``lora``, or as a whole (``full: true``). ``simulate``:
-    probability of a question about simulated concepts (``SimulatedNames``). ``words``: probability
-    of drawn words in an example's first medium (``RecognisedWords``). ``given``: probability, at
-    the first step, that a conversation's things are true ones instead of those that the encoder
-    finds (``GivenThings``); it falls to 0 until the last step. For ``ddp`` alone.
-    """
+    """Instruction tuning of the ``trainable`` parts, and of the language model."""
 
     trainable: tuple[str, ...] = ("bridge",)
+    """The parts that train beside the language model."""
     lora: LoraRecipe | None = LoraRecipe()
+    """The language model trains through this adapter; ``null`` leaves it frozen."""
     full: bool = False
-    max_turns: int = Field(default=3, gt=0)
+    """The language model trains as a whole."""
+    max_turns: Annotated[int, counted("questions")] = Field(default=3, gt=0)
+    """At most so many of a sample's single questions make a conversation."""
     simulate: Probability = 0.0
+    """The probability of a question about simulated concepts (``SimulatedNames``)."""
     words: Probability = 0.0
+    """The probability of drawn words in an example's first medium (``RecognisedWords``)."""
     given: Probability = 0.0
+    """The probability, at the first step, that a conversation's things are true ones instead of
+    those that the encoder finds (``GivenThings``); it falls to 0 until the last step. For ``ddp``
+    alone."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -308,19 +350,26 @@ def named(value: Any) -> Any:
 
 
 class Run(Section):
-    output: Path
+    output: Path = Field(examples=["runs/stage1"])
+    """The folder for checkpoints, the log, and the model at the end."""
     train: TrainRecipe
+    """How the weights learn."""
 
 
 class Recipe(Run):
     model: Annotated[ModelRecipe, BeforeValidator(named)]
+    """The model that trains."""
     data: tuple[DataRecipe, ...] = Field(min_length=1)
+    """The sources of samples."""
     features: FeatureRecipe | None = None
+    """The features of a frozen stem are computed once and kept."""
     expect: ExpectRecipe = ExpectRecipe()
+    """A large sample, for the estimate."""
 
 
 class Stage1Run(Recipe):
     stage1: Stage1Recipe = Stage1Recipe()
+    """Pretraining."""
 
     @model_validator(mode="after")
     def _writes_alone(self) -> Self:
@@ -334,10 +383,12 @@ class Stage1Run(Recipe):
 
 class Stage2Run(Recipe):
     stage2: Stage2Recipe = Stage2Recipe()
+    """Alignment."""
 
 
 class Stage3Run(Recipe):
     stage3: Stage3Recipe = Stage3Recipe()
+    """Instruction tuning."""
 
     @model_validator(mode="after")
     def _no_waiting(self) -> Self:
