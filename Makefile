@@ -112,8 +112,10 @@ $(BASE_LLM): $(wildcard mico_chat/checkpoints/*gguf*.py) $(MINI) $(RUNNING) $(LL
 run: setup
 	$(BIN)/mico-chat ui --host $(HOST) --port $(PORT) --api-port $(API_PORT)
 
-# Two files of tests at once on two cores; each process computes on one.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# Three files of tests at once on two cores, since tests also wait for servers and browsers that they
+# started; each process computes on one.
+WORKERS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 LAB := tests/benchmarks $(wildcard tests/mico_*)
 
 test: setup-dev

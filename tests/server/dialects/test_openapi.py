@@ -34,7 +34,7 @@ from tests.support.fakes import FakeAssistant, FakeListener
 from tests.support.tiny import letters
 from tests.support.waiting import PATIENCE_S
 
-EXAMPLES = int(os.environ.get("MICO_SCHEMA_EXAMPLES", "1"))
+EXAMPLES = int(os.environ.get("MICO_SCHEMA_EXAMPLES", "5"))
 CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
     *("response_headers_conformance", "response_schema_conformance"),
@@ -55,7 +55,7 @@ def embedding_assistant(decoder: Decoder) -> Assistant:
     return assistant
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_operation_answers_as_described(tmp_path: Path) -> None:
     """Tries every operation with the same requests each time.
 

@@ -58,7 +58,7 @@ def ask(client: httpx.Client, number: int, model: str, medium: int) -> str:
     return str(answer["model"])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_stays_flat(tmp_path: Path) -> None:
     options = EngineOptions("transformers", dtype="float32", context_cache_bytes=1 << 20)
     omni = replicas.build("qwen2_5_omni", tmp_path / "two")
