@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +26,26 @@ PAD_TO = 16
 """Lengths are multiples of it: attention over odd lengths is twice as slow on a CPU."""
 
 
+class PreparedChat(NamedTuple):
+    """A conversation as tokens, and the media of the turns that fit."""
+
+    example: ChatExample
+    ids: list[int]
+    labels: list[int]
+    media: list[LoadedMedium]
+
+
+class PreparedContext(NamedTuple):
+    example: ContextExample
+    media: list[LoadedMedium]
+
+
 @dataclass(frozen=True)
 class ChatCollator:
     """Makes a chat model's batch of conversations.
 
-    A conversation with more than ``max_length`` tokens loses its last turns.
+    A conversation with more than ``max_length`` tokens loses its last turns. What can fail for one
+    example alone, such as to load its media, is in :meth:`prepare`.
     """
 
     processor: MicoChatProcessor
@@ -37,22 +53,35 @@ class ChatCollator:
     max_length: int
 
     def __call__(self, examples: Sequence[ChatExample]) -> dict[str, Tensor]:
+        return self.batch([self.prepare(example) for example in examples])
+
+    def prepare(self, example: ChatExample) -> PreparedChat:
+        """An example with its media loaded and its turns as tokens.
+
+        Raises:
+            MediaError: a medium cannot be loaded.
+            DataError: its first turn is longer than ``max_length``.
+        """
+        generator = drawing(example.seed)
+        media = [self.loader.load(medium, generator) for medium in example.media]
+        measured = [
+            replace(medium.measured, words=words)
+            for medium, words in zip(media, [*example.words, *[Words()] * len(media)], strict=False)
+        ]
+        ids, labels, n_media = self._fit(example.id, example.messages, measured)
+        return PreparedChat(example, ids, labels, media[:n_media])
+
+    def batch(self, prepared: Sequence[PreparedChat]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
-        tokens, rows, found = [], [], []
-        for example in examples:
-            generator = drawing(example.seed)
-            media = [self.loader.load(medium, generator) for medium in example.media]
-            measured = [
-                replace(medium.measured, words=words)
-                for medium, words in zip(
-                    media, [*example.words, *[Words()] * len(media)], strict=False
-                )
-            ]
-            ids, labels, n_media = self._fit(example.id, example.messages, measured)
-            tokens.append((ids, labels))
-            rows.append(media[:n_media])
-            found += [part for part, _ in regions_by_part(example.regions, rows[-1])]
+        examples = [one.example for one in prepared]
+        rows = [one.media for one in prepared]
+        tokens = [(one.ids, one.labels) for one in prepared]
         batch = self.processor.pad(tokens, train=True, multiple=PAD_TO) | self.loader.batch(rows)
+        found = [
+            part
+            for example, media in zip(examples, rows, strict=True)
+            for part, _ in regions_by_part(example.regions, media)
+        ]
         regions = region_batch(found, self._word)
         if regions is not None:
             batch |= regions.inputs()
@@ -109,7 +138,17 @@ class ContextCollator:
     positions: int = 128
 
     def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
+        return self.batch([self.prepare(example) for example in examples])
+
+    def prepare(self, example: ContextExample) -> PreparedContext:
+        """An example with its media loaded; a MediaError if one cannot be."""
+        generator = drawing(example.seed)
+        loaded = [self.loader.load(medium, generator) for medium in example.media]
+        return PreparedContext(example, [thinned(one, self.recipe, generator) for one in loaded])
+
+    def batch(self, prepared: Sequence[PreparedContext]) -> dict[str, Tensor]:
         """A batch of B rows with M media and captions of L tokens, side by side as in eq. (2)."""
+        examples = [one.example for one in prepared]
         text = self.tokenizer(
             [list(example.captions) for example in examples],
             is_split_into_words=True,  # so that each token's word is the number of its caption
@@ -129,18 +168,14 @@ class ContextCollator:
             asked |= {"subtitle_ids": subtitles.ids, "subtitle_mask": subtitles.mask}
         if self.recipe.scst:
             asked["reference_ids"] = self._references([one.references for one in examples])
-        rows, found = [], []
+        found = []
         labels: list[int] = []
         media_corpus: list[int] = []
         caption_corpus: list[list[int]] = []
-        for number, example in enumerate(examples):
+        for number, (example, media) in enumerate(prepared):
             corpora = [CORPORA[m.kind] * example.joint for m in example.media]
             words = text.word_ids(number)
             caption_corpus.append([0 if word is None else corpora[word] for word in words])
-            generator = drawing(example.seed)
-            loaded = [self.loader.load(medium, generator) for medium in example.media]
-            media = [thinned(medium, self.recipe, generator) for medium in loaded]
-            rows.append(media)
             for medium, name, corpus in zip(media, example.concepts, corpora, strict=True):
                 media_corpus += [corpus] * (1 + (medium.track is not None))
                 labels.append(self.concepts.get(medium.kind, {}).get(name, NO_CONCEPT))
@@ -151,7 +186,7 @@ class ContextCollator:
                 for own, inputs in regions_by_part(example.regions, media):
                     found.append(own if len(inputs) == 1 else ())
         regions = region_batch(found, self._word)
-        batch = self.loader.batch(rows)
+        batch = self.loader.batch([media for _, media in prepared])
         if any(example.simulated >= 0 for example in examples):
             simulated = torch.tensor([example.simulated for example in examples])
             batch["simulated_names"] = simulated[batch["media_row"]]
