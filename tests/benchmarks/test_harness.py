@@ -16,7 +16,7 @@ from jinja2 import Environment, meta
 
 from benchmarks import harness
 from benchmarks.__main__ import NAMES
-from benchmarks.harness import Panel, Ratio, Report, parser_of, run, turns
+from benchmarks.harness import Panel, Ratio, Report, medians, parser_of, run, turns
 from mico_chat.errors import ConfigError
 
 TEMPLATES = yaml.safe_load(Path(harness.__file__).with_name("reports.yaml").read_text("utf-8"))
@@ -67,6 +67,19 @@ def test_nothing_is_written_without_a_folder(
 def test_an_error_ends_in_one_line() -> None:
     with pytest.raises(SystemExit, match="error: no walls"):
         run("walls", walls, ["here", "--n", "0"])
+
+
+@pytest.mark.parametrize(
+    ("value", "at_most", "holds"),
+    [(1, True, True), (3, True, False), (1, False, False), (3, 0, True)],
+)
+def test_a_goal_is_a_lower_or_an_upper_bound(value: float, at_most: bool, holds: bool) -> None:
+    ratio = Ratio(measure="height", value=value, unit="m", goal=2, at_most=at_most)
+    assert ratio.holds is holds
+
+
+def test_one_slow_turn_does_not_move_the_figure() -> None:
+    assert medians({"a": [1.0, 2.0, 99.0]}) == {"a": 2.0}
 
 
 def test_all_ways_have_turns_in_an_order_that_is_drawn() -> None:
