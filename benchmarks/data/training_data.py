@@ -54,7 +54,7 @@ def write_shards(folder: Path, samples: int) -> None:
         }
         state = fingerprint(shard)
         about = {"format": FORMAT, "form": FORM, "state": state, "count": n}
-        about["profiles"] = [profile.json() for profile in profiles]
+        about |= {"profiles": [p.json() for p in profiles], "bad": 0, "errors": []}
         write_index(shard, state, about, columns)
 
 

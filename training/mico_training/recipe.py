@@ -96,6 +96,11 @@ class DataRecipe(Section):
     """Only media of these kinds, and the texts about them, are used. Default: all kinds."""
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     """This share of the samples is used; a smaller share lies within a larger one."""
+    bad: Literal["skip", "stop"] = "skip"
+    """A sample that cannot be read is replaced, counted and listed in ``bad-samples.jsonl`` of the
+    output folder, or stops the run."""
+    most_bad: Probability = 0.001
+    """The share of the source's samples that may be bad before the run stops; 5 always may."""
 
 
 class DropRecipe(Section):

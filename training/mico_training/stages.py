@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from mico_chat.errors import ConfigError
 from mico_training import build_model
+from mico_training.data.bad import BadSamples, SoundExamples
 from mico_training.data.batches import ChatCollator, ContextCollator
 from mico_training.data.examples import (
     CaptionDataset,
@@ -101,15 +102,18 @@ def pretrain(
             dataset = SimulatedCaptions(contexts, settings.concept_names[0], stage1.simulate)
             noise = MediaNoise(model, recipe.train.drop)
     positions = settings.text_config.max_position_embeddings
+    collator = ContextCollator(
+        parts.tokenizer, loader, build_model.concept_labels(settings), recipe.stage1, positions
+    )
+    sound = SoundExamples(dataset, mixture, collator)
     options: dict[str, Any] = {
         "model": model,
         "args": arguments,
         "train": recipe.train,
         "noise": noise,
-        "train_dataset": dealt(dataset, arguments),
-        "data_collator": ContextCollator(
-            parts.tokenizer, loader, build_model.concept_labels(settings), recipe.stage1, positions
-        ),
+        "bad": BadSamples(recipe.data, mixture.sources, recipe.output),
+        "train_dataset": dealt(sound, arguments),
+        "data_collator": sound.batch,
     }
     trainer = (
         MicoTrainer(**options) if not recipe.stage1.scst else _scst(recipe, parts, mixture, options)
@@ -181,16 +185,19 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
     build_model.prepare_llm(chat.model, recipe.model)
     preprocessing = chat.processor.preprocessing
     loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
-    ordered: Any = dealt(examples, arguments)
+    collator = ChatCollator(chat.processor, loader, recipe.train.max_length)
+    sound = SoundExamples(examples, mixture, collator)
+    ordered: Any = dealt(sound, arguments)
     if recipe.train.group_by_length:
-        ordered = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
+        ordered = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed, sound)
     trainer = MicoTrainer(
         model=model,
         args=arguments,
         train=recipe.train,
         noise=MediaNoise(chat.model, recipe.train.drop) if model is chat.model else None,
+        bad=BadSamples(recipe.data, mixture.sources, recipe.output),
         train_dataset=ordered,
-        data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
+        data_collator=sound.batch,
     )
     train(trainer, recipe, title)
     put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())

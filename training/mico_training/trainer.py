@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mico_chat.errors import ConfigError
 from mico_training import parallel
+from mico_training.data.bad import BadSamples
 from mico_training.recipe import Run, TrainRecipe, changes
 from mico_training.records import plot_losses, write_json
 from mico_training.trained import Modes, checkpoint_activations, parameter_groups, trainable_state
@@ -110,7 +111,8 @@ def draws(arguments: TrainingArguments) -> int:
 class MicoTrainer(Trainer):
     """The Trainer of a recipe's ``train`` section; ``options`` are the Trainer's own arguments.
 
-    ``noise`` makes the model's inputs out of the collator's, at every step.
+    ``noise`` makes the model's inputs out of the collator's, at every step. ``bad`` counts the bad
+    samples of the batches.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class MicoTrainer(Trainer):
         args: TrainingArguments,
         train: TrainRecipe,
         noise: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        bad: BadSamples | None = None,
         **options: Any,
     ) -> None:
         if train.gradient_checkpointing:
@@ -135,7 +138,7 @@ class MicoTrainer(Trainer):
         self.is_distributed_loading_by_transformers = train.parallel == "fsdp"
         # A loss is a mean over its batch; accumulation averages the batches.
         self.model_accepts_loss_kwargs = False
-        self.recipe, self.noise = train, noise
+        self.recipe, self.noise, self.bad = train, noise, bad
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
@@ -146,6 +149,12 @@ class MicoTrainer(Trainer):
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
             self.optimizer = kind(parameter_groups(target, self.recipe), **settings)
         return self.optimizer
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        batches, items = super().get_batch_samples(*arguments, **options)
+        if self.bad is not None:
+            self.bad.take(batches, self.state.global_step + 1)
+        return batches, items
 
     def compute_loss(
         self,
@@ -171,9 +180,16 @@ class MicoTrainer(Trainer):
                     mean = self.accelerator.gather(self.sums[name].reshape(1)).mean()
                     logs[name] = mean.item() / self.batches
             self.sums, self.batches = {}, 0
+            if self.bad is not None:
+                logs["bad_samples"] = self.bad.settle()
         super().log(logs, start_time)
 
     # --- checkpoints: one file with the weights that train -------------------------------------
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        if self.bad is not None:
+            self.bad.settle()  # a run that goes on from here lists what was bad until here
+        super()._save_checkpoint(*arguments, **options)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights that train. All processes call this; one of them writes."""
@@ -298,6 +314,9 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
         output.mkdir(parents=True, exist_ok=True)
         content = {SAMPLES: samples} | recipe.model_dump(mode="json")
         write_json(kept, content)  # as a whole: a slower process may be about to read it
+    if trainer.bad is not None:
+        step = 0 if checkpoint is None else int(checkpoint.name[11:])
+        trainer.bad.begin(step, trainer.is_world_process_zero())
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
         history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)

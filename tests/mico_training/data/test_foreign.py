@@ -105,8 +105,9 @@ def test_a_bad_member_is_named_by_shard_and_key(
 ) -> None:
     path = tar(tmp_path / "00000.tar", ("good.jpg", b"0"), ("good.txt", b"G."), *members.items())
     with pytest.raises(DataError, match=message) as error:
-        ShardSource(path, "caption")
+        open_source(DataRecipe(path=path, bad="stop"), "caption")
     assert str(error.value).startswith(path)
+    assert ShardSource(path, "caption").bad.n == 1
     assert "\n" not in str(error.value)
 
 

@@ -40,7 +40,7 @@ def empty_shards(folder: Path, sizes: list[int]) -> str:
             "profile": (np.arange(n, dtype="<u4") % 3 == 2).astype("<u4"),
         }
         about = {"format": index.FORMAT, "form": FORM, "state": fingerprint(shard), "count": n}
-        about["profiles"] = [PICTURE.json(), SOUND.json()]
+        about |= {"profiles": [PICTURE.json(), SOUND.json()], "bad": 0, "errors": []}
         write_index(shard, fingerprint(shard), about, columns)
     return str(folder / "*.tar")
 

@@ -13,10 +13,12 @@ from mico_chat.errors import DataError
 from mico_chat.media import MediaFile
 from mico_chat.model.mini.regions import WHOLE
 from mico_training.data.media import FeatureCache, stem_fingerprint
+from mico_training.data.mixture import open_source
 from mico_training.data.sources.readers import ManifestSource, read_llava
 from mico_training.data.sources.sample import WAYS, Region, region_batch, regions_of
 from mico_training.data.sources.shards import ShardSource
 from mico_training.data.sources.written import Turn, write_shard
+from mico_training.recipe import DataRecipe
 from tests.mico_training.scenes import scene
 
 
@@ -59,7 +61,7 @@ def test_shard_errors_name_the_shard(tmp_path: Path) -> None:
     turn = Turn("What?", "That.", "name", ("video.mp4",))
     write_shard(tmp_path / "bad.tar", [replace(scene(0), turns=(turn,))])
     with pytest.raises(DataError, match=r"bad\.tar: scene000: .* a question about video\.mp4"):
-        ShardSource(str(tmp_path / "bad.tar"), "conversation")[0]
+        open_source(DataRecipe(path=str(tmp_path / "bad.tar"), bad="stop"), "conversation")
 
 
 @pytest.fixture
@@ -148,10 +150,13 @@ def test_jsonl_captions_each_medium(folder: Path) -> None:
 )
 def test_a_bad_line_is_named_by_file_and_number(folder: Path, record: Any, message: str) -> None:
     path = lines(folder / "train.jsonl", {"image": "cat.jpg", "caption": "A cat."}, record)
+    recipe = DataRecipe(path=str(path), kind="jsonl", bad="stop")
     with pytest.raises(DataError, match=message) as error:
-        ManifestSource(path, "caption")
+        open_source(recipe, "caption")
     assert str(error.value).startswith(f"{path}:2: ")
     assert "\n" not in str(error.value)
+    source = ManifestSource(path, "caption")
+    assert (len(source), source.bad.n) == (1, 1)
 
 
 def test_llava_json(folder: Path) -> None:
@@ -161,7 +166,7 @@ def test_llava_json(folder: Path) -> None:
     assert read_llava(path, "conversation")[0].id == "7"
     path.write_text(json.dumps([{"image": "cow.jpg", "conversations": turns}]))
     with pytest.raises(DataError, match=r"llava\.json: item 0: image cow\.jpg"):
-        read_llava(path, "conversation")
+        raise read_llava(path, "conversation").bad.errors[0]
 
 
 # --- the feature cache ---------------------------------------------------------------------------

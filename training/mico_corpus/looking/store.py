@@ -28,7 +28,7 @@ from mico_corpus.rows import CLIPS, INDEXES, Row
 from mico_training.data.sources.index import open_index
 from mico_training.data.sources.sample import TrainingSample
 from mico_training.data.sources.shards import FORM, sample_of, scan
-from mico_training.data.sources.tar import members_of, samples_of
+from mico_training.data.sources.tar import found_in, members_of
 
 MOST = 500
 """The filter offers so many sources, the largest ones."""
@@ -184,7 +184,8 @@ def _name(shard: Location) -> str:
 
 
 def _places(shard: Location) -> dict[str, tuple[int, int]]:
-    return {key: (start, size) for key, start, size, _ in samples_of(shard)}
+    found = (one for one in found_in(shard) if not isinstance(one, DataError))
+    return {key: (start, size) for key, start, size, _ in found}
 
 
 def _of_shard(number: int, row: Row, shard: Location, start: int, size: int) -> ClipEntry:

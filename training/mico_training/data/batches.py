@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,18 +25,9 @@ PAD_TO = 16
 """Lengths are multiples of it: attention over odd lengths is twice as slow on a CPU."""
 
 
-class PreparedChat(NamedTuple):
-    """A conversation as tokens, and the media of the turns that fit."""
-
-    example: ChatExample
-    ids: list[int]
-    labels: list[int]
-    media: list[LoadedMedium]
-
-
-class PreparedContext(NamedTuple):
-    example: ContextExample
-    media: list[LoadedMedium]
+PreparedChat = tuple[ChatExample, tuple[list[int], list[int]], list[LoadedMedium]]
+"""A conversation, its ids and labels, and the media of the turns that fit."""
+PreparedContext = tuple[ContextExample, list[LoadedMedium]]
 
 
 @dataclass(frozen=True)
@@ -56,12 +46,7 @@ class ChatCollator:
         return self.batch([self.prepare(example) for example in examples])
 
     def prepare(self, example: ChatExample) -> PreparedChat:
-        """An example with its media loaded and its turns as tokens.
-
-        Raises:
-            MediaError: a medium cannot be loaded.
-            DataError: its first turn is longer than ``max_length``.
-        """
+        """A MediaError if a medium cannot be loaded, a DataError if its first turn is too long."""
         generator = drawing(example.seed)
         media = [self.loader.load(medium, generator) for medium in example.media]
         measured = [
@@ -69,19 +54,14 @@ class ChatCollator:
             for medium, words in zip(media, [*example.words, *[Words()] * len(media)], strict=False)
         ]
         ids, labels, n_media = self._fit(example.id, example.messages, measured)
-        return PreparedChat(example, ids, labels, media[:n_media])
+        return example, (ids, labels), media[:n_media]
 
     def batch(self, prepared: Sequence[PreparedChat]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
-        examples = [one.example for one in prepared]
-        rows = [one.media for one in prepared]
-        tokens = [(one.ids, one.labels) for one in prepared]
+        examples, tokens, rows = zip(*prepared, strict=True)
         batch = self.processor.pad(tokens, train=True, multiple=PAD_TO) | self.loader.batch(rows)
-        found = [
-            part
-            for example, media in zip(examples, rows, strict=True)
-            for part, _ in regions_by_part(example.regions, media)
-        ]
+        by_part = (regions_by_part(one.regions, media) for one, _, media in prepared)
+        found = [part for parts in by_part for part, _ in parts]
         regions = region_batch(found, self._word)
         if regions is not None:
             batch |= regions.inputs()
@@ -141,14 +121,14 @@ class ContextCollator:
         return self.batch([self.prepare(example) for example in examples])
 
     def prepare(self, example: ContextExample) -> PreparedContext:
-        """An example with its media loaded; a MediaError if one cannot be."""
+        """A MediaError if a medium cannot be loaded."""
         generator = drawing(example.seed)
         loaded = [self.loader.load(medium, generator) for medium in example.media]
-        return PreparedContext(example, [thinned(one, self.recipe, generator) for one in loaded])
+        return example, [thinned(medium, self.recipe, generator) for medium in loaded]
 
     def batch(self, prepared: Sequence[PreparedContext]) -> dict[str, Tensor]:
         """A batch of B rows with M media and captions of L tokens, side by side as in eq. (2)."""
-        examples = [one.example for one in prepared]
+        examples = [example for example, _ in prepared]
         text = self.tokenizer(
             [list(example.captions) for example in examples],
             is_split_into_words=True,  # so that each token's word is the number of its caption

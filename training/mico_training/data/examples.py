@@ -6,7 +6,7 @@ Draw ``i`` depends on the seed and ``i`` alone, so that a run resumes at the exa
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
@@ -35,7 +35,8 @@ class ContextExample:
     ``question``, the caption is the answer. ``simulated``: the number of the concept name that the
     one picture is taken for, or -1. ``seed``: of the random frames and slices of its media; None
     takes the middle ones. ``subtitle``: that of the sample, or "".
-    ``references``: all captions of the media.
+    ``references``: all captions of the media. ``places``: where the sample of each medium is
+    (:class:`TrainingSample`).
     """
 
     media: tuple[MediaFile, ...]
@@ -48,6 +49,7 @@ class ContextExample:
     seed: int | None = None
     subtitle: str = ""
     references: tuple[str, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def _context(
         joint=joint,
         regions=tuple(sample.regions.get(key, ()) for sample, key in places),
         references=tuple(c for sample, key in places for c in sample.captions.get(key, ())),
+        places=tuple(sample.place for sample, _ in places),
     )
 
 
@@ -364,29 +367,31 @@ class GroupedByLength:
     """A data set whose batches hold examples of similar length.
 
     Each window of draws is sorted by length, and its batches are shuffled by the seed.
-    ``batch_size`` counts the examples of a step over all ranks.
+    ``batch_size`` counts the examples of a step over all ranks. ``taken``: the data set of the same
+    draws that its items come from, if it is not ``examples``.
     """
 
     examples: ChatDataset
     batch_size: int
     seed: int
+    taken: Any = None
     _window: int = -1
     _order: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, draw: int) -> ChatExample:
+    def __getitem__(self, draw: int) -> Any:
         window, place = divmod(draw, WINDOW * self.batch_size)
         if window != self._window:
             self._order = self._sorted(window)
             self._window = window
-        return self.examples[int(self._order[place])]
+        return (self.examples if self.taken is None else self.taken)[int(self._order[place])]
 
     def _sorted(self, window: int) -> Integers:
         first = window * WINDOW * self.batch_size
         last = min(first + WINDOW * self.batch_size, len(self))
-        lengths = [about_tokens(self.examples[draw]) for draw in range(first, last)]
+        lengths = [self._length(draw) for draw in range(first, last)]
         order = first + np.argsort(lengths, kind="stable")
         batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
         generator = np.random.default_rng((self.seed, 4, window))
@@ -394,6 +399,12 @@ class GroupedByLength:
         whole = [batch for batch in batches if len(batch) == self.batch_size]
         rest = batches[len(whole) :]
         return np.concatenate([*(whole[i] for i in generator.permutation(len(whole))), *rest])
+
+    def _length(self, draw: int) -> int:
+        try:
+            return about_tokens(self.examples[draw])
+        except (DataError, OSError):  # the draw is replaced when it is taken
+            return 0
 
 
 def about_tokens(example: ChatExample) -> int:

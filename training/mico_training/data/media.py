@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.errors import ConfigError, DataError
+from mico_chat.errors import ConfigError, DataError, MediaError
 from mico_chat.media import MediaFile, MediaLimits, Video, decode
 from mico_chat.media.addresses import Location, fingerprint
 from mico_chat.media.file import TarMember
@@ -74,7 +75,12 @@ class FeatureCache:
         return {"folder": self.folder, "_opened": {}}  # memory maps do not cross processes
 
     def __getitem__(self, medium: MediaFile) -> list[Tensor]:
-        """Features (n, C, G, G) float32 of a medium and of its sound track, if it has one."""
+        """Features (n, C, G, G) float32 of a medium and of its sound track, if it has one.
+
+        Raises:
+            MediaError: the medium could not be decoded; the cache holds the reason instead.
+            DataError: the cache lacks it.
+        """
         path = _member(medium).path
         if path not in self._opened:
             self._opened[path] = self._read(path)[1]
@@ -82,6 +88,8 @@ class FeatureCache:
         own, track = _keys(medium)
         if own not in shard:
             raise DataError(medium.name, None, f"its features are not in {self.folder}")
+        if shard[own].dtype == torch.uint8:
+            raise MediaError(medium.name, shard[own].numpy().tobytes().decode())
         return [shard[key].float() for key in (own, track) if key in shard]
 
     def _read(self, path: Location) -> tuple[Path, dict[str, Tensor]]:
@@ -114,9 +122,9 @@ class FeatureCache:
             todo = [medium for medium in members if _keys(medium)[0] not in held]
             if todo:
                 logger.info("%s: computing features of %d media", path, len(todo))
-                partial = file.with_suffix(f".{os.getpid()}")
-                save_file(held | _features(todo, units, stem, batch_size, workers), partial)
-                partial.replace(file)
+                begun = file.with_suffix(f".{os.getpid()}")
+                save_file(held | _features(todo, units, stem, batch_size, workers), begun)
+                begun.replace(file)
                 done += len(todo)
         self._opened.clear()
         return done
@@ -135,21 +143,34 @@ def _keys(medium: MediaFile) -> tuple[str, str]:
     return own, own + TRACK
 
 
+def _tried(units: Units, medium: MediaFile) -> list[Tensor] | str:
+    try:
+        return units(medium)
+    except MediaError as error:
+        return error.reason
+
+
 def _features(
     media: Sequence[MediaFile], units: Units, stem: Stem, batch_size: int, workers: int
 ) -> dict[str, Tensor]:
-    decoded: DataLoader[list[Tensor]] = DataLoader(
-        cast(Any, media), batch_size=None, collate_fn=cast(Any, units), num_workers=workers
+    """The features by key; those of a medium that cannot be decoded are the reason, as bytes."""
+    tried: Any = partial(_tried, units)
+    decoded: DataLoader[list[Tensor] | str] = DataLoader(
+        cast(Any, media), batch_size=None, collate_fn=tried, num_workers=workers
     )
     progress = tqdm(decoded, total=len(media), desc="features", unit="media")
     found: dict[str, Tensor] = {}
     waiting: dict[str, tuple[Tensor, Tensor]] = {}
     for number, (medium, pixels) in enumerate(zip(media, progress, strict=True), 1):
+        if isinstance(pixels, str):
+            logger.warning("%s cannot be decoded: %s", medium.name, pixels)
+            reason = torch.tensor(list(pixels.encode()), dtype=torch.uint8)
+            found[_keys(medium)[0]], pixels = reason, []
         for key, part in zip(_keys(medium), pixels, strict=False):
             is_sound = key.endswith(TRACK) or medium.kind == "audio"
             waiting[key] = part, torch.full((len(part),), is_sound)
         counts = [len(part) for part, _ in waiting.values()]
-        if sum(counts) >= batch_size or number == len(media):
+        if waiting and (sum(counts) >= batch_size or number == len(media)):
             with torch.inference_mode():
                 whole = (torch.cat(parts) for parts in zip(*waiting.values(), strict=True))
                 parts = zip(*(x.split(batch_size) for x in whole), strict=True)

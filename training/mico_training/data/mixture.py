@@ -7,7 +7,7 @@ samples come together, and at which rank.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ from mico_chat.media.kinds import MODALITIES
 from mico_training.data.order import BY_RANK, LANES, Integers, Order
 from mico_training.data.sources.chosen import Chosen, Kept, ends_of, share
 from mico_training.data.sources.readers import ManifestSource, read_llava
-from mico_training.data.sources.sample import Need, Source, TrainingSample
+from mico_training.data.sources.sample import Need, Source, TrainingSample, bad_of
 from mico_training.data.sources.shards import ShardSource
 from mico_training.recipe import DataRecipe
 
@@ -26,7 +26,7 @@ BLOCK = 4096
 """The ratios hold exactly over so many draws (each block is shuffled by itself)."""
 
 NEAR = 1024
-"""A partner's draw is at most so many draws of its lane away: its shard is likely open."""
+"""So many draws of its lane a draw is at most away from its partner, or from a bad one."""
 
 
 class Mixture:
@@ -56,7 +56,7 @@ class Mixture:
 
     def sample(self, draw: int) -> TrainingSample:
         source, _, index = self.locate(draw)
-        return self.sources[source][index]
+        return replace(self.sources[source][index], place=(source, index))
 
     def generator(self, draw: int, purpose: int = 0) -> np.random.Generator:
         """The random generator of a draw; another ``purpose`` is another generator."""
@@ -67,7 +67,12 @@ class Mixture:
 
     def near(self, draw: int, generator: np.random.Generator) -> TrainingSample:
         """The sample of a random draw of the same lane: a partner for a joint context."""
-        return self.sample(abs(draw + LANES * int(generator.integers(-NEAR, NEAR + 1))))
+        return self.sample(near(draw, generator))
+
+
+def near(draw: int, generator: np.random.Generator) -> int:
+    """A random draw of the same lane, whose shard is likely open."""
+    return abs(draw + LANES * int(generator.integers(-NEAR, NEAR + 1)))
 
 
 @lru_cache(maxsize=64)
@@ -115,7 +120,8 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
     """The samples of a source that have the captions, questions or conversations of a stage.
 
     Raises:
-        DataError: a record is wrong, or no sample is left.
+        DataError: a file cannot be read, or no sample is left; or a sample is bad, if ``bad: stop``
+            is asked for.
         ConfigError: ``skills`` are named, but the source's format has none.
     """
     source: Source
@@ -131,9 +137,13 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
         root = None if recipe.root is None else located(recipe.root)
         read = ManifestSource if recipe.kind == "jsonl" else read_llava
         source = read(located(recipe.path), need, root, kinds)
+    bad = bad_of(source)
+    if bad.n and recipe.bad == "stop":
+        raise bad.errors[0]
     if not len(source):
         about = f" about a medium of: {', '.join(recipe.modalities)}" if recipe.modalities else ""
         about += f" of the skills {', '.join(recipe.skills)}" if recipe.skills else ""
+        about += f"; {bad.n} samples are bad, the first: {bad.errors[0]}" if bad.n else ""
         raise DataError(recipe.path, None, f"no sample has a {need}{about}")
     if recipe.fraction < 1.0:
         source = Chosen(source, Kept(share(len(source), recipe.fraction)))

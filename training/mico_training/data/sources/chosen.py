@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mico_training.data.order import Integers
-from mico_training.data.sources.sample import Source, TrainingSample
+from mico_training.data.sources.sample import Source, TrainingSample, bad_of
 
 ROW = 512
 """So many bits lie between two counts."""
@@ -97,6 +97,7 @@ class Chosen:
         self.source = source
         self.kept = kept
         self.ends = np.array([kept.below(int(end)) for end in ends_of(source)])
+        self.bad = bad_of(source)
 
     def __len__(self) -> int:
         return len(self.kept)

@@ -4,7 +4,8 @@ Each file of samples has an index of its own: ``train-000000.tar.index.npz`` bes
 cache folder (``MICO_CACHE_DIR``) if nothing can be written there. It holds three arrays, one entry
 a sample: ``start`` and ``size``, the sample's bytes in the file, and ``profile``, the number of
 what it offers (:class:`Profile`). So a recipe's filters read 4 bytes a sample, and no file. An
-index of another state of its file is made again.
+index of another state of its file is made again. Of bad samples, it has the number, and what is
+wrong with the first ``MOST_ERRORS``.
 
 Processes that start together share the files out that have no index yet. Then the indexes of a
 source's files are joined. Up to ``IN_MEMORY`` samples, the arrays are in memory. A larger source
@@ -32,11 +33,11 @@ from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, opened
 from mico_chat.media.kinds import MODALITIES, Kind
 from mico_chat.settings import cache_dir
-from mico_training.data.sources.sample import Need, TrainingSample
+from mico_training.data.sources.sample import Need, Skipped, TrainingSample
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".index.npz"
 COLUMNS: dict[str, np.dtype[Any]] = {
     "start": np.dtype("<u8"),
@@ -45,6 +46,7 @@ COLUMNS: dict[str, np.dtype[Any]] = {
 }
 IN_MEMORY = 1_000_000
 """A process holds the arrays of so many samples itself (16 MB)."""
+MOST_ERRORS = 1000  # that an index names
 
 Columns = dict[str, npt.NDArray[Any]]
 Kinds = frozenset[Kind]
@@ -106,12 +108,13 @@ class Profile:
         )
 
 
-Found = tuple[int, int, Profile]
-"""It holds a sample's start and size in its file, and what the sample offers."""
+Found = tuple[int, int, Profile] | DataError
+"""A sample's start and size in its file, and what it offers; or what is wrong with a bad one."""
 
 
 class Index:
-    """The samples of some files, in order. ``ends``: the number of samples to each file's end."""
+    """The samples of some files, in order, without the ``bad`` ones; ``ends``: their number to each
+    file's end."""
 
     def __init__(
         self,
@@ -119,10 +122,12 @@ class Index:
         ends: npt.NDArray[np.int64],
         profiles: Sequence[Profile],
         columns: Columns | Path,
+        bad: Skipped,
     ) -> None:
         self.files = tuple(files)
         self.ends = ends
         self.profiles = tuple(profiles)
+        self.bad = bad
         self._columns = columns
         self._open()
 
@@ -166,18 +171,27 @@ def open_index(
     about = joined / "about.json"
     if not about.is_file():
         stored = _index_all(files, scan, form)
-        counts = [_about(place)["count"] for place in stored]
+        abouts = [_about(place) for place in stored]
+        counts = [one["count"] for one in abouts]
+        own = zip(files, abouts, strict=True)
+        errors = [(str(file), *error) for file, one in own for error in one["errors"]]
+        bad = {"bad": sum(one["bad"] for one in abouts), "errors": errors[:MOST_ERRORS]}
         if sum(counts) <= IN_MEMORY:
             numbers: dict[Profile, int] = {}
             parts = [_renumbered(place, numbers) for place in stored]
             columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-            return Index(tuple(files), np.cumsum(counts), tuple(numbers), columns)
+            return Index(tuple(files), np.cumsum(counts), tuple(numbers), columns, _skipped(bad))
         with _alone(joined):
             if not about.is_file():
-                _join(joined, stored, counts)
+                _join(joined, stored, counts, bad)
     found = json.loads(about.read_text(encoding="utf-8"))
     profiles = tuple(map(Profile.from_json, found["profiles"]))
-    return Index(tuple(files), np.array(found["ends"], dtype=np.int64), profiles, joined)
+    ends = np.array(found["ends"], dtype=np.int64)
+    return Index(tuple(files), ends, profiles, joined, _skipped(found))
+
+
+def _skipped(about: Mapping[str, Any]) -> Skipped:
+    return Skipped(about["bad"], tuple(DataError(*error) for error in about["errors"]))
 
 
 def _digest(*texts: str) -> str:
@@ -245,14 +259,22 @@ def _store(file: Location, state: str, form: str, found: Iterable[Found]) -> Pat
     logger.info("%s: making its index", file)
     numbers: dict[Profile, int] = {}
     rows: list[tuple[int, int, int]] = []
-    for start, size, profile in found:
+    bad: list[tuple[int | None, str]] = []
+    n_bad = 0
+    for one in found:
+        if isinstance(one, DataError):
+            n_bad += 1
+            bad += [one.args[1:]][: MOST_ERRORS - len(bad)]
+            continue
+        start, size, profile = one
         if size >= 2**32:
             raise DataError(file, None, f"the sample at byte {start} has 4 GiB or more")
         rows.append((start, size, numbers.setdefault(profile, len(numbers))))
     table = np.array(rows, dtype=np.uint64).reshape(-1, len(COLUMNS))
     columns = {name: table[:, n].astype(kind) for n, (name, kind) in enumerate(COLUMNS.items())}
     about = {"format": FORMAT, "form": form, "state": state, "count": len(rows)}
-    return write_index(file, state, about | {"profiles": [p.json() for p in numbers]}, columns)
+    about |= {"bad": n_bad, "errors": bad, "profiles": [p.json() for p in numbers]}
+    return write_index(file, state, about, columns)
 
 
 def write_index(file: Location, state: str, about: Mapping[str, Any], columns: Columns) -> Path:
@@ -285,7 +307,9 @@ def _renumbered(place: Location, numbers: dict[Profile, int]) -> Columns:
     return columns
 
 
-def _join(folder: Path, stored: Sequence[Location], counts: Sequence[int]) -> None:
+def _join(
+    folder: Path, stored: Sequence[Location], counts: Sequence[int], bad: Mapping[str, Any]
+) -> None:
     logger.info("%s: joining the indexes of %d files", folder, len(stored))
     partial = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
@@ -302,7 +326,7 @@ def _join(folder: Path, stored: Sequence[Location], counts: Sequence[int]) -> No
         for array in whole.values():
             array.flush()
         ends = np.cumsum(counts).tolist()
-        about = {"ends": ends, "profiles": [profile.json() for profile in numbers]}
+        about = {"ends": ends, "profiles": [profile.json() for profile in numbers], **bad}
         (partial / "about.json").write_text(json.dumps(about), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)

@@ -13,13 +13,14 @@ JSON Lines, one sample a line::
 LLaVA: a JSON array of ``{"id", "image" | "video" | ..., "conversations": [{"from": "human",
 "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}``. Markers stand for the
 media of their kind in the order given; media without a marker come before the first question. The
-whole file is checked when its index is made (:mod:`.index`), so that a wrong line 90,000 cannot end
-a run after a day. Whether a medium at an address is there is not asked then. Lines are read again
-when they are drawn.
+whole file is checked when its index is made (:mod:`.index`), so that a wrong line 90,000 is known
+before the first step. Whether a medium at an address is there is not asked then. Lines are read
+again when they are drawn.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ from mico_chat.media.file import Remote
 from mico_chat.media.kinds import MODALITIES
 from mico_chat.messages import Message, from_llava
 from mico_training.data.sources.chosen import Kept
-from mico_training.data.sources.index import Found, Kinds, Profile, open_index
-from mico_training.data.sources.sample import Need, TrainingSample
+from mico_training.data.sources.index import MOST_ERRORS, Found, Kinds, Profile, open_index
+from mico_training.data.sources.sample import Need, Skipped, TrainingSample
 from mico_training.data.sources.written import Turn
 
 
@@ -43,7 +44,7 @@ class RecordError(ValueError):
 
 
 class ManifestSource:
-    """A JSON Lines file's samples that have a stage's texts; a DataError names a wrong line.
+    """A JSON Lines file's samples that have a stage's texts; ``bad``: the lines that are wrong.
 
     ``kinds``: only media of these, and the texts about them.
     """
@@ -59,11 +60,15 @@ class ManifestSource:
         self.root = _folder(path) if root is None else root
         self.kinds = kinds
         try:
-            self.index = open_index({path: fingerprint(path)}, self._scan, f"jsonl 1 {self.root}")
+            files, form = {path: fingerprint(path)}, f"jsonl 1 {self.root}"
+            self.index = open_index(files, self._scan, form)
+            if any(map(self._mended, self.index.bad.errors)):  # an index of another form is made
+                self.index = open_index(files, self._scan, f"{form} mended")
         except OSError as error:
             raise DataError(path, None, error.strerror or str(error)) from error
         self.kept = Kept(self.index.offering(lambda p: p.offers(need, frozenset(), kinds)))
         self.ends = np.array([len(self.kept)])
+        self.bad = self.index.bad
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -77,17 +82,28 @@ class ManifestSource:
         start = 0
         with opened(path) as file:
             for number, line in enumerate(file, start=1):
-                profile = Profile.of(self._parse(line, number)) if line.strip() else Profile()
-                yield start, len(line), profile
+                profile = Profile()
+                try:
+                    profile = Profile.of(self._parse(line, number)) if line.strip() else profile
+                except DataError as error:
+                    yield error
+                yield start, len(line), profile  # a bad line offers nothing
                 start += len(line)
+
+    def _mended(self, error: DataError) -> bool:
+        """Whether a bad line is good by now, because a file that it names is there."""
+        _, start, size = self.index.place(error.args[1] - 1)
+        with suppress(DataError):
+            return bool(self._parse(read_part(self.path, start, size), error.args[1]))
+        return False
 
     def _parse(self, line: bytes, number: int) -> TrainingSample:
         try:
             name = f"{Path(self.path).name}:{number}"
             return sample_of(json.loads(line), self.root, name)
-        except RecordError as error:
+        except (RecordError, OSError) as error:  # such as a name that is too long
             raise DataError(self.path, number, str(error)) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(self.path, number, f"not JSON: {error}") from error
 
 
@@ -95,10 +111,16 @@ def _folder(path: Location) -> Location:
     return path.parent if isinstance(path, Path) else path.rpartition("/")[0]
 
 
+class ListSource(list[TrainingSample]):
+    """Samples in memory, and the ``bad`` ones that are left out."""
+
+    bad = Skipped()
+
+
 def read_llava(
     path: Location, need: Need, root: Location | None = None, kinds: Kinds = frozenset(MODALITIES)
-) -> list[TrainingSample]:
-    """A LLaVA-style array's samples that have a stage's texts; a DataError names a wrong item."""
+) -> ListSource:
+    """A LLaVA-style array's samples that have a stage's texts; a DataError if it is no array."""
     root = _folder(path) if root is None else root
     try:
         records = json.loads(read_part(path))
@@ -108,14 +130,16 @@ def read_llava(
         raise DataError(path, None, f"not JSON: {error}") from error
     if not isinstance(records, list):
         raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
-    samples = []
+    samples, errors = [], []
     for number, record in enumerate(records):
         try:
             samples.append(sample_of(record, root, f"{Path(path).name}#{number}"))
-        except RecordError as error:
-            raise DataError(path, None, f"item {number}: {error}") from error
+        except (RecordError, OSError) as error:
+            errors.append(DataError(path, None, f"item {number}: {error}"))
     offering = (s for s in samples if Profile.of(s).offers(need, frozenset(), kinds))
-    return [sample.of_kinds(kinds) for sample in offering]
+    source = ListSource(sample.of_kinds(kinds) for sample in offering)
+    source.bad = Skipped(len(errors), tuple(errors[:MOST_ERRORS]))
+    return source
 
 
 def sample_of(record: Any, root: Location, name: str) -> TrainingSample:

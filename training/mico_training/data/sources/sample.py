@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from mico_chat.errors import DataError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
@@ -53,7 +54,7 @@ class TrainingSample:
 
     ``captions``, ``concepts`` and ``regions`` have keys of ``media``. ``turns`` are single
     questions, of which a conversation is drawn; ``conversation`` is a complete one. ``subtitle`` is
-    what is said in the media, in text.
+    what is said in the media, in text. ``place``: its source in a mixture, and its number there.
     """
 
     id: str
@@ -64,6 +65,7 @@ class TrainingSample:
     turns: tuple[Turn, ...] = ()
     conversation: tuple[Message, ...] = ()
     subtitle: str = ""
+    place: tuple[int, int] = field(default=(0, -1), compare=False)
 
     def of_kinds(self, kinds: frozenset[Kind]) -> Self:
         """Its media of some kinds, and the texts about these media alone."""
@@ -75,10 +77,24 @@ class TrainingSample:
         return replace(self, media=media, captions=captions, turns=turns, conversation=())
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """The bad samples that a source has left out: how many, and what is wrong with the first."""
+
+    n: int = 0
+    errors: tuple[DataError, ...] = ()
+
+
 class Source(Protocol):
+    """Samples; one that reads files has ``bad``, too (:class:`Skipped`)."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TrainingSample: ...
+
+
+def bad_of(source: Source) -> Skipped:
+    return getattr(source, "bad", Skipped())
 
 
 def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:

@@ -28,7 +28,7 @@ from mico_chat.media.kinds import MODALITIES, Kind
 from mico_training.data.sources.chosen import Kept
 from mico_training.data.sources.index import Found, Kinds, Profile, open_index
 from mico_training.data.sources.sample import Need, TrainingSample, regions_of
-from mico_training.data.sources.tar import ENDINGS, Members, members_of, samples_of, wrong
+from mico_training.data.sources.tar import ENDINGS, Members, found_in, members_of, wrong
 from mico_training.data.sources.written import Turn, kind_of
 
 FORM = "shard 1"
@@ -49,7 +49,7 @@ class ShardSource:
     """The samples of the shards in a path, address or pattern that have a stage's texts.
 
     ``skills``: only questions of these; ``kinds``: only media of these, and the texts about them.
-    ``ends``: the number of samples to the end of each shard.
+    ``ends``: the number of samples to the end of each shard. ``bad``: the bad ones of all shards.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class ShardSource:
         self.index = open_index(shards, scan, FORM)
         self.kept = Kept(self.index.offering(lambda p: p.offers(need, self.skills, kinds)))
         self.ends = np.array([self.kept.below(int(end)) for end in self.index.ends])
+        self.bad = self.index.bad
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -82,8 +83,15 @@ class ShardSource:
 
 
 def scan(shard: Location) -> Iterator[Found]:
-    for key, start, size, members in samples_of(shard):
-        yield start, size, Profile.of(sample_of(shard, key, members))
+    for found in found_in(shard):
+        if isinstance(found, DataError):
+            yield found
+            continue
+        key, start, size, members = found
+        try:
+            yield start, size, Profile.of(sample_of(shard, key, members))
+        except DataError as error:
+            yield error
 
 
 def sample_of(
@@ -108,6 +116,9 @@ def sample_of(
             reason = f"has {name} of an unknown kind; the kinds are {', '.join(MODALITIES)}"
             raise wrong(shard, key, reason)
         media[name] = _medium(kind, shard, key, name, members[name])
+    for name, texts in record.captions.items():
+        if not all(map(str.strip, texts)):
+            raise wrong(shard, key, f"has an empty caption of {name}")
     for name in (name for turn in record.turns for name in turn.media):
         if name not in media:
             raise wrong(shard, key, f"has a question about {name}, which it lacks")
@@ -151,7 +162,7 @@ def _medium(kind: Kind, shard: Location, key: str, name: str, member: TarMember)
 def _json(shard: Location, key: str, member: TarMember) -> dict[str, Any]:
     try:
         record = json.loads(member.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise wrong(shard, key, f"has a {key}.json that is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise wrong(shard, key, f"has a {key}.json that is a {type(record).__name__}, no object")

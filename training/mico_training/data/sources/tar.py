@@ -1,13 +1,19 @@
 """The samples in a WebDataset tar: all in order, or the one at a place.
 
 A sample's members stand together, and their names are the same up to the first dot.
+
+A damaged tar is read to its end: reading goes on at the next block that is a header with the right
+checksum. The sample in front of the damage, which may begin inside it, is bad, and so is the one
+behind it, unless its record names all its files.
 """
 
 import io
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import groupby
+from typing import Any, BinaryIO, cast
 
 from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, opened, read_part
@@ -16,6 +22,8 @@ from mico_chat.media.kinds import Kind
 
 Members = dict[str, TarMember]
 """Members by name without the key: ``image.jpg`` stands for ``KEY.image.jpg``."""
+Place = tuple[str, int, int, Members]
+"""Key, start, size and members of a sample; the texts are read."""
 
 ENDINGS: dict[Kind, tuple[str, ...]] = {
     "video": ("mp4", "webm", "mov", "mkv", "avi"),
@@ -28,6 +36,7 @@ TEXTS = ("json", "txt")
 HEAD = 8192
 """So many bytes of a sample in a folder are read at once: often its texts are among them."""
 BLOCK = tarfile.BLOCKSIZE
+CHUNK = 1 << 20
 
 
 def wrong(shard: Location, key: str, reason: str) -> DataError:
@@ -40,28 +49,103 @@ def split(name: str) -> tuple[str, str]:
     return folder + slash + stem, rest
 
 
-def samples_of(shard: Location) -> Iterator[tuple[str, int, int, Members]]:
-    """Key, start, size and members of each sample of a shard; the texts are read."""
+def samples_of(shard: Location) -> Iterator[Place]:
+    """Each sample of a shard; a DataError at the first that is damaged."""
+    for found in found_in(shard):
+        if isinstance(found, DataError):
+            raise found
+        yield found
+
+
+def found_in(shard: Location) -> Iterator[Place | DataError]:
+    """Each sample of a shard in order, and what is damaged as an error that is not raised.
+
+    Raises:
+        DataError: nothing in the file is a tar.
+    """
     done: set[str] = set()
-    try:
-        with opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            files = (info for info in tar if info.isfile() and split(info.name)[1])
-            for key, group in groupby(files, lambda info: split(info.name)[0]):
-                if key in done:
-                    raise wrong(shard, key, "has members that do not stand together")
-                done.add(key)
-                infos = list(group)
-                members = {}
-                for info in infos:
-                    name, held = split(info.name)[1], None
-                    if name in TEXTS:
-                        file.seek(info.offset_data)
-                        held = file.read(info.size)
-                    members[name] = TarMember(shard, info.offset_data, info.size, held)
-                start = infos[0].offset
-                yield key, start, infos[-1].offset_data + infos[-1].size - start, members
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(shard, None, "this is not a tar file that can be read") from error
+    last: Place | DataError | None = None
+    damaged = False  # in front of the next sample
+    with opened(shard) as file:
+        for key, group in groupby(_parts(shard, file), lambda part: part[0]):
+            parts = [part for _, part in group]
+            if key is None:
+                if isinstance(last, tuple):
+                    last = wrong(shard, last[0], "stands in front of damaged bytes")
+                yield from filter(None, [last, *parts])
+                last, damaged = None, True
+                continue
+            if last is not None:
+                yield last
+            last = _place(shard, file, key, parts)
+            if key in done:
+                last = wrong(shard, key, "has members that do not stand together")
+            elif damaged and b'"files"' not in getattr(last[3].get("json"), "held", b""):
+                last = wrong(shard, key, "stands behind damaged bytes; its first part may be lost")
+            done.add(key)
+            damaged = False
+    if last is not None:
+        yield last
+
+
+class _Header(tarfile.TarInfo):
+    """It begins at its first block, which may be one of pax. If the rest is damaged, it is none."""
+
+    @classmethod
+    def fromtarfile(cls, tar: Any) -> Any:
+        begin, errors = tar.fileobj.tell(), cast(Any, tarfile)
+        try:
+            info = super().fromtarfile(tar)
+        except (errors.SubsequentHeaderError, ValueError) as error:
+            tar.fileobj.seek(begin + BLOCK)
+            raise errors.InvalidHeaderError(str(error)) from error
+        info.offset = begin
+        return info
+
+
+def _parts(shard: Location, file: BinaryIO) -> Iterator[tuple[str | None, Any]]:
+    """The key and header of each member of a sample; None and an error for each damage."""
+    size, end = file.seek(0, os.SEEK_END), 0
+    file.seek(0)
+    own: Any = {"ignore_zeros": True, "tarinfo": _Header}  # it then skips what is no header
+    tar: Any = ()
+    with suppress(tarfile.TarError):
+        tar = tarfile.TarFile(fileobj=file, **own)
+    for info in tar:
+        if info.offset > end:
+            yield None, _damage(shard, end, info.offset)
+        end = tar.offset
+        if end > size:
+            reason = f"it is cut off at byte {size}, inside {info.name}, which ends at byte {end}"
+            yield None, DataError(shard, None, reason)
+            return
+        if info.isfile() and split(info.name)[1]:
+            yield split(info.name)[0], info
+    file.seek(end)
+    while (rest := file.read(CHUNK)) and not rest.strip(b"\0"):
+        pass
+    if (rest and not end) or not size:
+        raise DataError(shard, None, "this is not a tar file that can be read")
+    if rest:
+        yield None, _damage(shard, end, size)
+    elif size - end < 2 * BLOCK:
+        yield None, DataError(shard, None, f"it lacks its end behind byte {end}: it is cut off")
+
+
+def _damage(shard: Location, start: int, end: int) -> DataError:
+    return DataError(shard, None, f"bytes {start} to {end} are no tar: the file is damaged there")
+
+
+def _place(shard: Location, file: BinaryIO, key: str, infos: list[tarfile.TarInfo]) -> Place:
+    members = {}
+    for info in infos:
+        name, held = split(info.name)[1], None
+        if name in TEXTS:
+            file.seek(info.offset_data)
+            held = file.read(info.size)
+        members[name] = TarMember(shard, info.offset_data, info.size, held)
+    start = infos[0].offset
+    return key, start, infos[-1].offset_data + infos[-1].size - start, members
 
 
 def members_of(shard: Location, start: int, size: int) -> tuple[str, Members]:
