@@ -15,6 +15,7 @@ and what the user can do.
     * MissingExtraError (501): an optional dependency that is not installed
         * MissingProtocolError (501): the package that reads an address (``s3://...``)
     * ModelError (500): the model failed, through no fault of the request
+    * TrainingError (500): a run that ended early; the same command goes on with it
 """
 
 from pathlib import Path
@@ -128,3 +129,11 @@ class MissingProtocolError(MissingExtraError):
 
 class ModelError(MicoError):
     """The model or engine failed, through no fault of the request."""
+
+
+class TrainingError(MicoError):
+    """A run that ended early. ``code`` is the exit status, 128 and the number of a signal."""
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code

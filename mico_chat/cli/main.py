@@ -50,7 +50,7 @@ from mico_chat.cli.process_list import leave_process_list, without_passwords
 from mico_chat.engine.cpu import set_openmp
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.table import ENGINE_HELP
-from mico_chat.errors import MicoError, RequestError
+from mico_chat.errors import MicoError, RequestError, TrainingError
 from mico_chat.late import late
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.settings import Settings, unknown_option
@@ -343,6 +343,8 @@ def main(argv: Sequence[str] | None = None, local_secret: str | None = None) -> 
         _fail_of_usage(error)
     except typer.Abort:
         sys.exit(1)
+    except TrainingError as error:
+        _fail(str(error), error.code)
     except MicoError as error:
         _fail(str(error))
     except ValidationError as error:
@@ -369,6 +371,6 @@ def _fail_of_usage(error: Any) -> None:
     _fail(f"{message[:1].lower()}{message[1:]}; see `{command} --help`")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {' '.join(without_passwords(message).split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

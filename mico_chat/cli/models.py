@@ -25,7 +25,7 @@ from mico_chat.cli.options import (
     pair,
 )
 from mico_chat.engines.base import DTYPES
-from mico_chat.errors import ConfigError, ModelError
+from mico_chat.errors import ConfigError, ModelError, TrainingError
 from mico_chat.late import late
 from mico_chat.settings import Settings
 
@@ -51,7 +51,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only print the memory that the run needs.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Only print what the run needs: memory, time, disk, downloads, data."
+    ),
 ]
 Gpu = Annotated[
     str | None,
@@ -229,13 +232,20 @@ def train_chat(
     if quantization is not None:
         values.append(f"model.llm_quantization={quantization}")
     log_to_stderr()
-    command = str(ctx.info_name)
+    command, cost = str(ctx.info_name), None
     if os.environ.get("RANK", "0") == "0":
         n = processes or int(os.environ.get("WORLD_SIZE", "1"))
-        lines = estimate.of_file(command, config, values, n, gpu)
+        lines, cost = estimate.of_file(command, config, values, n, gpu)
+        lines += estimate.inputs(command, config, values) if dry_run else []
         print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
     if not dry_run:
-        getattr(stages, command.replace("-", "_"))(config, values)
+        if cost is not None:
+            cost.check_disk()
+        try:
+            getattr(stages, command.replace("-", "_"))(config, values, cost)
+        except KeyboardInterrupt as error:
+            said = "stopped before the first step; the same command begins or goes on"
+            raise TrainingError(said, 130) from error
 
 
 def finetune(config: Config, overrides: Overrides = None) -> None:

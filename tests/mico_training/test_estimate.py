@@ -179,7 +179,7 @@ def test_what_looks_closely_at_things_has_no_estimate(llama: Path) -> None:
 
 @pytest.mark.slow
 def test_the_7b_recipe_names_its_parts_without_a_weight() -> None:
-    lines = of_file(
+    lines, _ = of_file(
         "train-stage3",
         RECIPES / "vicuna7b-stage3.yaml",
         ["model={name: mico-g-vicuna-7b, llm_dtype: bfloat16, llm_quantization: nf4,"

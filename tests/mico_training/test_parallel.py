@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -36,7 +37,8 @@ from mico_training.parallel import parallel_arguments, split
 from mico_training.recipe import TrainRecipe
 from mico_training.stages import train_stage1, train_stage2, train_stage3
 from tests.mico_training.scenes import scene
-from tests.mico_training.test_runs import losses, write_recipe
+from tests.mico_training.test_health import Spoilt
+from tests.mico_training.test_runs import logged, losses, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -268,6 +270,29 @@ def test_four_processes_stop_and_two_or_one_go_on_at_the_same_sample(
     recipe_of(tmp_path, 3, 4, parallel="fsdp")
     with pytest.raises(ConfigError, match=r"checkpoint-2 was trained with 4 samples a step.* 2:"):
         run(2, train, 3, recipe)
+
+
+def spoil_one(recipe: Path) -> None:
+    """Train with a loss that is not finite in the fourth pass of the second process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            Spoilt(patch, {4}, math.inf)
+        train(2, recipe)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    ["ddp", "fsdp", *(pytest.param(w, marks=needs_deepspeed) for w in ("zero2", "zero3"))],
+)
+def test_what_one_process_cannot_use_is_left_out_by_all(
+    tmp_path: Path, recipe_of: Callable[..., Path], ways: str
+) -> None:
+    settings = {"save_steps": 1, "accumulation": 2, "keep_checkpoints": 9}
+    run(2, spoil_one, recipe_of(tmp_path, 2, 2, parallel=ways, **settings))
+    assert [entry["skipped_steps"] for entry in logged(tmp_path)] == [0, 1, 1, 1]
+    assert all(map(math.isfinite, losses(tmp_path)))
+    steps = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert steps == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
 
 
 @needs_deepspeed

@@ -73,6 +73,13 @@ def test_overrides_reach_every_depth(recipe: Path) -> None:
         ("stage1.weights.matchin=1", "did you mean 'matching'?"),
         ("data.0.ration=1", "unknown key 'data.0.ration'; did you mean 'ratio'?"),
         ("stage3.full=true", "unknown key 'stage3'; did you mean 'stage1'?"),
+        ("train.learning_rate=1", "unknown key 'train.learning_rate'; did you mean 'lr'?"),
+        ("train.epochs=1", "did you mean 'steps'?"),
+        ("train.per_device_train_batch_size=1", "did you mean 'batch_size'?"),
+        ("train.gradient_accumulation_steps=1", "did you mean 'accumulation'?"),
+        ("train.num_workers=1", "did you mean 'workers'?"),
+        ("train.warmup_steps=101", "warmup_steps 101 is more than steps 100"),
+        ("train.report_to=[wandb, none]", "none beside others"),
         ("train.lr=-1", "train.lr: Input should be greater than 0 (got -1)"),
         ("data.1.ratio=1", "the list has only the items 0 to 0"),
         ("train.lr", "write it as key=value"),
@@ -155,6 +162,9 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
     history = logged(tmp_path)
     assert [entry["step"] for entry in history] == [1, 2, 3, 4]
     for entry in history:
+        figures = ("tokens_per_second", "samples_per_second", "data_seconds", "grad_norm")
+        assert all(entry[name] > 0 for name in figures)
+        assert entry["skipped_steps"] == 0
         objectives = ("contrastive", "matching", "caption", "tagging", "region", "concept")
         parts = [entry[f"{name}_loss"] for name in objectives]
         assert all(math.isfinite(part) for part in parts)
@@ -265,7 +275,9 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
         process.wait()
     assert process.returncode == -signal.SIGKILL
     assert checkpoint.is_file()
-    assert not (killed / "out/log.jsonl").exists()
+    assert [entry["step"] for entry in logged(killed)][:4] == [2, 4, 6, 8]
+    with (killed / "out/log.jsonl").open("a") as file:
+        file.write('{"step": 98, "loss": 9.0}\n')  # of a step after the checkpoint
     # A kill while a checkpoint is written leaves one without its last file.
     (killed / "out/checkpoint-16").mkdir()
 

@@ -297,17 +297,23 @@ def kept_vocabulary(folder: Path, mixture: Mixture, size: int) -> PreTrainedToke
 
 
 def learn_vocabulary(captions: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """A lower-case WordPiece tokenizer of at most ``size`` entries, BERT's special tokens first."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        captions,
-        tokenizers.trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=SPECIAL, show_progress=False
-        ),
-    )
+    """A lower-case WordPiece tokenizer of at most ``size`` entries, BERT's special tokens first.
+
+    The same captions give the same tokenizer. The trainer numbers the letters within words ("##a")
+    in the order of a hash table, which is another in each process, and joins those of lower numbers
+    first where counts are equal. So their order is given, as if they were special tokens.
+    """
+    captions, found = list(captions), dict[str, int]()
+    for n in (1, size):  # at first without a single merge
+        inside = sorted(token for token in found if token.startswith("##"))
+        trainer = tokenizers.trainers.WordPieceTrainer(
+            vocab_size=n, special_tokens=[*SPECIAL, *inside], show_progress=False
+        )
+        tokenizer = _word_pieces({})
+        tokenizer.train_from_iterator(captions, trainer)
+        found = tokenizer.get_vocab()
+    tokenizer = _word_pieces(found)
+    tokenizer.add_special_tokens(SPECIAL)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair=None,
@@ -321,3 +327,12 @@ def learn_vocabulary(captions: Iterable[str], size: int) -> PreTrainedTokenizerF
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def _word_pieces(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    return tokenizer

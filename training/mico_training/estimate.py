@@ -16,25 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from mico_chat.checkpoints import footprint
+from mico_chat.checkpoints.folders import PACKAGED
 from mico_chat.checkpoints.footprint import WORKING, LiveMemory, held_bytes, parameter_count
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, MicoError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import QUESTION_LENGTH
 from mico_training import build_model
+from mico_training.data.mixture import need_of, open_source
+from mico_training.health import free_bytes
 from mico_training.parallel import BUCKET, layers
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.starts import LOCAL
 from mico_training.trained import (
     Modes,
     checkpoint_activations,
     freeze,
     parameter_groups,
     train_only,
+    trainable_state,
 )
 
 GPUS = {
@@ -71,7 +78,7 @@ class StepCost:
     ``weights``: of each part of the model its parameters, bytes, and parameters that train.
     ``peak``: bytes by use at the fullest moment. ``kept``: bytes kept for the backward pass.
     ``layers``: bytes of each layer that is spread as one. ``tokens`` of text and context,
-    ``units``: pictures, frames and slices.
+    ``units``: pictures, frames and slices. ``saved``: bytes of a checkpoint.
     """
 
     weights: dict[str, tuple[int, int, int]]
@@ -81,15 +88,18 @@ class StepCost:
     layers: list[int]
     tokens: int
     units: int
+    saved: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The needs of a run. ``card``: the GB of the GPU, where one was named."""
+    """The needs of a run. ``speed``: FLOP/s of one process's device at its best; ``throughput``:
+    those that training is assumed to reach. ``card``: the GB of the GPU, where one was named."""
 
     recipe: Recipe
     step: StepCost
     processes: int
+    speed: float
     throughput: float
     assumed: str
     card: float | None
@@ -142,6 +152,35 @@ class Estimate:
     def seconds(self) -> float:
         return self.flops / self.throughput
 
+    def utilization(self, tokens: float, units: float, seconds: float) -> float:
+        """MFU: the share of the devices' FLOP/s that a part of a run reached.
+
+        Its FLOPs are those of the estimated step, in proportion to the ``units`` of media in stage
+        1, and to the ``tokens`` in stages 2 and 3, that all processes together went through.
+        """
+        step = self.step
+        done = units / step.units if isinstance(self.recipe, Stage1Run) else tokens / step.tokens
+        return done * step.flops / (seconds * self.speed * self.processes)
+
+    @property
+    def disk(self) -> tuple[int, int]:
+        """Bytes of all checkpoints, one of them while it is written; bytes that are there for them,
+        those of the checkpoints before among them."""
+        train, output = self.recipe.train, self.recipe.output
+        n = min(train.keep_checkpoints + 1, -(-train.steps // train.save_steps))
+        files = (path for path in output.glob("checkpoint-*/**/*") if path.is_file())
+        return n * self.step.saved, free_bytes(output) + sum(f.stat().st_size for f in files)
+
+    def check_disk(self) -> None:
+        """A ConfigError if the checkpoints will not fit."""
+        needed, there = self.disk
+        if needed > there:
+            raise ConfigError(
+                f"{self.recipe.output}: its checkpoints need {needed:,} bytes, but {there:,} are "
+                "free on this disk: make room, choose another output, or set a lower "
+                f"train.keep_checkpoints (now {self.recipe.train.keep_checkpoints})"
+            )
+
     def lines(self) -> list[str]:
         train, fits = self.recipe.train, ""
         if self.card is not None:
@@ -156,6 +195,7 @@ class Estimate:
         shared = f" of each of {self.processes} processes, {train.parallel}"
         units = self.step.units * train.accumulation * self.processes
         each = self.step.units // train.batch_size
+        needed, there = self.disk
         return [
             "memory" + (shared if self.processes > 1 else ""),
             *memory,
@@ -167,18 +207,56 @@ class Estimate:
             f"  the run    {train.steps:,} steps, {train.steps * self.tokens / 1e6:,.1f} M tokens: "
             f"{_duration(train.steps * self.seconds)} if all samples are large ones, "
             "without reading data",
+            "disk",
+            f"  a checkpoint has {self.step.saved:,} bytes; {train.keep_checkpoints} are kept, and "
+            f"one more while it is written: {needed:,} bytes, of {there:,} that are free at "
+            f"{self.recipe.output}: {'fits' if needed <= there else 'does not fit'}",
         ]
 
 
 def of_file(
     command: str, config: Path, overrides: Sequence[str], processes: int, gpu: str | None
-) -> list[str]:
-    """The estimate of a recipe's file for people, or why there is none."""
+) -> tuple[list[str], Estimate | None]:
+    """The estimate of a recipe's file for people, and itself; or why there is none, and None."""
     recipe = load_recipe(RECIPES[command], config, overrides)
     try:
-        return estimate(recipe, processes, gpu).lines()
+        found = estimate(recipe, processes, gpu)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        return [f"no estimate: the shapes in this model depend on its values ({error})"]
+        return [f"no estimate: the shapes in this model depend on its values ({error})"], None
+    return found.lines(), found
+
+
+def inputs(command: str, config: Path, overrides: Sequence[str]) -> list[str]:
+    """For people: what a run will download, and the samples of its data. Makes their indexes."""
+    recipe = load_recipe(RECIPES[command], config, overrides)
+    asked, need = recipe.model, need_of(recipe)
+    names = {
+        "model.encoder_weights": asked.encoder_weights,
+        "model.text_weights": asked.text_weights,
+    }
+    if isinstance(recipe, Stage1Run):
+        names["stage1.tokenizer"] = recipe.stage1.tokenizer
+    else:
+        names["the language model"] = build_model.chat_config(_expected(recipe)).base_llm
+    missing = [f"  {key}: {name}, size unknown" for key, name in names.items() if _is_away(name)]
+    lines = ["downloads", *(missing or ["  none"]), "data"]
+    for source in recipe.data:
+        try:
+            n = len(open_source(source, need))
+            lines.append(f"  {source.path}: {n:,} samples with a {need}")
+        except MicoError as error:
+            lines.append(f"  error: {error}")
+    return lines
+
+
+def _is_away(name: str | None) -> bool:
+    """Whether a name is the hub's, or timm's, and the cache holds no weights or words of it."""
+    if name is None or name in PACKAGED or name.startswith(LOCAL) or Path(name).exists():
+        return False
+    hub = name.rpartition(":")[2]
+    repository = repo_folder_name(repo_id=hub if "/" in hub else f"timm/{hub}", repo_type="model")
+    held = (Path(HF_HUB_CACHE) / repository).glob("snapshots/*/*")
+    return not any(path.suffix in (".safetensors", ".bin") or "vocab" in path.name for path in held)
 
 
 def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Estimate:
@@ -195,7 +273,7 @@ def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Esti
         assumed = f"{share:.0%} of the {speed / 1e12:g} that {gpu}'s data sheet states"
     else:
         raise ConfigError(f"unknown GPU {gpu!r}; the GPUs are {', '.join(GPUS)}")
-    return Estimate(recipe, rehearse(recipe), processes, speed * share, assumed, card)
+    return Estimate(recipe, rehearse(recipe), processes, speed, speed * share, assumed, card)
 
 
 def measured_throughput(half: bool) -> float:
@@ -230,8 +308,9 @@ def rehearse(recipe: Recipe) -> StepCost:
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()  # its states are there from the second step on
         optimizer.zero_grad()
-        for state in optimizer.state.values():
-            live.name(OPTIMIZER, (value for value in state.values() if isinstance(value, Tensor)))
+        states = [v for own in optimizer.state.values() for v in own.values()]
+        states = [value for value in states if isinstance(value, Tensor)]
+        live.name(OPTIMIZER, states)
         live.forget_the_past()
         flops = kept = 0
         for batch in range(min(train.accumulation, 2)):
@@ -248,8 +327,9 @@ def rehearse(recipe: Recipe) -> StepCost:
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=False)
         optimizer.step()
     sizes = [held_bytes(layer.parameters()) for layer in layers(model)]
-    tokens = train.batch_size * length
-    return StepCost(weights, live.peak(), kept, flops, sizes, tokens, train.batch_size * units)
+    tokens, units = train.batch_size * length, train.batch_size * units
+    saved = held_bytes([*trainable_state(model).values(), *states])
+    return StepCost(weights, live.peak(), kept, flops, sizes, tokens, units, saved)
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, int, list[Tensor]]]:

@@ -271,6 +271,12 @@ def whole(parameter: Tensor) -> Tensor:
     return parameter.detach()
 
 
+def local(value: Tensor) -> Tensor:
+    """The piece of a tensor that this process holds."""
+    value = value.detach()
+    return value.to_local() if isinstance(value, DTensor) else getattr(value, "ds_tensor", value)
+
+
 def piece(value: Tensor, like: Tensor) -> Tensor:
     """A whole value, split as the parameter ``like``, if that is split; each takes its piece."""
     value = value.view(like.shape)  # a single number may be a vector in another run

@@ -35,6 +35,22 @@ Media = Annotated[int, counted("frames or slices")]
 END_SCHEDULES = ("linear", "cosine")
 """These schedules can end above zero."""
 
+ELSEWHERE = {
+    **{"learning_rate": "lr", "max_lr": "lr", "wd": "weight_decay", "adam_betas": "betas"},
+    **{"epochs": "steps", "num_train_epochs": "steps", "max_steps": "steps", "n_steps": "steps"},
+    **{"warmup": "warmup_steps", "warmup_ratio": "warmup_steps", "lr_scheduler_type": "schedule"},
+    **{"per_device_train_batch_size": "batch_size", "micro_batch_size": "batch_size"},
+    **{"gradient_accumulation_steps": "accumulation", "grad_accum": "accumulation"},
+    **{"num_workers": "workers", "dataloader_num_workers": "workers", "num_proc": "workers"},
+    **{"gradient_clipping": "max_grad_norm", "grad_clip": "max_grad_norm", "optim": "arguments"},
+    **{"logging_steps": "log_steps", "save_total_limit": "keep_checkpoints", "fp16": "bf16"},
+    **{"max_seq_length": "max_length", "max_seq_len": "max_length", "cutoff_len": "max_length"},
+    **{"model_name_or_path": "name", "checkpoint": "name", "torch_dtype": "llm_dtype"},
+    **{"output_dir": "output", "dataset": "data", "datasets": "data", "training": "train"},
+    **{"lora_r": "r", "rank": "r", "lora_alpha": "alpha", "target_modules": "targets"},
+}
+"""Other projects' names of keys, each with ours."""
+
 
 class Section(BaseModel):
     """A part of a recipe: immutable; unknown keys are errors. A string below a key says what the
@@ -172,6 +188,11 @@ class TrainRecipe(Section):
     """The beginnings of names of parameters that do not train."""
     arguments: dict[str, Any] = Field(default={}, examples=[{"adam_epsilon": 1e-6}])
     """Further fields of Hugging Face's ``TrainingArguments``."""
+    report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = ("tensorboard",)
+    """Where the log goes besides ``log.jsonl``: ``tensorboard`` (files in the output folder's
+    ``runs``), ``wandb`` (Weights & Biases, which its environment variables set up), or ``none``."""
+    changed_data: bool = False
+    """An output whose data have changed since it began goes on, with the new data."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -182,6 +203,13 @@ class TrainRecipe(Section):
             )
         if self.end_lr is not None and self.end_lr >= self.lr:
             raise ValueError(f"end_lr {self.end_lr} is not below lr {self.lr}")
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} is more than steps {self.steps}; the run would "
+                "end before lr is reached"
+            )
+        if "none" in self.report_to and len(self.report_to) > 1:
+            raise ValueError(f"report_to has none beside others: {', '.join(self.report_to)}")
         # The mean loss of an interval lives in memory. A checkpoint in the middle of an interval
         # would lose its first half, and a resumed run would log another loss.
         if self.save_steps % self.log_steps:
@@ -487,7 +515,8 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = sorted(_section(kind, location[:-1]).model_fields)
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
+        near = [name for name in [ELSEWHERE.get(str(location[-1]))] if name in known]
+        near = near or difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
         return f"unknown key {where!r}; {hint}{more}"
     if first["type"] == "missing":

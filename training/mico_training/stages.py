@@ -26,10 +26,11 @@ from mico_training.data.examples import (
     SimulatedNames,
 )
 from mico_training.data.media import MediaLoader, media_loader
-from mico_training.data.mixture import Mixture, open_mixture
+from mico_training.data.mixture import Mixture, need_of, open_mixture
 from mico_training.data.order import Dealt
-from mico_training.data.sources.sample import Need
 from mico_training.data.words import RecognisedWords
+from mico_training.estimate import Estimate
+from mico_training.health import room
 from mico_training.parallel import put_together
 from mico_training.parts.media_noise import MediaNoise
 from mico_training.parts.set_prediction import SetPrediction
@@ -39,11 +40,11 @@ from mico_training.trained import freeze, train_only
 from mico_training.trainer import MicoTrainer, draws, examples_per_step, train, training_arguments
 
 
-def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
+def train_stage1(config: Path, overrides: Sequence[str] = (), cost: Estimate | None = None) -> None:
+    """``cost``, here and below: the run's estimate, with which its log has the MFU."""
     recipe = load_recipe(Stage1Run, config, overrides)
     arguments = training_arguments(recipe)
-    need: Need = "question" if recipe.stage1.questions else "caption"
-    mixture = open_mixture(recipe.data, need, recipe.train.seed)
+    mixture = open_mixture(recipe.data, need_of(recipe), recipe.train.seed)
     tokenizer = None  # a folder has its own
     if not Path(recipe.model.name).is_dir():
         given, learnt = recipe.stage1.tokenizer, recipe.output / "tokenizer"
@@ -55,10 +56,11 @@ def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
     set_seed(recipe.train.seed)
     parts = build_model.build_pretraining(recipe.model, tokenizer)
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
-    trainer = pretrain(recipe, arguments, parts, mixture, loader)
+    trainer = pretrain(recipe, arguments, parts, mixture, loader, cost)
     put_together(parts.model, lambda name, parameter: True, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
-        parts.save(recipe.output)
+        with room(recipe.output, 0, trainer.onward):
+            parts.save(recipe.output)
 
 
 def dealt(examples: Any, arguments: TrainingArguments) -> Dealt:
@@ -73,6 +75,7 @@ def pretrain(
     parts: build_model.Pretraining,
     mixture: Mixture,
     loader: MediaLoader,
+    cost: Estimate | None = None,
 ) -> MicoTrainer:
     """Train stage 1's model to the recipe's end, from the last checkpoint if there is one."""
     model, settings = parts.model, parts.model.config
@@ -118,7 +121,7 @@ def pretrain(
     trainer = (
         MicoTrainer(**options) if not recipe.stage1.scst else _scst(recipe, parts, mixture, options)
     )
-    train(trainer, recipe, "Stage 1: pretraining")
+    train(trainer, recipe, "Stage 1: pretraining", cost)
     return trainer
 
 
@@ -131,11 +134,11 @@ def _scst(
     return ScstTrainer(tokenizer=parts.tokenizer, length=length, reward=reward, **options)
 
 
-def train_stage2(config: Path, overrides: Sequence[str] = ()) -> None:
-    _train_chat(load_recipe(Stage2Run, config, overrides), "Stage 2: alignment")
+def train_stage2(config: Path, overrides: Sequence[str] = (), cost: Estimate | None = None) -> None:
+    _train_chat(load_recipe(Stage2Run, config, overrides), "Stage 2: alignment", cost)
 
 
-def train_stage3(config: Path, overrides: Sequence[str] = ()) -> None:
+def train_stage3(config: Path, overrides: Sequence[str] = (), cost: Estimate | None = None) -> None:
     recipe = load_recipe(Stage3Run, config, overrides)
     name, packing = recipe.model.name, recipe.model.llm_quantization
     if (Path(name) / "lora").is_dir():
@@ -145,13 +148,12 @@ def train_stage3(config: Path, overrides: Sequence[str] = ()) -> None:
             f"stage3.full trains every weight, but model.llm_quantization {packing} freezes them: "
             "use lora, or leave out llm_quantization"
         )
-    _train_chat(recipe, "Stage 3: instruction tuning")
+    _train_chat(recipe, "Stage 3: instruction tuning", cost)
 
 
-def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
+def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None) -> None:
     arguments = training_arguments(recipe)
-    need: Need = "caption" if isinstance(recipe, Stage2Run) else "conversation"
-    mixture = open_mixture(recipe.data, need, recipe.train.seed)
+    mixture = open_mixture(recipe.data, need_of(recipe), recipe.train.seed)
     set_seed(recipe.train.seed)
     chat = build_model.build_chat(recipe.model)
     model: nn.Module = chat.model
@@ -199,7 +201,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str) -> None:
         train_dataset=ordered,
         data_collator=sound.batch,
     )
-    train(trainer, recipe, title)
+    train(trainer, recipe, title, cost)
     put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
-        chat.save(recipe.output)
+        with room(recipe.output, 0, trainer.onward):
+            chat.save(recipe.output)

@@ -4,28 +4,39 @@
 * norms, biases, embeddings and single numbers have no weight decay, and the recipe can multiply the
   learning rate of modules;
 * frozen modules stay in evaluation mode;
+* steps that are not finite are left out (:mod:`mico_training.health`), and no checkpoint has a
+  number that is not finite;
 * checkpoints hold only the weights that train;
 * the same command resumes from the last *complete* checkpoint at the exact sample: the data are one
   list of draws (:mod:`mico_training.data.mixture`), in which the Trainer skips forward.
 """
 
+import importlib.util
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, TrainingError
 from mico_training import parallel
 from mico_training.data.bad import BadSamples
-from mico_training.recipe import Run, TrainRecipe, changes
+from mico_training.data.mixture import states
+from mico_training.estimate import Estimate
+from mico_training.health import IN_A_ROW, Health, only_finite, room, stop_signals
+from mico_training.recipe import Recipe, Run, TrainRecipe, changes
 from mico_training.records import plot_losses, write_json
 from mico_training.trained import Modes, checkpoint_activations, parameter_groups, trainable_state
 
@@ -38,7 +49,7 @@ OBJECTIVES = (
 COMPONENTS = (*(f"{name}_loss" for name in OBJECTIVES), "reward", "greedy_reward")
 WEIGHTS = "model.safetensors"
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
-SAMPLES = "samples_per_step"
+SAMPLES, DATA = "samples_per_step", "data_states"  # in recipe.json
 
 
 def training_arguments(recipe: Run) -> TrainingArguments:
@@ -72,8 +83,14 @@ def training_arguments(recipe: Run) -> TrainingArguments:
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
         **parallel.parallel_arguments(train),
-        "report_to": ["tensorboard"],
+        "report_to": list(train.report_to),
     }
+    for package in train.report_to:
+        if package != "none" and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"train.report_to {package}: the package {package} is not installed: pip install "
+                f"{package}, or set train.report_to to none"
+            )
     for name in ("gradient_checkpointing", "activation_checkpointing", "fsdp", "deepspeed"):
         if name in train.arguments:
             key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
@@ -139,8 +156,11 @@ class MicoTrainer(Trainer):
         # A loss is a mean over its batch; accumulation averages the batches.
         self.model_accepts_loss_kwargs = False
         self.recipe, self.noise, self.bad = train, noise, bad
-        self.sums: dict[str, Tensor] = {}
-        self.batches = 0
+        self.health, self.cost = Health(), cast(Estimate | None, None)
+        self.stopping: list[int] = []  # signals
+        # Of the steps since the last log, on this process:
+        self.sums: dict[str, Tensor | float] = {}
+        self.began, self.waited = time.perf_counter(), 0.0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or ``train.arguments.optim``, over :func:`parameter_groups`."""
@@ -149,12 +169,6 @@ class MicoTrainer(Trainer):
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
             self.optimizer = kind(parameter_groups(target, self.recipe), **settings)
         return self.optimizer
-
-    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        batches, items = super().get_batch_samples(*arguments, **options)
-        if self.bad is not None:
-            self.bad.take(batches, self.state.global_step + 1)
-        return batches, items
 
     def compute_loss(
         self,
@@ -166,30 +180,184 @@ class MicoTrainer(Trainer):
         """The loss of a batch; sums up its parts for the log."""
         self.modes.set()
         outputs = model(**(inputs if self.noise is None else self.noise(inputs)))
-        for name in COMPONENTS:
-            part = outputs.get(name)
-            if part is not None:
-                self.sums[name] = self.sums.get(name, torch.zeros_like(part)) + part.detach()
-        self.batches += 1
+        if model.training:
+            self._count(inputs, outputs)
+            outputs["loss"] = only_finite(outputs["loss"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def _count(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Sum up for the log; nothing here waits for the device."""
+        loss = outputs["loss"].detach()
+        finite = loss.isfinite()
+        found: dict[str, Tensor | float] = {"batches": finite}
+        for name in ("loss", *COMPONENTS):
+            part = outputs.get(name)
+            if part is not None:
+                found[name] = part.detach().where(finite, 0.0)
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        found["samples"] = self.args.per_device_train_batch_size if ids is None else len(ids)
+        found["tokens"] = 0 if mask is None else mask.sum()
+        found["units"] = len(inputs.get("pixel_values", inputs.get("stem_features", ())))
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if math.isinf(self.health.best):
+            self.sums.setdefault("loss_at_start", loss)
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        # The Trainer adds up what this returns, and would carry one NaN to its end.
+        return super().training_step(*arguments, **options).nan_to_num(0.0, 0.0, 0.0)
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        batches, items = super().get_batch_samples(*arguments, **options)
+        self.waited += time.perf_counter() - began
+        if self.bad is not None:
+            self.bad.take(batches, self.state.global_step + 1)
+        return batches, items
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm, after which the optimizer takes its step or leaves it out."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.health.guard(self.state.global_step + 1, norm, self.optimizer, model)
+        if self.health.in_a_row >= IN_A_ROW:
+            self._give_up()
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.batches:
-            for name in COMPONENTS:
-                if name in self.sums:
-                    mean = self.accelerator.gather(self.sums[name].reshape(1)).mean()
-                    logs[name] = mean.item() / self.batches
-            self.sums, self.batches = {}, 0
+        """Log, and write the steps' entries into ``log.jsonl``; ends a run whose loss is lost."""
+        of_steps = "loss" in logs
+        if of_steps and self.sums:
+            logs |= self._interval()
             if self.bad is not None:
                 logs["bad_samples"] = self.bad.settle()
         super().log(logs, start_time)
+        if of_steps:
+            if self.is_world_process_zero():
+                self._write_log(self.state.log_history[-1:])
+            self.health.note(logs)
+            if self.health.astray:
+                self._give_up()
+
+    def _interval(self) -> dict[str, float]:
+        """The figures of the steps since the last log, of all processes. All of them call this."""
+        self.health.read()
+        now = time.perf_counter()
+        own = {**self.sums, "waited": self.waited, "asked": max(self.stopping, default=0)}
+        row = torch.stack(
+            [torch.as_tensor(v, device=self.args.device).float() for v in own.values()]
+        )
+        rows = self.accelerator.gather(row[None])
+        total = dict(zip(own, rows.sum(0).tolist(), strict=True))
+        most = dict(zip(own, rows.max(0).values.tolist(), strict=True))
+        batches, seconds = total["batches"] or math.nan, now - self.began
+        found = {name: total[name] / batches for name in ("loss", *COMPONENTS) if name in own}
+        if math.isfinite(total.get("loss_at_start", math.nan)):
+            found["loss_at_start"] = total["loss_at_start"] / len(rows)
+        found["tokens_per_second"] = total["tokens"] / seconds
+        found["samples_per_second"] = total["samples"] / seconds
+        if self.cost is not None:
+            found["mfu"] = self.cost.utilization(total["tokens"], total["units"], seconds)
+        found["data_seconds"] = most["waited"]
+        found["skipped_steps"] = self.health.skipped
+        if most["asked"]:  # a process alone would leave the others waiting
+            self.stopping.append(int(most["asked"]))
+            self.control.should_save = self.control.should_training_stop = True
+        self.sums, self.began, self.waited = {}, now, 0.0
+        return found
+
+    def _write_log(self, entries: Sequence[Mapping[str, Any]], mode: str = "a") -> None:
+        """Steps' entries as JSON Lines; a number that is not finite is null."""
+        with (Path(str(self.args.output_dir)) / "log.jsonl").open(mode, encoding="utf-8") as file:
+            for entry in entries:
+                if "loss" in entry:
+                    finite = {
+                        name: None
+                        if isinstance(value, float) and not math.isfinite(value)
+                        else value
+                        for name, value in entry.items()
+                    }
+                    file.write(json.dumps(finite) + "\n")
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        if self.stopping and self.args.world_size == 1:
+            self.control.should_log = True  # several processes agree at the next log
+        began = time.perf_counter()
+        super()._maybe_log_save_evaluate(*arguments, **options)
+        self.began += time.perf_counter() - began  # neither evaluation nor saving counts
+
+    def onward(self) -> str:
+        """What the same command would do now."""
+        checkpoint = last_checkpoint(self.args)
+        return "begins anew" if checkpoint is None else f"goes on from {checkpoint}"
+
+    def _give_up(self) -> NoReturn:
+        """End a run that harms its model, at the last checkpoint from which steps were finite."""
+        health, train = self.health, self.recipe
+        lr = self._get_learning_rate()
+        losses = [
+            e["loss"] for e in self.state.log_history if math.isfinite(e.get("loss", math.nan))
+        ]
+        what = f"the loss is {losses[-1]:.4g}, " if losses else "no loss was finite, "
+        if health.in_a_row:
+            what = f"{health.in_a_row} steps in a row were not finite; before them {what}"
+            spoiled = f"checkpoint-{health.at - health.in_a_row}"
+            folder = Path(str(self.args.output_dir)) / spoiled
+            if self.args.should_save and folder.is_dir():
+                folder.rename(folder.with_name(f"spoiled-{spoiled}"))
+        else:
+            what += f"after a best of {health.best:.4g}, "
+        raise TrainingError(
+            f"step {health.at}: {what}the gradient norm is {health.norm:.4g} and the learning rate "
+            f"{lr:.4g}. The same command {self.onward()}; before that, set a lower train.lr (now "
+            f"{train.lr:g}), more train.warmup_steps (now {train.warmup_steps}) or a lower "
+            f"train.max_grad_norm (now {train.max_grad_norm:g})"
+            + (", or train.bf16: false, which has more digits" if train.bf16 else "")
+        )
 
     # --- checkpoints: one file with the weights that train -------------------------------------
 
+    def _saved(self) -> Iterator[tuple[str, Tensor]]:
+        """What trains and the optimizer's states, as far as this process holds them."""
+        yield from trainable_state(self.accelerator.unwrap_model(self.model)).items()
+        for state in cast(Any, self.optimizer).state.values():
+            yield from ((f"the optimizer's {name}", value) for name, value in state.items())
+
+    def check_finite(self) -> None:
+        """A TrainingError, on all processes, if a number of what is saved is not finite."""
+        bad = [
+            name
+            for name, value in self._saved()
+            if isinstance(value, Tensor) and not parallel.local(value).isfinite().all()
+        ]
+        if self.accelerator.gather(torch.tensor([len(bad)], device=self.args.device)).any():
+            name = bad[0] if bad else "what another process holds"
+            raise TrainingError(
+                f"step {self.state.global_step}: {name} has a number that is not finite, so it is "
+                f"not saved. The same command {self.onward()}; before that, set a lower train.lr"
+            )
+
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """As the Trainer, of a healthy model alone; leaves no half of a checkpoint."""
+        health, step, last = self.health, self.state.global_step, self.state.max_steps
+        health.read()
+        if step >= last and (health.high or health.in_a_row >= min(IN_A_ROW, max(2, last // 4))):
+            self._give_up()
+        if step < last and (health.high or health.in_a_row):
+            logger.warning("step %d is not healthy, so it gets no checkpoint", step)
+            return
+        self.check_finite()
         if self.bad is not None:
             self.bad.settle()  # a run that goes on from here lists what was bad until here
-        super()._save_checkpoint(*arguments, **options)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+        needed = sum(v.nbytes for _, v in self._saved() if isinstance(v, Tensor))
+        try:
+            with room(folder, needed if self.args.should_save else 0, self.onward):
+                super()._save_checkpoint(*arguments, **options)
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights that train. All processes call this; one of them writes."""
@@ -244,6 +412,10 @@ class MicoTrainer(Trainer):
     ) -> Any:
         prepare: Any = super()._prepare_for_training
         own = self.is_deepspeed_enabled and resume_from_checkpoint is not None
+        self.health = Health(self.state.log_history)
+        if self.is_world_process_zero():  # without what came after the checkpoint
+            self._write_log(self.state.log_history, "w")
+        self.began = time.perf_counter()
         prepared = prepare(max_steps, train_dataloader, None if own else resume_from_checkpoint)
         parallel.check_parallel(self.model_wrapped, self.recipe)
         if self.recipe.parallel == "zero3":
@@ -293,18 +465,28 @@ def last_checkpoint(arguments: TrainingArguments) -> Path | None:
     return None
 
 
-def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
+def train(trainer: MicoTrainer, recipe: Run, title: str, cost: Estimate | None = None) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
-    Writes ``log.jsonl`` (every logged step) and ``loss.png`` into the output folder.
+    Writes ``log.jsonl`` (every logged step, as the run goes) and, at the end, ``loss.png`` into the
+    output folder. A signal ends a run with a checkpoint and a TrainingError.
     """
-    output, kept = recipe.output, recipe.output / "recipe.json"
+    output, kept, trainer.cost = recipe.output, recipe.output / "recipe.json", cost
     samples = examples_per_step(trainer.args)
+    data = states(recipe.data) if isinstance(recipe, Recipe) else []
     checkpoint = last_checkpoint(trainer.args)
     if checkpoint is not None:
         logger.info("%s: resuming from %s", output, checkpoint.name)
         before = json.loads(kept.read_bytes()) if kept.is_file() else {}
         _check_samples(before.pop(SAMPLES, samples), samples, checkpoint)
+        if before.pop(DATA, data) != data:
+            said = f"{output}: the data have changed since this run began"
+            if not recipe.train.changed_data:
+                raise ConfigError(
+                    f"{said}; choose another output, or set train.changed_data to true to go on "
+                    "with the new data at the same step"
+                )
+            logger.warning("%s", said)
         changed = ", ".join(changes(before, recipe.model_dump(mode="json")) if before else ())
         if changed:
             logger.warning(
@@ -312,17 +494,33 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
             )
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
-        content = {SAMPLES: samples} | recipe.model_dump(mode="json")
+        content = {SAMPLES: samples, DATA: data} | recipe.model_dump(mode="json")
         write_json(kept, content)  # as a whole: a slower process may be about to read it
     if trainer.bad is not None:
         step = 0 if checkpoint is None else int(checkpoint.name[11:])
         trainer.bad.begin(step, trainer.is_world_process_zero())
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.is_world_process_zero():
-        history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)
-        lines = [json.dumps(entry) for entry in history if "loss" in entry]
-        (output / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        plot_losses(history, output / "loss.png", title)
+    with stop_signals() as trainer.stopping, room(output, 0, trainer.onward):
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except (Exception, KeyboardInterrupt) as error:
+            if not trainer.stopping or isinstance(error, TrainingError):
+                raise
+            raise _stopped(trainer) from error
+        if trainer.stopping and trainer.state.global_step < trainer.state.max_steps:
+            raise _stopped(trainer)
+        trainer.check_finite()
+        if trainer.is_world_process_zero():
+            history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)
+            plot_losses(history, output / "loss.png", title)
+
+
+def _stopped(trainer: MicoTrainer) -> TrainingError:
+    number, state = trainer.stopping[0], trainer.state
+    return TrainingError(
+        f"stopped by {signal.Signals(number).name} after step {state.global_step} of "
+        f"{state.max_steps}; the same command {trainer.onward()}",
+        128 + number,
+    )
 
 
 def _check_samples(before: int, now: int, checkpoint: Path) -> None:

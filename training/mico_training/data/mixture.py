@@ -6,24 +6,29 @@ earlier draws. To skip to draw ``i`` is to resume at the exact sample. :mod:`.or
 samples come together, and at which rank.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media.addresses import located
+from mico_chat.media.addresses import fingerprint, located, matching, read_part
 from mico_chat.media.kinds import MODALITIES
 from mico_training.data.order import BY_RANK, LANES, Integers, Order
 from mico_training.data.sources.chosen import Chosen, Kept, ends_of, share
+from mico_training.data.sources.index import SUFFIX
 from mico_training.data.sources.readers import ManifestSource, read_llava
 from mico_training.data.sources.sample import Need, Source, TrainingSample, bad_of
 from mico_training.data.sources.shards import ShardSource
-from mico_training.recipe import DataRecipe
+from mico_training.recipe import DataRecipe, Recipe, Stage1Run, Stage2Run
 
 BLOCK = 4096
 """The ratios hold exactly over so many draws (each block is shuffled by itself)."""
+
+SMALL = 256_000_000
 
 NEAR = 1024
 """So many draws of its lane a draw is at most away from its partner, or from a bad one."""
@@ -148,6 +153,36 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
     if recipe.fraction < 1.0:
         source = Chosen(source, Kept(share(len(source), recipe.fraction)))
     return source
+
+
+def need_of(recipe: Recipe) -> Need:
+    """The texts that a sample must have for a recipe's stage."""
+    if isinstance(recipe, Stage1Run):
+        return "question" if recipe.stage1.questions else "caption"
+    return "caption" if isinstance(recipe, Stage2Run) else "conversation"
+
+
+def states(recipes: Sequence[DataRecipe]) -> list[str]:
+    """For each source a digest of its files: another one when they have changed.
+
+    It is of their names and, up to ``SMALL`` bytes in all, of their content. Of larger sources and
+    at addresses it is of each file's size, and its time of modification or version.
+    """
+    found = []
+    for recipe in recipes:
+        files = matching(recipe.path)
+        for folder in [path for path in files if isinstance(path, Path) and path.is_dir()]:
+            inside = (path for path in sorted(folder.rglob("*")) if path.is_file())
+            files = {**files, **{path: fingerprint(path) for path in inside}, folder: "0"}
+        size = sum(int(state.partition("-")[0]) for state in files.values() if "None" not in state)
+        digest = hashlib.sha256()
+        for file, state in files.items():
+            if not str(file).endswith(SUFFIX):
+                small = size <= SMALL and isinstance(file, Path) and file.is_file()
+                digest.update(str(file).rpartition("/")[2].encode())
+                digest.update(read_part(file) if small else state.encode())
+        found.append(digest.hexdigest()[:16])
+    return found
 
 
 def open_mixture(recipes: Sequence[DataRecipe], need: Need, seed: int) -> Mixture:
