@@ -22,6 +22,7 @@ from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, TrainingError
 from mico_training.health import Health
 from mico_training.stages import train_stage2
+from mico_training.trainer import OPTIMIZER, WEIGHTS
 from tests.mico_training.test_runs import logged, losses, write_recipe
 
 
@@ -55,12 +56,7 @@ def test_a_learning_rate_that_destroys_the_model_ends_the_run(
         train_stage2(recipe)
     said = str(error.value)
     assert "10 steps in a row were not finite" in said
-    for part in (
-        "gradient norm is nan",
-        "learning rate 1e+20",
-        "begins anew",
-        "train.lr (now 1e+20)",
-    ):
+    for part in ("norm is nan", "learning rate 7.", "begins anew", "train.lr (now 1e+20)"):
         assert part in said
     assert saved(tmp_path / "out") == {}  # checkpoint-1 is spoilt: no step from there was finite
     entries = logged(tmp_path)
@@ -88,9 +84,10 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
     assert sorted(path.name for path in out.glob("checkpoint-*")) == [
         *("checkpoint-1", "checkpoint-3", "checkpoint-4")
     ]
-    for name in ("model.safetensors", "optimizer.pt"):
-        three, four = (out / f"checkpoint-{step}" / name for step in (3, 4))
-        assert three.read_bytes() == four.read_bytes(), name
+    three, four = (out / f"checkpoint-{step}" for step in (3, 4))
+    assert (three / WEIGHTS).read_bytes() == (four / WEIGHTS).read_bytes()
+    states = [torch.load(path / OPTIMIZER)["state"] for path in (three, four)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 def test_a_loss_out_of_its_range_ends_the_run(
@@ -112,7 +109,7 @@ def test_healthy_losses_stay_in_range(reward: bool) -> None:
     falling = [11 * math.exp(-n / 50) + 2 * x for n, x in enumerate(noise)]
     others = [0.01 * x for x in noise] + [4 * x for x in noise]  # then other data
     policy = [0.0] * 20 + [80 * (x - 0.5) for x in noise]
-    for series in (falling, others, policy)[2 * reward :]:
+    for series in [policy] if reward else [falling, others]:
         health = Health()
         for loss in series:
             health.note(
