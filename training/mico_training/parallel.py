@@ -147,6 +147,13 @@ def fetch_by_layer(engine: Any) -> None:
         parameter.ds_persist = True
     engine.optimizer.persistent_parameters = rest  # gathered again after each update
     rest[0].all_gather(rest)
+    clean_up = engine.optimizer._overflow_clean_up
+
+    def leave_out(*arguments: Any) -> None:  # DeepSpeed gathers after an update alone
+        clean_up(*arguments)
+        rest[0].all_gather(rest)
+
+    engine.optimizer._overflow_clean_up = leave_out
 
 
 def load_deepspeed(engine: Any, checkpoint: Path) -> None:
