@@ -83,13 +83,15 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         see: See | None = None,
+        reduction: str = "mean",
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
 
         With labels the vocabulary head runs on the labelled positions only: most of its work is
-        saved. ``see`` stands in for ``context_tokens``. ``kwargs`` has the batch's media
-        (:data:`MEDIA`); the language model takes the others.
+        saved. With ``reduction`` "none" each of them has its loss, row after row. ``see`` stands in
+        for ``context_tokens``. ``kwargs`` has the batch's media (:data:`MEDIA`); the language model
+        takes the others.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:
@@ -101,7 +103,9 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         hidden = llm.get_decoder()(**prompt, use_cache=False).last_hidden_state  # (B, S, L)
         labelled = labels[:, 1:] != -100
         logits = llm.get_output_embeddings()(hidden[:, :-1][labelled])
-        return CausalLMOutputWithPast(loss=F.cross_entropy(logits.float(), labels[:, 1:][labelled]))
+        said = labels[:, 1:][labelled]
+        loss = F.cross_entropy(logits.float(), said, reduction=reduction)
+        return CausalLMOutputWithPast(loss=loss)
 
     def embed_prompt(
         self,

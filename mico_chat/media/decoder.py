@@ -22,7 +22,7 @@ from mico_chat.media.worker import read_header, read_medium, write_file, write_h
 
 log = logging.getLogger(__name__)
 
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "MICO_KINDS")
 """The worker gets of the environment what Python needs to start, and so no secret of the server."""
 
 _START_S = 60.0  # seconds in which a worker must start, on a slow disk and a busy machine

@@ -2,16 +2,24 @@
 
 A new kind is a row here, its name in :data:`Kind`, and a file in :mod:`mico_chat.media` that
 decodes it. A kind that the encoder reads itself also needs units in
-:mod:`mico_chat.model.preprocessing`; a kind that is ``made_of`` others needs none, because its
-parts are encoded.
+:mod:`mico_chat.model.preprocessing`, unless it decodes to a medium that has some; a kind that is
+``made_of`` others needs none, because its parts are encoded.
+
+A kind outside of this package is a row in the ``KINDS`` of a module that the environment variable
+``MICO_KINDS`` names. Its decoder then is ``"package.module:function"``.
 """
 
+from __future__ import annotations
+
+import os
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-Kind = Literal["image", "audio", "video", "depth", "normal", "document"]
+from mico_chat.errors import ConfigError
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+if TYPE_CHECKING:
+    Kind = Literal["image", "audio", "video", "depth", "normal", "document"]
 
 Layout = Literal["still", "frames", "slices"]
 """It says how a kind's units are arranged: one still, frames of a video, slices of a sound."""
@@ -36,7 +44,8 @@ class KindRow:
     """These words stand in front of its context tokens in a prompt of MiCo-Chat."""
     layout: Layout
     decoder: str
-    """The module of :mod:`mico_chat.media` and the function in it that decode a file."""
+    """The module of :mod:`mico_chat.media` and the function in it that decode a file; elsewhere
+    ``package.module:function``."""
     formats: tuple[str, ...]
     """The formats that are files of this kind before any other."""
     others: tuple[str, ...] = ()
@@ -155,7 +164,17 @@ TABLE: dict[Kind, KindRow] = {
         made_of=("image",),
     ),
 }
-"""A kind's place in :data:`KINDS` is its modality id in the model: new names stand last there."""
+if module := os.environ.get("MICO_KINDS"):
+    try:
+        TABLE |= import_module(module).KINDS
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"MICO_KINDS {module}: {error}; name a module with KINDS") from error
+
+KINDS: tuple[Kind, ...] = tuple(TABLE)
+"""A kind's place is its modality id in the model: new names stand last."""
+
+if not TYPE_CHECKING:
+    Kind = Literal[KINDS]
 
 MODALITIES: tuple[Kind, ...] = tuple(kind for kind in KINDS if not TABLE[kind].made_of)
 """The kinds that MiCo's encoder reads itself."""

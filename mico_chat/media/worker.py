@@ -46,8 +46,10 @@ from mico_chat.media.sandbox import isolate
 
 
 def _decoder(name: str) -> Callable[[MediaFile, MediaLimits], Medium]:
-    module, function = name.split(".")
-    found = getattr(import_module(f".{module}", __package__), function)
+    module, sign, function = name.partition(":")
+    if not sign:
+        module, _, function = f".{name}".rpartition(".")
+    found = getattr(import_module(module, __package__), function)
     return cast("Callable[[MediaFile, MediaLimits], Medium]", found)
 
 
@@ -301,9 +303,10 @@ def read_medium(stream: IO[bytes], header: dict[str, Any], max_bytes: int) -> Me
     """Receive the medium of a header, or raise the MediaError sent in its place."""
     if "error" in header:
         raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
-    (kind,) = (kind for kind in get_args(Medium) if kind.__name__ == header["type"])
+    classes = [one for own in get_args(Medium) for one in (own, *own.__subclasses__())]
+    (kind,) = (one for one in classes if one.__name__ == header["type"])
     report = MediaReport.model_validate(header["report"])
-    values: dict[str, Any] = {"metric": bool(header["metric"])} if kind is Depth else {}
+    values: dict[str, Any] = {"metric": bool(header["metric"])} if issubclass(kind, Depth) else {}
     for name, (dtype, *shape) in zip(kind.arrays, header["arrays"], strict=True):
         data = bytearray(read_frame(stream, max_bytes))
         values[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)

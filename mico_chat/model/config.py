@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import MODALITIES, Kind
 
 if TYPE_CHECKING:
     # Importing it takes a second, because all of transformers' models come with it.
@@ -178,13 +178,15 @@ class _ModelConfig(PreTrainedConfig):
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Such as ``"mini"``, whose concept names are added by training."""
+        """Such as ``"mini"``, whose concept names are added by training. Each kind has a row."""
         file = Path(__file__).with_name("named_configs.yaml")
         known = yaml.safe_load(file.read_text(encoding="utf-8"))[cls.model_type]
         if name not in known:
             names = ", ".join(known)
             raise ConfigError(f"{name!r} is neither a folder nor a configuration's name: {names}")
-        return cast(Self, cls.from_dict(known[name]))
+        config = cast(Self, cls.from_dict(known[name]))
+        config.context_config.kind_rows = {kind: row for row, kind in enumerate(MODALITIES)}
+        return config
 
     @classmethod
     def tiny(cls, concepts: bool = True) -> Self:

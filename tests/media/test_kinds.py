@@ -1,6 +1,7 @@
 """A kind of medium is a row of one table: a new row shows in all that reads the table."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from mico_chat.media import kinds
 
-NAMES = '"document"]\n'
-ROWS = "TABLE: dict[Kind, KindRow] = {\n"
 ROW = """
+from mico_chat.media.kinds import KindRow
+
+KINDS = {
     "scan": KindRow(
         noun="scan",
         words="a scan",
@@ -24,17 +26,13 @@ ROW = """
         endings=(".scan",),
         made_of=("image",),
     ),
+}
 """
 
 SHOWN = """
-import importlib.util, json, sys
+import json, typer.main
 
-spec = importlib.util.spec_from_file_location("mico_chat.media.kinds", sys.argv[1])
-sys.modules["mico_chat.media.kinds"] = kinds = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kinds)
-
-import typer.main
-
+from mico_chat.media import kinds
 from mico_chat.adapters.base import shown_kinds
 from mico_chat.cli.main import app
 from mico_chat.media.file import MediaFile, looks_like
@@ -69,12 +67,15 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the parts of the project show of a table that has another row."""
-    source = Path(kinds.__file__).read_text(encoding="utf-8")
-    assert source.count(NAMES) == source.count(ROWS) == 1
-    table = tmp_path_factory.mktemp("kinds") / "kinds.py"
-    table.write_text(source.replace(NAMES, '"document", "scan"]\n').replace(ROWS, ROWS + ROW))
+    folder = tmp_path_factory.mktemp("kinds")
+    (folder / "scans.py").write_text(ROW)
+    path = os.pathsep.join([str(folder), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", SHOWN, str(table)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", SHOWN],
+        env=os.environ | {"PYTHONPATH": path, "MICO_KINDS": "scans"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -5,6 +5,7 @@ weights then start at random (but for a pretrained encoder taken over from stage
 language model).
 """
 
+import copy
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def build_pretraining(
     if folder.is_dir():
         _starts_elsewhere(recipe, f"{folder} has weights; leave them out")
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
+        model = _with_rows(model, recipe) if recipe.options else model
         if recipe.encoder is not None:
             _take_over(model, assemble.read_encoder(recipe.encoder))
         return Pretraining(
@@ -115,6 +117,24 @@ def build_pretraining(
         visual, sound = config.concept_names
         model.names.start([*visual, *sound], tokenizer, model.text.table)
     return Pretraining(model, tokenizer, assemble.usual_preprocessing(config))
+
+
+def _with_rows(model: MicoForPretraining, recipe: ModelRecipe) -> MicoForPretraining:
+    """A folder's model with rows for more kinds, which start at random; the old rows stay."""
+    key, before = "context_config.kind_rows", model.config.context_config.kind_rows
+    rows = recipe.options.get(key)
+    kept = isinstance(rows, dict) and {kind: rows.get(kind) for kind in before} == before
+    if set(recipe.options) != {key} or not kept:
+        raise ConfigError(
+            f"model.options: {recipe.name} has its own configuration; only {key} can be set, which "
+            f"must keep {before}"
+        )
+    config = copy.deepcopy(model.config)
+    config.context_config.kind_rows = rows
+    old, grown = model.state_dict(), MicoForPretraining(config)
+    for name, value in grown.state_dict().items():
+        (value[: len(old[name])] if value.ndim else value).copy_(old[name])
+    return grown
 
 
 def text_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> MicoTextConfig:

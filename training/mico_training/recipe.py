@@ -350,6 +350,25 @@ class LoraRecipe(Section):
     """The ends of the names of the layers."""
 
 
+class DpoRecipe(Section):
+    """Direct preference optimisation (arXiv 2305.18290, eq. 7), as TRL computes it."""
+
+    beta: float = Field(default=0.1, gt=0.0)
+    """The strength with which the model is held to where it started."""
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """``sigmoid`` is eq. 7; ``hinge`` (arXiv 2305.10425); ``ipo`` (arXiv 2310.12036)."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """The share of pairs that are taken to be the wrong way round, for ``sigmoid``."""
+    sft: float = Field(default=0.0, ge=0.0)
+    """The weight of the chosen answer's next-token loss, which is added."""
+
+    @model_validator(mode="after")
+    def _smooth(self) -> Self:
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise ValueError(f"label_smoothing works with sigmoid, not with {self.loss_type}")
+        return self
+
+
 class Stage3Recipe(Section):
     """Instruction tuning of the ``trainable`` parts, and of the language model."""
 
@@ -369,9 +388,14 @@ class Stage3Recipe(Section):
     """The probability, at the first step, that a conversation's things are true ones instead of
     those that the encoder finds (``GivenThings``); it falls to 0 until the last step. For ``ddp``
     alone."""
+    dpo: DpoRecipe | None = None
+    """The data are pairs of answers, of which the chosen one becomes likelier."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
+        drawn = [key for key in ("simulate", "words", "given") if vars(self)[key]]
+        if self.dpo is not None and drawn:
+            raise ValueError(f"dpo learns from pairs as they are; leave out {', '.join(drawn)}")
         if self.full and "lora" in self.model_fields_set and self.lora is not None:
             raise ValueError("full: true trains every weight; give lora or full, not both")
         return self
@@ -429,6 +453,11 @@ class Stage3Run(Recipe):
             raise ValueError(
                 f"stage3.given needs train.parallel ddp, not {self.train.parallel}: a batch of "
                 "given things does not run the encoder, where the other processes would wait"
+            )
+        if self.stage3.dpo is not None and self.train.parallel.startswith("zero"):
+            raise ValueError(
+                f"stage3.dpo needs train.parallel ddp or fsdp, not {self.train.parallel}: the "
+                "reference exchanges weights, of which DeepSpeed holds copies of its own"
             )
         return self
 

@@ -29,6 +29,7 @@ from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, need_of, open_mixture
 from mico_training.data.order import Dealt
 from mico_training.data.words import RecognisedWords
+from mico_training.dpo import DpoTrainer, PreferencePairs
 from mico_training.estimate import Estimate
 from mico_training.health import room
 from mico_training.parallel import put_together
@@ -153,6 +154,7 @@ def train_stage3(config: Path, overrides: Sequence[str] = (), cost: Estimate | N
 
 def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None) -> None:
     arguments = training_arguments(recipe)
+    dpo = recipe.stage3.dpo if isinstance(recipe, Stage3Run) else None
     mixture = open_mixture(recipe.data, need_of(recipe), recipe.train.seed)
     set_seed(recipe.train.seed)
     chat = build_model.build_chat(recipe.model)
@@ -182,21 +184,23 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
             examples = SimulatedNames(examples, mixture, names, plain, stage3.simulate)
         if stage3.words > 0:
             examples = RecognisedWords(examples, mixture, stage3.words)
+        model = model if dpo is None else PreferencePairs(chat.model, dpo)
     freeze(chat.model, recipe.train.freeze)
     build_model.hold_encoder(chat.model, recipe.model)
     build_model.prepare_llm(chat.model, recipe.model)
     preprocessing = chat.processor.preprocessing
     loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
-    collator = ChatCollator(chat.processor, loader, recipe.train.max_length)
+    collator = ChatCollator(chat.processor, loader, recipe.train.max_length, dpo is not None)
     sound = SoundExamples(examples, mixture, collator)
     ordered: Any = dealt(sound, arguments)
     if recipe.train.group_by_length:
         ordered = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed, sound)
-    trainer = MicoTrainer(
+    noise = None if isinstance(model, SetPrediction) else MediaNoise(chat.model, recipe.train.drop)
+    trainer = (MicoTrainer if dpo is None else DpoTrainer)(
         model=model,
         args=arguments,
         train=recipe.train,
-        noise=MediaNoise(chat.model, recipe.train.drop) if model is chat.model else None,
+        noise=noise,
         bad=BadSamples(recipe.data, mixture.sources, recipe.output),
         train_dataset=ordered,
         data_collator=sound.batch,

@@ -46,7 +46,8 @@ OBJECTIVES = (
     *("contrastive", "matching", "caption", "tagging", "region", "concept"),
     *("thing", "box", "distance", "way"),
 )
-COMPONENTS = (*(f"{name}_loss" for name in OBJECTIVES), "reward", "greedy_reward")
+REWARDS = tuple(f"rewards_{name}" for name in ("chosen", "rejected", "accuracy", "margin"))
+COMPONENTS = (*(f"{name}_loss" for name in OBJECTIVES), "reward", "greedy_reward", *REWARDS)
 WEIGHTS = "model.safetensors"
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 SAMPLES, DATA = "samples_per_step", "data_states"  # in recipe.json

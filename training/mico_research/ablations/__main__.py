@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mico_chat.errors import MicoError
-from mico_research.ablations.grid import TABLES, cells
+from mico_research.ablations.grid import TABLES, cells, listed
 from mico_research.ablations.report import report
 from mico_research.ablations.run import Settings, all_results, described, prepare, side_by_side
 from mico_training.records import result_of
@@ -54,8 +54,12 @@ def _main(options: argparse.Namespace) -> None:
         pool=options.pool,
     )
     failed: list[str] = []
+    chosen = cells(tuple(table for table in TABLES if table.name in options.only))
+    chosen = [cell for cell in chosen if cell.name in (options.cell or [cell.name])]
+    if options.grid:
+        print(listed(chosen))
+        return
     if not options.report:
-        chosen = cells(tuple(table for table in TABLES if table.name in options.only))
         # All cells with the first seed, then with the next, so that an early end leaves a table.
         wanted = [(cell, seed) for seed in options.seeds for cell in chosen]
         missing = [
@@ -90,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     names = [table.name for table in TABLES]
     add("--only", nargs="+", choices=names, default=names, help="tables to fill; default: all")
+    known = [cell.name for cell in cells(TABLES)]
+    add("--cell", nargs="+", choices=known, metavar="NAME", help="run these cells; default: all")
+    add("--grid", action="store_true", help="print the table of the cells, and run none")
     seeds = "seeds of each run; default: 0 1 2"
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help=seeds)
     add("--steps", type=int, help="steps of each run; default: as in the recipe")

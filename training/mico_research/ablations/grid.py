@@ -27,6 +27,7 @@ from mico_chat.model.context import Units
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora, backwards
+from mico_training.records import markdown_table
 
 Architecture = Literal["shared", "per-modality", "text-encoder", "text-decoder"]
 
@@ -188,3 +189,14 @@ TABLE = {table.name: table for table in TABLES}
 
 def cells(tables: tuple[Table, ...]) -> list[Cell]:
     return list(dict.fromkeys(row.cell for table in tables for row in table.rows))
+
+
+def listed(chosen: Sequence[Cell]) -> str:
+    """A Markdown table of cells: where each stands in the tables, and what it changes."""
+    rows = []
+    for cell in chosen:
+        places = [f"{t.name} {row.letter}" for t in TABLES for row in t.rows if row.cell == cell]
+        longer = [f"train.steps x {cell.longer}"] if cell.longer > 1 else []
+        changed = [*cell.overrides, *longer, *{cell.architecture} - {"shared"}]
+        rows.append([cell.name, ", ".join(places), " ".join(changed)])
+    return markdown_table(["cell", "in the tables", "what it changes"], rows, texts=3)

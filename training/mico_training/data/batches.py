@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MeasuredMedium, Words
 from mico_chat.media.sampling import of_segments
 from mico_chat.messages import Message
-from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.processing import IGNORED, MicoChatProcessor
 from mico_chat.model.released import Subtitles
 from mico_chat.model.text_branch import question_prefix
 from mico_training.data.examples import CORPORA, ChatExample, ContextExample
@@ -25,8 +26,10 @@ PAD_TO = 16
 """Lengths are multiples of it: attention over odd lengths is twice as slow on a CPU."""
 
 
-PreparedChat = tuple[ChatExample, tuple[list[int], list[int]], list[LoadedMedium]]
-"""A conversation, its ids and labels, and the media of the turns that fit."""
+Row = tuple[list[int], list[int]]
+"""It holds the ids and the labels of a conversation."""
+PreparedChat = tuple[ChatExample, list[Row], list[LoadedMedium]]
+"""A conversation, its row or those of its two ends, and the media of the turns that fit."""
 PreparedContext = tuple[ContextExample, list[LoadedMedium]]
 
 
@@ -35,12 +38,15 @@ class ChatCollator:
     """Makes a chat model's batch of conversations.
 
     A conversation with more than ``max_length`` tokens loses its last turns. What can fail for one
-    example alone, such as to load its media, is in :meth:`prepare`.
+    example alone, such as to load its media, is in :meth:`prepare`. With ``pairs`` the rows are
+    those of the chosen answers, then those of the rejected ones, and have a loss on the answers
+    alone; the media are there once.
     """
 
     processor: MicoChatProcessor
     loader: MediaLoader
     max_length: int
+    pairs: bool = False
 
     def __call__(self, examples: Sequence[ChatExample]) -> dict[str, Tensor]:
         return self.batch([self.prepare(example) for example in examples])
@@ -53,13 +59,16 @@ class ChatCollator:
             replace(medium.measured, words=words)
             for medium, words in zip(media, [*example.words, *[Words()] * len(media)], strict=False)
         ]
+        if self.pairs:
+            return example, self._pair(example, measured), media
         ids, labels, n_media = self._fit(example.id, example.messages, measured)
-        return example, (ids, labels), media[:n_media]
+        return example, [(ids, labels)], media[:n_media]
 
     def batch(self, prepared: Sequence[PreparedChat]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
-        examples, tokens, rows = zip(*prepared, strict=True)
-        batch = self.processor.pad(tokens, train=True, multiple=PAD_TO) | self.loader.batch(rows)
+        examples, rows, media = zip(*prepared, strict=True)
+        tokens = [row for column in zip(*rows, strict=True) for row in column]
+        batch = self.processor.pad(tokens, train=True, multiple=PAD_TO) | self.loader.batch(media)
         by_part = (regions_by_part(one.regions, media) for one, _, media in prepared)
         found = [part for parts in by_part for part, _ in parts]
         regions = region_batch(found, self._word)
@@ -94,6 +103,21 @@ class ChatCollator:
             None,
             f"its first turn has {len(ids)} tokens, more than train.max_length {self.max_length}",
         )
+
+    def _pair(self, example: ChatExample, media: Sequence[MeasuredMedium]) -> list[Row]:
+        """The chosen and the rejected conversation; labels are those of the ends that differ."""
+        both = (example.messages, example.rejected)
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(*both, strict=False))
+        prompt = [message for message, _ in alike]
+        start = len(self.processor.tokenize(prompt, False, media)[0])
+        found = []
+        for messages in both:
+            ids, labels = self.processor.tokenize(messages, False, media)
+            if len(ids) > self.max_length:
+                reason = f"an answer with its prompt has {len(ids)} tokens, more than "
+                raise DataError(example.id, None, f"{reason}train.max_length {self.max_length}")
+            found.append((ids, [IGNORED] * start + labels[start:]))
+        return found
 
 
 NO_CONCEPT = -100

@@ -13,6 +13,7 @@ import yaml
 
 from mico_chat.errors import DataError
 from mico_chat.media import KINDS, MediaFile
+from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import Words
 from mico_chat.messages import Message
 from mico_training.data.mixture import DrawnDataset, Mixture
@@ -169,6 +170,7 @@ class ChatExample:
     ``regions``: those of each medium, where the stage asks for them; ``given``: they are said to
     the language model instead of what the encoder sees. ``words``: what is recognised in each
     medium; the media behind the end have no words. ``seed``: see :class:`ContextExample`.
+    ``rejected``: the conversation with an answer that is worse than that of ``messages``.
     """
 
     id: str
@@ -178,6 +180,7 @@ class ChatExample:
     given: bool = False
     words: tuple[Words, ...] = ()
     seed: int | None = None
+    rejected: tuple[Message, ...] = ()
 
     @property
     def media(self) -> tuple[MediaFile, ...]:
@@ -201,7 +204,9 @@ class CaptionDataset(DrawnDataset):
         keys = [captioned[int(generator.integers(len(captioned)))]]
         if generator.random() < self.join:
             keys = captioned
-        choices = INSTRUCTIONS[sample.media[keys[0]].kind if len(keys) == 1 else "several"]
+        kind = sample.media[keys[0]].kind
+        usual = [f"Describe the {TABLE[kind].noun}."]
+        choices = INSTRUCTIONS.get(kind if len(keys) == 1 else "several", usual)
         instruction = choices[int(generator.integers(len(choices)))]
         caption = " ".join(_captions([(sample, key) for key in keys], generator))
         return ChatExample(
@@ -233,7 +238,7 @@ class ConversationDataset(DrawnDataset):
     def _drawn(self, draw: int) -> ChatExample:
         sample = self.mixture.sample(draw)
         if sample.conversation:
-            return ChatExample(sample.id, sample.conversation)
+            return ChatExample(sample.id, sample.conversation, rejected=sample.rejected)
         example = ask(sample, self.mixture.generator(draw), self.max_turns)
         share = self.given * (1 - draw / self.draws)
         if self.mixture.generator(draw, purpose=6).random() >= share:

@@ -23,7 +23,7 @@ from mico_training.data.sources.index import SUFFIX
 from mico_training.data.sources.readers import ManifestSource, read_llava
 from mico_training.data.sources.sample import Need, Source, TrainingSample, bad_of
 from mico_training.data.sources.shards import ShardSource
-from mico_training.recipe import DataRecipe, Recipe, Stage1Run, Stage2Run
+from mico_training.recipe import DataRecipe, Recipe, Stage1Run, Stage2Run, Stage3Run
 
 BLOCK = 4096
 """The ratios hold exactly over so many draws (each block is shuffled by itself)."""
@@ -159,6 +159,8 @@ def need_of(recipe: Recipe) -> Need:
     """The texts that a sample must have for a recipe's stage."""
     if isinstance(recipe, Stage1Run):
         return "question" if recipe.stage1.questions else "caption"
+    if isinstance(recipe, Stage3Run) and recipe.stage3.dpo is not None:
+        return "preference"
     return "caption" if isinstance(recipe, Stage2Run) else "conversation"
 
 

@@ -55,11 +55,13 @@ Kinds = frozenset[Kind]
 @dataclass(frozen=True)
 class Profile:
     """What a sample offers: the kinds of its captioned media; a skill and the kinds of the media of
-    each question; the kinds of media in its conversation, None without one."""
+    each question; the kinds of media in its conversation, None without one; whether there are two
+    conversations, of which one is preferred."""
 
     captioned: Kinds = frozenset()
     asked: frozenset[tuple[str, Kinds]] = frozenset()
     conversation: Kinds | None = None
+    paired: bool = False
 
     @classmethod
     def of(cls, sample: TrainingSample) -> "Profile":
@@ -70,6 +72,7 @@ class Profile:
             kinds(name for name, texts in sample.captions.items() if texts),
             frozenset((turn.skill, kinds(turn.media)) for turn in sample.turns),
             kinds(sample.media) if sample.conversation else None,
+            bool(sample.rejected),
         )
 
     def offers(
@@ -84,10 +87,10 @@ class Profile:
             return False
         if need == "caption":
             return bool(self.captioned & wanted)
-        talks = (
-            need == "conversation" and self.conversation is not None and self.conversation <= wanted
-        )
-        return talks or any(kinds <= wanted for kinds in asked)
+        talks = self.conversation is not None and self.conversation <= wanted
+        if need == "preference":
+            return talks and self.paired
+        return (talks and need == "conversation") or any(kinds <= wanted for kinds in asked)
 
     def json(self) -> list[Any]:
         asked = sorted([skill, sorted(kinds)] for skill, kinds in self.asked)
@@ -95,16 +98,18 @@ class Profile:
             sorted(self.captioned),
             asked,
             None if self.conversation is None else sorted(self.conversation),
+            *([True] if self.paired else []),
         ]
 
     @classmethod
     def from_json(cls, content: list[Any]) -> "Profile":
-        captioned, asked, conversation = content
+        captioned, asked, conversation, *paired = content
         questions = frozenset((skill, frozenset(kinds)) for skill, kinds in asked)
         return cls(
             frozenset(captioned),
             questions,
             None if conversation is None else frozenset(conversation),
+            bool(paired),
         )
 
 

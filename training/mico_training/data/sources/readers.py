@@ -9,6 +9,9 @@ JSON Lines, one sample a line::
         {"role": "assistant", "content": "Yes."}]}
     {"video": "s3://clips/cat.mp4", "question": "what is on the sofa?", "answers": ["cat", "a cat"]}
     {"video": "cat.mp4", "caption": "A cat is fed.", "subtitle": "Come here, your food is ready!"}
+    {"image": "cat.jpg", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."}
+
+The last line is a preference pair of TRL, whose other forms are read too (:func:`_pair`).
 
 LLaVA: a JSON array of ``{"id", "image" | "video" | ..., "conversations": [{"from": "human",
 "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}``. Markers stand for the
@@ -22,8 +25,9 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -37,6 +41,8 @@ from mico_training.data.sources.chosen import Kept
 from mico_training.data.sources.index import MOST_ERRORS, Found, Kinds, Profile, open_index
 from mico_training.data.sources.sample import Need, Skipped, TrainingSample
 from mico_training.data.sources.written import Turn
+
+Talk = tuple[Message, ...]
 
 
 class RecordError(ValueError):
@@ -60,7 +66,7 @@ class ManifestSource:
         self.root = _folder(path) if root is None else root
         self.kinds = kinds
         try:
-            files, form = {path: fingerprint(path)}, f"jsonl 1 {self.root}"
+            files, form = {path: fingerprint(path)}, f"jsonl 2 {self.root}"
             self.index = open_index(files, self._scan, form)
             if any(map(self._mended, self.index.bad.errors)):  # an index of another form is made
                 self.index = open_index(files, self._scan, f"{form} mended")
@@ -154,20 +160,24 @@ def sample_of(record: Any, root: Location, name: str) -> TrainingSample:
     subtitle = record.get("subtitle", "")
     if not isinstance(subtitle, str):
         raise RecordError(f"'subtitle' is {type(subtitle).__name__}, not a string")
-    if "messages" in record and "conversations" in record:
-        raise RecordError("has both 'messages' and 'conversations'; give one")
+    talks = [key for key in ("messages", "conversations", "chosen") if key in record]
+    if len(talks) > 1:
+        raise RecordError(f"has both {talks[0]!r} and {talks[1]!r}; give one")
     questions = _strings(record, "question", ())
     answers = _strings(record, "answer", record.get("answers", ()))
     if questions and not media:
         raise RecordError(f"has a question but no medium ({', '.join(MODALITIES)})")
     turns = record.get("messages", record.get("conversations", ()))
     conversation = _conversation(turns, media) if turns else ()
+    rejected: Talk = ()
+    if "chosen" in record or "rejected" in record:
+        conversation, rejected = _pair(record, media)
     if bool(questions) != bool(answers) or len(questions) > 1:
         found = f"has {len(questions)} 'question' and {len(answers)} 'answers'"
         raise RecordError(f"{found}; a record asks one question and has at least one answer")
     if not captions and not conversation and not questions:
         raise RecordError(
-            "lacks all of 'caption', 'messages', 'conversations' and 'question'; give one of them"
+            "lacks all of 'caption', 'messages', 'conversations', 'question' and 'chosen'; give one"
         )
     first = next(iter(media), "")
     return TrainingSample(
@@ -177,6 +187,7 @@ def sample_of(record: Any, root: Location, name: str) -> TrainingSample:
         concepts={first: concept} if concept and media else {},
         turns=tuple(Turn(questions[0], answer, "", tuple(media)) for answer in answers),
         conversation=conversation,
+        rejected=rejected,
         subtitle=subtitle.strip(),
     )
 
@@ -211,7 +222,8 @@ def _captions(record: dict[str, Any], media: dict[str, MediaFile]) -> dict[str, 
 def _media(record: dict[str, Any], root: Location) -> dict[str, MediaFile]:
     media = {}
     for kind in MODALITIES:
-        for count, text in enumerate(_strings(record, kind, ()), start=1):
+        pictures = record.get("images", ()) if kind == "image" else ()  # TRL's key
+        for count, text in enumerate(_strings(record, kind, pictures), start=1):
             key = kind if count == 1 else f"{kind}{count}"
             place = located(text)
             if isinstance(place, Path):
@@ -256,6 +268,37 @@ def _conversation(turns: Any, media: dict[str, MediaFile]) -> tuple[Message, ...
             f"are {', '.join(speakers) or 'none'}"
         )
     return messages
+
+
+def _pair(record: dict[str, Any], media: dict[str, MediaFile]) -> tuple[Talk, Talk]:
+    """The conversations with the chosen and with the rejected answer, from a pair in TRL's form.
+
+    The values are texts or lists of messages. Without a ``prompt``, what both answers begin with is
+    the prompt: whole messages, or whole words.
+    """
+    prompt, answers = record.get("prompt"), [record.get("chosen"), record.get("rejected")]
+    if {type(one) for one in answers} not in ({str}, {list}):
+        raise RecordError("'chosen' and 'rejected' are not two texts or two lists of messages")
+    if prompt is None:
+        alike = zip(*cast(Any, answers), strict=False)
+        n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], alike))
+        while isinstance(answers[0], str) and n and not answers[0][n - 1].isspace():
+            n -= 1
+        prompt, answers = cast(Any, answers[0])[:n], [cast(Any, one)[n:] for one in answers]
+    if not isinstance(prompt, str | list) or not prompt:
+        reason = "lacks a 'prompt', a text or a list of messages, and its answers begin differently"
+        raise RecordError(reason if not prompt else f"'prompt' is {type(prompt).__name__}")
+    asked = _turns(prompt, "user")
+    chosen, rejected = (_conversation([*asked, *_turns(a, "assistant")], media) for a in answers)
+    if chosen == rejected:
+        raise RecordError("'chosen' and 'rejected' are the same")
+    if any(message.media for talk in (chosen, rejected) for message in talk[len(asked) :]):
+        raise RecordError("an answer shows a medium; media stand in the 'prompt'")
+    return chosen, rejected
+
+
+def _turns(said: Any, role: str) -> list[Any]:
+    return [{"role": role, "content": said.strip()}] if isinstance(said, str) else list(said)
 
 
 def _plain(number: int, turn: Any) -> dict[str, str]:

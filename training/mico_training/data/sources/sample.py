@@ -22,7 +22,7 @@ from mico_chat.model.mini.things import WORDS
 from mico_training.data.language.english import number_word
 from mico_training.data.sources.written import NEARER_BY, Turn
 
-Need = Literal["caption", "conversation", "question"]
+Need = Literal["caption", "conversation", "question", "preference"]
 
 APART = 0.12
 """Two things are left and right if they are so far apart, as a fraction of the picture."""
@@ -53,8 +53,9 @@ class TrainingSample:
     """Media, and the texts about them.
 
     ``captions``, ``concepts`` and ``regions`` have keys of ``media``. ``turns`` are single
-    questions, of which a conversation is drawn; ``conversation`` is a complete one. ``subtitle`` is
-    what is said in the media, in text. ``place``: its source in a mixture, and its number there.
+    questions, of which a conversation is drawn; ``conversation`` is a complete one, and
+    ``rejected`` the same with a worse end. ``subtitle`` is what is said in the media, in text.
+    ``place``: its source in a mixture, and its number there.
     """
 
     id: str
@@ -64,6 +65,7 @@ class TrainingSample:
     regions: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     turns: tuple[Turn, ...] = ()
     conversation: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
     subtitle: str = ""
     place: tuple[int, int] = field(default=(0, -1), compare=False)
 
@@ -74,7 +76,8 @@ class TrainingSample:
             return self
         captions = {name: texts for name, texts in self.captions.items() if name in media}
         turns = tuple(turn for turn in self.turns if set(turn.media) <= set(media))
-        return replace(self, media=media, captions=captions, turns=turns, conversation=())
+        talk: dict[str, Any] = {"turns": turns, "conversation": (), "rejected": ()}
+        return replace(self, media=media, captions=captions, **talk)
 
 
 @dataclass(frozen=True)
