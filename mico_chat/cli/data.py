@@ -17,6 +17,7 @@ with late():
     from mico_corpus import build as building
     from mico_corpus import recipe as recipes
     from mico_corpus.looking import look as looking
+    from mico_corpus.looking import store
     from mico_corpus.packing import remove as removal
     from mico_corpus.packing import subsets
     from mico_training import recipe as files
@@ -63,19 +64,19 @@ def build(
         print(f"next: mico-chat train-stage1, with `data: [{{path: {pattern}}}]` in its recipe")
 
 
-Shards = Annotated[
-    str,
-    typer.Argument(
-        metavar="SHARDS", help="The folder or address of a build, or a pattern: 'shards/*.tar'."
-    ),
-]
-
 Build = Annotated[str, typer.Argument(metavar="SHARDS", help="The folder or address of a build.")]
 
 
 @data.command()
 def look(
-    shards: Shards,
+    shards: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A build, shards ('shards/*.tar'), a folder of media, .jsonl, .csv, or LLaVA's "
+            ".json; in a folder or at an address.",
+        ),
+    ],
     port: int = typer.Option(7870, min=0, max=65535, help="Port of the page; 0: any free one."),
     no_open: bool = typer.Option(False, "--no-open", help="Open no browser."),
     html: Path | None = typer.Option(
@@ -83,13 +84,17 @@ def look(
     ),
     clips: int = typer.Option(24, min=1, help="Clips on the page of --html."),
 ) -> None:
-    """Look at clips in the browser: frames, sound, captions, depth; also those left out, and why.
+    """Look at samples in the browser: media and texts; also those left out or bad, and why.
 
     mico-chat data look shards
 
     mico-chat data look 'shards/*.tar' --html page.html
+
+    mico-chat data look pictures
     """
     check_extra("data", "mico-chat data look", looking)
+    for line in store.open_store(shards).about:
+        print(line)
     if html is not None:
         print(f"{html}: {looking.write_page(shards, html, clips)} clips")
         return

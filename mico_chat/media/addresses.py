@@ -80,10 +80,10 @@ def fingerprint(location: Location) -> str:
         stat = location.stat()
         return f"{stat.st_size}-{stat.st_mtime_ns}"
     system, path = file_system(location)
-    return _state(system.info(path))
+    return state_of(system.info(path))
 
 
-def _state(about: dict[str, Any]) -> str:
+def state_of(about: dict[str, Any]) -> str:
     version = next((about[name] for name in (*VERSIONS, "created") if about.get(name)), "")
     return f"{about.get('size')}-{version}"
 
@@ -99,6 +99,6 @@ def matching(pattern: str) -> dict[Location, str]:
     except FileNotFoundError:
         return {}
     return {
-        name if "://" in name else before + name.lstrip("/"): _state(about)  # HTTP's are whole
+        name if "://" in name else before + name.lstrip("/"): state_of(about)  # HTTP's are whole
         for name, about in sorted(listed.items())
     }

@@ -1,7 +1,7 @@
 """The page of all keys of a recipe is current, and its examples are valid."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -27,7 +27,8 @@ def test_every_key_has_a_meaning_and_a_valid_example(section: type[Section]) -> 
         assert field.description, f"{name}: write what it means in a string below it"
         assert field.description.endswith("."), name
         for example in field.examples or ():
-            TypeAdapter(Annotated[field.annotation, field]).validate_python(example)
+            kind: Any = Annotated[field.annotation, field]
+            TypeAdapter(kind).validate_python(example)
         has_one = field.examples or field.get_default(call_default_factory=True)
         is_value = "Recipe" not in str(field.annotation)
         assert has_one not in (None, (), {}) or not is_value, f"{name}: give Field(examples=[...])"

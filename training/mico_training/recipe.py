@@ -68,29 +68,23 @@ class ModelRecipe(Section):
     name: str = Field(examples=["mini"])
     """A named configuration, or a checkpoint folder."""
     encoder: Path | None = Field(default=None, examples=["runs/stage1"])
-    """The output folder of stage 1 from which stage 2 takes encoder and context; or the output
-    folder of stage 2, whose encoder stage 1's text branch learns to read."""
-    encoder_weights: str | None = Field(
-        default=None, examples=["eva_giant_patch14_clip_224.laion400m"]
-    )
-    """What a new model's ViT starts from in stage 1: a timm name, a hub name, a folder that timm
-    saved, or a file."""
+    """Encoder and context come from this folder: of stage 1 for stage 2, or of 2 for 1."""
+    encoder_weights: str | None = Field(default=None, examples=["vit_base_patch16_clip_224.openai"])
+    """A new ViT of stage 1 starts from a timm name, a hub name, timm's folder, or a file."""
     text_weights: str | None = Field(default=None, examples=["google-bert/bert-base-uncased"])
-    """What a new model's text branch starts from in stage 1: a BERT's hub name or folder."""
+    """A new text branch of stage 1 starts from a BERT's hub name or folder."""
     llm: str | None = Field(default=None, examples=["lmsys/vicuna-7b-v1.5"])
     """A folder or hub name that replaces the configuration's language model."""
     llm_dtype: Dtype = "float32"
     """The precision of the language model."""
     llm_quantization: Literal["nf4", "int8"] | None = Field(default=None, examples=["nf4"])
-    """Its frozen linear layers are held in 4 or 8 bit (bitsandbytes); with LoRA in stage 3 this is
-    QLoRA."""
+    """Its frozen layers are held in 4 or 8 bit (bitsandbytes); with LoRA this is QLoRA."""
     encoder_dtype: Dtype = "float32"
     """The precision of a frozen encoder."""
     llm_attention: str | None = Field(default=None, examples=["eager"])
     """An attention implementation of Hugging Face; ``eager`` is fastest on a CPU."""
     llm_compile: bool = False
-    """Each layer runs through ``torch.compile``, which needs a C++ compiler and makes a CPU twice
-    as fast."""
+    """Each layer runs through ``torch.compile``: twice as fast on a CPU with a C++ compiler."""
     options: dict[str, Any] = Field(default={}, examples=[{"text_config.hidden_size": 256}])
     """Fields of the configuration to replace."""
 
@@ -99,11 +93,13 @@ class DataRecipe(Section):
     """One source of samples and its share of the draws."""
 
     path: str = Field(examples=["s3://bucket/train-*.tar"])
-    """A file, or a pattern with ``*``; in a folder or at an address that fsspec opens."""
+    """A file, a folder, or a pattern with ``*``; here or at an address that fsspec opens."""
     ratio: float = Field(default=1.0, ge=0.0)
     """The share of the draws, relative to the other sources."""
-    kind: Literal["shards", "jsonl", "llava"] = "shards"
-    """The format."""
+    kind: Literal["shards", "folder", "jsonl", "csv", "llava"] | None = Field(
+        default=None, examples=["jsonl"]
+    )
+    """The format. Default: what the ending says, or what is in the folder."""
     skills: tuple[str, ...] = Field(default=(), examples=[["colour", "count"]])
     """Only questions of these skills are used; only shards have skills."""
     root: Path | str | None = Field(default=None, examples=["pictures"])
@@ -120,16 +116,14 @@ class DataRecipe(Section):
 
 
 class DropRecipe(Section):
-    """The probability to leave a part of the input out, so that the model relies on no single
-    part."""
+    """The probability to leave a part of the input out: the model relies on no single part."""
 
     modality: Probability = 0.5
     """Each medium of a joint context but one is left out (stage 1)."""
     names: Probability = 0.0
     """A medium's learned concept names are left out (stages 2 and 3)."""
     path: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-    """A medium's concept tokens are left out; with the same probability, its grid tokens (stages 2
-    and 3)."""
+    """A medium's concept tokens are left out; as often, its grid tokens (stages 2 and 3)."""
 
 
 class TrainRecipe(Section):
@@ -166,8 +160,7 @@ class TrainRecipe(Section):
     bf16: bool = False
     """Products run in bfloat16; the weights that train stay in float32."""
     gradient_checkpointing: bool = False
-    """Transformer layers run again in the backward pass, which saves the memory of their
-    activations."""
+    """Layers run again in the backward pass, which saves the memory of their activations."""
     parallel: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
     """What processes share: nothing (``ddp``: each has the whole model), all weights (``fsdp``,
     PyTorch's; ``zero3``, DeepSpeed's), or gradients and optimizer states (``zero2``,
@@ -228,8 +221,7 @@ class FeatureRecipe(Section):
     batch_size: Media = Field(default=32, gt=0)
     """The stem reads so many pictures, frames or slices in a pass."""
     compile: bool = False
-    """The stem runs in bfloat16 through ``torch.compile``, which needs a C++ compiler and makes a
-    CPU with AMX four times as fast."""
+    """The stem runs in bfloat16 through ``torch.compile``: four times as fast on a CPU with AMX."""
 
 
 class ExpectRecipe(Section):
@@ -242,8 +234,7 @@ class ExpectRecipe(Section):
     units: Media | None = Field(default=None, ge=0, examples=[8])
     """Its pictures or frames. Default: 8; in stage 1 ``most_units``."""
     slices: Media | None = Field(default=None, ge=0, examples=[2])
-    """The slices of a sound beside them, such as a video's sound track. Default: 0; in stage 1
-    ``most_slices``, and ``most_units`` where it is not given."""
+    """The slices of a sound beside them. Default: 0; in stage 1 as ``stage1.most_slices``."""
     length: Tokens | None = Field(default=None, gt=1, examples=[256])
     """Its tokens. Default: ``train.max_length``."""
     learnt: float = Field(default=0.5, gt=0.0, le=1.0)
@@ -281,8 +272,7 @@ class Stage1Recipe(Section):
     mask_probability: Probability = 0.6
     """The share of a caption's words that are masked and predicted."""
     hardness: float = Field(default=1.0, gt=0.0)
-    """Matching draws its negatives in proportion to exp(similarity · hardness); the less, the
-    easier they are."""
+    """Matching draws negatives in proportion to exp(similarity · hardness): less is easier."""
     cross_corpus: Probability = 0.0
     """The probability of a context from two corpora or more (equation 3)."""
     most_corpora: Annotated[int, counted("corpora")] = Field(default=3, ge=2)
@@ -306,8 +296,7 @@ class Stage1Recipe(Section):
     """The probability that a picture alone is captioned as a drawn concept, and its posterior
     simulated, for a model with ``text_config.name_tokens``."""
     tokenizer: str | None = Field(default=None, examples=["google-bert/bert-base-uncased"])
-    """The folder or hub name of a new model's text tokenizer. Default: a WordPiece vocabulary is
-    learnt from the captions."""
+    """A new model's text tokenizer. Default: a WordPiece vocabulary is learnt from the captions."""
     vocabulary: Annotated[int, counted("words")] = Field(default=8192, gt=100)
     """The size of the vocabulary that is learnt."""
 
@@ -559,12 +548,12 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
 def _section(kind: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
     for part in location:
         if isinstance(part, str) and part in kind.model_fields:
-            kind = next(_models_in(kind.model_fields[part].annotation), kind)
+            kind = next(models_in(kind.model_fields[part].annotation), kind)
     return kind
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models_in(inner)
+        yield from models_in(inner)

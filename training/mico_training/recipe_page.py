@@ -15,8 +15,9 @@ Schema = dict[str, Any]
 HEAD = """# Every key of a recipe
 
 `python -m mico_training.recipe_page > docs/recipes.md` writes this page from the recipes' types.
-[training.md](training.md) explains the stages. `--set train.lr=1e-4` replaces a value, which is
-YAML. An unknown key is an error. A key without a default is needed, if its section is there.
+`mico-chat train init` writes a recipe for your data; [training.md](training.md) explains the
+stages. `--set train.lr=1e-4` replaces a value, which is YAML. An unknown key is an error. A key
+without a default is needed, if its section is there.
 """
 COLUMNS = "| key | type | unit | default | meaning | example |\n|---|---|---|---|---|---|\n"
 NAMED = """
@@ -82,7 +83,7 @@ def _type(value: Schema) -> str:
     """A type in words, with its choices and limits: "whole number, above 0"."""
     if "anyOf" in value:
         return " or ".join(dict.fromkeys(map(_type, value["anyOf"])))
-    kind = value.get("format") or value.get("type", "section")
+    kind = str(value.get("format") or value.get("type", "section"))
     words = " or ".join(f"`{one}`" for one in value.get("enum", ())) or TYPES.get(kind, kind)
     words += f": {_type(value['items'])}" if "items" in value else ""
     return ", ".join([words, *(f"{LIMITS[n]} {value[n]:g}" for n in LIMITS if n in value)])

@@ -16,7 +16,7 @@ from mico_chat.media import MediaFile
 from mico_chat.media.file import Remote, TarMember
 from mico_training.data.media import FeatureCache
 from mico_training.data.mixture import open_source
-from mico_training.data.sources.readers import ManifestSource, read_llava
+from mico_training.data.sources.readers import ManifestSource
 from mico_training.data.sources.shards import ShardSource
 from mico_training.data.sources.written import write_shard
 from mico_training.recipe import DataRecipe
@@ -184,7 +184,7 @@ def test_manifests_and_media_may_lie_at_addresses(bucket: Any, tmp_path: Path) -
     (tmp_path / "here.jsonl").write_text(json.dumps(record | {"image": "cat.png"}))
     for sample in (
         ManifestSource("memory://bucket/train.jsonl", "caption")[0],
-        read_llava("memory://bucket/llava.json", "caption")[0],
+        open_source(DataRecipe(path="memory://bucket/llava.json"), "caption")[0],
         open_source(
             DataRecipe(path=f"{tmp_path}/here.jsonl", kind="jsonl", root="memory://bucket/media"),
             "caption",

@@ -14,7 +14,7 @@ from mico_chat.media import MediaFile
 from mico_chat.model.mini.regions import WHOLE
 from mico_training.data.media import FeatureCache, stem_fingerprint
 from mico_training.data.mixture import open_source
-from mico_training.data.sources.readers import ManifestSource, read_llava
+from mico_training.data.sources.readers import ManifestSource
 from mico_training.data.sources.sample import WAYS, Region, region_batch, regions_of
 from mico_training.data.sources.shards import ShardSource
 from mico_training.data.sources.written import Turn, write_shard
@@ -163,10 +163,10 @@ def test_llava_json(folder: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
     path = folder / "llava.json"
     path.write_text(json.dumps([{"id": "7", "image": "cat.jpg", "conversations": turns}]))
-    assert read_llava(path, "conversation")[0].id == "7"
+    assert open_source(DataRecipe(path=str(path)), "conversation")[0].id == "7"
     path.write_text(json.dumps([{"image": "cow.jpg", "conversations": turns}]))
-    with pytest.raises(DataError, match=r"llava\.json: item 0: image cow\.jpg"):
-        raise read_llava(path, "conversation").bad.errors[0]
+    with pytest.raises(DataError, match=r"llava\.json:1: image cow\.jpg"):
+        open_source(DataRecipe(path=str(path), bad="stop"), "conversation")
 
 
 # --- the feature cache ---------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The clips that people look at: those of a build with its tables, or those of any shards.
+"""The clips that people look at: those of a build with its tables, or the samples of any source.
 
-A build's tables have every filter, and the clips that were left out. Shards alone have one filter,
+A build's tables have every filter, and the clips that were left out. Other sources have one filter,
 the kind of medium that is described, which their index holds.
 """
 
@@ -25,9 +25,10 @@ from mico_corpus.looking.filters import KEPT, LEFT_OUT, ClipFilter, passing_rows
 from mico_corpus.packing.tables import elements, rows_at, texts
 from mico_corpus.places import Place
 from mico_corpus.rows import CLIPS, INDEXES, Row
-from mico_training.data.sources.index import open_index
+from mico_training.data.sources.contents import contents
+from mico_training.data.sources.manifests import form_of
 from mico_training.data.sources.sample import TrainingSample
-from mico_training.data.sources.shards import FORM, sample_of, scan
+from mico_training.data.sources.shards import sample_of
 from mico_training.data.sources.tar import found_in, members_of
 
 MOST = 500
@@ -52,16 +53,19 @@ class ClipEntry:
 
 
 def open_store(shards: str) -> "Plain | BuildStore":
-    """The clips of a folder, an address, or a pattern with ``*``; a DataError if there are none."""
+    """The clips of a build, or a source's samples; a DataError if there are none."""
+    form = form_of(shards)
+    if form not in ("shards", "folder"):
+        return Plain(shards)
     is_folder = "*" not in shards and not shards.endswith(".tar")
     pattern = f"{shards.rstrip('/')}/*.tar" if is_folder else shards
     place = Place(shards if is_folder else str(_parent(shards)))
     found = matching(pattern)
     if place.tables(CLIPS) or place.tables(INDEXES):
         return BuildStore(place, list(found), whole=is_folder)
-    if not found:
+    if not found and form == "shards":
         raise DataError(pattern, None, "no shard and no build is there")
-    return Plain(found)
+    return Plain(pattern if found else shards)
 
 
 def _parent(pattern: str) -> Location:
@@ -70,12 +74,13 @@ def _parent(pattern: str) -> Location:
 
 
 class Plain:
-    """Clips of shards alone. ``reasons``, ``sources``, ``annotators`` and ``media`` are what the
-    filters may name, as in a build; the first two with the number of clips."""
+    """Samples without tables. ``reasons``, ``sources``, ``annotators`` and ``media`` are what the
+    filters may name, as in a build; the first two with the number of clips. ``about``: counts."""
 
-    def __init__(self, shards: Mapping[Location, str]) -> None:
-        self.index = open_index(shards, scan, FORM)
-        self.reasons = {KEPT: len(self.index)}
+    def __init__(self, path: str) -> None:
+        self.found = contents(path)
+        self.about, self.index = self.found.lines(), self.found.source.index
+        self.reasons = {KEPT: len(self.found.numbers)}
         self.sources: Mapping[str, int] = {}
         self.annotators: Sequence[str] = ()
         captioned = {kind for profile in self.index.profiles for kind in profile.captioned}
@@ -83,7 +88,7 @@ class Plain:
 
     def find(self, asked: ClipFilter) -> NDArray[np.int64]:
         if not asked.medium:
-            return np.arange(len(self.index))
+            return self.found.numbers
         runs = self.index.offering(lambda profile: asked.medium in profile.captioned)
         return np.flatnonzero(np.concatenate([*runs, np.zeros(0, bool)]))
 
@@ -91,9 +96,11 @@ class Plain:
         return [self._entry(int(number)) for number in numbers]
 
     def _entry(self, number: int) -> ClipEntry:
-        shard, start, size = self.index.place(number)
-        row = {"shard": _name(shard), "reason": ""}
-        return _of_shard(number, row, shard, start, size)
+        file, start, size = self.index.place(number)
+        if self.found.form == "shards":
+            return _of_shard(number, {"shard": _name(file), "reason": ""}, file, start, size)
+        sample = self.found.sample(number)
+        return ClipEntry(sample.id, number, {}, sample, _said(sample))
 
 
 class BuildStore:
@@ -103,6 +110,7 @@ class BuildStore:
         self.place = place
         self.shards = {_name(shard): shard for shard in shards}
         self.media: Sequence[str] = ()
+        self.about: list[str] = []
         self._of_pattern = None if whole else pa.array(["", *self.shards])
         clips = place.tables(CLIPS)
         self._tables = [*place.tables(INDEXES), *clips]
@@ -233,4 +241,6 @@ def _said(sample: TrainingSample) -> list[Row]:
     ]
     if sample.subtitle:
         said.append({"role": "speech", "medium": "audio", "text": sample.subtitle})
-    return said
+    talk = [f"{turn.question} → {turn.answer}" for turn in sample.turns]
+    talk += [f"{one.role}: {one.text}" for one in sample.conversation]
+    return said + [{"role": "question", "medium": "", "text": text} for text in talk]

@@ -15,14 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.media.addresses import fingerprint, located, matching, read_part
-from mico_chat.media.kinds import MODALITIES
+from mico_chat.media.addresses import fingerprint, matching, read_part
 from mico_training.data.order import BY_RANK, LANES, Integers, Order
 from mico_training.data.sources.chosen import Chosen, Kept, ends_of, share
+from mico_training.data.sources.contents import opened_source
 from mico_training.data.sources.index import SUFFIX
-from mico_training.data.sources.readers import ManifestSource, read_llava
 from mico_training.data.sources.sample import Need, Source, TrainingSample, bad_of
-from mico_training.data.sources.shards import ShardSource
 from mico_training.recipe import DataRecipe, Recipe, Stage1Run, Stage2Run, Stage3Run
 
 BLOCK = 4096
@@ -130,18 +128,7 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
         ConfigError: ``skills`` are named, but the source's format has none.
     """
     source: Source
-    kinds = frozenset(recipe.modalities or MODALITIES)
-    if recipe.kind == "shards":
-        source = ShardSource(recipe.path, need, recipe.skills, kinds)
-    elif recipe.skills:
-        raise ConfigError(
-            f"{recipe.path}: only a source of kind: shards has skills; this one is of kind: "
-            f"{recipe.kind}"
-        )
-    else:
-        root = None if recipe.root is None else located(recipe.root)
-        read = ManifestSource if recipe.kind == "jsonl" else read_llava
-        source = read(located(recipe.path), need, root, kinds)
+    _, source = opened_source(recipe, need)
     bad = bad_of(source)
     if bad.n and recipe.bad == "stop":
         raise bad.errors[0]

@@ -1,4 +1,4 @@
-"""Training data that a user writes: JSON Lines, or LLaVA-style JSON.
+"""Training data that a user writes: JSON Lines, and what :mod:`.manifests` makes them of.
 
 JSON Lines, one sample a line::
 
@@ -38,8 +38,9 @@ from mico_chat.media.file import Remote
 from mico_chat.media.kinds import MODALITIES
 from mico_chat.messages import Message, from_llava
 from mico_training.data.sources.chosen import Kept
-from mico_training.data.sources.index import MOST_ERRORS, Found, Kinds, Profile, open_index
-from mico_training.data.sources.sample import Need, Skipped, TrainingSample
+from mico_training.data.sources.index import Found, Kinds, Profile, open_index
+from mico_training.data.sources.manifests import folder_of, kind_of
+from mico_training.data.sources.sample import Need, TrainingSample
 from mico_training.data.sources.written import Turn
 
 Talk = tuple[Message, ...]
@@ -52,7 +53,8 @@ class RecordError(ValueError):
 class ManifestSource:
     """A JSON Lines file's samples that have a stage's texts; ``bad``: the lines that are wrong.
 
-    ``kinds``: only media of these, and the texts about them.
+    ``kinds``: only media of these, and the texts about them. ``shown``: errors name this file, of
+    which the JSON Lines were made (:mod:`.manifests`).
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class ManifestSource:
         need: Need,
         root: Location | None = None,
         kinds: Kinds = frozenset(MODALITIES),
+        shown: Location | None = None,
     ) -> None:
-        self.path = path
-        self.root = _folder(path) if root is None else root
+        self.path, self.shown = path, path if shown is None else shown
+        self.root = folder_of(path) if root is None else root
         self.kinds = kinds
         try:
             files, form = {path: fingerprint(path)}, f"jsonl 2 {self.root}"
@@ -74,15 +77,20 @@ class ManifestSource:
             raise DataError(path, None, error.strerror or str(error)) from error
         self.kept = Kept(self.index.offering(lambda p: p.offers(need, frozenset(), kinds)))
         self.ends = np.array([len(self.kept)])
-        self.bad = self.index.bad
+        bad = self.index.bad
+        errors = tuple(DataError(self.shown, *error.args[1:]) for error in bad.errors)
+        self.bad = replace(bad, errors=errors)
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        line = self.kept[index]
+        return self.read(self.kept[index]).of_kinds(self.kinds)
+
+    def read(self, line: int) -> TrainingSample:
+        """The sample of a line, from 0; a DataError says what is wrong with it."""
         _, start, size = self.index.place(line)
-        return self._parse(read_part(self.path, start, size), line + 1).of_kinds(self.kinds)
+        return self._parse(read_part(self.path, start, size), line + 1)
 
     def _scan(self, path: Location) -> Iterator[Found]:
         start = 0
@@ -104,54 +112,25 @@ class ManifestSource:
         return False
 
     def _parse(self, line: bytes, number: int) -> TrainingSample:
+        named = ""
         try:
-            name = f"{Path(self.path).name}:{number}"
-            return sample_of(json.loads(line), self.root, name)
+            record = json.loads(line)
+            named = f"{record['id']}: " if isinstance(record, dict) and "id" in record else ""
+            return sample_of(record, self.root, f"{Path(self.shown).name}:{number}")
         except (RecordError, OSError) as error:  # such as a name that is too long
-            raise DataError(self.path, number, str(error)) from error
+            raise DataError(self.shown, number, f"{named}{error}") from error
         except (ValueError, RecursionError) as error:
-            raise DataError(self.path, number, f"not JSON: {error}") from error
-
-
-def _folder(path: Location) -> Location:
-    return path.parent if isinstance(path, Path) else path.rpartition("/")[0]
-
-
-class ListSource(list[TrainingSample]):
-    """Samples in memory, and the ``bad`` ones that are left out."""
-
-    bad = Skipped()
-
-
-def read_llava(
-    path: Location, need: Need, root: Location | None = None, kinds: Kinds = frozenset(MODALITIES)
-) -> ListSource:
-    """A LLaVA-style array's samples that have a stage's texts; a DataError if it is no array."""
-    root = _folder(path) if root is None else root
-    try:
-        records = json.loads(read_part(path))
-    except OSError as error:
-        raise DataError(path, None, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise DataError(path, None, f"not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
-    samples, errors = [], []
-    for number, record in enumerate(records):
-        try:
-            samples.append(sample_of(record, root, f"{Path(path).name}#{number}"))
-        except (RecordError, OSError) as error:
-            errors.append(DataError(path, None, f"item {number}: {error}"))
-    offering = (s for s in samples if Profile.of(s).offers(need, frozenset(), kinds))
-    source = ListSource(sample.of_kinds(kinds) for sample in offering)
-    source.bad = Skipped(len(errors), tuple(errors[:MOST_ERRORS]))
-    return source
+            raise DataError(self.shown, number, f"not JSON: {error}") from error
 
 
 def sample_of(record: Any, root: Location, name: str) -> TrainingSample:
     """The sample that a record describes; a RecordError says what is wrong."""
     if not isinstance(record, dict):
         raise RecordError(f"a sample is an object, not {type(record).__name__}")
+    if isinstance(name_of_file := record.get("file_name"), str):  # Hugging Face's imagefolder
+        if (kind := kind_of(name_of_file)) is None:
+            raise RecordError(f"file_name {name_of_file}: no medium has this ending")
+        record = {kind: name_of_file, "caption": record.get("text", []), **record}
     media = _media(record, root)
     captions = _captions(record, media)
     concept = record.get("concept")
@@ -175,7 +154,8 @@ def sample_of(record: Any, root: Location, name: str) -> TrainingSample:
     if bool(questions) != bool(answers) or len(questions) > 1:
         found = f"has {len(questions)} 'question' and {len(answers)} 'answers'"
         raise RecordError(f"{found}; a record asks one question and has at least one answer")
-    if not captions and not conversation and not questions:
+    # A file of a folder that has no caption says so.
+    if not captions and not conversation and not questions and record.get("caption") != []:
         raise RecordError(
             "lacks all of 'caption', 'messages', 'conversations', 'question' and 'chosen'; give one"
         )
@@ -199,6 +179,10 @@ def _strings(record: dict[str, Any], key: str, otherwise: Any) -> tuple[str, ...
         raise RecordError(f"{key!r} is neither a string nor a list of strings")
     if any(not v.strip() for v in values):
         raise RecordError(f"{key!r} is empty")
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"{key!r} is not UTF-8") from error
     return tuple(values)
 
 

@@ -73,13 +73,17 @@ class ShardSource:
         return len(self.kept)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        shard, start, size = self.index.place(self.kept[index])
+        return self.read(self.kept[index]).of_kinds(self.kinds)
+
+    def read(self, number: int) -> TrainingSample:
+        """A sample by its number in all shards; a DataError says what is wrong with it."""
+        shard, start, size = self.index.place(number)
         try:
             key, members = members_of(shard, start, size)
         except (OSError, ValueError) as error:
             reason = f"the sample at byte {start} cannot be read: {error}"
             raise DataError(shard, None, reason) from error
-        return sample_of(shard, key, members, self.skills).of_kinds(self.kinds)
+        return sample_of(shard, key, members, self.skills)
 
 
 def scan(shard: Location) -> Iterator[Found]:
