@@ -47,6 +47,7 @@ from mico_chat.cli.options import (
     takes_options,
 )
 from mico_chat.cli.process_list import leave_process_list, without_passwords
+from mico_chat.cli.train import train
 from mico_chat.engine.cpu import set_openmp
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.table import ENGINE_HELP
@@ -78,6 +79,7 @@ app.add_typer(models.export, name="export")
 app.add_typer(models.convert, name="convert")
 app.add_typer(keys, name="keys")
 app.add_typer(data, name="data")
+app.add_typer(train, name="train")
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,90 @@
+"""``mico-chat train init``: looks at data, and writes a recipe with a comment on each line.
+
+The comments are the meanings of the keys (:mod:`.recipe`). The batch is the largest that fits into
+this machine's memory by the estimate of one step.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from mico_chat.engine import cpu
+from mico_chat.errors import ConfigError
+from mico_training.data.sources.contents import Contents
+from mico_training.data.sources.sample import Need
+from mico_training.estimate import estimate
+from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, models_in
+
+NEEDS = {"caption": "captions", "conversation": "conversations or questions"}
+STAGES: dict[int, tuple[type[Recipe], Need, float, int, int]] = {
+    1: (Stage1Run, "caption", 3e-4, 64, 10),
+    2: (Stage2Run, "caption", 5e-4, 32, 3),
+    3: (Stage3Run, "conversation", 2e-4, 16, 3),
+}
+"""Of each stage: recipe, texts, learning rate, samples in a step, and times that each is seen."""
+HALF = {"amx_bf16", "avx512_bf16"}
+"""A processor with one of these multiplies in bfloat16."""
+
+
+def starter(stage: int, found: Contents, model: str) -> str:
+    """The text of a recipe of one stage for data, a model and this machine.
+
+    Raises:
+        ConfigError: no sample has the texts of the stage; it says what would help.
+    """
+    kind, need, lr, in_step, times = STAGES[stage]
+    n = found.serving(need)
+    if not n:
+        others = [f", or use --stage {one}" for one in STAGES if found.serving(STAGES[one][1])]
+        raise ConfigError(
+            f"{found.path}: no sample has {NEEDS[need]}, which stage {stage} needs; add them "
+            f"(docs/data.md shows how){''.join(others[:1])}"
+        )
+    in_step, cores = min(in_step, n), cpu.usable_cores()
+    unit = 100 if times * n > 80 * in_step else 20
+    steps = unit * -(-times * n // in_step // unit)
+    on_gpu = torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else cpu.memory()[0]
+    fast = torch.cuda.is_bf16_supported() if on_gpu else HALF & cpu.processor()[1]
+    train: dict[str, Any] = {"lr": lr, "steps": steps, "batch_size": in_step, "accumulation": 1}
+    train |= {"warmup_steps": steps // 20, "schedule": "cosine", "bf16": bool(fast)}
+    train |= {"save_steps": steps // 10 if unit == 100 else 10, "log_steps": unit // 10}
+    train |= {"workers": min(8, cores // 2)}
+    values: dict[str, Any] = {"model": {"name": model}, "output": f"runs/stage{stage}"}
+    values |= {"data": [{"path": found.path, "kind": found.form}], "train": train}
+    halves = [in_step >> half for half in range(in_step.bit_length())]
+    for again, batch in product((False, True), halves):
+        train |= {"batch_size": batch, "accumulation": in_step // batch}
+        train["gradient_checkpointing"] = again
+        needs = estimate(kind.model_validate(values))
+        if needs.peak < free:
+            break
+    about = [
+        f"Stage {stage}, by `mico-chat train init`; docs/recipes.md has all keys.",
+        *found.lines(),
+        f"{n:,} samples serve this stage; each is seen about {steps * in_step / n:.1f} times.",
+        f"A step needs about {needs.peak / 1e9:.1f} GB; {free / 1e9:.1f} GB are free here.",
+    ]
+    return "\n".join([*(f"# {line}" for line in about), *_lines(kind, values), ""])
+
+
+def _lines(section: type[BaseModel], values: dict[str, Any], before: str = "") -> Iterator[str]:
+    """YAML, each line with the first sentence of its key's meaning."""
+    for key, value in values.items():
+        field = section.model_fields[key]
+        meaning = " ".join((field.description or "").split()).partition(". ")[0]
+        about = f"  # {meaning.rstrip('.').replace('``', '')}."
+        if isinstance(value, dict | list):
+            yield f"{before}{key}:{about}"
+            (inner,) = models_in(field.annotation)
+            for one in [value] if isinstance(value, dict) else value:
+                lines = list(_lines(inner, one, before + "  " * (1 + isinstance(value, list))))
+                if isinstance(value, list):
+                    lines[0] = f"{before}  - {lines[0].strip()}"
+                yield from lines
+        else:
+            yield f"{before}{key}: {json.dumps(value)}{about}"
