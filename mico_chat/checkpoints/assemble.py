@@ -1,19 +1,21 @@
 """A MiCo-Chat out of an encoder, a language model and a fresh bridge, which stage 2 then trains.
 
-The encoder comes from a stage 1 folder (or a converted one) or from another chat model; the
-language model is any causal LM of Hugging Face and stays where it is.
+The encoder comes from a stage 1 folder (or a converted one), from another chat model or from timm;
+the language model is any causal LM of Hugging Face and stays where it is.
 """
 
 import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -46,14 +48,27 @@ from mico_chat.checkpoints.load import (
 )
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConceptConfig, MicoConfig
+from mico_chat.model.config import (
+    MicoBridgeConfig,
+    MicoChatConfig,
+    MicoConceptConfig,
+    MicoConfig,
+    MicoEncoderConfig,
+)
 from mico_chat.model.media_path import MediaModel, TokenTable
 from mico_chat.model.mini.concepts import ConceptAttention
+from mico_chat.model.mini.stem import timm
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
 logger = logging.getLogger(__name__)
+
+LOADING = (
+    *(RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, EOFError),
+    *(AssertionError, SafetensorError),
+)
+"""What timm and transformers raise for names, files and hubs that give no weights."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,17 @@ class Encoder:
     text: tuple[MicoForPretraining, PreTrainedTokenizerBase] | None = None
 
 
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 # --- what goes in -------------------------------------------------------------------------------
 
 
 def read_encoder(name_or_dir: str | Path) -> Encoder:
-    """The encoder of a stage 1 folder or of a chat model, in float32."""
+    """The encoder of a stage 1 folder, a chat model or timm (:func:`timm_name`), in float32."""
+    if (name := timm_name(name_or_dir)) is not None:
+        return _read_timm(name)
     folder = local_folder(model_folder(name_or_dir))
     config = encoder_config_of(folder)
     if isinstance(config, MicoConfig):
@@ -86,12 +107,65 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
     return Encoder(read_media_model(folder, torch.float32), preprocessing)
 
 
-def encoder_config_of(folder: Path) -> MicoConfig | MicoChatConfig:
+def timm_name(name_or_dir: str | Path) -> str | None:
+    """timm's name of an encoder: a folder of its ``save_for_hf``, one of its models, or one of the
+    hub (``timm/...``); None if it is not timm's."""
+    text, file = str(name_or_dir), Path(name_or_dir) / "config.json"
+    if file.is_file():
+        with suppress(ValueError):  # others say what is wrong with the file
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return f"local-dir:{text}" if "pretrained_cfg" in content else None
+        return None
+    if text.startswith(("timm/", "hf-hub:")):
+        return "hf-hub:" + text.removeprefix("hf-hub:")
+    return text if timm.models.is_model(text) else None
+
+
+def _timm_config(name: str) -> tuple[MicoEncoderConfig, Preprocessing]:
+    """The configuration of an encoder of timm and what it takes; reads no weights."""
+    try:
+        options = timm.models.resolve_model_input_args(name)
+    except LOADING as error:
+        raise ModelError(f"{name}: timm cannot read it: {one_line(error)}") from error
+    source, size = options.pop("pretrained_cfg"), options.pop("img_size", None)
+    side = int(torch.tensor(size or source["input_size"][1:]).max())
+    config = MicoEncoderConfig(architecture=options.pop("model_name"), image_size=side)
+    unused = ("num_classes", "pretrained_model_args")
+    config.architecture_options = {k: v for k, v in options.items() if k not in unused} or None
+    looks = {f"image_{key}": tuple(source[key]) for key in ("mean", "std")}
+    return config, Preprocessing(image_size=side, **looks)
+
+
+def _read_timm(name: str) -> Encoder:
+    """An encoder of timm with its weights; its context starts new."""
+    config, preprocessing = _timm_config(name)
+    bridge = MicoBridgeConfig(hidden_size=64, num_heads=1, depth=1)  # nobody uses it
+    try:
+        model = MediaModel(MicoChatConfig(encoder_config=config, bridge_config=bridge))
+        encoder, side = model.encoder, config.image_size
+        source = timm.create_model(name, pretrained=True, num_classes=0, img_size=side)
+        encoder.vit.load_state_dict(source.state_dict())
+        with torch.no_grad():
+            shape = tuple(encoder(torch.zeros(1, 3, side, side)).shape)
+    except LOADING as error:
+        reason = f"it cannot be an encoder, which is a ViT of timm: {one_line(error)}"
+        raise ModelError(f"{name}: {reason}") from error
+    wanted = (1, encoder.n_prefix + encoder.grid**2, encoder.embed_dim)
+    if shape != wanted:
+        reason = f"gives a picture the shape {shape}, but an encoder's tokens are {wanted}"
+        raise ModelError(f"{name}: timm's {config.architecture} {reason}")
+    return Encoder(model, preprocessing)
+
+
+def encoder_config_of(folder: str | Path) -> MicoConfig | MicoChatConfig:
+    if (name := timm_name(folder)) is not None:
+        return MicoConfig(encoder_config=_timm_config(name)[0])
+    folder = local_folder(model_folder(folder))
     config = read_part(AutoConfig, folder, "configuration")
     if not isinstance(config, MicoConfig | MicoChatConfig):
         raise ModelError(
             f"{folder}: the model type is {config.model_type!r}; an encoder is read "
-            "from a model of type 'mico' (stage 1) or 'mico_chat'"
+            "from a model of type 'mico' (stage 1) or 'mico_chat', or from timm"
         )
     return config
 
@@ -153,9 +227,10 @@ def build(
         )
     model = MicoChatForConditionalGeneration(config)
     model.attach_llm(llm)
-    table = cast(nn.Embedding, model.get_input_embeddings()).weight
+    table: Any = model.get_input_embeddings()
     with torch.no_grad():
-        model.bridge.scale.fill_(float(table.float().std()))
+        scale = getattr(table, "scalar_embed_scale", 1.0)  # Gemma's multiplies its vectors
+        model.bridge.scale.fill_(float(table.weight.float().std()) * scale)
     preprocessing = usual_preprocessing(config) if encoder is None else encoder.preprocessing
     if encoder is not None:
         take_over(model, encoder)
@@ -238,9 +313,9 @@ def assemble(
 ) -> Path:
     """Write a chat model's folder, whole or not at all.
 
-    ``encoder`` is a stage 1 folder or a chat model, ``llm`` a folder, a hub name or a packaged
-    name, of which only the token vectors are read, ``options`` fields of the configuration, such as
-    ``{"bridge.hidden_size": 512}``. Errors: ConfigError, ModelError.
+    ``encoder`` is a stage 1 folder, a chat model or a ViT of timm, ``llm`` a folder, a hub name or
+    a packaged name, of which only the token vectors are read, ``options`` fields of the
+    configuration, such as ``{"bridge.hidden_size": 512}``. Errors: ConfigError, ModelError.
     """
     with whole_folder(output) as written:
         place = Path(llm).expanduser()
@@ -275,6 +350,8 @@ def save_text_branch(
 
 def keep_text_branch(encoder: Path, folder: Path) -> None:
     """Copy the text branch of an encoder's folder, if it has one, into a chat model's folder."""
+    if timm_name(encoder) is not None:
+        return
     encoder = local_folder(model_folder(encoder))
     if (encoder / PRETRAINING).is_dir():
         shutil.copytree(encoder / PRETRAINING, folder / PRETRAINING, dirs_exist_ok=True)

@@ -176,6 +176,10 @@ class LiveMemory(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake_mask(args[0]):
             return True
+        if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
+            args = (torch.ones(args[0].shape, dtype=torch.bool),)
+        if func is torch.ops.aten.unique_dim.default and isinstance(args[0], FakeTensor):
+            return args[0], torch.arange(len(args[0])), torch.ones(len(args[0]), dtype=torch.long)
         if func.overloadpacket in _INDEXED:
             args = (args[0], _as_numbers(args[1]), *args[2:])
         out = func(*args, **kwargs)

@@ -8,7 +8,6 @@ longer than loading the mini.
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, cast
@@ -18,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mico_chat.checkpoints.configs import chat_config, read_part
@@ -39,12 +38,14 @@ from mico_chat.model.processing import MicoChatProcessor
 
 # Importing these brings transformers' models, which takes longer than to load the mini.
 with late():
+    from transformers import AutoModelForCausalLM
+
     from mico_chat.checkpoints import pretrained
     from mico_chat.model import pretraining
 
 WEIGHTS = "model.safetensors"
 TABLE = "model.embed_tokens.weight"
-"""A language model's weights have the token vectors under this name."""
+"""A Llama's weights have the token vectors under this name."""
 
 TEXT_PARTS = (
     *("text.", "media_projection.", "text_projection.", "names.", "matching_head."),
@@ -89,8 +90,7 @@ def load_encoder(
     model = read_media_model(folder, held)
     model.generation = generation_of(folder)
     if model.config.base_llm is None:
-        table = _read_table(folder, f"llm.{TABLE}", held)
-        model.attach_llm(TokenTable(table, lambda: chat_config(folder).llm_config))
+        model.attach_llm(read_token_table(folder, held, "llm."))
     else:
         model.attach_llm(read_token_table(llm_source(folder, model.config), held))
     nn.Module.to(model, device or _device())
@@ -126,32 +126,52 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel:
     return model
 
 
-def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
-    """The token vectors of the language model in a folder or of a hub name."""
-    table = _read_table(name_or_dir, TABLE, dtype)
-    return TokenTable(table, partial(AutoConfig.from_pretrained, name_or_dir))
+def read_token_table(name_or_dir: str | Path, dtype: torch.dtype, inside: str = "") -> TokenTable:
+    """The token vectors of the language model in a folder or of a hub name.
+
+    ``inside`` stands before its weights' names where it is a part of a chat model.
+    """
+
+    def config() -> PreTrainedConfig:
+        found: Any = AutoConfig.from_pretrained(name_or_dir)
+        return cast(PreTrainedConfig, found.llm_config if inside else found)
+
+    settings, _ = PreTrainedConfig.get_config_dict(name_or_dir)
+    names, scale = [TABLE], 1.0
+    if (settings["llm_config"] if inside else settings).get("model_type") != "llama":
+        with torch.device("meta"):
+            llm: Any = AutoModelForCausalLM.from_config(config())
+        table = llm.get_input_embeddings()
+        scale = getattr(table, "scalar_embed_scale", 1.0)  # Gemma's multiplies its vectors
+        parameters = llm.named_parameters(remove_duplicate=False)  # a tied one has two names
+        names = [name for name, weight in parameters if weight is table.weight]
+        names += [name.removeprefix(f"{llm.base_model_prefix}.") for name in names]
+    vectors = _read_table(name_or_dir, [inside + name for name in names], dtype)
+    return TokenTable(vectors if scale == 1 else vectors * scale, config)
 
 
-def _read_table(name_or_dir: str | Path, name: str, dtype: torch.dtype) -> Tensor:
+def _read_table(name_or_dir: str | Path, names: list[str], dtype: torch.dtype) -> Tensor:
     for file in (WEIGHTS, "pytorch_model.bin"):
         index = cached_file(name_or_dir, f"{file}.index.json", **_IF_THERE)
+        held = [file]
         if index is not None:
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            file = shards.get(name, file)
-        if (found := cached_file(name_or_dir, file, **_IF_THERE)) is not None:
-            if (weight := _tensor_in(found, name)) is None:
-                raise ModelError(f"{name_or_dir}: no {name} in {file}")
+            held = [shards[name] for name in names if name in shards] or held
+        if (found := cached_file(name_or_dir, held[0], **_IF_THERE)) is not None:
+            if (weight := _tensor_in(found, names)) is None:
+                raise ModelError(f"{name_or_dir}: no {' or '.join(names)} in {file}")
             return weight.to(dtype)
     files = f"{WEIGHTS} or pytorch_model.bin"
     raise ModelError(f"{name_or_dir}: no {files} with the token table")
 
 
-def _tensor_in(file: str, name: str) -> Tensor | None:
+def _tensor_in(file: str, names: list[str]) -> Tensor | None:
     if file.endswith(".bin"):  # of torch.save, such as Vicuna's; the other tensors stay on disk
-        return cast(Tensor | None, torch.load(file, "cpu", weights_only=True, mmap=True).get(name))
+        state: dict[str, Tensor] = torch.load(file, "cpu", weights_only=True, mmap=True)
+        return next((state[name] for name in names if name in state), None)
     with safe_open(file, framework="pt") as tensors:
-        there = name in tensors.keys()  # noqa: SIM118  # not a mapping
-        return cast(Tensor, tensors.get_tensor(name)) if there else None
+        there = [name for name in names if name in tensors.keys()]  # noqa: SIM118  # not a mapping
+        return cast(Tensor, tensors.get_tensor(there[0])) if there else None
 
 
 class _Unfilled(TorchFunctionMode):

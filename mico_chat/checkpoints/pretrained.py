@@ -102,7 +102,7 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
             return cast(CausalLMOutputWithPast, llm(**prompt, **kwargs))
         hidden = llm.get_decoder()(**prompt, use_cache=False).last_hidden_state  # (B, S, L)
         labelled = labels[:, 1:] != -100
-        logits = llm.get_output_embeddings()(hidden[:, :-1][labelled])
+        logits = word_scores(llm, hidden[:, :-1][labelled])
         said = labels[:, 1:][labelled]
         loss = F.cross_entropy(logits.float(), said, reduction=reduction)
         return CausalLMOutputWithPast(loss=loss)
@@ -150,9 +150,10 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         """As in Hugging Face, with the base LLM and the ``lora`` adapter where the folder has one.
 
         ``llm_dtype`` is the precision of a base LLM where it differs from the rest (``dtype``).
+        With ``tune_adapter`` the adapter stays apart, and can train.
         A bitsandbytes ``quantization_config`` applies to the language model alone.
         """
-        llm_dtype = kwargs.pop("llm_dtype", None)
+        llm_dtype, tunes = kwargs.pop("llm_dtype", None), kwargs.pop("tune_adapter", False)
         hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "token") if k in kwargs}
         folder = local_folder(folder, **hub)
         config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder)
@@ -168,7 +169,7 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
             wanted = {k: kwargs[k] for k in ("dtype", "device_map") if kwargs.get(k) is not None}
             wanted |= {} if llm_dtype is None else {"dtype": llm_dtype}
             wanted |= {} if quantization is None else {"quantization_config": quantization}
-            model.attach_llm(load_base_llm(folder, source, **wanted))
+            model.attach_llm(load_base_llm(folder, source, tunes, **wanted))
         return model.train(False)
 
     def save_pretrained(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -190,6 +191,22 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
             self.llm, self.config.base_llm = llm, base_llm
 
 
+def word_scores(llm: Any, hidden: Tensor) -> Tensor:
+    """Logits (.., V) of hidden states (.., L), scaled and capped as the model's own forward does.
+
+    The own forward would compute those of all positions.
+    """
+    logits: Tensor = llm.get_output_embeddings()(hidden)
+    config = vars(llm.config.get_text_config())
+    if scale := config.get("logit_scale"):  # Cohere's
+        logits = logits * scale
+    if scale := config.get("logits_scaling"):  # Granite's
+        logits = logits / scale
+    if cap := config.get("final_logit_softcapping"):  # Gemma's
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
 def load_llm(
     name_or_dir: str | Path = "mini", dtype: torch.dtype | str = "auto"
 ) -> PreTrainedModel:
@@ -206,17 +223,20 @@ def load_llm(
     return cast(PreTrainedModel, llm.eval())
 
 
-def load_base_llm(folder: Path, source: str | Path, **kwargs: Any) -> PreTrainedModel:
+def load_base_llm(
+    folder: Path, source: str | Path, tune_adapter: bool = False, **kwargs: Any
+) -> PreTrainedModel:
     """The language model at ``source``, with the checkpoint's adapter (``folder/lora``) merged.
 
-    An adapter on quantized weights stays apart.
+    An adapter that is to be tuned further, or on quantized weights, stays apart.
     """
     llm: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     if (folder / LORA).is_dir():
         from peft import PeftModel
 
-        peft = PeftModel.from_pretrained(llm, str(folder / LORA))
-        llm = peft if "quantization_config" in kwargs else peft.merge_and_unload()
+        peft = PeftModel.from_pretrained(llm, str(folder / LORA), is_trainable=tune_adapter)
+        apart = tune_adapter or "quantization_config" in kwargs
+        llm = peft if apart else peft.merge_and_unload()
     return cast(PreTrainedModel, llm)
 
 

@@ -69,6 +69,9 @@ Processes = Annotated[
         help="Estimate for this number of processes, one a GPU. Default: torchrun's.",
     ),
 ]
+IgnoreMemory = Annotated[
+    bool, typer.Option("--ignore-memory", help="Start even if the memory here is too small.")
+]
 
 
 def setup() -> None:
@@ -85,9 +88,11 @@ def setup() -> None:
 
 def assemble(
     encoder: Annotated[
-        Path,
+        str,
         typer.Option(
-            metavar="DIR", help="The encoder's folder: of stage 1, converted, or a chat model's."
+            metavar="NAME",
+            help="The encoder: a folder of stage 1, converted, a chat model's or one that timm "
+            "saved; or a ViT that timm knows.",
         ),
     ],
     llm: Annotated[
@@ -210,9 +215,10 @@ def train_stage1(
     dry_run: DryRun = False,
     gpu: Gpu = None,
     processes: Processes = None,
+    ignore_memory: IgnoreMemory = False,
 ) -> None:
     """Pretrain encoder, context and text branch."""
-    train_chat(ctx, config, overrides, False, False, dry_run, gpu, processes)
+    train_chat(ctx, config, overrides, False, False, dry_run, gpu, processes, ignore_memory)
 
 
 def train_chat(
@@ -224,6 +230,7 @@ def train_chat(
     dry_run: DryRun = False,
     gpu: Gpu = None,
     processes: Processes = None,
+    ignore_memory: IgnoreMemory = False,
 ) -> None:
     """Run the stage that the command's name says."""
     check_extra("train", "training", estimate, stages)
@@ -233,14 +240,17 @@ def train_chat(
         values.append(f"model.llm_quantization={quantization}")
     log_to_stderr()
     command, cost = str(ctx.info_name), None
-    if os.environ.get("RANK", "0") == "0":
-        n = processes or int(os.environ.get("WORLD_SIZE", "1"))
-        lines, cost = estimate.of_file(command, config, values, n, gpu)
-        lines += estimate.inputs(command, config, values) if dry_run else []
-        print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
-    if not dry_run:
-        if cost is not None:
+    with estimate.all_or_none():
+        if os.environ.get("RANK", "0") == "0":
+            n = processes or int(os.environ.get("WORLD_SIZE", "1"))
+            lines, cost = estimate.of_file(command, config, values, n, gpu)
+            lines += estimate.inputs(command, config, values) if dry_run else []
+            print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
+        if cost is not None and not dry_run:
             cost.check_disk()
+            if not ignore_memory:
+                estimate.check_memory(cost)
+    if not dry_run:
         try:
             getattr(stages, command.replace("-", "_"))(config, values, cost)
         except KeyboardInterrupt as error:

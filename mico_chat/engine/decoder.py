@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from mico_chat.checkpoints.pretrained import word_scores
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.errors import ModelError
 from mico_chat.model.splice import splice
@@ -42,13 +43,12 @@ class Decoder:
         self.config: Any = whole.config.get_text_config()
         self.module: Any = whole.get_decoder()
         self._table: Any = whole.get_input_embeddings()
-        self._head: Any = whole.get_output_embeddings()
+        self._whole = whole
         self.device: torch.device = self._table.weight.device
         self._cache_name = cache_argument(self.module.forward)
         vision = getattr(whole.config, "vision_config", None)
         self._n_deep = len(getattr(vision, "deepstack_visual_indexes", None) or ())
         self._by_layer = hasattr(self.module, "get_per_layer_inputs")
-        self._softcap = getattr(self.config, "final_logit_softcapping", None)
         kinds = set(getattr(self.config, "layer_types", None) or ())
         self._unknown = sorted(kinds.difference(ATTENTION))
         slides = not kinds or "sliding_attention" in kinds
@@ -57,13 +57,19 @@ class Decoder:
 
     @property
     def logits_device(self) -> torch.device:
-        device: torch.device = self._head.weight.device
+        device: torch.device = self._whole.get_output_embeddings().weight.device
         return device
 
     def check_layers(self) -> None:
-        """Refuse layers that keep something else than the keys and values of each token."""
+        """Refuse layers that keep something else than the keys and values of each token, and
+        attention that reads distances from the mask instead of positions (ALiBi)."""
         if self._unknown:
             raise ModelError(f"its layers of {', '.join(self._unknown)} cannot be batched")
+        given = inspect.signature(self.module.forward).parameters
+        if "position_ids" not in given or vars(self.config).get("alibi"):
+            raise ModelError(
+                f"{self.config.model_type}: it takes no positions, and cannot be batched"
+            )
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows (..., W) of text tokens."""
@@ -130,10 +136,7 @@ class Decoder:
         return {"full_attention": full, "sliding_attention": sliding} if self._by_kind else sliding
 
     def logits(self, hidden: Tensor) -> Tensor:
-        found: Tensor = self._head(hidden)
-        if self._softcap is not None:
-            found = torch.tanh(found / self._softcap) * self._softcap
-        return found
+        return word_scores(self._whole, hidden)
 
 
 def positions_of(chunks: Sequence[Chunk], places: Tensor) -> Tensor:

@@ -253,7 +253,10 @@ class _Layer(CacheLayerMixin):
     def _never_called(self, *_: Any) -> Any:
         raise NotImplementedError("the decoder receives positions and a mask")
 
-    get_mask_sizes = get_seq_length = get_max_length = cast(Any, _never_called)
+    def get_seq_length(self, *_: Any) -> int:
+        return 0  # some decoders read it beside the positions, and do not use it then
+
+    get_mask_sizes = get_max_length = cast(Any, _never_called)
 
 
 def _keep(pool: Tensor, states: Tensor, cells: _Cells) -> Tensor:

@@ -178,7 +178,7 @@ class _ModelConfig(PreTrainedConfig):
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Such as ``"mini"``, whose concept names are added by training. Each kind has a row."""
+        """Such as ``"mini-scratch"``, whose concept names training adds. Each kind has a row."""
         file = Path(__file__).with_name("named_configs.yaml")
         known = yaml.safe_load(file.read_text(encoding="utf-8"))[cls.model_type]
         if name not in known:
@@ -239,7 +239,8 @@ class MicoChatConfig(_ModelConfig):
 
     @property
     def llm_width(self) -> int:
-        return int(self.llm_config.hidden_size)
+        llm = self.llm_config.get_text_config()
+        return int(vars(llm).get("word_embed_proj_dim") or llm.hidden_size)  # the former: OPT's
 
     @property
     def context_token_id(self) -> int:

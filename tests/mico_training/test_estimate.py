@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from mico_chat.errors import ConfigError
 from mico_training.estimate import Estimate, estimate, large_media, of_file, rehearse
@@ -167,14 +166,6 @@ def test_long_runs_are_in_hours_and_days_and_say_why(llama: Path) -> None:
     assert re.search(r"the run .*: [\d,]+ h \([\d.]+ days\) if all samples are large ones", text)
     assert "16 pictures, frames or slices, 1 a sample" in text
     assert "40% of the 989 that h100-80gb's data sheet states" in text
-
-
-def test_what_looks_closely_at_things_has_no_estimate(llama: Path) -> None:
-    content = stage3({"name": "tiny", "llm": str(llama)}).model_dump(exclude={"stage3"})
-    content["model"]["options"] = {"bridge.things": 2, "concept.colours": True}
-    two = Stage2Run.model_validate(content | {"features": {"cache": "features"}})
-    with pytest.raises(DynamicOutputShapeException):
-        estimate(two, gpu="l4")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_training.build_model import add_lora, build_chat
+from mico_training.build_model import USUAL_TARGETS, add_lora, build_chat
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.stages import train_stage2, train_stage3
 from mico_training.trained import Modes, checkpoint_activations, train_only
@@ -37,7 +37,7 @@ def test_qlora_leaves_an_adapter_for_the_whole_model(
     whole = MicoChatForConditionalGeneration.from_pretrained(tmp_path / "out")
     plain = AutoModelForCausalLM.from_pretrained(llama).state_dict()
     moved = {n for n, value in whole.llm.state_dict().items() if not torch.equal(value, plain[n])}
-    assert {name.split(".")[-2] for name in moved} == set(LoraRecipe().targets)
+    assert {name.split(".")[-2] for name in moved} == set(USUAL_TARGETS)
 
 
 @pytest.mark.parametrize(("quantization", "again"), [("nf4", True), ("int8", False)])

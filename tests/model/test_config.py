@@ -21,7 +21,7 @@ def test_vicuna_7b_has_the_papers_sizes() -> None:
 
 
 def test_mini_fits_a_laptop() -> None:
-    config = MicoChatConfig.named("mini")
+    config = MicoChatConfig.named("mini-scratch")
     visual, sound = ([str(n) for n in range(number)] for number in (1200, 150))
     config.concept_config = MicoConceptConfig(visual_names=visual, sound_names=sound, colours=True)
     model = meta_chat(config)
@@ -33,12 +33,12 @@ def test_mini_fits_a_laptop() -> None:
 
 
 def test_an_unknown_name_says_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'mega'.*mini, mico-g-vicuna-7b"):
+    with pytest.raises(ConfigError, match=r"'mega'.*mini-scratch, mico-g-vicuna-7b"):
         MicoChatConfig.named("mega")
 
 
 def test_context_length_follows_the_bridge() -> None:
-    config = MicoChatConfig.named("mini")
+    config = MicoChatConfig.named("mini-scratch")
     name, soft, things = 4, 3, 6 * (4 + 6)  # the tokens of the picture's name, and of six things
     stills: tuple[Kind, ...] = ("image", "depth", "normal")
     assert {config.context_length(kind, 1) for kind in stills} == {name + soft + things}

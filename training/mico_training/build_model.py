@@ -1,12 +1,13 @@
 """From a recipe's ``model`` section to a model that can train, and from a trained one to a folder.
 
-A name is a folder with a checkpoint to go on from, or one of the named configurations, whose
-weights then start at random (but for a pretrained encoder taken over from stage 1 and the base
-language model).
+A name is a folder with a checkpoint to go on from, a packaged model, or one of the named
+configurations, whose weights then start at random (but for a pretrained encoder taken over from
+stage 1 and the base language model).
 """
 
 import copy
 import importlib.util
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any, cast
 
 import tokenizers
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -24,9 +26,18 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.pytorch_utils import Conv1D
 
 from mico_chat.checkpoints import assemble
-from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE, base_llm_path
+from mico_chat.checkpoints.configs import read_part
+from mico_chat.checkpoints.folders import (
+    LORA,
+    PREPROCESSING_FILE,
+    PRETRAINING,
+    base_llm_path,
+    is_packaged,
+    model_folder,
+)
 from mico_chat.checkpoints.load import text_tokenizer
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, save_with_llm
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
@@ -36,11 +47,14 @@ from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.data.mixture import Mixture
+from mico_training.parallel import layers
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.starts import start_from
 from mico_training.trained import trains
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+USUAL_TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
+"""The layers of a new LoRA where a language model has all four; else all linear layers have it."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +76,13 @@ class Chat:
     """The model of stages 2 and 3 with its processor.
 
     ``encoder`` is the folder its encoder is from: with the text branch of its pretraining, if any.
+    ``folder`` is the one that the model is from, maybe with an adapter that was merged.
     """
 
     model: MicoChatForConditionalGeneration
     processor: MicoChatProcessor
     encoder: Path | None = None
+    folder: Path | None = None
 
     def is_saved(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether :meth:`save` needs a parameter: all but a base LLM's own."""
@@ -90,33 +106,50 @@ class Chat:
         else:
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
+            adapter = None if self.folder is None else self.folder / LORA
+            if adapter is not None and adapter.is_dir() and not isinstance(llm, PeftModel):
+                shutil.copytree(adapter, folder / LORA, dirs_exist_ok=True)
         if self.encoder is not None and not trains(self.model.encoder, self.model.context):
             assemble.keep_text_branch(self.encoder, folder)
+
+
+def folder_of(recipe: ModelRecipe) -> Path | None:
+    """The folder of a model's weights, also of a packaged one; None: a configuration's name."""
+    there = Path(recipe.name).is_dir() or is_packaged(recipe.name)
+    return Path(model_folder(recipe.name)) if there else None
 
 
 def build_pretraining(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pretraining:
     """Stage 1's model. A named configuration needs a tokenizer; a folder has its own."""
-    folder = Path(recipe.name)
-    if folder.is_dir():
-        _starts_elsewhere(recipe, f"{folder} has weights; leave them out")
-        model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
-        model = _with_rows(model, recipe) if recipe.options else model
-        if recipe.encoder is not None:
-            _take_over(model, assemble.read_encoder(recipe.encoder))
-        return Pretraining(
-            model, text_tokenizer(folder), assemble.read_preprocessing(folder, model.config)
-        )
-    if tokenizer is None:
+    folder = folder_of(recipe)
+    if folder is None and tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
-    config = pretraining_config(recipe, text_config(tokenizer))
-    model = MicoForPretraining(config)
-    start_from(model, recipe)
-    if model.names is not None:
-        visual, sound = config.concept_names
-        model.names.start([*visual, *sound], tokenizer, model.text.table)
-    return Pretraining(model, tokenizer, assemble.usual_preprocessing(config))
+    text = MicoTextConfig() if tokenizer is None else text_config(tokenizer)
+    config = pretraining_config(recipe, text)
+    encoder = None if recipe.encoder is None else assemble.read_encoder(recipe.encoder)
+    model: Any
+    words: Any = tokenizer
+    if folder is not None:
+        _starts_elsewhere(recipe, f"{folder} has weights; leave them out")
+        parts = assemble.read_encoder(folder)
+        model, words = parts.text or (parts.source, text_tokenizer(folder))
+        model = _with_rows(model, recipe) if recipe.options else model
+        preprocessing = parts.preprocessing
+    else:
+        if recipe.encoder is not None and recipe.encoder_weights is not None:
+            raise ConfigError("model: encoder and encoder_weights exclude each other; give one")
+        model = MicoForPretraining(config)
+        start_from(model, recipe)
+        given = encoder and encoder.preprocessing
+        preprocessing = given or assemble.usual_preprocessing(config)
+        if model.names is not None:
+            visual, sound = config.concept_names
+            model.names.start([*visual, *sound], words, model.text.table)
+    if encoder is not None:
+        _take_over(model, encoder, recipe)
+    return Pretraining(model, words, preprocessing)
 
 
 def _with_rows(model: MicoForPretraining, recipe: ModelRecipe) -> MicoForPretraining:
@@ -146,10 +179,19 @@ def text_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> MicoTextCon
 
 def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
     """The configuration of stage 1's model, with a text branch of that size; reads no weights."""
-    folder = Path(recipe.name)
-    if folder.is_dir():
-        return MicoConfig.from_pretrained(folder)
+    folder = folder_of(recipe)
+    if folder is not None:
+        branch = folder / PRETRAINING
+        found = assemble.encoder_config_of(branch if branch.is_dir() else folder)
+        if not isinstance(found, MicoConfig):
+            raise ConfigError(
+                f"model.name {recipe.name}: this chat model has no text branch; start one beside "
+                f"its encoder: model: {{name: mini-scratch, encoder: {recipe.name}}}"
+            )
+        return found
     chat = MicoChatConfig.named(recipe.name)
+    if (given := _encoder_config(recipe)) is not None:
+        assemble.take_encoder(chat, given)
     config = MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
@@ -160,18 +202,30 @@ def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
     return config
 
 
-def build_chat(recipe: ModelRecipe) -> Chat:
+def _encoder_config(recipe: ModelRecipe) -> MicoConfig | MicoChatConfig | None:
+    """The configuration of ``model.encoder``, unless its folder is still to be made."""
+    place = recipe.encoder
+    if place is None or not (
+        place.is_dir() or is_packaged(str(place)) or assemble.timm_name(place)
+    ):
+        return None
+    return assemble.encoder_config_of(place)
+
+
+def build_chat(recipe: ModelRecipe, tune_adapter: bool = False) -> Chat:
     """The model of stages 2 and 3; its weights are float32, the base LLM's ``llm_dtype``.
+
+    A folder's adapter is merged, or stays apart to go on with it (``tune_adapter``).
 
     Raises:
         ConfigError: unknown names or options, an encoder of another shape, or a quantization of
             weights that the model's own folder holds.
     """
     _starts_elsewhere(recipe, "only stage 1 starts from them; give its output as model.encoder")
-    folder, config = Path(recipe.name), chat_config(recipe)
+    folder, config = folder_of(recipe), chat_config(recipe)
     encoder = None if recipe.encoder is None else assemble.read_encoder(recipe.encoder)
     precision = {"dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe)}
-    if not folder.is_dir():
+    if folder is None:
         if config.base_llm is None:
             raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
         path = base_llm_path(config.base_llm)
@@ -188,11 +242,11 @@ def build_chat(recipe: ModelRecipe) -> Chat:
     if config.base_llm is not None:
         precision["llm_dtype"] = precision["dtype"]
     model = MicoChatForConditionalGeneration.from_pretrained(
-        folder, **(precision | {"dtype": torch.float32})
+        folder, **(precision | {"dtype": torch.float32}), tune_adapter=tune_adapter
     )
     if encoder is not None:
-        _take_over(model, encoder)
-    return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder)
+        _take_over(model, encoder, recipe)
+    return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder, folder)
 
 
 def _starts_elsewhere(recipe: ModelRecipe, reason: str) -> None:
@@ -202,12 +256,17 @@ def _starts_elsewhere(recipe: ModelRecipe, reason: str) -> None:
 
 
 def _take_over(
-    model: MicoForPretraining | MicoChatForConditionalGeneration, encoder: assemble.Encoder
+    model: MicoForPretraining | MicoChatForConditionalGeneration,
+    encoder: assemble.Encoder,
+    recipe: ModelRecipe,
 ) -> None:
     try:
         assemble.take_over(model, encoder)
     except ModelError as error:
-        raise ConfigError(f"model.encoder: {error}") from error
+        advice = f"mico-chat assemble --encoder {recipe.encoder} --llm NAME --output DIR"
+        if isinstance(model, MicoForPretraining):
+            advice = f"model: {{name: mini-scratch, encoder: {recipe.encoder}}}"
+        raise ConfigError(f"model.encoder: {error}; a model that fits: {advice}") from error
 
 
 def _quantized(recipe: ModelRecipe) -> dict[str, Any]:
@@ -239,16 +298,23 @@ def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -
 
 def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
     """The configuration that a recipe's model has or will have; reads no weights."""
-    folder = Path(recipe.name)
-    if folder.is_dir():
-        return MicoChatConfig.from_pretrained(folder)
-    config = MicoChatConfig.named(recipe.name)
+    folder, name = folder_of(recipe), recipe.name
+    if folder is not None:
+        found = read_part(AutoConfig, folder, "configuration")
+        if isinstance(found, MicoChatConfig):
+            return found
+        lacks, parts = "is not a chat model", f"--encoder DIR --llm {name}"
+        if isinstance(found, MicoConfig):
+            lacks, parts = "has no language model", f"--encoder {name} --llm NAME"
+        advice = f"make a chat model of it: mico-chat assemble {parts} --output DIR"
+        raise ConfigError(f"model.name {name} {lacks}; {advice}")
+    config = MicoChatConfig.named(name)
     if recipe.llm is not None:
         config.base_llm = recipe.llm
         config.llm_config = assemble.llm_config(recipe.llm)
     _set_options(config, recipe.options)
-    if recipe.encoder is not None and recipe.encoder.is_dir():
-        assemble.take_encoder(config, assemble.encoder_config_of(recipe.encoder))
+    if (given := _encoder_config(recipe)) is not None:
+        assemble.take_encoder(config, given)
     return config
 
 
@@ -260,20 +326,47 @@ def concept_labels(config: MicoConfig | MicoChatConfig) -> dict[Kind, dict[str, 
     return {kind: heard if kind == "audio" else seen for kind in MODALITIES}
 
 
-def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> None:
-    """Put a LoRA on the language model, frozen; a ConfigError if a target is no layer's name."""
-    names = {name.split(".")[-1] for name, _ in model.llm.named_modules()}
-    for target in recipe.targets:
-        if target not in names:
-            raise ConfigError(f"stage3.lora.targets: the language model lacks the layer {target!r}")
-    settings = LoraConfig(
-        r=recipe.r,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        target_modules=list(recipe.targets),
-        task_type="CAUSAL_LM",
-    )
-    model.llm = get_peft_model(model.llm, settings)
+def add_lora(
+    model: MicoChatForConditionalGeneration, recipe: LoraRecipe, folder: Path | None = None
+) -> None:
+    """Put a LoRA on the language model, frozen, or go on with that of the model's ``folder``.
+
+    A ConfigError if a target is no layer's name, or if the folder's LoRA is another one.
+    """
+    if folder is not None and (folder / LORA).is_dir():
+        settings: Any = PeftConfig.from_pretrained(str(folder / LORA))
+        settings.inference_mode = False
+        keys = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+        keys |= {"targets": "target_modules"}
+        for key in recipe.model_fields_set:
+            asked, has = vars(recipe)[key], vars(settings)[keys[key]]
+            if asked is not None and (asked if key != "targets" else set(asked)) != has:
+                raise ConfigError(
+                    f"stage3.lora.{key} {asked}: the LoRA in {folder}, which goes on, has {has}; "
+                    f"leave {key} out, or merge it first: mico-chat merge {folder} --output DIR"
+                )
+    else:
+        inside, head = model.llm.named_modules(), model.llm.get_output_embeddings()
+        linear = (nn.Linear, Conv1D)
+        names = {n.split(".")[-1]: isinstance(m, linear) and m is not head for n, m in inside}
+        every = [name for name, is_linear in names.items() if is_linear]
+        targets = recipe.targets or (every if set(USUAL_TARGETS) - names.keys() else USUAL_TARGETS)
+        for target in targets:
+            if target not in names:
+                reason = f"the language model lacks the layer {target!r}"
+                raise ConfigError(f"stage3.lora.targets: {reason}")
+        settings = LoraConfig(
+            r=recipe.r,
+            lora_alpha=recipe.alpha,
+            lora_dropout=recipe.dropout,
+            target_modules=list(targets),
+            fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.llm.modules()),
+            task_type="CAUSAL_LM",
+        )
+    if isinstance(model.llm, PeftModel):  # the folder's
+        model.llm.set_adapter("default")
+    else:
+        model.llm = get_peft_model(model.llm, settings)
 
 
 def _set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
@@ -290,7 +383,7 @@ def prepare_llm(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) ->
         base: Any = llm.get_base_model() if isinstance(llm, PeftModel) else llm
         base.set_attn_implementation(recipe.llm_attention)
     if recipe.llm_compile:
-        for layer in llm.get_decoder().layers:
+        for layer in layers(llm):
             layer.compile(dynamic=True)  # one compilation serves all layers
 
 

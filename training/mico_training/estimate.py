@@ -7,32 +7,37 @@ data sheet at the share that training reaches, or of a product measured here.
 """
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.distributed.rendezvous import rendezvous
 
 from mico_chat.checkpoints import footprint
 from mico_chat.checkpoints.folders import PACKAGED
 from mico_chat.checkpoints.footprint import WORKING, LiveMemory, held_bytes, parameter_count
+from mico_chat.engine import cpu
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoTextConfig
+from mico_chat.model.mini.things import looked
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import QUESTION_LENGTH
 from mico_training import build_model
 from mico_training.data.mixture import need_of, open_source
 from mico_training.health import free_bytes
 from mico_training.parallel import BUCKET, layers
+from mico_training.parts.set_prediction import SetPrediction
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.starts import LOCAL
 from mico_training.trained import (
@@ -181,9 +186,32 @@ class Estimate:
                 f"train.keep_checkpoints (now {self.recipe.train.keep_checkpoints})"
             )
 
+    @cached_property
+    def lacking(self) -> str | None:
+        """Why the run does not fit into the memory that is free on this machine, if so."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        on_gpu = torch.cuda.is_available() and not self.recipe.train.arguments.get("use_cpu")
+        # Each process makes the whole model on the CPU, before it is moved or split.
+        whole = sum(size for _, size, _ in self.step.weights.values())
+        places = [(here * max(whole, 0 if on_gpu else self.peak), cpu.memory()[0], "memory")]
+        if on_gpu:
+            free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+            places.append((self.peak, free, "GPU memory"))
+        largest = sorted(self.memory.items(), key=lambda item: -item[1][0])[:3]
+        parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, (size, _) in largest)
+        for needs, free, what in places:
+            if needs > free:
+                return (
+                    f"does not fit: it needs {needs / 1e9:.1f} GB of {what} (a process: {parts}), "
+                    f"but {free / 1e9:.1f} GB are free"
+                )
+        return None
+
     def lines(self) -> list[str]:
         train, fits = self.recipe.train, ""
-        if self.card is not None:
+        if self.card is None:
+            fits = self.lacking or "fits into the memory that is free here"
+        else:
             # A GPU also holds gaps between the allocator's blocks, and CUDA's context.
             verdict = "fits" if self.peak * 1.05 / 1e9 + 0.6 <= self.card else "does not fit"
             fits = f"a GPU needs about 0.6 GB and 5 % more: the run {verdict} into {self.card:g} GB"
@@ -259,6 +287,46 @@ def _is_away(name: str | None) -> bool:
     return not any(path.suffix in (".safetensors", ".bin") or "vocab" in path.name for path in held)
 
 
+def check_memory(found: Estimate) -> None:
+    """A ConfigError if a run cannot fit into this machine's memory.
+
+    Unless the recipe says how large its samples are, they may be a picture and a few words each.
+    """
+    recipe, expect = found.recipe, found.recipe.expect
+    if found.lacking and not expect.model_fields_set & {"units", "slices", "length"}:
+        least: dict[str, Any] = {"units": 1, "slices": 0}
+        if not isinstance(recipe, Stage1Run):
+            config = build_model.chat_config(_expected(recipe))
+            least["length"] = config.context_length("image", 1) + 16
+        recipe = recipe.model_copy(update={"expect": expect.model_copy(update=least)})
+        found = replace(found, recipe=recipe, step=rehearse(recipe))
+    if found.lacking:
+        raise ConfigError(
+            f"the run {found.lacking}; set a smaller train.batch_size, "
+            "train.gradient_checkpointing: true, model.llm_dtype: bfloat16, --load-in-4bit or, on "
+            "several GPUs, train.parallel: fsdp; expect.units and expect.length say how large the "
+            "samples are; --ignore-memory starts the run anyway"
+        )
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """An error of the first process in this block ends the others too, without a word of theirs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    store, rank, _ = next(iter(rendezvous("env://")))
+    starts = False
+    try:
+        yield
+        starts = True
+    finally:
+        if rank == 0:
+            store.set("mico-chat starts", str(starts))
+    if store.get("mico-chat starts") != b"True":
+        raise SystemExit(2)
+
+
 def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Estimate:
     """The needs of a run of any stage; reads configurations, and no weights or data.
 
@@ -291,6 +359,7 @@ def measured_throughput(half: bool) -> float:
 def rehearse(recipe: Recipe) -> StepCost:
     train = recipe.train
     model = _pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
+    step: Any = SetPrediction(cast(Any, model)) if _finds_things(recipe) else model
     if train.gradient_checkpointing:
         checkpoint_activations(model)
     model.train()
@@ -315,9 +384,9 @@ def rehearse(recipe: Recipe) -> StepCost:
         flops = kept = 0
         for batch in range(min(train.accumulation, 2)):
             inputs, length, units = _batch(recipe, model, mode)
-            live.name(WORKING, inputs.values())
+            live.name(WORKING, (x for x in inputs.values() if isinstance(x, Tensor)))
             with torch.autocast("cpu", torch.bfloat16) if train.bf16 else contextlib.nullcontext():
-                loss = model(**inputs)["loss"]
+                loss = step(**inputs)["loss"]
             del inputs
             held = live.name_others(ACTIVATIONS)
             loss.backward()
@@ -358,7 +427,7 @@ def _chat(recipe: Recipe) -> nn.Module:
             stage = recipe.stage3
             train_only(model, [*stage.trainable, *(["llm"] if stage.full else [])])
             if not stage.full and stage.lora is not None:
-                build_model.add_lora(model, stage.lora)
+                build_model.add_lora(model, stage.lora, build_model.folder_of(asked))
         freeze(model, recipe.train.freeze)
         build_model.hold_encoder(model, asked)
         return model
@@ -381,7 +450,7 @@ def _pretraining(recipe: Stage1Run) -> nn.Module:
 def _expected(recipe: Recipe) -> Any:
     """The recipe's model, or what its folder will be where that is still to be made."""
     name = recipe.expect.model
-    if name is None or Path(recipe.model.name).is_dir():
+    if name is None or build_model.folder_of(recipe.model) is not None:
         return recipe.model
     options = recipe.model.options | recipe.expect.options
     return recipe.model.model_copy(update={"name": name, "options": options})
@@ -401,13 +470,11 @@ def large_media(recipe: Recipe) -> list[tuple[Kind, int]]:
     return media
 
 
-def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], int, int]:
+def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Any], int, int]:
     b, expect, encoder = recipe.train.batch_size, recipe.expect, model.encoder
     media = large_media(recipe)
     units = sum(n for _, n in media)
     cached = recipe.features is not None and encoder.stem is not None
-    # What looks closely needs pixels, and then says itself that its shapes depend on them.
-    cached = cached and getattr(model, "things", None) is None
     side = encoder.grid if cached else model.config.encoder_config.image_size
     with mode:
         pixels = torch.empty(b * units, encoder.stem.out_dim if cached else 3, side, side)
@@ -415,7 +482,7 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], in
     if isinstance(recipe, Stage1Run):
         length = recipe.stage1.caption_length
     ids = torch.full((b, length), 5)
-    batch = {
+    batch: dict[str, Any] = {
         "stem_features" if cached else "pixel_values": pixels,
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -433,11 +500,25 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], in
     if placeholders >= length:
         raise ConfigError(f"{units} units take {placeholders} tokens, but a sample has {length}")
     ids[:, :placeholders] = model.config.context_token_id
+    if model.things is not None:
+        grid, things = model.parts
+        parts = (grid, replace(things, look=_look_at_all))
+        batch["see"] = partial(model.context_tokens, parts=parts)
     learnt = max(1, int(length * expect.learnt))
     batch["labels"] = torch.full_like(ids, -100)
     words = torch.arange(b * learnt).view(b, learnt) % model.get_input_embeddings().num_embeddings
     batch["labels"][:, -learnt:] = words
     return batch, length, units
+
+
+def _look_at_all(encoder: Any, seen: Any, pixels: Tensor, picture: Tensor, _: Tensor) -> Tensor:
+    """Closer looks at whole pictures: which boxes are looked at depends on the weights."""
+    whole = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(len(picture), 4)
+    return looked(encoder, seen, pixels, picture, whole)
+
+
+def _finds_things(recipe: Recipe) -> bool:
+    return isinstance(recipe, Stage2Run) and recipe.stage2.objective == "things"
 
 
 def _count(n: int) -> str:

@@ -66,7 +66,7 @@ class ModelRecipe(Section):
     """The model that trains. ``model: mini`` is short for ``model: {name: mini}``."""
 
     name: str = Field(examples=["mini"])
-    """A named configuration, or a checkpoint folder."""
+    """A checkpoint folder, a packaged model, or a named configuration, whose weights start new."""
     encoder: Path | None = Field(default=None, examples=["runs/stage1"])
     """Encoder and context come from this folder: of stage 1 for stage 2, or of 2 for 1."""
     encoder_weights: str | None = Field(default=None, examples=["vit_base_patch16_clip_224.openai"])
@@ -327,7 +327,8 @@ class Stage2Recipe(Section):
 
 
 class LoraRecipe(Section):
-    """A low-rank adapter on the linear layers whose names end in one of the ``targets``."""
+    """A new low-rank adapter on linear layers. If the model's folder has an adapter, that one is
+    trained further instead."""
 
     r: int = Field(default=16, gt=0)
     """The rank."""
@@ -335,8 +336,9 @@ class LoraRecipe(Section):
     """The adapter's output is scaled by ``alpha`` / ``r``."""
     dropout: Probability = 0.0
     """The probability to leave an input of the adapter out."""
-    targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
-    """The ends of the names of the layers."""
+    targets: tuple[str, ...] | None = Field(default=None, examples=[["q_proj", "v_proj"]])
+    """The ends of the names of the layers. Default: q_proj, v_proj, o_proj and down_proj if the
+    language model has all four, else all its linear layers."""
 
 
 class DpoRecipe(Section):

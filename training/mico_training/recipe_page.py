@@ -23,8 +23,8 @@ COLUMNS = "| key | type | unit | default | meaning | example |\n|---|---|---|---
 NAMED = """
 ## Names of a model
 
-`model.name` is a folder or one of these names. `mini` is the model that is shipped, with its
-weights. The others are sizes of a new model, whose own parts start at random:
+`model.name` is a folder, `mini`, which is the model that is shipped with its weights, or one of
+these names. They are sizes of a new model, whose own parts start at random:
 
 | name | encoder | language model |
 |---|---|---|

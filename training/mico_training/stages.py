@@ -47,7 +47,7 @@ def train_stage1(config: Path, overrides: Sequence[str] = (), cost: Estimate | N
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, need_of(recipe), recipe.train.seed)
     tokenizer = None  # a folder has its own
-    if not Path(recipe.model.name).is_dir():
+    if build_model.folder_of(recipe.model) is None:
         given, learnt = recipe.stage1.tokenizer, recipe.output / "tokenizer"
         tokenizer = (
             build_model.kept_vocabulary(learnt, mixture, recipe.stage1.vocabulary)
@@ -141,9 +141,7 @@ def train_stage2(config: Path, overrides: Sequence[str] = (), cost: Estimate | N
 
 def train_stage3(config: Path, overrides: Sequence[str] = (), cost: Estimate | None = None) -> None:
     recipe = load_recipe(Stage3Run, config, overrides)
-    name, packing = recipe.model.name, recipe.model.llm_quantization
-    if (Path(name) / "lora").is_dir():
-        raise ConfigError(f"{name} already has a LoRA adapter; start from the output of stage 2")
+    packing = recipe.model.llm_quantization
     if recipe.stage3.full and packing is not None:
         raise ConfigError(
             f"stage3.full trains every weight, but model.llm_quantization {packing} freezes them: "
@@ -157,7 +155,10 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
     dpo = recipe.stage3.dpo if isinstance(recipe, Stage3Run) else None
     mixture = open_mixture(recipe.data, need_of(recipe), recipe.train.seed)
     set_seed(recipe.train.seed)
-    chat = build_model.build_chat(recipe.model)
+    lora = None
+    if isinstance(recipe, Stage3Run) and not recipe.stage3.full:
+        lora = recipe.stage3.lora
+    chat = build_model.build_chat(recipe.model, tune_adapter=lora is not None)
     model: nn.Module = chat.model
     examples: ChatDataset
     if isinstance(recipe, Stage2Run):
@@ -169,8 +170,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
     else:
         stage3 = recipe.stage3
         train_only(chat.model, [*stage3.trainable, "llm"] if stage3.full else stage3.trainable)
-        if not stage3.full and stage3.lora is not None:
-            build_model.add_lora(chat.model, stage3.lora)
+        if lora is not None:
+            build_model.add_lora(chat.model, lora, chat.folder)
         if stage3.given > 0 and chat.model.things is None:
             raise ConfigError(
                 "stage3.given: the model has no things; set bridge_config.things above 0"

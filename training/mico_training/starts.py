@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import AutoConfig, BertForMaskedLM
 
+from mico_chat.checkpoints.assemble import LOADING, one_line
 from mico_chat.checkpoints.configs import read_part
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.encoder import OmniEncoder
@@ -42,11 +42,6 @@ HEAD = {  # of BertForMaskedLM: of the text branch
     "cls.predictions.transform.LayerNorm.": "head.2.",
     "cls.predictions.bias": "head_bias",
 }
-LOADING = (
-    *(RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, EOFError),
-    *(AssertionError, SafetensorError),
-)
-"""What timm and transformers raise for names, files and hubs that give no weights."""
 
 
 def start_from(model: MicoForPretraining, recipe: ModelRecipe) -> list[str]:
@@ -98,10 +93,9 @@ def _timm_weights(source: str, vit: nn.Module) -> tuple[dict[str, Tensor], list[
         heads = None if blocks is None else int(blocks[0].attn.num_heads)
         return found.state_dict(), [], heads
     except LOADING as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"{key}: timm cannot load it: {reason[:300]}; give a timm name with a tag, a hub name, "
-            "a folder that timm saved, or a .safetensors or .pt file"
+            f"{key}: timm cannot load it: {one_line(error)}; give a timm name with a tag, a hub "
+            "name, a folder that timm saved, or a .safetensors or .pt file"
         ) from error
 
 
@@ -150,7 +144,7 @@ def _start_text(text: TextBranch, source: str) -> str:
             place, dtype=torch.float32, output_loading_info=True
         )
     except (ModelError, *LOADING) as error:
-        raise ConfigError(f"{key}: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"{key}: {one_line(error)}") from error
     given = bert.state_dict()
     missing = set(info["missing_keys"])
     inside = {n.removeprefix("bert."): t for n, t in given.items() if n.startswith("bert.")}

@@ -308,6 +308,8 @@ class Things:
     table: nn.Embedding
     shown: bool = True
     """False: the tokens are zeros, so that an evaluation can do without."""
+    look: Callable[..., Tensor] = looked
+    """Takes the closer looks."""
 
     def __call__(self, seen: Seen) -> Tensor | None:
         media = seen.media
@@ -343,7 +345,7 @@ class Things:
         if media.layout == "frames":
             frames = cast(Stem, self.encoder.stem).middle(seen.features)
             way = self.ways(frames.unflatten(0, (-1, media.units)), boxes, picture)
-        looks = looked(self.encoder, seen, pixels, picture, boxes)
+        looks = self.look(self.encoder, seen, pixels, picture, boxes)
         cells = self.concepts.cell_logits(looks)
         return Thing(
             boxes=boxes,

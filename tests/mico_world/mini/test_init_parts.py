@@ -125,7 +125,7 @@ def test_word_vectors_keep_the_language_models_neighbours(base_llm: Path) -> Non
 def test_the_folder_is_one_that_stage_1_can_start_from(
     sources: Path, base_llm: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = MicoChatConfig.named("mini")
+    small = MicoChatConfig.named("mini-scratch")
     small.encoder_config = MicoEncoderConfig(
         stem="tf_efficientnet_lite0", image_size=64, embed_dim=64, depth=1, num_heads=2
     )

@@ -93,7 +93,7 @@ def imagenet_names() -> list[str]:
 
 
 def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:
-    chat = MicoChatConfig.named("mini")
+    chat = MicoChatConfig.named("mini-scratch")
     names = tokenizer([*visual, *sound])["input_ids"]
     text = build_model.text_config(
         tokenizer,
@@ -186,7 +186,7 @@ def set_names(
 
 def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
     """Word vectors (V, ``width``): the base LLM's for the same words, in principal directions."""
-    folder = base_llm_path(cast(str, MicoChatConfig.named("mini").base_llm))
+    folder = base_llm_path(cast(str, MicoChatConfig.named("mini-scratch").base_llm))
     llm = AutoModelForCausalLM.from_pretrained(folder)
     theirs = cast(nn.Embedding, llm.get_input_embeddings()).weight.detach().float()
     words = AutoTokenizer.from_pretrained(folder)
