@@ -44,6 +44,8 @@ pytestmark = pytest.mark.slow
 
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
+PATIENCE = 200.0  # seconds for one run
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["mico_training.stages", *(["deepspeed"] if DEEPSPEED else [])])
 """The new processes have torch imported already: each import would take ten seconds."""
@@ -59,7 +61,7 @@ def run(ranks: int, work: Callable[..., None], *arguments: Any) -> None:
     with ProcessPoolExecutor(ranks, FORKS) as pool:
         group = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         each = [pool.submit(as_rank, group, rank, work, arguments) for rank in range(ranks)]
-        ended = wait(each, timeout=200, return_when=FIRST_EXCEPTION).done
+        ended = wait(each, timeout=PATIENCE, return_when=FIRST_EXCEPTION).done
         failed = [rank for rank in ended if rank.exception() is not None]
         if failed or len(ended) < ranks:  # the others wait for what will not come
             for process in list(cast(Any, pool)._processes.values()):

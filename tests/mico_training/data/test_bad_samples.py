@@ -25,9 +25,10 @@ from mico_training.data.sources.shards import ShardSource
 from mico_training.data.sources.written import Sample, write_shard
 from mico_training.recipe import DataRecipe
 from mico_training.stages import train_stage1, train_stage2
+from tests.mico_training import test_parallel
 from tests.mico_training.scenes import picture, tone
 from tests.mico_training.test_parallel import run
-from tests.mico_training.test_runs import logged, write_recipe
+from tests.mico_training.test_runs import logged, losses, write_recipe
 
 
 def jpeg(number: int) -> bytes:
@@ -69,6 +70,10 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def counted(folder: Path) -> list[float]:
+    return [entry["bad_samples"] for entry in logged(folder)]
+
+
 def recipe_of(folder: Path, shards: Path, model: Path, source: Any = None, **train: Any) -> Path:
     data = [{"path": str(shards / "train-*.tar"), "most_bad": 0.5} | (source or {})]
     small = {"steps": 20, "batch_size": 4, "save_steps": 10, "log_steps": 5}
@@ -84,17 +89,24 @@ def test_a_run_goes_on_over_damaged_media_and_says_which(tmp_path: Path, tiny_ch
         (line,) = (line for line in found if cause in line["cause"])
         assert line["sample"] in line["cause"]
         assert 1 <= line["step"] <= 20
-    counts = [entry["bad_samples"] for entry in logged(tmp_path)]
-    assert counts == [sum(line["step"] <= step for line in found) for step in (5, 10, 15, 20)]
+    assert counted(tmp_path) == [
+        sum(line["step"] <= step for line in found) for step in (5, 10, 15, 20)
+    ]
     with pytest.raises(DataError, match=r"train-\*\.tar: s00.*: .*\.(jpg|png|wav|mp4): "):
         train_stage2(recipe, [f"output={tmp_path}/stopped", "data.0.bad=stop", "train.workers=1"])
     with pytest.raises(DataError, match=r"are bad, more than 5 .* data\.0\.most_bad .*jsonl lists"):
         train_stage2(recipe, [f"output={tmp_path}/few", "data.0.most_bad=0.01"])
 
 
+def test_a_run_ends_where_nothing_can_be_read(tmp_path: Path, tiny_chat: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", [one(number, "image.jpg", b"") for number in range(40)])
+    recipe = recipe_of(tmp_path, tmp_path, tiny_chat, {"most_bad": 1.0})
+    with pytest.raises(DataError, match=r"16 samples in a row are bad, the first: s00\d\d: train"):
+        train_stage2(recipe, ["train.workers=1"])
+
+
 def go_on(recipe: Path, output: Path) -> None:
     """Train again from the checkpoint in the middle."""
-    (output / "log.jsonl").unlink()
     (output / "checkpoint-20/trainer_state.json").unlink()
     train_stage2(recipe)
 
@@ -112,7 +124,8 @@ def test_workers_and_a_resumed_run_list_and_learn_the_same(
         file.write('{"data": 0, "numb')  # a kill left a part of a line
     go_on(again, tmp_path / "again/out")
     assert listed(tmp_path / "again") == listed(tmp_path / "whole")
-    assert logged(tmp_path / "again") == logged(tmp_path / "whole")
+    assert counted(tmp_path / "again") == counted(tmp_path / "whole")
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -122,8 +135,7 @@ def test_two_ranks_list_what_one_does(tmp_path: Path, tiny_chat: Path) -> None:
         path = recipe_of(tmp_path / str(ranks), shards, tiny_chat, batch_size=4 // ranks)
         run(ranks, train_stage2, path)
     assert listed(tmp_path / "1") == listed(tmp_path / "2")
-    counts = [[entry["bad_samples"] for entry in logged(tmp_path / n)] for n in ("1", "2")]
-    assert counts[0] == counts[1]
+    assert counted(tmp_path / "1") == counted(tmp_path / "2")
 
 
 def test_cached_features_skip_the_same_samples(tmp_path: Path, tiny_pretraining: Path) -> None:
@@ -252,7 +264,9 @@ def test_wrong_lines_are_left_out_until_they_are_mended(tmp_path: Path, tiny_cha
 
 
 @pytest.mark.soak
-def test_two_thousand_steps_over_damaged_data(tmp_path: Path, tiny_chat: Path) -> None:
+def test_two_thousand_steps_over_damaged_data(
+    tmp_path: Path, tiny_chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """1 % of 1,200 samples are damaged in eleven ways; one rank and two list the same."""
     data = damaged(tmp_path / "data", 800)  # six ways
     tarred = [*(one(number) for number in range(800, 1_000)), one(900)]  # a duplicate key
@@ -270,6 +284,7 @@ def test_two_thousand_steps_over_damaged_data(tmp_path: Path, tiny_chat: Path) -
     (data / "train.jsonl").write_text("\n".join([*texts[:99], texts[99][:20], *texts[100:]]))
     both = [{"path": str(data / "train-*.tar"), "most_bad": 0.02, "ratio": 5}]
     both += [{"path": str(data / "train.jsonl"), "kind": "jsonl", "most_bad": 0.02}]
+    monkeypatch.setattr(test_parallel, "PATIENCE", 1_000)
     for ranks in (1, 2):
         train = {"steps": 2_000, "batch_size": 2 // ranks, "save_steps": 500, "log_steps": 100}
         path = write_recipe(tmp_path / str(ranks), data, tiny_chat, train=train, data=both)
@@ -281,4 +296,5 @@ def test_two_thousand_steps_over_damaged_data(tmp_path: Path, tiny_chat: Path) -
     for cause in causes:
         assert len([line for line in found if cause in line["cause"]]) >= 1, cause
     assert len(found) == len(causes)
-    assert logged(tmp_path / "1")[-1]["bad_samples"] == len(causes)
+    assert counted(tmp_path / "1") == counted(tmp_path / "2")
+    assert counted(tmp_path / "1")[-1] == len(causes)

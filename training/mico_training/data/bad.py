@@ -7,6 +7,7 @@ lists in the end what an uninterrupted one does.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from mico_chat.errors import DataError, MediaError
 from mico_training.data.mixture import Mixture, near
 from mico_training.data.sources.sample import Source, bad_of
 from mico_training.recipe import DataRecipe
+
+logger = logging.getLogger(__name__)
 
 FILE = "bad-samples.jsonl"
 BAD = "bad"
@@ -128,6 +131,8 @@ class BadSamples:
             partial = self.path.with_suffix(".part")  # another rank may be about to read the file
             partial.write_text("".join(self._lines), encoding="utf-8")
             partial.replace(self.path)
+            if n := sum(self.counts):
+                logger.warning("%d samples are bad; %s lists them", n, self.path)
         self._check()
 
     def take(self, batches: Sequence[dict[str, Any]], step: int) -> None:

@@ -37,6 +37,7 @@ HEAD = 8192
 """So many bytes of a sample in a folder are read at once: often its texts are among them."""
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20
+DAMAGE = "bytes {} to {} are no tar: the file is damaged there"
 
 
 def wrong(shard: Location, key: str, reason: str) -> DataError:
@@ -77,10 +78,12 @@ def found_in(shard: Location) -> Iterator[Place | DataError]:
                 continue
             if last is not None:
                 yield last
-            last = _place(shard, file, key, parts)
+            members = {name: member for _, name, member in parts}
+            start, end = parts[0][0], parts[-1][2].offset + parts[-1][2].size
+            last = (key, start, end - start, members)
             if key in done:
                 last = wrong(shard, key, "has members that do not stand together")
-            elif damaged and b'"files"' not in getattr(last[3].get("json"), "held", b""):
+            elif damaged and not ("json" in members and b'"files"' in members["json"].read()):
                 last = wrong(shard, key, "stands behind damaged bytes; its first part may be lost")
             done.add(key)
             damaged = False
@@ -104,7 +107,11 @@ class _Header(tarfile.TarInfo):
 
 
 def _parts(shard: Location, file: BinaryIO) -> Iterator[tuple[str | None, Any]]:
-    """The key and header of each member of a sample; None and an error for each damage."""
+    """A sample's key with the start, name and content of each member; None with each damage."""
+
+    def damage(reason: str) -> tuple[None, DataError]:
+        return None, DataError(shard, None, reason)
+
     size, end = file.seek(0, os.SEEK_END), 0
     file.seek(0)
     own: Any = {"ignore_zeros": True, "tarinfo": _Header}  # it then skips what is no header
@@ -113,39 +120,27 @@ def _parts(shard: Location, file: BinaryIO) -> Iterator[tuple[str | None, Any]]:
         tar = tarfile.TarFile(fileobj=file, **own)
     for info in tar:
         if info.offset > end:
-            yield None, _damage(shard, end, info.offset)
+            yield damage(DAMAGE.format(end, info.offset))
         end = tar.offset
         if end > size:
-            reason = f"it is cut off at byte {size}, inside {info.name}, which ends at byte {end}"
-            yield None, DataError(shard, None, reason)
+            yield damage(f"it is cut off at byte {size}, in {info.name}, which ends at byte {end}")
             return
-        if info.isfile() and split(info.name)[1]:
-            yield split(info.name)[0], info
+        key, name = split(info.name)
+        if info.isfile() and name:
+            held = None
+            if name in TEXTS:
+                file.seek(info.offset_data)
+                held = file.read(info.size)
+            yield key, (info.offset, name, TarMember(shard, info.offset_data, info.size, held))
     file.seek(end)
     while (rest := file.read(CHUNK)) and not rest.strip(b"\0"):
         pass
     if (rest and not end) or not size:
         raise DataError(shard, None, "this is not a tar file that can be read")
     if rest:
-        yield None, _damage(shard, end, size)
+        yield damage(DAMAGE.format(end, size))
     elif size - end < 2 * BLOCK:
-        yield None, DataError(shard, None, f"it lacks its end behind byte {end}: it is cut off")
-
-
-def _damage(shard: Location, start: int, end: int) -> DataError:
-    return DataError(shard, None, f"bytes {start} to {end} are no tar: the file is damaged there")
-
-
-def _place(shard: Location, file: BinaryIO, key: str, infos: list[tarfile.TarInfo]) -> Place:
-    members = {}
-    for info in infos:
-        name, held = split(info.name)[1], None
-        if name in TEXTS:
-            file.seek(info.offset_data)
-            held = file.read(info.size)
-        members[name] = TarMember(shard, info.offset_data, info.size, held)
-    start = infos[0].offset
-    return key, start, infos[-1].offset_data + infos[-1].size - start, members
+        yield damage(f"it lacks its end behind byte {end}: it is cut off")
 
 
 def members_of(shard: Location, start: int, size: int) -> tuple[str, Members]:
