@@ -13,7 +13,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mico_chat.cli.options import in_columns
+from mico_chat.cli.options import check_extra, in_columns
 from mico_chat.engines.base import DTYPES, EngineOptions
 from mico_chat.engines.source import Source
 from mico_chat.engines.table import NAMES, QUANTIZATION_HELP, reference
@@ -25,6 +25,7 @@ from mico_chat.evaluation.task import (
     CONTROLS,
     ITEMS,
     MEDIA_CONTROLS,
+    OWN,
     SUITES,
     TASKS,
     Contents,
@@ -39,12 +40,15 @@ with late():  # torch and scipy: their import takes seconds
     from mico_chat.evaluation import chat as chat_models
     from mico_chat.evaluation import judge, pretrained, report, scores
     from mico_chat.evaluation import run as asking
+    from mico_training.data import own
 
 IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
     *("load_in_4bit", "load_in_8bit", "trust_remote_code", "mmproj"),
 )
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
+OF_STAGE_1 = ("full", "swapped")
+"""The controls of suites that ask a stage 1 model, which always reads a medium."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -102,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rescore", type=Path, metavar="DIR", help="compute the figures of an output folder anew")
     add("--compare", type=Path, nargs=2, metavar="DIR", help="two output folders side by side")
     add = parser.add_argument_group("tasks").add_argument
-    add("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    add("--data", help="folder of the data sets, data by default; of own-*: file, folder, pattern")
+    add("--names", help="of own-classification: cat,dog, or a file with a name a line")
     add("--device", help="cpu, cuda, cuda:1; the best by default")
     add("--workers", type=positive, default=os.cpu_count() or 1, help="decoders")
     add("--frames", type=positive, help="of a video, and not the task's")
@@ -140,6 +145,7 @@ def _listing() -> str:
     for name, task in TASKS.items():
         dataset = DATASETS[task.dataset]
         place = ", ".join(dataset.tree) if name in SUITES else dataset.folder
+        place = "--data" if task.dataset == "own" else place
         figure, where = "-", ""
         if task.paper is not None:
             figure, where = f"{task.paper.figure:.1f}", f"{task.metrics[0]}, {task.paper.place}"
@@ -170,9 +176,12 @@ def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Names
             raise ConfigError(
                 f"--slices is not for {task.name}: a chat model decides its slices itself"
             )
-    if files or any(task.name in SUITES for task in tasks):
+        if task.dataset == "own" and options.data is None:
+            raise ConfigError(f"{task.name} needs --data: a file, a folder or a pattern")
+    options.data = options.data or "data"
+    if files or any(task.name in SUITES and task.prompt for task in tasks):
         _check_controls(options)
-    _check_data(tasks, options.data)
+    _check_data(tasks, Path(options.data))
 
 
 def _check_controls(options: argparse.Namespace) -> None:
@@ -218,14 +227,30 @@ def _items(
     found = {}
     for task in tasks:
         if task.name in SUITES:
-            whole = DATASETS[task.dataset].read(options.data).items
-            found[task.name] = ([i for i in whole if i.skill in task.skills], options.data)
+            whole = _contents(task, options)
+            for id, reason in whole.broken[:1]:
+                n = len(whole.broken)
+                print(f"{task.name}: {n} items are left out; {id}: {reason}", file=sys.stderr)
+            used = [i for i in whole.items if not task.skills or i.skill in task.skills]
+            found[task.name] = (used, Path(options.data))
     if files:
         found[ITEMS.name] = ([item for path in files for item in table.read_items(path)], files[0])
     return {
         name: Contents(table.of_skills(items, options.skills or (), path)).first(options.limit)
         for name, (items, path) in found.items()
     }
+
+
+def _contents(task: Task, options: argparse.Namespace) -> Contents:
+    if task.dataset not in OWN:
+        return DATASETS[task.dataset].read(Path(options.data))
+    check_extra("train", task.name, own)
+    path, names = options.data, options.names or ""
+    if task.dataset == "world":
+        path = str(Path(path) / "shards/validation-*.tar")
+    if Path(names).is_file():
+        names = Path(names).read_text(encoding="utf-8").replace("\n", ",")
+    return own.own_items(task, path, [name.strip() for name in names.split(",") if name.strip()])
 
 
 def _run(
@@ -240,13 +265,16 @@ def _run(
         for task in tasks:
             contents = items.get(task.name)
             if contents is None:
-                contents = DATASETS[task.dataset].read(options.data).first(options.limit)
+                contents = _contents(task, options).first(options.limit)
+            controls = options.controls if task.family == "skills" else ["full"]
+            if task.name in SUITES and not task.prompt:
+                controls = [c for c in OF_STAGE_1 if c in (options.controls or OF_STAGE_1)]
             asking.run(
                 task if task.prompt else task.model_copy(update=own),
                 contents,
                 model,
                 output / task.name,
-                options.controls if task.family == "skills" else ("full",),
+                controls,
                 limit=options.limit,
                 max_tokens=options.max_tokens,
             )

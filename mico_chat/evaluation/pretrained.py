@@ -112,12 +112,20 @@ class PretrainedModel(Model):
                 places, contexts = zip(*(good[number] for number in part), strict=True)
                 if task.family == "captioning":
                     said = self.caption(contexts)
+                elif not items[places[0]].question:
+                    said = self.named(task, contexts, items[places[0]].choices)
                 else:
                     said = self.answer(contexts, [items[place].question for place in places])
                 yield from zip(places, (Reply("answer", text) for text in said), strict=True)
 
     def caption(self, items: Sequence[MediaContext]) -> list[str]:
         return captions(self.model, *_padded(items), self.tokenizer, num_beams=3)
+
+    def named(self, task: Task, items: Sequence[MediaContext], names: Sequence[str]) -> list[str]:
+        """The name with the highest contrastive score for each item."""
+        texts = self.space.of_texts(self.space.truncated(names, task.text_length))
+        best = (torch.stack([item.vector for item in items]) @ texts.T).argmax(1)
+        return [names[place] for place in best.tolist()]
 
     def answer(self, items: Sequence[MediaContext], questions: Sequence[str]) -> list[str]:
         return answers(self.model, *_padded(items), questions, self.tokenizer, num_beams=3)

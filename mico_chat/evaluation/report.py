@@ -125,13 +125,8 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
     for name, row in rows.items():
         left = [name, row["metric"], _shown(row["figure"]), _paper(row), row["items"]]
         cells.append([*left, row["broken"], f"{row['seconds']:.0f}", row["model"], row["protocol"]])
-        also = {} if row["paper"] is None else row["paper"]["also"]
-        if len(row["figures"]) > 1:
-            figures = ", ".join(
-                f"{key} {_shown(value)}" + (f" (paper {also[key]:.1f})" if key in also else "")
-                for key, value in row["figures"].items()
-            )
-            notes.append(f"- {name}: {figures}")
+        if row["beside"] or len(row["figures"]) > 1:
+            notes.append(f"- {name}: {', '.join(_with(row, key) for key in row['figures'])}")
         # Metrics with the same reason share a line.
         for why in dict.fromkeys(row["missing"].values()):
             keys = [key for key, reason in row["missing"].items() if reason == why]
@@ -142,6 +137,16 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
                 notes.append(f"- {name}: {row[kind]} {words}: {named}")
     titles = ["task", "metric", "ours", "paper", "items", "broken", "seconds", "model", "protocol"]
     return "\n".join([*_table(titles, cells), *([""] if notes else []), *notes])
+
+
+def _with(row: Row, key: str) -> str:
+    """A figure with what stands beside it: ``R@1 61.0 (52.0-70.0, swapped 1.9, chance 2.0)``."""
+    said = [] if row["paper"] is None else [("paper ", [row["paper"]["also"].get(key)])]
+    beside = row["beside"].get(key, {})
+    said += [("", beside.get("interval", [None]))]
+    said += [(f"{name} ", [beside.get(name)]) for name in ("swapped", "chance")]
+    texts = [name + "-".join(map(_shown, values)) for name, values in said if None not in values]
+    return f"{key} {_shown(row['figures'][key])}" + f" ({', '.join(texts)})" * bool(texts)
 
 
 def _shown(figure: float | None) -> str:

@@ -18,10 +18,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import hypergeom
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +37,7 @@ MATCH_TOKENS = 1 << 16
 RERANKED = 50
 """The matching head ranks so many candidates of each query again (appendix B)."""
 QUERIES_AT_ONCE = 1024
+KS = (1, 5, 10)
 ABOVE = 3.0
 """This score is above any cosine."""
 CONTEXTS = "contexts"
@@ -201,15 +204,27 @@ def _vectors(records: Sequence[Record]) -> Tensor:
 # --- recall ---------------------------------------------------------------------------------------
 
 
-def recalls(records: Sequence[Record]) -> dict[str, float]:
-    """R@k in per cent, from text to medium and back, with and without the matching head."""
+def swapped(n: int) -> list[int]:
+    """Another place for each of ``n``, the same at every call; a single one keeps its own."""
+    order = np.random.default_rng(0).permutation(n)
+    return cast(list[int], np.roll(order, 1)[np.argsort(order)].tolist())
+
+
+def recalls(records: Sequence[Record], swap: bool = False) -> dict[str, NDArray[np.float64]]:
+    """The hits of R@k, from text to medium and back, with and without the matching head.
+
+    Each is (3, M): the hits of each medium's queries, the number of these queries, and the hits
+    that a random order would have. A text is a query of its first medium. With ``swap``, each text
+    seeks the medium of another one.
+    """
     media, texts = _sorted(records, "medium", "number"), _sorted(records, "text", "text")
     number = {record["id"]: place for place, record in enumerate(media)}
+    right = dict(zip(number, swapped(len(media)), strict=True)) if swap else number
     m, t = _vectors(media), _vectors(texts)
-    media_of_text = [{number[id] for id in record["media"]} for record in texts]
+    media_of_text = [{right[id] for id in record["media"]} for record in texts]
     texts_of_medium: list[set[int]] = [set() for _ in media]
-    for text, right in enumerate(media_of_text):
-        for medium in right:
+    for text, own in enumerate(media_of_text):
+        for medium in own:
             texts_of_medium[medium].add(text)
     by_medium: dict[int, dict[int, float]] = {
         number[r["id"]]: dict(zip(r["texts"], r["logits"], strict=True))
@@ -220,7 +235,8 @@ def recalls(records: Sequence[Record]) -> dict[str, float]:
     for medium, logits in by_medium.items():
         for text, logit in logits.items():
             by_text[text][medium] = logit
-    found: dict[str, float] = defaultdict(float)
+    hits: dict[str, list[bool]] = defaultdict(list)
+    found: dict[str, NDArray[np.float64]] = {}
     for direction, queries, candidates, relevant, of_query in (
         ("", t, m, media_of_text, by_text),
         (" to text", m, t, texts_of_medium, by_medium),
@@ -229,21 +245,32 @@ def recalls(records: Sequence[Record]) -> dict[str, float]:
             for scores in (" contrastive", ""):
                 if not scores:
                     rerank(rows, top, [of_query.get(start + row, {}) for row in range(len(rows))])
-                shares = recall_at_k(rows, relevant[start : start + len(rows)])
-                for k, share in shares.items():
-                    name = f"R@{k}{direction}{scores}"
-                    found[name] += 100 * share * len(rows) / len(queries)
+                before = _before(rows, relevant[start : start + len(rows)])
+                for k in KS:
+                    hits[f"R@{k}{direction}{scores}"] += [n < k for n in before]
+        owner = range(len(media)) if direction else list(map(min, media_of_text))
+        for k in KS:
+            chance = hypergeom.sf(0, len(candidates), list(map(len, relevant)), k)
+            for name in (f"R@{k}{direction}{scores}" for scores in (" contrastive", "")):
+                each = (hits[name], np.ones(len(queries)), chance)
+                found[name] = np.stack([np.bincount(owner, one, len(media)) for one in each])
     return found
 
 
 def recall_at_k(
-    scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
+    scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = KS
 ) -> dict[int, float]:
     """Recall at each k of scores (Q, D); ``relevant`` has the relevant columns of each query."""
+    before = _before(scores, relevant)
+    return {k: sum(n < k for n in before) / len(before) for k in ks}
+
+
+def _before(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
+    """The irrelevant candidates before the best relevant candidate of each query."""
     if bool(torch.isnan(scores).any()):
         row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
         raise DataError("recall", None, f"a score of query {row} is not a number")
-    before = []  # the irrelevant candidates before the best relevant candidate of each query
+    before = []
     for query, (row, right) in enumerate(zip(scores, relevant, strict=True)):
         columns = sorted(right)
         if not columns or columns[0] < 0 or columns[-1] >= len(row):
@@ -252,7 +279,7 @@ def recall_at_k(
         of_right = row[columns]
         best = of_right.max()
         before.append(int((row >= best).sum()) - int((of_right >= best).sum()))
-    return {k: sum(n < k for n in before) / len(before) for k in ks}
+    return before
 
 
 def _contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

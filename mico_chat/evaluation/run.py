@@ -72,7 +72,9 @@ def _settings(task: Task, items: Sequence[Item], max_tokens: int | None) -> Reco
         for skill in sorted({item.skill for item in items}):
             of_skill = [item for item in items if item.skill == skill]
             rows[skill] = {"n": len(of_skill), "digest": bytes_digest(of_skill)}
-        return {"max_tokens": max_tokens, "digest": bytes_digest(items), "skills": rows}
+        found = {"max_tokens": max_tokens, "digest": bytes_digest(items), "skills": rows}
+        of_stage_1 = f"{task.how}; {task.frames} frames, {task.slices} slices"
+        return found if task.prompt else {**found, "how": of_stage_1}
     found = {"items": len(items), "data": words_digest(items)}
     if task.prompt:
         return {**found, "prompt": task.prompt, "max_tokens": max_tokens or task.max_tokens}
@@ -96,7 +98,12 @@ def _ask(
         if "id" in record and record.get("control", control) == control
     }
     if task.prompt:
-        words = [task.prompt.replace("{question}", item.question) for item in items]
+        words = [
+            task.prompt.replace("{question}", item.question).replace(
+                "{choices}", ", ".join(item.choices)
+            )
+            for item in items
+        ]
         shown = [replace(item, question=text) for item, text in zip(shown, words, strict=True)]
     for places, most in _parts(task, items, control):
         asked = [shown[i] for i in places]

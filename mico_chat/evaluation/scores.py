@@ -3,16 +3,20 @@
 ``results.json`` has a row for each task. The row of a task of skills has for each skill its
 ``chance`` (the accuracy of a random choice) and, for each control, the ``accuracy`` with its Wilson
 interval. If the answers have a confidence, ``confidence`` has the mark below which an answer is
-unsure. The row of any other task has ``figures``: each metric times 100, as in the paper.
+unsure. The row of any other task has ``figures``: each metric times 100, as in the paper. Beside
+each stands its interval, by a bootstrap over the items; on own data also the figure where each item
+has the medium of another one (``swapped``) and that of a random order (``chance``).
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import floor, fsum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mico_chat.errors import DataError, MicoError
@@ -26,9 +30,9 @@ from mico_chat.evaluation.metrics.answers import (
     vqa_accuracy,
 )
 from mico_chat.evaluation.metrics.captions import cider, spider
-from mico_chat.evaluation.retrieval import recalls
+from mico_chat.evaluation.retrieval import recalls, swapped
 from mico_chat.evaluation.store import PREDICTIONS, Record, UnfinishedError, read_store
-from mico_chat.evaluation.task import CONTROLS, Task, task_named
+from mico_chat.evaluation.task import CONTROLS, OWN, Task, task_named
 
 NAMED = 20
 """A row names at most so many broken, refused or unjudged items; the stored files name all."""
@@ -36,6 +40,8 @@ CONFIDENCE = 0.95
 RIGHT = 85
 """The per cent of the answers at or above the mark that are right."""
 N_BINS = 10
+DRAWS = 1000
+"""A bootstrap draws the items so many times."""
 CAPTION_METRICS = {"CIDEr": cider, "SPIDEr": spider}
 
 Row = dict[str, Any]
@@ -170,6 +176,27 @@ class _Figures(NamedTuple):
     missing: dict[str, str]
     unjudged: Sequence[tuple[str, str]] = ()
     judge: str | None = None
+    beside: Mapping[str, Row] = {}
+
+
+def interval(sums: NDArray[Any], counts: NDArray[Any]) -> list[float]:
+    """The interval, in per cent, of a mean over N items with these sums and counts (N,)."""
+    draw = np.random.default_rng(0).integers
+    picked = (draw(len(sums), size=len(sums)) for _ in range(DRAWS))
+    means = [sums[own].sum() / max(1, counts[own].sum()) for own in picked]
+    tail = (1 - CONFIDENCE) / 2
+    return [100 * float(end) for end in np.quantile(means, [tail, 1 - tail])]
+
+
+def _recalled(task: Task, records: Sequence[Record]) -> _Figures:
+    each = recalls(records)
+    beside: dict[str, Row] = {n: {"interval": interval(*of[:2])} for n, of in each.items()}
+    if task.dataset in OWN:
+        for name, (hits, queries, random) in recalls(records, swap=True).items():
+            beside[name]["swapped"] = 100 * float(hits.sum() / queries.sum())
+            beside[name]["chance"] = 100 * float(random.sum() / queries.sum())
+    figures = {name: 100 * float(of[0].sum() / of[1].sum()) for name, of in each.items()}
+    return _Figures(figures, {}, beside=beside)
 
 
 def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record]) -> Row:
@@ -182,7 +209,7 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
     if not counted:
         found = _Figures({}, dict.fromkeys(task.metrics, "the model refused every item"))
     elif task.family == "retrieval":
-        found = _Figures(recalls(records), {})
+        found = _recalled(task, records)
     elif task.judged:
         found = _judged(folder, task, counted)
     else:
@@ -198,6 +225,7 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
         "figure": found.figures.get(task.metrics[0]),
         "paper": None if task.paper is None else task.paper.model_dump(),
         "figures": {name: found.figures[name] for name in task.metrics if name in found.figures},
+        "beside": found.beside,
         "missing": found.missing,
         "items": len(counted),
         **lost,
@@ -234,7 +262,7 @@ def _by_people(task: Task, records: Sequence[Record]) -> _Figures:
     said = {r["id"]: r["caption" if task.family == "captioning" else "answer"] for r in records}
     people = {r["id"]: r["references"] for r in records}
 
-    def compute(name: str) -> dict[str, float]:
+    def compute(name: str, people: Mapping[str, Sequence[str]]) -> dict[str, float]:
         if name in CAPTION_METRICS:
             return CAPTION_METRICS[name](said, people)
         if task.dataset == "clotho-aqa":
@@ -244,17 +272,23 @@ def _by_people(task: Task, records: Sequence[Record]) -> _Figures:
             return {id: vqa_accuracy(text, people[id]) for id, text in said.items()}
         return {id: any(exact_match(text, t) for t in people[id]) for id, text in said.items()}
 
+    ids = list(people)
+    others = {id: people[ids[place]] for id, place in zip(ids, swapped(len(ids)), strict=True)}
     figures: dict[str, float] = {}
     missing: dict[str, str] = {}
+    beside: dict[str, Row] = {}
     for name in task.metrics:
         try:
-            if each := compute(name):
-                figures[name] = 100 * fsum(each.values()) / len(each)
-            else:
+            if not (each := list(compute(name, people).values())):
                 missing[name] = "the rule counts none of these questions"
+                continue
+            figures[name] = 100 * fsum(each) / len(each)
+            beside[name] = {"interval": interval(np.array(each), np.ones(len(each)))}
+            if task.dataset in OWN:
+                beside[name]["swapped"] = 100 * fsum(compute(name, others).values()) / len(ids)
         except MicoError as error:  # such as a missing program of the metric
             missing[name] = str(error)
-    return _Figures(figures, missing)
+    return _Figures(figures, missing, beside=beside)
 
 
 def _judged(folder: Path, task: Task, records: Sequence[Record]) -> _Figures:

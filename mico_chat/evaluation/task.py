@@ -76,6 +76,8 @@ _ROWS = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding
 # "families" is no task: it holds anchors, which the rows of the tasks include.
 TASKS = {name: Task(name=name, **row) for name, row in _ROWS.items() if name != "families"}
 SUITES = [name for name, task in TASKS.items() if task.family == "skills"]
+OWN = ("own", "world")
+"""The data sets that are read as in training: what ``--data`` names, and the data engine's."""
 
 
 def task_named(name: str) -> Task:
@@ -181,7 +183,7 @@ class _Medium(BaseModel, extra="forbid"):
 
 
 class _Line(BaseModel, extra="forbid"):
-    id: str
+    id: str = ""
     skill: str
     message: str
     media: tuple[_Medium, ...] = ()
@@ -197,7 +199,7 @@ def read_items(path: Path) -> list[Item]:
          "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
          "choices": ["one", "two"]}
 
-    Media paths are relative to the file's folder.
+    Media paths are relative to the file's folder. A line without an id is named by its place.
     """
     try:
         whole = path.read_text(encoding="utf-8")
@@ -209,10 +211,13 @@ def read_items(path: Path) -> list[Item]:
         try:
             line = _Line.model_validate_json(text)
         except ValidationError as error:
-            raise DataError(path, number, error.errors()[0]["msg"]) from error
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DataError(path, number, f"{key}: {first['msg']}".removeprefix(": ")) from error
         media = tuple(MediaFile(m.kind, path.parent / m.path) for m in line.media)
         words = (line.accept, line.choices, line.skill, line.reject)
-        items.append(Item(line.id, media, line.message, (), *words))
+        id = line.id or f"{path.name}:{number}"
+        items.append(Item(id, media, line.message, (), *words))
     return items
 
 

@@ -1,19 +1,18 @@
 """The data sets of the tasks (``datasets.yaml``): their files on disk and their items.
 
 Items are media with captions, or questions about media with answers. :class:`Annotations` reads
-them from the files of the publishers. The shards of the data engine have a reader of their own.
+them from the files of the publishers. One's own data, and the shards of the data engine, are read
+as in training (``mico_training/data/own.py``).
 """
 
 import ast
-import json
 import re
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import Formatter
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -29,9 +28,7 @@ from mico_chat.evaluation.datasets.files import (
     read_text,
 )
 from mico_chat.evaluation.task import Contents, Item, Split, read_items
-from mico_chat.media import MediaFile
-from mico_chat.media.file import TarMember
-from mico_chat.media.kinds import MODALITIES, Kind
+from mico_chat.media.kinds import Kind
 
 
 class Beside(BaseModel, extra="forbid", frozen=True):
@@ -208,47 +205,6 @@ def _mini_skills(folder: Path) -> Contents:
     return Contents([item for path in files for item in read_items(path)])
 
 
-def _world(folder: Path, split: Split) -> Contents:
-    """Every medium with captions in the shards; equal captions are right for all their media."""
-    names = {"test": "validation-*.tar", "train": "train-*.tar"}[split]
-    shards = sorted(folder.glob(names))
-    if not shards:
-        raise DataError(folder, None, f"no file in this folder is named like {names}")
-    contents = Contents(same_words=True)
-    for path in shards:
-        try:
-            with tarfile.open(path) as tar:
-                _read_shard(path, tar, contents)
-        except tarfile.TarError as error:
-            raise DataError(path, None, "this is not a tar file that can be read") from error
-    return contents
-
-
-def _read_shard(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
-    members: dict[str, TarMember] = {}
-    samples: list[Row] = []
-    for info in tar:
-        if not info.name.endswith(".json"):
-            members[info.name] = TarMember(path, info.offset_data, info.size)
-            continue
-        member = tar.extractfile(info)
-        assert member is not None, info.name
-        try:
-            samples.append(json.loads(member.read()))
-        except ValueError as error:
-            raise DataError(path, None, f"{info.name} is not JSON") from error
-    for sample in samples:
-        for name, captions in sample["captions"].items():
-            id = f"{sample['id']}.{name}"
-            kind = name.split(".", 1)[0].rstrip("0123456789")
-            media: MediaFile | str = "the shard lacks this file"
-            if id in members and kind in MODALITIES:
-                media = MediaFile(cast(Kind, kind), members[id], path.name)
-            elif id in members:
-                media = f"its kind is unknown; the kinds are {', '.join(MODALITIES)}"
-            contents.caption(id, media, captions)
-
-
 SUBTITLES = "subtitles.json"
 """A file that a data set's folder may have: ``{"video7010": "what is said", ..}``, by the names of
 the media's files without their endings."""
@@ -298,7 +254,7 @@ class DataSet(Layout, extra="forbid", frozen=True):
         """The items that a test measures, or those that fine-tuning reads."""
         folder = data / self.folder
         if self.items is None:
-            contents = _world(folder, split) if self.name == "world" else _mini_skills(folder)
+            contents = _mini_skills(folder)
         else:
             changed = self.train if split == "train" else {}
             form = Annotations(**self.items.model_dump() | changed)

@@ -13,7 +13,6 @@ from mico_chat.errors import DataError
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.datasets.files import read_table, read_text
 from mico_chat.evaluation.task import TASKS, Contents
-from mico_chat.media.file import TarMember
 from tests.evaluation.conftest import empty_files
 
 CASES = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
@@ -78,27 +77,6 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-
-
-def test_world(tmp_path: Path) -> None:
-    said = {"image.jpg": ["a cat"], "audio2.flac": ["a bell"], "smell.dat": ["roses"]}
-    record = {"id": "s1", "captions": {**said, "video.mp4": ["gone"]}}
-    members = {"s1.json": json.dumps(record).encode(), "s1.image.jpg": b"picture"}
-    members |= {"s1.audio2.flac": b"sound", "s1.smell.dat": b"?"}
-    write_tar(tmp_path / "shards" / "validation-000000.tar", members)
-    write_tar(tmp_path / "shards" / "train-000000.tar", {})
-    contents = DATASETS["world"].read(tmp_path)
-    assert contents.same_words
-    assert captions(contents) == {"s1.image.jpg": ("a cat",), "s1.audio2.flac": ("a bell",)}
-    assert [item.media[0].kind for item in contents.items] == ["image", "audio"]
-    sources = [item.media[0].source for item in contents.items]
-    assert all(isinstance(source, TarMember) for source in sources)
-    assert [s.read() for s in sources if isinstance(s, TarMember)] == [b"picture", b"sound"]
-    assert lost(contents)["s1.video.mp4"] == "the shard lacks this file"
-    assert lost(contents)["s1.smell.dat"].startswith("its kind is unknown")
-    (tmp_path / "shards" / "validation-000001.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(DataError, match=r"validation-000001\.tar: this is not a tar"):
-        DATASETS["world"].read(tmp_path)
 
 
 @pytest.mark.parametrize(

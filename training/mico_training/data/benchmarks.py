@@ -16,16 +16,14 @@ from pathlib import Path
 
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.evaluation.datasets import DATASETS
-from mico_chat.evaluation.task import SUITES, TASKS
+from mico_chat.evaluation.task import TASKS
 
 TRAINED = tuple(
     dict.fromkeys(
-        task.dataset
-        for name, task in TASKS.items()
-        if name not in SUITES and DATASETS[task.dataset].folder != "shards"
+        task.dataset for task in TASKS.values() if DATASETS[task.dataset].items is not None
     )
 )
-"""These are all data sets but the data engine's own, whose shards stage 1 reads as they are."""
+"""These are all data sets of publishers; stage 1 reads the data engine's shards as they are."""
 
 
 def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
