@@ -89,9 +89,9 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
 
         With labels the vocabulary head runs on the labelled positions only: most of its work is
-        saved. With ``reduction`` "none" each of them has its loss, row after row. ``see`` stands in
-        for ``context_tokens``. ``kwargs`` has the batch's media (:data:`MEDIA`); the language model
-        takes the others.
+        saved. In evaluation mode their logits (N, V) are given, too. With ``reduction`` "none" each
+        of them has its loss, row after row. ``see`` stands in for ``context_tokens``. ``kwargs``
+        has the batch's media (:data:`MEDIA`); the language model takes the others.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:
@@ -105,7 +105,7 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         logits = word_scores(llm, hidden[:, :-1][labelled])
         said = labels[:, 1:][labelled]
         loss = F.cross_entropy(logits.float(), said, reduction=reduction)
-        return CausalLMOutputWithPast(loss=loss)
+        return CausalLMOutputWithPast(loss=loss, logits=None if self.training else logits)
 
     def embed_prompt(
         self,

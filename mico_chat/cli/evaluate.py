@@ -47,8 +47,6 @@ IN_PROCESS = (
     *("load_in_4bit", "load_in_8bit", "trust_remote_code", "mmproj"),
 )
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
-OF_STAGE_1 = ("full", "swapped")
-"""The controls of suites that ask a stage 1 model, which always reads a medium."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -245,12 +243,8 @@ def _contents(task: Task, options: argparse.Namespace) -> Contents:
     if task.dataset not in OWN:
         return DATASETS[task.dataset].read(Path(options.data))
     check_extra("train", task.name, own)
-    path, names = options.data, options.names or ""
-    if task.dataset == "world":
-        path = str(Path(path) / "shards/validation-*.tar")
-    if Path(names).is_file():
-        names = Path(names).read_text(encoding="utf-8").replace("\n", ",")
-    return own.own_items(task, path, [name.strip() for name in names.split(",") if name.strip()])
+    place = f"{options.data}/shards/validation-*.tar" if task.dataset == "world" else options.data
+    return own.own_items(task, place, options.names or "")
 
 
 def _run(
@@ -266,9 +260,9 @@ def _run(
             contents = items.get(task.name)
             if contents is None:
                 contents = _contents(task, options).first(options.limit)
-            controls = options.controls if task.family == "skills" else ["full"]
-            if task.name in SUITES and not task.prompt:
-                controls = [c for c in OF_STAGE_1 if c in (options.controls or OF_STAGE_1)]
+            controls = options.controls if task.family == "skills" else ("full",)
+            if task.family == "skills" and not task.prompt:  # stage 1's model reads a medium
+                controls = ("full", "swapped")
             asking.run(
                 task if task.prompt else task.model_copy(update=own),
                 contents,

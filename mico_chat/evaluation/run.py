@@ -98,12 +98,7 @@ def _ask(
         if "id" in record and record.get("control", control) == control
     }
     if task.prompt:
-        words = [
-            task.prompt.replace("{question}", item.question).replace(
-                "{choices}", ", ".join(item.choices)
-            )
-            for item in items
-        ]
+        words = [task.prompt.replace("{question}", item.question) for item in items]
         shown = [replace(item, question=text) for item, text in zip(shown, words, strict=True)]
     for places, most in _parts(task, items, control):
         asked = [shown[i] for i in places]

@@ -40,8 +40,6 @@ CONFIDENCE = 0.95
 RIGHT = 85
 """The per cent of the answers at or above the mark that are right."""
 N_BINS = 10
-DRAWS = 1000
-"""A bootstrap draws the items so many times."""
 CAPTION_METRICS = {"CIDEr": cider, "SPIDEr": spider}
 
 Row = dict[str, Any]
@@ -180,9 +178,10 @@ class _Figures(NamedTuple):
 
 
 def interval(sums: NDArray[Any], counts: NDArray[Any]) -> list[float]:
-    """The interval, in per cent, of a mean over N items with these sums and counts (N,)."""
+    """The interval, in per cent, of a mean over N items with these sums and counts (N,), by 1,000
+    draws of N items."""
     draw = np.random.default_rng(0).integers
-    picked = (draw(len(sums), size=len(sums)) for _ in range(DRAWS))
+    picked = (draw(len(sums), size=len(sums)) for _ in range(1000))
     means = [sums[own].sum() / max(1, counts[own].sum()) for own in picked]
     tail = (1 - CONFIDENCE) / 2
     return [100 * float(end) for end in np.quantile(means, [tail, 1 - tail])]

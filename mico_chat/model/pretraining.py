@@ -44,6 +44,8 @@ class MicoPretrainingOutput(ModelOutput):
     tagging_loss: Tensor | None = None
     region_loss: Tensor | None = None
     concept_loss: Tensor | None = None
+    media: Tensor | None = None  # (B, P), as text: what eq. (4) compares, in evaluation mode
+    text: Tensor | None = None
 
 
 class EncodedContexts(NamedTuple):
@@ -265,9 +267,11 @@ class MicoForPretraining(PreTrainedModel):
         context = Context(shown.context, shown.mask, corpora)
         asked = {name for name, weight in self.objective_weights.items() if weight > 0}
         losses: dict[str, Tensor] = {}
+        compared: dict[str, Tensor] = {}
         if {"contrastive", "matching"} & asked:  # contrast finds the hard negatives of matching
             text, key = self.encode_text(*captions), caption_key(*captions)
             losses["contrastive"], *near = contrastive(shown.pooled, text, key, self.temperature)
+            compared = {} if self.training else {"media": shown.pooled, "text": text}
         if "matching" in asked:
             settings = (self.hardness, self.text.sampling.num_embeddings)
             losses["matching"] = matching(self.match, captions, context, near, *settings)
@@ -294,7 +298,8 @@ class MicoForPretraining(PreTrainedModel):
             losses["concept"] = concept_loss(self.concepts, shown.features, *named)
         nothing = shown.tokens.sum() * 0.0  # a batch without regions may have no other objective
         loss = sum((self.objective_weights[k] * v for k, v in losses.items()), start=nothing)
-        return MicoPretrainingOutput(loss=loss, **{f"{k}_loss": v for k, v in losses.items()})
+        parts = {f"{k}_loss": v for k, v in losses.items()}
+        return MicoPretrainingOutput(loss=loss, **parts, **compared)
 
     def _corpora(
         self,

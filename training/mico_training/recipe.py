@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -213,6 +213,31 @@ class TrainRecipe(Section):
         return self
 
 
+class EvalRecipe(Section):
+    """Held-out data, by which a run is measured while it trains."""
+
+    data: tuple[DataRecipe, ...] = Field(min_length=1)
+    """The sources of samples, with the keys of ``data``."""
+    every: Steps = Field(default=500, gt=0)
+    """An evaluation comes every so many steps: a multiple of ``log_steps``."""
+    samples: Samples = Field(default=256, gt=0)
+    """So many samples of the sources are used, the same ones at every evaluation."""
+    batch_size: Samples = Field(default=16, gt=0)
+    """The samples in a forward pass. Each process reads all samples, so that any number of
+    processes has the same figures."""
+    metric: Literal["loss", "R@1", "accuracy"] = "loss"
+    """What decides which checkpoint is the best. ``R@1``: the texts, in per cent, that find their
+    media (stage 1). ``accuracy``: the answers, in per cent, that the model gives word for word
+    (stages 2 and 3)."""
+    patience: Annotated[int, counted("evaluations")] | None = Field(
+        default=None, gt=0, examples=[3]
+    )
+    """The run ends after so many evaluations in a row that are no better than the best one."""
+    keep_best: bool = True
+    """The best checkpoint stays on the disk, and its weights are in the output folder at the
+    end."""
+
+
 class FeatureRecipe(Section):
     """The cache of the features of the frozen stem (the encoder's first layers)."""
 
@@ -413,11 +438,28 @@ class Recipe(Run):
     """The features of a frozen stem are computed once and kept."""
     expect: ExpectRecipe = ExpectRecipe()
     """A large sample, for the estimate."""
+    eval: EvalRecipe | None = None
+    """Held-out data measure the run while it trains."""
+    measured: ClassVar[str] = "accuracy"
+
+    @model_validator(mode="after")
+    def _measures(self) -> Self:
+        if self.eval is not None and self.eval.metric not in ("loss", self.measured):
+            known = f"loss or {self.measured}"
+            raise ValueError(f"eval.metric {self.eval.metric}: this stage measures {known}")
+        every, log = 0 if self.eval is None else self.eval.every, self.train.log_steps
+        if every % log:  # a best checkpoint is written at once
+            raise ValueError(
+                f"eval.every {every} is not a multiple of train.log_steps {log}; a run that is "
+                "resumed could not log the same losses"
+            )
+        return self
 
 
 class Stage1Run(Recipe):
     stage1: Stage1Recipe = Stage1Recipe()
     """Pretraining."""
+    measured: ClassVar[str] = "R@1"
 
     @model_validator(mode="after")
     def _writes_alone(self) -> Self:

@@ -107,7 +107,7 @@ def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str =
     The thin line is the logged value, the thick line its exponential mean. Entries without a loss
     (the summary at the end of a run) are left out.
     """
-    logged = [entry for entry in history if "loss" in entry]
+    logged = [entry for entry in history if {"loss", "eval_loss"} & {*entry}]
     names = ["loss", *sorted({k for entry in logged for k in entry if k.endswith("_loss")})]
     with panels(path, size=(8.0, 4.5)) as (axes,):
         for number, name in enumerate(names):

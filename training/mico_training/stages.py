@@ -4,7 +4,9 @@ A stage reads its recipe, trains, and leaves the trained model in the recipe's o
 same command goes on with an interrupted run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,10 @@ from mico_training.dpo import DpoTrainer, PreferencePairs
 from mico_training.estimate import Estimate
 from mico_training.health import room
 from mico_training.parallel import put_together
+from mico_training.parts.held_out import HeldOut
 from mico_training.parts.media_noise import MediaNoise
 from mico_training.parts.set_prediction import SetPrediction
-from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.scst import Cider, ScstTrainer
 from mico_training.trained import freeze, train_only
 from mico_training.trainer import MicoTrainer, draws, examples_per_step, train, training_arguments
@@ -68,6 +71,22 @@ def dealt(examples: Any, arguments: TrainingArguments) -> Dealt:
     """The examples in the order in which the loader gives them to the ranks."""
     size = arguments.per_device_train_batch_size
     return Dealt(examples, size, examples_per_step(arguments) // size)
+
+
+def measured(
+    recipe: Recipe,
+    examples: Callable[[Mixture, int], Any],
+    sound: SoundExamples,
+    loaded: Callable[[Mixture], MediaLoader],
+) -> dict[str, Any]:
+    """The Trainer's argument for a recipe's ``eval``; ``loaded`` makes a mixture's features."""
+    if recipe.eval is None:
+        return {}
+    mixture = open_mixture(recipe.eval.data, need_of(recipe), recipe.train.seed)
+    loaded(mixture)
+    n = min(recipe.eval.samples, sum(map(len, mixture.sources)))
+    held = replace(sound, examples=examples(mixture, n), mixture=mixture)
+    return {"eval_dataset": HeldOut(recipe.eval, held)}
 
 
 def pretrain(
@@ -119,6 +138,10 @@ def pretrain(
         "train_dataset": dealt(sound, arguments),
         "data_collator": sound.batch,
     }
+    held: Any = partial(ContextDataset, drop=0.0, cross_corpus=0.0)
+    held = QuestionDataset if recipe.stage1.questions else held
+    loaded = partial(media_loader, recipe, arguments, model, parts.preprocessing)
+    options |= measured(recipe, held, sound, loaded)
     trainer = (
         MicoTrainer(**options) if not recipe.stage1.scst else _scst(recipe, parts, mixture, options)
     )
@@ -167,6 +190,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
         things = stage2.objective == "things"
         model = SetPrediction(chat.model) if things else model
         examples = CaptionDataset(mixture, draws(arguments), stage2.join, regions=things)
+        held: Any = partial(CaptionDataset, join=0.0, regions=things)
     else:
         stage3 = recipe.stage3
         train_only(chat.model, [*stage3.trainable, "llm"] if stage3.full else stage3.trainable)
@@ -177,6 +201,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
                 "stage3.given: the model has no things; set bridge_config.things above 0"
             )
         turns = (stage3.max_turns, stage3.given)
+        held = partial(ConversationDataset, max_turns=stage3.max_turns)
         examples = ConversationDataset(mixture, draws(arguments), *turns)
         if stage3.simulate > 0:
             concept = chat.model.config.concept_config
@@ -189,9 +214,9 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
     freeze(chat.model, recipe.train.freeze)
     build_model.hold_encoder(chat.model, recipe.model)
     build_model.prepare_llm(chat.model, recipe.model)
-    preprocessing = chat.processor.preprocessing
-    loader = media_loader(recipe, arguments, chat.model, preprocessing, mixture)
-    collator = ChatCollator(chat.processor, loader, recipe.train.max_length, dpo is not None)
+    loaded = partial(media_loader, recipe, arguments, chat.model, chat.processor.preprocessing)
+    pairs, length = dpo is not None, recipe.train.max_length
+    collator = ChatCollator(chat.processor, loaded(mixture), length, pairs)
     sound = SoundExamples(examples, mixture, collator)
     ordered: Any = dealt(sound, arguments)
     if recipe.train.group_by_length:
@@ -205,6 +230,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
         bad=BadSamples(recipe.data, mixture.sources, recipe.output),
         train_dataset=ordered,
         data_collator=sound.batch,
+        **measured(recipe, held, sound, loaded),
     )
     train(trainer, recipe, title, cost)
     put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())

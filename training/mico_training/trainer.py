@@ -25,18 +25,21 @@ from typing import Any, NoReturn, cast
 
 import safetensors.torch
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mico_chat.errors import ConfigError, TrainingError
+from mico_chat.model import losses
 from mico_training import parallel
 from mico_training.data.bad import BadSamples
 from mico_training.data.mixture import states
 from mico_training.estimate import Estimate
 from mico_training.health import IN_A_ROW, Health, only_finite, room, stop_signals
-from mico_training.recipe import Recipe, Run, TrainRecipe, changes
+from mico_training.recipe import EvalRecipe, Recipe, Run, TrainRecipe, changes
 from mico_training.records import plot_losses, write_json
 from mico_training.trained import Modes, checkpoint_activations, parameter_groups, trainable_state
 
@@ -92,6 +95,15 @@ def training_arguments(recipe: Run) -> TrainingArguments:
                 f"train.report_to {package}: the package {package} is not installed: pip install "
                 f"{package}, or set train.report_to to none"
             )
+    if isinstance(recipe, Recipe) and recipe.eval is not None:
+        settings |= {
+            "eval_strategy": "steps",
+            "eval_steps": recipe.eval.every,
+            "metric_for_best_model": recipe.eval.metric,
+            "greater_is_better": recipe.eval.metric != "loss",
+            # Of one checkpoint, Hugging Face would leave the best and delete the last at the end.
+            "save_total_limit": max(2, train.keep_checkpoints),
+        }
     for name in ("gradient_checkpointing", "activation_checkpointing", "fsdp", "deepspeed"):
         if name in train.arguments:
             key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
@@ -233,9 +245,9 @@ class MicoTrainer(Trainer):
             if self.bad is not None:
                 logs["bad_samples"] = self.bad.settle()
         super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self._write_log(self.state.log_history[-1:])
         if of_steps:
-            if self.is_world_process_zero():
-                self._write_log(self.state.log_history[-1:])
             self.health.note(logs)
             if self.health.astray:
                 self._give_up()
@@ -271,7 +283,7 @@ class MicoTrainer(Trainer):
         """Steps' entries as JSON Lines; a number that is not finite is null."""
         with (Path(str(self.args.output_dir)) / "log.jsonl").open(mode, encoding="utf-8") as file:
             for entry in entries:
-                if "loss" in entry:
+                if {"loss", "eval_loss"} & {*entry}:
                     finite = {
                         name: None
                         if isinstance(value, float) and not math.isfinite(value)
@@ -315,6 +327,63 @@ class MicoTrainer(Trainer):
             f"train.max_grad_norm (now {train.max_grad_norm:g})"
             + (", or train.bf16: false, which has more digits" if train.bf16 else "")
         )
+
+    # --- evaluation: all processes measure the same samples --------------------------------------
+
+    @property
+    def held_out(self) -> EvalRecipe | None:
+        """The recipe's ``eval``."""
+        return getattr(self.eval_dataset, "recipe", None)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The figures of a recipe's ``eval``, or else Hugging Face's own evaluation.
+
+        Training goes on with the draws that it would have without the evaluation.
+        """
+        if self.held_out is None:
+            return super().evaluate(*args, **kwargs)
+        model, measure = cast(nn.Module, self.model), cast(Any, self.eval_dataset)
+        kept, device = dict(self.sums), self.args.device
+        model.eval()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(self.args.seed)
+            losses.ALONE = True
+            found = {f"eval_{name}": value for name, value in measure(self).items()}
+            losses.ALONE = False
+        if isinstance(model, FSDPModule):
+            model.reshard()
+        self.sums = kept
+        both: list[dict[str, float]] = broadcast_object_list([found])  # all processes decide alike
+        (found,) = both
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As the Trainer; the best model so far is saved at once, and so is one that ends here."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if self.held_out is not None:
+            ends = self._is_over()
+            self.control.should_training_stop |= ends
+            self.control.should_save |= ends or (is_best and self.held_out.keep_best)
+        return is_best
+
+    def _is_over(self) -> bool:
+        """Whether ``eval.patience`` evaluations in a row were no better than the best one."""
+        state, patience = self.state, self.held_out and self.held_out.patience
+        best = state.best_global_step or 0
+        later = sum("eval_loss" in e and e["step"] > best for e in state.log_history)
+        if not patience or later < patience or state.global_step >= state.max_steps:
+            return False
+        said = "stopped at step %d: %d evaluations were no better than that of step %d"
+        logger.info(said, state.global_step, later, best)
+        return True
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._is_over():  # before this start
+            self.control.should_training_stop = True
+        else:
+            cast(Any, super())._run_epoch(*args, **kwargs)
 
     # --- checkpoints: one file with the weights that train -------------------------------------
 
@@ -447,7 +516,10 @@ class MicoTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Read the weights that trained; the Trainer would want the frozen ones too."""
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        best = str(self.state.best_model_checkpoint)
+        if self.is_deepspeed_enabled:
+            parallel.load_deepspeed(self.model_wrapped, Path(best))
+        self._load_from_checkpoint(best)
 
 
 def last_checkpoint(arguments: TrainingArguments) -> Path | None:
@@ -510,6 +582,11 @@ def train(trainer: MicoTrainer, recipe: Run, title: str, cost: Estimate | None =
         if trainer.stopping and trainer.state.global_step < trainer.state.max_steps:
             raise _stopped(trainer)
         trainer.check_finite()
+        held, best = trainer.held_out, trainer.state.best_model_checkpoint
+        if held is not None and held.keep_best and best is not None:
+            trainer._load_best_model()
+            figure = f"eval_{held.metric} {trainer.state.best_metric:.4g}"
+            logger.info("%s: the weights are those of %s, by %s", output, Path(best).name, figure)
         if trainer.is_world_process_zero():
             history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)
             plot_losses(history, output / "loss.png", title)

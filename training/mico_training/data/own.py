@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.metrics.answers import position
@@ -13,29 +12,33 @@ from mico_training.data.sources.sample import TrainingSample
 from mico_training.recipe import DataRecipe
 
 
-def own_items(task: Task, path: str, names: Sequence[str] = ()) -> Contents:
+def own_items(task: Task, path: str, given: str = "") -> Contents:
     """The items of a task over the data at a path; broken ones are named with the reason.
 
-    ``names`` are the choices of a classification; by default they are the data's concepts. What a
-    medium shows is its concept, or else the only name that its captions say.
+    ``given`` are the names of a classification, separated by commas, or a file with a name a line;
+    by default they are the data's concepts. What a medium shows is its concept, or else the only
+    name that its captions say.
 
     Raises:
         DataError: a record is wrong, or no sample has what the task asks about.
         ConfigError: a classification has fewer than two names.
     """
     asks = "questions" in task.name
-    kind: Any = {".jsonl": "jsonl", ".json": "llava"}.get(Path(path).suffix, "shards")
-    recipe = DataRecipe(path=path, kind=kind)
+    recipe = DataRecipe(path=path, bad="stop")
     source = open_source(recipe, "conversation" if asks else "caption")
     samples = [source[index] for index in range(len(source))]
     contents = Contents(same_words=True)
     if asks:
         contents.items = [item for sample in samples for item in _asked(sample)]
     elif task.family == "skills":
+        file = Path(given).is_file()
+        words = Path(given).read_text(encoding="utf-8").split("\n") if file else given.split(",")
+        names = list(dict.fromkeys(name.strip() for name in words if name.strip()))
         names = names or sorted({name for one in samples for name in one.concepts.values()})
         if len(names) < 2:
             raise ConfigError(f"{path}: a classification needs two names or more: give --names A,B")
-        _named(samples, names, contents)
+        asked = f"Which of these is it: {', '.join(names)}? Answer with one of them."
+        _named(samples, names, asked if task.prompt else "", contents)
     else:
         for sample in samples:
             for key, captions in sample.captions.items():
@@ -66,7 +69,9 @@ def _asked(sample: TrainingSample) -> Iterator[Item]:
         yield Item(sample.id, said[0].files, text, (), (said[1].text,), (), "questions")
 
 
-def _named(samples: Sequence[TrainingSample], names: Sequence[str], contents: Contents) -> None:
+def _named(
+    samples: Sequence[TrainingSample], names: Sequence[str], question: str, contents: Contents
+) -> None:
     for sample in samples:
         for key, medium in sample.media.items():
             id, texts = f"{sample.id}.{key}", sample.captions.get(key, ())
@@ -74,7 +79,7 @@ def _named(samples: Sequence[TrainingSample], names: Sequence[str], contents: Co
             right = [n for n in names if n == sample.concepts.get(key)] or said
             if len(right) == 1:
                 words = (tuple(right), tuple(names), "names")
-                contents.items.append(Item(id, (medium,), "", (), *words))
+                contents.items.append(Item(id, (medium,), question, (), *words))
             elif texts:
                 why = f"its concept is none of the names, and its captions say {len(said)} of them"
                 contents.broken.append((id, why))
