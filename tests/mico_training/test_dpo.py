@@ -4,7 +4,7 @@ import json
 import shutil
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -147,7 +147,7 @@ def likely(folder: Path, source: ManifestSource) -> tuple[torch.Tensor, torch.Te
 def chat_folder(tmp_path_factory: pytest.TempPathFactory, tiny_chat: Path) -> Path:
     """The tiny chat model with larger token vectors: its own say nearly the same of all words."""
     chat = MicoChatForConditionalGeneration.from_pretrained(tiny_chat)
-    chat.get_input_embeddings().weight.data.mul_(10)
+    cast(Any, chat.get_input_embeddings()).weight.data.mul_(10)
     folder = tmp_path_factory.mktemp("models") / "sharp"
     Chat(chat, MicoChatProcessor.from_pretrained(tiny_chat)).save(folder)
     return folder

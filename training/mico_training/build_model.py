@@ -156,8 +156,7 @@ def _with_rows(model: MicoForPretraining, recipe: ModelRecipe) -> MicoForPretrai
     """A folder's model with rows for more kinds, which start at random; the old rows stay."""
     key, before = "context_config.kind_rows", model.config.context_config.kind_rows
     rows = recipe.options.get(key)
-    kept = isinstance(rows, dict) and {kind: rows.get(kind) for kind in before} == before
-    if set(recipe.options) != {key} or not kept:
+    if set(recipe.options) != {key} or not isinstance(rows, dict) or rows | before != rows:
         raise ConfigError(
             f"model.options: {recipe.name} has its own configuration; only {key} can be set, which "
             f"must keep {before}"
