@@ -26,6 +26,8 @@ def data(folder: Path, form: str) -> Path:
     lines = [json.dumps(one) for one in records + talks]
     if form == "folder":
         (folder / "2.wav").write_bytes(tone(300))
+        (folder / "3.png").write_bytes(picture("red")[:90])  # a damaged one is skipped
+        (folder / "3.txt").write_text("A red square.")
         return folder
     path = folder / {"jsonl": "a.jsonl", "csv": "a.csv", "llava": "a.json", "shards": "a.tar"}[form]
     if form == "shards":
@@ -70,6 +72,8 @@ def test_the_written_recipe_trains(
     short = ["train.steps=1", "train.warmup_steps=0", "train.arguments={use_cpu: true}"]
     getattr(stages, f"train_stage{stage}")(file, [*short, "train.workers=0", "train.bf16=false"])
     assert (tmp_path / f"runs/stage{stage}/log.jsonl").is_file()
+    if form == "folder":
+        assert "3.png" in (tmp_path / "runs/stage2/bad-samples.jsonl").read_text()
 
 
 def test_data_that_do_not_serve_a_stage(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 import re
 import tarfile
 import threading
@@ -20,6 +21,8 @@ from PIL import Image
 from mico_chat.errors import ConfigError, DataError
 from mico_corpus.looking.look import Look, Server, serve, write_page
 from mico_corpus.looking.report import write_report
+from mico_training.data.sources.contents import contents
+from mico_world.contact_sheet import contact_sheet
 from tests.mico_corpus.made import COLOURS, HOSTILE, build, digest, video
 
 CLIPS = 30
@@ -281,6 +284,38 @@ def test_one_page_that_needs_no_server(output: Path, tmp_path: Path) -> None:
     assert 'src="/' not in text
     assert "<script" not in text
     assert "--ground:" in text
+
+
+@pytest.mark.parametrize("form", ["folder", "jsonl", "csv", "json"])
+def test_data_in_any_format_are_looked_at(form: str, tmp_path: Path) -> None:
+    for name, text in (("1", "A red <square>."), ("2", "caf\udce9")):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_bytes(text.encode(errors="surrogateescape"))
+    path, cause = tmp_path / f"a.{form}", "no such file"
+    records = [
+        {"image": f"{name}.png", "caption": "A red <square>.", "question": "Who?", "answer": "I"}
+        for name in ("1", "gone")
+    ]
+    if form == "folder":
+        path, cause = tmp_path, "is not UTF-8"
+    elif form == "csv":
+        path.write_text(
+            "\n".join(",".join(row) for row in (records[0], *map(dict.values, records)))
+        )
+    else:
+        path.write_text(
+            json.dumps(records) if form == "json" else "\n".join(map(json.dumps, records))
+        )
+    file = tmp_path / "page.html"
+    assert write_page(str(path), file, 9) == 2
+    text = html.unescape(file.read_text())
+    for words in ("A red <square>.", "1 samples, 1 bad", "captions: samples 1, image 1", cause):
+        assert words in text
+    assert ("Who? → I" in text) == (form != "folder")
+    assert text.count("data:image/png;base64,") == 1
+    samples = contents(str(path))
+    contact_sheet([*map(samples.sample, samples.numbers)], tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
 def test_what_is_not_there_or_taken(tmp_path: Path, site: Page) -> None:
