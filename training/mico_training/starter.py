@@ -21,11 +21,12 @@ from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, models
 
 NEEDS = {"caption": "captions", "conversation": "conversations or questions"}
 STAGES: dict[int, tuple[type[Recipe], Need, float, int, int]] = {
-    1: (Stage1Run, "caption", 3e-4, 64, 10),
-    2: (Stage2Run, "caption", 5e-4, 32, 3),
-    3: (Stage3Run, "conversation", 2e-4, 16, 3),
+    1: (Stage1Run, "caption", 3e-4, 32, 10),
+    2: (Stage2Run, "caption", 5e-4, 16, 3),
+    3: (Stage3Run, "conversation", 2e-4, 8, 3),
 }
-"""Of each stage: recipe, texts, learning rate, samples in a step, and times that each is seen."""
+"""Of each stage: recipe, texts, learning rate, samples in a step on a CPU (a GPU takes four times
+as many), and times that each sample is seen."""
 HALF = {"amx_bf16", "avx512_bf16"}
 """A processor with one of these multiplies in bfloat16."""
 
@@ -44,11 +45,10 @@ def starter(stage: int, found: Contents, model: str) -> str:
             f"{found.path}: no sample has {NEEDS[need]}, which stage {stage} needs; add them "
             f"(docs/data.md shows how){''.join(others[:1])}"
         )
-    in_step, cores = min(in_step, n), cpu.usable_cores()
+    on_gpu, cores = torch.cuda.is_available(), cpu.usable_cores()
+    in_step = min(4 * in_step if on_gpu else in_step, n)
     unit = 100 if times * n > 80 * in_step else 20
     steps = unit * -(-times * n // in_step // unit)
-    on_gpu = torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if on_gpu else cpu.memory()[0]
     fast = torch.cuda.is_bf16_supported() if on_gpu else HALF & cpu.processor()[1]
     train: dict[str, Any] = {"lr": lr, "steps": steps, "batch_size": in_step, "accumulation": 1}
     train |= {"warmup_steps": steps // 20, "schedule": "cosine", "bf16": bool(fast)}
@@ -61,13 +61,13 @@ def starter(stage: int, found: Contents, model: str) -> str:
         train |= {"batch_size": batch, "accumulation": in_step // batch}
         train["gradient_checkpointing"] = again
         needs = estimate(kind.model_validate(values))
-        if needs.peak < free:
+        if needs.lacking is None:
             break
     about = [
         f"Stage {stage}, by `mico-chat train init`; docs/recipes.md has all keys.",
         *found.lines(),
         f"{n:,} samples serve this stage; each is seen about {steps * in_step / n:.1f} times.",
-        f"A step needs about {needs.peak / 1e9:.1f} GB; {free / 1e9:.1f} GB are free here.",
+        f"A process needs about {needs.peak / 1e9:.1f} GB {needs.lacking or '(it is free here)'}.",
     ]
     return "\n".join([*(f"# {line}" for line in about), *_lines(kind, values), ""])
 
