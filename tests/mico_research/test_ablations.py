@@ -187,6 +187,23 @@ def test_what_cannot_run_is_one_line(
 # --- the grid -----------------------------------------------------------------------------------
 
 
+def test_the_grid_is_printed_and_one_cell_is_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--grid", "--only", "size"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[0] for row in table[2:]] == ["| default", "| large", "| giant"]
+    assert "objectives n, modalities f, data k, size o, architecture iv" in table[2]
+    assert "encoder_config.depth=4" in table[4]
+    monkeypatch.setattr("mico_research.ablations.__main__.prepare", lambda settings: None)
+    started: list[Any] = []
+    side_by_side = "mico_research.ablations.__main__.side_by_side"
+    monkeypatch.setattr(side_by_side, lambda _, runs, n: started.extend(runs) or ())
+    of_one = ["--cell", "no-context", "contrastive", "--only", "objectives", "context"]
+    assert main([*_command(data, tmp_path / "out"), *of_one]) == 0
+    assert [cell.name for cell, seed in started] == ["contrastive", "no-context"]
+
+
 def test_every_cell_is_a_setting_of_its_own(tmp_path: Path) -> None:
     shipped = Settings(ROOT / "training/recipes/ablations.yaml", (), "held-out", tmp_path, 250)
     every = cells(TABLES)

@@ -9,7 +9,7 @@ import torch
 
 from mico_chat.errors import ConfigError
 from mico_training.estimate import Estimate, estimate, large_media, of_file, rehearse
-from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.recipe import Stage1Run, Stage2Run, Stage3Recipe, Stage3Run, load_recipe
 from tests.mico_training.test_qlora import batch, grown
 
 RECIPES = Path(__file__).parents[2] / "training/recipes"
@@ -87,6 +87,15 @@ def test_what_processes_share_is_divided(llama: Path) -> None:
     twice = estimate(stage3(model, accumulation=2), processes=2, gpu="rtx-4090")
     assert twice.tokens == 4 * 2 * 64
     assert twice.seconds == 2 * estimate(stage3(model), gpu="rtx-4090").seconds
+
+
+def test_a_pair_is_two_rows_beside_a_copy_of_what_trains(llama: Path) -> None:
+    recipe = stage3({"name": "tiny", "llm": str(llama)})
+    pairs = recipe.model_copy(update={"stage3": Stage3Recipe.model_validate({"dpo": {}})})
+    one, two = (estimate(each, gpu="rtx-4090") for each in (recipe, pairs))
+    trained = sum(n for _, _, n in one.step.weights.values())
+    assert sizes(two)["reference"] == 4 * trained
+    assert two.step.flops == pytest.approx(2 * one.step.flops, rel=0.01)
 
 
 def test_a_gpu_that_nobody_listed(llama: Path) -> None:

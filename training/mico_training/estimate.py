@@ -133,6 +133,8 @@ class Estimate:
         found[GRADIENTS] = step.peak[GRADIENTS] / split, remark
         remark = "AdamW: two numbers for each trained parameter"
         found[OPTIMIZER] = step.peak[OPTIMIZER] / split, remark
+        if need_of(self.recipe) == "preference":
+            found["reference"] = trained * 4 / spread, "what trains, as it was at the start"
         if parallel.startswith("zero"):
             found["buckets"] = 2 * min(BUCKET, trained) * 4, "being sent"
         remark = "the inputs of layers that are computed again"
@@ -471,7 +473,10 @@ def large_media(recipe: Recipe) -> list[tuple[Kind, int]]:
 
 
 def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Any], int, int]:
-    b, expect, encoder = recipe.train.batch_size, recipe.expect, model.encoder
+    # A pair is two rows. Its media are encoded twice: once for the reference, whose other work is
+    # not counted.
+    b = recipe.train.batch_size * (2 if need_of(recipe) == "preference" else 1)
+    expect, encoder = recipe.expect, model.encoder
     media = large_media(recipe)
     units = sum(n for _, n in media)
     cached = recipe.features is not None and encoder.stem is not None

@@ -31,10 +31,10 @@ from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, need_of, open_mixture
 from mico_training.data.order import Dealt
 from mico_training.data.words import RecognisedWords
-from mico_training.dpo import DpoTrainer, PreferencePairs
 from mico_training.estimate import Estimate
 from mico_training.health import room
 from mico_training.parallel import put_together
+from mico_training.parts.dpo import DpoTrainer, PreferencePairs
 from mico_training.parts.held_out import HeldOut
 from mico_training.parts.media_noise import MediaNoise
 from mico_training.parts.set_prediction import SetPrediction

@@ -59,14 +59,10 @@ def preference_loss(
         loss = (first - second - 1 / (2 * beta)) ** 2
     else:  # eq. 7, with a smoothed label
         loss = -F.logsigmoid(margin) + recipe.label_smoothing * margin
-    own = len(chosen)
-    learnt = -likely[:own].sum() / tokens[:own].sum()
-    rewards = {"chosen": chosen, "rejected": rejected, "margin": margin}
-    rewards["accuracy"] = (margin > 0).float()
-    return {
-        "loss": loss.mean() + recipe.sft * learnt,
-        **{f"rewards_{name}": each.detach().mean() for name, each in rewards.items()},
-    }
+    learnt = -likely.chunk(2)[0].sum() / tokens.chunk(2)[0].sum()
+    rewards = {"chosen": chosen, "rejected": rejected, "margin": margin, "accuracy": margin > 0}
+    found = {f"rewards_{name}": each.detach().float().mean() for name, each in rewards.items()}
+    return {"loss": loss.mean() + recipe.sft * learnt, **found}
 
 
 class DpoTrainer(MicoTrainer):

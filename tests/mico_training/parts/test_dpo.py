@@ -17,7 +17,7 @@ from mico_training.data.batches import ChatCollator
 from mico_training.data.examples import ChatExample
 from mico_training.data.media import MediaLoader
 from mico_training.data.sources.readers import ManifestSource
-from mico_training.dpo import PreferencePairs, preference_loss
+from mico_training.parts.dpo import PreferencePairs, preference_loss
 from mico_training.recipe import DpoRecipe, Stage3Run, load_recipe
 from mico_training.stages import train_stage3
 from tests.mico_training.scenes import COLOURS, picture
@@ -42,12 +42,12 @@ def written(folder: Path, *records: dict[str, Any]) -> Path:
 
 
 def pair(shown: str, chosen: str, rejected: str) -> dict[str, Any]:
-    said = {name: [{"role": "assistant", "content": x}] for name, x in
-            (("chosen", chosen), ("rejected", rejected))}  # fmt: skip
-    return {"images": [f"{shown}.png"], "prompt": [ASKED], **said}
+    said = {"chosen": chosen, "rejected": rejected}
+    turns = {name: [{"role": "assistant", "content": text}] for name, text in said.items()}
+    return {"images": [f"{shown}.png"], "prompt": [ASKED], **turns}
 
 
-PAIRS = [pair(one, one, other) for one in COLOURS for other in COLOURS if one != other]
+PAIRS = [(one, other) for one in COLOURS for other in COLOURS if one != other]
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,15 @@ def right(margins: torch.Tensor) -> float:
 def test_the_answer_that_fits_the_picture_is_learnt(
     tmp_path: Path, chat_folder: Path, way: dict[str, Any]
 ) -> None:
-    data = [{"path": str(written(tmp_path, *PAIRS)), "kind": "jsonl"}]
+    data = [{"path": str(written(tmp_path, *(pair(a, a, b) for a, b in PAIRS))), "kind": "jsonl"}]
     settings = {"steps": 30, "batch_size": 6, "lr": 1e-2, "save_steps": 15}
-    recipe = write_recipe(
-        tmp_path, tmp_path, chat_folder, data=data, train=settings, stage3={"dpo": {}} | way
-    )
+    sections: dict[str, Any] = {"data": data, "train": settings, "stage3": {"dpo": {}} | way}
+    sections["eval"] = {"data": data, "every": 15, "metric": "accuracy"}
+    recipe = write_recipe(tmp_path, tmp_path, chat_folder, **sections)
     train_stage3(recipe)
-    log_of = logged(tmp_path)
+    whole = logged(tmp_path)
+    log_of = [entry for entry in whole if "loss" in entry]
+    assert max(entry.get("eval_accuracy", 0) for entry in whole) == 100.0
     assert log_of[0]["loss"] == pytest.approx(log(2), abs=1e-6)
     assert log_of[-1]["rewards_accuracy"] == 1.0
     assert log_of[-1]["rewards_margin"] == pytest.approx(
@@ -178,17 +180,28 @@ def test_the_answer_that_fits_the_picture_is_learnt(
     torch.testing.assert_close(start, alone, atol=1e-4, rtol=0)
     assert right(start) == 0.5
     assert right(likely(tmp_path / "out", pairs)[0] - start) == 1.0
-    names = list(COLOURS)
     (tmp_path / "swapped").mkdir()
-    other = [record | {"images": [f"{names[(names.index(record['images'][0][:-4]) + 1) % 3]}.png"]}
-             for record in PAIRS]  # fmt: skip
+    next_colour = dict(zip(COLOURS, [*COLOURS, *COLOURS][1:], strict=False))
+    other = [pair(next_colour[chosen], chosen, rejected) for chosen, rejected in PAIRS]
     swapped = ManifestSource(written(tmp_path / "swapped", *other), "preference")
     start, _ = likely(chat_folder, swapped)
     assert right(likely(tmp_path / "out", swapped)[0] - start) <= 0.5
     # A run that goes on from the middle has the same reference.
     shutil.rmtree(tmp_path / "out/checkpoint-30")
     train_stage3(recipe)
-    assert [e["rewards_chosen"] for e in logged(tmp_path)] == [e["rewards_chosen"] for e in log_of]
+    again = [entry for entry in logged(tmp_path) if "loss" in entry]
+    assert [e["rewards_chosen"] for e in again] == [e["rewards_chosen"] for e in log_of]
+
+
+def test_what_is_dropped_is_dropped_for_the_reference_too(
+    tmp_path: Path, chat_folder: Path
+) -> None:
+    data = [{"path": str(written(tmp_path, *(pair(a, a, b) for a, b in PAIRS))), "kind": "jsonl"}]
+    train = {"steps": 1, "save_steps": 1, "batch_size": 6, "drop": {"path": 0.5}}
+    train_stage3(
+        write_recipe(tmp_path, tmp_path, chat_folder, data=data, train=train, stage3={"dpo": {}})
+    )
+    assert losses(tmp_path) == [pytest.approx(log(2), abs=1e-6)]
 
 
 @pytest.mark.slow
@@ -196,7 +209,12 @@ def test_the_answer_that_fits_the_picture_is_learnt(
 def test_two_processes_learn_as_one(tmp_path: Path, chat_folder: Path, parallel: str) -> None:
     """Rank 1 has pairs without a picture in some steps."""
     text = {"prompt": "Which?", "chosen": "red", "rejected": "blue"}
-    data = [{"path": str(written(tmp_path, *PAIRS, *[text] * 6)), "kind": "jsonl"}]
+    data = [
+        {
+            "path": str(written(tmp_path, *(pair(a, a, b) for a, b in PAIRS), *[text] * 6)),
+            "kind": "jsonl",
+        }
+    ]
 
     def recipe(name: str, ways: str, size: int) -> Path:
         settings = {"batch_size": size, "parallel": ways, "steps": 6, "save_steps": 6}
