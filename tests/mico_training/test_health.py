@@ -1,6 +1,5 @@
 """Steps that are not finite, losses out of range, full disks and signals harm no model."""
 
-import json
 import math
 import os
 import shutil
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import TrainerCallback
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
@@ -32,7 +30,7 @@ class Spoilt:
     def __init__(self, patch: pytest.MonkeyPatch, passes: Iterable[int], factor: float) -> None:
         self.n, forward = 0, MicoChatForConditionalGeneration.forward
 
-        def spoilt(model: nn.Module, *arguments: Any, **inputs: Any) -> Any:
+        def spoilt(model: Any, *arguments: Any, **inputs: Any) -> Any:
             outputs = forward(model, *arguments, **inputs)
             self.n += 1
             if self.n in passes:
@@ -118,10 +116,21 @@ def test_healthy_losses_stay_in_range(reward: bool) -> None:
             assert not health.astray
 
 
+TWO = {"log_steps": 2, "accumulation": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_chat: Path) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_stage2(write_recipe(folder, shards, tiny_chat, train=TWO))
+    return folder
+
+
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
-    tmp_path: Path, shards: Path, tiny_chat: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shards: Path, tiny_chat: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write_recipe(tmp_path / "full", shards, tiny_chat)
+    recipe = write_recipe(tmp_path / "full", shards, tiny_chat, train=TWO)
     out, write = tmp_path / "full/out", torch.save
     with monkeypatch.context() as patch:
 
@@ -149,8 +158,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
         with pytest.raises(TrainingError, match="bytes are needed, and 10 are free"):
             train_stage2(recipe)
     train_stage2(recipe)
-    train_stage2(write_recipe(tmp_path / "whole", shards, tiny_chat))
-    assert losses(tmp_path / "full") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "full") == losses(whole)
 
 
 class Ask(TrainerCallback):
@@ -167,13 +175,13 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     tmp_path: Path,
     shards: Path,
     tiny_chat: Path,
+    whole: Path,
     number: int,
     code: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train = {"accumulation": 2, "log_steps": 4, "save_steps": 4}
-    recipe = write_recipe(tmp_path / "asked", shards, tiny_chat, train=train)
+    recipe = write_recipe(tmp_path, shards, tiny_chat, train=TWO)
     with monkeypatch.context() as patch:
         patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [Ask(number)])
         patch.setattr("mico_chat.cli.models.log_to_stderr", lambda: None)
@@ -184,10 +192,10 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     assert f"stopped by {signal.Signals(number).name} after step 3 of 4" in said
     assert said.count("checkpoint-3") == 1
     assert "Traceback" not in said
-    assert 0 < logged(tmp_path / "asked")[-1]["mfu"] < 1
+    assert 0 < logged(tmp_path)[-1]["mfu"] < 1
     train_stage2(recipe)
-    train_stage2(write_recipe(tmp_path / "whole", shards, tiny_chat, train=train))
-    one, other = (saved(tmp_path / name / "out")["out"] for name in ("asked", "whole"))
+    assert [entry["step"] for entry in logged(tmp_path)] == [2, 3, 4]
+    one, other = (saved(folder / "out")["out"] for folder in (tmp_path, whole))
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
@@ -210,25 +218,26 @@ def test_changed_data_are_an_error_unless_told(
 
 
 LEARN = """
-import sys, json
+import sys
 from pathlib import Path
 from mico_training.stages import train_stage1
 train_stage1(Path(sys.argv[1]))
 """
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def test_two_runs_of_one_recipe_learn_the_same_words(tmp_path: Path, shards: Path) -> None:
     """In processes with other hash seeds and numbers of threads."""
-    found = []
-    for number in (1, 2):
-        recipe = write_recipe(
-            tmp_path / str(number), shards, {"name": "tiny"}, stage1={"vocabulary": 120}
-        )
-        threads = {"PYTHONHASHSEED": str(number), "RAYON_NUM_THREADS": str(number)}
-        paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    options = {f"text_config.{name}": n for name, n in (SMALL | {"intermediate_size": 64}).items()}
+    model = {"name": "tiny", "options": options}
+    folders, started = [tmp_path / "1", tmp_path / "2"], []
+    for folder in folders:
+        recipe = write_recipe(folder, shards, model, stage1={"vocabulary": 120})
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONHASHSEED": folder.name, "RAYON_NUM_THREADS": folder.name}
         command = [sys.executable, "-c", LEARN, str(recipe)]
-        subprocess.run(command, env=os.environ | paths | threads, check=True, capture_output=True)
-        words = json.loads((tmp_path / str(number) / "out/tokenizer/tokenizer.json").read_bytes())
-        found.append((words["model"]["vocab"], losses(tmp_path / str(number))))
-    assert found[0][0] == found[1][0]
-    assert found[0][1] == pytest.approx(found[1][1], abs=1e-6)
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    words = [(folder / "out/tokenizer/tokenizer.json").read_bytes() for folder in folders]
+    assert words[0] == words[1]
+    assert losses(folders[0]) == pytest.approx(losses(folders[1]), abs=1e-6)

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import shutil
 import signal
 import time
@@ -108,6 +109,8 @@ def training_arguments(recipe: Run) -> TrainingArguments:
         if name in train.arguments:
             key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
             raise ConfigError(f"train.arguments.{name}: set train.{key} instead")
+    if not torch.accelerator.is_available():  # DeepSpeed would search, and complain
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         arguments = TrainingArguments(**(settings | train.arguments))
     except (TypeError, ValueError) as error:
@@ -230,7 +233,7 @@ class MicoTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm, after which the optimizer takes its step or leaves it out."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = cast(Any, super())._get_grad_norm(model, grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.health.guard(self.state.global_step + 1, norm, self.optimizer, model)
         if self.health.in_a_row >= IN_A_ROW:
@@ -421,13 +424,13 @@ class MicoTrainer(Trainer):
             self.bad.settle()  # a run that goes on from here lists what was bad until here
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         needed = sum(v.nbytes for _, v in self._saved() if isinstance(v, Tensor))
-        try:
-            with room(folder, needed if self.args.should_save else 0, self.onward):
+        with room(folder, needed if self.args.should_save else 0, self.onward):
+            try:
                 super()._save_checkpoint(*arguments, **options)
-        except BaseException:
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            except BaseException:
+                if self.args.should_save:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights that train. All processes call this; one of them writes."""
