@@ -7,6 +7,7 @@ lock keeps a second process from the same run, and ends with the process that ho
 
 import fcntl
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,7 +112,8 @@ def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str =
     names = ["loss", *sorted({k for entry in logged for k in entry if k.endswith("_loss")})]
     with panels(path, size=(8.0, 4.5)) as (axes,):
         for number, name in enumerate(names):
-            points = [(entry["step"], entry[name]) for entry in logged if name in entry]
+            found = [(entry["step"], entry[name]) for entry in logged if name in entry]
+            points = [(step, value) for step, value in found if math.isfinite(value)]
             steps = [step for step, _ in points]
             values = [value for _, value in points]
             colour = f"C{number}"
