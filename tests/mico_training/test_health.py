@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from transformers.trainer_callback import DefaultFlowCallback
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.cli.main import main
@@ -183,7 +184,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
 ) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat, train=TWO)
     with monkeypatch.context() as patch:
-        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [Ask(number)])
+        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [DefaultFlowCallback, Ask(number)])
         patch.setattr("mico_chat.cli.models.log_to_stderr", lambda: None)
         with pytest.raises(SystemExit) as ended:
             main(["train-stage2", "--config", str(recipe)])
