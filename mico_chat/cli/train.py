@@ -10,7 +10,7 @@ from mico_chat.errors import ConfigError
 from mico_chat.late import late
 
 with late():
-    from mico_training import starter
+    from mico_training.data import starter
     from mico_training.data.sources import contents
 
 train = group("Write recipes for training: `train-stage1` to `train-stage3` run them.")

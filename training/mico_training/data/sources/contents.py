@@ -39,7 +39,7 @@ def opened_source(recipe: DataRecipe, need: Need) -> tuple[str, ShardSource | Ma
     try:
         lines, shown = as_lines(place, form)
     except OSError as error:
-        raise DataError(place, None, error.strerror or str(error)) from error
+        raise DataError(place, None, f"{error.strerror or error} ({error.filename})") from error
     return form, ManifestSource(lines, need, root, kinds, shown)
 
 

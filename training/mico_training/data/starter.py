@@ -1,7 +1,7 @@
 """``mico-chat train init``: looks at data, and writes a recipe with a comment on each line.
 
-The comments are the meanings of the keys (:mod:`.recipe`). The batch is the largest that fits into
-this machine's memory by the estimate of one step.
+The comments are the meanings of the keys (:mod:`mico_training.recipe`). The batch is the largest
+that fits into this machine's memory by the estimate of one step.
 """
 
 import json
