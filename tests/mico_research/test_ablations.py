@@ -197,8 +197,12 @@ def test_the_grid_is_printed_and_one_cell_is_run(
     assert "encoder_config.depth=4" in table[4]
     monkeypatch.setattr("mico_research.ablations.__main__.prepare", lambda settings: None)
     started: list[Any] = []
-    side_by_side = "mico_research.ablations.__main__.side_by_side"
-    monkeypatch.setattr(side_by_side, lambda _, runs, n: started.extend(runs) or ())
+
+    def start(settings: Settings, runs: list[Any], processes: int) -> tuple[()]:
+        started.extend(runs)
+        return ()
+
+    monkeypatch.setattr("mico_research.ablations.__main__.side_by_side", start)
     of_one = ["--cell", "no-context", "contrastive", "--only", "objectives", "context"]
     assert main([*_command(data, tmp_path / "out"), *of_one]) == 0
     assert [cell.name for cell, seed in started] == ["contrastive", "no-context"]

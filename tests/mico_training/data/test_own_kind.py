@@ -87,18 +87,19 @@ def learn(folder: Path, old: Path) -> None:
     new = {"name": "tiny", "options": SIZES}
     train_stage1(write_recipe(folder, folder, new, train=train, data=data, stage1=STAGE))
     learnt = built(folder / "out")
-    model, loader = learnt.model.eval(), MediaLoader(learnt.preprocessing)
+    model, loader = learnt.model.train(False), MediaLoader(learnt.preprocessing)
     files = [MediaFile(cast(Any, "thermal"), measured(folder, n)) for n in range(100, 124)]
     batch = loader.batch([[loader.load(file)] for file in files])
-    media = *(batch[f"media_{name}"] for name in ("kind", "units", "row")), 24
+    kinds, units, row = (batch[f"media_{name}"] for name in ("kind", "units", "row"))
+    media = (kinds, units, row, 24, batch["pixel_values"])
     ids = learnt.tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.inference_mode():
-        shown = model.encode(*media, batch["pixel_values"]).pooled
+        shown = model.encode(*media).pooled
         scores = shown @ model.encode_text(ids["input_ids"], ids["attention_mask"]).T
     right = (scores.argmax(1) == torch.arange(24) % 4).float().mean().item()
     rows, before = model.rows.by_name, built(old).model
     with pytest.raises(ModelError, match="kind 'thermal', only image"):
-        before.encode(*media, batch["pixel_values"])
+        before.encode(*media)
     with pytest.raises(ConfigError, match=r"only context_config\.kind_rows can be set"):
         built(old, temperature=1.0)
     grown = built(old, **{"context_config.kind_rows": rows}).model.state_dict()

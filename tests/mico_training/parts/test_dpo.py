@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.build_model import Chat
@@ -193,14 +194,18 @@ def test_the_answer_that_fits_the_picture_is_learnt(
     assert [e["rewards_chosen"] for e in again] == [e["rewards_chosen"] for e in log_of]
 
 
-def test_what_is_dropped_is_dropped_for_the_reference_too(
-    tmp_path: Path, chat_folder: Path
+def test_a_recipe_for_pairs_is_written_and_what_is_dropped_is_dropped_for_the_reference_too(
+    tmp_path: Path, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = [{"path": str(written(tmp_path, *(pair(a, a, b) for a, b in PAIRS))), "kind": "jsonl"}]
-    train = {"steps": 1, "save_steps": 1, "batch_size": 6, "drop": {"path": 0.5}}
-    train_stage3(
-        write_recipe(tmp_path, tmp_path, chat_folder, data=data, train=train, stage3={"dpo": {}})
-    )
+    monkeypatch.chdir(tmp_path)
+    data = str(written(tmp_path, *(pair(a, a, b) for a, b in PAIRS)))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["train", "init", "--stage=3", f"--data={data}", f"--model={chat_folder}"])
+    recipe = load_recipe(Stage3Run, tmp_path / "stage3.yaml")
+    assert recipe.stage3.dpo == DpoRecipe(beta=0.1)
+    options = ["output=out", "train.steps=1", "train.warmup_steps=0", "train.drop={path: 0.5}"]
+    options += ["train.arguments={use_cpu: true}", "train.save_steps=1", "train.log_steps=1"]
+    train_stage3(tmp_path / "stage3.yaml", [*options, "train.workers=0", "train.bf16=false"])
     assert losses(tmp_path) == [pytest.approx(log(2), abs=1e-6)]
 
 

@@ -56,6 +56,8 @@ def starter(stage: int, found: Contents, model: str) -> str:
     train |= {"workers": min(8, cores // 2)}
     values: dict[str, Any] = {"model": {"name": model}, "output": f"runs/stage{stage}"}
     values |= {"data": [{"path": found.path, "kind": found.form}], "train": train}
+    if stage == 3 and found.serving("preference") == n:  # for a model that answers already
+        train["lr"], values["stage3"] = 1e-5, {"dpo": {"beta": 0.1}}
     halves = [in_step >> half for half in range(in_step.bit_length())]
     for again, batch in product((False, True), halves):
         train |= {"batch_size": batch, "accumulation": in_step // batch}
