@@ -200,6 +200,20 @@ def test_manifests_and_media_may_lie_at_addresses(bucket: Any, tmp_path: Path) -
         missing.read()
 
 
+def test_a_folder_may_lie_at_an_address(bucket: Any) -> None:
+    for name, content in (("a/1.png", picture("red")), ("a/.2.png", b"x"), ("a/1.txt", b"A cat.")):
+        bucket.pipe(f"/bucket/own/{name}", content)
+    for recipe in (
+        DataRecipe(path="memory://bucket/own/"),
+        DataRecipe(path="memory://bucket/own", kind="folder"),
+    ):
+        source = open_source(recipe, "caption")
+        sample = source[0]
+        assert len(source) == 1
+        assert sample.captions == {"image": ("A cat.",)}
+        assert sample.media["image"].read() == picture("red")
+
+
 def test_what_is_missing_is_named(cache: Path) -> None:
     with pytest.raises(DataError, match=r"memory://bucket/\*\.tar: this shard does not exist"):
         ShardSource("memory://bucket/*.tar", "caption")

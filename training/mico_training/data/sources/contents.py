@@ -33,7 +33,7 @@ def opened_source(recipe: DataRecipe, need: Need) -> tuple[str, ShardSource | Ma
         raise ConfigError(
             f"{recipe.path}: only a source of kind: shards has skills; this one is of kind: {form}"
         )
-    place = located(recipe.path)
+    place = located(recipe.path.rstrip("/") or "/")
     root = place if form == "folder" else folder_of(place)
     root = root if recipe.root is None else located(recipe.root)
     try:

@@ -45,6 +45,8 @@ def form_of(path: str) -> str:
     place = located(path)
     if isinstance(place, Path) and place.is_dir():
         return "shards" if any(place.glob("*.tar")) else "folder"
+    if path.endswith("/"):
+        return "folder"
     form = ENDINGS.get(path.rpartition(".")[2].lower(), "shards")
     is_there = form == "llava" and (not isinstance(place, Path) or place.is_file())
     return "jsonl" if is_there and read_part(place, 0, 64).lstrip()[:1] == b"{" else form
@@ -87,7 +89,7 @@ def folder_of(path: Location) -> Location:
 
 
 def _within(folder: Location, name: str) -> Location:
-    return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
+    return folder / name if isinstance(folder, Path) else f"{folder}/{name}"
 
 
 def _written(place: Location, state: str, records: Iterator[tuple[int, Any]]) -> Path:
