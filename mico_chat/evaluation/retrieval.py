@@ -250,7 +250,8 @@ def recalls(records: Sequence[Record], swap: bool = False) -> dict[str, NDArray[
                     hits[f"R@{k}{direction}{scores}"] += [n < k for n in before]
         owner = range(len(media)) if direction else list(map(min, media_of_text))
         for k in KS:
-            chance = hypergeom.sf(0, len(candidates), list(map(len, relevant)), k)
+            n = len(candidates)
+            chance = hypergeom.sf(0, n, list(map(len, relevant)), min(k, n))
             for name in (f"R@{k}{direction}{scores}" for scores in (" contrastive", "")):
                 each = (hits[name], np.ones(len(queries)), chance)
                 found[name] = np.stack([np.bincount(owner, one, len(media)) for one in each])

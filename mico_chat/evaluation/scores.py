@@ -180,9 +180,10 @@ class _Figures(NamedTuple):
 def interval(sums: NDArray[Any], counts: NDArray[Any]) -> list[float]:
     """The interval, in per cent, of a mean over N items with these sums and counts (N,), by 1,000
     draws of N items."""
-    draw = np.random.default_rng(0).integers
+    draw, asked = np.random.default_rng(0).integers, counts > 0
+    sums, counts = sums[asked], counts[asked]
     picked = (draw(len(sums), size=len(sums)) for _ in range(1000))
-    means = [sums[own].sum() / max(1, counts[own].sum()) for own in picked]
+    means = [sums[own].sum() / counts[own].sum() for own in picked]
     tail = (1 - CONFIDENCE) / 2
     return [100 * float(end) for end in np.quantile(means, [tail, 1 - tail])]
 

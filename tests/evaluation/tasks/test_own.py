@@ -59,6 +59,7 @@ def test_a_stage_1_folder_retrieves_describes_answers_and_names(
     # Each of three captions is right for two of six media; each medium has one of three texts.
     assert beside["chance"] == pytest.approx(100 / 3)
     assert row["beside"]["R@1 to text"]["chance"] == pytest.approx(100 / 3)
+    assert row["beside"]["R@10"]["chance"] == 100  # of six
     assert f"swapped {beside['swapped']:.1f}, chance 33.3)" in capsys.readouterr().out
     ids = [r["id"] for r in read_store(data.parent / "out-own-retrieval/own-retrieval")[1][:6]]
     assert ids == [f"test.jsonl:{line}.image" for line in range(1, 7)]

@@ -34,12 +34,12 @@ class HeldOut:
         model: Any = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
         workers = trainer.args.dataloader_num_workers
         size, collate = self.recipe.batch_size, self.examples.batch
-        total, n, bad, right = 0.0, 0, 0, list[float]()
+        total, n, right, bad = 0.0, 0, list[float](), set[tuple[int, int]]()
         vectors: list[tuple[Tensor, Tensor, Tensor]] = []
         rows: Any = self.examples
         for batch in DataLoader(rows, size, collate_fn=collate, num_workers=workers):
             lost = batch.pop(BAD, [])
-            bad += len(lost)
+            bad |= {(one.data, one.number) for one in lost}
             if not batch:
                 raise DataError("eval.data", None, f"{lost[0].sample}: {lost[0].cause}")
             batch = trainer._prepare_inputs(batch)
@@ -52,7 +52,7 @@ class HeldOut:
                 right += answered(outputs["logits"], batch["labels"])
             if (chosen := outputs.get("rewards_accuracy")) is not None:
                 right += [float(chosen)] * (len(text[0]) // 2)
-        figures = {"loss": total / n, **({"bad_samples": bad} if bad else {})}
+        figures = {"loss": total / n, **({"bad_samples": len(bad)} if bad else {})}
         if vectors:
             media, captions, key = map(torch.stack, zip(*vectors, strict=True))
             same = [set(row.nonzero()[:, 0].tolist()) for row in key == key[:, None]]
