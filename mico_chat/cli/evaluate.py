@@ -288,6 +288,8 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
             options.model, dtype, options.device, batch_size=size, workers=workers
         )
     source = Source.of(options.model, options.mmproj)
+    if source.config.get("model_type") == "mico":
+        raise ConfigError(f"{options.model} is a stage 1 model: take the task without -chat")
     engine = EngineOptions(
         options.engine or reference(source.form),
         asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit),

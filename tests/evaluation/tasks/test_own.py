@@ -115,6 +115,8 @@ def test_names_are_given_or_read(data: Path, model_folder: Path) -> None:
     assert row["own-classification"]["skills"]["names"]["chance"] == 0.5
     with pytest.raises(ConfigError, match="two names or more: give --names A,B"):
         main(words)
+    with pytest.raises(ConfigError, match="is a stage 1 model: take the task without -chat"):
+        main(["own-captioning-chat", *words[1:]])
     with pytest.raises(ConfigError, match="own-retrieval needs --data"):
         main(["own-retrieval"])
 
