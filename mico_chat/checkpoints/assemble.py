@@ -148,12 +148,11 @@ def _read_timm(name: str) -> Encoder:
         with torch.no_grad():
             shape = tuple(encoder(torch.zeros(1, 3, side, side)).shape)
     except LOADING as error:
-        reason = f"it cannot be an encoder, which is a ViT of timm: {one_line(error)}"
-        raise ModelError(f"{name}: {reason}") from error
+        reason = f"{one_line(error)}; an encoder is a ViT whose tokens lie on a square grid"
+        raise ModelError(f"{name}: timm gives no encoder: {reason}") from error
     wanted = (1, encoder.n_prefix + encoder.grid**2, encoder.embed_dim)
     if shape != wanted:
-        reason = f"gives a picture the shape {shape}, but an encoder's tokens are {wanted}"
-        raise ModelError(f"{name}: timm's {config.architecture} {reason}")
+        raise ModelError(f"{name}: timm makes {shape} of a picture, but tokens are {wanted}")
     return Encoder(model, preprocessing)
 
 

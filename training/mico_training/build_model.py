@@ -335,21 +335,20 @@ def add_lora(
     if folder is not None and (folder / LORA).is_dir():
         settings: Any = PeftConfig.from_pretrained(str(folder / LORA))
         settings.inference_mode = False
-        keys = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
-        keys |= {"targets": "target_modules"}
+        keys = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
         for key in recipe.model_fields_set:
-            asked, has = vars(recipe)[key], vars(settings)[keys[key]]
-            if asked is not None and (asked if key != "targets" else set(asked)) != has:
+            asked, has = vars(recipe)[key], vars(settings)[keys.get(key, key)]
+            if asked is not None and (set(asked) if key == "targets" else asked) != has:
                 raise ConfigError(
                     f"stage3.lora.{key} {asked}: the LoRA in {folder}, which goes on, has {has}; "
                     f"leave {key} out, or merge it first: mico-chat merge {folder} --output DIR"
                 )
     else:
-        inside, head = model.llm.named_modules(), model.llm.get_output_embeddings()
-        linear = (nn.Linear, Conv1D)
-        names = {n.split(".")[-1]: isinstance(m, linear) and m is not head for n, m in inside}
-        every = [name for name, is_linear in names.items() if is_linear]
-        targets = recipe.targets or (every if set(USUAL_TARGETS) - names.keys() else USUAL_TARGETS)
+        named, head = dict(model.llm.named_modules()), model.llm.get_output_embeddings()
+        names = {name.split(".")[-1] for name in named}
+        linear = (n for n, m in named.items() if isinstance(m, (nn.Linear, Conv1D)) and m != head)
+        every = sorted({name.split(".")[-1] for name in linear})
+        targets = recipe.targets or (USUAL_TARGETS if names.issuperset(USUAL_TARGETS) else every)
         for target in targets:
             if target not in names:
                 reason = f"the language model lacks the layer {target!r}"
