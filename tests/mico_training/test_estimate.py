@@ -1,6 +1,7 @@
 """What a run is said to need: parts, peak, time; without weights, data or a step."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from mico_chat.errors import ConfigError
-from mico_training.estimate import Estimate, estimate, large_media, of_file, rehearse
+from mico_training.estimate import Estimate, estimate, inputs, large_media, of_file, rehearse
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Recipe, Stage3Run, load_recipe
 from tests.mico_training.test_qlora import batch, grown
+from tests.mico_training.test_runs import write_recipe
 
 RECIPES = Path(__file__).parents[2] / "training/recipes"
 
@@ -212,3 +214,26 @@ def test_recipes_of_the_7b_path_have_the_papers_values(name: str, kind: Any, exp
     if isinstance(recipe, Stage1Run):
         assert (recipe.stage1.most_units, recipe.stage1.mask_probability) == (8, 0.6)
         assert sum(source.ratio for source in recipe.data) == pytest.approx(1)
+
+
+def test_a_dry_run_says_what_is_missing(
+    tmp_path: Path, shards: Path, tiny_chat: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [{"path": f"{shards}/train-*.tar"}, {"path": f"{tmp_path}/none.tar"}]
+    said = inputs("train-stage2", write_recipe(tmp_path, shards, tiny_chat, data=data), [])
+    assert said[:2] == ["downloads", "  none"]
+    assert f"  {shards}/train-*.tar: 12 samples with a caption" in said
+    assert said[-1].startswith(f"  error: {tmp_path}/none.tar: ")
+    names = {"encoder_weights": "somebody/vit", "text_weights": str(tmp_path)}
+    words = {"tokenizer": "somebody/words"}
+    recipe = write_recipe(tmp_path, shards, {"name": "tiny"} | names, stage1=words)
+    assert inputs("train-stage1", recipe, [])[1:3] == [
+        "  model.encoder_weights: somebody/vit, size unknown",
+        "  stage1.tokenizer: somebody/words, size unknown",
+    ]
+    found = estimate(stage3({"name": "tiny", "llm": str(llama)}), gpu="l4")
+    found.check_disk()
+    little = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: little)
+    with pytest.raises(ConfigError, match=r"need [\d,]+ bytes, but 10 are free.*keep_checkpoints"):
+        found.check_disk()

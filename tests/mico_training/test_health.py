@@ -242,3 +242,10 @@ def test_two_runs_of_one_recipe_learn_the_same_words(tmp_path: Path, shards: Pat
     words = [(folder / "out/tokenizer/tokenizer.json").read_bytes() for folder in folders]
     assert words[0] == words[1]
     assert losses(folders[0]) == pytest.approx(losses(folders[1]), abs=1e-6)
+
+
+def test_a_report_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path, tmp_path, {"name": "tiny"}, train={"report_to": ["wandb"]})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"train\.report_to wandb: .* pip install wandb"):
+        train_stage2(recipe)
