@@ -131,15 +131,15 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """The signals that ask this process to stop, as they come; a second one interrupts at once."""
+    """The signals that ask this process to stop, as they come; a second Ctrl-C ends it at once."""
     asked: list[int] = []
     owner = os.getpid()
 
     def note(number: int, frame: object) -> None:
         if os.getpid() == owner:  # the processes that load data inherit this function
-            asked.append(number)
-            if len(asked) > 1:
+            if number == signal.SIGINT and number in asked:
                 raise KeyboardInterrupt
+            asked.append(number)
 
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main else ()

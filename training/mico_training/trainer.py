@@ -277,7 +277,7 @@ class MicoTrainer(Trainer):
         found["data_seconds"] = most["waited"]
         found["skipped_steps"] = self.health.skipped
         if most["asked"]:  # a process alone would leave the others waiting
-            self.stopping.append(int(most["asked"]))
+            self.stopping = self.stopping or [int(most["asked"])]
             self.control.should_save = self.control.should_training_stop = True
         self.sums, self.began, self.waited = {}, now, 0.0
         return found
@@ -583,6 +583,7 @@ def train(trainer: MicoTrainer, recipe: Run, title: str, cost: Estimate | None =
                 raise
             raise _stopped(trainer) from error
         if trainer.stopping and trainer.state.global_step < trainer.state.max_steps:
+            trainer.accelerator.wait_for_everyone()  # torchrun ends all when one has ended
             raise _stopped(trainer)
         trainer.check_finite()
         held, best = trainer.held_out, trainer.state.best_model_checkpoint
