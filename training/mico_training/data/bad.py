@@ -23,10 +23,8 @@ from mico_training.recipe import DataRecipe
 logger = logging.getLogger(__name__)
 
 FILE = "bad-samples.jsonl"
-BAD = "bad"
-"""The key of a batch with what was bad."""
-TRIES = 16
-"""So many draws in a row may be bad before a run ends."""
+BAD = "bad"  # the key of a batch with what was bad
+TRIES = 16  # draws in a row, of which one has to be good
 ALWAYS = 5
 """So many samples of a source may be bad, whatever share they are: one of 60 ends no run."""
 
@@ -47,10 +45,9 @@ Ready = tuple[Any, list[BadSample]]
 
 @dataclass(frozen=True)
 class SoundExamples:
-    """Examples by draw, prepared for a batch; another one where an example cannot be.
+    """Examples by draw, prepared by the collator; another one where an example cannot be.
 
-    ``batch`` is the loader's function for its items. ``collator`` has ``prepare`` for one example
-    and ``batch`` for prepared ones.
+    ``batch`` is the loader's function for its items.
     """
 
     examples: Any
@@ -113,19 +110,19 @@ class BadSamples:
     def begin(self, step: int, writes: bool) -> None:
         """Begin the file, or forget what it has behind ``step``, where the run goes on.
 
-        ``writes``: whether this rank writes it. Raises a DataError as :meth:`settle`.
+        One rank ``writes`` it. Raises a DataError as :meth:`settle`.
         """
         for data, skipped in enumerate(self.skipped):
             for file, line, reason in (error.args for error in skipped.errors):
                 where = file if line is None else f"{file}:{line}"
-                self._list(BadSample(data, -1, where, reason), 0)
+                self._add(BadSample(data, -1, where, reason), 0)
             if more := skipped.n - len(skipped.errors):
-                self._list(BadSample(data, -1, f"{more} more", "not listed one by one"), 0)
+                self._add(BadSample(data, -1, f"{more} more", "not listed one by one"), 0)
         text = self.path.read_text(encoding="utf-8") if step and self.path.is_file() else ""
         for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be cut off
             before = json.loads(line)
             if 0 < before["step"] <= step:
-                self._count(BadSample(*(before[key] for key in BadSample._fields)), before["step"])
+                self._add(BadSample(*(before[key] for key in BadSample._fields)), before["step"])
         self.writes = writes
         if writes:
             partial = self.path.with_suffix(".part")  # another rank may be about to read the file
@@ -157,20 +154,19 @@ class BadSamples:
         """
         found, self._waiting, self._lines = self._waiting, [], []
         for step, bad in sorted(gather_object(found)):
-            self._count(bad, step)
+            self._add(bad, step)
         if self.writes and self._lines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(self._lines)
         self._check()
         return sum(self.counts)
 
-    def _count(self, bad: BadSample, step: int) -> None:
-        if bad[:2] not in self.known:
+    def _add(self, bad: BadSample, step: int) -> None:
+        if bad[:2] in self.known:
+            return
+        if bad.number >= 0:  # the others are counted
             self.known.add(bad[:2])
             self.counts[bad.data] += 1
-            self._list(bad, step)
-
-    def _list(self, bad: BadSample, step: int) -> None:
         line = {"path": self.recipes[bad.data].path, **bad._asdict(), "step": step}
         self._lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         self.first.setdefault(bad.data, f"{bad.sample}: {bad.cause}")

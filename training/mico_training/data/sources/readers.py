@@ -106,9 +106,10 @@ class ManifestSource:
 
     def _mended(self, error: DataError) -> bool:
         """Whether a bad line is good by now, because a file that it names is there."""
-        _, start, size = self.index.place(error.args[1] - 1)
-        with suppress(DataError):
-            return bool(self._parse(read_part(self.path, start, size), error.args[1]))
+        if "no such file" in str(error):
+            _, start, size = self.index.place(error.args[1] - 1)
+            with suppress(DataError):
+                return bool(self._parse(read_part(self.path, start, size), error.args[1]))
         return False
 
     def _parse(self, line: bytes, number: int) -> TrainingSample:
