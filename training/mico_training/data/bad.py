@@ -69,12 +69,12 @@ class SoundExamples:
         return None, bad
 
     def _prepared(self, draw: int) -> Any:
-        data, _, number = self.mixture.locate(draw)
         example: Any = None
         try:
             example = self.examples[draw]
             return self.collator.prepare(example)
         except (DataError, MediaError, OSError) as error:
+            data, _, number = self.mixture.locate(draw)
             if example is None:
                 return BadSample(data, number, f"number {number}", str(error))
             for medium, place in zip(example.media, getattr(example, "places", ()), strict=False):

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import groupby
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from mico_chat.errors import DataError
 from mico_chat.media.addresses import Location, opened, read_part
@@ -37,6 +37,7 @@ HEAD = 8192
 """So many bytes of a sample in a folder are read at once: often its texts are among them."""
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20
+ERRORS: Any = tarfile  # typeshed lacks some
 DAMAGE = "bytes {} to {} are no tar: the file is damaged there"
 
 
@@ -96,12 +97,12 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: Any) -> Any:
-        begin, errors = tar.fileobj.tell(), cast(Any, tarfile)
+        begin = tar.fileobj.tell()
         try:
             info = super().fromtarfile(tar)
-        except (errors.SubsequentHeaderError, ValueError) as error:
+        except (ERRORS.SubsequentHeaderError, ValueError) as error:
             tar.fileobj.seek(begin + BLOCK)
-            raise errors.InvalidHeaderError(str(error)) from error
+            raise ERRORS.InvalidHeaderError(str(error)) from error
         info.offset = begin
         return info
 
