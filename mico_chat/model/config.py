@@ -177,10 +177,16 @@ class _ModelConfig(PreTrainedConfig):
         return cast(Any, super()).from_dict({**config_dict, **parts}, **kwargs)
 
     @classmethod
+    def known(cls) -> dict[str, dict[str, Any]]:
+        """The fields of the configurations that are known by name."""
+        file = Path(__file__).with_name("named_configs.yaml")
+        found: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return found[cls.model_type]
+
+    @classmethod
     def named(cls, name: str) -> Self:
         """Such as ``"mini-scratch"``, whose concept names training adds. Each kind has a row."""
-        file = Path(__file__).with_name("named_configs.yaml")
-        known = yaml.safe_load(file.read_text(encoding="utf-8"))[cls.model_type]
+        known = cls.known()
         if name not in known:
             names = ", ".join(known)
             raise ConfigError(f"{name!r} is neither a folder nor a configuration's name: {names}")

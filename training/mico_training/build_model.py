@@ -52,6 +52,8 @@ from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.starts import start_from
 from mico_training.trained import trains
 
+OF_TOKENIZER = ("vocab_size", "mask_token_id", "pad_token_id")
+"""A text branch has these from its tokenizer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 USUAL_TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 """The layers of a new LoRA where a language model has all four; else all linear layers have it."""
@@ -191,6 +193,8 @@ def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
     chat = MicoChatConfig.named(recipe.name)
     if (given := _encoder_config(recipe)) is not None:
         assemble.take_encoder(chat, given)
+    sizes = MicoConfig.known().get(recipe.name, {}).get("text_config", {})
+    text.update({key: size for key, size in sizes.items() if key not in OF_TOKENIZER})
     config = MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
