@@ -73,7 +73,11 @@ def write_media(place: Path) -> None:
 
 def ran(place: Path, words: list[str]) -> str:
     done = subprocess.run(
-        program(words), cwd=place, env=environment(place), capture_output=True, text=True
+        program(words),
+        cwd=place,
+        env=os.environ | {"MICO_SERVER_PORT": "0"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout + done.stderr
@@ -84,10 +88,6 @@ def program(words: list[str]) -> list[str]:
     return [sys.executable, "-m", "mico_chat.cli", *words[1:]]
 
 
-def environment(place: Path) -> dict[str, str]:
-    return os.environ | {"MICO_CACHE_DIR": str(place / "cache"), "MICO_SERVER_PORT": "0"}
-
-
 def trained(place: Path, words: list[str], moment: random.Random) -> None:
     """Run a stage, kill it behind a random line of its log, and run it again to its end."""
     stage = words[1].removeprefix("train-")
@@ -96,7 +96,7 @@ def trained(place: Path, words: list[str], moment: random.Random) -> None:
         killed = subprocess.Popen(
             program(words),
             cwd=place,
-            env=environment(place),
+            env=os.environ | {"MICO_SERVER_PORT": "0"},
             stdout=errors,
             stderr=errors,
             start_new_session=True,
@@ -118,7 +118,11 @@ def trained(place: Path, words: list[str], moment: random.Random) -> None:
 
 def served(place: Path, words: list[str]) -> None:
     with subprocess.Popen(
-        program(words), cwd=place, env=environment(place), stdout=subprocess.PIPE, text=True
+        program(words),
+        cwd=place,
+        env=os.environ | {"MICO_SERVER_PORT": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         try:
             assert server.stdout is not None
