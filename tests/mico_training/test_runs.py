@@ -78,7 +78,6 @@ def test_overrides_reach_every_depth(recipe: Path) -> None:
         ("train.per_device_train_batch_size=1", "did you mean 'batch_size'?"),
         ("train.gradient_accumulation_steps=1", "did you mean 'accumulation'?"),
         ("train.num_workers=1", "did you mean 'workers'?"),
-        ("train.warmup_steps=101", "warmup_steps 101 is more than steps 100"),
         ("train.report_to=[wandb, none]", "none beside others"),
         ("train.lr=-1", "train.lr: Input should be greater than 0 (got -1)"),
         ("data.1.ratio=1", "the list has only the items 0 to 0"),
@@ -93,6 +92,15 @@ def test_a_wrong_key_or_value_is_named(recipe: Path, override: str, message: str
         load_recipe(Stage1Run, recipe, [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_warm_up_longer_than_the_run_is_said(
+    recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_recipe(Stage1Run, recipe, ["train.warmup_steps=100"])
+    assert not caplog.records
+    load_recipe(Stage1Run, recipe, ["train.warmup_steps=101"])
+    assert "warmup_steps 101 is more than train.steps 100" in caplog.text
 
 
 def test_lora_and_full_exclude_each_other(recipe: Path) -> None:

@@ -7,6 +7,7 @@ one value; the value is YAML. Relative paths start at the working directory.
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import Kind
+
+logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -197,9 +200,10 @@ class TrainRecipe(Section):
         if self.end_lr is not None and self.end_lr >= self.lr:
             raise ValueError(f"end_lr {self.end_lr} is not below lr {self.lr}")
         if self.warmup_steps > self.steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps} is more than steps {self.steps}; the run would "
-                "end before lr is reached"
+            logger.warning(
+                "train.warmup_steps %d is more than train.steps %d: the run ends before it reaches "
+                "train.lr",
+                *(self.warmup_steps, self.steps),
             )
         if "none" in self.report_to and len(self.report_to) > 1:
             raise ValueError(f"report_to has none beside others: {', '.join(self.report_to)}")

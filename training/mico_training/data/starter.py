@@ -14,10 +14,11 @@ from pydantic import BaseModel
 
 from mico_chat.engine import cpu
 from mico_chat.errors import ConfigError
+from mico_training.build_model import folder_of
 from mico_training.data.sources.contents import Contents
 from mico_training.data.sources.sample import Need
 from mico_training.estimate import estimate
-from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, models_in
+from mico_training.recipe import ModelRecipe, Recipe, Stage1Run, Stage2Run, Stage3Run, models_in
 
 NEEDS = {"caption": "captions", "conversation": "conversations or questions"}
 STAGES: dict[int, tuple[type[Recipe], Need, float, int, int]] = {
@@ -56,6 +57,8 @@ def starter(stage: int, found: Contents, model: str) -> str:
     train |= {"workers": min(8, cores // 2)}
     values: dict[str, Any] = {"model": {"name": model}, "output": f"runs/stage{stage}"}
     values |= {"data": [{"path": found.path, "kind": found.form}], "train": train}
+    if stage == 1 and folder_of(ModelRecipe(name=model)) is not None:
+        train["lr"] = lr / 10  # its weights have learnt already
     if stage == 3 and found.serving("preference") == n:  # for a model that answers already
         train["lr"], values["stage3"] = 1e-5, {"dpo": {"beta": 0.1}}
     halves = [in_step >> half for half in range(in_step.bit_length())]
