@@ -155,16 +155,33 @@ def gguf_bytes(llm: PreTrainedModel, quantization: str) -> int:
 # --- fake tensors ---------------------------------------------------------------------------------
 
 
-class LiveMemory(TorchDispatchMode):
-    """Records when each storage begins and ends, and counts the FLOPs of the products.
+class Flops(TorchDispatchMode):
+    """Counts the FLOPs of the products; a multiplication and an addition are two."""
+
+    def __init__(self) -> None:
+        cast(Any, super()).__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        return out
+
+
+class LiveMemory(Flops):
+    """Records when each storage begins and ends, beside the FLOPs.
 
     Numbers that are not fake (token ids, masks) are computed for real. Where a choice depends on
     fake numbers, all of them are chosen: the estimate is then the largest that can be.
     """
 
     def __init__(self) -> None:
-        cast(Any, super()).__init__()
-        self.flops = 0  # a multiplication and an addition are two
+        super().__init__()
         self._living: dict[int, tuple[int, weakref.ref[Any]]] = {}  # id of a storage -> number
         self._bytes: list[int] = []  # by number
         self._uses: dict[int, str] = {}
@@ -173,7 +190,6 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake_mask(args[0]):
             return True
         if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
@@ -182,10 +198,7 @@ class LiveMemory(TorchDispatchMode):
             return args[0], torch.arange(len(args[0])), torch.ones(len(args[0]), dtype=torch.long)
         if func.overloadpacket in _INDEXED:
             args = (args[0], _as_numbers(args[1]), *args[2:])
-        out = func(*args, **kwargs)
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **kwargs, out_val=out)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf)

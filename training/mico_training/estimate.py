@@ -159,16 +159,6 @@ class Estimate:
     def seconds(self) -> float:
         return self.flops / self.throughput
 
-    def utilization(self, tokens: float, units: float, seconds: float) -> float:
-        """MFU: the share of the devices' FLOP/s that a part of a run reached.
-
-        Its FLOPs are those of the estimated step, in proportion to the ``units`` of media in stage
-        1, and to the ``tokens`` in stages 2 and 3, that all processes together went through.
-        """
-        step = self.step
-        done = units / step.units if isinstance(self.recipe, Stage1Run) else tokens / step.tokens
-        return done * step.flops / (seconds * self.speed * self.processes)
-
     @property
     def disk(self) -> tuple[int, int]:
         """Bytes of all checkpoints, one of them while it is written; bytes that are there for them,

@@ -19,9 +19,11 @@ import os
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NoReturn, cast
 
 import safetensors.torch
@@ -33,6 +35,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from mico_chat.checkpoints.footprint import Flops
 from mico_chat.errors import ConfigError, TrainingError
 from mico_chat.model import losses
 from mico_training import parallel
@@ -173,6 +176,7 @@ class MicoTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.recipe, self.noise, self.bad = train, noise, bad
         self.health, self.cost = Health(), cast(Estimate | None, None)
+        self.counted: deque[int] = deque(maxlen=100)  # the FLOPs of some batches
         self.stopping: list[int] = []  # signals
         # Of the steps since the last log, on this process:
         self.sums: dict[str, Tensor | float] = {}
@@ -213,15 +217,20 @@ class MicoTrainer(Trainer):
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         found["samples"] = self.args.per_device_train_batch_size if ids is None else len(ids)
         found["tokens"] = 0 if mask is None else mask.sum()
-        found["units"] = len(inputs.get("pixel_values", inputs.get("stem_features", ())))
         for name, value in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if math.isinf(self.health.best):
             self.sums.setdefault("loss_at_start", loss)
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        # The FLOPs are counted in the first batch behind each log; a compiled layer hides them.
+        counts = self.cost is not None and not self.sums and not self.cost.recipe.model.llm_compile
+        with Flops() if counts else nullcontext() as counter:
+            loss = super().training_step(*arguments, **options)
+        if counter is not None:
+            self.counted.append(counter.flops)
         # The Trainer adds up what this returns, and would carry one NaN to its end.
-        return super().training_step(*arguments, **options).nan_to_num(0.0, 0.0, 0.0)
+        return loss.nan_to_num(0.0, 0.0, 0.0)
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -272,8 +281,9 @@ class MicoTrainer(Trainer):
             found["loss_at_start"] = total["loss_at_start"] / len(rows)
         found["tokens_per_second"] = total["tokens"] / seconds
         found["samples_per_second"] = total["samples"] / seconds
-        if self.cost is not None:
-            found["mfu"] = self.cost.utilization(total["tokens"], total["units"], seconds)
+        if self.cost is not None and self.counted:
+            done = fmean(self.counted) * total["batches"]
+            found["mfu"] = done / (seconds * self.cost.speed * len(rows))
         found["data_seconds"] = most["waited"]
         found["skipped_steps"] = self.health.skipped
         if most["asked"]:  # a process alone would leave the others waiting
