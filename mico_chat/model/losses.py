@@ -6,7 +6,9 @@ Every rank has ``n`` rows. Rows are counted over all ranks: row ``r · n + i`` i
 Legend: B samples of a rank, S text length, N context tokens, d text width, P contrastive width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -150,13 +152,22 @@ def captioning(
 # --- rows of other processes, with gradients to each ---------------------------------------------
 
 
-ALONE = False
-"""While it is set, a loss is that of this process's batch: all processes have the same batch."""
+_ALONE = ContextVar("_ALONE", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it a loss is that of this process's batch: all processes have the same batch."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def ranks() -> tuple[int, int]:
     """This process's number, and how many there are."""
-    if ALONE or not (dist.is_available() and dist.is_initialized()):
+    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 

@@ -358,11 +358,10 @@ class MicoTrainer(Trainer):
         model, measure = cast(nn.Module, self.model), cast(Any, self.eval_dataset)
         kept, device = dict(self.sums), self.args.device
         model.eval()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), losses.alone():
             torch.manual_seed(self.args.seed)
-            losses.ALONE = True
             found = {f"eval_{name}": value for name, value in measure(self).items()}
-            losses.ALONE = False
         if isinstance(model, FSDPModule):
             model.reshard()
         self.sums = kept
