@@ -59,7 +59,8 @@ def decode(file, limits):
 DEGREES = {"ice": 0, "water": 20, "a hand": 34, "hot tea": 60}
 TEXTS = list(DEGREES)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-SIZES = {f"text_config.{k}": v for k, v in (SMALL | {"intermediate_size": 64}).items()}
+WIDE = {"intermediate_size": 64, "projection_dim": 512}
+SIZES = {f"text_config.{k}": v for k, v in (SMALL | WIDE).items()}
 STAGE = {"weights": dict.fromkeys(["matching", "caption", "tagging", "region", "concept"], 0.0)}
 
 

@@ -72,9 +72,9 @@ def found_in(shard: Location) -> Iterator[Place | DataError]:
         for key, group in groupby(_parts(shard, file), lambda part: part[0]):
             parts = [part for _, part in group]
             if key is None:
-                if isinstance(last, tuple):
+                if isinstance(last, tuple) and parts[0][0] in ("", last[0]):
                     last = wrong(shard, last[0], "stands in front of damaged bytes")
-                yield from filter(None, [last, *parts])
+                yield from filter(None, [last, *(error for _, error in parts)])
                 last, damaged = None, True
                 continue
             if last is not None:
@@ -108,10 +108,13 @@ class _Header(tarfile.TarInfo):
 
 
 def _parts(shard: Location, file: BinaryIO) -> Iterator[tuple[str | None, Any]]:
-    """A sample's key with the start, name and content of each member; None with each damage."""
+    """A sample's key with the start, name and content of each member.
 
-    def damage(reason: str) -> tuple[None, DataError]:
-        return None, DataError(shard, None, reason)
+    None with each damage and the key of the sample in which it is, "" if nobody knows.
+    """
+
+    def damage(reason: str, key: str = "") -> tuple[None, tuple[str, DataError]]:
+        return None, (key, DataError(shard, None, reason))
 
     size, end = file.seek(0, os.SEEK_END), 0
     file.seek(0)
@@ -123,10 +126,11 @@ def _parts(shard: Location, file: BinaryIO) -> Iterator[tuple[str | None, Any]]:
         if info.offset > end:
             yield damage(DAMAGE.format(end, info.offset))
         end = tar.offset
-        if end > size:
-            yield damage(f"it is cut off at byte {size}, in {info.name}, which ends at byte {end}")
-            return
         key, name = split(info.name)
+        if end > size:
+            reason = f"it is cut off at byte {size}, in {info.name}, which ends at byte {end}"
+            yield damage(reason, key)
+            return
         if info.isfile() and name:
             held = None
             if name in TEXTS:
