@@ -27,6 +27,9 @@ WAYS = {
     "mini": "### The mini learns them",
     "assembled": "### An encoder and a language model of your own",
 }
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {
+    "MICO_SERVER_PORT": "0"
+}
 SHOWN = (*("red", "green", "blue"), *("bell", "horn"), "light")
 
 
@@ -75,7 +78,7 @@ def ran(place: Path, words: list[str]) -> str:
     done = subprocess.run(
         program(words),
         cwd=place,
-        env=os.environ | {"MICO_SERVER_PORT": "0"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
     )
@@ -96,7 +99,7 @@ def trained(place: Path, words: list[str], moment: random.Random) -> None:
         killed = subprocess.Popen(
             program(words),
             cwd=place,
-            env=os.environ | {"MICO_SERVER_PORT": "0"},
+            env=ENVIRONMENT,
             stdout=errors,
             stderr=errors,
             start_new_session=True,
@@ -120,7 +123,7 @@ def served(place: Path, words: list[str]) -> None:
     with subprocess.Popen(
         program(words),
         cwd=place,
-        env=os.environ | {"MICO_SERVER_PORT": "0"},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
     ) as server:

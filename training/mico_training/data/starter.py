@@ -48,12 +48,12 @@ def starter(stage: int, found: Contents, model: str) -> str:
         )
     on_gpu, cores = torch.cuda.is_available(), cpu.usable_cores()
     in_step = min(4 * in_step if on_gpu else in_step, n)
-    unit = 100 if times * n > 80 * in_step else 20
+    unit = 100 if times * n > 80 * in_step else 10
     steps = unit * -(-times * n // in_step // unit)
     fast = torch.cuda.is_bf16_supported() if on_gpu else HALF & cpu.processor()[1]
     train: dict[str, Any] = {"lr": lr, "steps": steps, "batch_size": in_step, "accumulation": 1}
-    train |= {"warmup_steps": steps // 20, "schedule": "cosine", "bf16": bool(fast)}
-    train |= {"save_steps": steps // 10 if unit == 100 else 10, "log_steps": unit // 10}
+    train |= {"warmup_steps": -(-steps // 20), "schedule": "cosine", "bf16": bool(fast)}
+    train |= {"save_steps": steps // 10 if unit == 100 else 5, "log_steps": unit // 10}
     train |= {"workers": min(8, cores // 2)}
     values: dict[str, Any] = {"model": {"name": model}, "output": f"runs/stage{stage}"}
     values |= {"data": [{"path": found.path, "kind": found.form}], "train": train}
