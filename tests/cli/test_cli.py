@@ -311,23 +311,24 @@ def test_training_gets_recipe_and_overrides(
 ) -> None:
     from mico_training import estimate, stages
 
-    seen: list[tuple[Path, list[str]]] = []
+    seen: list[tuple[Path, list[str], None]] = []
     monkeypatch.setattr(stages, f"train_stage{stage}", lambda *given: seen.append(given))
 
-    def of_file(command: str, *how: Any) -> list[str]:
-        return [f"estimate of {command} on {how[2]} x {how[3]}"]
+    def of_file(command: str, *how: Any) -> tuple[list[str], None]:
+        return [f"estimate of {command} on {how[2]} x {how[3]}"], None
 
     monkeypatch.setattr(estimate, "of_file", of_file)
+    monkeypatch.setattr(estimate, "inputs", lambda *given: ["what it reads"])
     monkeypatch.setattr(models, "log_to_stderr", lambda: None)
     command = [f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1"]
     command += ["--set", "a.b=2"]
     said = f"estimate of train-stage{stage} on 1 x None\n"
-    assert terminal(*command, "--dry-run") == (0, said, "")
+    assert terminal(*command, "--dry-run") == (0, f"{said}what it reads\n", "")
     eight = terminal(*command, "--dry-run", "--gpus", "8", "--gpu", "h100-80gb")
-    assert eight == (0, said.replace("1 x None", "8 x h100-80gb"), "")
+    assert eight == (0, said.replace("1 x None", "8 x h100-80gb") + "what it reads\n", "")
     assert not seen
     assert terminal(*command) == (0, "", said)
-    assert seen == [(Path("run.yaml"), ["train.lr=1", "a.b=2"])]
+    assert seen == [(Path("run.yaml"), ["train.lr=1", "a.b=2"], None)]
     if stage > 1:
         terminal(*command, "--load-in-4bit")
         assert seen[-1][1][-1] == "model.llm_quantization=nf4"
