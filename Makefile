@@ -125,7 +125,7 @@ test-lab: setup-dev
 	$(PYTEST) -m 'not soak' $(LAB)
 
 test-soak: setup-dev
-	$(PYTEST) -m soak
+	$(PYTEST) -m soak --dist load
 
 # After `make check`: users and the image get the packages that the tests have run with.
 lock: setup-dev
