@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from types import UnionType
@@ -187,7 +187,13 @@ def read(folder: Path) -> list[Kept]:
 def machine(*packages: str) -> str:
     import torch  # after the environment of its threads is set
 
-    versions = "".join(f", {name} {version(name)}" for name in packages)
+    def named(package: str) -> str:
+        try:
+            return f", {package} {version(package)}"
+        except PackageNotFoundError:  # of a system that was left out
+            return f", no {package}"
+
+    versions = "".join(map(named, packages))
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     name = processor()[0]
     return f"{name}, {usable_cores()} cores{card}; Python {platform.python_version()}{versions}"

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, learn_vocabulary
 from mico_training.recipe import Stage1Run, Stage3Run, load_recipe
 from mico_training.stages import train_stage1, train_stage2, train_stage3
+from tests.support.waiting import until
 
 RECIPE = """
 model: mini
@@ -258,7 +258,7 @@ COMMAND = (
 
 
 def test_a_killed_run_goes_on_at_the_exact_sample(
-    tmp_path: Path, shards: Path, tiny_chat: Path
+    tmp_path: Path, shards: Path, tiny_chat: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train: dict[str, Any] = {"steps": 20, "batch_size": 2, "accumulation": 2, "warmup_steps": 3}
@@ -275,9 +275,7 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
     )
     checkpoint = killed / "out/checkpoint-8/trainer_state.json"
     try:
-        deadline = time.monotonic() + 120
-        while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(checkpoint.is_file, lambda: process.poll() is None)
     finally:
         process.kill()
         process.wait()
@@ -288,8 +286,14 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
         file.write('{"step": 98, "loss": 9.0}\n')  # of a step after the checkpoint
     # A kill while a checkpoint is written leaves one without its last file.
     (killed / "out/checkpoint-16").mkdir()
+    # The recipe was kept by a version without this key, whose default changes nothing.
+    kept = json.loads((killed / "out/recipe.json").read_text())
+    del kept["train"]["report_to"]
+    (killed / "out/recipe.json").write_text(json.dumps(kept | {"stage2": {"join": 0.2}}))
 
     train_stage2(path)
+    assert "have changed since this run began: stage2.join" in caplog.text
+    assert "report_to" not in caplog.text
     assert [entry["step"] for entry in logged(killed)] == list(range(2, 21, 2))
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -33,12 +34,12 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | 
 SHOWN = (*("red", "green", "blue"), *("bell", "horn"), "light")
 
 
-def commands(title: str) -> list[list[str]]:
-    """The words of each command in the blocks below a title of the page."""
+def blocks(title: str) -> list[list[list[str]]]:
+    """The words of each command, block by block, below a title of the page."""
     section = PAGE.read_text(encoding="utf-8").partition(f"{title}\n")[2]
     section = re.split(r"^##+ ", section, flags=re.MULTILINE)[0]
-    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    found = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return [[shlex.split(line, comments=True) for line in block.splitlines()] for block in found]
 
 
 def medium(folder: Path, name: str, number: int) -> tuple[str, str]:
@@ -74,21 +75,17 @@ def write_media(place: Path) -> None:
     (place / "test.jsonl").write_text("".join(lines["held-out"]))
 
 
-def ran(place: Path, words: list[str]) -> str:
-    done = subprocess.run(
-        program(words),
-        cwd=place,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
-
-
-def program(words: list[str]) -> list[str]:
+def started(place: Path, words: list[str], **how: Any) -> subprocess.Popen[str]:
     assert words[0] == "mico-chat"
-    return [sys.executable, "-m", "mico_chat.cli", *words[1:]]
+    command = [sys.executable, "-m", "mico_chat.cli", *words[1:]]
+    return subprocess.Popen(command, cwd=place, env=ENVIRONMENT, text=True, **how)
+
+
+def ran(place: Path, words: list[str]) -> str:
+    with started(place, words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        said = process.communicate()[0]
+    assert process.returncode == 0, f"{shlex.join(words)}\n{said[-5000:]}"
+    return said
 
 
 def trained(place: Path, words: list[str], moment: random.Random) -> None:
@@ -96,14 +93,7 @@ def trained(place: Path, words: list[str], moment: random.Random) -> None:
     stage = words[1].removeprefix("train-")
     log = place / "runs" / stage / "log.jsonl"
     with (place / f"{stage}.err").open("w+") as errors:
-        killed = subprocess.Popen(
-            program(words),
-            cwd=place,
-            env=ENVIRONMENT,
-            stdout=errors,
-            stderr=errors,
-            start_new_session=True,
-        )
+        killed = started(place, words, stdout=errors, stderr=errors, start_new_session=True)
         lines = moment.randint(1, 8)
         until(
             lambda: log.is_file() and len(log.read_text().splitlines()) >= lines,
@@ -115,18 +105,13 @@ def trained(place: Path, words: list[str], moment: random.Random) -> None:
     said = ran(place, words)
     assert ("resuming from checkpoint-" in said) == bool(checkpoints)
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == sorted(set(steps)), "no step is lost or logged twice"
+    expected = list(range(steps[0], steps[-1] + 1, steps[0]))
+    assert steps == expected, "no step is lost or logged twice"
     assert (log.parent / "loss.png").is_file()
 
 
 def served(place: Path, words: list[str]) -> None:
-    with subprocess.Popen(
-        program(words),
-        cwd=place,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
+    with started(place, words, stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout is not None
             (address,) = re.findall(r"http://\S+", server.stdout.readline())
@@ -145,18 +130,14 @@ def test_a_stranger_follows_the_page(way: str, tmp_path: Path) -> None:
     write_media(tmp_path)
     vicuna_folder(tmp_path / "my-llm")
     moment = random.Random(way)
-    asking = commands(WAYS["mini"])[8:]
-    for words in [*commands(WAYS[way])[:8], *asking]:
+    asking = blocks(WAYS["mini"])[1]
+    for words in [*blocks(WAYS[way])[0], *asking]:
         if words[1].startswith("train-stage") and "--dry-run" not in words:
             trained(tmp_path, words, moment)
         elif words[1] == "serve":
             served(tmp_path, words)
         else:
             said = ran(tmp_path, words)
-            if words[1] == "evaluate":
-                assert "swapped" in said
+            assert words[1] != "evaluate" or "swapped" in said, "each figure has its control"
     assert (tmp_path / "my-model.gguf").read_bytes()[:4] == b"GGUF"
-    assert (
-        "mine/medium1" in (tmp_path / "look.html").read_text()
-        or (tmp_path / "look.html").stat().st_size > 10_000
-    )
+    assert "A red picture." in (tmp_path / "look.html").read_text()

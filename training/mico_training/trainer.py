@@ -29,6 +29,7 @@ from typing import Any, NoReturn, cast
 import safetensors.torch
 import torch
 from accelerate.utils import broadcast_object_list
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -572,6 +573,8 @@ def train(trainer: MicoTrainer, recipe: Run, title: str, cost: Estimate | None =
                     "with the new data at the same step"
                 )
             logger.warning("%s", said)
+        with suppress(ValidationError):  # of a recipe whose keys are no more
+            before = type(recipe).model_validate(before).model_dump(mode="json")
         changed = ", ".join(changes(before, recipe.model_dump(mode="json")) if before else ())
         if changed:
             logger.warning(
