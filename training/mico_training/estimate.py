@@ -260,7 +260,7 @@ def inputs(command: str, config: Path, overrides: Sequence[str]) -> list[str]:
         names["the language model"] = build_model.chat_config(_expected(recipe)).base_llm
     missing = [f"  {key}: {name}, size unknown" for key, name in names.items() if _is_away(name)]
     lines = ["downloads", *(missing or ["  none"]), "data"]
-    for source in recipe.data:
+    for source in (*recipe.data, *(recipe.eval.data if recipe.eval is not None else ())):
         try:
             n = len(open_source(source, need))
             lines.append(f"  {source.path}: {n:,} samples with a {need}")

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from mico_chat.errors import ConfigError
 from mico_training import build_model
-from mico_training.data.bad import BadSamples, SoundExamples
+from mico_training.data.bad import BadSamples, GoodExamples
 from mico_training.data.batches import ChatCollator, ContextCollator
 from mico_training.data.examples import (
     CaptionDataset,
@@ -76,7 +76,7 @@ def dealt(examples: Any, arguments: TrainingArguments) -> Dealt:
 def measured(
     recipe: Recipe,
     examples: Callable[[Mixture, int], Any],
-    sound: SoundExamples,
+    sound: GoodExamples,
     loaded: Callable[[Mixture], MediaLoader],
 ) -> dict[str, Any]:
     """The Trainer's argument for a recipe's ``eval``; ``loaded`` makes a mixture's features."""
@@ -128,7 +128,7 @@ def pretrain(
     collator = ContextCollator(
         parts.tokenizer, loader, build_model.concept_labels(settings), recipe.stage1, positions
     )
-    sound = SoundExamples(dataset, mixture, collator)
+    sound = GoodExamples(dataset, mixture, collator)
     options: dict[str, Any] = {
         "model": model,
         "args": arguments,
@@ -217,7 +217,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
     loaded = partial(media_loader, recipe, arguments, chat.model, chat.processor.preprocessing)
     pairs, length = dpo is not None, recipe.train.max_length
     collator = ChatCollator(chat.processor, loaded(mixture), length, pairs)
-    sound = SoundExamples(examples, mixture, collator)
+    sound = GoodExamples(examples, mixture, collator)
     ordered: Any = dealt(sound, arguments)
     if recipe.train.group_by_length:
         ordered = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed, sound)

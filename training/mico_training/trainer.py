@@ -179,7 +179,7 @@ class MicoTrainer(Trainer):
         self.health, self.cost = Health(), cast(Estimate | None, None)
         self.counted: deque[int] = deque(maxlen=100)  # the FLOPs of some batches
         self.stopping: list[int] = []  # signals
-        # Of the steps since the last log, on this process:
+        # These are sums over the steps since the last log, on this process.
         self.sums: dict[str, Tensor | float] = {}
         self.began, self.waited = time.perf_counter(), 0.0
 
@@ -573,7 +573,7 @@ def train(trainer: MicoTrainer, recipe: Run, title: str, cost: Estimate | None =
                     "with the new data at the same step"
                 )
             logger.warning("%s", said)
-        with suppress(ValidationError):  # of a recipe whose keys are no more
+        with suppress(ValidationError):  # an older version may have had other keys
             before = type(recipe).model_validate(before).model_dump(mode="json")
         changed = ", ".join(changes(before, recipe.model_dump(mode="json")) if before else ())
         if changed:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mico_chat.errors import DataError, MediaError
-from mico_training.data.bad import SoundExamples
+from mico_training.data.bad import GoodExamples
 from mico_training.data.examples import ContextDataset
 from mico_training.data.mixture import Mixture, open_source
 from mico_training.data.sources.readers import ManifestSource
@@ -160,7 +160,7 @@ def test_the_bad_sample_of_a_joint_context_is_its_own(tmp_path: Path) -> None:
                     raise MediaError(medium.name, "is damaged")
             return example
 
-    sound = SoundExamples(ContextDataset(mixture, 400, 0.0, 1.0), mixture, Collator())
+    sound = GoodExamples(ContextDataset(mixture, 400, 0.0, 1.0), mixture, Collator())
     bad = [one for draw in range(400) for one in sound[draw][1]]
     assert len(bad) > 50
     assert {(one.data, one.number, one.sample) for one in bad} == {(1, 2, "s0002")}

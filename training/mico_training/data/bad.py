@@ -44,8 +44,8 @@ Ready = tuple[Any, list[BadSample]]
 
 
 @dataclass(frozen=True)
-class SoundExamples:
-    """Examples by draw, prepared by the collator; another one where an example cannot be.
+class GoodExamples:
+    """Examples by draw, which the collator prepares; a bad one is replaced by another.
 
     ``batch`` is the loader's function for its items.
     """

@@ -12,7 +12,7 @@ from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.retrieval import recall_at_k
 from mico_chat.model.losses import caption_key
 from mico_chat.model.processing import IGNORED
-from mico_training.data.bad import BAD, SoundExamples
+from mico_training.data.bad import BAD, GoodExamples
 from mico_training.recipe import EvalRecipe
 from mico_training.trainer import MicoTrainer
 
@@ -28,7 +28,7 @@ class HeldOut:
     """
 
     recipe: EvalRecipe
-    examples: SoundExamples
+    examples: GoodExamples
 
     def __call__(self, trainer: MicoTrainer) -> dict[str, float]:
         model: Any = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
