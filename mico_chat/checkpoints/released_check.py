@@ -20,10 +20,25 @@ WITHIN = 1e-4
 
 _MEDIA: dict[str, Kind] = {"v": "video", "a": "audio", "d": "depth"}
 
+_PARTS = {
+    "encoder": "vision_tokens audio_tokens depth_tokens",
+    "contrastive head": "feat_v feat_a feat_d feat_t feat_va feat_vs feat_vas",
+    "condition": "cond_v cond_a cond_d cond_vs cond_vas",
+    "text branch": "text_hidden fused_va causal_hidden_v",
+    "matching head": "itm_va",
+    "prediction head": "logits_v causal_logits_v",
+}
+OUTPUTS = {name: part for part, names in _PARTS.items() for name in names.split()}
+"""The part of each output; v is vision, a audio, d depth, t text, s subtitles."""
+NEEDED = (
+    "a comparison needs a safetensors file with the inputs of the original code (in.NAME) and its "
+    "outputs (out.NAME) in evaluation mode and float32; docs/training.md lists their names"
+)
+
 
 @torch.inference_mode()
-def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
-    """Each output's name and largest absolute difference from the original's.
+def differences(folder: Path, expected: Path) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Each output's name, its largest value, and the largest absolute difference of ours.
 
     The numbers of the original (``expected``) are safetensors: inputs of a batch of B under
     ``in.``, outputs under ``out.``, in evaluation mode and float32. Tokens may be every n-th one.
@@ -40,14 +55,16 @@ def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
     try:
         numbers = load_file(expected)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{expected}: this is not a safetensors file that can be read") from error
+        said = f"{expected}: this is not a safetensors file that can be read; {NEEDED}"
+        raise ModelError(said) from error
     model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
     model.train(False)
     inputs = {name[3:]: value for name, value in numbers.items() if name.startswith("in.")}
+    _check(expected, model, inputs)
     batch = _Batch(model, inputs)
     outputs = {name[4:]: value for name, value in numbers.items() if name.startswith("out.")}
     if not outputs:
-        raise ModelError(f"{expected}: it lacks tensors with names such as 'out.NAME'")
+        raise ModelError(f"{expected}: it lacks tensors with names such as 'out.NAME'; {NEEDED}")
     for name, theirs in outputs.items():
         try:
             ours = batch.output(name)
@@ -59,7 +76,21 @@ def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
                 f"{expected}: out.{name} has the shape {tuple(theirs.shape)}, but the model's "
                 f"has {tuple(ours.shape)}"
             )
-        yield name, float((ours - theirs.float()).abs().max())
+        theirs = theirs.float()
+        yield name, (float(theirs.abs().max()), float((ours - theirs).abs().max()))
+
+
+def _check(expected: Path, model: MicoForPretraining, inputs: dict[str, Tensor]) -> None:
+    """A ModelError names the first input that the model cannot take."""
+    side, rows = model.config.encoder_config.image_size, model.config.text_config.vocab_size
+    for name, value in inputs.items():
+        shape = tuple(value.shape)
+        if name in _MEDIA.values() and shape[-2:] != (side, side):
+            wanted = f"{side} x {side} pixels, the model's"
+            raise ModelError(f"{expected}: in.{name} has the shape {shape}, expected {wanted}")
+        if name.endswith("_ids") and not 0 <= int(value.min()) <= int(value.max()) < rows:
+            said = f"in.{name} has token {int(value.max())}, but the text branch has {rows} tokens"
+            raise ModelError(f"{expected}: {said}")
 
 
 class _Batch:

@@ -161,7 +161,9 @@ def mico(
     source: Annotated[
         Path, typer.Argument(metavar="CKPT", help="model_step_N.pt, or the folder it came in.")
     ],
-    output: Annotated[Path, typer.Option(help="The folder to write; with --to-mico also a .pt.")],
+    output: Path | None = typer.Option(
+        None, help="The folder to write; with --to-mico also a .pt. Not for --compare of a folder."
+    ),
     to_mico: bool = typer.Option(
         False, "--to-mico", help="The other way round: CKPT is a model folder."
     ),
@@ -184,13 +186,21 @@ def mico(
         None, min=1, help="Attention heads of the text branch. Default: its width / 64."
     ),
     compare: Path | None = typer.Option(
-        None, metavar="FILE", help="Compare with the original's numbers: safetensors, in.*, out.*."
+        None,
+        metavar="FILE",
+        help="Compare with the original's numbers: safetensors, in.*, out.*. CKPT may be a folder "
+        "that was converted before.",
     ),
 ) -> None:
     """Convert the released MiCo checkpoint to a folder of stage 1, or back.
 
     mico-chat convert mico MiCo-g --tokenizer google-bert/bert-base-uncased --output mico-g
     """
+    if output is None:
+        if to_mico or compare is None or not (source / "config.json").is_file():
+            raise ConfigError(f"{source}: name the folder to write: --output")
+        _compare(source, compare)
+        return
     if to_mico:
         print(f"{output}: {released.write_released(source, output)}")
         return
@@ -198,14 +208,24 @@ def mico(
     print(f"{output}: {released.convert_released(source, output, options)}")
     if tokenizer is None:
         print("without a tokenizer; --tokenizer names the one its captions were written in")
-    if compare is None:
-        return
-    found = dict(released_check.differences(output, compare))
-    for name, difference in found.items():
-        print(f"{name:16} {difference:.1e}")
-    worst, within = max(found, key=found.__getitem__), released_check.WITHIN
-    if not found[worst] <= within:  # a difference that is no number is too large as well
-        raise ModelError(f"{output}: {worst} is off by {found[worst]:.1e}, more than {within:.0e}")
+    if compare is not None:
+        _compare(output, compare)
+
+
+def _compare(folder: Path, file: Path) -> None:
+    """Print the differences from the original's numbers; one that is too large is an error."""
+    found, outputs = dict(released_check.differences(folder, file)), released_check.OUTPUTS
+    print(f"{'output':16} {'of':18} {'largest':>9} {'difference':>10}")
+    for name, (largest, apart) in found.items():
+        print(f"{name:16} {outputs[name]:18} {largest:9.3g} {apart:10.1e}")
+    if left := [f"out.{name}" for name in outputs if name not in found]:
+        print(f"not compared, because {file} lacks them: {', '.join(left)}")
+    within = released_check.WITHIN  # a difference that is no number is too large as well
+    off = [
+        f"{name} is off by {apart:.1e}" for name, (_, apart) in found.items() if not apart <= within
+    ]
+    if off:
+        raise ModelError(f"{folder}: more than {within:.0e} from {file}: {', '.join(off)}")
 
 
 def train_stage1(

@@ -4,13 +4,14 @@ Pictures, frames and normal maps are resized whole, not cropped: a question may 
 A sound becomes log-mel slices, rows time and columns frequency, three equal channels. A depth map
 becomes three views of the same distances; holes are zero in all of them.
 
-The released MiCo resizes whole too, but without ``antialias``, and its ``sampling`` is
-``"segments"``: :func:`released_preprocessing` has its settings.
+The released MiCo resizes whole too, but without ``antialias``, its ``sampling`` is ``"segments"``,
+and its depth maps are pictures: :func:`released_preprocessing` has its settings.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
 from math import log
+from typing import Literal
 
 import numpy as np
 import torch
@@ -66,6 +67,10 @@ class Preprocessing(BaseModel):
     ``max_slices``, each the middle one of a run of slices side by side, padded with zeros."""
     antialias: bool = Field(True, exclude_if=lambda value: value is True)
     """Pictures that shrink are filtered first, as in torchvision since 0.17."""
+    depth: Literal["views", "picture"] = Field("views", exclude_if=lambda value: value == "views")
+    """A unit of a depth map. ``"views"``: three views of the distances. ``"picture"``: the 8-bit
+    grey picture that DPT writes, near is bright. Relative maps keep their values, so that an 8-bit
+    file is its own pixels; of metres the inverse is stretched from 0 to 255."""
 
     def units(self, medium: Medium, generator: np.random.Generator | None = None) -> Tensor:
         """A medium's units (n, 3, S, S), S = image_size · detail; an empty one is a MediaError.
@@ -99,12 +104,17 @@ class Preprocessing(BaseModel):
         return F.interpolate(x, size, mode="bilinear", antialias=self.antialias)
 
     def _depth(self, depth: Depth) -> Tensor:
-        """Nearness, nearness on a log scale, and absolute distance; (1, 3, S, S) in [0, 1]."""
+        """Nearness, nearness on a log scale, and absolute distance; (1, 3, S, S) in [0, 1].
+
+        As a picture all three are the nearness in 256 steps.
+        """
         values = torch.from_numpy(depth.values)
         valid = ~values.isnan()
         if not bool(valid.any()):
             reason = "the depth map has no distances: every pixel is empty"
             raise MediaError(depth.report.name, reason)
+        if self.depth == "picture" and not depth.metric:
+            return self._grey(1 - values.nan_to_num(1.0))
         known = values[valid].numpy()
         near, far = (float(v) for v in np.percentile(known, (1, 99)))
         if depth.metric:
@@ -112,6 +122,8 @@ class Preprocessing(BaseModel):
             far = max(far, near + 1e-3)
             clipped = values.nan_to_num(far).clamp(near, far)
             nearness = (1 / clipped - 1 / far) / (1 / near - 1 / far)
+            if self.depth == "picture":
+                return self._grey(nearness * valid)
             log = (far / clipped).log() / np.log(far / near)
             absolute = (values.nan_to_num(far).clamp(NEAREST, FARTHEST) / NEAREST).log()
             absolute = absolute / np.log(FARTHEST / NEAREST)
@@ -121,6 +133,11 @@ class Preprocessing(BaseModel):
             absolute = torch.full_like(values, 0.5)
         x = torch.stack([nearness, log, absolute]) * valid
         return self._resize(x[None].float())
+
+    def _grey(self, nearness: Tensor) -> Tensor:
+        """(H, W) in [0, 1] -> (1, 3, S, S), of values that 8 bits can hold."""
+        levels = nearness.float().clamp(0, 1).mul(255).round() / 255
+        return self._resize(levels.expand(1, 3, -1, -1).contiguous())
 
     def _sound(self, audio: Audio, generator: np.random.Generator | None) -> Tensor:
         """Log-mel slices (n, 3, S, S) of a sound."""
@@ -163,9 +180,13 @@ class Preprocessing(BaseModel):
 
 def released_preprocessing(image_size: int, slices: int) -> Preprocessing:
     """The preprocessing of the released MiCo: its code pins torchvision 0.15, whose ``Resize`` of
-    tensors has no antialiasing."""
+    tensors has no antialiasing. It opens depth maps as RGB pictures, which DPT has written."""
     return Preprocessing(
-        image_size=image_size, max_slices=slices, sampling="segments", antialias=False
+        image_size=image_size,
+        max_slices=slices,
+        sampling="segments",
+        antialias=False,
+        depth="picture",
     )
 
 

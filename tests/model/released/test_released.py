@@ -1,5 +1,6 @@
 """The released checkpoint converts to the same numbers, comes back bit for bit, or is refused."""
 
+import io
 import json
 import pickle
 import re
@@ -7,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
+from mico_chat.checkpoints.assemble import read_preprocessing
 from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.checkpoints.released import (
     ConvertOptions,
@@ -21,6 +26,7 @@ from mico_chat.checkpoints.released import (
 )
 from mico_chat.checkpoints.released_check import differences
 from mico_chat.errors import ModelError
+from mico_chat.media import MediaFile, MediaLimits, decode
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
@@ -30,6 +36,7 @@ from tests.model.released import released_replica as replica
 from tests.support.tiny import command
 
 STEP = "model_step_300.pt"
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def lay(folder: Path, state: Any, cfg: dict[str, Any] | None = None) -> Path:
@@ -429,24 +436,71 @@ def test_a_converted_model_is_compared_with_the_originals_numbers(
 ) -> None:
     file = expected(tmp_path / "numbers.safetensors", original)
     command("convert", "mico", str(source), "--output", str(tmp_path / "a"), "--compare", str(file))
-    printed = capsys.readouterr().out.splitlines()[2:]
+    title, *printed, left = capsys.readouterr().out.splitlines()[2:]
+    assert title.split() == ["output", "of", "largest", "difference"]
     assert len(printed) == 11
-    assert all(float(line.split()[1]) < 1e-5 for line in printed)
-    assert dict(differences(folder, file)).keys() == {line.split()[0] for line in printed}
+    assert all(float(line.split()[-1]) < 1e-5 for line in printed)
+    assert any(line.startswith("feat_a           contrastive head ") for line in printed)
+    assert "numbers.safetensors lacks them: out.depth_tokens, out.feat_v" in left
+    command("convert", "mico", str(folder), "--compare", str(file))  # converted before
+    assert capsys.readouterr().out.splitlines() == [title, *printed, left]
     off = expected(tmp_path / "off.safetensors", original, **{"out.itm_va": torch.zeros(2)})
     command(
         *("convert", "mico", str(source), "--output", str(tmp_path / "b"), "--compare", str(off)),
         code=2,
     )
-    assert "itm_va is off by" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "off.safetensors: itm_va is off by" in error
+    assert "feat_a" not in error
     for changed, said in [
         ({"out.other": torch.zeros(2)}, "'other' is unknown"),
         ({"out.feat_d": torch.zeros(2, 16)}, "'depth' is unknown or missing"),
         ({"out.feat_t": torch.zeros(3, 16)}, "shape"),
+        ({"in.video": torch.zeros(2, 3, 3, 30, 30)}, r"in.video has the shape .* 28 x 28 pixels"),
+        ({"in.input_ids": torch.full((2, 7), 10**6)}, "in.input_ids has token 1000000"),
     ]:
         wrong = expected(tmp_path / "wrong.safetensors", original, **changed)
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=rf"wrong\.safetensors: .*{said}"):
             dict(differences(folder, wrong))
+    wrong.write_bytes(b"PK")
+    for content in ({"in.video": pixels(3)}, None):
+        if content is not None:
+            save_file(content, wrong)
+        with pytest.raises(ModelError, match=r"wrong\.safetensors: .*inputs of the original code"):
+            dict(differences(folder, wrong))
+    command("convert", "mico", str(source), "--compare", str(file), code=2)
+    assert "--output" in capsys.readouterr().err
+
+
+def test_files_of_depth_are_pictures_in_a_converted_folder(
+    folder: Path,
+) -> None:
+    """The release opens a depth map as an RGB picture; metres become the picture of DPT."""
+    random = np.random.default_rng(3)
+    pictures = random.integers(0, 256, (2, 40, 52), dtype=np.uint8)
+    pictures[:, :4] = 0  # the farthest, and a hole
+    preprocessing = read_preprocessing(folder, MicoConfig.from_pretrained(folder))
+    for picture in pictures:
+        pixels = ToTensor()(Pillow.fromarray(picture).convert("RGB"))
+        side = (replica.SIDE, replica.SIDE)
+        theirs = Compose([Resize(side, antialias=False), Normalize(MEAN, STD)])(pixels)
+        for mode in ("L", "RGB", "P"):
+            png = io.BytesIO()
+            Pillow.fromarray(picture).convert(mode).save(png, "PNG")
+            medium = decode(MediaFile("depth", png.getvalue()), MediaLimits())
+            close(preprocessing.units(medium)[0], theirs, within=1e-4)
+    near_mid_far = np.array([[500, 1000, 2000, 0]] * 8, np.uint16).repeat(8, 1)  # millimetres
+    png = io.BytesIO()
+    Pillow.fromarray(near_mid_far).save(png, "PNG")
+    metres = io.BytesIO()
+    np.save(metres, near_mid_far.astype(np.float32) / 1000)
+    for data in (png, metres):
+        medium = decode(MediaFile("depth", data.getvalue()), MediaLimits())
+        whole = preprocessing.model_copy(update={"image_size": 8}).units(medium)
+        grey = (whole[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+        torch.testing.assert_close(
+            grey[:, 0, 1::2], torch.tensor([[255.0, 85, 0, 0]] * 3), atol=1e-3, rtol=0
+        )
 
 
 def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
