@@ -247,7 +247,8 @@ def take_over(
     model: MicoChatForConditionalGeneration | MicoForPretraining, encoder: Encoder
 ) -> None:
     """Copy an encoder, its context and its concept heads into a model, strictly."""
-    source = encoder.source
+    source, config = encoder.source, model.config
+    config.trained_on = [*(config.trained_on or []), *(source.config.trained_on or [])] or None
     for name in ("encoder", "context", "concepts"):
         target: nn.Module | None = getattr(model, name)
         pretrained: nn.Module | None = getattr(source, name)

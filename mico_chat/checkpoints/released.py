@@ -159,6 +159,8 @@ def write_released(folder: Path, output: Path) -> str:
     record: dict[str, Any] = {"names": [], "hps": {}, "file": "model_step_0.pt"}
     if (folder / SOURCE_FILE).is_file():
         record = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    if config.trained_on is not None:
+        record["hps"]["trained_on"] = config.trained_on
     spelt = {todays_name(key): key for key in record["names"]}
     order = [name for name in spelt | tensors if name in tensors]
     content = {spelt.get(name, name): tensors[name] for name in order}
@@ -313,6 +315,7 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     return MicoConfig(
         architectures=["MicoForPretraining"],
         dtype=str(released.tensors[WORDS].dtype).removeprefix("torch."),
+        trained_on=released.hps.get("trained_on"),
         encoder_config=MicoEncoderConfig(
             architecture="eva_giant_patch14_clip_224",
             architecture_options={

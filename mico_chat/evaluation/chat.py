@@ -25,6 +25,7 @@ from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engines.base import EngineOptions
+from mico_chat.engines.source import Source
 from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import ConfigError, ContextLengthError, MediaError, MicoError, RequestError
 from mico_chat.evaluation.store import Record
@@ -83,6 +84,7 @@ class ChatModel(Model):
             "model": self.name,
             "weights": self._fingerprint,
             "how": f"{how}, at most {self.limits.max_frames} frames of a video",
+            "trained_on": Source.of(self.name).config.get("trained_on"),
         }
 
     def use(self, control: str) -> None:

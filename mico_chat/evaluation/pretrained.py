@@ -81,6 +81,7 @@ class PretrainedModel(Model):
             "weights": fingerprint(self.model, self.preprocessing.model_dump_json()),
             "dtype": str(self._dtype).removeprefix("torch."),
             "resolution": encoder.image_size,
+            "trained_on": self.model.config.trained_on,
         }
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:

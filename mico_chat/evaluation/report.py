@@ -124,6 +124,9 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
     cells, notes = [], []
     for name, row in rows.items():
         left = [name, row["metric"], _shown(row["figure"]), _paper(row), row["items"]]
+        data = row.get("trained_on")  # tables of before lack it
+        left.append("unknown" if data is None else "yes" if data else "no")
+        notes += [f"- {name}: trained on {one}" for one in data or ()]
         cells.append([*left, row["broken"], f"{row['seconds']:.0f}", row["model"], row["protocol"]])
         if row["beside"] or len(row["figures"]) > 1:
             notes.append(f"- {name}: {', '.join(_with(row, key) for key in row['figures'])}")
@@ -135,7 +138,8 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
             if row[kind]:
                 named = _first(row[f"{kind}_first"], row[kind], file)
                 notes.append(f"- {name}: {row[kind]} {words}: {named}")
-    titles = ["task", "metric", "ours", "paper", "items", "broken", "seconds", "model", "protocol"]
+    titles = ["task", "metric", "ours", "paper", "items", "trained on", "broken"]
+    titles += ["seconds", "model", "protocol"]
     return "\n".join([*_table(titles, cells), *([""] if notes else []), *notes])
 
 

@@ -47,7 +47,9 @@ def run(
     ``limit`` is the number of items to which the caller has cut ``contents``.
     """
     skills = task.family == "skills"
-    header = {"task": task.name, **model.header(), "limit": limit}
+    # A header says what is known alone: that of an earlier run stays the same.
+    of_model = {key: value for key, value in model.header().items() if value is not None}
+    header = {"task": task.name, **of_model, "limit": limit}
     with Store(folder, header | _settings(task, contents.items, max_tokens)) as store:
         if not skills and not store.records:
             store.add([{"kind": "broken", "id": id, "reason": why} for id, why in contents.broken])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mico_chat.errors import DataError, MicoError
+from mico_chat.evaluation.datasets import datasets_in
 from mico_chat.evaluation.judge import read_verdicts
 from mico_chat.evaluation.metrics.answers import (
     Rule,
@@ -230,10 +231,19 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
         "items": len(counted),
         **lost,
         "judge": found.judge,
+        "trained_on": _trained_on(task, header),
         "seconds": _seconds(records),
         "protocol": _protocol(task, header, found.judge),
         "run": header,
     }
+
+
+def _trained_on(task: Task, header: Record) -> list[str] | None:
+    """The stages and paths of the model's training that hold the task's data set; None: unknown."""
+    known = [(e["stage"], path) for e in header.get("trained_on", ()) for path in e["data"] or ()]
+    found = [f"{stage}: {path}" for stage, path in known if task.dataset in datasets_in(path)]
+    whole = "trained_on" in header and all(e["data"] is not None for e in header["trained_on"])
+    return found if found or (whole and task.dataset not in OWN) else None
 
 
 def _protocol(task: Task, header: Record, judge: str | None) -> str:

@@ -160,11 +160,15 @@ class _ModelConfig(PreTrainedConfig):
     """The parts of both models; :meth:`from_dict` makes their configs from a folder's JSON.
 
     transformers does so from 5.20 on, with a class that 5.19 lacks.
+
+    ``trained_on`` has an entry for each stage of training, with its ``stage`` and its ``data``: the
+    paths of its data sets, or None where they are unknown. A folder without it is unknown.
     """
 
     encoder_config: MicoEncoderConfig = field(default_factory=MicoEncoderConfig)
     context_config: MicoContextConfig = field(default_factory=MicoContextConfig)
     concept_config: MicoConceptConfig | None = None
+    trained_on: list[dict[str, Any]] | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

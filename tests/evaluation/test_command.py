@@ -1,5 +1,7 @@
 """``mico-chat evaluate``: tasks and items in one report, missing data, wrong command lines."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import yaml
 from mico_chat.cli import evaluate as command
 from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.datasets import datasets_in
 from mico_chat.evaluation.store import PREDICTIONS
 from tests.evaluation.conftest import write_items
 from tests.evaluation.parrot import Parrot
@@ -59,6 +62,63 @@ def test_items_and_tasks_of_several_runs_are_one_report(
     assert all(chart.is_file() for chart in charts)
     with pytest.raises(DataError, match=r"no TASK/predictions\.jsonl in it"):
         main(["--rescore", str(tmp_path / "none")])
+
+
+A, B = ({"stage": f"stage {n}", "data": [f"data/{p}.jsonl"]} for n, p in ((1, "sbu"), (2, "x")))
+FLICKR = {"stage": "stage 3", "data": ["runs/x", "data/Flickr-30K/train.jsonl"]}
+OTHER = {"stage": "runs/other", "data": None}
+
+
+@pytest.mark.parametrize(
+    ("record", "marked"),
+    [
+        (None, "unknown"),
+        ([A, B], "no"),
+        ([A, FLICKR, B], "yes"),
+        ([OTHER, A], "unknown"),
+        ([OTHER, FLICKR], "yes"),
+    ],
+)
+def test_a_task_says_whether_the_model_was_trained_on_it(
+    record: object,
+    marked: str,
+    model_folder: Path,
+    flickr: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    branch = folder / "pretraining" if (folder / "pretraining").is_dir() else folder
+    content = json.loads((branch / "config.json").read_text()) | {"trained_on": record}
+    (branch / "config.json").write_text(json.dumps(content))
+    output = tmp_path / "out"
+    words = arguments(folder, flickr, output, "--limit", "2")
+    assert main(["flickr30k-retrieval", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles, row = (next(x for x in lines if x.startswith(f"| {n}")) for n in ("task", "flickr30k"))
+    assert row.split("|")[titles.split("|").index(" trained on ")].strip() == marked
+    note = "- flickr30k-retrieval: trained on stage 3: data/Flickr-30K/train.jsonl"
+    assert (note in lines) is (marked == "yes")
+    found = json.loads((output / "results.json").read_text())["tasks"]["flickr30k-retrieval"]
+    expected = {"yes": ["stage 3: data/Flickr-30K/train.jsonl"], "no": [], "unknown": None}
+    assert found["trained_on"] == expected[marked]
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("data/clotho_aqa.jsonl", {"clotho-aqa"}),
+        ("data/clotho/development.csv", {"clothov1", "clothov2"}),
+        ("/x/MSR-VTT/train-qa.jsonl", {"msrvtt-qa"}),
+        ("data/msrvtt/train.jsonl", {"msrvtt", "msrvtt-1ka"}),
+        ("data/llava_v1_5_mix665k.json", {"vqav2"}),
+        ("data/wavcaps-cc4m-webvid/shards/*.tar", set()),
+        ("own/cocoa-world.jsonl", set()),
+    ],
+)
+def test_a_path_names_data_sets(path: str, names: set[str]) -> None:
+    assert datasets_in(path) == names
 
 
 def test_missing_data_are_reported_first(

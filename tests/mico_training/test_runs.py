@@ -18,14 +18,18 @@ import yaml
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from mico_chat.checkpoints.assemble import assemble
+from mico_chat.checkpoints.configs import chat_config
 from mico_chat.checkpoints.load import load_pretraining, text_tokenizer
-from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, merge
 from mico_chat.errors import ConfigError
+from mico_chat.evaluation.datasets import datasets_in
+from mico_chat.evaluation.task import TASKS
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, learn_vocabulary
-from mico_training.recipe import Stage1Run, Stage3Run, load_recipe
+from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.stages import train_stage1, train_stage2, train_stage3
 from tests.support.waiting import until
 
@@ -221,6 +225,9 @@ def test_stage_2_trains_the_bridge_alone_and_a_finished_run_stays_as_it_is(
 ) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat)
     train_stage2(recipe)
+    unknown, known = json.loads((tmp_path / "out/config.json").read_text())["trained_on"]
+    assert unknown == {"stage": str(tiny_chat), "data": None}
+    assert known == {"stage": "stage 2", "data": [f"{shards}/train-*.tar"]}
     changed = moved(MicoChatForConditionalGeneration, tiny_chat, tmp_path / "out")
     assert changed
     saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
@@ -301,6 +308,14 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
 RECIPES = Path(__file__).parents[2] / "training/recipes"
 
 
+def test_what_table_5_reports_zero_shot_is_not_trained_on() -> None:
+    zero_shot = {t.dataset for t in TASKS.values() if t.paper and "Table 5" in t.paper.place}
+    assert {"clotho-aqa", "clothov2"} <= zero_shot
+    for kind, name in ((Stage2Run, "vicuna7b-stage2"), (Stage3Run, "vicuna7b-stage3")):
+        recipe = load_recipe(kind, RECIPES / f"{name}.yaml")
+        assert not zero_shot & {one for source in recipe.data for one in datasets_in(source.path)}
+
+
 # PEFT asks transformers for the old name of a property.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path) -> None:
@@ -342,5 +357,13 @@ def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path
         *("q_proj", "k_proj", "v_proj", "o_proj"),
         *("gate_proj", "up_proj", "down_proj"),
     }
+    path = f"{shards}/train-*.tar"
+    record = [{"stage": f"stage {n}", "data": [path]} for n in (1, 2, 3)]
+    for folder, n in ((one, 1), (two, 2), (three, 3)):
+        assert json.loads((folder / "config.json").read_text())["trained_on"] == record[:n]
+    merge(three, tmp_path / "merged")
+    assemble(one, str(llama), tmp_path / "assembled")
+    assert chat_config(tmp_path / "merged").trained_on == record
+    assert chat_config(tmp_path / "assembled").trained_on == record[:1]
     for folder in (two, three):
         assert not any(n.startswith("llm.") for n in load_file(folder / "model.safetensors"))

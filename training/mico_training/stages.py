@@ -40,7 +40,7 @@ from mico_training.parts.media_noise import MediaNoise
 from mico_training.parts.set_prediction import SetPrediction
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.scst import Cider, ScstTrainer
-from mico_training.trained import freeze, train_only
+from mico_training.trained import freeze, record_data, train_only
 from mico_training.trainer import MicoTrainer, draws, examples_per_step, train, training_arguments
 
 
@@ -111,6 +111,7 @@ def pretrain(
     model.hardness = recipe.stage1.hardness
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
+    record_data(settings, recipe, "stage 1", build_model.folder_of(recipe.model) is None)
     dataset: QuestionDataset | ContextDataset | SimulatedCaptions = QuestionDataset(
         mixture, draws(arguments)
     )
@@ -212,6 +213,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
             examples = RecognisedWords(examples, mixture, stage3.words)
         model = model if dpo is None else PreferencePairs(chat.model, dpo)
     freeze(chat.model, recipe.train.freeze)
+    new = build_model.folder_of(recipe.model) is None
+    record_data(chat.model.config, recipe, title.partition(":")[0].lower(), new)
     build_model.hold_encoder(chat.model, recipe.model)
     build_model.prepare_llm(chat.model, recipe.model)
     loaded = partial(media_loader, recipe, arguments, chat.model, chat.processor.preprocessing)

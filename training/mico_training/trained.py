@@ -1,4 +1,4 @@
-"""Which weights of a model train, and the modes of its modules.
+"""Which weights of a model train, the modes of its modules, and the record of its data.
 
 A frozen module stays in evaluation mode: a frozen batch norm must not move. Two sorts of modules
 get the flag ``training`` all the same, without the modules below them:
@@ -17,8 +17,25 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mico_chat.errors import ConfigError
+from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.encoder import OmniEncoder
-from mico_training.recipe import TrainRecipe
+from mico_training.recipe import Recipe, TrainRecipe
+
+
+def record_data(config: MicoConfig | MicoChatConfig, recipe: Recipe, stage: str, new: bool) -> None:
+    """Add a stage's data to the record of a model, which its checkpoints keep.
+
+    ``new`` weights begin a record, with what they start from; a folder without one is unknown.
+    """
+    given = [recipe.model.encoder_weights, recipe.model.text_weights]
+    before = list(config.trained_on or [])
+    if not new and (not before or recipe.model.encoder is not None):
+        before.insert(0, {"stage": recipe.model.name, "data": None})
+    elif not before and recipe.model.encoder is not None:
+        before = [{"stage": str(recipe.model.encoder), "data": None}]
+    elif any(given):
+        before = [{"stage": "start", "data": [one for one in given if one]}]
+    config.trained_on = [*before, {"stage": stage, "data": [source.path for source in recipe.data]}]
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:

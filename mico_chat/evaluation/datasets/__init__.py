@@ -249,6 +249,7 @@ class DataSet(Layout, extra="forbid", frozen=True):
     command: str = ""
     items: Annotations | None = None
     train: dict[str, Any] = {}
+    also: tuple[str, ...] = ()
 
     def read(self, data: Path, split: Split = "test") -> Contents:
         """The items that a test measures, or those that fine-tuning reads."""
@@ -272,3 +273,15 @@ class DataSet(Layout, extra="forbid", frozen=True):
 
 _ROWS = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
 DATASETS: dict[str, DataSet] = {name: DataSet(name=name, **row) for name, row in _ROWS.items()}
+
+
+def datasets_in(path: str) -> set[str]:
+    """The data sets that a path of training data names; the longest name counts at each place."""
+    spans: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for name, dataset in DATASETS.items():
+        for one in (name, *dataset.also) if dataset.items is not None else ():
+            words = "[^a-z0-9]*".join(re.findall("[a-z]+|[0-9]+", one.lower()))
+            for found in re.finditer(f"(?<![a-z]){words}(?![a-z])", path.lower()):
+                spans[found.span()].add(name)
+    inside = {a for a in spans for b in spans if a != b and b[0] <= a[0] and a[1] <= b[1]}
+    return {name for span, names in spans.items() if span not in inside for name in names}
