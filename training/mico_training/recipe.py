@@ -22,6 +22,8 @@ from mico_chat.media.kinds import Kind
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16"]
+Corpus = Literal["vast27m", "valor1m", "wavcaps", "cc4m", "coco", "vg", "webvid"]
+Format = Literal["shards", "folder", "jsonl", "csv", "llava"] | Corpus
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -99,10 +101,9 @@ class DataRecipe(Section):
     """A file, a folder, or a pattern with ``*``; here or at an address that fsspec opens."""
     ratio: float = Field(default=1.0, ge=0.0)
     """The share of the draws, relative to the other sources."""
-    kind: Literal["shards", "folder", "jsonl", "csv", "llava"] | None = Field(
-        default=None, examples=["jsonl"]
-    )
-    """The format. Default: what the ending says, or what is in the folder."""
+    kind: Format | None = Field(default=None, examples=["jsonl"])
+    """The format; of a published annotation file, the corpus (docs/data.md). Default: what the
+    ending says, or what is in the folder."""
     skills: tuple[str, ...] = Field(default=(), examples=[["colour", "count"]])
     """Only questions of these skills are used; only shards have skills."""
     root: Path | str | None = Field(default=None, examples=["pictures"])

@@ -74,7 +74,7 @@ class Annotations(BaseModel, extra="forbid", frozen=True):
         entries: dict[object, tuple[str, list[str], object, list[object]]] = {}
         for row in map(change, self._records(folder / self.file)):
             try:
-                id, *names = (_filled(template, row) for template in (self.id, *self.names))
+                id, *names = (filled_in(template, row) for template in (self.id, *self.names))
             except ValueError as error:
                 contents.broken.append((f"record {row['number']}", str(error)))
                 continue
@@ -84,7 +84,7 @@ class Annotations(BaseModel, extra="forbid", frozen=True):
             key = id if self.merge else len(entries)
             *_, texts = entries.setdefault(key, (id, names, row.get(self.question), []))
             paths = self.captions or self.answers
-            texts.extend(text for one in sources for path in paths for text in _values(one, path))
+            texts.extend(text for one in sources for path in paths for text in values_at(one, path))
         for id, names, question, texts in entries.values():
             if self.captions:
                 contents.caption(id, media.find(names), texts, self.paragraph)
@@ -120,7 +120,7 @@ def _parts(row: Row, each: str) -> list[Row]:
     return [{**row, **part} for part in parts]
 
 
-def _filled(template: str, row: Row) -> str:
+def filled_in(template: str, row: Row) -> str:
     """The template, filled with the values of a record.
 
     Raises:
@@ -134,7 +134,7 @@ def _filled(template: str, row: Row) -> str:
     return template.format_map(row)
 
 
-def _values(row: Row, path: str) -> list[object]:
+def values_at(row: Row, path: str) -> list[object]:
     """The values at a key of a record; ``KEY.INNER`` is a key of the objects at a key."""
     key, _, inner = path.partition(".")
     found = row.get(key)

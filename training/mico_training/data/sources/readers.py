@@ -32,6 +32,7 @@ from typing import Any, cast
 import numpy as np
 
 from mico_chat.errors import DataError, RequestError
+from mico_chat.evaluation.datasets.files import FAULT
 from mico_chat.media import MediaFile
 from mico_chat.media.addresses import Location, fingerprint, located, opened, read_part
 from mico_chat.media.file import Remote
@@ -128,6 +129,8 @@ def sample_of(record: Any, root: Location, name: str) -> TrainingSample:
     """The sample that a record describes; a RecordError says what is wrong."""
     if not isinstance(record, dict):
         raise RecordError(f"a sample is an object, not {type(record).__name__}")
+    if FAULT in record:
+        raise RecordError(record[FAULT])
     if isinstance(name_of_file := record.get("file_name"), str):  # Hugging Face's imagefolder
         if (kind := kind_of(name_of_file)) is None:
             raise RecordError(f"file_name {name_of_file}: no medium has this ending")
