@@ -9,7 +9,7 @@ Legend: B samples of a rank, S text length, N context tokens, d text width, P co
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from mico_chat.model.text_branch import Corpora, TextBranch, backwards
 
 Captions = tuple[Tensor, Tensor]
 """They are token ids (B, S) and their mask."""
+
+T = TypeVar("T")
 
 
 class Context(NamedTuple):
@@ -38,11 +40,29 @@ def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return words.sum(1)
 
 
+ByRows = Callable[[Callable[[slice], T], int], list[T]]
+"""Gives what a function makes of some rows of ``n``, for slices that are all rows together."""
+
+
+def all_at_once(compute: Callable[[slice], T], n: int) -> list[T]:
+    return [compute(slice(0, n))]
+
+
+def end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    """Rows (n, L, ...) one part after the other, padded with zeros to the largest L."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(x.shape[1] for x in parts)
+    pads = ((*(0, 0) * (x.dim() - 2), 0, longest - x.shape[1]) for x in parts)
+    return torch.cat([F.pad(x, pad) for x, pad in zip(parts, pads, strict=True)])
+
+
 def contrastive(
-    media: Tensor, text: Tensor, key: Tensor, temperature: Tensor
+    media: Tensor, text: Tensor, key: Tensor, temperature: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. (4): symmetric InfoNCE of unit-length vectors (B, P); equal captions, by their keys (B,),
-    are no negatives.
+    are no negatives. The share ``smoothing`` of a target is spread evenly over all captions but
+    the equal ones.
 
     Returns the loss and, for the local rows, the similarities to all texts and media.
     """
@@ -55,6 +75,10 @@ def contrastive(
     to_text = (media @ all_text.T / temperature).masked_fill(same, float("-inf"))
     to_media = (text @ all_media.T / temperature).masked_fill(same, float("-inf"))
     loss = (F.cross_entropy(to_text, target) + F.cross_entropy(to_media, target)) / 2
+    if smoothing > 0:  # -inf, for the equal ones, is no number to sum up
+        likely = (to_text.float().log_softmax(1) + to_media.float().log_softmax(1)) / 2
+        likely = likely.masked_fill(same, 0.0).sum(1) / (~same).sum(1)
+        loss = (1 - smoothing) * loss - smoothing * likely.mean()
     return loss, to_text.detach(), to_media.detach()
 
 
@@ -65,6 +89,7 @@ def matching(
     near: Sequence[Tensor],
     hardness: float,
     n_corpora: int,
+    by_rows: ByRows[Tensor] = all_at_once,
 ) -> Tensor:
     """Eq. (5): pairs, and negatives drawn in proportion to exp(similarity · hardness).
 
@@ -84,18 +109,26 @@ def matching(
     text = torch.stack([*captions, corpora.text], -1)  # (B, S, 3)
     about = torch.stack([media.mask.to(text.dtype), corpora.context], -1)  # (B, N, 2)
     text, context, about = of_one_length(text, media.tokens, about)
-    (negative_text,) = fetch_rows(wrong_text, text)
-    negative, about_negative = fetch_rows(wrong_media, context, about)
-    ids, mask, in_text = torch.cat([text, negative_text, text]).unbind(-1)
-    seen, in_context = torch.cat([about, about, about_negative]).unbind(-1)
-    context = torch.cat([context, context, negative])
-    logits = match(ids, mask, context, seen.bool(), Corpora(in_text, in_context))
-    labels = torch.zeros_like(logits)
-    labels[:n] = 1.0
-    known = torch.cat([torch.ones_like(has_text), has_text, has_media])
-    loss = F.binary_cross_entropy_with_logits(logits[known], labels[known])
-    # The mean over ranks is that over all known pairs.
-    return loss * (known.sum() / gather_rows(known.sum().view(1)).float().mean())
+
+    def wrongness(rows: slice) -> Tensor:
+        (negative_text,) = fetch_rows(wrong_text[rows], text)
+        negative, about_negative = fetch_rows(wrong_media[rows], context, about)
+        ids, mask, in_text = torch.cat([text[rows], negative_text, text[rows]]).unbind(-1)
+        seen, in_context = torch.cat([about[rows], about[rows], about_negative]).unbind(-1)
+        shown = torch.cat([context[rows], context[rows], negative])
+        logits = match(ids, mask, shown, seen.bool(), Corpora(in_text, in_context))
+        labels = torch.zeros_like(logits)
+        labels[: len(negative)] = 1.0
+        known = torch.cat([torch.ones_like(has_text[rows]), has_text[rows], has_media[rows]])
+        return F.binary_cross_entropy_with_logits(logits[known], labels[known], reduction="sum")
+
+    known = n + has_text.sum() + has_media.sum()
+    return mean_over_ranks(by_rows(wrongness, n), known)
+
+
+def mean_over_ranks(sums: Sequence[Tensor], n: Tensor) -> Tensor:
+    """A loss from sums over ``n`` terms of this rank: its mean over ranks is that of all terms."""
+    return torch.stack([*sums]).sum() / gather_rows(n.view(1)).float().mean()
 
 
 def hard_negatives(similarity: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,6 +163,7 @@ def captioning(
     media: Context,
     probability: float,
     mask_token_id: int,
+    by_rows: ByRows[Tensor] = all_at_once,
 ) -> Tensor:
     """Eq. (6): a share of the words masked, causal attention, media by cross-attention.
 
@@ -144,9 +178,15 @@ def captioning(
         masked = can
     given = torch.cat([question_ids, input_ids.masked_fill(masked, mask_token_id)], 1)
     seen = backwards(question_mask, given.shape[1])  # a caption's padding is at its end
-    corpora = Corpora(F.pad(media.corpora.text, (p, 0)), media.corpora.context)
-    hidden = text(given, seen, media.tokens, media.mask, corpora)[:, p:]
-    return F.cross_entropy(text.logits(hidden[masked]).float(), input_ids[masked])
+    in_text = F.pad(media.corpora.text, (p, 0))
+
+    def wrongness(rows: slice) -> Tensor:
+        corpora = Corpora(in_text[rows], media.corpora.context[rows])
+        hidden = text(given[rows], seen[rows], media.tokens[rows], media.mask[rows], corpora)
+        logits = text.logits(hidden[:, p:][masked[rows]]).float()
+        return F.cross_entropy(logits, input_ids[rows][masked[rows]], reduction="sum")
+
+    return mean_over_ranks(by_rows(wrongness, len(given)), masked.sum())
 
 
 # --- rows of other processes, with gradients to each ---------------------------------------------
@@ -182,15 +222,15 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def fetch_rows(wanted: Tensor, *everyones: Tensor) -> list[Tensor]:
-    """The ``wanted`` rows (n,) of each tensor (n, ...), whose other rows are on the other ranks.
+    """The ``wanted`` rows (w,) of each tensor (n, ...), whose other rows are on the other ranks.
 
     Only these rows are sent. Each tensor has the same shape on all ranks.
     """
     rank, world = ranks()
     if world == 1:
         return [rows[wanted] for rows in everyones]
-    n, device = len(wanted), wanted.device
-    row = gather_rows(wanted).cpu().unflatten(0, (world, n))
+    n, device = len(everyones[0]), wanted.device
+    row = gather_rows(wanted).cpu().unflatten(0, (world, len(wanted)))
     owner = row // n
     asked = [row[r, owner[r] == rank] % n for r in range(world)]
     sizes = [len(own) for own in asked], torch.bincount(owner[rank], minlength=world).tolist()
@@ -208,7 +248,7 @@ def of_one_length(*everyones: Tensor) -> list[Tensor]:
     lengths = torch.tensor([x.shape[1] for x in everyones], device=everyones[0].device)
     dist.all_reduce(lengths, dist.ReduceOp.MAX)
     return [
-        F.pad(x, (*(0, 0) * (x.dim() - 2), 0, length - x.shape[1]))
+        end_to_end([x, x.new_empty(0, length, *x.shape[2:])])
         for x, length in zip(everyones, lengths.tolist(), strict=True)
     ]
 

@@ -20,9 +20,11 @@ from mico_chat.model.context import KindRows, MultimodalContext, Units, side_by_
 from mico_chat.model.encoder import AUDIO, OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.losses import (
     Context,
+    all_at_once,
     caption_key,
     captioning,
     contrastive,
+    end_to_end,
     matching,
 )
 from mico_chat.model.media_path import MediaPath
@@ -66,7 +68,8 @@ class MicoForPretraining(PreTrainedModel):
     """Encoder, context and text branch with the three objectives of paper 3.4.
 
     With ``chat`` the encoder, context and concepts are that model's own, in its dtype. An objective
-    of weight 0 is not computed. The inputs of a batch beside captions (B, S) and media (M,):
+    of weight 0 is not computed. ``by_rows`` runs what is computed of each sample by itself
+    (:func:`all_at_once`). The inputs of a batch beside captions (B, S) and media (M,):
 
     * ``pixel_values`` or ``stem_features`` of the media's units, and ``change``, which makes other
       logits of the cells that are named;
@@ -118,6 +121,8 @@ class MicoForPretraining(PreTrainedModel):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.objective_weights = dict.fromkeys(OBJECTIVES, 1.0)
         self.hardness = 1.0  # of the negatives of matching
+        self.smoothing = 0.0  # of the targets of contrast
+        self.by_rows = all_at_once
         self.mask_token_id = text.mask_token_id
         PreTrainedModel.post_init(self)
         if chat is not None:  # only now: they may be in use, and have their buffers
@@ -138,10 +143,27 @@ class MicoForPretraining(PreTrainedModel):
         change: ChangeCells | None = None,
     ) -> EncodedContexts:
         """Media of ``n`` samples, and their subtitles, if any; ``change`` is of named cells."""
-        media = (media_kind, media_units)
-        tokens, features = self.seen(*media, pixel_values, stem_features, change)
-        row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
-        return EncodedContexts(*self.join(tokens, Units.of(*media), row, n, subtitles), features)
+        ends = F.pad(media_units.cumsum(0), (1, 0))
+
+        def encode(rows: slice) -> EncodedContexts:
+            bounds = media_row.new_tensor([rows.start, rows.stop])
+            own = slice(*torch.searchsorted(media_row, bounds).tolist())  # samples ascend
+            media = (media_kind[own], media_units[own])
+            units = slice(int(ends[own.start]), int(ends[own.stop]) if rows.stop < n else None)
+            both = (None if x is None else x[units] for x in (pixel_values, stem_features))
+            pixels, cached = both
+            tokens, features = self.seen(*media, pixels, cached, change)
+            row = torch.repeat_interleave(media_row[own] - rows.start, media[1])  # of each unit
+            said = None if subtitles is None else Subtitles(*(x[rows] for x in subtitles))
+            joined = self.join(tokens, Units.of(*media), row, rows.stop - rows.start, said)
+            shown = EncodedContexts(*joined, features)
+            if rows.stop - rows.start < n:  # of chunks only what is used is kept
+                of = {"tokens": shown.tokens[:0], "features": shown.features[:0]}
+                weights, use = self.objective_weights, {"tokens": "region", "features": "concept"}
+                shown = shown._replace(**{k: x for k, x in of.items() if not weights.get(use[k])})
+            return shown
+
+        return EncodedContexts(*map(end_to_end, zip(*self.by_rows(encode, n), strict=True)))
 
     def seen(
         self,
@@ -269,12 +291,16 @@ class MicoForPretraining(PreTrainedModel):
         losses: dict[str, Tensor] = {}
         compared: dict[str, Tensor] = {}
         if {"contrastive", "matching"} & asked:  # contrast finds the hard negatives of matching
-            text, key = self.encode_text(*captions), caption_key(*captions)
-            losses["contrastive"], *near = contrastive(shown.pooled, text, key, self.temperature)
+            read = self.by_rows(
+                lambda o: self.encode_text(*(x[o] for x in captions)), len(input_ids)
+            )
+            text, key = end_to_end(read), caption_key(*captions)
+            settings = (self.temperature, self.smoothing)
+            losses["contrastive"], *near = contrastive(shown.pooled, text, key, *settings)
             compared = {} if self.training else {"media": shown.pooled, "text": text}
         if "matching" in asked:
-            settings = (self.hardness, self.text.sampling.num_embeddings)
-            losses["matching"] = matching(self.match, captions, context, near, *settings)
+            drawn = (near, self.hardness, self.text.sampling.num_embeddings)
+            losses["matching"] = matching(self.match, captions, context, *drawn, self.by_rows)
         if (advantage := inputs.get("advantage")) is not None:
             likely = log_likelihood(self, *captions, shown.context, shown.mask)
             words = attention_mask[:, 1:].sum().clamp(min=1)
@@ -282,8 +308,8 @@ class MicoForPretraining(PreTrainedModel):
         elif "caption" in asked:
             none = input_ids[:, :0]
             asking = inputs.get("question_ids", none), inputs.get("question_mask", none)
-            share = (self.config.mask_probability, self.mask_token_id)
-            losses["caption"] = captioning(self.text, asking, captions, context, *share)
+            how = (self.config.mask_probability, self.mask_token_id, self.by_rows)
+            losses["caption"] = captioning(self.text, asking, captions, context, *how)
         # Beside the paper's objectives the mini learns tags, regions and concepts.
         if "tagging" in asked:
             losses["tagging"] = tagging_loss(self.text, *captions, shown.context, shown.mask)

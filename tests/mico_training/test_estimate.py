@@ -9,8 +9,18 @@ import pytest
 import torch
 
 from mico_chat.errors import ConfigError
-from mico_training.estimate import Estimate, estimate, inputs, large_media, of_file, rehearse
+from mico_training.estimate import (
+    Estimate,
+    estimate,
+    inputs,
+    large_media,
+    of_file,
+    pretraining,
+    rehearse,
+)
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Recipe, Stage3Run, load_recipe
+from mico_training.trained import parameter_groups
+from mico_training.trainer import training_arguments
 from tests.mico_training.test_qlora import batch, grown
 from tests.mico_training.test_runs import write_recipe
 
@@ -212,6 +222,21 @@ def test_recipes_of_the_7b_path_have_the_papers_values(name: str, kind: Any, exp
         for part in recipe.stage3.trainable:
             assert train.lr * train.lr_multipliers[part] == pytest.approx(1e-5)
     if isinstance(recipe, Stage1Run):
+        stage1, arguments = recipe.stage1, dict(train.arguments, use_cpu=True)
+        train = train.model_copy(update={"parallel": "ddp", "arguments": arguments, "bf16": False})
+        given = training_arguments(recipe.model_copy(update={"train": train}))
+        assert given.get_warmup_steps(train.steps) == train.steps // 10
+        assert (given.max_grad_norm, stage1.weights.matching, stage1.label_smoothing) == (
+            2,
+            0.1,
+            0.1,
+        )
+        model, rates = pretraining(recipe), dict[int, float]()
+        for group in parameter_groups(model, train):
+            rates |= dict.fromkeys(map(id, group["params"]), group["lr"])
+        for own, parameter in model.named_parameters():
+            expected = 5e-7 if own.startswith("encoder.") else 1e-4
+            assert rates[id(parameter)] == pytest.approx(expected), own
         assert (recipe.stage1.most_units, recipe.stage1.mask_probability) == (8, 0.6)
         assert sum(source.ratio for source in recipe.data) == pytest.approx(1)
 

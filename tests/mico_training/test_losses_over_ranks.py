@@ -1,6 +1,7 @@
-"""Matching over two processes: its negatives are of both, and its loss that of the whole batch."""
+"""The objectives over two processes, and in chunks: negatives, losses and gradients are of all."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.losses import Context, fetch_rows, gather_rows, matching, of_one_length
+from mico_chat.model.losses import (
+    Context,
+    caption_key,
+    contrastive,
+    fetch_rows,
+    gather_rows,
+    matching,
+    of_one_length,
+)
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
+from mico_training.parts import chunks
+from mico_training.parts.chunks import run_by_chunks
 from tests.mico_training.test_parallel import run
 from tests.support.tiny import SIDE, pretraining_model
 
@@ -53,17 +64,23 @@ def likeliest(weights: Tensor, n: int) -> Tensor:
 
 
 def found(model: MicoForPretraining, rows: slice, **chosen: Any) -> dict[str, Tensor]:
-    """The loss of contrast and matching, and its gradients."""
+    """The loss of the three objectives, and its gradients."""
     loss = model(**batch(rows, **chosen)).loss
     loss.backward()
     of = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return of | {"loss": loss.detach()}
 
 
-def new_model() -> MicoForPretraining:
+def new_model(chunk: int = 0) -> MicoForPretraining:
     model = pretraining_model()
     model.train(False)
-    model.objective_weights = {"contrastive": 1.0, "matching": 1.0}
+    model.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
+    model.config.mask_probability = 1.0  # no chance, too
+    model.smoothing = 0.1
+    if chunk:
+        model.encoder.requires_grad_(False).vit.blocks.requires_grad_(True)  # no batch norm
+        run_by_chunks(model, chunk)
+        model.requires_grad_(True)
     return model
 
 
@@ -81,8 +98,8 @@ def in_halves(answer: Path) -> None:
     torch.set_num_threads(1)
     torch.multinomial = likeliest  # type: ignore[assignment]
     results = []
-    for case in CASES:
-        half = found(new_model(), slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2), **case)
+    for chunk, case in product((0, 1), CASES):
+        half = found(new_model(chunk), slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2), **case)
         for value in half.values():
             dist.all_reduce(value)
             value /= 2
@@ -91,7 +108,7 @@ def in_halves(answer: Path) -> None:
         torch.save(results, answer)
 
 
-def test_two_ranks_match_as_one_process_with_the_whole_batch(
+def test_two_ranks_learn_as_one_process_with_the_whole_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(2, in_halves, tmp_path / "answer.pt")
@@ -105,9 +122,66 @@ def test_two_ranks_match_as_one_process_with_the_whole_batch(
     whole = [found(new_model(), slice(0, 4), **case) for case in CASES]
     other = [bool((chosen[:2] >= 2).any() or (chosen[2:] < 2).any()) for chosen in drawn]
     assert all(other[:4]), "some negatives are on the other rank"
-    for ours, expected in zip(torch.load(tmp_path / "answer.pt"), whole, strict=True):
+    for ours, expected in zip(torch.load(tmp_path / "answer.pt"), whole * 2, strict=True):
         assert set(ours) == set(expected)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_chunks_have_the_gradients_of_the_whole_batch(case: dict[str, Any]) -> None:
+    whole, *chunked = (of_seed(new_model(chunk).double(), **case) for chunk in (0, 1, 2, 3, 9))
+    for one in chunked:
+        torch.testing.assert_close(one, whole, rtol=1e-5, atol=1e-6)
+
+
+def of_seed(model: MicoForPretraining, **case: Any) -> dict[str, Tensor]:
+    torch.manual_seed(1)  # of the negatives
+    return found(model, slice(0, 4), **case)
+
+
+def dropped(chunk: int) -> dict[str, Tensor]:
+    model = new_model(chunk)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+            module.train()
+    torch.manual_seed(2)
+    return found(model, slice(0, 4))
+
+
+def test_a_chunk_that_runs_again_drops_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = dropped(2)
+    monkeypatch.setattr(chunks, "checkpoint", lambda work, rows, use_reentrant: work(rows))
+    kept = dropped(2)
+    torch.testing.assert_close(again, kept, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(kept["loss"], found(new_model(2), slice(0, 4))["loss"]), "it drops"
+
+
+def test_a_smoothed_target_is_spread_over_all_but_equal_captions() -> None:
+    generator = torch.Generator().manual_seed(3)
+    media, text = (torch.randn(4, 8, generator=generator) for _ in range(2))
+    media, text = (torch.nn.functional.normalize(x, dim=1) for x in (media, text))
+    temperature = torch.tensor(0.07)
+    scores = media @ text.T / temperature
+    both = [
+        torch.nn.functional.cross_entropy(x, torch.arange(4), label_smoothing=0.1)
+        for x in (scores, scores.T)
+    ]
+    found, *_ = contrastive(media, text, torch.arange(4), temperature, 0.1)
+    torch.testing.assert_close(found, sum(both) / 2)
+    key = caption_key(*(batch(slice(0, 4), 2)[name] for name in ("input_ids", "attention_mask")))
+    with_equal, *_ = contrastive(media, text, key, temperature, 0.1)
+    plain, *_ = contrastive(media, text, key, temperature)
+    others = [
+        (scores[i][key != key[i]], scores.T[i][key != key[i]], scores[i, i]) for i in range(4)
+    ]
+    spread = [
+        (torch.cat([own, one.view(1)]).log_softmax(0).mean()) / -2
+        for *two, one in others
+        for own in two
+    ]
+    expected = 0.9 * plain + 0.1 * sum(spread) / 4
+    torch.testing.assert_close(with_equal, expected)
 
 
 def of_other_rank(answer: Path) -> None:

@@ -83,6 +83,7 @@ def test_overrides_reach_every_depth(recipe: Path) -> None:
         ("train.gradient_accumulation_steps=1", "did you mean 'accumulation'?"),
         ("train.num_workers=1", "did you mean 'workers'?"),
         ("train.report_to=[wandb, none]", "none beside others"),
+        ("train.warmup_steps=1.5", "warmup_steps"),
         ("train.lr=-1", "train.lr: Input should be greater than 0 (got -1)"),
         ("data.1.ratio=1", "the list has only the items 0 to 0"),
         ("train.lr", "write it as key=value"),
@@ -186,6 +187,47 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
     changed = moved(MicoForPretraining, tiny_pretraining, tmp_path / "out")
     assert any(name.startswith("encoder.vit") for name in changed)
     assert not any(name.startswith("encoder.stem") for name in changed)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_chunks_change_no_loss_of_a_run(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path, bf16: bool
+) -> None:
+    """All six objectives, with the same negatives and masks, and two batches to an update."""
+    cases: dict[str, dict[str, Any]] = {"whole": {}, "chunks": {"chunk": 3}}
+    for name, chunk in cases.items():
+        settings: dict[str, Any] = {
+            "accumulation": 2,
+            "bf16": bf16,
+            "gradient_checkpointing": not bf16,
+        }
+        settings |= {"freeze": ["encoder.vit.patch_embed", "encoder.stem"], "warmup_steps": 0.5}
+        stage1 = {"cross_corpus": 0.3, "label_smoothing": 0.1, "most_slices": 1} | chunk
+        train_stage1(
+            write_recipe(tmp_path / name, shards, tiny_pretraining, train=settings, stage1=stage1)
+        )
+    whole, chunks = (logged(tmp_path / name) for name in cases)
+    keys = {key for key in whole[0] if key.endswith("_loss") or key == "grad_norm"}
+    assert len(keys) == 7
+    if bf16:  # which may draw another negative
+        keys -= {"matching_loss", "grad_norm"}
+    for one, other in zip(whole, chunks, strict=True):
+        for key in keys:
+            assert other[key] == pytest.approx(one[key], rel=2e-2 if bf16 else 1e-4), key
+    # A warm-up of half the steps, and then a fall to zero.
+    assert [entry["learning_rate"] for entry in whole] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
+
+
+def test_chunks_need_frozen_batch_norms(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path
+) -> None:
+    recipe = write_recipe(tmp_path, shards, tiny_pretraining, stage1={"chunk": 2})
+    with pytest.raises(
+        ConfigError, match=r"stage1.chunk: encoder\.\S+ takes its mean from a batch"
+    ):
+        train_stage1(recipe)
+    with pytest.raises(ConfigError, match="chunk works without simulate"):
+        train_stage1(recipe, ["stage1.simulate=0.5"])
 
 
 def test_stage_1_learns_the_names_of_the_concepts(

@@ -350,7 +350,7 @@ def measured_throughput(half: bool) -> float:
 
 def rehearse(recipe: Recipe) -> StepCost:
     train = recipe.train
-    model = _pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
+    model = pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
     step: Any = SetPrediction(cast(Any, model)) if _finds_things(recipe) else model
     if train.gradient_checkpointing:
         checkpoint_activations(model)
@@ -425,7 +425,7 @@ def _chat(recipe: Recipe) -> nn.Module:
         return model
 
 
-def _pretraining(recipe: Stage1Run) -> nn.Module:
+def pretraining(recipe: Stage1Run) -> nn.Module:
     """Stage 1's model with its objectives, but for those of regions and names."""
     text = MicoTextConfig()
     if recipe.stage1.tokenizer is None and recipe.expect.model is None:

@@ -141,8 +141,9 @@ class TrainRecipe(Section):
     """The samples in one process and forward pass."""
     accumulation: Annotated[int, counted("passes")] = Field(default=1, gt=0)
     """So many forward passes make one update."""
-    warmup_steps: Steps = Field(default=0, ge=0)
-    """The learning rate rises from zero for so many steps."""
+    warmup_steps: Steps | Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0, ge=0)
+    """The learning rate rises from zero for so many steps, or, below 1, for this share of
+    ``steps``."""
     schedule: str = Field(default="linear", examples=["cosine"])
     """How the learning rate falls: a schedule of Hugging Face's ``TrainingArguments``."""
     schedule_options: dict[str, Any] = Field(default={}, examples=[{"num_cycles": 2}])
@@ -301,6 +302,11 @@ class Stage1Recipe(Section):
     """The objectives and their weights."""
     mask_probability: Probability = 0.6
     """The share of a caption's words that are masked and predicted."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Contrast spreads this share of a target evenly over all captions or media."""
+    chunk: Samples | None = Field(default=None, gt=0, examples=[32])
+    """So many samples of a batch run at a time, and again in the backward pass: gradients are those
+    of the whole batch, activations those of a chunk (gradient caching, arXiv 2101.06983)."""
     hardness: float = Field(default=1.0, gt=0.0)
     """Matching draws negatives in proportion to exp(similarity · hardness): less is easier."""
     cross_corpus: Probability = 0.0
@@ -341,6 +347,8 @@ class Stage1Recipe(Section):
                 )
         if self.scst and (self.questions or self.cross_corpus or self.simulate):
             raise ValueError("scst: true works without questions, cross_corpus and simulate")
+        if self.chunk and self.simulate:  # whose names are numbered in the whole batch
+            raise ValueError("chunk works without simulate: leave one of them out")
         return self
 
 

@@ -34,6 +34,7 @@ from mico_training.data.words import RecognisedWords
 from mico_training.estimate import Estimate
 from mico_training.health import room
 from mico_training.parallel import put_together
+from mico_training.parts.chunks import run_by_chunks
 from mico_training.parts.dpo import DpoTrainer, PreferencePairs
 from mico_training.parts.held_out import HeldOut
 from mico_training.parts.media_noise import MediaNoise
@@ -108,10 +109,12 @@ def pretrain(
         )
     if recipe.stage1.subtitles and model.text.subtitle is None:
         raise ConfigError("stage1.subtitles needs a model with text_config.subtitles: true")
-    model.hardness = recipe.stage1.hardness
+    model.hardness, model.smoothing = recipe.stage1.hardness, recipe.stage1.label_smoothing
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
     record_data(settings, recipe, "stage 1", build_model.folder_of(recipe.model) is None)
+    if recipe.stage1.chunk is not None:
+        run_by_chunks(model, recipe.stage1.chunk)
     dataset: QuestionDataset | ContextDataset | SimulatedCaptions = QuestionDataset(
         mixture, draws(arguments)
     )
