@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mico_chat.errors import MediaError
@@ -49,6 +50,27 @@ class Told:
             Annotation(self.name, self.version, "speech", "audio", "hello", start=0.0, end=1.0),
             Annotation(self.name, self.version, "depth", "image", data=file.getvalue()),
             Annotation(self.name, self.version, "safety", "video", score=unsafe),
+        ]
+
+
+class Seen:
+    """A caption, a depth and a normal map of each picture."""
+
+    name = "seen"
+    version = "1"
+
+    def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
+        return [
+            [said for name, pixels in clip.stills(32).items() for said in self._say(name, pixels)]
+            for clip in clips
+        ]
+
+    def _say(self, name: str, pixels: NDArray[np.uint8]) -> list[Annotation]:
+        about = (self.name, self.version)
+        return [
+            Annotation(*about, "caption", name, f"a grey of {pixels.mean():.0f}"),
+            Annotation(*about, "depth", name, data=b"depth"),
+            Annotation(*about, "normal", name, data=b"normal"),
         ]
 
 

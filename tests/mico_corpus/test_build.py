@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from filelock import FileLock
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -22,6 +24,7 @@ from mico_corpus.build import BuildResult, build
 from mico_corpus.describing.base import Annotation
 from mico_corpus.packing.pack import captions_of
 from mico_corpus.places import batched
+from mico_corpus.rows import Row
 from mico_training.data.sources.shards import ShardSource
 from tests.mico_corpus.builds import CLIPS, finished, left_behind, make_videos, recipe_of, records
 from tests.mico_corpus.clips import Scene, make_video
@@ -316,3 +319,67 @@ def test_batches_take_no_more_than_asked_for() -> None:
     numbers = iter(range(10))
     assert next(batched(numbers, 4)) == [0, 1, 2, 3]
     assert list(numbers) == [4, 5, 6, 7, 8, 9]
+
+
+def test_several_pictures_a_clip_with_maps_and_captions_of_their_own(
+    videos: Path, tmp_path: Path
+) -> None:
+    lines = [{"video_id": "plain00", "clip": [], "category": "music"}, {"clip": []}]
+    listed = videos / "hdvila_part0.jsonl"
+    listed.write_text("\n".join(map(json.dumps, lines)))
+    shards = {"images": 3, "side": 32, "fps": 6.0}
+    annotators = [
+        {"use": "tests.mico_corpus.annotators:Seen"},
+        {"use": "depth", "options": {"side": 48}},
+    ]
+    recipe = recipe_of(annotators=annotators, shards=shards, kind="hdvila")
+    built = build(recipe, [str(listed)], str(tmp_path))
+    assert (built.clips, built.counts) == (1, {"bad row": 1})
+    ((members),) = records(tmp_path).values()
+    names = ("image.jpg", "image2.jpg", "image3.jpg")
+    maps = ["depth.png", "depth2.png", "depth3.png", "normal.png", "normal2.png", "normal3.png"]
+    record = json.loads(members["json"])
+    assert record["files"] == ["video.mp4", *names, "audio.flac", *maps]
+    assert record["category"] == "music"
+    for name in names:
+        (grey,) = record["captions"][name]
+        middle = decode(MediaFile("image", members[name], name))
+        assert isinstance(middle, Image)
+        assert abs(int(grey.rpartition(" ")[2]) - middle.pixels.mean()) < 8
+    assert len({members[name] for name in names}) == 3
+    assert members["depth.png"] == b"depth", "the first annotator's map is packed"
+    said = {(a["annotator"], a["role"], a["medium"]) for a in record["annotations"]}
+    assert {("depth", "depth", f"image{n}") for n in ("", 2, 3)} < said
+    sample = ShardSource(f"{tmp_path}/*.tar", "caption")[0]
+    assert [m.kind for m in sample.media.values()].count("depth") == 3
+    assert sample.captions.keys() == set(names)
+    (row,) = (r for r in rows_in(tmp_path / "build/clips.parquet") if not r["reason"])
+    assert row["category"] == "music"
+
+
+def test_a_build_of_an_older_recipe_goes_on(videos: Path, tmp_path: Path) -> None:
+    recipe = recipe_of({"calls": str(tmp_path / "calls.txt")})
+    output = tmp_path / "out"
+    first = build(recipe, [str(videos / "plain00.mp4")], str(output))
+    path = output / "build/recipe.yaml"
+    kept = yaml.safe_load(path.read_text())
+    del kept["recipe"]["kind"], kept["recipe"]["shards"]["images"]
+    path.write_text(yaml.safe_dump(kept))
+    for name, columns in (
+        ("sources.parquet", ["category", "spans", "fault"]),
+        ("clips.parquet", []),
+    ):
+        table = pq.read_table(output / "build" / name)
+        pq.write_table(table.drop_columns(columns or ["category"]), output / "build" / name)
+    for part in (output / "build/files").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(["category", "spans", "fault"]), part)
+    (output / "build/clips.parquet").unlink()
+    for part in (output / "build/index").glob("*.parquet"):
+        part.unlink()
+    again = build(recipe, [str(videos / "plain00.mp4")], str(output))
+    assert (again.clips, again.counts) == (first.clips, first.counts) == (1, {})
+
+
+def rows_in(path: Path) -> list[Row]:
+    found: list[Row] = pq.read_table(path).to_pylist()
+    return found

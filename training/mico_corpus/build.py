@@ -94,7 +94,7 @@ def jobs(recipe: BuildRecipe, output: str) -> tuple[Job, Job]:
     annotate = [
         JobStep(
             one.use,
-            partial(Annotating, one, recipe.shards.unsafe),
+            partial(Annotating, one, recipe.shards.unsafe, recipe.shards.images),
             ANNOTATED,
             one.batch_size,
             one.actors if isinstance(one.actors, tuple) else (one.actors, one.actors),
@@ -123,6 +123,8 @@ def begin(place: Place, recipe: BuildRecipe, sources: Sequence[str]) -> None:
     now = {"sources": paths, "recipe": recipe.model_dump(mode="json", exclude={"workers"})}
     if place.exists(RECIPE):
         before = yaml.safe_load(place.read(RECIPE))
+        then_made = BuildRecipe.model_validate(before["recipe"])  # with the keys that are new
+        before["recipe"] = then_made.model_dump(mode="json", exclude={"workers"})
         for key, (then, value) in changes(before, now).items():
             raise ConfigError(
                 f"{place.address} was begun with {key} {then}, not {value}: give another --output, "

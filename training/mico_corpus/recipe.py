@@ -1,6 +1,6 @@
 """The recipe of a build: one YAML file; an unknown key is an error."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,8 @@ from mico_training.recipe import Section
 class ClipsRecipe(Section):
     """What becomes a clip. Seconds; the paper's clips have 5 to 30 (section 4.1).
 
-    A file is cut at its scenes; a longer scene into equal parts. ``threshold``: how much a frame
+    A file is cut at the spans that its list gives, else at its scenes; a longer scene into equal
+    parts, while a longer span is left out. ``threshold``: how much a frame
     must differ from those around it to begin a scene (PySceneDetect's AdaptiveDetector).
     ``darkest``, ``least_motion`` (0 to 1) and ``quietest`` (dB of full scale; None: silence is
     fine): clips below are left out. ``near``: two clips are duplicates if at most so many of the 64
@@ -59,7 +60,8 @@ class AnnotatorRecipe(Section):
 class ShardsRecipe(Section):
     """How a clip is written. ``samples``: clips a shard. ``side``: the shorter side of the video.
 
-    ``image``: the middle frame beside the video. ``audio``: the sound beside the video, as FLAC;
+    ``image``: the middle frame beside the video; ``images`` of them: the middles of so many equal
+    parts, each with captions and maps of its own. ``audio``: the sound beside the video, as FLAC;
     the video has its sound too. ``unsafe``: clips that score higher are left out.
     ``need_caption``: so are clips that nobody described.
     """
@@ -68,15 +70,18 @@ class ShardsRecipe(Section):
     side: int = Field(default=256, ge=32)
     fps: float = Field(default=12.0, gt=0)
     image: bool = True
+    images: int = Field(default=1, ge=1, le=16)
     audio: bool = True
     unsafe: float = Field(default=0.5, ge=0, le=1)
     need_caption: bool = True
 
 
 class BuildRecipe(Section):
-    """``source`` and ``licence``: of files whose list does not say. ``workers``: processes of Ray
-    for work on CPUs; 0: this process alone, without Ray. ``seed`` orders the subsets."""
+    """``kind``: "hdvila" reads lists as HD-VILA-100M's, with the spans of their clips. ``source``
+    and ``licence``: of files whose list does not say. ``workers``: processes of Ray for work on
+    CPUs; 0: this process alone, without Ray. ``seed`` orders the subsets."""
 
+    kind: Literal["", "hdvila"] = ""
     source: str = ""
     licence: str = ""
     clips: ClipsRecipe = ClipsRecipe()

@@ -21,6 +21,8 @@ FILES = "build/files"
 CLIPS = "build/clips.parquet"
 INDEXES = "build/index"
 
+SPAN = pa.struct({"start": pa.float64(), "end": pa.float64()})
+
 SOURCE = pa.schema(
     {
         "id": pa.string(),  # hash of address and member
@@ -31,6 +33,9 @@ SOURCE = pa.schema(
         "source": pa.string(),  # the collection it belongs to
         "licence": pa.string(),
         "text": pa.string(),  # the caption that came with it
+        "category": pa.string(),  # such as music or gaming
+        "spans": pa.list_(SPAN),  # where to cut it, seconds; empty: at its scenes
+        "fault": pa.string(),  # why the row of an annotation file cannot be used
     }
 )
 
@@ -62,7 +67,7 @@ FILE = pa.schema(
 CLIP = pa.schema(
     [
         pa.field("id", pa.string()),  # hash of the file's content, start and end
-        *(field for field in FILE if field.name not in ("id", "clips", "took")),
+        *(f for f in FILE if f.name not in ("id", "clips", "took", "spans", "fault")),
         pa.field("start", pa.float64()),
         pa.field("end", pa.float64()),
         *(pa.field(name, kind) for name, kind in MEASURES.items()),
@@ -102,7 +107,8 @@ REASONS = {
     "broken": "no frame can be decoded",
     "encrypted": "its frames are encrypted",
     "no pictures": "sound alone",
-    "too long": "longer than clips.longest_file",
+    "too long": "longer than clips.longest_file; of a span, than clips.longest",
+    "bad row": "a row of an annotation file lacks what it needs",
     "same file": "the bytes of another file",
     # of a clip
     "too short": "a scene shorter than clips.shortest",

@@ -1,6 +1,7 @@
 """A file becomes clips at its scenes, or a row with the reason why it does not."""
 
 import hashlib
+import json
 import math
 import re
 import tarfile
@@ -315,3 +316,22 @@ def test_the_same_file_gives_the_same_row(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4", SCENES)
     one, two = of(path), of(path)
     assert {**one, "took": 0} == {**two, "took": 0}
+
+
+def test_spans_are_cut_in_place_of_scenes(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", SCENES)
+    times = [("0:01", "0:07.5"), ("0:08", "0:09"), ("9", "90"), ("0:00", "0:14"), ("20", "30")]
+    clips = [{"clip_id": f"a.{n}.mp4", "span": span} for n, span in enumerate(times)]
+    lines = [{"video_id": "a", "clip": clips}, {"clip": clips}]
+    path = tmp_path / "list.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    recipe = BuildRecipe(kind="hdvila", clips=ClipsRecipe(longest=12.0))
+    row, bad = (checked(cut(one, recipe)) for one in rows_of([str(path)], recipe))
+    assert spans(row) == [
+        (1.0, 7.5, ""),
+        (8.0, 9.0, "too short"),
+        (9.0, pytest.approx(15.0), ""),
+        (0.0, 14.0, "too long"),
+        (20.0, 20.0, "too short"),
+    ]
+    assert (bad["reason"], bad["detail"]) == ("bad row", "the record lacks video_id")

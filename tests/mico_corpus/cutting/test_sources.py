@@ -75,6 +75,7 @@ def test_a_folder_gives_its_media_in_order(folder: Path, caplog: pytest.LogCaptu
     assert "3 files are no videos" in caplog.text
     (row, *_) = rows(folder / "b.mp4")
     about = {"source": "ours", "licence": "CC0", "text": "", "member": "", "offset": 0, "size": 5}
+    about |= {"category": "", "spans": [], "fault": ""}
     assert row == about | {"id": row["id"], "address": str(folder / "b.mp4")}
 
 
@@ -168,7 +169,8 @@ def test_a_wrong_line_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_tar_gives_its_videos_with_their_captions(tmp_path: Path) -> None:
-    about = {"caption": "From JSON.", "license": "MIT", "url": "https://example.org/x"}
+    about: Row = {"caption": "From JSON.", "license": "MIT", "url": "https://example.org/x"}
+    about["yt_meta_dict"] = {"info": {"categories": ["Gaming"], "title": "x"}}
     path = tar(
         tmp_path / "00000.tar",
         {
@@ -187,6 +189,7 @@ def test_a_tar_gives_its_videos_with_their_captions(tmp_path: Path) -> None:
     assert [row["member"] for row in found] == ["0001.mp4", "0002.webm", "0004.mp4"]
     assert [row["text"] for row in found] == ["A cat.", "From JSON.", ""]
     assert [row["licence"] for row in found] == ["MIT", "MIT", "CC0"]
+    assert [row["category"] for row in found] == ["Gaming", "Gaming", ""]
     data = path.read_bytes()
     parts = [data[row["offset"] : row["offset"] + row["size"]] for row in found]
     assert parts == [b"first", b"second", b"third"]
@@ -224,3 +227,44 @@ def test_a_set_of_keys_knows_what_it_holds() -> None:
     assert [seen.add(key) for key in keys].count(False) == len(keys) - len(set(keys))
     assert not any(seen.add(key) for key in keys)
     assert seen.add(draw.getrandbits(64))
+
+
+HDVILA = (
+    b'{"video_id": "QMi8", "url": "https://www.youtube.com/watch?v=QMi8", "clip": [{"clip_id": '
+    b'"QMi8.1.mp4", "span": ["00:00:17.759", "00:00:23.279"]}, {"clip_id": "QMi8.16.mp4", "span": '
+    b'["01:04:52.140", "01:05:03.350"]}], "category": "music"}\n'
+    b'{"video_id": "b", "url": "x", "clip": []}\n'
+    b'{"url": "x", "clip": []}\n\n'
+    b'{"video_id": "c", "clip": [{"span": ["00:00:07.000", "00:00:03.000"]}]}\n'
+    b'{"video_id": "d", "clip": [{"span": ["now"]}]}\n'
+    b'[1]\n{"video_id": "e", "clip'
+)
+
+
+def test_the_list_of_hd_vila_has_spans_and_rows_with_faults(folder: Path) -> None:
+    (folder / "QMi8.mp4").write_bytes(b"12345")
+    (folder / "hdvila_part0.jsonl").write_bytes(HDVILA)
+    recipe = BuildRecipe(kind="hdvila")
+    found = list(rows_of([str(folder / "hdvila_part0.jsonl")], recipe))
+    assert pa.Table.from_pylist(found, SOURCE).num_rows == 7
+    assert [row["address"] for row in found[:2]] == [
+        str(folder / f"{x}.mp4") for x in ("QMi8", "b")
+    ]
+    assert (found[0]["category"], found[0]["size"], found[1]["spans"]) == ("music", 5, [])
+    first, last = found[0]["spans"]
+    assert (first["start"], first["end"]) == pytest.approx((17.759, 23.279))
+    assert (last["start"], last["end"]) == pytest.approx((3892.140, 3903.350))
+    faults = {row["address"].rpartition(":")[2]: row["fault"] for row in found[2:]}
+    assert faults == {
+        "3": "the record lacks video_id",
+        "5": "its span ['00:00:07.000', '00:00:03.000'] has no beginning before its end",
+        "6": "its span ['now'] is not two times",
+        "7": "a line is an object, not list",
+        "8": faults["8"],
+    }
+    assert faults["8"].startswith("not JSON")
+    # MiCo's own table of the same has seconds.
+    table = pa.table({"video_id": ["QMi8"], "url": ["x"], "clips": [[[17.759, 23.279]]]})
+    pq.write_table(table, folder / "hd_vila.parquet")
+    (row,) = rows_of([str(folder / "hd_vila.parquet")], recipe)
+    assert row["spans"] == [{"start": 17.759, "end": 23.279}]

@@ -9,14 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from mico_chat.errors import ConfigError, DataError
-from mico_corpus.packing.strata import counts_at, levels_of, order_of
-from mico_corpus.packing.subsets import sizes_of, subset
-from mico_corpus.rows import INDEX
+from mico_corpus.packing.strata import BETWEEN, counts_at, levels_of, order_of
+from mico_corpus.packing.subsets import Classes, read_strata, sizes_of, subset
+from mico_corpus.places import Place
+from mico_corpus.rows import INDEX, INDEXES, Row
 from mico_training.data.sources.shards import ShardSource
 from mico_training.data.sources.written import read_shard
-from tests.mico_corpus.made import build
+from tests.mico_corpus.made import build, said
 
 CLIPS = 40
 SIZES = (7, 16, 31)
@@ -101,13 +104,18 @@ def test_each_stratum_has_its_share(output: Path, subsets: Path) -> None:
     whole = [row["stratum"] for row in pq.read_table(all_of_it / "subsets.parquet").to_pylist()]
     assert len(set(whole)) >= 4, "sources, and clips with and without sound"
     assert any(
-        s == "films | 5-10 s | image video audio depth normal speech | square" for s in whole
+        s == " | image video audio depth normal speech | 4 captions | from 1 words | 5-10 s | films"
+        " | square"
+        for s in whole
     )
-    for level, size in enumerate(SIZES):
+    # Of each class of classes, such as all clips with sound: its share of the next larger subset.
+    nodes = {BETWEEN.join(s.split(BETWEEN)[:n]) for s in set(whole) for n in range(1, 8)}
+    for level, size in reversed([*enumerate(SIZES)]):
         within = [row["stratum"] for row in table if row["level"] <= level]
-        for stratum in set(whole):
-            share = whole.count(stratum) * size / CLIPS
-            assert abs(within.count(stratum) - share) < 1
+        for node in nodes:
+            share = sum(s.startswith(node) for s in whole) * size / len(whole)
+            assert abs(sum(s.startswith(node) for s in within) - share) < 1
+        whole = within
     text = (subsets / "subsets.md").read_text()
     assert "| source | all 40 | 7 (`0-*.tar`) | 16 (`[0-1]-*.tar`) | 31 (`[0-2]-*.tar`) |" in text
     assert "| films | 21 (52.50 %) |" in text
@@ -158,3 +166,62 @@ def test_what_cannot_be(output: Path, subsets: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"^--sizes"):
             sizes_of(text)
     assert all(a < b for a, b in pairwise(sizes_of("1,2,3")))
+
+
+N_CATEGORIES = 15
+
+
+def youtube(n: int, draw: np.random.Generator) -> list[Row]:
+    """Clips of 15 categories, the first one the commonest; nearly each is a stratum of its own."""
+    shares = 1 / np.arange(1, N_CATEGORIES + 1)
+    rows = []
+    for number, category in enumerate(draw.choice(N_CATEGORIES, n, p=shares / shares.sum())):
+        texts = [" ".join(["word"] * int(draw.integers(1, 40)))] * int(draw.integers(1, 6))
+        annotations = [said("a", "caption", "video", text) for text in texts]
+        annotations.append(said("a", "tag", "image", f"concept {draw.integers(300)}"))
+        about = {"source": f"source {number % 2}", "category": f"category {category}", "text": ""}
+        files = ["video.mp4", "audio.flac"][: int(draw.integers(1, 3))]
+        times = {"start": 0.0, "end": float(draw.uniform(5, 30))}
+        row = {"id": f"{number:08x}", "reason": "", **about, "files": files, **times}
+        rows.append(row | {"annotations": annotations})
+    return rows
+
+
+def off(classes: Classes, kept: NDArray[np.bool_]) -> float:
+    """Pearson's chi-square of a subset against the shares of the whole."""
+    whole = np.bincount(classes.of)
+    expected = whole * kept.sum() / len(kept)
+    found = np.bincount(classes.of[kept], minlength=len(whole))
+    return float(((found - expected) ** 2 / expected).sum())
+
+
+def test_a_subset_has_the_shares_of_15_categories_as_no_plain_draw_has(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    n, sizes = 6000, (300, 600, 1800)
+    Place(str(tmp_path)).write_rows(f"{INDEXES}/0.parquet", INDEX, youtube(n, draw))
+    strata = read_strata(Place(str(tmp_path)), 0)
+    assert len(strata.names) > 0.95 * n
+    levels = levels_of(strata.of, strata.orders, strata.names, 0, sizes)
+    # One of a thousand plain draws is as near to the shares as this.
+    near = chi2.ppf(0.001, N_CATEGORIES - 1)
+    categories = strata.classes["category"]
+    for level, size in enumerate(sizes):
+        assert off(categories, levels <= level) < near
+        plain = [np.isin(np.arange(n), draw.choice(n, size, replace=False)) for _ in range(100)]
+        assert sum(off(categories, kept) < near for kept in plain) <= 1
+        for name in ("media", "captions", "words", "length"):
+            kind = strata.classes[name]
+            median = float(np.median([off(kind, kept) for kept in plain]))
+            assert off(kind, levels <= level) < 1.5 * median, name
+        nearer = [off(strata.classes["captions"], kept) for kept in plain]
+        assert np.mean(np.array(nearer) < off(strata.classes["captions"], levels <= level)) < 0.2
+
+
+def test_an_older_build_has_subsets_too(output: Path, tmp_path: Path) -> None:
+    """Its tables have no categories."""
+    older = tmp_path / "older"
+    shutil.copytree(output, older)
+    for part in (older / "build" / "index").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(["category"]), part)
+    subset(str(older), [7], 0, str(tmp_path / "new"))
+    assert pq.read_table(tmp_path / "new" / "build" / "index").schema.equals(INDEX)

@@ -39,6 +39,9 @@ def cut(row: Row, recipe: BuildRecipe) -> Row:
     """The ``FILE`` row of a ``SOURCE`` row."""
     began = time.perf_counter()
     found = _nothing()
+    if row.get("fault"):
+        found |= {"reason": "bad row", "detail": row["fault"]}
+        return {**row, **found, "took": time.perf_counter() - began}
     try:
         _watch(row, recipe.clips, found)
     except MediaError as error:
@@ -98,14 +101,17 @@ def _watch(row: Row, recipe: ClipsRecipe, found: Row) -> None:
         looks.finish(damaged=bool(damage))
     found["seconds"], found["fps"] = looks.end, looks.fps
     found["has_sound"] = loudness.heard
+    spans = [(span["start"], span["end"]) for span in row.get("spans") or ()]
     found["clips"] = [
-        clip.row(_reason(clip, recipe)) for clip in looks.clips(loudness, recipe.longest)
+        clip.row(_reason(clip, recipe)) for clip in looks.clips(loudness, recipe.longest, spans)
     ]
 
 
 def _reason(clip: ClipMeasures, recipe: ClipsRecipe) -> str:
     if clip.end - clip.start < recipe.shortest - 1e-6:
         return "too short"
+    if clip.end - clip.start > recipe.longest + 1e-6:  # a scene is cut into shorter ones
+        return "too long"
     if clip.damaged:
         return "damaged"
     if clip.brightness < recipe.darkest:

@@ -117,10 +117,16 @@ def _tables(place: Place) -> Iterator[pa.Table]:
         held.append(batch)
         n += len(batch)
         if n >= AT_ONCE:
-            yield pa.Table.from_batches(held).cast(FILE)
+            yield _whole(held)
             held, n = [], 0
     if held:
-        yield pa.Table.from_batches(held).cast(FILE)
+        yield _whole(held)
+
+
+def _whole(parts: list[pa.RecordBatch]) -> pa.Table:
+    """The rows as one table; a part that was written before a column came is without values."""
+    tables = [FILE.empty_table(), *(pa.table(part) for part in parts)]
+    return pa.concat_tables(tables, promote_options="permissive").cast(FILE)
 
 
 def _repeated(contents: NDArray[np.uint64]) -> frozenset[int]:
@@ -135,6 +141,9 @@ def _detail(clip: Row, recipe: ClipsRecipe) -> str:
         case "too short":
             seconds = clip["end"] - clip["start"]
             return f"a scene of {seconds:.2f} s; the least is {recipe.shortest:g} (clips.shortest)"
+        case "too long":
+            seconds = clip["end"] - clip["start"]
+            return f"a span of {seconds:.2f} s; the most is {recipe.longest:g} (clips.longest)"
         case "dark":
             least = f"the least is {recipe.darkest:g} (clips.darkest)"
             return f"its brightness is {clip['brightness']:.3f}; {least}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -203,13 +203,16 @@ class Looks:
         bits = imagehash.phash(Image.fromarray(upright)).hash
         self._hashes += np.packbits(bits).tobytes()
 
-    def clips(self, loudness: Loudness, longest: float) -> Iterator[ClipMeasures]:
-        """The scenes, a longer one in equal parts."""
+    def clips(
+        self, loudness: Loudness, longest: float, spans: Sequence[tuple[float, float]] = ()
+    ) -> Iterator[ClipMeasures]:
+        """The spans as far as the file goes; without any, the scenes, a longer one in parts."""
         times, motion = np.array(self._times), np.array(self._motion)
         brightness, damaged = np.array(self._brightness), np.array(self._damaged)
         bounds = [self.first, *self._cuts, self.end]
-        for scene, after in itertools.pairwise(bounds):
-            n = max(1, math.ceil((after - scene) / longest - 1e-6))
+        within = [(start, max(start, min(end, self.end))) for start, end in spans]
+        for scene, after in within or itertools.pairwise(bounds):
+            n = 1 if spans else max(1, math.ceil((after - scene) / longest - 1e-6))
             for i in range(n):
                 start = round(scene + (after - scene) * i / n, 6)
                 end = round(scene + (after - scene) * (i + 1) / n, 6)

@@ -6,7 +6,8 @@
 * a pattern with ``*``, also of addresses;
 * a list: ``.txt`` with a path or address a line; ``.jsonl``, ``.csv`` or ``.parquet`` with the
   column ``path``, ``video`` or ``url``, and maybe ``caption`` or ``text``, ``source``, ``licence``
-  or ``license``. Relative paths start at the list's folder;
+  or ``license``, ``category`` or ``categories``. Relative paths start at the list's folder. With
+  the recipe's ``kind``, rows are those of a published corpus, and a bad one is a row with a fault;
 * a tar of video2dataset or img2dataset: each video in it, with its caption.
 """
 
@@ -15,6 +16,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,9 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mico_chat.errors import ConfigError, DataError, MicoError
+from mico_chat.evaluation.datasets.files import FAULT
 from mico_chat.media.addresses import Location, file_system, located, matching, opened
 from mico_corpus.recipe import BuildRecipe
 from mico_corpus.rows import Row
+from mico_training.data.sources.manifests import PUBLISHED
 from mico_training.data.sources.tar import ENDINGS, Members, samples_of
 
 log = logging.getLogger(__name__)
@@ -41,6 +45,7 @@ TAR = "tar"
 PLACES = ("path", "video", "url")
 TEXTS = ("caption", "text")
 LICENCES = ("licence", "license")
+CATEGORIES = ("category", "categories")
 
 
 def rows_of(sources: Sequence[str], recipe: BuildRecipe) -> Iterator[Row]:
@@ -154,21 +159,63 @@ class _Given:
             "source": said.get("source") or self.recipe.source,
             "licence": said.get("licence") or self.recipe.licence,
             "text": said.get("text", ""),
+            "category": said.get("category", ""),
+            "spans": [],
+            "fault": "",
         }
 
     def _listed(self, place: Location) -> Iterator[Row]:
         folder = place.parent if isinstance(place, Path) else place.rpartition("/")[0]
         for number, about in _READERS[_ending(str(place))](place):
+            if self.recipe.kind:
+                yield self._published(place, folder, number, about)
+                continue
+            if isinstance(about, DataError):
+                raise about
             text = next((about[name] for name in PLACES if about.get(name)), None)
             if not isinstance(text, str):
                 names = ", ".join(PLACES)
                 raise DataError(
                     place, number, f"names no file; one of {names} is a path or address"
                 )
-            file = located(text)
-            if isinstance(file, Path):
-                file = folder / file if isinstance(folder, Path) else f"{folder}/{text}"
-            yield from self._file(file, about)
+            yield from self._file(_beside(folder, text), about)
+
+    def _published(
+        self, place: Location, folder: Location, number: int | None, about: "Record | DataError"
+    ) -> Row:
+        """The row of a published corpus; of a bad one, its place and what is wrong."""
+        try:
+            if isinstance(about, DataError):
+                raise ValueError(about.args[2])
+            record = PUBLISHED[self.recipe.kind].record(about) or {}
+            if FAULT in record:
+                raise ValueError(record[FAULT])
+            spans = [_span(one) for one in record.get("spans", ())]
+            (row,) = self._file(_beside(folder, record["video"]), record)
+        except ValueError as error:
+            return {**self._row(f"{place}:{number}", {}, "", 0, 0), "fault": str(error)}
+        return {**row, "spans": spans}
+
+
+def _beside(folder: Location, text: str) -> Location:
+    file = located(text)
+    if not isinstance(file, Path):
+        return file
+    return folder / file if isinstance(folder, Path) else f"{folder}/{text}"
+
+
+def _span(ends: Any) -> Row:
+    """Two times, seconds or "00:04:52.140", as one span; a ValueError for anything else."""
+    try:
+        start, end = (
+            sum(60**n * float(part) for n, part in enumerate(reversed(str(one).split(":"))))
+            for one in ends
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its span {ends!r} is not two times") from error
+    if not 0 <= start < end < math.inf:
+        raise ValueError(f"its span {ends!r} has no beginning before its end")
+    return {"start": start, "end": end}
 
 
 def _kind(text: str, place: Location) -> str:
@@ -212,10 +259,12 @@ def _walked(folder: Path) -> Iterator[Path]:
 
 
 def _texts(about: Mapping[str, Any]) -> dict[str, str]:
-    found = {"text": TEXTS, "source": ("source",), "licence": LICENCES}
+    found = {"text": TEXTS, "source": ("source",), "licence": LICENCES, "category": CATEGORIES}
     values = {
         name: next((about[k] for k in keys if about.get(k)), "") for name, keys in found.items()
     }
+    if isinstance(values["category"], list):  # YouTube's, as yt-dlp writes them
+        values["category"] = values["category"][0]
     return {name: text.strip() for name, text in values.items() if isinstance(text, str) and text}
 
 
@@ -225,13 +274,18 @@ def _said(members: Members) -> dict[str, str]:
     if "json" in members:
         with suppress(ValueError):
             about = json.loads(members["json"].read())
-    said = _texts(about) if isinstance(about, dict) else {}
+    said = {}
+    if isinstance(about, dict):  # video2dataset keeps what yt-dlp said of a video
+        more = about.get("yt_meta_dict")
+        more = more.get("info") if isinstance(more, dict) else None
+        said = _texts((more if isinstance(more, dict) else {}) | about)
     text = members["txt"].read().decode(errors="replace").strip() if "txt" in members else ""
     return said | ({"text": text} if text else {})
 
 
-Lines = Iterator[tuple[int | None, Mapping[str, Any]]]
-"""It yields a line's number and its record."""
+Record = Mapping[str, Any]
+Lines = Iterator[tuple[int | None, Record | DataError]]
+"""It yields a line's number and its record, or what is wrong with it."""
 
 
 def _text_lines(place: Location) -> Iterator[str]:
@@ -254,10 +308,12 @@ def _of_jsonl(place: Location) -> Lines:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise DataError(place, number, f"not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            yield number, DataError(place, number, f"not JSON: {error}")
+            continue
         if not isinstance(record, dict):
-            raise DataError(place, number, f"a line is an object, not {type(record).__name__}")
+            why = f"a line is an object, not {type(record).__name__}"
+            record = DataError(place, number, why)
         yield number, record
 
 
@@ -276,7 +332,7 @@ def _of_parquet(place: Location) -> Lines:
             table = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
             raise DataError(place, None, f"not Parquet: {error}") from error
-        known = (*PLACES, *TEXTS, "source", *LICENCES)
+        known = (*PLACES, *TEXTS, "source", *LICENCES, *CATEGORIES, "video_id", "clip", "clips")
         columns = [name for name in table.schema_arrow.names if name in known]
         for batch in table.iter_batches(4096, columns=columns):
             yield from ((None, record) for record in batch.to_pylist())

@@ -18,16 +18,18 @@ class Annotating:
     left out as damaged. Clips that score more than ``unsafe`` are left out too.
     """
 
-    def __init__(self, recipe: AnnotatorRecipe, unsafe: float) -> None:
+    def __init__(self, recipe: AnnotatorRecipe, unsafe: float, images: int = 1) -> None:
         self.recipe = recipe
         self.unsafe = unsafe
+        self.images = images
         self.annotator: Annotator = annotator_class(recipe.use)(**recipe.options)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
         for batch in batched(rows, self.recipe.batch_size):
             kept = [row for row in batch if not row["reason"]]
             start = time.perf_counter()
-            said = self._ask([Clip(row, annotations_of(row)) for row in kept]) if kept else []
+            clips = [Clip(row, annotations_of(row), images=self.images) for row in kept]
+            said = self._ask(clips) if kept else []
             took = (time.perf_counter() - start) / max(1, len(kept))
             for row, found in zip(kept, said, strict=True):
                 row["stages"] = [

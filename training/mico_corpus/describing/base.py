@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mico_chat.errors import ConfigError
 from mico_chat.media import Audio, Video
 from mico_corpus.cutting.footage import frames_of, sound_of
@@ -36,7 +39,8 @@ class Annotation:
     """One statement about one medium of a clip.
 
     ``text`` is a caption, what is said, what is written, or a tag's name. ``data`` is an encoded
-    map: a PNG as :mod:`mico_chat.media.maps` reads it. ``score`` is the annotator's own, higher is
+    map: a PNG as :mod:`mico_chat.media.maps` reads it. ``medium`` is one of :data:`Shown`, or of
+    :meth:`Clip.stills`. ``score`` is the annotator's own, higher is
     surer; of "safety" it is how unsafe the clip is, 0 to 1. NaN: it gives none. ``start`` and
     ``end`` are seconds of the clip, for speech and written text.
     """
@@ -44,7 +48,7 @@ class Annotation:
     annotator: str
     version: str
     role: Role
-    medium: Shown
+    medium: str
     text: str = ""
     score: float = float("nan")
     data: bytes = field(default=b"", repr=False)
@@ -62,6 +66,7 @@ class Clip:
 
     row: Row
     annotations: tuple[Annotation, ...] = ()
+    images: int = field(default=1, kw_only=True)
 
     @property
     def id(self) -> str:
@@ -80,8 +85,13 @@ class Clip:
         return frames_of(self.row, n, side)
 
     def middle(self, side: int = 448) -> Video:
-        """The middle frame alone: the picture that is written as the sample's image."""
+        """The middle frame alone."""
         return self.frames(1, side)
+
+    def stills(self, side: int = 448) -> dict[str, NDArray[np.uint8]]:
+        """The pictures that are written beside the clip, by name: "image", "image2", .."""
+        frames = self.frames(self.images, side).frames
+        return {f"image{n}" if n > 1 else "image": one for n, one in enumerate(frames, start=1)}
 
     @cached_property
     def sound(self) -> Audio | None:
@@ -92,9 +102,13 @@ class Clip:
             return None
         return sound_of(self.row)
 
-    def said(self, role: Role, medium: Shown | None = None) -> tuple[Annotation, ...]:
+    def said(self, role: Role, medium: str | None = None) -> tuple[Annotation, ...]:
         found = (a for a in self.annotations if a.role == role)
         return tuple(a for a in found if medium is None or a.medium == medium)
+
+    def maps(self, role: Role) -> dict[str, Annotation]:
+        """The first map of each picture, by the picture's name: those that are packed."""
+        return {a.medium: a for a in reversed(self.said(role))}
 
 
 class Annotator(Protocol):

@@ -87,19 +87,19 @@ class Captions:
         )
 
     def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
-        shown: list[tuple[int, Shown]] = []
+        shown: list[tuple[int, str]] = []
         asked: list[list[Message]] = []
         for place, clip in enumerate(clips):
             for kind, prompt in self._prompts.items():
-                if (medium := shown_of(clip, kind, self._frames, self._side)) is not None:
-                    shown.append((place, kind))
+                for name, medium in shown_of(clip, kind, self._frames, self._side).items():
+                    shown.append((place, name))
                     asked.append([Message.user(medium, prompt)])
         found: list[list[Annotation]] = [[] for _ in clips]
-        for (place, kind), reply in zip(shown, self._model.ask(asked), strict=True):
+        for (place, name), reply in zip(shown, self._model.ask(asked), strict=True):
             text = caption_in(reply)
             score = float("nan") if reply.confidence is None else round(reply.confidence, 4)
             if text and not score < self._least:
-                said = Annotation(self.name, self.version, "caption", kind, text, score)
+                said = Annotation(self.name, self.version, "caption", name, text, score)
                 found[place].append(said)
         return found
 
@@ -107,15 +107,12 @@ class Captions:
         self._model.close()
 
 
-def shown_of(clip: Clip, kind: Shown, frames: int, side: int) -> Medium | None:
-    """What a model is shown of a clip; None for no sound."""
-    match kind:
-        case "audio":
-            return clip.sound
-        case "image":
-            return Image(clip.middle(side).frames[0])
-        case "video":
-            return clip.frames(frames, side)
+def shown_of(clip: Clip, kind: Shown, frames: int, side: int) -> dict[str, Medium]:
+    """What a model is shown of a clip, by name; nothing for no sound."""
+    if kind == "image":
+        return {name: Image(pixels) for name, pixels in clip.stills(side).items()}
+    medium = clip.sound if kind == "audio" else clip.frames(frames, side)
+    return {} if medium is None else {kind: medium}
 
 
 def caption_in(reply: Reply) -> str:

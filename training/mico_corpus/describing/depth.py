@@ -1,4 +1,4 @@
-"""Depth of a clip's middle frame, estimated from the picture alone, and never as a min-max picture.
+"""Depth of a clip's pictures, estimated from the picture alone, and never as a min-max picture.
 
 Metres stay metres (a 16-bit PNG of millimetres); a model that only knows what is nearer gives
 inverse distances. The PNG says which, and which model estimated it
@@ -16,16 +16,16 @@ from mico_chat.evaluation.task import files_fingerprint
 from mico_chat.reading.depths import SMALL, LargeDepth, SmallDepth, depth_png
 from mico_corpus.describing.base import Annotation, Clip
 from mico_corpus.describing.naming import version_of
-from mico_corpus.describing.vision import VisionModel
+from mico_corpus.describing.vision import VisionModel, pictures_of
 
 
 class Depths:
-    """Depth of the middle frame, by the mini's small network or by a model of transformers'
+    """Depth of the pictures, by the mini's small network or by a model of transformers'
     ``AutoModelForDepthEstimation``: its name, such as
     "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf", or a folder.
 
     ``metric``: whether it gives metres; by default its configuration says so. ``side``: the longest
-    side of the frame and of the map.
+    side of a picture and of its map.
     """
 
     name = "depth"
@@ -54,11 +54,11 @@ class Depths:
             self.version = vision.version(unit=self._model.unit, side=side)
 
     def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
-        pictures = [clip.middle(self._side).frames[0] for clip in clips]
+        shown = pictures_of(clips, self._side)
         found: list[list[Annotation]] = [[] for _ in clips]
-        for place, values in self._model(pictures):
+        for number, values in self._model([pixels for *_, pixels in shown]):
             if (data := depth_png(values, self._model)) is not None:
-                found[place].append(
-                    Annotation(self.name, self.version, "depth", "image", data=data)
-                )
+                place, name, _ = shown[number]
+                said = Annotation(self.name, self.version, "depth", name, data=data)
+                found[place].append(said)
         return found

@@ -63,7 +63,8 @@ class Fusion:
 
 
 def notes_of(clip: Clip) -> dict[str, str]:
-    seen = [*clip.said("caption", "video"), *clip.said("caption", "image")]
+    pictures = (said for said in clip.said("caption") if said.medium.startswith("image"))
+    seen = [*clip.said("caption", "video"), *pictures]
     kinds = {
         "Seen": (seen, " "),
         "Heard": (clip.said("caption", "audio"), " "),

@@ -1,4 +1,4 @@
-"""Surface normals of a clip's middle frame: by a model, or derived from metric depth."""
+"""Surface normals of a clip's pictures: by a model, or derived from metric depth."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mico_chat.media import Depth, MediaFile, MediaLimits
 from mico_chat.media.maps import decode_depth
 from mico_corpus.describing.base import Annotation, Clip
 from mico_corpus.describing.naming import version_of
-from mico_corpus.describing.vision import VisionModel
+from mico_corpus.describing.vision import VisionModel, pictures_of
 
 Floats = NDArray[np.floating[Any]]
 
 
 class Normals:
-    """Normals of the middle frame as colours: x, to the right, is red, y up green, z to the viewer
+    """Normals of the pictures as colours: x, to the right, is red, y up green, z to the viewer
     blue, each (n + 1) / 2 * 255; black where nobody knows.
 
     ``model`` is one of transformers' ``AutoModelForNormalEstimation``. Its axes are taken as they
@@ -59,30 +59,32 @@ class Normals:
 
     def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
         found: list[list[Annotation]] = [[] for _ in clips]
-        for place, normals in self._derived(clips) if self._model is None else self._seen(clips):
+        maps = self._derived(clips) if self._model is None else self._seen(clips)
+        for place, name, normals in maps:
             data = normal_png(normals)
-            found[place].append(Annotation(self.name, self.version, "normal", "image", data=data))
+            found[place].append(Annotation(self.name, self.version, "normal", name, data=data))
         return found
 
-    def _seen(self, clips: Sequence[Clip]) -> Iterator[tuple[int, Floats]]:
+    def _seen(self, clips: Sequence[Clip]) -> Iterator[tuple[int, str, Floats]]:
         assert self._model is not None
-        pictures = [clip.middle(self._side).frames[0] for clip in clips]
+        shown = pictures_of(clips, self._side)
         axes = (1, -1, -1) if self._opencv else (1, 1, 1)
-        for places, outputs, sizes in self._model.outputs(pictures):
+        for places, outputs, sizes in self._model.outputs([pixels for *_, pixels in shown]):
             maps = self._model.processor.post_process_normal_estimation(outputs, sizes)
-            for place, one in zip(places, maps, strict=True):
-                yield place, one["normals"].float().cpu().numpy().transpose(1, 2, 0) * axes
+            for number, one in zip(places, maps, strict=True):
+                place, name, _ = shown[number]
+                yield place, name, one["normals"].float().cpu().numpy().transpose(1, 2, 0) * axes
 
-    def _derived(self, clips: Sequence[Clip]) -> Iterator[tuple[int, Floats]]:
+    def _derived(self, clips: Sequence[Clip]) -> Iterator[tuple[int, str, Floats]]:
         for place, clip in enumerate(clips):
-            for depth in clip.said("depth")[:1]:  # the one that is packed
+            for depth in clip.maps("depth").values():
                 read = decode_depth(MediaFile("depth", depth.data, clip.id), MediaLimits())
                 if not read.metric:
                     raise ConfigError(
                         f"normal: {depth.annotator!r} gives relative depth, from which no normals "
                         "follow: name a model of metric depth, or one of normals"
                     )
-                yield place, normals_of(read, self._fov)
+                yield place, depth.medium, normals_of(read, self._fov)
 
 
 def normals_of(depth: Depth, fov: float) -> Floats:

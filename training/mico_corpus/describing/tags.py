@@ -79,17 +79,17 @@ class Tags:
         self.version = self._space.version(**shown, **chosen)
 
     def __call__(self, clips: Sequence[Clip]) -> list[list[Annotation]]:
-        shown = [shown_of(clip, self._medium, self._frames, self._side) for clip in clips]
-        media = {place: medium for place, medium in enumerate(shown) if medium is not None}
+        shown = (shown_of(clip, self._medium, self._frames, self._side) for clip in clips)
+        media = {(n, name): m for n, own in enumerate(shown) for name, m in own.items()}
         found: list[list[Annotation]] = [[] for _ in clips]
         if not media:
             return found
         cosines = self._space.vectors(list(media.values())) @ self._known.T  # (clips, words)
-        for place, row in zip(media, cosines, strict=True):
+        for (place, name), row in zip(media, cosines, strict=True):
             for best in np.argsort(-row, kind="stable")[: self._top]:
                 if row[best] >= self._least:
                     word, score = self._words[best], round(float(row[best]), 4)
-                    said = Annotation(self.name, self.version, "tag", self._medium, word, score)
+                    said = Annotation(self.name, self.version, "tag", name, word, score)
                     found[place].append(said)
         return found
 

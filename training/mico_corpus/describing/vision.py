@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mico_chat.engines.base import DTYPES
 from mico_chat.engines.devices import check_device
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat import folder_fingerprint
 from mico_chat.reading import vision
+from mico_corpus.describing.base import Clip
 from mico_corpus.describing.naming import version_of
+
+
+def pictures_of(clips: Sequence[Clip], side: int) -> list[tuple[int, str, NDArray[np.uint8]]]:
+    """The pictures of all clips: the place of the clip, the picture's name, its pixels."""
+    named = ((place, clip.stills(side)) for place, clip in enumerate(clips))
+    return [(place, name, one) for place, found in named for name, one in found.items()]
 
 
 class VisionModel(vision.VisionModel):

@@ -26,8 +26,8 @@ SHARD = re.compile(r"[0-9a-f]{32}\.tar")
 STAGE = "pack"
 FUSED = "fuse"
 """This annotator joins what others said."""
-MEMBERS = {"video": "video.mp4", "image": "image.jpg", "audio": "audio.flac"}
-MAPS: dict[Role, str] = {"depth": "depth.png", "normal": "normal.png"}
+ENDINGS = {"video": "mp4", "image": "jpg", "audio": "flac"}
+MAPS: tuple[Role, ...] = ("depth", "normal")
 FIELDS = ("annotator", "version", "role", "medium", "text", "score", "start", "end")
 
 
@@ -61,7 +61,7 @@ class Packer:
         return [row | {"shard": "" if row["reason"] else shard} for row in packed]
 
     def _add(self, tar: tarfile.TarFile, row: Row) -> Iterable[str]:
-        clip = Clip(row, annotations_of(row))
+        clip = Clip(row, annotations_of(row), images=self.recipe.images)
         captions = captions_of(clip)
         if self.recipe.need_caption and not captions:
             row["reason"], row["detail"] = "no caption", ""
@@ -82,15 +82,21 @@ class Packer:
         rate = min(recipe.fps, clip.row.get("fps") or recipe.fps)
         n = max(1, round(clip.seconds * rate))
         video = clip.frames(n, longest(clip.row, recipe.side))
-        files = {MEMBERS["video"]: mp4(video.frames, clip.seconds, sound)}
+        files = {member_of("video"): mp4(video.frames, clip.seconds, sound)}
         if recipe.image:
-            files[MEMBERS["image"]] = jpeg(clip.middle(longest(clip.row, recipe.side)).frames[0])
+            pictures = clip.stills(longest(clip.row, recipe.side))
+            files |= {member_of(name): jpeg(pixels) for name, pixels in pictures.items()}
         if recipe.audio and sound is not None:
-            files[MEMBERS["audio"]] = flac(sound)
-        for role, member in MAPS.items():
-            for annotation in clip.said(role)[:1]:
-                files[member] = annotation.data
+            files[member_of("audio")] = flac(sound)
+        for role in MAPS:
+            found = sorted(clip.maps(role).items())
+            files |= {f"{role}{name.removeprefix('image')}.png": one.data for name, one in found}
         return files
+
+
+def member_of(medium: str) -> str:
+    """The member of a medium by its name: "image2" -> "image2.jpg"."""
+    return f"{medium}.{ENDINGS[medium.rstrip('0123456789')]}"
 
 
 def longest(row: Row, side: int) -> int:
@@ -104,9 +110,9 @@ def captions_of(clip: Clip) -> dict[str, list[str]]:
     """The sentences about each member; about the video, those fused of several come first."""
     found: dict[str, list[str]] = {}
     for caption in sorted(clip.said("caption"), key=lambda said: said.annotator != FUSED):
-        found.setdefault(MEMBERS[caption.medium], []).append(caption.text)
+        found.setdefault(member_of(caption.medium), []).append(caption.text)
     if text := clip.row.get("text"):
-        found.setdefault(MEMBERS["video"], []).append(text)
+        found.setdefault(member_of("video"), []).append(text)
     return {member: list(dict.fromkeys(texts)) for member, texts in found.items()}
 
 
@@ -114,11 +120,12 @@ def record(clip: Clip, files: Iterable[str], captions: dict[str, list[str]]) -> 
     """``KEY.json``: what training reads, and where all of it comes from."""
     tags: dict[str, Annotation] = {}
     for tag in clip.said("tag"):
-        member = MEMBERS[tag.medium]
+        member = member_of(tag.medium)
         if member not in tags or tag.score > tags[member].score:
             tags[member] = tag
     spoken = sorted(clip.said("speech"), key=lambda said: said.start)
     about = {key: clip.row[key] for key in ("source", "licence", "address", "member")}
+    about |= {"category": category} if (category := clip.row.get("category")) else {}
     return {
         "files": list(files),
         "captions": captions,

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from mico_chat.errors import ConfigError, DataError
 from mico_corpus.looking.report import plain
-from mico_corpus.packing.strata import CLASSES, CONCEPTS, OTHER, classes_of, levels_of, order_of
+from mico_corpus.packing.strata import (
+    BETWEEN,
+    CLASSES,
+    CONCEPTS,
+    OTHER,
+    classes_of,
+    levels_of,
+    order_of,
+)
 from mico_corpus.packing.tables import texts
 from mico_corpus.packing.tars import copy, finish, opened, places_in
 from mico_corpus.places import Place
@@ -123,7 +131,7 @@ def subset(shards: str, sizes: Sequence[int], seed: int, output: str, samples: i
 def read_strata(source: Place, seed: int) -> Strata:
     parts: dict[str, list[pa.Array]] = {name: [] for name in CLASSES}
     orders: list[NDArray[np.uint64]] = []
-    columns = ["id", "reason", "source", "start", "end", "files", "annotations"]
+    columns = ["id", "reason", "category", "source", "text", "start", "end", "files", "annotations"]
     for batch in source.batches(INDEXES, columns):
         kept = batch.filter(pc.equal(texts(batch, "reason"), ""))
         for name, found in classes_of(kept).items():
@@ -144,7 +152,7 @@ def read_strata(source: Place, seed: int) -> Strata:
         for kind in reversed(classes.values()):
             one, place = divmod(one, len(kind.names))
             words.insert(0, kind.names[place])
-        names.append(" | ".join(words))
+        names.append(BETWEEN.join(words))
     return Strata(classes, names, of.astype(np.int64), np.concatenate(orders))
 
 
@@ -196,7 +204,7 @@ class Writer:
             self._file = self._open.enter_context(self._path.open("wb"))
         copy(source, self._file, [part])
         shard = f"{self.level}-{self.shards:06d}.tar"
-        self._rows.append({name: row[name] for name in INDEX.names} | {"shard": shard})
+        self._rows.append({name: row.get(name) for name in INDEX.names} | {"shard": shard})
         if len(self._rows) == self.samples:
             self._finish()
 
@@ -217,7 +225,7 @@ def shares(strata: Strata, levels: NDArray[np.int8], sizes: Sequence[int], seed:
     """Markdown: what each subset and the whole have of each class."""
     parts = [
         f"# Subsets of {', '.join(f'{size:,}' for size in sizes)} clips\n\nOf {len(strata.of):,} "
-        f"clips in {len(strata.names):,} strata, by seed {seed}. Of each stratum, a subset has "
+        f"clips in {len(strata.names):,} strata, by seed {seed}. Of a category, a subset has "
         "less than one clip more or less than its share."
     ]
     files = [f"[0-{n}]-*.tar" if n else "0-*.tar" for n in range(len(sizes))]

@@ -23,6 +23,9 @@ def rows_at(place: Place, name: str, places: NDArray[np.int64]) -> pa.Table:
 
 
 def texts(batch: pa.RecordBatch, column: str) -> pa.Array:
+    """A column's texts; empty ones for a column that the table lacks."""
+    if column not in batch.schema.names:
+        return pa.array([""] * len(batch), pa.string())
     return pc.fill_null(batch.column(column), "")
 
 
