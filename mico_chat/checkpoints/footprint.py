@@ -155,6 +155,16 @@ def gguf_bytes(llm: PreTrainedModel, quantization: str) -> int:
 # --- fake tensors ---------------------------------------------------------------------------------
 
 
+_ATEN: Any = torch.ops.aten
+_FUSED = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""The fused attention of a CPU, which torch does not count, and a GPU's with as many products."""
+
+
 class Flops(TorchDispatchMode):
     """Counts the FLOPs of the products; a multiplication and an addition are two."""
 
@@ -167,7 +177,7 @@ class Flops(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        count = flop_registry.get(func.overloadpacket)
+        count = flop_registry.get(_FUSED.get(func.overloadpacket, func.overloadpacket))
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         return out

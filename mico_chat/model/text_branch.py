@@ -85,6 +85,8 @@ class TextBranch(nn.Module):
         else:
             self.context_proj = KindProjections(context, config, context_dim)
         self.subtitle = SubtitleProjection(d, eps) if config.subtitles else None
+        self.attention: str | None = None
+        """The attention of Hugging Face; None takes that of :func:`attention_on`."""
         self.use_sampling = context.sampling
         self.sampling = nn.Embedding(context.n_corpus_pairs, d, padding_idx=0)  # E_Sam, eq. (3)
         self.sampling.weight.data.mul_(0.02)
@@ -117,7 +119,7 @@ class TextBranch(nn.Module):
         tokens look at which (:func:`backwards`). ``corpora`` is for joint samples, eq. (3).
         ``positions`` (S,) are 0, 1, 2, ... by default.
         """
-        attention = attention_on(input_ids.device)
+        attention = self.attention or attention_on(input_ids.device)
         if self.bert.config._attn_implementation != attention:
             self.bert.set_attn_implementation(attention)
         s = input_ids.shape[1]

@@ -32,7 +32,8 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.mini.things import looked
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_chat.model.text_branch import QUESTION_LENGTH
+from mico_chat.model.released import SUBTITLE_LENGTH
+from mico_chat.model.text_branch import QUESTION_LENGTH, attention_on
 from mico_training import build_model
 from mico_training.data.mixture import need_of, open_source
 from mico_training.health import free_bytes
@@ -333,7 +334,9 @@ def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Esti
         assumed = f"{share:.0%} of the {speed / 1e12:g} that {gpu}'s data sheet states"
     else:
         raise ConfigError(f"unknown GPU {gpu!r}; the GPUs are {', '.join(GPUS)}")
-    return Estimate(recipe, rehearse(recipe), processes, speed, speed * share, assumed, card)
+    return Estimate(
+        recipe, rehearse(recipe, gpu is not None), processes, speed, speed * share, assumed, card
+    )
 
 
 def measured_throughput(half: bool) -> float:
@@ -348,10 +351,13 @@ def measured_throughput(half: bool) -> float:
     return 2 * side**3 / best
 
 
-def rehearse(recipe: Recipe) -> StepCost:
+def rehearse(recipe: Recipe, on_gpu: bool = False) -> StepCost:
+    """One step's cost; ``on_gpu``: with the attention that the text branch has on a GPU."""
     train = recipe.train
     model = pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
     step: Any = SetPrediction(cast(Any, model)) if _finds_things(recipe) else model
+    if isinstance(model, MicoForPretraining) and (on_gpu or torch.cuda.is_available()):
+        model.text.attention = attention_on(torch.device("cuda"))
     if train.gradient_checkpointing:
         checkpoint_activations(model)
     model.train()
@@ -475,7 +481,7 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Any], int, 
         pixels = torch.empty(b * units, encoder.stem.out_dim if cached else 3, side, side)
     length = expect.length or recipe.train.max_length
     if isinstance(recipe, Stage1Run):
-        length = recipe.stage1.caption_length
+        length = recipe.stage1.text_length
     ids = torch.full((b, length), 5)
     batch: dict[str, Any] = {
         "stem_features" if cached else "pixel_values": pixels,
@@ -490,6 +496,10 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Any], int, 
             asked = torch.full((b, QUESTION_LENGTH), 5)
             batch |= {"question_ids": asked, "question_mask": torch.ones_like(asked)}
             length += QUESTION_LENGTH
+        if recipe.stage1.subtitles:
+            said = torch.full((b, SUBTITLE_LENGTH), 5)
+            batch |= {"subtitle_ids": said, "subtitle_mask": torch.ones_like(said)}
+            length += SUBTITLE_LENGTH
         return batch, length, units
     placeholders = sum(model.config.context_length(kind, n) for kind, n in media)
     if placeholders >= length:

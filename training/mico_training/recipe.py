@@ -314,7 +314,11 @@ class Stage1Recipe(Section):
     most_corpora: Annotated[int, counted("corpora")] = Field(default=3, ge=2)
     """Such a context has at most so many corpora."""
     caption_length: Tokens = Field(default=40, gt=2)
-    """The tokens of all captions of a sample together."""
+    """The tokens of each caption, with [CLS] and [SEP]. Captions that stand side by side (equation
+    2) have them each, but these two marks once."""
+    fused_length: Tokens | None = Field(default=None, gt=2, examples=[160])
+    """Another number for a caption that tells of several media, which the annotator ``fuse`` of
+    ``mico-chat corpus`` writes. Default: ``caption_length``."""
     most_units: Media = Field(default=8, gt=0)
     """The frames of a video and slices of a sound that are used. Training draws them, one of each
     of equal runs; evaluation takes the middle ones."""
@@ -335,6 +339,17 @@ class Stage1Recipe(Section):
     """A new model's text tokenizer. Default: a WordPiece vocabulary is learnt from the captions."""
     vocabulary: Annotated[int, counted("words")] = Field(default=8192, gt=100)
     """The size of the vocabulary that is learnt."""
+
+    def budget(self, fused: bool = False) -> int:
+        """The tokens of one caption without the two marks."""
+        return (self.fused_length if fused and self.fused_length else self.caption_length) - 2
+
+    @property
+    def text_length(self) -> int:
+        """The tokens of the longest text, marks included: one caption of each corpus of a joint
+        sample, of which one may be fused."""
+        n = self.most_corpora if self.cross_corpus > 0 else 1
+        return max(self.budget(True), self.budget()) + (n - 1) * self.budget() + 2
 
     @model_validator(mode="after")
     def _answers_alone(self) -> Self:

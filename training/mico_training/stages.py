@@ -107,6 +107,13 @@ def pretrain(
             f"stage1.cross_corpus needs {model.rows.n + 1} rows of E_Sam, but "
             f"context_config.n_corpus_pairs is {rows}"
         )
+    positions, longest = settings.text_config.max_position_embeddings, recipe.stage1.text_length
+    if recipe.stage1.cross_corpus > 0 and longest > positions:
+        raise ConfigError(
+            f"stage1.caption_length: {recipe.stage1.most_corpora} captions side by side have "
+            f"{longest} tokens, but text_config.max_position_embeddings is {positions}; lower "
+            "caption_length, fused_length or most_corpora, or give a new model more positions"
+        )
     if recipe.stage1.subtitles and model.text.subtitle is None:
         raise ConfigError("stage1.subtitles needs a model with text_config.subtitles: true")
     model.hardness, model.smoothing = recipe.stage1.hardness, recipe.stage1.label_smoothing
@@ -128,7 +135,6 @@ def pretrain(
                 raise ConfigError("stage1.simulate needs a model with text_config.name_tokens")
             dataset = SimulatedCaptions(contexts, settings.concept_names[0], stage1.simulate)
             noise = MediaNoise(model, recipe.train.drop)
-    positions = settings.text_config.max_position_embeddings
     collator = ContextCollator(
         parts.tokenizer, loader, build_model.concept_labels(settings), recipe.stage1, positions
     )

@@ -1,5 +1,7 @@
 """Draws depend on seed and number alone: mixtures, contexts, conversations, simulated names."""
 
+import json
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +14,7 @@ import torch
 
 from mico_chat.errors import ConfigError
 from mico_chat.media import Kind, MediaFile
+from mico_chat.media.kinds import MODALITIES
 from mico_chat.messages import Message
 from mico_training.build_model import learn_vocabulary
 from mico_training.data.batches import ContextCollator
@@ -34,7 +37,9 @@ from mico_training.data.media import LoadedMedium
 from mico_training.data.mixture import BLOCK, Mixture
 from mico_training.data.sources.sample import TrainingSample
 from mico_training.data.sources.shards import ShardSource
-from mico_training.recipe import ObjectiveWeights, Stage1Recipe
+from mico_training.data.sources.written import add_sample
+from mico_training.recipe import ObjectiveWeights, Stage1Recipe, Stage1Run, load_recipe
+from tests.mico_training.test_estimate import RECIPES
 
 
 def numbers(name: str, length: int) -> list[TrainingSample]:
@@ -155,6 +160,137 @@ def test_every_token_of_a_caption_has_the_row_of_its_corpus() -> None:
             for _ in range(1 + (medium.kind == "video"))
         ]
     assert batch["media_corpus"].tolist() == expected
+
+
+# --- a budget for each caption --------------------------------------------------------------------
+
+STAGE_1 = [path for path in sorted(RECIPES.glob("*.yaml")) if "\nstage1:" in path.read_text()]
+WORDS = [f"{one}{two}" for one in "abcde" for two in "vwxyz"]
+PAPERS = {"mico-b-stage1", "mico-l-stage1", "mico-g-stage1"}
+
+
+def long_captions(*lengths: int, fused: int = 0) -> ContextExample:
+    """A joint example of a clip, a picture and a sound, with captions of so many words."""
+    texts = tuple(" ".join((WORDS * 9)[n : n + length]) for n, length in enumerate(lengths))
+    kinds: tuple[Kind, ...] = ("video", "image", "audio")
+    media = tuple(MediaFile(kind, b"", kind) for kind in kinds[: len(lengths)])
+    of = ("",) * len(media)
+    fusing = frozenset(texts[:fused])
+    return ContextExample(media, of, texts, True, references=texts, fused=fusing)
+
+
+@pytest.mark.parametrize("path", STAGE_1, ids=lambda path: path.stem)
+def test_every_recipe_reads_each_of_three_captions(path: Path) -> None:
+    recipe = load_recipe(Stage1Run, path).stage1
+    words = learn_vocabulary([" ".join(WORDS)] * 9, size=128)
+    collate = ContextCollator(words, cast(Any, Blank()), {}, recipe)
+    batch = collate([long_captions(25, 25, 25), long_captions(200, 4, 25, fused=1)])
+    rows = {1, 2, 3}
+    for number, read in enumerate(batch["caption_corpus"]):
+        counts = Counter(read.tolist())
+        assert set(batch["media_corpus"].unique().tolist()) == rows <= counts.keys(), "eq. (2)"
+        if number == 0 and recipe.caption_length >= 27 and recipe.text_length <= 128:
+            assert [counts[row] for row in rows] == [25, 25, 25]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert (ids.gather(1, mask.sum(1, keepdim=True) - 1) == words.sep_token_id).all()
+    if path.stem in PAPERS:
+        batch = replace(collate, positions=512)([long_captions(200, 25, 25, fused=1)])
+        assert [(batch["caption_corpus"] == row).sum() for row in (3, 1, 2)] == [160, 25, 25]
+
+
+@pytest.mark.parametrize("positions", [16, 64, 512])
+def test_captions_share_the_room_and_a_row_of_one_is_as_before(positions: int) -> None:
+    words = learn_vocabulary([" ".join(WORDS)] * 9, size=128)
+    recipe = Stage1Recipe(caption_length=30)
+    collate = ContextCollator(words, cast(Any, Blank()), {}, recipe, positions)
+    batch = collate([long_captions(200, 200, 2), long_captions(200)])
+    assert batch["input_ids"].shape[1] == min(positions - positions % 2, 2 + 28 + 28 + 2)
+    alone = collate([long_captions(200)])["input_ids"]
+    most = {"truncation": True, "max_length": min(30, positions)}
+    assert alone.tolist() == [words(long_captions(200).captions[0], **most)["input_ids"]]
+
+
+# --- depth and normal maps have the picture's caption ---------------------------------------------
+
+
+def photographed(folder: Path, captions: dict[str, tuple[str, ...]]) -> Path:
+    """A shard of a picture with its maps, and captions of some of the three."""
+    files = dict.fromkeys(("image.jpg", "depth.png", "normal.png"), b"")
+    own = {name: captions[kind] for name in files if (kind := name.partition(".")[0]) in captions}
+    with tarfile.open(folder / "maps.tar", "w") as tar:
+        add_sample(tar, "s", json.dumps({"files": [*files], "captions": own}), files)
+    return folder / "maps.tar"
+
+
+def shares(dataset: ContextDataset | CaptionDataset) -> Counter[str]:
+    """How many of all draws show maps alone, and how many show a map first."""
+    found = Counter[str]()
+    for draw in range(4000):
+        example = dataset[draw]
+        kinds = [medium.kind for medium in example.media]
+        found["alone"] += set(kinds) <= {"depth", "normal"}
+        found["first"] += kinds[0] in ("depth", "normal")
+    return found
+
+
+@pytest.mark.parametrize("only", [(), ("depth", "normal")])
+def test_maps_are_shown_alone_and_first_in_both_stages(
+    tmp_path: Path, only: tuple[Kind, ...]
+) -> None:
+    kinds = frozenset(only or MODALITIES)
+    shard = str(photographed(tmp_path, {"image": ("a cup",)}))
+    mixture = Mixture([ShardSource(shard, "caption", (), kinds)], [1.0], 0)
+    contexts = ContextDataset(mixture, 4000, 0.5, 0.0)
+    assert all(contexts[draw].captions == ("a cup",) for draw in range(40))
+    for dataset in (contexts, CaptionDataset(mixture, 4000, 0.1)):
+        assert all(share > 400 for share in shares(dataset).values())
+
+
+@pytest.mark.parametrize(
+    ("captions", "depth"),
+    [
+        ({"image": ("a cup",), "depth": ("a near cup",)}, ("a near cup",)),
+        ({"normal": ("bent",)}, None),
+        ({"image": ("a cup", "cups")}, ("a cup", "cups")),
+    ],
+)
+def test_a_maps_own_caption_stays(
+    tmp_path: Path, captions: dict[str, tuple[str, ...]], depth: tuple[str, ...] | None
+) -> None:
+    sample = ShardSource(str(photographed(tmp_path, captions)), "caption")[0]
+    assert sample.captions.get("depth.png") == depth
+
+
+@pytest.mark.parametrize(
+    ("captions", "maps"),
+    [
+        ({"image": ("a",), "image2": ("b",)}, {"depth": ("a",), "normal2": ("b",)}),
+        ({"image": ("a",)}, {"depth": ("a",)}),
+        ({"video": ("v",), "audio": ("s",)}, {"depth": ("v",), "normal2": ("v",)}),
+    ],
+)
+def test_a_map_has_the_caption_of_the_picture_of_its_number(captions: Any, maps: Any) -> None:
+    names = ("image", "image2", "video", "audio", "depth", "normal2")
+    kinds = [cast(Kind, name.rstrip("2")) for name in names]
+    media = {name: MediaFile(kind, b"", name) for name, kind in zip(names, kinds, strict=True)}
+    if "video" in captions:  # neither picture has a caption
+        assert TrainingSample("x", media, captions).captions == {**captions, **maps}
+    del media["video"]
+    expected = {**captions, **maps} if "image" in captions else captions
+    assert TrainingSample("x", media, captions).captions == expected
+
+
+def test_a_fused_caption_is_known_from_the_shard(tmp_path: Path) -> None:
+    said = [{"annotator": name, "role": "caption", "text": name} for name in ("fuse", "see")]
+    record = {"files": ["video.mp4"], "captions": {"video.mp4": ["fuse", "see"]}}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add_sample(tar, "a", json.dumps(record | {"annotations": said}), {"video.mp4": b""})
+    mixture = Mixture([ShardSource(str(tmp_path / "a.tar"), "caption")], [1.0], 0)
+    examples = [ContextDataset(mixture, 20, 0.0, 0.0)[draw] for draw in range(20)]
+    assert {one.captions[0]: one.captions[0] in one.fused for one in examples} == {
+        "fuse": True,
+        "see": False,
+    }
 
 
 # --- random frames and slices -------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_a_folder_joins_media_of_one_name_and_leaves_the_rest(tmp_path: Path) ->
     names = ("b.jpg", "b.wav", "b.depth.png", "b.csv", "c.jpg", ".d.jpg", "e/a.mp4")
     write(tmp_path, **dict.fromkeys(names, ""), **{"b.txt": "A cat.\n", "e/a.txt": " "})
     (only,) = read(tmp_path)
-    assert (only.id, only.captions) == ("b", {"image": ("A cat.",)})
+    assert (only.id, only.captions) == ("b", {"image": ("A cat.",), "depth": ("A cat.",)})
     assert list(only.media) == ["image", "audio", "depth"]
     assert contents(str(tmp_path)).profiles.total() == 3, "media without a caption are counted"
 

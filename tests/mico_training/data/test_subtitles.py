@@ -1,28 +1,37 @@
 """Subtitles from a line of JSON to the context: the words decide where the media cannot."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from mico_chat.checkpoints.assemble import set_options
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.pretrained import MediumUnits, PretrainedModel
 from mico_chat.evaluation.run import words_digest
-from mico_chat.media import MediaFile, decode
+from mico_chat.media import KINDS, MediaFile, decode
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.released import SUBTITLE_LENGTH, Subtitles
 from mico_training.build_model import Pretraining, learn_vocabulary
+from mico_training.data.batches import ContextCollator
 from mico_training.data.benchmarks import write_manifest
 from mico_training.data.examples import ContextDataset
+from mico_training.data.media import LoadedMedium
 from mico_training.data.mixture import Mixture
 from mico_training.data.sources.readers import ManifestSource
+from mico_training.data.sources.sample import TrainingSample
+from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.stages import train_stage1
+from tests.mico_training.data.test_draws import PAPERS
 from tests.mico_training.scenes import COLOURS, picture
+from tests.mico_training.test_estimate import RECIPES
 from tests.mico_training.test_runs import write_recipe
 
 OTHERS = ("contrastive", "matching", "tagging", "region", "concept")
@@ -84,6 +93,62 @@ def test_they_are_dropped_like_a_medium(tmp_path: Path) -> None:
     assert all(always)
     assert not any(never)
     assert 60 < sum(half) < 140
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS))
+def test_the_papers_recipes_learn_from_subtitles(name: str) -> None:
+    """A tiny model, built and fed as the recipe says: whose subtitle it is changes the loss."""
+    recipe = load_recipe(Stage1Run, RECIPES / f"{name}.yaml")
+    config = MicoConfig.tiny(concepts=False)
+    config.text_config.max_position_embeddings = 512
+    set_options(config, recipe.model.options)
+    torch.manual_seed(0)
+    model = MicoForPretraining(config).train(False)
+    model.objective_weights = recipe.stage1.weights.model_dump()
+    with torch.no_grad():
+        for weight in (weight for weight in model.text.parameters() if weight.dim() == 2):
+            weight.mul_(10)  # new ones are so small that all words read alike
+    samples = [
+        TrainingSample(
+            f"s{number}",
+            {"v": MediaFile("video", b"", f"s{number}")},
+            {"v": (f"a {colour} square",)},
+            subtitle=f"{colour}!",
+        )
+        for number, colour in enumerate(COLOURS)
+    ]
+    mixture = Mixture([samples], [1.0], 0)
+    contexts = ContextDataset(mixture, 3, 0.0, recipe.stage1.cross_corpus)
+    words = learn_vocabulary([*COLOURS, "a square!"] * 9, size=128)
+    collate = ContextCollator(words, cast(Any, Clips()), {}, recipe.stage1, 512)
+
+    def loss(order: list[int], read: bool = True) -> float:
+        examples = [
+            replace(contexts[draw], subtitle=contexts[said].subtitle * read)
+            for draw, said in enumerate(order)
+        ]
+        torch.manual_seed(1)
+        return float(model(**collate(examples)).loss.detach())
+
+    assert loss([0, 1, 2]) == loss([0, 1, 2])
+    assert loss([0, 1, 2]) != pytest.approx(loss([1, 2, 0]), rel=1e-3)
+    assert loss([0, 1, 2], read=False) == loss([1, 2, 0], read=False), "the control"
+
+
+class Clips:
+    """A loader of clips of one frame, without content."""
+
+    def load(self, medium: MediaFile, generator: object = None) -> LoadedMedium:
+        return LoadedMedium(medium.kind, torch.full((1, 3, 64, 64), int(medium.name[1:]) / 3))
+
+    def batch(self, rows: Sequence[Sequence[LoadedMedium]]) -> dict[str, torch.Tensor]:
+        media = [one for row in rows for one in row]
+        return {
+            "pixel_values": torch.cat([one.inputs for one in media]),
+            "media_kind": torch.tensor([KINDS.index(one.kind) for one in media]),
+            "media_units": torch.ones(len(media), dtype=torch.long),
+            "media_row": torch.arange(len(rows)),
+        }
 
 
 def test_a_subtitle_that_is_no_text_is_named(tmp_path: Path) -> None:

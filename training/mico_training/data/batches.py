@@ -1,5 +1,6 @@
 """Batches: conversations for stages 2 and 3, contexts for stage 1."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -7,6 +8,7 @@ from itertools import takewhile
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.errors import DataError
@@ -131,8 +133,9 @@ class ContextCollator:
         tokenizer: the text branch's.
         loader: loads the media.
         concepts: for each kind, the class of each name; an unknown name has no label.
-        recipe: how many tokens of a caption or answer, and how many units of a medium are used.
-        positions: the text branch's positions, which a question and its answer share.
+        recipe: how many tokens of each caption or answer, and units of a medium are used.
+        positions: the text branch's positions, which all captions of a row share, or a question
+            and its answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -153,33 +156,25 @@ class ContextCollator:
     def batch(self, prepared: Sequence[PreparedContext]) -> dict[str, Tensor]:
         """A batch of B rows with M media and captions of L tokens, side by side as in eq. (2)."""
         examples = [example for example, _ in prepared]
-        text = self.tokenizer(
-            [list(example.captions) for example in examples],
-            is_split_into_words=True,  # so that each token's word is the number of its caption
-            padding=True,
-            truncation=True,
-            max_length=self.recipe.caption_length,
-            return_tensors="pt",
-            return_token_type_ids=False,
-        )
+        texts, of_caption = self._side_by_side(examples)
         asked: dict[str, Tensor] = {}
         if any(questions := [example.question for example in examples]):
             ids, mask = question_prefix(questions, self.tokenizer, self.positions)
             asked = {"question_ids": ids, "question_mask": mask}
         if self.recipe.subtitles:  # in every batch, so that all ranks compute the same
-            texts = [example.subtitle for example in examples]
-            subtitles = Subtitles.of(texts, self.tokenizer, self.positions)
+            said = [example.subtitle for example in examples]
+            subtitles = Subtitles.of(said, self.tokenizer, self.positions)
             asked |= {"subtitle_ids": subtitles.ids, "subtitle_mask": subtitles.mask}
         if self.recipe.scst:
             asked["reference_ids"] = self._references([one.references for one in examples])
         found = []
         labels: list[int] = []
         media_corpus: list[int] = []
-        caption_corpus: list[list[int]] = []
+        caption_corpus: list[Tensor] = []
         for number, (example, media) in enumerate(prepared):
             corpora = [CORPORA[m.kind] * example.joint for m in example.media]
-            words = text.word_ids(number)
-            caption_corpus.append([0 if word is None else corpora[word] for word in words])
+            own = [0 if caption is None else corpora[caption] for caption in of_caption[number]]
+            caption_corpus.append(torch.tensor(own))
             for medium, name, corpus in zip(media, example.concepts, corpora, strict=True):
                 media_corpus += [corpus] * (1 + (medium.track is not None))
                 labels.append(self.concepts.get(medium.kind, {}).get(name, NO_CONCEPT))
@@ -187,8 +182,8 @@ class ContextCollator:
                 labels += [NO_CONCEPT] * (medium.track is not None)
             # Regions of clips are left out: the encoder sees single frames, so no motion.
             if self.recipe.weights.region > 0:
-                for own, inputs in regions_by_part(example.regions, media):
-                    found.append(own if len(inputs) == 1 else ())
+                for shown, inputs in regions_by_part(example.regions, media):
+                    found.append(shown if len(inputs) == 1 else ())
         regions = region_batch(found, self._word)
         batch = self.loader.batch([media for _, media in prepared])
         if any(example.simulated >= 0 for example in examples):
@@ -198,12 +193,44 @@ class ContextCollator:
             **({} if regions is None else regions.inputs()),
             **asked,
             **batch,
-            "input_ids": text["input_ids"],
-            "attention_mask": text["attention_mask"],
-            "caption_corpus": torch.tensor(caption_corpus),
+            "input_ids": pad_sequence(texts, True, int(self.tokenizer.pad_token_id or 0)),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in texts], True),
+            "caption_corpus": pad_sequence(caption_corpus, True),
             "media_corpus": torch.tensor(media_corpus),
             "concept_labels": torch.tensor(labels),
         }
+
+    def _side_by_side(
+        self, examples: Sequence[ContextExample]
+    ) -> tuple[list[Tensor], list[list[int | None]]]:
+        """The ids of each example's captions, and the caption that each token is of.
+
+        Each caption loses what is beyond its own budget, so that none is lost to those before it.
+        Where more captions stand in a row than it has room for, they share the room equally.
+        """
+        read = self.tokenizer(
+            [list(example.captions) for example in examples],
+            is_split_into_words=True,  # so that each token's word is the number of its caption
+            verbose=False,  # of lengths: texts are cut here
+        )
+        rows: list[Tensor] = []
+        of_caption: list[list[int | None]] = []
+        for number, example in enumerate(examples):
+            budgets = [self.recipe.budget(text in example.fused) for text in example.captions]
+            places = read.word_ids(number)
+            lengths = Counter(place for place in places if place is not None)
+            wanted = sum(min(lengths[place], most) for place, most in enumerate(budgets))
+            if wanted > (room := self.positions - places.count(None)):
+                budgets = [min(most, room // len(budgets)) for most in budgets]
+            before = Counter[int | None]()
+            kept = []
+            for token, place in enumerate(places):
+                if place is None or before[place] < budgets[place]:
+                    kept.append(token)
+                before[place] += 1
+            rows.append(torch.tensor(read["input_ids"][number])[kept])
+            of_caption.append([places[token] for token in kept])
+        return rows, of_caption
 
     def _references(self, texts: Sequence[Sequence[str]]) -> Tensor:
         """Ids (B, R, S) of the references of B samples, with rows of padding where some lack."""

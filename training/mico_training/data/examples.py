@@ -37,7 +37,7 @@ class ContextExample:
     one picture is taken for, or -1. ``seed``: of the random frames and slices of its media; None
     takes the middle ones. ``subtitle``: that of the sample, or "".
     ``references``: all captions of the media. ``places``: where the sample of each medium is
-    (:class:`TrainingSample`).
+    (:class:`TrainingSample`). ``fused``: captions that tell of several media.
     """
 
     media: tuple[MediaFile, ...]
@@ -51,6 +51,7 @@ class ContextExample:
     subtitle: str = ""
     references: tuple[str, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
+    fused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def _context(
         regions=tuple(sample.regions.get(key, ()) for sample, key in places),
         references=tuple(c for sample, key in places for c in sample.captions.get(key, ())),
         places=tuple(sample.place for sample, _ in places),
+        fused=frozenset().union(*(sample.fused for sample, _ in places)),
     )
 
 

@@ -70,7 +70,7 @@ class ManifestSource:
         self.root = folder_of(path) if root is None else root
         self.kinds = kinds
         try:
-            files, form = {path: fingerprint(path)}, f"jsonl 2 {self.root}"
+            files, form = {path: fingerprint(path)}, f"jsonl 3 {self.root}"
             self.index = open_index(files, self._scan, form)
             if any(map(self._mended, self.index.bad.errors)):  # an index of another form is made
                 self.index = open_index(files, self._scan, f"{form} mended")

@@ -27,6 +27,8 @@ Need = Literal["caption", "conversation", "question", "preference"]
 APART = 0.12
 """Two things are left and right if they are so far apart, as a fraction of the picture."""
 WAYS = WORDS["way"]
+MAPS: tuple[Kind, ...] = ("depth", "normal")
+SHOWN_BY_MAPS: tuple[Kind, ...] = ("image", "video")
 SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
 
 Box = tuple[float, float, float, float]
@@ -55,7 +57,8 @@ class TrainingSample:
     ``captions``, ``concepts`` and ``regions`` have keys of ``media``. ``turns`` are single
     questions, of which a conversation is drawn; ``conversation`` is a complete one, and
     ``rejected`` the same with a worse end. ``subtitle`` is what is said in the media, in text.
-    ``place``: its source in a mixture, and its number there.
+    ``place``: its source in a mixture, and its number there. ``fused``: the captions that tell of
+    several media at once. Depth and normal maps without captions have the picture's (3.3).
     """
 
     id: str
@@ -67,7 +70,11 @@ class TrainingSample:
     conversation: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
     subtitle: str = ""
+    fused: frozenset[str] = frozenset()
     place: tuple[int, int] = field(default=(0, -1), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "captions", _inherited(self.media, self.captions))
 
     def of_kinds(self, kinds: frozenset[Kind]) -> Self:
         """Its media of some kinds, and the texts about these media alone."""
@@ -78,6 +85,30 @@ class TrainingSample:
         turns = tuple(turn for turn in self.turns if set(turn.media) <= set(media))
         talk: dict[str, Any] = {"turns": turns, "conversation": (), "rejected": ()}
         return replace(self, media=media, captions=captions, **talk)
+
+
+def _inherited(
+    media: Mapping[str, MediaFile], captions: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """The captions, and those that maps have from the picture: (x_I, x_D, x_N, x_T^I), paper 3.3.
+
+    A map belongs to the picture of its number (``depth2``, ``image2``) or to the only picture;
+    where that one has no caption, to a clip in the same way.
+    """
+    found = dict(captions)
+    for name in (name for name, medium in media.items() if medium.kind in MAPS):
+        for kind in SHOWN_BY_MAPS:
+            own = [other for other, medium in media.items() if medium.kind == kind]
+            alike = [other for other in own if _number(other) == _number(name)] or own
+            if not found.get(name) and len(alike) == 1 and captions.get(alike[0]):
+                found[name] = captions[alike[0]]
+    return found
+
+
+def _number(name: str) -> str:
+    """The digits of a medium's name: "2" of ``"image2.jpg"``."""
+    stem = name.partition(".")[0]
+    return stem[len(stem.rstrip("0123456789")) :]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,18 @@ from mico_training.data.sources.sample import Need, TrainingSample, regions_of
 from mico_training.data.sources.tar import ENDINGS, Members, found_in, members_of, wrong
 from mico_training.data.sources.written import Turn, kind_of
 
-FORM = "shard 1"
+FORM = "shard 2"
+
+
+FUSED = "fuse"
+"""This annotator joins what others said, so its captions tell of several media."""
+
+
+class Said(BaseModel):
+    """What one annotator of ``mico-chat corpus`` said; a record keeps more of it."""
+
+    annotator: str = ""
+    text: str = ""
 
 
 class Record(BaseModel):
@@ -43,6 +54,7 @@ class Record(BaseModel):
     truth: dict[str, Any] = {}
     turns: tuple[Turn, ...] = ()
     subtitle: str = ""
+    annotations: tuple[Said, ...] = ()
 
 
 class ShardSource:
@@ -134,6 +146,7 @@ def sample_of(
         regions={k: regions_of(m.kind, record.truth) for k, m in media.items()},
         turns=tuple(turn for turn in record.turns if not skills or turn.skill in skills),
         subtitle=record.subtitle,
+        fused=frozenset(said.text for said in record.annotations if said.annotator == FUSED),
     )
 
 
