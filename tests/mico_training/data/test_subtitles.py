@@ -131,7 +131,7 @@ def test_the_papers_recipes_learn_from_subtitles(name: str) -> None:
         return float(model(**collate(examples)).loss.detach())
 
     assert loss([0, 1, 2]) == loss([0, 1, 2])
-    assert loss([0, 1, 2]) != pytest.approx(loss([1, 2, 0]), rel=1e-3)
+    assert loss([0, 1, 2]) != pytest.approx(loss([1, 2, 0]), rel=1e-4)
     assert loss([0, 1, 2], read=False) == loss([1, 2, 0], read=False), "the control"
 
 
