@@ -24,7 +24,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
 from mico_training.parts import chunks
 from mico_training.parts.chunks import run_by_chunks
-from tests.mico_training.test_parallel import run
+from tests.mico_training.test_parallel import likeliest, run
 from tests.support.tiny import SIDE, pretraining_model
 
 pytestmark = pytest.mark.slow
@@ -56,11 +56,6 @@ def batch(rows: slice, equal: int = 0, corpora: Sequence[int] = (0, 0, 0, 0)) ->
         "caption_corpus": corpus.unsqueeze(1) * mask,
         "media_corpus": corpus,
     }
-
-
-def likeliest(weights: Tensor, n: int) -> Tensor:
-    """In place of ``torch.multinomial``: no chance."""
-    return weights.topk(n, 1).indices
 
 
 def found(model: MicoForPretraining, rows: slice, **chosen: Any) -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pytest
@@ -117,7 +118,13 @@ def train(stage: int, recipe: Path) -> None:
     if DEEPSPEED:  # its sums through shared memory would have to be compiled first
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
+    torch.multinomial = likeliest  # type: ignore[assignment]
     STAGES[stage](recipe)
+
+
+def likeliest(weights: Tensor, n: int) -> Tensor:
+    """In place of ``torch.multinomial``: no chance."""
+    return weights.topk(n, 1).indices
 
 
 def shares(folder: Path) -> list[dict[str, float]]:
@@ -153,9 +160,13 @@ needs_deepspeed = pytest.mark.skipif(
 )
 STEPS = 10
 ALL_STEPS = {"steps": STEPS, "save_steps": STEPS}
-ALONE = dict.fromkeys(["matching", "caption", "tagging", "region", "concept"], 0.0)
-"""Stage 1 with contrast alone, over the whole batch: the other objectives draw at random in each
-process, and would draw other things."""
+FULL = {
+    "weights": dict.fromkeys(["tagging", "region", "concept"], 0.0),
+    "mask_probability": 1.0,
+    "label_smoothing": 0.1,
+}
+"""Stage 1 with the paper's three objectives, over the whole batch. Nothing is drawn: all words are
+masked, and negatives are the likeliest ones (:func:`train`)."""
 FROZEN = ["encoder.vit.patch_embed", "encoder.stem"]
 """They have batch norms, which would see another batch in each process."""
 
@@ -167,11 +178,16 @@ def recipe_of(
     """Writes the recipe of a stage; the global batch is 4 samples whatever the processes."""
 
     def written(
-        folder: Path, stage: int, ranks: int, quantization: str | None = None, **train: Any
+        folder: Path,
+        stage: int,
+        ranks: int,
+        quantization: str | None = None,
+        stage1: Mapping[str, Any] = MappingProxyType({}),
+        **train: Any,
     ) -> Path:
         if stage == 1:
             settings = {"batch_size": 4 // ranks, "freeze": FROZEN} | train
-            return write(folder, shards, tiny_pretraining, settings, stage1={"weights": ALONE})
+            return write(folder, shards, tiny_pretraining, settings, stage1=FULL | stage1)
         # The loss of a batch is a mean over its tokens, so that one process needs batches of two.
         settings = {"batch_size": min(2, 4 // ranks), "accumulation": max(1, 2 // ranks)} | train
         if quantization:  # bfloat16 has few digits: large steps make more of what it rounds away
@@ -220,6 +236,9 @@ def test_two_processes_that_share_a_model_train_as_one(
     run(2, train, stage, recipe_of(tmp_path, stage, 2, quantization, parallel=ways, **ALL_STEPS))
     assert len(losses(tmp_path)) == STEPS
     assert losses(tmp_path) == pytest.approx(losses(one), rel=1e-3)
+    if stage == 1:
+        parts = [entry[f"{o}_loss"] for entry in logged(one) for o in ("matching", "caption")]
+        assert min(parts) > 0
     assert len(shares(tmp_path)) == 2
     for rank in shares(tmp_path):
         assert (rank["share"] > 0.9) is (ways != "zero2")  # which splits gradients, not weights
@@ -236,6 +255,36 @@ def same_folder(stage: int, one: Path, other: Path) -> None:
     assert json.loads((other / "out/config.json").read_text())["architectures"] == [kind.__name__]
     kept = [load_file(f / f"out/checkpoint-{STEPS}/model.safetensors") for f in (one, other)]
     assert set(kept[0]) == set(kept[1])
+
+
+def test_four_processes_with_two_copies_train_as_four_with_one(
+    tmp_path: Path, recipe_of: Callable[..., Path], alone: Callable[[int, str | None], Path]
+) -> None:
+    """The full objective, in chunks too; a checkpoint of two copies goes on as one."""
+    square, row = tmp_path / "square", tmp_path / "row"
+    ways: Any = {"parallel": "hsdp", "shard_over": 2, **ALL_STEPS, "save_steps": STEPS // 2}
+    run(4, train, 1, recipe_of(square, 1, 4, **ways, keep_checkpoints=3))
+    run(4, train, 1, recipe_of(row, 1, 4, parallel="fsdp", **ALL_STEPS))
+    assert losses(square) == pytest.approx(losses(row), rel=1e-5)
+    assert losses(square) == pytest.approx(losses(alone(1, None)), rel=1e-3)
+    # Each process holds a half, not a quarter.
+    held = [rank["share"] * (1 - 1 / 4) for rank in shares(square)]
+    assert held == pytest.approx([1 / 2] * 4, abs=0.05)
+    same_folder(1, row, square)
+    shutil.rmtree(square / f"out/checkpoint-{STEPS}")
+    whole = losses(square)
+    run(2, train, 1, recipe_of(square, 1, 2, stage1={"chunk": 1}, parallel="fsdp", **ALL_STEPS))
+    assert losses(square) == pytest.approx(whole, rel=1e-4)
+
+
+def test_copies_need_a_divisor_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    found = TrainRecipe(lr=1e-3, steps=1, parallel="hsdp")
+    assert parallel.mesh_of(found, 8) == (2, 4)
+    with pytest.raises(ConfigError, match=r"6 processes are no whole number of copies over 4"):
+        parallel.mesh_of(found, 6)
+    with pytest.raises(ValueError, match="shard_over works with parallel hsdp, not with fsdp"):
+        TrainRecipe(lr=1e-3, steps=1, parallel="fsdp", shard_over=2)
 
 
 def go_on(stage: int, recipe: Path, output: Path) -> None:
@@ -348,13 +397,14 @@ def test_gpus_are_split_by_the_lines_that_split_cpus(monkeypatch: pytest.MonkeyP
     """No branch asks for the device: its type goes to the mesh, and nowhere else."""
     made: list[Any] = []
     monkeypatch.setattr(dist, "get_world_size", lambda: 8)
-    monkeypatch.setattr(parallel, "init_device_mesh", lambda *mesh: made.append(mesh))
+    monkeypatch.setattr(parallel, "init_device_mesh", lambda *mesh, **_: made.append(mesh))
     monkeypatch.setattr(parallel, "fully_shard", lambda *of, **how: made.append((of, how)))
     model = MicoForPretraining(MicoConfig.tiny())
-    split(model, "cpu", bf16=True)
+    half = TrainRecipe(lr=1e-3, steps=1, parallel="fsdp", bf16=True)
+    split(model, "cpu", half)
     on_cpu = made.copy()
     made.clear()
-    split(model, "cuda", bf16=True)
+    split(model, "cuda", half)
     assert (on_cpu[0], made[0]) == (("cpu", (8,)), ("cuda", (8,)))
     assert on_cpu[1:] == made[1:]
     assert len(made) == 2 + len(parallel.layers(model))
@@ -364,7 +414,7 @@ def test_packed_weights_of_eight_bits_cannot_be_split() -> None:
     class Linear8bitLt(nn.Linear): ...
 
     with pytest.raises(ConfigError, match=r"cannot split .*llm_quantization int8"):
-        split(nn.Sequential(Linear8bitLt(2, 2)), "cpu", bf16=False)
+        split(nn.Sequential(Linear8bitLt(2, 2)), "cpu", TrainRecipe(lr=1e-3, steps=1))
 
 
 def test_sharing_needs_several_processes_and_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:

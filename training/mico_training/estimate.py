@@ -37,7 +37,7 @@ from mico_chat.model.text_branch import QUESTION_LENGTH, attention_on
 from mico_training import build_model
 from mico_training.data.mixture import need_of, open_source
 from mico_training.health import free_bytes
-from mico_training.parallel import BUCKET, layers
+from mico_training.parallel import BUCKET, layers, mesh_of
 from mico_training.parts.set_prediction import SetPrediction
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.starts import LOCAL
@@ -117,6 +117,8 @@ class Estimate:
         parallel = train.parallel if self.processes > 1 else "ddp"
         spread = self.processes if parallel in ("fsdp", "zero3") else 1
         split = self.processes if parallel != "ddp" else 1
+        if parallel == "hsdp":
+            spread = split = mesh_of(train, self.processes)[1]
         dtypes = {"encoder": model.encoder_dtype, "llm": model.llm_quantization or model.llm_dtype}
         found: dict[str, tuple[float, str]] = {
             name: (size / spread, f"{_count(n)} parameters, {dtypes.get(name, 'float32')}")

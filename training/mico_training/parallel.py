@@ -3,6 +3,8 @@
 ``ddp``    every process holds the whole model, and gradients are averaged.
 ``fsdp``   every parameter is split over the processes. A transformer layer is whole only while it
            runs, the rest during a step (PyTorch's FSDP2).
+``hsdp``   the same within groups of ``train.shard_over`` processes. Each group has a copy, and
+           gradients are averaged over the copies: weights travel within a machine alone.
 ``zero2``  gradients and optimizer states are split (DeepSpeed).
 ``zero3``  parameters too (DeepSpeed).
 
@@ -56,7 +58,7 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
             "one; start the command with torchrun --nproc-per-node N, or leave out "
             "train.parallel"
         )
-    if train.parallel == "fsdp":
+    if train.is_split:
         return {}  # see split
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError(f"train.parallel {train.parallel}", "deepspeed")
@@ -108,19 +110,38 @@ def layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def split(model: nn.Module, device_type: str, bf16: bool) -> None:
-    """Split a model over all processes, in place, and move it to their devices.
+def mesh_of(train: TrainRecipe, ranks: int) -> tuple[int, ...]:
+    """The processes as ``hsdp``'s copies and the processes that hold one, or in one row.
 
-    With ``bf16`` the layers' weights travel and compute in bfloat16. The rest keeps its precision
-    under autocast: temperature and boxes need the digits.
+    A ConfigError if the processes do not make whole copies.
+    """
+    if train.parallel != "hsdp":
+        return (ranks,)
+    each = train.shard_over or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if each < 2 or ranks % each:
+        raise ConfigError(
+            f"train.parallel hsdp: {ranks} processes are no whole number of copies over {each} "
+            "processes each; set train.shard_over to a divisor of the processes above 1"
+        )
+    return (ranks // each, each)
+
+
+def split(model: nn.Module, device_type: str, train: TrainRecipe) -> None:
+    """Split a model over the processes, in place, and move it to their devices.
+
+    With ``train.bf16`` the layers' weights travel and compute in bfloat16. The rest keeps its
+    precision under autocast: temperature and boxes need the digits.
     """
     if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
         raise ConfigError(
-            "train.parallel fsdp cannot split model.llm_quantization int8, whose scales lie "
-            "beside the weights: use nf4, or leave out train.parallel"
+            f"train.parallel {train.parallel} cannot split model.llm_quantization int8, whose "
+            "scales lie beside the weights: use nf4, or leave out train.parallel"
         )
-    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
-    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    shape = mesh_of(train, dist.get_world_size())
+    names = ("copies", "pieces")[-len(shape) :]
+    mesh = init_device_mesh(device_type, shape, mesh_dim_names=names)
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    half = half if train.bf16 else MixedPrecisionPolicy()
     for layer in layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=half)
     fully_shard(model, mesh=mesh)
@@ -176,8 +197,8 @@ def share_split(model: nn.Module) -> float:
 def _is_split(parameter: Tensor) -> bool:
     return (
         isinstance(parameter, DTensor)
-        and parameter.device_mesh.size() > 1
-        and all(placement.is_shard() for placement in parameter.placements)
+        and parameter.device_mesh.size(-1) > 1
+        and parameter.placements[-1].is_shard()  # before it, the copies
     )
 
 
@@ -185,7 +206,7 @@ def check_parallel(wrapped: nn.Module, train: TrainRecipe) -> None:
     """A ConfigError if a model that is ready to train is not shared as the recipe says."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     stage = {"zero2": 2, "zero3": 3}.get(train.parallel)
-    if train.parallel == "fsdp":
+    if train.is_split:
         share = share_split(wrapped)
         took, found = share > 0.9, f"{share:.0%} of the model's numbers are split"
     elif stage is not None:

@@ -166,10 +166,14 @@ class TrainRecipe(Section):
     """Products run in bfloat16; the weights that train stay in float32."""
     gradient_checkpointing: bool = False
     """Layers run again in the backward pass, which saves the memory of their activations."""
-    parallel: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
+    parallel: Literal["ddp", "fsdp", "hsdp", "zero2", "zero3"] = "ddp"
     """What processes share: nothing (``ddp``: each has the whole model), all weights (``fsdp``,
-    PyTorch's; ``zero3``, DeepSpeed's), or gradients and optimizer states (``zero2``,
-    DeepSpeed's)."""
+    PyTorch's; ``zero3``, DeepSpeed's), all weights within groups of processes, each with a copy
+    (``hsdp``, PyTorch's), or gradients and optimizer states (``zero2``, DeepSpeed's)."""
+    shard_over: Annotated[int, counted("processes")] | None = Field(
+        default=None, gt=1, examples=[8]
+    )
+    """A group of ``hsdp`` has so many processes. Default: those of one machine."""
     seed: int = 0
     """Another seed draws other samples in another order, and other first weights."""
     workers: Annotated[int, counted("processes")] = Field(default=0, ge=0)
@@ -192,8 +196,15 @@ class TrainRecipe(Section):
     changed_data: bool = False
     """An output whose data have changed since it began goes on, with the new data."""
 
+    @property
+    def is_split(self) -> bool:
+        """Whether PyTorch splits the weights over processes."""
+        return self.parallel in ("fsdp", "hsdp")
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.shard_over is not None and self.parallel != "hsdp":
+            raise ValueError(f"shard_over works with parallel hsdp, not with {self.parallel}")
         if self.end_lr is not None and self.schedule not in END_SCHEDULES:
             known = " or ".join(END_SCHEDULES)
             raise ValueError(

@@ -168,11 +168,11 @@ class MicoTrainer(Trainer):
         parallel.keep_step(model, train.bf16)
         if train.parallel != "ddp":
             parallel.give_a_dimension(model)
-        if train.parallel == "fsdp":
-            parallel.split(model, args.device.type, train.bf16)
+        if train.is_split:
+            parallel.split(model, args.device.type, train)
         super().__init__(model, args, **options)
         # The Trainer then leaves placement and gradients of the model to the model.
-        self.is_distributed_loading_by_transformers = train.parallel == "fsdp"
+        self.is_distributed_loading_by_transformers = train.is_split
         # A loss is a mean over its batch; accumulation averages the batches.
         self.model_accepts_loss_kwargs = False
         self.recipe, self.noise, self.bad = train, noise, bad
@@ -463,7 +463,7 @@ class MicoTrainer(Trainer):
         if self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
-        elif self.recipe.parallel == "fsdp":
+        elif self.recipe.is_split:
             state = parallel.optimizer_state(self.optimizer)
             if self.args.should_save:
                 torch.save(state, Path(output_dir) / OPTIMIZER)
@@ -480,7 +480,7 @@ class MicoTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.recipe.parallel != "fsdp":
+        if checkpoint is None or not self.recipe.is_split:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         files: Any = {"map_location": "cpu", "weights_only": True, "mmap": True}
