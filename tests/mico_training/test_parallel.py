@@ -102,6 +102,7 @@ class Share(TrainerCallback):
         folder.mkdir(exist_ok=True)
         dtensors = sum(isinstance(p, DTensor) for p in model.parameters())
         measured = {"share": share, "dtensors": dtensors, "of": len(list(model.parameters()))}
+        measured["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         (folder / f"{args.process_index}.json").write_text(json.dumps(measured))
 
 
@@ -187,7 +188,7 @@ def recipe_of(
     ) -> Path:
         if stage == 1:
             settings = {"batch_size": 4 // ranks, "freeze": FROZEN} | train
-            return write(folder, shards, tiny_pretraining, settings, stage1=FULL | stage1)
+            return write(folder, shards, tiny_pretraining, settings, stage1={**FULL, **stage1})
         # The loss of a batch is a mean over its tokens, so that one process needs batches of two.
         settings = {"batch_size": min(2, 4 // ranks), "accumulation": max(1, 2 // ranks)} | train
         if quantization:  # bfloat16 has few digits: large steps make more of what it rounds away
@@ -297,30 +298,57 @@ def go_on(stage: int, recipe: Path, output: Path) -> None:
     train(stage, recipe)
 
 
+@pytest.mark.parametrize("form", ["whole", "pieces", "async"])
 def test_four_processes_stop_and_two_or_one_go_on_at_the_same_sample(
-    tmp_path: Path, recipe_of: Callable[..., Path]
+    tmp_path: Path, recipe_of: Callable[..., Path], form: str
 ) -> None:
     """Rank r's batch k is number k x ranks + r of the draws, and its losses are the sample's."""
-    recipe = recipe_of(tmp_path, 3, 4, parallel="fsdp", keep_checkpoints=3)
+    keep = {"checkpoint_format": form, "keep_checkpoints": 3}
+    recipe = recipe_of(tmp_path, 3, 4, parallel="fsdp", **keep)
     run(4, train, 3, recipe)
     whole = losses(tmp_path)
     middle, end = (tmp_path / f"out/checkpoint-{step}" for step in (2, 4))
-    held = sum(file.stat().st_size for file in middle.iterdir())
-    trained = sum(value.numel() * 4 for value in load_file(middle / "model.safetensors").values())
-    assert held < 4 * trained  # weights and two states of the optimizer, once for all processes
+    held = sum(file.stat().st_size for file in middle.rglob("*.*"))
+    trained = 4 * json.loads((tmp_path / "out/shares/0.json").read_text())["trained"]
+    # Weights and two states of the optimizer, once for all processes.
+    assert 3 * trained < held
+    written = [file.stat().st_size for file in (middle / "pieces").glob("*.distcp")]
+    if form == "whole":
+        assert held < 4 * trained
+    else:
+        assert len(written) == 4, "each process writes its own"
+        assert max(written) < sum(written) / 3
     for ranks, settings in (
         (2, {"parallel": "fsdp", "accumulation": 2}),
         (1, {"parallel": "ddp", "accumulation": 4}),
     ):
         shutil.rmtree(end)
         (tmp_path / "out/log.jsonl").unlink()
-        recipe_of(tmp_path, 3, 4, **settings, keep_checkpoints=3)
+        recipe_of(tmp_path, 3, 4, **settings, **keep)
         run(ranks, train, 3, recipe)
         assert losses(tmp_path) == pytest.approx(whole, rel=1e-4)
     shutil.rmtree(end)
-    recipe_of(tmp_path, 3, 4, parallel="fsdp")
+    if form == "async":  # killed while the pieces were written: the checkpoint is not used
+        shutil.copytree(middle, end)
+        (end / "pieces/.metadata").unlink()
+    recipe_of(tmp_path, 3, 4, parallel="fsdp", **keep)
     with pytest.raises(ConfigError, match=r"checkpoint-2 was trained with 4 samples a step.* 2:"):
         run(2, train, 3, recipe)
+
+
+def test_a_checkpoint_of_one_process_goes_on_in_pieces_as_two(
+    tmp_path: Path, recipe_of: Callable[..., Path]
+) -> None:
+    keep = {"checkpoint_format": "async", "keep_checkpoints": 1}
+    run(1, train, 1, recipe_of(tmp_path, 1, 1, **keep))
+    whole, end = losses(tmp_path), tmp_path / "out/checkpoint-4"
+    shutil.rmtree(end)
+    run(2, train, 1, recipe_of(tmp_path, 1, 2, parallel="hsdp", shard_over=2, **keep))
+    assert losses(tmp_path) == pytest.approx(whole, rel=1e-4)
+    assert not (end / "model.safetensors").exists()
+    recipe = recipe_of(tmp_path, 1, 1, **keep | {"freeze": [*FROZEN, "text"], "steps": 6})
+    with pytest.raises(ConfigError, match=r"checkpoint-4 was made by another recipe: text\."):
+        run(1, train, 1, recipe)
 
 
 def spoil_one(recipe: Path) -> None:

@@ -162,6 +162,10 @@ class TrainRecipe(Section):
     """The losses are logged every so many steps."""
     keep_checkpoints: Annotated[int, counted("checkpoints")] = Field(default=2, gt=0)
     """The newest so many checkpoints stay on the disk."""
+    checkpoint_format: Literal["whole", "pieces", "async"] = "whole"
+    """One process writes everything into one file (``whole``), each process writes what it holds
+    (``pieces``), or each writes from a copy while training goes on (``async``; 2 checkpoints or
+    more stay)."""
     bf16: bool = False
     """Products run in bfloat16; the weights that train stay in float32."""
     gradient_checkpointing: bool = False
@@ -205,6 +209,11 @@ class TrainRecipe(Section):
     def _fits_together(self) -> Self:
         if self.shard_over is not None and self.parallel != "hsdp":
             raise ValueError(f"shard_over works with parallel hsdp, not with {self.parallel}")
+        if self.checkpoint_format != "whole" and self.parallel.startswith("zero"):
+            raise ValueError(
+                f"checkpoint_format {self.checkpoint_format} works with parallel ddp, fsdp and "
+                f"hsdp; {self.parallel} writes DeepSpeed's own files"
+            )
         if self.end_lr is not None and self.schedule not in END_SCHEDULES:
             known = " or ".join(END_SCHEDULES)
             raise ValueError(

@@ -44,6 +44,7 @@ from mico_training.data.bad import BadSamples
 from mico_training.data.mixture import states
 from mico_training.estimate import Estimate
 from mico_training.health import IN_A_ROW, Health, only_finite, room, stop_signals
+from mico_training.parts import pieces
 from mico_training.recipe import EvalRecipe, Recipe, Run, TrainRecipe, changes
 from mico_training.records import plot_losses, write_json
 from mico_training.trained import Modes, checkpoint_activations, parameter_groups, trainable_state
@@ -78,7 +79,8 @@ def training_arguments(recipe: Run) -> TrainingArguments:
         "adam_beta2": train.betas[1],
         "save_strategy": "steps",
         "save_steps": train.save_steps,
-        "save_total_limit": train.keep_checkpoints,
+        # The one before stays until an asynchronous one is written.
+        "save_total_limit": max(1 + (train.checkpoint_format == "async"), train.keep_checkpoints),
         "logging_strategy": "steps",
         "logging_steps": train.log_steps,
         "logging_nan_inf_filter": False,
@@ -177,6 +179,7 @@ class MicoTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.recipe, self.noise, self.bad = train, noise, bad
         self.health, self.cost = Health(), cast(Estimate | None, None)
+        self.writer = pieces.Writer(waits=train.checkpoint_format != "async")
         self.counted: deque[int] = deque(maxlen=100)  # the FLOPs of some batches
         self.stopping: list[int] = []  # signals
         # These are sums over the steps since the last log, on this process.
@@ -398,7 +401,7 @@ class MicoTrainer(Trainer):
         else:
             cast(Any, super())._run_epoch(*args, **kwargs)
 
-    # --- checkpoints: one file with the weights that train -------------------------------------
+    # --- checkpoints: what trains, in one file or in pieces -------------------------------------
 
     def _saved(self) -> Iterator[tuple[str, Tensor]]:
         """What trains and the optimizer's states, as far as this process holds them."""
@@ -435,6 +438,7 @@ class MicoTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         needed = sum(v.nbytes for _, v in self._saved() if isinstance(v, Tensor))
         with room(folder, needed if self.args.should_save else 0, self.onward):
+            self.writer.finish()  # the one before
             try:
                 super()._save_checkpoint(*arguments, **options)
             except BaseException:
@@ -443,8 +447,13 @@ class MicoTrainer(Trainer):
                 raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights that train. All processes call this; one of them writes."""
+        """Write the weights that train. All processes call this; one of them writes.
+
+        Pieces are written with the optimizer's.
+        """
         folder = Path(output_dir or str(self.args.output_dir))
+        if self.recipe.checkpoint_format != "whole":
+            return
         state = trainable_state(self.accelerator.unwrap_model(self.model))
         gathered: dict[str, Tensor] = {}
         for name, parameter in state.items():
@@ -460,7 +469,9 @@ class MicoTrainer(Trainer):
         return nullcontext()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled:
+        if self.recipe.checkpoint_format != "whole":
+            self.writer.write(Path(output_dir), *self._held())
+        elif self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         elif self.recipe.is_split:
@@ -480,15 +491,26 @@ class MicoTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self.recipe.is_split:
+        apart = checkpoint is not None and pieces.is_in_pieces(Path(checkpoint))
+        if checkpoint is None or not (self.recipe.is_split or apart):
             super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+        if apart:
+            model, optimizer = self._held()
+            pieces.read_states(Path(checkpoint), model, optimizer)
+            for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = lr
             return
         files: Any = {"map_location": "cpu", "weights_only": True, "mmap": True}
         state = torch.load(Path(checkpoint) / OPTIMIZER, **files)
         parallel.load_optimizer_state(self.optimizer, state)
-        cast(Any, self.lr_scheduler).load_state_dict(
-            torch.load(Path(checkpoint) / SCHEDULER, weights_only=True)
-        )
+
+    def _held(self) -> tuple[nn.Module, Any]:
+        """The model and the optimizer themselves, without accelerate's wrappers."""
+        optimizer: Any = self.optimizer
+        return self.accelerator.unwrap_model(self.model), getattr(optimizer, "optimizer", optimizer)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
@@ -515,15 +537,12 @@ class MicoTrainer(Trainer):
         if self.is_deepspeed_enabled:
             return
         target = self.accelerator.unwrap_model(self.model if model is None else model)
+        if pieces.is_in_pieces(Path(resume_from_checkpoint)):
+            pieces.read_weights(Path(resume_from_checkpoint), target)
+            return
         state = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
         own = trainable_state(target)
-        differing = sorted(set(state) ^ set(own))
-        if differing:
-            raise ConfigError(
-                f"{resume_from_checkpoint} was made by another recipe: {differing[0]} and "
-                f"{len(differing) - 1} more parameters are trained in only one of the two; "
-                "choose another output"
-            )
+        pieces.check_names(Path(resume_from_checkpoint), set(state), set(own))
         for name, value in state.items():
             parallel.assign(own[name], value)
 
@@ -538,15 +557,16 @@ class MicoTrainer(Trainer):
 def last_checkpoint(arguments: TrainingArguments) -> Path | None:
     """The newest complete checkpoint, or None.
 
-    The Trainer writes ``trainer_state.json`` last, after every rank's files. A folder without it is
-    skipped here, and written again later.
+    The Trainer writes ``trainer_state.json`` last, after every rank's files but pieces that are
+    written meanwhile. An incomplete folder is skipped here, and written again later.
     """
     found = Path(str(arguments.output_dir)).glob("checkpoint-*")
     numbered = {int(path.name[11:]): path for path in found if path.name[11:].isdigit()}
     for _, path in sorted(numbered.items(), reverse=True):
         with suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_bytes())
-            return path
+            if pieces.is_whole(path):
+                return path
         logger.warning("%s is incomplete, so it is not used", path)
     return None
 
@@ -590,6 +610,7 @@ def train(trainer: MicoTrainer, recipe: Run, title: str, cost: Estimate | None =
     with stop_signals() as trainer.stopping, room(output, 0, trainer.onward):
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.writer.finish()
         except (Exception, KeyboardInterrupt) as error:
             if not trainer.stopping or isinstance(error, TrainingError):
                 raise
