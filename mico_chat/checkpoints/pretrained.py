@@ -84,6 +84,7 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         see: See | None = None,
         reduction: str = "mean",
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
@@ -91,16 +92,19 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         With labels the vocabulary head runs on the labelled positions only: most of its work is
         saved. In evaluation mode their logits (N, V) are given, too. With ``reduction`` "none" each
         of them has its loss, row after row. ``see`` stands in for ``context_tokens``. ``kwargs``
-        has the batch's media (:data:`MEDIA`); the language model takes the others.
+        has the batch's media (:data:`MEDIA`); the language model takes the others. A row may have
+        several prompts: each begins where ``position_ids`` (B, S) begin again, and sees itself.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:
             inputs_embeds = self.embed_prompt(input_ids, media, see)
         llm = self._llm()
-        prompt = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        prompt: dict[str, Any] = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        if position_ids is not None:  # transformers reads rows apart without mask and cache alone
+            prompt |= {"attention_mask": None, "position_ids": position_ids, "use_cache": False}
         if labels is None:
             return cast(CausalLMOutputWithPast, llm(**prompt, **kwargs))
-        hidden = llm.get_decoder()(**prompt, use_cache=False).last_hidden_state  # (B, S, L)
+        hidden = llm.get_decoder()(**prompt | {"use_cache": False}).last_hidden_state  # (B, S, L)
         labelled = labels[:, 1:] != -100
         logits = word_scores(llm, hidden[:, :-1][labelled])
         said = labels[:, 1:][labelled]

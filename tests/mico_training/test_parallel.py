@@ -234,7 +234,8 @@ def test_two_processes_that_share_a_model_train_as_one(
     quantization: str | None,
 ) -> None:
     one = alone(stage, quantization)
-    run(2, train, stage, recipe_of(tmp_path, stage, 2, quantization, parallel=ways, **ALL_STEPS))
+    settings = {"parallel": ways, "packing": ways == "fsdp" and stage == 3, **ALL_STEPS}
+    run(2, train, stage, recipe_of(tmp_path, stage, 2, quantization, **settings))
     assert len(losses(tmp_path)) == STEPS
     assert losses(tmp_path) == pytest.approx(losses(one), rel=1e-3)
     if stage == 1:

@@ -19,7 +19,15 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 from mico_chat.checkpoints.assemble import assemble
 from mico_chat.checkpoints.configs import chat_config
@@ -33,9 +41,20 @@ from mico_chat.media import MediaFile, decode
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import Pretraining, learn_vocabulary
+from mico_training.build_model import Pretraining, build_chat, check_packing, learn_vocabulary
+from mico_training.data.batches import ChatCollator
+from mico_training.data.examples import ConversationDataset
+from mico_training.data.media import MediaLoader
+from mico_training.data.mixture import open_mixture
 from mico_training.data.sources.written import Sample, write_shard
-from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.recipe import (
+    DataRecipe,
+    ModelRecipe,
+    Stage1Run,
+    Stage2Run,
+    Stage3Run,
+    load_recipe,
+)
 from mico_training.stages import train_stage1, train_stage2, train_stage3
 from tests.mico_training.scenes import picture
 from tests.support.waiting import until
@@ -47,6 +66,12 @@ data:
   - {path: "shards/train-*.tar", ratio: 2}
 train: {lr: 1e-4, steps: 100}
 """
+
+SMALL: dict[str, Any] = {
+    **{"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32},
+    **{"num_hidden_layers": 1, "num_attention_heads": 2},
+}
+"""The sizes of a language model."""
 
 
 @pytest.fixture
@@ -235,6 +260,104 @@ def test_chunks_need_frozen_batch_norms(
         train_stage1(recipe)
     with pytest.raises(ConfigError, match="chunk works without simulate"):
         train_stage1(recipe, ["stage1.simulate=0.5"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_conversations_that_share_rows_learn_the_same(
+    tmp_path: Path, shards: Path, tiny_chat: Path, stage: int
+) -> None:
+    cases: dict[str, dict[str, Any]] = {"padded": {}, "packed": {"packing": True}}
+    for name, packing in cases.items():
+        settings = {"batch_size": 6, "accumulation": 2} | packing
+        recipe = write_recipe(
+            tmp_path / name,
+            shards,
+            tiny_chat,
+            train=settings,
+            eval={"data": [{"path": f"{shards}/train-*.tar"}], "every": 2, "samples": 6},
+        )
+        (train_stage2 if stage == 2 else train_stage3)(recipe)
+    padded, packed = (
+        [entry for entry in logged(tmp_path / name) if "loss" in entry] for name in cases
+    )
+    for one, other in zip(padded, packed, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert other[key] == pytest.approx(one[key], rel=1e-4), key
+        tokens = [e["tokens_per_second"] / e["samples_per_second"] for e in (one, other)]
+        assert tokens[0] == pytest.approx(tokens[1]), "both count conversations and their tokens"
+    held = [[e["eval_loss"] for e in logged(tmp_path / n) if "eval_loss" in e] for n in cases]
+    assert held[0] == pytest.approx(held[1], rel=1e-4)
+
+
+def test_no_conversation_sees_another_one_of_its_row(shards: Path, tiny_chat: Path) -> None:
+    mixture = open_mixture([DataRecipe(path=f"{shards}/train-*.tar")], "conversation", 0)
+    chat = build_chat(ModelRecipe(name=str(tiny_chat)))
+    loader = MediaLoader(chat.processor.preprocessing)
+    examples = [ConversationDataset(mixture, 12, 3)[number] for number in range(12)]
+    both = [ChatCollator(chat.processor, loader, 512, packing=on)(examples) for on in (False, True)]
+    padded, packed = both
+    assert len(packed["input_ids"]) < len(padded["input_ids"])
+    assert packed["attention_mask"].sum() == padded["attention_mask"].sum()
+    model = chat.model.train(False)
+    with torch.no_grad():
+        before = model(**{k: v for k, v in packed.items() if k != "labels"}).logits
+        starts = (packed["position_ids"] == 0) & packed["attention_mask"].bool()
+        number = starts.flatten().cumsum(0).view(starts.shape)
+        for own in range(1, 13):
+            place = (number == own) & packed["attention_mask"].bool()
+            text = place & (packed["input_ids"] != model.config.context_token_id)
+            ids = packed["input_ids"].where(~text, packed["input_ids"] + 1)
+            after = model(**{k: v for k, v in packed.items() if k != "labels"} | {"input_ids": ids})
+            changed = (after.logits - before).abs().amax(-1)
+            others = packed["attention_mask"].bool() & ~place
+            assert changed[place].max() > 1e-3
+            assert changed[others].max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("config", "keeps"),
+    [
+        (LlamaConfig(**SMALL, num_key_value_heads=1), True),
+        (
+            Qwen3Config(
+                **SMALL,
+                num_key_value_heads=1,
+                head_dim=8,
+                sliding_window=4,
+                use_sliding_window=True,
+            ),
+            True,
+        ),
+        (GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2), True),
+        (MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1), False),
+        (BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2), False),
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_a_language_model_that_mixes_conversations_is_refused(config: Any, keeps: bool) -> None:
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(config)
+    if keeps:
+        check_packing(llm)
+    else:
+        with pytest.raises(ConfigError, match=f"train.packing: .*{config.model_type}.* apart"):
+            check_packing(llm)
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "message"),
+    [
+        (Stage1Run, {}, "not in stage 1"),
+        (Stage2Run, {"stage2": {"objective": "things"}}, "without objective things"),
+        (Stage3Run, {"stage3": {"dpo": {}}}, "without dpo"),
+    ],
+)
+def test_packing_is_for_text_that_is_learnt(
+    tmp_path: Path, kind: Any, section: dict[str, Any], message: str
+) -> None:
+    path = write_recipe(tmp_path, tmp_path, tmp_path, train={"packing": True}, **section)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(kind, path)
 
 
 def test_stage_1_learns_the_names_of_the_concepts(

@@ -16,7 +16,7 @@ from typing import Any, cast
 import tokenizers
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -376,6 +376,43 @@ def _set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
         assemble.set_options(config, options)
     except ConfigError as error:
         raise ConfigError(f"model.options: {error}") from error
+
+
+def check_packing(llm: Any) -> None:
+    """A ConfigError if a language model mixes the conversations of a row (``train.packing``).
+
+    It reads one behind another that changes, and alone.
+    """
+    table, was = llm.get_input_embeddings(), llm.training
+    ids = torch.arange(12, device=table.weight.device) % table.num_embeddings
+    two = table(ids)[None].detach().requires_grad_()  # 4-bit layers keep their gradient by it
+    other = torch.cat([two[:, :6].flip(1), two[:, 6:]], 1)
+    places = torch.arange(6, device=ids.device).repeat(2)[None]
+
+    def read(tokens: Tensor, positions: Tensor) -> Tensor:
+        asked = {"inputs_embeds": tokens, "position_ids": positions, "use_cache": False}
+        return cast(Tensor, llm.get_decoder()(**asked).last_hidden_state[:, -6:].detach().float())
+
+    llm.eval()
+    try:
+        first, second, alone = (
+            read(two, places),
+            read(other, places),
+            read(two[:, 6:], places[:, 6:]),
+        )
+    except TypeError as error:  # it takes no positions
+        mixed, said = True, f": {error}"
+    else:
+        size, exact = float(first.abs().max()), table.weight.dtype == torch.float32
+        mixed, said = float((first - second).abs().max()) > 1e-4 * size, ""
+        mixed |= float((first - alone).abs().max()) > (1e-3 if exact else 0.1) * size
+    llm.train(was)
+    if mixed:
+        raise ConfigError(
+            f"train.packing: this language model ({llm.config.model_type}) does not keep the "
+            f"conversations of a row apart{said}; leave out train.packing, or set "
+            "train.group_by_length, which saves padding too"
+        )
 
 
 def prepare_llm(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -> None:

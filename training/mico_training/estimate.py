@@ -515,6 +515,8 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Any], int, 
     batch["labels"] = torch.full_like(ids, -100)
     words = torch.arange(b * learnt).view(b, learnt) % model.get_input_embeddings().num_embeddings
     batch["labels"][:, -learnt:] = words
+    if recipe.train.packing:  # large samples have rows of their own
+        batch["position_ids"] = torch.arange(length).repeat(b, 1)
     return batch, length, units
 
 

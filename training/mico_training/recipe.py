@@ -184,6 +184,8 @@ class TrainRecipe(Section):
     """So many processes read and decode data; 0: the training process itself."""
     max_length: Tokens = Field(default=512, gt=1)
     """A conversation with more tokens of text and media loses its last turns (stages 2 and 3)."""
+    packing: bool = False
+    """Short conversations of a batch share a row, and do not see each other (stages 2 and 3)."""
     group_by_length: bool = False
     """Batches hold conversations of similar length (stages 2 and 3)."""
     drop: DropRecipe = DropRecipe()
@@ -511,6 +513,8 @@ class Stage1Run(Recipe):
 
     @model_validator(mode="after")
     def _writes_alone(self) -> Self:
+        if self.train.packing:
+            raise ValueError("train.packing works in stages 2 and 3, not in stage 1")
         if self.stage1.scst and self.train.parallel != "ddp":
             raise ValueError(
                 f"stage1.scst needs train.parallel ddp, not {self.train.parallel}: the processes "
@@ -523,6 +527,12 @@ class Stage2Run(Recipe):
     stage2: Stage2Recipe = Stage2Recipe()
     """Alignment."""
 
+    @model_validator(mode="after")
+    def _reads_rows(self) -> Self:
+        if self.train.packing and self.stage2.objective == "things":
+            raise ValueError("train.packing works without objective things, which reads no text")
+        return self
+
 
 class Stage3Run(Recipe):
     stage3: Stage3Recipe = Stage3Recipe()
@@ -530,6 +540,8 @@ class Stage3Run(Recipe):
 
     @model_validator(mode="after")
     def _no_waiting(self) -> Self:
+        if self.train.packing and self.stage3.dpo is not None:
+            raise ValueError("train.packing works without dpo, which compares answers row by row")
         if self.stage3.given > 0 and self.train.parallel != "ddp":
             raise ValueError(
                 f"stage3.given needs train.parallel ddp, not {self.train.parallel}: a batch of "

@@ -225,11 +225,14 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
     new = build_model.folder_of(recipe.model) is None
     record_data(chat.model.config, recipe, title.partition(":")[0].lower(), new)
     build_model.hold_encoder(chat.model, recipe.model)
+    if recipe.train.packing:
+        build_model.check_packing(chat.model.llm)
     build_model.prepare_llm(chat.model, recipe.model)
     loaded = partial(media_loader, recipe, arguments, chat.model, chat.processor.preprocessing)
     pairs, length = dpo is not None, recipe.train.max_length
-    collator = ChatCollator(chat.processor, loaded(mixture), length, pairs)
+    collator = ChatCollator(chat.processor, loaded(mixture), length, pairs, recipe.train.packing)
     sound = GoodExamples(examples, mixture, collator)
+    apart = replace(sound, collator=replace(collator, packing=False))  # to measure with
     ordered: Any = dealt(sound, arguments)
     if recipe.train.group_by_length:
         ordered = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed, sound)
@@ -242,7 +245,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
         bad=BadSamples(recipe.data, mixture.sources, recipe.output),
         train_dataset=ordered,
         data_collator=sound.batch,
-        **measured(recipe, held, sound, loaded),
+        **measured(recipe, held, apart, loaded),
     )
     train(trainer, recipe, title, cost)
     put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())

@@ -220,6 +220,8 @@ class MicoTrainer(Trainer):
                 found[name] = part.detach().where(finite, 0.0)
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         found["samples"] = self.args.per_device_train_batch_size if ids is None else len(ids)
+        if (places := inputs.get("position_ids")) is not None and mask is not None:
+            found["samples"] = ((places == 0) & mask.bool()).sum()  # conversations that share rows
         found["tokens"] = 0 if mask is None else mask.sum()
         for name, value in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -1,9 +1,9 @@
 """Batches: conversations for stages 2 and 3, contexts for stage 1."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 import numpy as np
 import torch
@@ -42,13 +42,14 @@ class ChatCollator:
     A conversation with more than ``max_length`` tokens loses its last turns. What can fail for one
     example alone, such as to load its media, is in :meth:`prepare`. With ``pairs`` the rows are
     those of the chosen answers, then those of the rejected ones, and have a loss on the answers
-    alone; the media are there once.
+    alone; the media are there once. With ``packing`` short conversations share a row.
     """
 
     processor: MicoChatProcessor
     loader: MediaLoader
     max_length: int
     pairs: bool = False
+    packing: bool = False
 
     def __call__(self, examples: Sequence[ChatExample]) -> dict[str, Tensor]:
         return self.batch([self.prepare(example) for example in examples])
@@ -67,10 +68,23 @@ class ChatCollator:
         return example, [(ids, labels)], media[:n_media]
 
     def batch(self, prepared: Sequence[PreparedChat]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
+        """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs.
+
+        Of packed rows, ``position_ids`` (B, S) begin again with each conversation.
+        """
+        shared: list[list[int]] = []
+        if self.packing:
+            shared = together([len(ids) for _, [(ids, _)], _ in prepared])
+            prepared = [prepared[number] for row in shared for number in row]
         examples, rows, media = zip(*prepared, strict=True)
         tokens = [row for column in zip(*rows, strict=True) for row in column]
+        tokens, positions = packed(tokens, map(len, shared)) if shared else (tokens, [])
         batch = self.processor.pad(tokens, train=True, multiple=PAD_TO) | self.loader.batch(media)
+        if positions:
+            length = batch["input_ids"].shape[1]
+            padding = (list(range(length - len(own))) for own in positions)
+            filled = [own + rest for own, rest in zip(positions, padding, strict=True)]
+            batch["position_ids"] = torch.tensor(filled)
         by_part = (regions_by_part(one.regions, media) for one, _, media in prepared)
         found = [part for parts in by_part for part, _ in parts]
         regions = region_batch(found, self._word)
@@ -120,6 +134,41 @@ class ChatCollator:
                 raise DataError(example.id, None, f"{reason}train.max_length {self.max_length}")
             found.append((ids, [IGNORED] * start + labels[start:]))
         return found
+
+
+def together(lengths: Sequence[int]) -> list[list[int]]:
+    """The numbers of the conversations of each row, none longer than the longest conversation.
+
+    The long ones come first, each into the first row with room for it.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        fits = (row for row, left in enumerate(room) if left >= lengths[number])
+        if (row := next(fits, None)) is None:
+            row = len(rows)
+            rows.append([])
+            room.append(max(lengths))
+        rows[row].append(number)
+        room[row] -= lengths[number]
+    return rows
+
+
+def packed(tokens: Sequence[Row], sizes: Iterable[int]) -> tuple[list[Row], list[list[int]]]:
+    """Rows of so many conversations each, and the places of their tokens in the conversations.
+
+    No conversation predicts the first token of the next one.
+    """
+    each, rows, places = iter(tokens), list[Row](), list[list[int]]()
+    for size in sizes:
+        row: Row = ([], [])
+        places.append([])
+        for ids, labels in islice(each, size):
+            row[0].extend(ids)
+            row[1].extend([IGNORED, *labels[1:]])
+            places[-1].extend(range(len(ids)))
+        rows.append(row)
+    return rows, places
 
 
 NO_CONCEPT = -100
