@@ -49,7 +49,7 @@ TABLE = "model.embed_tokens.weight"
 
 TEXT_PARTS = (
     *("text.", "media_projection.", "text_projection.", "names.", "matching_head."),
-    "temperature",
+    *("media_sampling.", "temperature"),
 )
 """Weights of a stage 1 model beside those that a chat model has too."""
 

@@ -69,6 +69,11 @@ class MicoContextConfig(PreTrainedConfig):
     """Whether E_C is added."""
     sampling: bool = True
     """Whether E_Sam is added."""
+    contrastive_sampling: bool = False
+    """Whether E_Sam is in the contrast too (equation 3 feeds 4), not in matching and captions
+    alone."""
+    position: bool = True
+    """Whether E_Pos, the encoder's own table, is added."""
 
 
 class MicoBridgeConfig(PreTrainedConfig):
@@ -125,6 +130,7 @@ class MicoTextConfig(PreTrainedConfig):
     kind (``KindProjections``), has the rows of their frame embeddings: ``{"vision": 8, "audio": 2,
     "depth": 1}``. ``matching_classes`` is 2 where the matching head scores "no" and "yes", 1 where
     it scores "yes" alone. With ``subtitles`` the context can hold the subtitles of a sample.
+    ``projection`` to the contrastive space: ``linear``, one layer, or ``mlp``, the paper's (3.4).
     """
 
     model_type = "mico_text"
@@ -144,6 +150,7 @@ class MicoTextConfig(PreTrainedConfig):
     head_norm_eps: float = 1e-5
     matching_classes: int = 1
     subtitles: bool = False
+    projection: str = "linear"
 
     def bert(self) -> BertConfig:
         from transformers import BertConfig

@@ -28,9 +28,12 @@ def cell_centres(n: int) -> Tensor:
 
 
 class OmniEncoder(nn.Module):
-    """Units to tokens: (U, 3, H, W) -> (U, T, D), final norm included, prefix tokens first."""
+    """Units to tokens: (U, 3, H, W) -> (U, T, D), final norm included, prefix tokens first.
 
-    def __init__(self, config: MicoEncoderConfig) -> None:
+    Without ``position`` it has no E_Pos, which is the ViT's own table.
+    """
+
+    def __init__(self, config: MicoEncoderConfig, position: bool = True) -> None:
         super().__init__()
         self.stem: Stem | None = None
         vit: Any  # timm does not type the attributes of its models
@@ -58,6 +61,8 @@ class OmniEncoder(nn.Module):
             for block in vit.blocks:
                 # 50 tokens: on a CPU the fused kernel's backward pass is three times slower.
                 block.attn.fused_attn = False
+        if not position:
+            vit.pos_embed = None
         self.vit: nn.Module = vit
         self.image_size = config.image_size
         self.embed_dim: int = vit.num_features

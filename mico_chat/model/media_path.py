@@ -94,7 +94,7 @@ class MediaPath(nn.Module):
 
     def build(self, config: MicoChatConfig) -> None:
         """Make the modules, with random weights, and no language model."""
-        self.encoder = OmniEncoder(config.encoder_config)
+        self.encoder = OmniEncoder(config.encoder_config, config.context_config.position)
         d, grid = self.encoder.embed_dim, self.encoder.grid
         self.context = MultimodalContext(config.context_config, d)
         self.concepts = build_concepts(config.concept_config, self.encoder)

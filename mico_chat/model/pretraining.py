@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mico_chat.model.config import MicoConfig
+from mico_chat.errors import ConfigError
+from mico_chat.model.config import MicoConfig, MicoTextConfig
 from mico_chat.model.context import KindRows, MultimodalContext, Units, side_by_side
 from mico_chat.model.encoder import AUDIO, OmniEncoder, cell_centres, init_buffers
 from mico_chat.model.losses import (
@@ -77,8 +78,9 @@ class MicoForPretraining(PreTrainedModel):
     * ``advantage`` (B,): the captions are the model's own, and become more likely by it;
     * ``subtitle_ids`` and ``subtitle_mask`` (B, S), which are :class:`Subtitles`;
     * ``caption_corpus`` (B, S) and ``media_corpus`` (M,), 0 or 1 + the number of a kind, whose rows
-      of E_Sam are :class:`Corpora`. Contrast has no E_Sam: it would tell joint samples by it, on
-      both sides, and not by what they show;
+      of E_Sam are :class:`Corpora`. With ``context_config.contrastive_sampling`` contrast has E_Sam
+      too, on both sides, as eq. (3) feeds eq. (4). Without, contrast cannot tell joint samples of
+      other corpora by it. What is searched is of one corpus as a whole, and so has no E_Sam;
     * ``concept_labels`` (M,), the classes of named media, below 0 for others;
     * ``region_*``, those of a :class:`RegionBatch` of media with one unit each.
     """
@@ -93,21 +95,31 @@ class MicoForPretraining(PreTrainedModel):
         super().__init__(config)
         text, self.rows = config.text_config, KindRows(config.context_config.kind_rows)
         if chat is None:
-            self.encoder = OmniEncoder(config.encoder_config)
+            self.encoder = OmniEncoder(config.encoder_config, config.context_config.position)
             self.context = MultimodalContext(config.context_config, self.encoder.embed_dim)
             self.concepts = build_concepts(config.concept_config, self.encoder)
         d = self.encoder.embed_dim if chat is None else chat.encoder.embed_dim
         self.text = TextBranch(text, d, config.context_config)
-        self.media_projection: nn.Linear | ContrastiveHeads
-        self.subtitle_projection: nn.Linear | None = None
+        self.media_projection: nn.Module
+        self.subtitle_projection: nn.Module | None = None
         said = text.hidden_size if text.subtitles else None
         if text.frames is None:
-            self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
+            self.media_projection = _projection(text, d)
             if said is not None:
-                self.subtitle_projection = nn.Linear(said, text.projection_dim, bias=False)
+                self.subtitle_projection = _projection(text, said)
+        elif text.projection != "linear":
+            raise ConfigError(
+                f"text_config.projection {text.projection}: with text_config.frames, as in the "
+                "release, each kind has a linear projection; set it to linear"
+            )
         else:
             self.media_projection = ContrastiveHeads(self.rows, d, text.projection_dim, said)
-        self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
+        self.text_projection = _projection(text, text.hidden_size)
+        self.media_sampling: nn.Embedding | None = None
+        """E_Sam of media in the contrast, eq. (3), in the encoder's width."""
+        if (context := config.context_config).sampling and context.contrastive_sampling:
+            self.media_sampling = nn.Embedding(context.n_corpus_pairs, d, padding_idx=0)
+            self.media_sampling.weight.data.mul_(0.02)
         self.names: ConceptNames | None = None
         if text.name_tokens > 0:
             n_names = sum(len(names) for names in config.concept_names)
@@ -141,6 +153,7 @@ class MicoForPretraining(PreTrainedModel):
         stem_features: Tensor | None = None,
         subtitles: Subtitles | None = None,
         change: ChangeCells | None = None,
+        media_corpus: Tensor | None = None,
     ) -> EncodedContexts:
         """Media of ``n`` samples, and their subtitles, if any; ``change`` is of named cells."""
         ends = F.pad(media_units.cumsum(0), (1, 0))
@@ -155,7 +168,8 @@ class MicoForPretraining(PreTrainedModel):
             tokens, features = self.seen(*media, pixels, cached, change)
             row = torch.repeat_interleave(media_row[own] - rows.start, media[1])  # of each unit
             said = None if subtitles is None else Subtitles(*(x[rows] for x in subtitles))
-            joined = self.join(tokens, Units.of(*media), row, rows.stop - rows.start, said)
+            corpus = None if media_corpus is None else media_corpus[own].repeat_interleave(media[1])
+            joined = self.join(tokens, Units.of(*media), row, rows.stop - rows.start, said, corpus)
             shown = EncodedContexts(*joined, features)
             if rows.stop - rows.start < n:  # of chunks only what is used is kept
                 of = {"tokens": shown.tokens[:0], "features": shown.features[:0]}
@@ -208,22 +222,32 @@ class MicoForPretraining(PreTrainedModel):
         return torch.cat([tokens, named.to(tokens.dtype)], 1)
 
     def join(
-        self, tokens: Tensor, units: Units, row: Tensor, n: int, subtitles: Subtitles | None = None
+        self,
+        tokens: Tensor,
+        units: Units,
+        row: Tensor,
+        n: int,
+        subtitles: Subtitles | None = None,
+        corpus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Units' tokens (U, T, D) to one context for each of ``n`` samples.
 
-        ``row`` (U,) is the sample of each unit, in ascending order. Returns ``context``,
-        ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
+        ``row`` (U,) is the sample of each unit, in ascending order, ``corpus`` (U,) its corpus for
+        contrast. Returns ``context``, ``mask``, ``pooled`` and ``tokens`` of
+        :class:`EncodedContexts`.
         """
         said = cls_said = there = None
         if subtitles is not None and self.text.subtitle is not None:
             hidden = self.text(*subtitles)
             said, cls_said, there = self.text.subtitle(hidden), hidden[:, 0], subtitles.there
+        own = tokens[:, 0]
+        if corpus is not None and self.media_sampling is not None:  # z_I = f(x_I) + E_Sam, eq. (3)
+            own = own + self.media_sampling(self.rows.corpora(corpus)).to(own.dtype)
         if isinstance(self.media_projection, ContrastiveHeads):
-            point = self.media_projection(tokens[:, 0], units.kind, row, n, cls_said, there)
+            point = self.media_projection(own, units.kind, row, n, cls_said, there)
         else:
             counts = torch.bincount(row, minlength=n)
-            cls = tokens.new_zeros(n, tokens.shape[2]).index_add(0, row, tokens[:, 0])
+            cls = tokens.new_zeros(n, tokens.shape[2]).index_add(0, row, own)
             cls = cls / counts.clamp(min=1).unsqueeze(1)
             point = self.media_projection(cls)
             if cls_said is not None and there is not None and self.subtitle_projection is not None:
@@ -242,13 +266,21 @@ class MicoForPretraining(PreTrainedModel):
             mask = torch.cat([mask, there.unsqueeze(1).expand(-1, said.shape[1])], 1)
         return context, mask, pooled, tokens
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor, *over: Tensor | Corpora) -> Tensor:
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor, *over: Tensor | Corpora | None
+    ) -> Tensor:
         """Captions (B, S), alone or over media, in one vector each: [CLS]'s (B, d)."""
         return cast(Tensor, self.text(input_ids, attention_mask, *over)[:, 0])
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
-        point = self.text_projection(self.read(input_ids, attention_mask))
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, corpus: Tensor | None = None
+    ) -> Tensor:
+        """Captions (B, S) -> unit-length features (B, P) of the contrastive space.
+
+        ``corpus`` (B, S) are the tokens' rows of E_Sam, eq. (3).
+        """
+        over = () if corpus is None else (None, None, Corpora(corpus, corpus[:, :0]))
+        point = self.text_projection(self.read(input_ids, attention_mask, *over))
         if self.names is not None:
             mixed = self.names.pooled(input_ids, attention_mask, self.text.table)
             point = point + self.names.words(mixed)
@@ -283,7 +315,7 @@ class MicoForPretraining(PreTrainedModel):
         """
         captions, media = (input_ids, attention_mask), (media_kind, media_units)
         pixels, features = inputs.get("pixel_values"), inputs.get("stem_features")
-        more = (Subtitles.given(inputs), inputs.get("change"))
+        more: Any = (Subtitles.given(inputs), inputs.get("change"), inputs.get("media_corpus"))
         shown = self.encode(*media, media_row, len(input_ids), pixels, features, *more)
         corpora = self._corpora(shown, input_ids, media_row, media_units, inputs)
         context = Context(shown.context, shown.mask, corpora)
@@ -291,9 +323,8 @@ class MicoForPretraining(PreTrainedModel):
         losses: dict[str, Tensor] = {}
         compared: dict[str, Tensor] = {}
         if {"contrastive", "matching"} & asked:  # contrast finds the hard negatives of matching
-            read = self.by_rows(
-                lambda o: self.encode_text(*(x[o] for x in captions)), len(input_ids)
-            )
+            said = captions if self.media_sampling is None else (*captions, corpora.text)
+            read = self.by_rows(lambda o: self.encode_text(*(x[o] for x in said)), len(input_ids))
             text, key = end_to_end(read), caption_key(*captions)
             settings = (self.temperature, self.smoothing)
             losses["contrastive"], *near = contrastive(shown.pooled, text, key, *settings)
@@ -343,6 +374,16 @@ class MicoForPretraining(PreTrainedModel):
         context = context.repeat_interleave(shown.tokens.shape[1], dim=1)
         context = F.pad(context, (0, shown.context.shape[1] - context.shape[1]))
         return Corpora(self.rows.corpora(in_text), self.rows.corpora(context))
+
+
+def _projection(text: MicoTextConfig, width: int) -> nn.Module:
+    """To the contrastive space: one layer, or the paper's MLP (3.4)."""
+    last = nn.Linear(width, text.projection_dim, bias=False)
+    if text.projection == "linear":
+        return last
+    if text.projection != "mlp":
+        raise ConfigError(f"text_config.projection {text.projection!r}: it is linear or mlp")
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
 
 
 AutoModel.register(MicoConfig, MicoForPretraining)

@@ -127,10 +127,12 @@ class TextBranch(nn.Module):
         mask = by_all.unsqueeze(1).bool().expand(-1, 1, s, s)
         embeds = self.table(input_ids)
         cross = None
+        sampled = corpora if self.use_sampling else None
+        if sampled is not None:  # eq. (3)
+            embeds = embeds + self.sampling(sampled.text)
         if context is not None and context_mask is not None:
-            if corpora is not None and self.use_sampling:  # eq. (3)
-                embeds = embeds + self.sampling(corpora.text)
-                context = context + self.sampling(corpora.context)
+            if sampled is not None:
+                context = context + self.sampling(sampled.context)
             cross = additive_mask(context_mask[:, None, None, :].expand(-1, 1, s, -1), embeds.dtype)
         output = self.bert(
             inputs_embeds=embeds,

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from mico_chat.errors import ConfigError
 from mico_chat.model.config import MicoConfig, MicoTextConfig
+from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import starts
 from mico_training.build_model import build_chat, build_pretraining, pretraining_config
@@ -31,9 +32,12 @@ BERT: dict[str, Any] = {
 }
 
 
-def model(seed: int = 1, image_size: int = 56, **eva: Any) -> MicoForPretraining:
+def model(
+    seed: int = 1, image_size: int = 56, position: bool = True, **eva: Any
+) -> MicoForPretraining:
     torch.manual_seed(seed)
     config = MicoConfig.tiny()
+    config.context_config.position = position
     config.concept_config = None
     config.encoder_config.stem = None
     config.encoder_config.architecture = "eva_giant_patch14_clip_224"
@@ -244,12 +248,14 @@ def test_only_a_new_model_of_stage_1_starts_from_them(tiny_pretraining: Path) ->
         build_chat(ModelRecipe(name="tiny", text_weights="some"))
 
 
-ROPE = "model.options.encoder_config.architecture_options={use_rot_pos_emb: false}"
+ROPE = "model.options.encoder_config.architecture_options={use_rot_pos_emb: true}"
+SIZES = {"b": (86, "86M"), "l": (303, "331M"), "g": (1011, "1.3B")}
+"""Millions of parameters of the encoder, and what the paper says."""
 
 
 @pytest.mark.parametrize(
     ("size", "overrides", "rotates"),
-    [("b", [], True), ("b", [ROPE], False), ("l", [], True), ("g", [], False)],
+    [("b", [], False), ("b", [ROPE], True), ("l", [], False), ("g", [], False)],
 )
 def test_the_recipes_name_weights_that_fit(
     size: str, overrides: list[str], rotates: bool, monkeypatch: pytest.MonkeyPatch
@@ -275,6 +281,33 @@ def test_the_recipes_name_weights_that_fit(
     assert len(said) == 2
     vit: Any = whole.encoder.vit
     assert (vit.rope is not None) == rotates
-    assert vit.pos_embed is not None
-    n = sum(p.numel() for p in whole.encoder.parameters())
-    assert n == pytest.approx({"b": 86e6, "l": 303e6, "g": 1011e6}[size], rel=0.01)
+    assert vit.pos_embed.requires_grad, "E_Pos is learnt (3.3)"
+    assert whole.media_sampling is not None
+    assert isinstance(whole.media_projection, nn.Sequential)
+    n, papers = SIZES[size]
+    assert round(sum(p.numel() for p in whole.encoder.parameters()) / 1e6) == n
+    text = (RECIPES.parents[1] / "docs/training.md").read_text()
+    assert f"| ViT-{size.replace('b', 'B').replace('l', 'L')} | {papers} | {n:,} M |" in text
+
+
+@pytest.mark.parametrize("size", ["b", "l", "g"])
+def test_the_recipes_attention_knows_no_places(size: str) -> None:
+    """A shallow ViT of the recipe without its table of positions sees a bag of patches."""
+    recipe = load_recipe(Stage1Run, RECIPES / f"mico-{size}-stage1.yaml").model
+    config = pretraining_config(recipe, MicoTextConfig()).encoder_config
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    config.architecture_options = (config.architecture_options or {}) | small
+    config.image_size, patch = 2 * config.patch_size, config.patch_size
+    torch.manual_seed(0)
+    encoder = OmniEncoder(config).train(False)
+    nn.init.zeros_(cast(Any, encoder.vit).pos_embed)
+    top, bottom = torch.randn(1, 3, 2 * patch, 2 * patch).split(patch, 2)
+    with torch.no_grad():
+        up, down = (encoder(torch.cat(x, 2)) for x in ((top, bottom), (bottom, top)))
+    torch.testing.assert_close(up[:, [0, 3, 4, 1, 2]], down)
+
+
+def test_weights_give_their_positions_only_to_a_model_with_e_pos(eva: Path) -> None:
+    fresh = model(position=False)
+    assert "left aside: pos_embed, head.weight, head.bias" in start(fresh, encoder_weights=eva)[0]
+    assert "pos_embed" not in fresh.encoder.vit.state_dict()

@@ -1,6 +1,7 @@
 """Stage 1: the three objectives against what the paper's equations say."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -9,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mico_chat.checkpoints.assemble import set_options
+from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.config import MicoConfig
+from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.losses import caption_key
+from mico_chat.model.media_path import MediaModel
 from mico_chat.model.mini.regions import tagging_loss
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
 from mico_chat.model.text_branch import Corpora
@@ -85,7 +88,8 @@ def test_contrastive_gradient_reaches_both_sides(model: MicoForPretraining) -> N
     first = (
         next(m.parameters()) for m in (model.media_projection, model.encoder.vit, model.text.bert)
     )
-    for parameter in (*first, model.text_projection.weight, model.temperature):
+    last = next(model.text_projection.parameters())
+    for parameter in (*first, last, model.temperature):
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
 
@@ -259,6 +263,85 @@ def test_contrast_cannot_tell_corpora_by_e_sam(model: MicoForPretraining) -> Non
     torch.testing.assert_close(named.loss, model(**unnamed).loss, rtol=0, atol=0)
     named.loss.backward()
     assert model.text.sampling.weight.grad is None
+
+
+def test_e_sam_is_in_the_contrast_of_the_papers_models() -> None:
+    """z_I = f(x_I) + E_Sam and z_T^I = f'(x_T^I) + E_Sam, eq. (3), are what eq. (4) compares."""
+    b, config = across(), MicoConfig.tiny()
+    set_options(config, {"context_config.contrastive_sampling": True})
+    model = pretraining_model(config=config)
+    model.objective_weights = {"contrastive": 1.0}
+    assert model.media_sampling is not None
+    loss = model(**b).loss
+    loss.backward()
+    for table in (model.media_sampling, model.text.sampling):
+        assert table.weight.grad is not None
+        assert table.weight.grad.any(1).nonzero().flatten().tolist() == [1, 2, 3]
+    unnamed = {k: v for k, v in b.items() if not k.endswith("corpus")}
+    plain = encoded(model, unnamed)
+    with torch.no_grad():
+        tokens, _ = model.seen(b["media_kind"], b["media_units"], b["pixel_values"])
+        cls = tokens[:2, 0] + model.media_sampling.weight[[1, 2]]  # a picture and a sound
+        by_hand = F.normalize(model.media_projection(cls.mean(0)), dim=-1)
+    named = model.encode(
+        **{k: v for k, v in b.items() if k.startswith(("media", "pixel"))},  # type: ignore[arg-type]
+        n=len(b["input_ids"]),
+    )
+    torch.testing.assert_close(named.pooled[0], by_hand)
+    torch.testing.assert_close(named.pooled[4:], plain.pooled[4:])  # of one corpus, as in a search
+    with torch.no_grad():
+        for table in (model.media_sampling, model.text.sampling):
+            table.weight.mul_(50)
+    assert model(**b).loss < loss < model(**unnamed).loss + 1, "E_Sam tells corpora apart"
+    with torch.no_grad():
+        model.text.sampling.weight.zero_()
+        model.media_sampling.weight.zero_()
+    torch.testing.assert_close(model(**b).loss, model(**unnamed).loss, rtol=0, atol=0)
+    set_options(config, {"context_config.sampling": False})
+    assert pretraining_model(config=config).media_sampling is None
+
+
+def test_the_papers_projections_are_mlps(tmp_path: Path) -> None:
+    config = MicoConfig.tiny()
+    set_options(config, {"text_config.projection": "mlp", "text_config.subtitles": True})
+    model = pretraining_model(config=config)
+    for part in (model.media_projection, model.text_projection, model.subtitle_projection):
+        assert [type(layer).__name__ for layer in cast(Any, part)] == ["Linear", "GELU", "Linear"]
+    model(**batch(3)).contrastive_loss.backward()
+    for part in (model.media_projection, model.text_projection):
+        assert all(p.grad is not None and p.grad.any() for p in part.parameters())
+    model.save_pretrained(tmp_path)
+    again = MicoForPretraining.from_pretrained(tmp_path).train(False)
+    for one, same in zip(features(model, batch(3)), features(again, batch(3)), strict=True):
+        torch.testing.assert_close(one, same)
+    old = MicoConfig.from_dict({"text_config": {"hidden_size": 32}})
+    assert (old.text_config.projection, old.context_config.position) == ("linear", True)
+    for options, said in (
+        ({"text_config.projection": "deep"}, "'deep': it is linear or mlp"),
+        ({"text_config.frames": dict.fromkeys(("vision", "audio", "depth"), 1)}, "set it to lin"),
+    ):
+        set_options(config, options)
+        with pytest.raises(ConfigError, match=said):
+            MicoForPretraining(config)
+        config.text_config.projection = "mlp"
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_switch_leaves_e_pos_out(on: bool, tmp_path: Path) -> None:
+    """Without it a picture is a bag of cells, in pretraining and in the chat model after it."""
+    config, chat = MicoConfig.tiny(concepts=False), MicoChatConfig.tiny(concepts=False)
+    for one in (config, chat):
+        set_options(one, {"context_config.position": on})
+        assert one.encoder_config.depth > 0
+    model = pretraining_model(config=config)
+    model.save_pretrained(tmp_path)
+    again = MicoForPretraining.from_pretrained(tmp_path).train(False)
+    cells = torch.randn(1, model.encoder.stem.seen_dim, 2, 2)  # type: ignore[union-attr]
+    mixed, order = cells.flatten(2)[:, :, [2, 0, 3, 1]].view_as(cells), [0, 3, 1, 4, 2]
+    for encoder in (again.encoder, model.encoder, MediaModel(chat).train(False).encoder):
+        whole, bag = encoder(cells), encoder(mixed)
+        assert torch.allclose(whole[:, order], bag, atol=1e-5) != on
+    torch.testing.assert_close(again.encoder(cells), model.encoder(cells))
 
 
 def test_matching_cannot_tell_a_negative_by_e_sam(model: MicoForPretraining) -> None:

@@ -63,7 +63,8 @@ def _start_encoder(encoder: OmniEncoder, source: str) -> str:
     vit: Any = encoder.vit
     given, aside, heads = _timm_weights(source, vit)
     own = vit.state_dict()
-    aside += [name for name in given if name.startswith(CLASSIFIER) and name not in own]
+    unused = (CLASSIFIER, POSITIONS)  # the latter without E_Pos
+    aside += [name for name in given if name.startswith(unused) and name not in own]
     given = {name: tensor for name, tensor in given.items() if name not in aside}
     note = _resample(given, vit)
     advice = "name weights of this ViT, or set model.options.encoder_config to the sizes of those"

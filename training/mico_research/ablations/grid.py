@@ -42,7 +42,8 @@ class PerModalityEncoders(MicoForPretraining):
         super().__init__(config)
         self.others = nn.ModuleDict()
         for kind in self.rows.names[1:]:
-            self.others[kind] = OmniEncoder(config.encoder_config).vit
+            position = config.context_config.position
+            self.others[kind] = OmniEncoder(config.encoder_config, position).vit
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Each unit through its kind's ViT, (U, T, D)."""
@@ -97,7 +98,9 @@ class TextDecoder(TextTransformer):
 
     causal = True
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor, *over: Tensor | Corpora) -> Tensor:
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor, *over: Tensor | Corpora | None
+    ) -> Tensor:
         """Captions (B, S) in one vector each: the last word's (B, d)."""
         seen = backwards(attention_mask[:, :0], input_ids.shape[1])
         hidden = self.text(input_ids, seen, *over)
