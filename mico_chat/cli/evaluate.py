@@ -260,7 +260,9 @@ def _run(
             contents = items.get(task.name)
             if contents is None:
                 contents = _contents(task, options).first(options.limit)
-            controls = options.controls if task.family == "skills" else ("full",)
+            controls = options.controls or task.controls
+            if task.family != "skills":
+                controls = [c for c in task.controls if c in controls] or task.controls
             if task.family == "skills" and not task.prompt:  # stage 1's model reads a medium
                 controls = ("full", "swapped")
             asking.run(

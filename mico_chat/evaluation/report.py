@@ -130,6 +130,8 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
         cells.append([*left, row["broken"], f"{row['seconds']:.0f}", row["model"], row["protocol"]])
         if row["beside"] or len(row["figures"]) > 1:
             notes.append(f"- {name}: {', '.join(_with(row, key) for key in row['figures'])}")
+        for model, peer in row["peers"].items():
+            notes.append(f"- {name}: {model} {peer['figure']}: {peer['place']}")
         # Metrics with the same reason share a line.
         for why in dict.fromkeys(row["missing"].values()):
             keys = [key for key, reason in row["missing"].items() if reason == why]
@@ -148,7 +150,7 @@ def _with(row: Row, key: str) -> str:
     said = [] if row["paper"] is None else [("paper ", [row["paper"]["also"].get(key)])]
     beside = row["beside"].get(key, {})
     said += [("", beside.get("interval", [None]))]
-    said += [(f"{name} ", [beside.get(name)]) for name in ("swapped", "chance")]
+    said += [(f"{name} ", [beside.get(name)]) for name in ("swapped", "withheld", "chance")]
     texts = [name + "-".join(map(_shown, values)) for name, values in said if None not in values]
     return f"{key} {_shown(row['figures'][key])}" + f" ({', '.join(texts)})" * bool(texts)
 
@@ -158,7 +160,10 @@ def _shown(figure: float | None) -> str:
 
 
 def _paper(row: Row) -> str:
-    return "" if row["paper"] is None else _shown(row["paper"]["figure"])
+    """The published figures: MiCo's, and those of other models by their names."""
+    mico = [] if row["paper"] is None else [_shown(row["paper"]["figure"])]
+    peers = row.get("peers", {}).items()
+    return ", ".join([*mico, *(f"{model} {_shown(peer['figure'])}" for model, peer in peers)])
 
 
 # --- charts -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ each item (``full``), without media (``withheld``), with the media of another it
 (``swapped``), and with one path of the encoder switched off (``without-concepts``,
 ``without-grid``). ``base-llm`` asks the language model before its tuning. A question without media
 is asked under ``full`` and ``base-llm`` only, because the others change nothing for it. All other
-tasks have the control ``full`` only.
+tasks have the control ``full``, and public benchmarks ``withheld`` too.
 
 The kinds of record in the store are ``broken`` and ``refused`` (an item with the reason),
 ``caption``, ``answer``, ``done`` (the end of the run or of a control) and those of
@@ -55,7 +55,7 @@ def run(
             store.add([{"kind": "broken", "id": id, "reason": why} for id, why in contents.broken])
         # The untuned language model comes last, because it replaces the tuned one.
         for control in sorted(controls, key=CONTROLS.index):
-            done = {"kind": "done", **({"control": control} if skills else {})}
+            done = {"kind": "done", **({"control": control} if skills or control != "full" else {})}
             if done in store.records:
                 continue
             model.use(control)
@@ -97,7 +97,7 @@ def _ask(
     known = {
         record.get("number", record["id"])
         for record in store.records
-        if "id" in record and record.get("control", control) == control
+        if "id" in record and record.get("control", "full") == control
     }
     if task.prompt:
         words = [task.prompt.replace("{question}", item.question) for item in items]
@@ -110,7 +110,7 @@ def _ask(
         if not open_:
             continue
         found = model.answers(task, [asked[n] for n in open_], max_tokens or most)
-        description = f"{task.name}: {control}" if skills else task.name
+        description = task.name if control == "full" and not skills else f"{task.name}: {control}"
         before = time.perf_counter()
         for number, reply in tqdm(found, desc=description, unit="answer", total=len(open_)):
             if (n := open_[number]) in done:
@@ -118,8 +118,8 @@ def _ask(
             now = time.perf_counter()
             record = _record(task, items[places[n]], reply) | {"seconds": round(now - before, 3)}
             before = now
-            if skills:
-                record |= {"number": places[n], "control": control}
+            record |= {"control": control} if skills or control != "full" else {}
+            record |= {"number": places[n]} if skills else {}
             store.add([record])
 
 
@@ -149,7 +149,8 @@ def _record(task: Task, item: Item, reply: Reply) -> Record:
         return {**record, "kind": "caption", "caption": reply.text, "references": item.captions}
     record["answer"] = reply.text
     if task.family == "qa":
-        return {**record, "question": item.question, "references": item.answers}
+        more = {"choices": item.choices, "skill": item.skill} if item.skill or item.choices else {}
+        return {**record, "question": item.question, "references": item.answers, **more}
     return record | item.asked()
 
 

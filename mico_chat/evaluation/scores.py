@@ -23,12 +23,14 @@ from mico_chat.errors import DataError, MicoError
 from mico_chat.evaluation.datasets import datasets_in
 from mico_chat.evaluation.judge import read_verdicts
 from mico_chat.evaluation.metrics.answers import (
+    BENCHMARKS,
     Rule,
     clotho_aqa,
     exact_match,
     is_right,
     position,
     vqa_accuracy,
+    yes,
 )
 from mico_chat.evaluation.metrics.captions import cider, spider
 from mico_chat.evaluation.retrieval import recalls, swapped
@@ -203,7 +205,7 @@ def _recalled(task: Task, records: Sequence[Record]) -> _Figures:
 def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record]) -> Row:
     of: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        of[record["kind"]].append(record)
+        of[str(record.get("control", record["kind"]))].append(record)
     counted = of[{"retrieval": "medium", "captioning": "caption"}.get(task.family, "answer")]
     if not counted and not of["refused"]:
         raise DataError(folder / PREDICTIONS, None, "no item could be used")
@@ -215,6 +217,10 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
         found = _judged(folder, task, counted)
     else:
         found = _by_people(task, counted)
+        if blind := [record for record in of["withheld"] if record["kind"] == "answer"]:
+            without = _by_people(task, blind).figures
+            for name, row in found.beside.items():
+                row["withheld"] = without.get(name)
     left_out = {kind: [(r["id"], r["reason"]) for r in of[kind]] for kind in ("broken", "refused")}
     lost: Row = {}
     for kind, items in {**left_out, "unjudged": found.unjudged}.items():
@@ -225,6 +231,7 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
         "metric": task.metrics[0],
         "figure": found.figures.get(task.metrics[0]),
         "paper": None if task.paper is None else task.paper.model_dump(),
+        "peers": {model: peer.model_dump() for model, peer in task.peers.items()},
         "figures": {name: found.figures[name] for name in task.metrics if name in found.figures},
         "beside": found.beside,
         "missing": found.missing,
@@ -267,12 +274,32 @@ def _protocol(task: Task, header: Record, judge: str | None) -> str:
     return "; ".join(parts)
 
 
+def _of_benchmark(task: Task, name: str, records: Sequence[Record]) -> dict[str, float]:
+    """The values of a public benchmark's metric, such as "accuracy: music", whose mean it is."""
+    name, _, group = name.partition(": ")
+    kept = [record for record in records if group in ("", record.get("skill"))]
+    if name == "yes ratio":
+        return {r["id"]: yes(r["answer"]) for r in kept}
+    rule = BENCHMARKS[task.dataset]
+    each = {r["id"]: float(rule(r["answer"], r["references"], r)) for r in kept}
+    if name == "F1":  # 2 TP / (2 TP + FP + FN): what is rightly yes counts twice
+        truly = {r["id"]: r["references"][0] == "yes" for r in kept}
+        twice = {f"{id} again": right for id, right in each.items() if truly[id] and right}
+        return {id: right for id, right in each.items() if truly[id] or not right} | twice
+    if name == "CircularEval":  # right under all turns of the choices, whose ids differ by millions
+        wrong = {int(id) % 10**6 for id, right in each.items() if not right}
+        return {id: int(id) not in wrong for id in each if int(id) < 10**6}
+    return each
+
+
 def _by_people(task: Task, records: Sequence[Record]) -> _Figures:
     """Captions or answers compared with those of people, by each metric of the task."""
     said = {r["id"]: r["caption" if task.family == "captioning" else "answer"] for r in records}
     people = {r["id"]: r["references"] for r in records}
 
     def compute(name: str, people: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        if task.dataset in BENCHMARKS:
+            return _of_benchmark(task, name, records)
         if name in CAPTION_METRICS:
             return CAPTION_METRICS[name](said, people)
         if task.dataset == "clotho-aqa":

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -51,6 +52,7 @@ class Task(BaseModel, extra="forbid", frozen=True):
     of a sound or a sound track; with 0 slices, a video is used without its track. ``resolution`` is
     that of the paper's model. A retrieval cuts captions to ``text_length`` tokens, as fine-tuning
     does. A task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's question.
+    ``controls`` are those of a task that is no suite; ``peers`` the published figures of others.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Task(BaseModel, extra="forbid", frozen=True):
     max_tokens: int = 0
     judged: bool = False
     skills: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ("full",)
+    peers: dict[str, PaperFigure] = {}
 
 
 ITEMS = Task(name="items", family="skills", prompt="{question}")
@@ -143,13 +147,20 @@ class Contents:
         self._add(id, medium, "" if texts else "it has no caption", captions=captions)
 
     def ask(
-        self, id: str, medium: MediaFile | str, question: object, given: Sequence[object]
+        self,
+        id: str,
+        medium: MediaFile | str,
+        question: object,
+        given: Sequence[object],
+        **more: Any,
     ) -> None:
-        """Add a question about a medium with the answers that people gave."""
+        """Add a question about a medium with the answers that people gave; ``choices`` are shown
+        below it, with letters."""
         texts = tuple(str(answer) for answer in given if answer is not None and str(answer).strip())
         asked = _clean(question)
         fault = "" if asked and texts else f"it has no {'answer' if asked else 'question'}"
-        self._add(id, medium, fault, question=asked, answers=texts)
+        asked += "".join(map("\n{}. {}".format, ascii_uppercase, more.get("choices", ())))
+        self._add(id, medium, fault, question=asked, answers=texts, **more)
 
     def _add(self, id: str, medium: MediaFile | str, fault: str, **words: Any) -> None:
         if not fault:

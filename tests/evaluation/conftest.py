@@ -110,7 +110,7 @@ def ran(
     """The row of a task on a folder of data; ``changes`` are other settings of the task."""
     task = TASKS[name].model_copy(update=changes)
     contents = DATASETS[task.dataset].read(data).first(limit)
-    run(task, contents, model, output, limit=limit, max_tokens=max_tokens)
+    run(task, contents, model, output, task.controls, limit=limit, max_tokens=max_tokens)
     return score(output)
 
 

@@ -142,7 +142,7 @@ def test_missing_data_are_reported_first(
 def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 41
+    assert len(lines) == 49
     assert lines[-1].startswith("mini-skills ")
     assert lines[1].split()[:3] == ["coco-retrieval", "68.1", "R@1,"]
 

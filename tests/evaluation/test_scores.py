@@ -107,7 +107,7 @@ def test_captions_and_a_metric_that_is_not_there(
     assert result["missing"] == {"SPIDEr": "SPICE is not here: fetch it"}
     assert (result["items"], result["seconds"]) == (2, 3.0)
     shown = tasks_table({"clothov2-captioning": result})
-    assert "| clothov2-captioning | CIDEr | 75.0 | 50.8 | 2 | 1 | 3 | m |" in shown
+    assert "| clothov2-captioning | CIDEr | 75.0 | 50.8 | 2 | unknown | 1 | 3 | m |" in shown
     assert "no SPIDEr: SPICE is not here: fetch it" in shown
     assert "1 broken and not counted: c|d.wav: no file" in shown
 

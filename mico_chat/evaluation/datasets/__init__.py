@@ -6,12 +6,13 @@ as in training (``mico_training/data/own.py``).
 """
 
 import ast
+import base64
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from string import Formatter
+from string import Formatter, ascii_uppercase
 from typing import Any
 
 import yaml
@@ -28,6 +29,7 @@ from mico_chat.evaluation.datasets.files import (
     read_text,
 )
 from mico_chat.evaluation.task import Contents, Item, Split, read_items
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 
 
@@ -51,12 +53,16 @@ class Annotations(BaseModel, extra="forbid", frozen=True):
     beside: Beside | None = None
     kind: Kind = "video"
     folders: tuple[str, ...] = ("videos",)
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    picture: str = ""
     id: str
+    skill: str = ""
     merge: bool = False
     captions: tuple[str, ...] = ()
     paragraph: bool = False
+    hint: str = ""
     question: str = ""
+    choices: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
 
     def read(self, folder: Path, change: Callable[[Row], Row]) -> Contents:
@@ -70,9 +76,10 @@ class Annotations(BaseModel, extra="forbid", frozen=True):
             for name in self.beside.files:
                 for row in read_records(folder / name, self.beside.key):
                     beside[str(row.get(self.beside.by))].append(row)
-        # The id of an item, possible names of its medium, the question, captions or answers.
-        entries: dict[object, tuple[str, list[str], object, list[object]]] = {}
-        for row in map(change, self._records(folder / self.file)):
+        # The id of an item, possible names of its medium, its record, captions or answers.
+        entries: dict[object, tuple[str, list[str], Row, list[object]]] = {}
+        pictures: dict[str, str] = {}
+        for row in map(change, self._records(folder)):
             try:
                 id, *names = (filled_in(template, row) for template in (self.id, *self.names))
             except ValueError as error:
@@ -82,32 +89,53 @@ class Annotations(BaseModel, extra="forbid", frozen=True):
                 continue
             sources = [row] if self.beside is None else beside[str(row.get(self.beside.by))]
             key = id if self.merge else len(entries)
-            *_, texts = entries.setdefault(key, (id, names, row.get(self.question), []))
+            *_, texts = entries.setdefault(key, (id, names, row, []))
             paths = self.captions or self.answers
             texts.extend(text for one in sources for path in paths for text in values_at(one, path))
-        for id, names, question, texts in entries.values():
+        for id, names, row, texts in entries.values():
+            medium = self._picture(row, id, pictures) if self.picture else media.find(names)
             if self.captions:
-                contents.caption(id, media.find(names), texts, self.paragraph)
+                contents.caption(id, medium, texts, self.paragraph)
             else:
-                contents.ask(id, media.find(names), question, texts)
+                asked = " ".join(str(row[k]) for k in (self.hint, self.question) if row.get(k))
+                choices = tuple(str(c) for k in self.choices for c in values_at(row, k) if c)
+                if choices:  # an answer is a choice's letter, place or text
+                    letters: dict[object, str] = {
+                        c: ascii_uppercase[n] for n, c in enumerate(choices)
+                    }
+                    letters |= dict(enumerate(ascii_uppercase))
+                    texts = [letters.get(t, t) for t in texts if isinstance(t, str | int)]
+                skill = str(row.get(self.skill, ""))
+                contents.ask(id, medium, asked, texts, choices=choices, skill=skill)
         return contents
 
-    def _records(self, path: Path) -> Iterator[Row]:
-        """The records with the values in ``where`` and all faulty records; each has its number."""
-        if is_table := path.suffix == ".csv":
-            rows = read_table(path, self._columns(), self.delimiter)
-        else:
-            rows = read_records(path, self.key)
-        # In a table, the first record is on line 2.
-        for number, whole in enumerate(rows, 2 if is_table else 1):
-            for row in _parts(whole, self.each):
-                if FAULT in row or all(row.get(k) in wanted for k, wanted in self.where.items()):
-                    yield {**row, "number": number}
+    def _picture(self, row: Row, id: str, known: dict[str, str]) -> MediaFile | str:
+        """A picture in base64; a row may have the id of an earlier one with the same picture."""
+        text = str(row[self.picture])
+        known[id] = text = known.get(text, text)
+        try:
+            return MediaFile("image", base64.b64decode(text, validate=True), id)
+        except ValueError as error:
+            return f"its picture is not in base64: {error}"
+
+    def _records(self, folder: Path) -> Iterator[Row]:
+        """The records with the values in ``where`` and all faulty records, each with its number
+        and the name of its file."""
+        for path in sorted(folder.glob(self.file)) or [folder / self.file]:
+            if is_table := path.suffix in (".csv", ".tsv"):
+                rows = read_table(path, self._columns(), self.delimiter)
+            else:
+                rows = read_records(path, self.key)
+            # In a table, the first record is on line 2.
+            for number, whole in enumerate(rows, 2 if is_table else 1):
+                for row in _parts(whole, self.each):
+                    if FAULT in row or all(row.get(k) in v for k, v in self.where.items()):
+                        yield {**row, "number": number, "stem": path.stem}
 
     def _columns(self) -> list[str]:
         parsed = [part for text in (self.id, *self.names) for part in Formatter().parse(text)]
         columns = [name for _, name, _, _ in parsed if name and name != "number"]
-        columns += [self.question] if self.question else []
+        columns += filter(None, [self.picture, self.question])
         columns += [] if self.beside else [*self.captions, *self.answers]
         return list(dict.fromkeys(columns))
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        with suppress(json.JSONDecodeError):  # JSON Lines may be named .json
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
         raise DataError(path, error.lineno, f"not JSON: {error.msg}") from error
 
 
@@ -80,13 +84,14 @@ def read_table(
     path: Path, columns: Iterable[str], delimiter: str = ","
 ) -> Iterator[dict[str, str]]:
     """The rows of a table whose first line names its columns; a missing cell is empty."""
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a picture
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     names = reader.fieldnames or ()
     if missing := [column for column in columns if column not in names]:
         why = f"missing columns: {', '.join(missing)}; the columns are {', '.join(names) or 'none'}"
         raise DataError(path, 1, why)
     for row in reader:
-        yield {name: row[name] or "" for name in columns}
+        yield {name: row[name] or "" for name in names}
 
 
 class MediaFolders:
@@ -97,11 +102,12 @@ class MediaFolders:
         self.places = ", ".join(f"{folder.name}/" for folder in folders)
         self._files: dict[str, Path] = {}
         there = [folder for folder in folders if folder.is_dir()]
-        if not there:
+        if folders and not there:
             raise DataError(folders[0], None, "no such folder")
         for folder in there:
-            for path in folder.iterdir():
-                self._files[path.name] = self._files[f"{folder.name}/{path.name}"] = path
+            for path in folder.rglob("*"):
+                name = path.relative_to(folder).as_posix()
+                self._files[name] = self._files[f"{folder.name}/{name}"] = path
 
     def find(self, names: Sequence[str]) -> MediaFile | str:
         """The first file with one of ``names``, alone or with an ending of its kind.
@@ -109,7 +115,7 @@ class MediaFolders:
         Without such a file, the reason.
         """
         suffixes = SUFFIXES[self.kind]
-        for name in names:
+        for name in (name.removeprefix("./") for name in names):
             for suffix in ("", *suffixes, *map(str.upper, suffixes)):
                 if (path := self._files.get(name + suffix)) is not None:
                     return MediaFile(self.kind, path, path.name)

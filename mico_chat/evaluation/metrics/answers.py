@@ -23,9 +23,9 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -118,6 +118,54 @@ def exact_match(answer: str, truth: str) -> bool:
 def plain(text: str) -> str:
     """Lower case, without ASCII punctuation, single spaces: ``" T-shirt. "`` -> ``"tshirt"``."""
     return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+_LETTER = re.compile(
+    r"\W*(?:(?:the|correct|answer|option|choice|is)\b\W*)*([A-J])(?!\w|\s+\w)", re.I
+)
+
+
+def chosen(answer: str, choices: Sequence[str]) -> str:
+    """The letter of the one choice that an answer names by its letter or text; else ""."""
+    if found := _LETTER.match(answer):
+        return found[1].upper()
+    said = [n for n, choice in enumerate(choices) if position(answer, choice) is not None]
+    return string.ascii_uppercase[said[0]] if len(said) == 1 else ""
+
+
+def yes(answer: str) -> bool:
+    """POPE's reading of an answer: yes, unless its first sentence has "no" or "not"."""
+    return not {"No", "no", "not"} & set(answer.partition(".")[0].replace(",", "").split(" "))
+
+
+def anls(answer: str, truth: str) -> float:
+    """DocVQA's average normalised Levenshtein similarity (arXiv 1907.00490); 0 from half on."""
+    said, true = (" ".join(text.lower().split()) for text in (answer, truth))
+    row = list(range(len(true) + 1))
+    for letter in said:
+        before, row = row, [row[0] + 1]
+        for n, other in enumerate(true):
+            row.append(min(before[n + 1] + 1, row[n] + 1, before[n] + (letter != other)))
+    distance = row[-1] / max(len(said), len(true), 1)
+    return 1 - distance if distance < 0.5 else 0.0
+
+
+def _holds(answer: str, truths: Sequence[str], asked: Mapping[str, Any]) -> bool:
+    """OCRBench: the answer has a true one in it; in formulas, spaces say nothing."""
+    if asked["skill"] == "Handwritten Mathematical Expression Recognition":
+        return any("".join(truth.split()) in "".join(answer.split()) for truth in truths)
+    return any(" ".join(t.lower().split()) in " ".join(answer.lower().split()) for t in truths)
+
+
+BENCHMARKS: dict[str, Callable[[str, Sequence[str], Mapping[str, Any]], float]] = {
+    "pope": lambda answer, truths, _: yes(answer) == (truths[0] == "yes"),
+    "mmstar": lambda answer, truths, asked: chosen(answer, asked["choices"]) in truths,
+    "ocrbench": _holds,
+    "textvqa": lambda a, truths, _: vqa_accuracy(vqa_normal(a), [*map(vqa_normal, truths)]),
+    "docvqa": lambda answer, truths, _: max(anls(answer, truth) for truth in truths),
+}
+"""The score of an answer, 0 to 1, by the rule of each public benchmark, from its record."""
+BENCHMARKS |= dict.fromkeys(("mmbench", "scienceqa", "mmau"), BENCHMARKS["mmstar"])
 
 
 Rule = Literal["each", "majority", "unanimous", "any"]

@@ -15,6 +15,14 @@ from mico_chat.evaluation.datasets.files import read_table, read_text
 from mico_chat.evaluation.task import TASKS, Contents
 from tests.evaluation.conftest import empty_files
 
+
+def write_case(case: dict[str, Any], folder: Path) -> None:
+    for name, content in {**dict.fromkeys(case["media"], ""), **case["files"]}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 CASES = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
 
 
@@ -22,10 +30,7 @@ CASES = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encod
 def test_every_row_is_an_item_or_is_counted_with_a_reason(
     case: dict[str, Any], tmp_path: Path
 ) -> None:
-    for name, content in {**dict.fromkeys(case["media"], ""), **case["files"]}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        text = content if isinstance(content, str) else json.dumps(content)
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    write_case(case, tmp_path)
     contents = DATASETS[case["dataset"]].read(tmp_path, case["split"])
     found = {
         item.id: [item.media[0].name, *filter(None, [item.question]), *item.captions, *item.answers]
