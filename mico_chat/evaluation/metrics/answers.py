@@ -127,10 +127,11 @@ _LETTER = re.compile(
 
 def chosen(answer: str, choices: Sequence[str]) -> str:
     """The letter of the one choice that an answer names by its letter or text; else ""."""
-    if found := _LETTER.match(answer):
+    letters = string.ascii_uppercase[: len(choices) or None]
+    if (found := _LETTER.match(answer)) and found[1].upper() in letters:
         return found[1].upper()
     said = [n for n, choice in enumerate(choices) if position(answer, choice) is not None]
-    return string.ascii_uppercase[said[0]] if len(said) == 1 else ""
+    return letters[said[0]] if len(said) == 1 else ""
 
 
 def yes(answer: str) -> bool:

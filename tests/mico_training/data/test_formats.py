@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import MODALITIES
@@ -129,95 +130,14 @@ def test_the_kind_is_found(tmp_path: Path, shards: Path) -> None:
     assert set(MODALITIES) >= {kind for one in read(shards) for kind in ("image", "audio")}
 
 
-# Each file as its publishers wrote it: two good rows, and rows that lack what they need.
-PUBLISHED_FILES: dict[str, tuple[str, str, list[str], dict[str, Any], str]] = {
-    "vast27m": (
-        "annotations.json",
-        '[{"clip_id": "VbT.33", "clip_span": ["00:03:29.889", "00:03:33.990"], "url": "https://y/w"'
-        ', "vision_cap": ["A red car.", "A car."], "audio_cap": ["An engine."], "subtitle": "Go!",'
-        ' "vast_cap": "A loud red car."}, {"clip_id": "VbT.34", "vision_cap": ["A road."], '
-        '"audio_cap": [], "subtitle": "", "vast_cap": ""}, {"clip_id": "VbT.35", "vision_cap": []},'
-        ' {"vision_cap": ["Nobody."]}, 7, {"clip_id": "gone", "vision_cap": ["A."]}]',
-        ["VbT.33.mp4", "VbT.34.mp4", "VbT.35.mp4"],
-        {
-            "VbT.33": {
-                "video": ("A loud red car.", "A red car.", "A car."),
-                "audio": ("An engine.",),
-            },
-            "VbT.34": {"video": ("A road.",)},
-        },
-        "3: VbT.35: the record lacks vast_cap and vision_cap and audio_cap|4: the record lacks "
-        "clip_id|5: a row is an object, not int|6: gone: audio gone.mp4: no such file",
-    ),
-    "valor1m": (
-        "desc_train.json",
-        '[{"video_id": "x-2_30.000_40.000", "desc": "A dog barks at a red ball."},\n'
-        '{"video_id": "y_0.000_10.000", "desc": "Rain."}, {"video_id": "z", "desc": null}]',
-        ["x-2_30.000_40.000.mp4", "y_0.000_10.000.mp4", "z.mp4"],
-        {
-            "x-2_30.000_40.000": {"video": ("A dog barks at a red ball.",)},
-            "y_0.000_10.000": {"video": ("Rain.",)},
-        },
-        "3: z: the record lacks desc",
-    ),
-    "wavcaps": (
-        "as_final.json",
-        '{"num_captions_per_audio": 1, "data": [{"id": "Yb0RFKhbpFJA.wav", "caption": "Wind.", '
-        '"audio": "wav_path", "duration": 10.0}, {"id": "2219", "caption": "An airplane lands.", '
-        '"href": "2219-Airplane.html", "duration": 14.14}, {"id": 3, "caption": 5}]}',
-        ["Yb0RFKhbpFJA.flac", "2219.flac", "3.flac"],
-        {"Yb0RFKhbpFJA.wav": {"audio": ("Wind.",)}, "2219": {"audio": ("An airplane lands.",)}},
-        "3: 3: 'audio' is neither a string nor a list of strings",
-    ),
-    "cc4m": (
-        "cc3m_train.json",
-        '[{"image": "cc3m/0.jpg", "caption": "a red square"}, {"image": "vg/1.jpg", "caption": '
-        '["a wall", "grey"]}, {"image": "sbu/2.jpg"}]',
-        ["cc3m/0.jpg", "vg/1.jpg", "sbu/2.jpg"],
-        {"cc3m/0.jpg": {"image": ("a red square",)}, "vg/1.jpg": {"image": ("a wall", "grey")}},
-        "3: sbu/2.jpg: the record lacks caption and desc",
-    ),
-    "coco": (
-        "dataset_coco.json",
-        '{"images": [{"filepath": "val2014", "filename": "1.jpg", "cocoid": 1, "split": "restval", '
-        '"sentences": [{"raw": "A man."}, {"raw": "Men."}]}, {"filepath": "train2014", "filename": '
-        '"2.jpg", "cocoid": 2, "split": "train", "sentences": [{"raw": "A cat."}]}, {"filename": '
-        '"3.jpg", "cocoid": 3, "split": "test", "sentences": [{"raw": "No."}]}, {"filename": '
-        '"4.jpg", "cocoid": 4, "split": "train", "sentences": [{"raw": "No."}]}], "dataset": "c"}',
-        ["val2014/1.jpg", "train2014/2.jpg"],
-        {"1": {"image": ("A man.", "Men.")}, "2": {"image": ("A cat.",)}},
-        "4: the record lacks filepath",
-    ),
-    "vg": (
-        "region_descriptions.json",
-        '[{"regions": [{"region_id": 1382, "width": 82, "height": 139, "image_id": 1, "phrase": '
-        '"the clock is green", "y": 57, "x": 421}, {"phrase": "a shade"}], "id": 1}, {"regions": '
-        '[{"phrase": "a car"}], "id": 2}, {"regions": [], "id": 3}]',
-        ["1.jpg", "2.jpg", "3.jpg"],
-        {"1": {"image": ("the clock is green", "a shade")}, "2": {"image": ("a car",)}},
-        "3: 3: the record lacks regions.phrase",
-    ),
-    "webvid": (
-        "results_2M_train.csv",
-        "videoid,contentUrl,duration,page_dir,name\n"
-        '21179416,https://x/preview.mp4,PT00H00M11S,006001_006050,"Aerial shot, winter forest"\n'
-        "5629184,https://x/y.mp4,PT00H00M29S,071501_071550,Senior couple\n"
-        "1,https://x/z.mp4,PT00H00M29S,000001_000050,\n2,https://x\n",
-        ["006001_006050/21179416.mp4", "071501_071550/5629184.mp4", "000001_000050/1.mp4"],
-        {
-            "21179416": {"video": ("Aerial shot, winter forest",)},
-            "5629184": {"video": ("Senior couple",)},
-        },
-        "4: 1: the record lacks name|5: the record lacks page_dir",
-    ),
-}
+PUBLISHED_FILES = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text("utf-8"))
 
 
 def published(folder: Path, kind: str) -> DataRecipe:
     """A corpus in its published layout, as a source; the media are small, and real."""
-    name, text, media, *_ = PUBLISHED_FILES[kind]
-    (folder / name).write_text(text, encoding="utf-8")
-    for medium in media:
+    case = PUBLISHED_FILES[kind]
+    (folder / case["file"]).write_text(case["text"], encoding="utf-8")
+    for medium in case["media"]:
         path = folder / kind / medium
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".mp4":
@@ -226,20 +146,21 @@ def published(folder: Path, kind: str) -> DataRecipe:
             write_sound(str(path), "flac", seconds=0.2)
         else:
             path.write_bytes(picture("red"))
-    return DataRecipe(path=str(folder / name), kind=kind, root=folder / kind)
+    return DataRecipe(path=str(folder / case["file"]), kind=kind, root=folder / kind)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED_FILES)
 def test_a_published_corpus_is_read_row_by_row(tmp_path: Path, kind: str) -> None:
-    *_, wanted, wrong = PUBLISHED_FILES[kind]
+    case = PUBLISHED_FILES[kind]
     source = open_source(published(tmp_path, kind), "caption")
     samples = [source[n] for n in range(len(source))]
-    assert {one.id: one.captions for one in samples} == wanted
+    found = {one.id: {name: [*said] for name, said in one.captions.items()} for one in samples}
+    assert found == case["captions"]
     assert samples[0].subtitle == ("Go!" if kind == "vast27m" else "")
     errors = [str(error) for error in bad_of(source).errors]
-    assert len(errors) == bad_of(source).n == len(wrong.split("|"))
-    for error, said in zip(errors, wrong.split("|"), strict=True):
-        assert f"{PUBLISHED_FILES[kind][0]}:{said}" in error
+    assert len(errors) == bad_of(source).n
+    for error, said in zip(errors, case["wrong"], strict=True):
+        assert f"{case['file']}:{said}" in error
 
 
 def test_published_corpora_are_trained_on(tmp_path: Path, tiny_pretraining: Path) -> None:
@@ -248,14 +169,14 @@ def test_published_corpora_are_trained_on(tmp_path: Path, tiny_pretraining: Path
         for kind in PUBLISHED_FILES
     ]
     train = {"lr": 1e-3, "steps": 3, "batch_size": 14, "save_steps": 3, "log_steps": 1}
-    stage1 = {"cross_corpus": 0.5}
+    stage1 = {"cross_corpus": 0.5, "caption_length": 16}
     train_stage1(
         write_recipe(tmp_path, tmp_path, tiny_pretraining, data=data, train=train, stage1=stage1)
     )
     assert (tmp_path / "out" / "model.safetensors").is_file()
     lines = (tmp_path / "out" / "bad-samples.jsonl").read_text().splitlines()
     found = {Path(json.loads(line)["path"]).name for line in lines}
-    assert found == {name for name, *_ in PUBLISHED_FILES.values()}, "each malformed row is named"
+    assert found == {case["file"] for case in PUBLISHED_FILES.values()}, "malformed rows are named"
 
 
 def test_rows_are_read_before_the_file_ends(
