@@ -162,7 +162,7 @@ def mico(
         Path, typer.Argument(metavar="CKPT", help="model_step_N.pt, or the folder it came in.")
     ],
     output: Path | None = typer.Option(
-        None, help="The folder to write; with --to-mico also a .pt. Not for --compare of a folder."
+        None, help="The folder to write; with --to-mico also a .pt."
     ),
     to_mico: bool = typer.Option(
         False, "--to-mico", help="The other way round: CKPT is a model folder."
@@ -186,10 +186,7 @@ def mico(
         None, min=1, help="Attention heads of the text branch. Default: its width / 64."
     ),
     compare: Path | None = typer.Option(
-        None,
-        metavar="FILE",
-        help="Compare with the original's numbers: safetensors, in.*, out.*. CKPT may be a folder "
-        "that was converted before.",
+        None, metavar="FILE", help="Compare CKPT, also a converted folder, with the original's."
     ),
 ) -> None:
     """Convert the released MiCo checkpoint to a folder of stage 1, or back.
@@ -199,8 +196,7 @@ def mico(
     if output is None:
         if to_mico or compare is None or not (source / "config.json").is_file():
             raise ConfigError(f"{source}: name the folder to write: --output")
-        _compare(source, compare)
-        return
+        return _compare(source, compare)
     if to_mico:
         print(f"{output}: {released.write_released(source, output)}")
         return
@@ -221,11 +217,8 @@ def _compare(folder: Path, file: Path) -> None:
     if left := [f"out.{name}" for name in outputs if name not in found]:
         print(f"not compared, because {file} lacks them: {', '.join(left)}")
     within = released_check.WITHIN  # a difference that is no number is too large as well
-    off = [
-        f"{name} is off by {apart:.1e}" for name, (_, apart) in found.items() if not apart <= within
-    ]
-    if off:
-        raise ModelError(f"{folder}: more than {within:.0e} from {file}: {', '.join(off)}")
+    if off := [f"{name} by {of[1]:.1e}" for name, of in found.items() if not of[1] <= within]:
+        raise ModelError(f"{folder}: more than {within:.0e} off from {file}: {', '.join(off)}")
 
 
 def train_stage1(
@@ -289,7 +282,9 @@ def finetune(config: Config, overrides: Overrides = None) -> None:
         import sklearn  # noqa: F401  # the baselines are its
     check_extra("train", "mico-chat finetune", fit, finetuned)
     log_to_stderr()
-    print(finetuned.markdown(fit.main(config, overrides or [])), end="")
+    report = fit.main(config, overrides or [])
+    if os.environ.get("RANK", "0") == "0":
+        print(finetuned.markdown(report), end="")
 
 
 def predict(

@@ -181,13 +181,8 @@ class Preprocessing(BaseModel):
 def released_preprocessing(image_size: int, slices: int) -> Preprocessing:
     """The preprocessing of the released MiCo: its code pins torchvision 0.15, whose ``Resize`` of
     tensors has no antialiasing. It opens depth maps as RGB pictures, which DPT has written."""
-    return Preprocessing(
-        image_size=image_size,
-        max_slices=slices,
-        sampling="segments",
-        antialias=False,
-        depth="picture",
-    )
+    usual = Preprocessing(image_size=image_size, max_slices=slices, sampling="segments")
+    return usual.model_copy(update={"antialias": False, "depth": "picture"})
 
 
 def _slice(samples: Tensor, mels: Tensor) -> Tensor:

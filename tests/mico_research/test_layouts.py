@@ -20,7 +20,7 @@ from mico_research.finetune.fit import main
 from mico_research.finetune.layouts import PUBLIC, open_dataset
 from mico_research.finetune.packaged import Packaged
 from mico_research.finetune.recipe import FinetuneRun
-from mico_research.modalities.samples import Graph, Sample, open_picture
+from mico_research.modalities.samples import MEDIA, PICTURES, Graph, Sample, open_picture
 from mico_training.recipe import load_recipe
 from tests.mico_research.test_finetune_modality import write_run
 
@@ -45,7 +45,8 @@ def write(path: Path, text: str) -> None:
 
 def opened(name: str, root: Path, limit: int | None = None) -> Packaged:
     modality, task = PUBLIC[name].of
-    return open_dataset(name, root, modality, task, 1, limit)
+    options = {"patch_size": 1, "limit": limit, "lookback": 3, "horizon": 2}
+    return open_dataset(name, root, modality, task, options)
 
 
 def listed(samples: list[Sample] | None) -> list[Sample]:
@@ -70,7 +71,8 @@ def test_a_missing_layout_is_printed_whole(name: str, tmp_path: Path) -> None:
 def test_every_layout_has_its_test() -> None:
     tested = {"imagenet-1k", "places365", "kinetics-700", "audioset", "audioset-20k", "nyu-d"}
     tested |= {"sun-rgbd", "regdb", "sysu-mm01", "tb-xray", "ego4d-imu", "indian-pines", "fraud"}
-    assert set(PUBLIC) == tested | {"pcqm4m"}
+    tested |= {"pcqm4m", "regdb-reid", "sysu-mm01-reid", "mmlu", "global-temp", "chestx-ray14"}
+    assert set(PUBLIC) == tested
     assert {form for public in PUBLIC.values() for form in public.read} == set(layouts._FORMS)
 
 
@@ -286,20 +288,40 @@ def test_a_recipe_names_a_data_set_and_its_folder(tmp_path: Path, tiny_chat: Pat
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("table2-*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_of_table_2_is_that_of_table_8(path: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(FinetuneRun, path)
-    assert recipe.data.dataset is not None
-    assert PUBLIC[recipe.data.dataset].of == (recipe.modality, recipe.task)
-    train = recipe.train
-    assert (train.lr, train.batch_size * train.accumulation, train.weight_decay) == (
-        5e-5,
-        512,
-        1e-8,
-    )
-    told = re.search(r"steps: \d+  # (\d+) epochs of ([\d,]+) ", path.read_text())
+    text = path.read_text()
+    told = re.search(r"steps: \d+  # (\d+) epochs of ([\d,]+) ", text)
+    large = re.search(r"# ViT-L \(each with --set\): (.*)", text)
     assert told is not None
-    assert train.steps == round(int(told[1]) * int(told[2].replace(",", "")) / 512)
+    assert large is not None
+    n, long = int(told[2].replace(",", "")), path.stem in ("table2-kinetics-700", "table2-nyu-d")
+    depth = path.stem == "table2-nyu-d"
+    for overrides, lr, size, decay, warm, epochs, drop, mixup in (
+        ([], 5e-5, 512, 1e-8, 0, 20 if long else 30, 0.3 if long else 0.2, (0, 0)),
+        (large[1].split(), 4e-3, 4096, 0.05, 5, 90, 0.2 if depth else 0.1, (0.8, 1.0)),
+    ):
+        recipe = load_recipe(FinetuneRun, path, overrides)
+        assert PUBLIC[str(recipe.data.dataset)].of == (recipe.modality, recipe.task)
+        train, own = recipe.train, recipe.finetune
+        assert (train.lr, train.weight_decay, own.drop_path) == (lr, decay, drop)
+        assert train.batch_size * train.accumulation * 8 == size  # GPUs
+        assert train.steps == round(epochs * n / size)
+        assert train.warmup_steps == round(warm * n / size)
+        assert (train.schedule, train.bf16, train.parallel) == ("cosine", True, "ddp")
+        assert (own.augment is not None) == (recipe.modality in PICTURES | MEDIA)
+        if own.augment is not None:
+            assert own.augment.erasing == 0.25
+            mixes = (0, 0) if recipe.task == "re-identification" else mixup
+            assert (own.augment.mixup, own.augment.cutmix) == mixes
+            if recipe.modality == "image":
+                assert (own.augment.jitter, own.augment.flip) == (0.4, 0.5)
     with pytest.raises(DataError, match=f"{recipe.data.dataset} lacks"):
         main(path, [f"data.root={tmp_path}", f"output={tmp_path / 'out'}"])
+
+
+def test_every_modality_of_table_2_has_its_recipe() -> None:
+    seen = {load(path, []).modality for path in RECIPES.glob("table2-*.yaml")}
+    wanted = {"text", "image", "video", "depth", "audio", "thermal", "imu", "graph"}
+    assert seen == wanted | {"time_series", "hyperspectral", "tabular"}
 
 
 def load(path: Path, overrides: list[str]) -> FinetuneRun:

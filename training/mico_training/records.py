@@ -11,11 +11,13 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch.distributed as dist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -42,17 +44,37 @@ def result_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
 def run_once(
     folder: Path, settings: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The result of a run: from its folder, or else ``settings`` and the figures of ``work``."""
+    """The result of a run: from its folder, or else ``settings`` and the figures of ``work``.
+
+    Processes of a group call this together and work together; the first one reads and writes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    first = is_first()
     with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        result = result_of(folder, settings)
+        if first:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        (result,) = gathered([result_of(folder, settings)] if first else [])
         if result is None:
-            result = {**settings, **work()}
-            write_json(folder / RESULT, result)
-        for checkpoint in folder.glob("checkpoint-*"):
+            (result,) = gathered([{**settings, **work()}][:first])
+            if first:
+                write_json(folder / RESULT, result)
+        for checkpoint in folder.glob("checkpoint-*") if first else ():
             shutil.rmtree(checkpoint)
-    return result
+    return cast(dict[str, Any], result)
+
+
+def is_first() -> bool:
+    """Whether this process writes: it is alone, or the first one of its group."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def gathered(own: list[Any]) -> list[Any]:
+    """The lists of all processes of the group, one behind the other."""
+    if not dist.is_initialized():
+        return own
+    each: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(each, own)
+    return list(chain(*each))
 
 
 def write_json(path: Path, content: Any) -> None:

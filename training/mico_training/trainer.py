@@ -360,7 +360,10 @@ class MicoTrainer(Trainer):
         Training goes on with the draws that it would have without the evaluation.
         """
         if self.held_out is None:
-            return super().evaluate(*args, **kwargs)
+            figures: dict[str, float] = super().evaluate(*args, **kwargs)
+            if isinstance(self.model, FSDPModule):
+                self.model.reshard()
+            return figures
         model, measure = cast(nn.Module, self.model), cast(Any, self.eval_dataset)
         kept, device = dict(self.sums), self.args.device
         model.eval()

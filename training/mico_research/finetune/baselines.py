@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mico_research.finetune.recipe import Splits
 from mico_research.finetune.report import METRICS, score, targets
-from mico_research.modalities.families import GraphInput, PictureInput, SequenceInput
+from mico_research.modalities.families import GraphInput, PictureInput, SequenceInput, TextInput
 from mico_research.modalities.media import MediaInput
 from mico_research.modalities.samples import Array, Graph, Sample, Target, labels_of
 from mico_research.modalities.table import TableInput
@@ -51,6 +51,8 @@ def baselines(
     """Predictions of the test samples by name of the baseline; forecasts are standardised."""
     if isinstance(spec, SequenceInput) and target.task == "forecasting":
         return _forecasts(spec, splits, season)
+    if target.task == "re-identification":
+        return {"pixels": [_vector(spec, sample) for sample in splits.test]}
     if target.task == "multi-label":
         return _several(spec, target, splits)
     listed = _listed(spec, target.task == "classification", splits, seed)
@@ -163,6 +165,8 @@ def _vector(spec: Any, sample: Sample) -> Array:
                 for column, code in zip(spec.categories, arrays["categories"], strict=True)
             ]
             return np.concatenate([arrays["numbers"], *one_hot])
+        case TextInput():  # how often each byte occurs
+            return np.bincount(arrays["values"], minlength=256)
         case GraphInput():
             graph = _graph(sample)
             sizes = [len(graph.nodes), len(graph.edges)]

@@ -13,13 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from transformers.utils import logging as hugging_logging
@@ -28,16 +31,18 @@ from mico_chat.checkpoints.assemble import Encoder, read_encoder
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.report import machine
 from mico_chat.model.encoder import OmniEncoder
+from mico_research.finetune.augment import Augmenter
 from mico_research.finetune.baselines import baselines
 from mico_research.finetune.recipe import EncoderLora, FinetuneRun, Source, Splits
-from mico_research.finetune.report import Report, Row, score, write_report
-from mico_research.modalities.families import GraphInput, PictureInput, SequenceInput
+from mico_research.finetune.report import Report, Row, found_again, score, write_report
+from mico_research.modalities.families import GraphInput, PictureInput, SequenceInput, TextInput
 from mico_research.modalities.media import MediaInput
 from mico_research.modalities.model import MicoForModality, MicoModalityConfig
 from mico_research.modalities.samples import Array, Sample, Target
 from mico_research.modalities.table import TableInput
+from mico_training.parallel import put_together
 from mico_training.recipe import load_recipe
-from mico_training.records import result_of, run_once, write_json
+from mico_training.records import gathered, is_first, result_of, run_once, write_json
 from mico_training.trained import freeze
 from mico_training.trainer import MicoTrainer, draws, train, training_arguments
 
@@ -50,6 +55,8 @@ def fit_specs(recipe: FinetuneRun, encoder: Encoder, splits: Splits) -> tuple[An
     samples = splits.train
     spec: Any
     match recipe.modality:
+        case "text":
+            spec = TextInput.fit(samples, recipe.finetune.patch)
         case "tabular":
             spec = TableInput.fit(samples, recipe.data.categorical)
         case "graph":
@@ -78,6 +85,9 @@ def build(
     """
     source = encoder.source.encoder
     config = encoder.source.config.encoder_config
+    data = recipe.data.dataset or recipe.data.package or recipe.data.train
+    unknown = [{"stage": recipe.model.name, "data": None}]
+    before = (encoder.source.config.trained_on or unknown) if pretrained else []
     model = MicoForModality(
         MicoModalityConfig(
             encoder_config=config,
@@ -86,6 +96,7 @@ def build(
             dropout=recipe.finetune.dropout,
             input_spec=spec.model_dump(mode="json"),
             target_spec=target.model_dump(mode="json"),
+            trained_on=[*before, {"stage": "finetune", "data": [str(data)]}],
         )
     )
     state = source.state_dict()
@@ -98,6 +109,10 @@ def build(
         model.order.take(encoder.source.context, spec.modality)
     if model.encoder.stem is not None:
         model.encoder.stem.requires_grad_(False)
+    blocks: Any = cast(Any, model.encoder.vit).blocks
+    shares: Any = calculate_drop_path_rates(recipe.finetune.drop_path, len(blocks))
+    for block, share in zip(blocks, shares, strict=True):
+        block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
     freeze(model, recipe.train.freeze)
     if recipe.finetune.lora is not None:
         add_lora(model.encoder, recipe.finetune.lora)
@@ -149,10 +164,13 @@ class Mapped(Dataset[dict[str, Array]]):
         return self.make(place)
 
 
-def draws_of(arrays: Any, n: int, seed: int) -> Mapped:
+def draws_of(arrays: Any, n: int, seed: int, augmenter: Augmenter | None = None) -> Mapped:
+    """``n`` draws, epoch after epoch; an ``augmenter`` makes arrays of samples anew for each."""
     rng = np.random.default_rng(seed)
     epochs = [rng.permutation(len(arrays)) for _ in range(-(-n // len(arrays)))]
     order = np.concatenate(epochs)[:n]
+    if augmenter is not None:
+        return Mapped(lambda place: augmenter.arrays(arrays[int(order[place])], seed, place), n)
     return Mapped(lambda place: arrays[int(order[place])], n)
 
 
@@ -201,21 +219,45 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
     changes = {"output": output, "train": settings.model_copy(update=train_changes)}
     run = recipe.model_copy(update=changes)
     hugging = training_arguments(run)
+    spec, asked = cast(Any, model.spec), recipe.finetune.augment
+    augmenter = None if asked is None else Augmenter(asked, spec, model.target)
+
+    def batch(arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
+        drawn = [one.pop("draw") for one in arrays if "draw" in one]
+        found = model.batch(arrays)
+        return augmenter.mixed(found, drawn) if augmenter is not None and drawn else found
+
+    drawn = splits.train if augmenter is not None else prepared(model, splits.train)
     trainer = MicoTrainer(
         model=model,
         args=hugging,
         train=run.train,
-        train_dataset=draws_of(prepared(model, splits.train), draws(hugging), settings.seed),
+        train_dataset=draws_of(drawn, draws(hugging), settings.seed, augmenter),
         eval_dataset=prepared(model, splits.validation),
-        data_collator=model.batch,
+        data_collator=batch,
         callbacks=[EarlyStoppingCallback(recipe.finetune.patience)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every logged line
     train(trainer, run, f"{recipe.modality}: {recipe.task}")
-    merge_lora(model.encoder)
     best = trainer.state.best_metric
     assert best is not None
     return float(best)
+
+
+def predictions(
+    recipe: FinetuneRun, model: MicoForModality, samples: Sequence[Sample]
+) -> list[Any]:
+    """The values that a model predicts; processes share the samples, and each gets all values."""
+    ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    # Each process has as many samples: those of FSDP wait for each other in every layer.
+    n = -(-len(samples) // ranks)
+    own = [samples[place % len(samples)] for place in range(rank * n, (rank + 1) * n)]
+    half = recipe.train.bf16 and recipe.train.parallel == "fsdp"  # then its layers are in bfloat16
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        found = [prediction.value for prediction in model.predict(own)]
+    if isinstance(model, FSDPModule):
+        model.reshard()
+    return gathered(found)[: len(samples)]
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -227,6 +269,7 @@ ARMS = {"pretrained": "MiCo, pretrained blocks", "random": "MiCo, random blocks"
 def main(config: Path, overrides: Sequence[str] = ()) -> Report:
     """Run a recipe, or go on with it. Its output folder gets the model and the report."""
     recipe = load_recipe(FinetuneRun, config, overrides)
+    training_arguments(recipe)  # forms the group of processes
     hugging_logging.disable_progress_bar()
     source = Source(recipe)
     first = source.splits(recipe.finetune.seeds[0])
@@ -251,7 +294,8 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
         rows=tuple(rows),
         machine=machine(),
     )
-    write_report(report, recipe.output)
+    if is_first():
+        write_report(report, recipe.output)
     return report
 
 
@@ -274,7 +318,7 @@ class Study:
             test = standardised(spec, target, splits.test)
             found = baselines(spec, target, splits, self.source.season, seed)
             for name, predicted in found.items():
-                figure = score(target.task, test, predicted, target.classes)
+                figure = self.figures(spec, target, test, predicted)
                 figures.setdefault(name, []).append(figure)
         runs = len(self.recipe.finetune.seeds) * max(1, len(figures))
         seconds = (time.monotonic() - started) / runs
@@ -282,6 +326,17 @@ class Study:
             Row(name=name, kind="baseline", figures=tuple(each), seconds=seconds)
             for name, each in figures.items()
         ]
+
+    def figures(
+        self, spec: Any, target: Target, test: Sequence[Sample], predicted: Sequence[Any]
+    ) -> dict[str, float]:
+        if target.task == "re-identification":
+            return found_again(test, predicted, self.source.public.trials)
+        found = score(target.task, test, predicted, target.classes)
+        if self.source.public.channels:  # in the data's unit
+            (unit,) = spec.std[0]
+            found = {"MSE": found["MSE"] * unit**2, "MAE": found["MAE"] * unit}
+        return found
 
     def arm(self, arm: str) -> Row:
         lrs = self.recipe.finetune.lrs or (self.recipe.train.lr,)
@@ -314,17 +369,20 @@ class Study:
         started = time.monotonic()
         loss = fit(own, model, splits, folder)
         seconds = time.monotonic() - started
-        predicted = [prediction.value for prediction in model.predict(splits.test)]
+        predicted = predictions(own, model, splits.test)
+        put_together(model, lambda name, parameter: True, is_first())
         if target.task == "forecasting":
             predicted = [spec.standardise(value) for value in predicted]
         test = standardised(spec, target, splits.test)
-        figures = score(target.task, test, predicted, target.classes)
+        figures = self.figures(spec, target, test, predicted)
         logger.info("%s: validation loss %.4f, test %s", folder.name, loss, figures)
         pairs = [[sample.target, value] for sample, value in zip(test, predicted, strict=True)]
-        write_json(folder / "predictions.json", pairs)
         best = self.recipe.output / BEST
         least = json.loads(best.read_bytes())["validation_loss"] if best.is_file() else np.inf
-        if arm == "pretrained" and loss < least:
+        if is_first() and target.task != "re-identification":  # long vectors
+            write_json(folder / "predictions.json", pairs)
+        if arm == "pretrained" and loss < least and is_first():
+            merge_lora(model.encoder)
             model.save_pretrained(self.recipe.output)
             write_json(best, {"run": folder.name, "validation_loss": loss})
         return {

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class PublicData(Layout, extra="forbid", frozen=True):
     of: tuple[Modality, Task]
     note: str
     read: dict[str, dict[str, dict[str, Any]]]
+    channels: tuple[str, ...] = ()
+    trials: int = 0
 
 
 PUBLIC = {
@@ -46,11 +49,11 @@ PUBLIC = {
 
 
 def open_dataset(
-    name: str, root: Path, modality: Modality, task: Task, patch_size: int, limit: int | None
+    name: str, root: Path, modality: Modality, task: Task, options: dict[str, Any]
 ) -> Packaged:
     """The samples of a public data set in a folder; a DataError prints the layout that it needs.
 
-    At most ``limit`` samples of each split are taken, evenly spread.
+    At most ``limit`` samples of each split are taken, evenly spread, but those of persons whole.
     """
     if name not in PUBLIC:
         known = ", ".join(PUBLIC)
@@ -64,14 +67,16 @@ def open_dataset(
             root, None, f"{name} lacks {', '.join(missing)}; it needs\n{public.layout(root)}"
         )
     ((form, splits),) = public.read.items()
-    options: dict[str, Any] = {"modality": modality, "patch_size": patch_size, "limit": limit}
-    found = {}
+    options, limit = {**options, "modality": modality}, options["limit"]
+    found: dict[str, Any] = {}
     for split, arguments in splits.items():
-        samples = _thinned(_FORMS[form](root, options, **arguments), limit)
+        samples = _FORMS[form](root, options, **arguments)
+        samples = samples if task == "re-identification" else _thinned(samples, limit)
         if not samples:
             raise DataError(root, None, f"{name} has no samples to {split}")
         found[split] = samples
-    return Packaged(found["train"], found.get("test"), note=public.note)
+    found |= {"note": public.note, "channels": public.channels, "trials": public.trials}
+    return Packaged(**found)
 
 
 def _thinned(samples: list[Sample], limit: int | None) -> list[Sample]:
@@ -96,14 +101,79 @@ def _list(root: Path, _: dict[str, Any], file: str, at: str) -> list[Sample]:
     return samples
 
 
-def _persons(root: Path, _: dict[str, Any], ids: str, at: Sequence[str]) -> list[Sample]:
-    numbers = [int(one) for one in re.findall(r"\d+", read_text(root / ids))]
+def _persons(
+    root: Path, _: dict[str, Any], ids: Any, at: Any, query: Any = (), same_place: Any = ()
+) -> list[Sample]:
+    """Pictures of persons by the cameras ``at``; cameras of the same place count as one."""
+    lists = [ids] if isinstance(ids, str) else ids
+    numbers = [int(one) for name in lists for one in re.findall(r"\d+", read_text(root / name))]
     return [
-        Sample(path, f"{number:04d}", str(path))
+        Sample(path, f"{number:04d}", str(path), camera=place, query=camera in query)
         for camera in at
+        for place in (same_place[0] if camera in same_place else camera,)
         for number in numbers
         for path in sorted((root / camera / f"{number:04d}").glob("*.jpg"))
     ]
+
+
+def _cameras(root: Path, _: dict[str, Any], files: Any, query: str = "") -> list[Sample]:
+    """The pictures of a list for each camera."""
+    return [
+        replace(sample, camera=camera, query=camera == query)
+        for camera, file in files.items()
+        for sample in _list(root, _, file, ".")
+    ]
+
+
+def _choices(root: Path, _: dict[str, Any], at: Sequence[str]) -> list[Sample]:
+    """Questions with four answers, of tables without a header; the target is a letter."""
+    samples = []
+    for file in (one for folder in at for one in sorted((root / folder).glob("*.csv"))):
+        for number, row in enumerate(csv.reader(io.StringIO(read_text(file))), 1):
+            if len(row) != 6 or row[5] not in tuple("ABCD"):
+                said = f"expected a question, four answers and a letter, got {row}"
+                raise DataError(file, number, said)
+            answers = [f"{letter}. {text}" for letter, text in zip("ABCD", row[1:5], strict=True)]
+            text = "\n".join([row[0], *answers, "Answer:"])
+            samples.append(Sample(text, row[5], str(file), number))
+    return samples
+
+
+def _stations(root: Path, options: dict[str, Any], file: str, scale: float) -> list[Sample]:
+    """Windows of each station of an array (hours, stations, features); the first feature counts.
+
+    Of all windows at most ``limit`` are made, evenly spread over hours and stations.
+    """
+    try:
+        hours: Any = np.load(root / file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(root / file, None, f"not an array of numbers: {error}") from error
+    past, long = options["lookback"], options["lookback"] + options["horizon"]
+    if hours.ndim != 3 or len(hours) < long:
+        expected = f"expected (hours, stations, features) of at least {long} hours"
+        raise DataError(root / file, None, f"the array has the shape {hours.shape}, {expected}")
+    n = (len(hours) - long + 1) * hours.shape[1]
+    samples = []
+    for place in np.linspace(0, n - 1, min(n, options["limit"] or n)).astype(int).tolist():
+        start, station = divmod(place, hours.shape[1])
+        window = np.array(hours[start : start + long, station, :1], np.float32) * scale
+        samples.append(Sample(window[:past], window[past:], f"{root / file}: hour {start}"))
+    return samples
+
+
+def _chestxray(root: Path, _: dict[str, Any], file: str) -> list[Sample]:
+    """Pictures that a list names, with all findings; "No Finding" is none."""
+    table = root / "Data_Entry_2017.csv"
+    rows = read_table(table, ["Image Index", "Finding Labels"])
+    found = {r["Image Index"]: tuple(r["Finding Labels"].split("|")) for r in rows}
+    files = {path.name: path for path in sorted(root.glob("images*/**/*.png"))}
+    samples = []
+    for number, name in enumerate(read_text(root / file).split(), 1):
+        if name not in found.keys() & files.keys():
+            raise DataError(root / file, number, f"{name} is not in {table.name} and images*/")
+        labels = tuple(one for one in found[name] if one != "No Finding")
+        samples.append(Sample(files[name], labels, str(table)))
+    return samples
 
 
 def _audioset(root: Path, _: dict[str, Any], part: str) -> list[Sample]:
@@ -282,6 +352,10 @@ _FORMS: dict[str, Callable[..., list[Sample]]] = {
     "folders": _folders,
     "list": _list,
     "persons": _persons,
+    "cameras": _cameras,
+    "choices": _choices,
+    "stations": _stations,
+    "chestxray": _chestxray,
     "audioset": _audioset,
     "nyu": _nyu,
     "sunrgbd": _sunrgbd,

@@ -23,13 +23,20 @@ from mico_research.modalities.samples import Graph, Modality, Sample, Task
 
 @dataclass(frozen=True)
 class Packaged:
-    """Samples, with an official test set or without, or a series. ``note`` describes the data."""
+    """Samples, with an official test set or without, or a series. ``note`` describes the data.
+
+    ``channels`` are those of windows to forecast, whose figures are in the data's unit. ``trials``:
+    so many galleries with one picture of each person by each camera; 0: all pictures.
+    """
 
     train: list[Sample] | None = None
     test: list[Sample] | None = None
     series: Series | None = None
     season: int | None = None
     note: str = ""
+    validation: list[Sample] | None = None
+    channels: tuple[str, ...] = ()
+    trials: int = 0
 
 
 def open_package(name: str, modality: Modality, task: Task) -> Packaged:

@@ -14,10 +14,11 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from mico_chat.errors import ConfigError, DataError
+from mico_research.finetune.augment import Augment
 from mico_research.finetune.layouts import open_dataset
-from mico_research.finetune.packaged import open_package
+from mico_research.finetune.packaged import Packaged, open_package
 from mico_research.modalities.readers import Series, read_samples, read_series
-from mico_research.modalities.samples import MEDIA, PICTURES, Modality, Sample, Task
+from mico_research.modalities.samples import BY_CLASS, MEDIA, PICTURES, Modality, Sample, Task
 from mico_training.recipe import LoraRecipe, ModelRecipe, Run, Section, named
 
 
@@ -77,6 +78,8 @@ class FinetuneRecipe(Section):
     ``lrs``: learning rates; the first seed's validation loss chooses one (default: ``train.lr``).
     ``patience``: a run ends after so many evaluations (one every ``train.save_steps``) without a
     better validation loss. ``units``: at most so many frames of a clip or slices of a sound.
+    ``drop_path``: stochastic depth, the probability that the last block is left out of a sample;
+    earlier blocks have a share of it. ``augment``: random changes of pictures, clips and sounds.
     ``baselines``: fit them too; on a large data set they take long. ``control``: train random
     blocks too, to measure what pretraining gives.
     """
@@ -84,6 +87,8 @@ class FinetuneRecipe(Section):
     layers: int | None = Field(default=None, gt=0)
     patch: int = Field(default=8, gt=0)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
+    augment: Augment | None = None
     lora: EncoderLora | None = None
     lrs: tuple[Annotated[float, Field(gt=0.0)], ...] = ()
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
@@ -108,11 +113,19 @@ class FinetuneRun(Run):
                 raise ValueError(f"{works}, not for {self.modality}")
             if self.data.lookback is None or self.data.horizon is None:
                 raise ValueError("forecasting needs data.lookback and data.horizon")
-        elif self.modality == "tabular" and self.data.train and self.data.target is None:
+        elif self.modality in ("tabular", "text") and self.data.train and self.data.target is None:
             raise ValueError("a table needs data.target, the column to predict")
-        if self.task == "multi-label" and self.modality not in PICTURES | MEDIA:
+        if self.task == "re-identification" and self.data.dataset is None:
+            raise ValueError("re-identification works for the pictures of a data.dataset alone")
+        augment, seen = self.finetune.augment, self.modality in PICTURES | MEDIA
+        if not seen and (self.task == "multi-label" or augment is not None):
+            what = "finetune.augment" if augment is not None else "multi-label"
             known = ", ".join(sorted(PICTURES | MEDIA))
-            raise ValueError(f"multi-label works for {known}, not for {self.modality}")
+            raise ValueError(f"{what} works for {known}, not for {self.modality}")
+        mixable = self.task in ("classification", "multi-label") and self.train.batch_size % 2 == 0
+        if augment is not None and (augment.mixup or augment.cutmix) and not mixable:
+            needs = "classification or multi-label and an even train.batch_size"
+            raise ValueError(f"finetune.augment.mixup and cutmix need the task {needs}")
         if self.finetune.lora is not None and "encoder" in self.train.freeze:
             raise ValueError(
                 "finetune.lora trains adapters of the encoder, but train.freeze freezes the "
@@ -138,6 +151,7 @@ class Source:
         data = recipe.data
         self.recipe, self.season, self.note = recipe, data.season, str(data.train)
         self.series: list[Series] = []
+        self.public = Packaged()
         self.given: list[list[Sample] | None] = []
         paths = (data.train, data.validation, data.test)
         if data.package is not None:
@@ -146,9 +160,10 @@ class Source:
             self.series = [] if packaged.series is None else [packaged.series]
             self.given = [packaged.train, None, packaged.test]
         elif data.dataset is not None and data.root is not None:
-            of = (recipe.modality, recipe.task, data.patch_size, data.limit)
-            packaged = open_dataset(data.dataset, data.root, *of)
-            self.note, self.given = packaged.note, [packaged.train, None, packaged.test]
+            of = (recipe.modality, recipe.task, data.model_dump())
+            self.public = packaged = open_dataset(data.dataset, data.root, *of)
+            self.note = packaged.note
+            self.given = [packaged.train, packaged.validation, packaged.test]
         elif recipe.task == "forecasting":
             self.series = [read_series(path, data.columns) for path in paths if path is not None]
             if len(self.series) == 2:
@@ -165,9 +180,9 @@ class Source:
 
     def splits(self, seed: int) -> Splits:
         """Training, validation and test samples; the seed splits what no file splits."""
-        if self.recipe.task == "forecasting":
+        if self.recipe.task == "forecasting" and self.series:
             return _in_time(self.series, self.recipe.data)
-        data, by_class = self.recipe.data, self.recipe.task == "classification"
+        data, by_class = self.recipe.data, self.recipe.task in BY_CLASS
         train, validation, test = self.given
         assert train is not None
         rng = np.random.default_rng(seed)
@@ -176,13 +191,14 @@ class Source:
         if validation is None:
             train, validation = _split(train, data.validation_share, rng, by_class)
         known = {str(sample.target) for sample in train}
-        for sample in (*validation, *test) if by_class else ():
+        new = () if self.recipe.task == "re-identification" else test
+        for sample in (*validation, *new) if by_class else ():
             if sample.target is not None and str(sample.target) not in known:
                 raise sample.error(
                     f"the class {sample.target!r} is not among those of the training samples: "
                     + ", ".join(sorted(known))
                 )
-        return Splits(train, validation, test)
+        return Splits(train, validation, test, self.public.channels)
 
 
 def _split(

@@ -22,11 +22,12 @@ NAME = "results"
 METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "macro F1"),
     "multi-label": ("mAP",),
+    "re-identification": ("R@1", "mAP"),
     "regression": ("RMSE", "MAE", "R2"),
     "forecasting": ("MSE", "MAE"),
 }
-LARGER_IS_BETTER = frozenset({"accuracy", "macro F1", "mAP", "R2"})
-SHARES = frozenset({"accuracy", "macro F1", "mAP"})
+SHARES = frozenset({"accuracy", "macro F1", "mAP", "R@1"})
+LARGER_IS_BETTER = SHARES | {"R2"}
 COLOURS = {"baseline": "#9aa0a6", "pretrained": "#1a73e8", "random": "#f29900"}
 
 
@@ -157,6 +158,41 @@ def write_report(report: Report, folder: Path) -> None:
     write_json(folder / f"{NAME}.json", report.model_dump(mode="json"))
     (folder / f"{NAME}.md").write_text(markdown(report), encoding="utf-8")
     plot([report], folder / f"{NAME}.png")
+
+
+def found_again(
+    samples: Sequence[Sample], vectors: Sequence[Any], trials: int = 0
+) -> dict[str, float]:
+    """R@1 and mAP of persons between cameras, by the cosine of vectors (P,).
+
+    A query is ranked against all pictures that are no queries, less those of its person by its own
+    camera. With ``trials``, each trial's gallery has one picture of each person by each camera,
+    drawn anew, as in SYSU-MM01's single shot.
+    """
+    points = np.stack([np.asarray(one, np.float64) / np.linalg.norm(one) for one in vectors])
+    persons, cameras = (
+        np.array([str(x) for x in of])
+        for of in zip(*((s.target, s.camera) for s in samples), strict=True)
+    )
+    is_query = np.array([sample.query for sample in samples])
+    hits, precisions = [], []
+    for trial in range(max(1, trials)):
+        shown = np.flatnonzero(~is_query)
+        if trials:
+            mixed = np.random.default_rng(trial).permutation(shown)
+            pairs = np.stack([persons[mixed], cameras[mixed]], 1)
+            shown = mixed[np.unique(pairs, axis=0, return_index=True)[1]]
+        for query in np.flatnonzero(is_query):
+            same = persons[shown] == persons[query]
+            there = ~(same & (cameras[shown] == cameras[query]))
+            if (same & there).any():
+                scores = points[shown[there]] @ points[query]
+                # A wrong picture that is as near counts as nearer.
+                hits.append(scores[same[there]].max() > scores[~same[there]].max(initial=-np.inf))
+                precisions.append(average_precision_score(same[there], scores))
+    if not hits:
+        raise samples[0].error("no person of a query has a picture by another camera")
+    return {"R@1": float(np.mean(hits)), "mAP": float(np.mean(precisions))}
 
 
 def score(

@@ -26,7 +26,22 @@ from mico_research.modalities.samples import (
 # --- time series, inertial measurements, spectra: windows along one axis become tokens -----------
 
 
-class SequenceInput(InputSpec):
+class Windows(InputSpec):
+    """Sequences of at most L steps, of which P make a token."""
+
+    patch: int
+    max_length: int
+
+    @property
+    def n_tokens(self) -> int:
+        return -(-self.max_length // self.patch)
+
+    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
+        """``values`` (B, L, ..), zeros behind the end, and ``mask`` (B, L)."""
+        return dict(zip(("values", "mask"), padded(arrays, "values"), strict=True))
+
+
+class SequenceInput(Windows):
     """Statistics of training sequences of L steps (bands of a spectrum), C channels (pixels).
 
     ``mean`` and ``std`` are (1, C), or (L, C) where every step has its own (a spectrum's bands).
@@ -34,8 +49,6 @@ class SequenceInput(InputSpec):
 
     kind: Literal["sequence"] = "sequence"
     channels: int
-    patch: int
-    max_length: int
     mean: tuple[tuple[float, ...], ...]
     std: tuple[tuple[float, ...], ...]
 
@@ -60,10 +73,6 @@ class SequenceInput(InputSpec):
             std=tuple(map(tuple, std.tolist())),
         )
 
-    @property
-    def n_tokens(self) -> int:
-        return -(-self.max_length // self.patch)
-
     def arrays(self, sample: Sample) -> dict[str, Array]:
         """Standardised ``values`` (L, C), of the training data's channels and length."""
         values = sample.array("a sequence", sample.values, 2)
@@ -83,10 +92,6 @@ class SequenceInput(InputSpec):
         scaled: Array = ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
         return scaled
 
-    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
-        """``values`` (B, L, C), zeros behind the end, and ``mask`` (B, L)."""
-        return dict(zip(("values", "mask"), padded(arrays, "values"), strict=True))
-
 
 class SequenceTokenizer(nn.Module):
     """A linear projection of each window of P steps, plus a learned position.
@@ -95,7 +100,7 @@ class SequenceTokenizer(nn.Module):
     neighbouring bands.
     """
 
-    def __init__(self, spec: SequenceInput, embed_dim: int, channels: int) -> None:
+    def __init__(self, spec: Windows, embed_dim: int, channels: int) -> None:
         super().__init__()
         self.patch = spec.patch
         self.project = nn.Linear(spec.patch * channels, embed_dim)
@@ -109,6 +114,44 @@ class SequenceTokenizer(nn.Module):
         windows = values.unflatten(1, (-1, self.patch)).flatten(2)  # (B, N, P * C)
         tokens = self.project(windows) + self.position_embed[: windows.shape[1]]
         return tokens, F.pad(mask, (0, rest)).unflatten(1, (-1, self.patch)).any(-1)
+
+
+# --- texts: windows of bytes become tokens --------------------------------------------------------
+
+BYTE_WIDTH, MOST_BYTES = 64, 4096
+
+
+class TextInput(Windows):
+    """Texts of at most L bytes of UTF-8; a longer one loses its beginning."""
+
+    kind: Literal["text"] = "text"
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample], patch: int) -> Self:
+        longest = max(len(_bytes(sample)) for sample in samples)
+        return cls(patch=patch, max_length=min(longest, MOST_BYTES))
+
+    def arrays(self, sample: Sample) -> dict[str, Array]:
+        """``values`` (L,) of the bytes."""
+        return {"values": _bytes(sample)[-self.max_length :].astype(np.int64)}
+
+
+def _bytes(sample: Sample) -> Array:
+    if not isinstance(sample.values, str) or not sample.values:
+        raise sample.error("expected a text that is not empty")
+    return np.frombuffer(sample.values.encode(), np.uint8)
+
+
+class TextTokenizer(SequenceTokenizer):
+    """A vector for each byte, and windows of them as of a sequence."""
+
+    def __init__(self, spec: TextInput, embed_dim: int) -> None:
+        super().__init__(spec, embed_dim, BYTE_WIDTH)
+        self.bytes = nn.Embedding(256, BYTE_WIDTH)
+
+    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L), (B, L) -> tokens (B, N, D), mask (B, N), N = ceil(L / P)."""
+        return super().forward(self.bytes(values), mask)
 
 
 # --- graphs: every node and every edge is a token, as in TokenGT ---------------------------------
@@ -273,13 +316,16 @@ class PictureInput(InputSpec):
             low, high = (float(v) for v in np.percentile(few, (1, 99)))
         return cls(preprocessing=preprocessing, low=low, high=high if high > low else low + 1.0)
 
-    def arrays(self, sample: Sample) -> dict[str, Array]:
+    def pixels(self, sample: Sample) -> Tensor:
+        """(3, H, W) in [0, 1], of the file's size."""
         picture = torch.from_numpy(_picture(sample))
         if picture.ndim == 2:
             scaled = ((picture - self.low) / (self.high - self.low)).clamp(0, 1)
-            x = scaled.expand(3, -1, -1)
-        else:
-            x = (picture / 255).clamp(0, 1).permute(2, 0, 1)
+            return scaled.expand(3, -1, -1)
+        return (picture / 255).clamp(0, 1).permute(2, 0, 1)
+
+    def arrays(self, sample: Sample) -> dict[str, Array]:
+        x = self.pixels(sample)
         size = [self.preprocessing.image_size] * 2
         x = F.interpolate(x[None], size, mode="bilinear", antialias=True)[0]
         mean, std = (

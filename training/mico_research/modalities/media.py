@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.errors import MediaError
-from mico_chat.media import MediaFile, MediaLimits, decode
+from mico_chat.media import MediaFile, MediaLimits, Medium, decode
 from mico_chat.model.context import MultimodalContext, side_by_side
 from mico_chat.model.preprocessing import Preprocessing
 from mico_research.modalities.samples import Array, InputSpec, Media, Sample
@@ -33,14 +33,20 @@ class MediaInput(InputSpec):
         own = preprocessing.model_copy(update={"max_slices": units})
         return cls.model_validate({"modality": modality, "preprocessing": own, "units": units})
 
-    def arrays(self, sample: Sample) -> dict[str, Array]:
-        """``pixel_values`` (n, 3, H, W) of a file; a DataError if it cannot be read."""
+    def medium(self, sample: Sample) -> Medium:
+        """A file's clip or sound; a DataError if it cannot be read."""
         if not isinstance(sample.values, Path):
             raise sample.error(f"expected a file of {self.modality}")
         try:
             limits = MediaLimits(max_frames=self.units)
-            medium = decode(MediaFile(self.modality, sample.values), limits)
-            return {"pixel_values": self.preprocessing.units(medium).numpy()}
+            return decode(MediaFile(self.modality, sample.values), limits)
+        except MediaError as error:
+            raise sample.error(str(error)) from error
+
+    def arrays(self, sample: Sample) -> dict[str, Array]:
+        """``pixel_values`` (n, 3, H, W) of a file; a DataError if it cannot be read."""
+        try:
+            return {"pixel_values": self.preprocessing.units(self.medium(sample)).numpy()}
         except MediaError as error:
             raise sample.error(str(error)) from error
 

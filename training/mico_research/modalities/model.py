@@ -9,8 +9,8 @@ of a forecast.
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, cast
@@ -32,11 +32,16 @@ from mico_chat.model.text_branch import additive_mask
 from mico_research.modalities import families
 from mico_research.modalities.media import MediaInput, UnitOrder
 from mico_research.modalities.readers import read_samples, read_series
-from mico_research.modalities.samples import Array, Modality, Sample, Target, stacked
+from mico_research.modalities.samples import BY_CLASS, Array, Modality, Sample, Target, stacked
 from mico_research.modalities.table import TableInput, TableTokenizer
 
 Input = (
-    families.SequenceInput | TableInput | families.GraphInput | families.PictureInput | MediaInput
+    families.SequenceInput
+    | families.TextInput
+    | TableInput
+    | families.GraphInput
+    | families.PictureInput
+    | MediaInput
 )
 _INPUT: TypeAdapter[Input] = TypeAdapter(Annotated[Input, Field(discriminator="kind")])
 
@@ -46,7 +51,7 @@ class MicoModalityConfig(PreTrainedConfig):
     """Encoder, modality, and the training data's statistics.
 
     ``layers``: how many of the encoder's first blocks are kept. ``input_spec`` and ``target_spec``
-    are an :data:`Input` and a :class:`Target` as JSON.
+    are an :data:`Input` and a :class:`Target` as JSON. ``trained_on``: as in the encoder's folder.
     """
 
     model_type = "mico_modality"
@@ -61,6 +66,7 @@ class MicoModalityConfig(PreTrainedConfig):
     dropout: float = 0.1
     input_spec: dict[str, Any] | None = None
     target_spec: dict[str, Any] | None = None
+    trained_on: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.encoder_config, PreTrainedConfig):
@@ -142,7 +148,8 @@ def run_blocks(
 class Prediction:
     """The prediction of one sample: a class with all probabilities, a number, or steps (H, C).
 
-    Where several classes may hold, the value is their probabilities (classes,).
+    A person's value is a vector (2 D,), with the probabilities of the persons in training. Where
+    several classes may hold, the value is their probabilities (classes,).
     """
 
     value: str | float | Array
@@ -171,6 +178,8 @@ class MicoForModality(PreTrainedModel):
                 # A forecast takes each channel as a series of its own, as PatchTST does.
                 channels = 1 if self.forecasts else self.spec.channels
                 self.tokenizer = families.SequenceTokenizer(self.spec, d, channels)
+            case families.TextInput():
+                self.tokenizer = families.TextTokenizer(self.spec, d)
             case TableInput():
                 self.tokenizer = TableTokenizer(self.spec, d)
             case families.GraphInput():
@@ -224,11 +233,17 @@ class MicoForModality(PreTrainedModel):
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> ModelOutput:
         """Logits (B, classes), standardised numbers (B,) or steps (B, H, C); a loss with labels."""
-        logits = self.forecast(**inputs) if self.forecasts else self._read(inputs)
+        features = None if self.forecasts else self._read(inputs)
+        logits = self.forecast(**inputs) if features is None else self.head(features).float()
+        if self.target.task == "regression":
+            logits = logits[:, 0]
         loss = None if labels is None else self.target.loss(logits, labels)
-        return ModelOutput(loss=loss, logits=logits)
+        if features is not None and self.target.task == "re-identification":  # behind the norm
+            features = self.head[:-1](features).float()
+        return ModelOutput(loss=loss, logits=logits, features=features)
 
     def _read(self, inputs: dict[str, Tensor]) -> Tensor:
+        """What the head reads, (B, 2 D): [CLS] and the mean of the tokens."""
         units = inputs.pop("units", None)
         encoded, mask = self.encode(inputs)
         tokens = encoded[:, self.encoder.n_prefix :]
@@ -237,8 +252,7 @@ class MicoForModality(PreTrainedModel):
         summary = torch.cat([encoded[:, 0], mean], dim=-1)
         if self.order is not None and units is not None:
             summary = self.order(summary, units)
-        logits: Tensor = self.head(summary).float()
-        return logits[:, 0] if self.target.task == "regression" else logits
+        return summary
 
     def forecast(self, values: Tensor, mask: Tensor) -> Tensor:
         """Values (B, L, C) -> the next steps (B, H, C), on the same scale.
@@ -256,19 +270,23 @@ class MicoForModality(PreTrainedModel):
 
     # --- predictions --------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()  # FSDP does not take part in the inference mode
     def predict(self, samples: Sequence[Sample], batch_size: int = 64) -> Iterator[Prediction]:
         """The prediction of each sample, in the units of the training data."""
         self.train(False)
         for start in range(0, len(samples), batch_size):
             chosen = samples[start : start + batch_size]
             inputs = self.batch([self.arrays(sample) for sample in chosen])
-            logits = self(**{name: value.to(self.device) for name, value in inputs.items()}).logits
-            yield from map(self._prediction, logits.cpu())
+            found = self(**{name: value.to(self.device) for name, value in inputs.items()})
+            made: Iterable[Prediction] = map(self._prediction, found.logits.cpu())
+            if self.target.task == "re-identification":
+                vectors = found.features.cpu().numpy()
+                made = (replace(one, value=v) for one, v in zip(made, vectors, strict=True))
+            yield from made
 
     def _prediction(self, logits: Tensor) -> Prediction:
         target = self.target
-        if target.task == "classification":
+        if target.task in BY_CLASS:
             chances = dict(zip(target.classes, logits.softmax(-1).tolist(), strict=True))
             return Prediction(max(chances, key=lambda name: chances[name]), chances)
         if target.task == "multi-label":
@@ -339,6 +357,8 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
             lines.writerow([name, _number(found.value)])
         else:
             value = found.value
+            if target.task == "re-identification":
+                value = max(found.probabilities.items(), key=lambda one: one[1])[0]
             if target.task == "multi-label":
                 value = ";".join(one for one, p in found.probabilities.items() if p >= 0.5)
             lines.writerow([name, value, *map(_number, found.probabilities.values())])

@@ -1,6 +1,7 @@
 """A user's own files to samples, one format a family.
 
 * tabular: CSV with a header; the target is a column.
+* text: the same; the other columns, one under the other, are the text.
 * time_series to forecast: CSV, a row a step in the order of time, a column a channel.
 * time_series, imu to classify or regress: NPZ with ``x`` (N, L, C) or (N, L), ``y`` (N,), and
   ``lengths`` (N,) where some are shorter than L.
@@ -23,6 +24,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -69,6 +71,10 @@ def read_samples(
         samples = _listed(_suffix(path, ".csv", modality))
     elif modality == "tabular":
         samples = _table(_suffix(path, ".csv", modality), target, columns)
+    elif modality == "text":
+        rows = _table(_suffix(path, ".csv", modality), target, columns)
+        texts = ["\n".join(cast(Mapping[str, str], row.values).values()) for row in rows]
+        samples = [replace(row, values=text) for row, text in zip(rows, texts, strict=True)]
     elif modality == "graph":
         samples = _graphs(_suffix(path, ".jsonl", modality))
     else:

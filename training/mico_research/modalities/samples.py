@@ -17,11 +17,14 @@ from mico_chat.errors import DataError
 
 Picture = Literal["thermal", "xray", "image", "depth", "normal"]
 Media = Literal["video", "audio"]
-Modality = Literal["tabular", "time_series", "imu", "hyperspectral", "graph"] | Picture | Media
-Task = Literal["classification", "multi-label", "regression", "forecasting"]
+Sequential = Literal["tabular", "text", "time_series", "imu", "hyperspectral", "graph"]
+Modality = Sequential | Picture | Media
+Task = Literal["classification", "multi-label", "re-identification", "regression", "forecasting"]
 
 PICTURES: frozenset[str] = frozenset(get_args(Picture))
 MEDIA: frozenset[str] = frozenset(get_args(Media))
+BY_CLASS: frozenset[str] = frozenset({"classification", "re-identification"})
+"""Training samples of these tasks have one class each; test persons are new to the model."""
 
 Array = NDArray[Any]
 
@@ -39,16 +42,19 @@ class Graph:
 class Sample:
     """Raw values and target.
 
-    ``values``: a row {column: text} of a table; steps or bands (L, C) of a sequence; a
+    ``values``: a row {column: text} of a table; a text; steps or bands (L, C) of a sequence; a
     :class:`Graph`; a picture (H, W) or (H, W, 3); the file of a picture, clip or sound, which is
     read when it is used. ``target``: a class, all classes that hold, a number, the steps (H, C) to
-    forecast, or None. Errors name ``file`` and ``line``.
+    forecast, or None. Errors name ``file`` and ``line``. To find persons again, a ``query`` is
+    compared with the other pictures by another ``camera``.
     """
 
-    values: Mapping[str, str] | Array | Graph | Path
+    values: Mapping[str, str] | str | Array | Graph | Path
     target: str | tuple[str, ...] | float | Array | None = None
     file: str = "data"
     line: int | None = None
+    camera: str = ""
+    query: bool = False
 
     def error(self, reason: str) -> DataError:
         return DataError(self.file, self.line, reason)
@@ -126,8 +132,9 @@ def padded(arrays: Sequence[dict[str, Array]], name: str) -> tuple[Tensor, Tenso
 class Target(Statistics):
     """The targets of the training data.
 
-    A classification (also ``multi-label``) has ``classes``, a regression ``mean`` and ``std``, and
-    a forecast ``horizon`` steps of ``channels``, on the scale of the input.
+    A classification has ``classes`` (also ``multi-label``, and the persons in training), a
+    regression ``mean`` and ``std``, and a forecast ``horizon`` steps of ``channels``, on the scale
+    of the input.
     """
 
     task: Task
@@ -143,7 +150,7 @@ class Target(Statistics):
         for sample in samples:
             if sample.target is None:
                 raise sample.error(f"the target is missing; {task} needs one")
-        if task == "classification":
+        if task in BY_CLASS:
             counts = Counter(str(sample.target) for sample in samples)
             if len(counts) < 2:
                 raise samples[0].error(
@@ -166,7 +173,7 @@ class Target(Statistics):
 
     def label(self, sample: Sample, spec: Any) -> Array:
         """A sample's target for the loss; a DataError names a new class or a missing number."""
-        if self.task == "classification":
+        if self.task in BY_CLASS:
             if sample.target not in self.classes:
                 known = ", ".join(self.classes)
                 raise sample.error(
@@ -191,7 +198,7 @@ class Target(Statistics):
         """Cross entropy (of each class alone where several may hold), or the mean squared error."""
         if self.task == "multi-label":
             return torch.nn.functional.binary_cross_entropy_with_logits(predicted, labels)
-        if self.task == "classification":
+        if self.task in BY_CLASS:
             return torch.nn.functional.cross_entropy(predicted, labels)
         return torch.nn.functional.mse_loss(predicted, labels)
 
