@@ -1,6 +1,7 @@
 """The objectives over two processes, and in chunks: negatives, losses and gradients are of all."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mico_chat.media.kinds import KINDS
+from mico_chat.model.config import MicoConfig
 from mico_chat.model.losses import (
     Context,
     caption_key,
@@ -22,6 +24,8 @@ from mico_chat.model.losses import (
 )
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
+from mico_training.build_model import compile_layers
+from mico_training.parallel import layers
 from mico_training.parts import chunks
 from mico_training.parts.chunks import run_by_chunks
 from tests.mico_training.test_parallel import likeliest, run
@@ -150,6 +154,24 @@ def test_a_chunk_that_runs_again_drops_the_same(monkeypatch: pytest.MonkeyPatch)
     kept = dropped(2)
     torch.testing.assert_close(again, kept, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(kept["loss"], found(new_model(2), slice(0, 4))["loss"]), "it drops"
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_layers_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs are those that the C++ compiler would take minutes for."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = MicoConfig.tiny()
+    config.encoder_config.depth = config.text_config.num_hidden_layers = 1
+    both = []
+    for compiled in (False, True):
+        model = pretraining_model(config=config)
+        model.train(False)
+        model.objective_weights = {"contrastive": 1.0, "caption": 1.0}
+        if compiled:
+            compile_layers(model, "compile")
+            assert all(layer._compiled_call_impl is not None for layer in layers(model))
+        both.append(of_seed(model))
+    torch.testing.assert_close(both[1], both[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_smoothed_target_is_spread_over_all_but_equal_captions() -> None:

@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch._inductor import config as inductor
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -358,6 +359,16 @@ def test_packing_is_for_text_that_is_learnt(
     path = write_recipe(tmp_path, tmp_path, tmp_path, train={"packing": True}, **section)
     with pytest.raises(ConfigError, match=message):
         load_recipe(kind, path)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_machine_without_a_compiler_says_so(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/g++",))
+    recipe = write_recipe(tmp_path, shards, {"name": str(tiny_pretraining), "compile": True})
+    with pytest.raises(ConfigError, match=r"model\.compile: torch\.compile does not work here"):
+        train_stage1(recipe)
 
 
 def test_stage_1_learns_the_names_of_the_concepts(

@@ -8,6 +8,7 @@ stage 1 and the base language model).
 import copy
 import importlib.util
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -422,8 +423,28 @@ def prepare_llm(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) ->
         base: Any = llm.get_base_model() if isinstance(llm, PeftModel) else llm
         base.set_attn_implementation(recipe.llm_attention)
     if recipe.llm_compile:
-        for layer in layers(llm):
-            layer.compile(dynamic=True)  # one compilation serves all layers
+        compile_layers(llm, "llm_compile")
+    if recipe.compile:
+        compile_layers(model.encoder, "compile")
+
+
+def compile_layers(model: nn.Module, key: str) -> None:
+    """Have a model's layers run through ``torch.compile``, as ``model.<key>`` asks.
+
+    A ConfigError if nothing can be compiled here.
+    """
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        now = time.time()  # it is new, so that no cache knows what is compiled
+        torch.compile(lambda x: x.sin() * now)(torch.ones(8, device=device))
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()
+        raise ConfigError(
+            f"model.{key}: torch.compile does not work here ({said[0] if said else error!r}); "
+            f"install a C++ compiler (g++), on a GPU Triton, or leave out model.{key}"
+        ) from error
+    for layer in layers(model):
+        layer.compile(dynamic=True)  # one compilation serves all layers
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

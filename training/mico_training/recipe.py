@@ -90,6 +90,9 @@ class ModelRecipe(Section):
     """An attention implementation of Hugging Face; ``eager`` is fastest on a CPU."""
     llm_compile: bool = False
     """Each layer runs through ``torch.compile``: twice as fast on a CPU with a C++ compiler."""
+    compile: bool = False
+    """The layers of the encoder and, in stage 1, of the text branch run through ``torch.compile``,
+    which needs a C++ compiler or, on a GPU, Triton."""
     options: dict[str, Any] = Field(default={}, examples=[{"text_config.hidden_size": 256}])
     """Fields of the configuration to replace."""
 

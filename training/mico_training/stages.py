@@ -120,6 +120,8 @@ def pretrain(
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
     record_data(settings, recipe, "stage 1", build_model.folder_of(recipe.model) is None)
+    if recipe.model.compile:
+        build_model.compile_layers(model, "compile")
     if recipe.stage1.chunk is not None:
         run_by_chunks(model, recipe.stage1.chunk)
     dataset: QuestionDataset | ContextDataset | SimulatedCaptions = QuestionDataset(

@@ -230,7 +230,8 @@ class MicoTrainer(Trainer):
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         # The FLOPs are counted in the first batch behind each log; a compiled layer hides them.
-        counts = self.cost is not None and not self.sums and not self.cost.recipe.model.llm_compile
+        asked = None if self.cost is None else self.cost.recipe.model
+        counts = asked is not None and not (self.sums or asked.llm_compile or asked.compile)
         with Flops() if counts else nullcontext() as counter:
             loss = super().training_step(*arguments, **options)
         if counter is not None:
