@@ -130,8 +130,6 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
         cells.append([*left, row["broken"], f"{row['seconds']:.0f}", row["model"], row["protocol"]])
         if row["beside"] or len(row["figures"]) > 1:
             notes.append(f"- {name}: {', '.join(_with(row, key) for key in row['figures'])}")
-        for model, peer in row["peers"].items():
-            notes.append(f"- {name}: {model} {peer['figure']}: {peer['place']}")
         # Metrics with the same reason share a line.
         for why in dict.fromkeys(row["missing"].values()):
             keys = [key for key, reason in row["missing"].items() if reason == why]
@@ -140,6 +138,8 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
             if row[kind]:
                 named = _first(row[f"{kind}_first"], row[kind], file)
                 notes.append(f"- {name}: {row[kind]} {words}: {named}")
+    peers = (peer for row in rows.values() for peer in row["peers"].items())
+    notes += dict.fromkeys(f"- {model}: {figure['place']}" for model, figure in peers)
     titles = ["task", "metric", "ours", "paper", "items", "trained on", "broken"]
     titles += ["seconds", "model", "protocol"]
     return "\n".join([*_table(titles, cells), *([""] if notes else []), *notes])

@@ -137,7 +137,7 @@ def test_the_benchmarks_of_small_models_by_one_command(
     figure = f"{rows['mmstar']['figure']:.1f}"
     assert f"| mmstar | accuracy | {figure} | {peers} | " in printed
     assert "| textvqa | accuracy | 0.0 | 53.4, SmolVLM-256M 49.9, SmolVLM-500M 60.5 | " in printed
-    assert "- docvqa: SmolVLM-500M 70.5: the model card of SmolVLM-256M-Instruct" in printed
+    assert printed.count("- SmolVLM-500M: the model card of SmolVLM-256M-Instruct") == 1
 
 
 Evaluate = Callable[..., str]
