@@ -120,7 +120,7 @@ class PretrainedModel(Model):
                 yield from zip(places, (Reply("answer", text) for text in said), strict=True)
 
     def caption(self, items: Sequence[MediaContext]) -> list[str]:
-        return captions(self.model, *_padded(items), self.tokenizer, num_beams=3)
+        return captions(self.model, *padded(items), self.tokenizer, num_beams=3)
 
     def named(self, task: Task, items: Sequence[MediaContext], names: Sequence[str]) -> list[str]:
         """The name with the highest contrastive score for each item."""
@@ -129,7 +129,7 @@ class PretrainedModel(Model):
         return [names[place] for place in best.tolist()]
 
     def answer(self, items: Sequence[MediaContext], questions: Sequence[str]) -> list[str]:
-        return answers(self.model, *_padded(items), questions, self.tokenizer, num_beams=3)
+        return answers(self.model, *padded(items), questions, self.tokenizer, num_beams=3)
 
     def encoded(
         self, task: Task, batches: Sequence[Sequence[Item]]
@@ -199,7 +199,7 @@ class PretrainedModel(Model):
         return encoder(features).float(), features.float()
 
 
-def _padded(items: Sequence[MediaContext]) -> tuple[Tensor, Tensor]:
+def padded(items: Sequence[MediaContext]) -> tuple[Tensor, Tensor]:
     """Contexts (B, N, d) padded with zeros, and a mask (B, N) of the tokens that are no padding."""
     contexts = pad_sequence([item.context for item in items], batch_first=True)
     lengths = torch.tensor([len(item.context) for item in items], device=contexts.device)

@@ -20,11 +20,11 @@ from mico_training.records import result_of
 
 logger = logging.getLogger(__name__)
 RECIPE = Path("training/recipes/ablations.yaml")
-SHARDS = "train-0000[0-2]?.tar"
-"""The ablations train on thirty of the mini's shards, which hold 15,000 samples."""
+SHARDS = "train-0000[0-3]?.tar"
+"""The cells train on forty of the world's shards, which hold 20,000 samples."""
 
-UNSEEN = "train-0000[34][2-9].tar"
-"""In these sixteen shards, only the media that are ranked get features."""
+UNSEEN = "train-0000[4-7]?.tar"
+"""Of the other thirty-two shards, only the media that are ranked get features."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,15 +102,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="steps of each run; default: as in the recipe")
     processes = "number of runs at the same time, which share the cores; default: 1"
     add("--processes", type=int, default=1, help=processes)
-    pool = "number of held-out media of each kind to tune on, and to rank; default: 250"
-    add("--pool", type=int, default=250, help=pool)
+    pool = "most held-out media of each kind that are ranked; default: 2000"
+    add("--pool", type=int, default=2000, help=pool)
     held_out = (
         f"shards to evaluate on; default: {UNSEEN}, new scenes of things that were trained on. "
         "validation-*.tar has scenes of new things"
     )
     add("--held-out", default=UNSEEN, metavar="SHARDS", help=held_out)
-    data = "folder of the data that `make mini` writes"
-    add("--data", type=Path, default=Path("data/mini"), help=data)
+    data = "folder of the shards that `make ablations` builds, and of their features"
+    add("--data", type=Path, default=Path("data/ablations"), help=data)
     add("--config", type=Path, default=RECIPE, help="recipe of every run")
     override = "override a key of the recipe, as key=value"
     add("--set", action="append", default=[], help=override)

@@ -11,38 +11,32 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from mico_chat.checkpoints.assemble import usual_preprocessing
-from mico_chat.checkpoints.load import STEM_PREPROCESSING
+from mico_chat.checkpoints.assemble import Encoder, read_encoder, usual_preprocessing
+from mico_chat.errors import ConfigError
 from mico_chat.evaluation.report import machine
-from mico_chat.media import MediaFile
-from mico_chat.model.mini.stem import Stem
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_research.ablations.evaluation import Pool, pools, retrieval
+from mico_research.ablations.evaluation import Pool, judged, pools
 from mico_research.ablations.grid import ARCHITECTURES, Architecture, Cell
+from mico_research.ablations.pretrained import CoarseStem, take_text, take_vit
 from mico_training.build_model import Pretraining, kept_vocabulary, pretraining_config, text_config
-from mico_training.data.media import LoadedMedium, MediaLoader, media_loader
+from mico_training.data.media import media_loader
 from mico_training.data.mixture import Mixture, open_mixture, open_source
 from mico_training.data.sources.sample import TrainingSample
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.records import RESULT, run_once
 from mico_training.stages import pretrain
 from mico_training.trainer import last_checkpoint, training_arguments
-from mico_world.mini.init import DETAIL, load_stem, set_word_vectors, word_vectors
 
 DEFAULT = Cell("default")
-PRETRAINED_STEM = "tf_efficientnet_lite0"
 
 
 @dataclass(frozen=True)
@@ -63,14 +57,10 @@ class Settings:
     def tokenizer(self) -> Path:
         return self.output / "tokenizer"
 
-    @property
-    def words(self) -> Path:
-        return self.output / "words.safetensors"
-
     def load(self, cell: Cell = DEFAULT, seed: int = 0) -> Stage1Run:
         own = (
             f"stage1.tokenizer={self.tokenizer}",
-            f"train.seed={seed}",
+            f"train.seed={seed + cell.other_seeds}",
             f"output={self.folder(cell, seed)}",
         )
         recipe = load_recipe(Stage1Run, self.recipe, (*self.overrides, *cell.overrides, *own))
@@ -85,13 +75,14 @@ def prepare(settings: Settings) -> None:
     """Make once what all runs share: the vocabulary and the features of all media."""
     recipe = settings.load()
     mixture = open_mixture(recipe.data, "caption", 0)
-    tokenizer = kept_vocabulary(settings.tokenizer, mixture, recipe.stage1.vocabulary)
+    if recipe.model.encoder is None:
+        kept_vocabulary(settings.tokenizer, mixture, recipe.stage1.vocabulary)
+    else:
+        _, words = _text_of(read_encoder(recipe.model.encoder), recipe.model)
+        words.save_pretrained(settings.tokenizer)
     if recipe.features is None:
         return
-    parts = build(recipe.model, "shared", tokenizer)
-    if _of_mini(parts.model) and not settings.words.is_file():
-        width = parts.model.config.text_config.hidden_size
-        save_file({"words": word_vectors(tokenizer, width)}, settings.words)
+    parts = build(recipe.model, "shared", AutoTokenizer.from_pretrained(settings.tokenizer))
     ranked = [
         TrainingSample(medium.name, {"medium": medium})
         for pool in (pool for halves in held_out(settings) for pool in halves)
@@ -105,39 +96,44 @@ def held_out(settings: Settings) -> list[tuple[Pool, Pool]]:
     return pools(open_source(DataRecipe(path=settings.validation), "caption"), settings.pool)
 
 
-def _of_mini(model: MicoForPretraining) -> bool:
-    return model.config.encoder_config.stem == PRETRAINED_STEM
-
-
 def build(
-    recipe: ModelRecipe,
-    architecture: Architecture,
-    tokenizer: PreTrainedTokenizerBase,
-    words: Tensor | None = None,
+    recipe: ModelRecipe, architecture: Architecture, tokenizer: PreTrainedTokenizerBase
 ) -> Pretraining:
-    """A new model of random weights, with a stem that all runs share, as they share its features.
+    """A cell's model, with a stem that all runs share, as they share its features.
 
-    The mini's stem is pretrained on ImageNet. ``words``: word vectors to start from.
+    ``recipe.encoder`` names the packaged model whose ViT and text branch it starts from. Without
+    it all weights are random, and the stem's are of a fixed seed.
     """
     config = pretraining_config(recipe, text_config(tokenizer))
     config.concept_config = None
     model = ARCHITECTURES[architecture](config)
     as_wide_as_bert(model.text.bert)
-    if words is not None:
-        set_word_vectors(model, words)
-    preprocessing = usual_preprocessing(config)
-    if _of_mini(model):  # its features are those of the mini's own recipes
-        load_stem(model)
-        cast(nn.Module, model.encoder.stem).to(torch.bfloat16).to(torch.float32)
-        preprocessing = STEM_PREPROCESSING.model_copy(update={"detail": DETAIL})
-    elif config.encoder_config.stem is not None:
-        assert model.encoder.stem is not None
+    own = config.encoder_config
+    assert own.stem is not None
+    if recipe.encoder is None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model.encoder.stem.load_state_dict(
-                Stem(config.encoder_config.stem, config.encoder_config.image_size).state_dict()
-            )
+            model.encoder.stem = CoarseStem(own.stem, own.image_size, model.encoder.grid)
+        return Pretraining(model, tokenizer, usual_preprocessing(config))
+    start = read_encoder(recipe.encoder)
+    side = start.preprocessing.image_size
+    model.encoder.stem = CoarseStem(own.stem, side, model.encoder.grid)
+    given = cast(nn.Module, cast(Any, start.source).encoder.stem).state_dict()
+    model.encoder.stem.load_state_dict(given)
+    take_text(model, _text_of(start, recipe)[0])
+    if own.depth:
+        for vit in getattr(model, "vits", [model.encoder.vit]):
+            take_vit(vit, cast(Any, start.source).encoder.vit)
+    preprocessing = start.preprocessing.model_copy(update={"detail": 1})
     return Pretraining(model, tokenizer, preprocessing)
+
+
+def _text_of(
+    start: Encoder, recipe: ModelRecipe
+) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
+    if start.text is None:
+        raise ConfigError(f"model.encoder {recipe.encoder}: it has no text branch to start from")
+    return start.text
 
 
 def as_wide_as_bert(bert: nn.Module) -> None:
@@ -145,28 +141,6 @@ def as_wide_as_bert(bert: nn.Module) -> None:
     for module in bert.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02 * (768 / module.in_features) ** 0.5)
-
-
-@dataclass(frozen=True)
-class CoarseLoader(MediaLoader):
-    """Media on a coarser grid than the cached features': a third of the tokens."""
-
-    grid: int = 4
-
-    def load(self, medium: MediaFile, generator: np.random.Generator | None = None) -> LoadedMedium:
-        fine = super().load(medium, generator)
-        coarse = [
-            (units.flatten(2) @ _shares(units.shape[-1], self.grid)).unflatten(2, (self.grid,) * 2)
-            for _, units in fine.parts()
-        ]
-        return LoadedMedium(fine.kind, *coarse)
-
-
-@cache
-def _shares(fine: int, coarse: int) -> Tensor:
-    """How much of each fine cell is in each coarse one. Their product is the mean."""
-    cells = torch.eye(fine**2).unflatten(1, (fine, fine))
-    return F.adaptive_avg_pool2d(cells, coarse).flatten(1)
 
 
 def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
@@ -193,21 +167,16 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     recipe = settings.load(cell, seed)
     arguments = training_arguments(recipe)
-    mixture = open_mixture(recipe.data, "caption", seed)
-    set_seed(seed)
-    words = load_file(settings.words)["words"] if settings.words.is_file() else None
-    parts = build(
-        recipe.model, cell.architecture, AutoTokenizer.from_pretrained(settings.tokenizer), words
-    )
+    mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
+    set_seed(recipe.train.seed)
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
+    parts = build(recipe.model, cell.architecture, tokenizer)
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, None)
-    loader = CoarseLoader(
-        loader.preprocessing, loader.cache, loader.limits, parts.model.encoder.grid
-    )
     resumed = last_checkpoint(arguments) is not None
     built = time.perf_counter()
     trainer = pretrain(recipe, arguments, parts, mixture, loader)
     trained = time.perf_counter()
-    found = retrieval(parts, loader, recipe.stage1, held_out(settings))
+    found = judged(parts, loader, recipe.stage1, held_out(settings))
     return {
         "samples": sum(len(source) for source in mixture.sources),
         "parameters": parameters(parts.model),
@@ -223,6 +192,11 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
             {k: round(v, 4) for k, v in entry.items() if k == "step" or k.endswith("loss")}
             for entry in trainer.state.log_history
             if "loss" in entry
+        ],
+        "curve": [
+            {"step": entry["step"], "R@1": entry["eval_R@1"]}
+            for entry in trainer.state.log_history
+            if "eval_R@1" in entry
         ],
         **found,
     }
