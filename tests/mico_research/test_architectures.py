@@ -12,9 +12,10 @@ from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.text_branch import backwards
 from mico_research.ablations.grid import ARCHITECTURES, Architecture
+from mico_research.ablations.pretrained import PATCH, PIXELS, CoarseStem
 from tests.support.tiny import captions
 
-ALL: list[Architecture] = ["shared", "per-modality", "text-encoder", "text-decoder"]
+ALL: list[Architecture] = list(ARCHITECTURES)
 
 
 def model_of(architecture: Architecture) -> Any:
@@ -24,7 +25,7 @@ def model_of(architecture: Architecture) -> Any:
         config.encoder_config.depth = 0
     model = ARCHITECTURES[architecture](config)
     model.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
-    assert model.encoder.stem is not None
+    model.encoder.stem = CoarseStem("test_efficientnet", 64, model.encoder.grid)
     model.encoder.stem.requires_grad_(False)
     return model
 
@@ -88,24 +89,40 @@ def test_each_unit_goes_through_its_own_encoder_in_any_order() -> None:
         features = model.encoder.features(mixed["pixel_values"])
         units = Units.of(mixed["media_kind"], mixed["media_units"])
         tokens = model.unit_tokens(features, units)
+        seen = model.encoder.seen(features)
         for row, kind in enumerate(mixed["media_kind"].tolist()):
             vit = model.encoder.vit if kind == 0 else model.others[KINDS[kind]]
             assert torch.allclose(
-                tokens[row], vit.forward_features(features[row : row + 1])[0], atol=1e-5
+                tokens[row], vit.forward_features(seen[row : row + 1])[0], atol=1e-5
             )
 
 
 @pytest.mark.parametrize("architecture", ALL)
-def test_what_the_ear_heard_reaches_no_encoder(architecture: Architecture) -> None:
-    """An encoder with an ear has its features behind the stem's."""
+def test_without_a_picture_encoder_the_pixels_alone_are_read(architecture: Architecture) -> None:
+    """A ViT sees the pretrained stem's channels; the others see the pixels behind them."""
     model = model_of(architecture).eval()
     b = batch([3, 1, 1, 0])
     with torch.inference_mode():
         features = model.encoder.features(b["pixel_values"])
-        heard = torch.randn(len(features), 3, *features.shape[2:])
         units = Units.of(b["media_kind"], b["media_units"])
-        with_ear = model.unit_tokens(torch.cat([features, heard], dim=1), units)
-        assert torch.equal(with_ear, model.unit_tokens(features, units))
+        tokens = model.unit_tokens(features, units)
+        reach = []
+        for part in (slice(0, -PIXELS), slice(-PIXELS, None)):
+            other = features.clone()
+            other[:, part] += torch.randn_like(other[:, part])
+            reach.append(not torch.allclose(model.unit_tokens(other, units), tokens, atol=1e-5))
+    assert reach == ([False, True] if architecture.startswith("text") else [True, False])
+
+
+def test_the_pixels_of_a_cell_are_the_pictures() -> None:
+    stem = CoarseStem("test_efficientnet", 64, 2).eval()
+    picture = torch.randn(1, 3, 2 * PATCH, 2 * PATCH)
+    large = torch.nn.functional.interpolate(picture, scale_factor=2)
+    with torch.inference_mode():
+        features = stem(large)
+    assert features.shape == (1, stem.seen_dim + PIXELS, 2, 2)
+    cell = features[0, -PIXELS:, 0, 1].view(3, PATCH, PATCH)
+    assert torch.allclose(cell, picture[0, :, :PATCH, PATCH:], atol=1e-6)
 
 
 def test_a_decoder_looks_back_alone() -> None:
@@ -116,15 +133,16 @@ def test_a_decoder_looks_back_alone() -> None:
         with torch.inference_mode():
             features = model.encoder.features(batch([0])["pixel_values"])
             other = features.clone()
-            other[:, :, -1, -1] += 1.0
+            other[:, -PIXELS:, -1, -1] += torch.randn(PIXELS)
             before, after = (model.unit_tokens(x, None) for x in (features, other))
         moved[architecture] = ((before - after).abs().amax(-1) > 1e-6)[0].tolist()
     assert moved["text-encoder"] == [True] * 5
     assert moved["text-decoder"] == [True, False, False, False, True]
 
 
-def test_a_decoder_reads_to_the_last_word() -> None:
-    model = model_of("text-decoder").eval()
+@pytest.mark.parametrize("architecture", ["text-decoder", "vit-llm"])
+def test_a_decoder_reads_to_the_last_word(architecture: Architecture) -> None:
+    model = model_of(architecture).eval()
     ids, mask = captions(1, length=6)
     padded = torch.cat([ids, torch.zeros(1, 3, dtype=ids.dtype)], 1)
     seen = torch.cat([mask, torch.zeros(1, 3, dtype=mask.dtype)], 1)
