@@ -5,7 +5,7 @@
 # make test-vllm  the tests of the vLLM engine and of the service on it, in an environment of its own
 # make test-lmms  the tests of the lmms-eval plugin and of its client, in an environment of its own
 # make bench      race the engines and the training loops, in about 35 minutes; the tables go to benchmarks/results
-# make ablations  the paper's Tables 1 and 7 and its context embeddings, with small models, after make mini's data
+# make ablations  the paper's Tables 1 and 7 and its context embeddings, with small models, on scenes that it builds
 # make lock       write constraints.txt and the image's locks: the versions that are installed here;
 #                 make upgrade: install the newest ones before
 # make modalities fine-tune on small data sets of seven modalities, beside simple baselines
@@ -204,9 +204,13 @@ mini: setup-dev
 	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/real/items.jsonl --output runs/evaluation --limit 100
 	$(BIN)/mico-chat evaluate mico_chat/evaluation/text.jsonl --controls full base-llm --max-tokens 48
 
-# What is done is not done again: an interrupted run goes on.
-ablations: setup-dev
-	$(BIN)/python -m mico_research.ablations --data $(DATA) --processes 2 --results benchmarks/results
+# What is done is not done again: an interrupted run goes on. The world's other seed gives scenes that the
+# mini has not seen.
+ablations: setup-dev data/ablations/shards/world.json
+	$(BIN)/python -m mico_research.ablations --processes 2 --results benchmarks/results
+
+data/ablations/shards/world.json: | setup-dev
+	$(BIN)/mico-chat world --config training/recipes/ablations-world.yaml --seed 1 --output $(@D)
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:
