@@ -16,6 +16,7 @@ from mico_chat.errors import MicoError
 from mico_research.ablations.grid import TABLES, cells, listed
 from mico_research.ablations.report import report
 from mico_research.ablations.run import Settings, all_results, described, prepare, side_by_side
+from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.records import result_of
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ SHARDS = "train-0000[0-3]?.tar"
 
 UNSEEN = "train-0000[4-7]?.tar"
 """Of the other thirty-two shards, only the media that are ranked get features."""
+
+
+CURVE = "train-000040.tar"
+"""The curve of R@1 over the steps is of this shard's samples."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,13 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> None:
-    steps = [] if options.steps is None else [f"train.steps={options.steps}"]
+    changed = [] if options.steps is None else [f"train.steps={options.steps}"]
+    if load_recipe(Stage1Run, options.config, options.set).eval is not None:
+        changed.append(f"eval.data.0.path={options.data}/shards/{CURVE}")
     settings = Settings(
         recipe=options.config,
         overrides=(
             f"data.0.path={options.data}/shards/{SHARDS}",
             f"features.cache={options.data}/features",
-            *steps,
+            *changed,
             *options.set,
         ),
         validation=str(options.data / "shards" / options.held_out),

@@ -209,7 +209,7 @@ def _head(results: Results) -> str:
         f"where it was trained. Candidates: {pool}. The average is that of video, audio and image; "
         "depth and normal maps are beside it, for the paper has none. Behind ± is half the "
         "interval of 95 % over seeds and queries. *By contrast* is the ranking before matching. "
-        "*Rise* is what R@1 gained in the last quarter of the steps, on 512 held-out samples: a "
+        "*Rise* is what R@1 gained in the last quarter of the steps, on 500 held-out samples: a "
         "cell with a large one was still learning. *Re-ranked* says for each seed how many of the "
         "best candidates were ranked again, and the weight of the matching logit in it, as found "
         "on other media than those of the figures. The paper's figures are means over its data "
