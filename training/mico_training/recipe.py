@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mico_chat.errors import ConfigError
+from mico_chat.media import MediaLimits
 from mico_chat.media.kinds import Kind
 
 logger = logging.getLogger(__name__)
@@ -276,6 +277,8 @@ class FeatureRecipe(Section):
     """The folder of the cache."""
     batch_size: Media = Field(default=32, gt=0)
     """The stem reads so many pictures, frames or slices in a pass."""
+    frames: Media = Field(default=MediaLimits().max_frames, gt=0)
+    """So many frames of a clip have features, spread evenly."""
     compile: bool = False
     """The stem runs in bfloat16 through ``torch.compile``: four times as fast on a CPU with AMX."""
 

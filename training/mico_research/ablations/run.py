@@ -124,7 +124,7 @@ def build(
     if own.depth:
         for vit in getattr(model, "vits", [model.encoder.vit]):
             take_vit(vit, cast(Any, start.source).encoder.vit)
-    preprocessing = start.preprocessing.model_copy(update={"detail": 1})
+    preprocessing = start.preprocessing.model_copy(update={"detail": 1, "max_slices": 1})
     return Pretraining(model, tokenizer, preprocessing)
 
 

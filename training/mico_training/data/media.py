@@ -290,6 +290,7 @@ def media_loader(
     pixels = MediaLoader(preprocessing)
     if recipe.features is None:
         return pixels
+    pixels = replace(pixels, limits=MediaLimits(max_frames=recipe.features.frames))
     if model.encoder.stem is None:
         raise ConfigError("features: this encoder lacks a frozen stem; leave 'features' out")
     stem = model.encoder.stem.requires_grad_(False).eval()
@@ -311,7 +312,7 @@ def media_loader(
                 workers=recipe.train.workers,
             )
             stem.to("cpu")
-    return MediaLoader(preprocessing, cache)
+    return MediaLoader(preprocessing, cache, pixels.limits)
 
 
 def _runner(stem: nn.Module, device: torch.device, recipe: FeatureRecipe) -> Stem:
