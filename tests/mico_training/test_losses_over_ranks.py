@@ -22,6 +22,7 @@ from mico_chat.model.losses import (
     matching,
     of_one_length,
 )
+from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
 from mico_training.build_model import compile_layers
@@ -71,7 +72,9 @@ def found(model: MicoForPretraining, rows: slice, **chosen: Any) -> dict[str, Te
 
 
 def new_model(chunk: int = 0) -> MicoForPretraining:
-    model = pretraining_model()
+    config = MicoConfig.tiny()
+    config.context_config.contrastive_sampling, config.text_config.projection = True, "mlp"
+    model = pretraining_model(config=config)
     model.train(False)
     model.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
     model.config.mask_probability = 1.0  # no chance, too

@@ -25,10 +25,10 @@ def named_model() -> tuple[MicoForPretraining, ConceptNames]:
     model = MicoForPretraining(config)
     assert model.names is not None
     model.names.start([*VISUAL, *SOUND], letters(), model.text.table)
-    assert isinstance(model.media_projection, torch.nn.Linear)
     with torch.no_grad():
-        model.media_projection.weight.zero_()
-        model.text_projection.weight.zero_()
+        for projection in (model.media_projection, model.text_projection):
+            assert isinstance(projection, torch.nn.Linear)
+            projection.weight.zero_()
     model.train(False)
     return model, model.names
 
