@@ -235,7 +235,8 @@ def test_recipes_of_the_7b_path_have_the_papers_values(name: str, kind: Any, exp
         for group in parameter_groups(model, train):
             rates |= dict.fromkeys(map(id, group["params"]), group["lr"])
         for own, parameter in model.named_parameters():
-            expected = 5e-7 if own.startswith("encoder.") else 1e-4
+            slow = name == "mico-g-stage1" and own.startswith("encoder.")
+            expected = 5e-7 if slow else 1e-4  # B and L learn to do without RoPE
             assert rates[id(parameter)] == pytest.approx(expected), own
         assert (recipe.stage1.most_units, recipe.stage1.mask_probability) == (8, 0.6)
         assert sum(source.ratio for source in recipe.data) == pytest.approx(1)

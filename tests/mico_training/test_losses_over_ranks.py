@@ -22,7 +22,6 @@ from mico_chat.model.losses import (
     matching,
     of_one_length,
 )
-from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import Corpora
 from mico_training.build_model import compile_layers

@@ -311,3 +311,39 @@ def test_weights_give_their_positions_only_to_a_model_with_e_pos(eva: Path) -> N
     fresh = model(position=False)
     assert "left aside: pos_embed, head.weight, head.bias" in start(fresh, encoder_weights=eva)[0]
     assert "pos_embed" not in fresh.encoder.vit.state_dict()
+
+
+@pytest.mark.slow
+def test_weights_that_rotated_learn_anew_without_it_only_at_the_whole_rate() -> None:
+    """Why mico-b and mico-l have one learning rate: a ViT of EVA-02's build that knows digits."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    pictures = torch.tensor(digits.images / 8 - 1).float().unsqueeze(1)
+    pictures = nn.functional.interpolate(pictures, (16, 16), mode="bilinear").expand(-1, 3, -1, -1)
+    names, size = torch.tensor(digits.target), {"depth": 4, "embed_dim": 32, "num_heads": 2}
+    shape: dict[str, Any] = {"img_size": 16, "patch_size": 4, "ref_feat_shape": (4, 4)}
+
+    def tuned(steps: int, lr: float, rotates: bool = False, of: Any = None) -> tuple[Any, float]:
+        vit: Any = timm.create_model(
+            "eva02_base_patch16_clip_224", num_classes=10, use_rot_pos_emb=rotates, **shape | size
+        )
+        vit.load_state_dict(of or vit.state_dict())
+        optimizer = torch.optim.AdamW(vit.parameters(), lr=lr)
+        for _ in range(steps):
+            chosen = torch.randint(1400, (64,))
+            nn.functional.cross_entropy(vit(pictures[chosen]), names[chosen]).backward()
+            nn.utils.clip_grad_norm_(vit.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            right = vit(pictures[1400:]).argmax(1) == names[1400:]
+        return vit.state_dict(), float(right.float().mean())
+
+    torch.manual_seed(0)
+    weights, known = tuned(250, 3e-3, rotates=True)
+    _, at_once = tuned(0, 3e-3, of=weights)
+    _, slowly = tuned(60, 3e-3 / 200, of=weights)
+    _, wholly = tuned(60, 3e-3, of=weights)
+    _, new = tuned(60, 3e-3)
+    print(*(f"{100 * share:.0f}" for share in (known, at_once, slowly, wholly, new)))
+    assert known > wholly > max(slowly, new) + 0.2
+    assert at_once < 0.4
