@@ -346,7 +346,7 @@ class Stage1Recipe(Section):
     2) have them each, but these two marks once."""
     fused_length: Tokens | None = Field(default=None, gt=2, examples=[160])
     """Another number for a caption that tells of several media, which the annotator ``fuse`` of
-    ``mico-chat corpus`` writes. Default: ``caption_length``."""
+    ``mico-chat data build`` writes. Default: ``caption_length``."""
     most_units: Media = Field(default=8, gt=0)
     """The frames of a video and slices of a sound that are used. Training draws them, one of each
     of equal runs; evaluation takes the middle ones."""

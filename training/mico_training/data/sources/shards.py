@@ -39,7 +39,7 @@ FUSED = "fuse"
 
 
 class Said(BaseModel):
-    """What one annotator of ``mico-chat corpus`` said; a record keeps more of it."""
+    """What one annotator of ``mico-chat data build`` said; a record keeps more of it."""
 
     annotator: str = ""
     text: str = ""
