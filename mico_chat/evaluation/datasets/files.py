@@ -84,13 +84,17 @@ def read_table(
     path: Path, columns: Iterable[str], delimiter: str = ","
 ) -> Iterator[dict[str, str]]:
     """The rows of a table whose first line names its columns; a missing cell is empty."""
-    csv.field_size_limit(2**31 - 1)  # a cell may hold a picture
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     names = reader.fieldnames or ()
     if missing := [column for column in columns if column not in names]:
         why = f"missing columns: {', '.join(missing)}; the columns are {', '.join(names) or 'none'}"
         raise DataError(path, 1, why)
-    for row in reader:
+    before = csv.field_size_limit(2**31 - 1)  # a cell may hold a picture
+    try:
+        rows = list(reader)
+    finally:
+        csv.field_size_limit(before)
+    for row in rows:
         yield {name: row[name] or "" for name in names}
 
 

@@ -11,10 +11,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.axes import Axes
 
+from mico_chat.late import late
 from mico_corpus.looking.summary import Amount, Reason, Spread, Summary, summarize
 from mico_corpus.places import Place
 from mico_corpus.rows import REASONS
-from mico_training.records import markdown_table, panels
+
+with late():  # it brings torch
+    from mico_training import records
 
 FAILED = ("missing", "empty", "broken", "encrypted", "damaged")
 """These reasons are faults of files; the others are choices of the recipe."""
@@ -70,7 +73,7 @@ def markdown(title: str, sections: Sequence[Section], alt: str) -> str:
         parts += [f"## {section.title}", *map(plain, section.words)]
         if section.rows:
             rows = [[plain(cell) for cell in row] for row in section.rows]
-            parts.append(markdown_table(section.titles, rows, section.texts))
+            parts.append(records.markdown_table(section.titles, rows, section.texts))
     return "\n\n".join([*parts, f"![{alt}](report.png)"]) + "\n"
 
 
@@ -222,7 +225,7 @@ def draw(found: Summary, path: Path) -> str:
         for (name, _, role, medium), said in sorted(found.annotators.items())
         if said.scores.count
     ][:PANELS]
-    with panels(path, len(UNITS) + len(scored), columns=3, size=(4.2, 3.0)) as drawn:
+    with records.panels(path, len(UNITS) + len(scored), columns=3, size=(4.2, 3.0)) as drawn:
         for axes, (name, unit) in zip(drawn, UNITS.items(), strict=False):
             kept, left = found.measures[name][True], found.measures[name][False]
             _histogram(axes, {"chosen": kept, "left out": left})

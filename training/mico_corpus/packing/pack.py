@@ -19,8 +19,7 @@ from mico_corpus.packing.encoding import flac, jpeg, mp4
 from mico_corpus.places import Place, name_of
 from mico_corpus.recipe import ShardsRecipe
 from mico_corpus.rows import Row
-from mico_training.data.sources.shards import FUSED
-from mico_training.data.sources.written import add_sample
+from mico_training.data.sources.written import FUSED, add_sample
 
 SHARD = re.compile(r"[0-9a-f]{32}\.tar")
 """A shard's name is a hash of its clips' ids."""

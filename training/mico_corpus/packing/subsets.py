@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.late import late
 from mico_corpus.looking.report import plain
 from mico_corpus.packing.strata import (
     BETWEEN,
@@ -32,7 +33,9 @@ from mico_corpus.packing.tables import texts
 from mico_corpus.packing.tars import copy, finish, opened, places_in
 from mico_corpus.places import Place
 from mico_corpus.rows import INDEX, INDEXES, Row
-from mico_training.records import markdown_table
+
+with late():  # it brings torch
+    from mico_training import records
 
 SUBSETS, REPORT = "subsets.parquet", "subsets.md"
 SCHEMA = pa.schema({"id": pa.string(), "level": pa.int8(), "stratum": pa.string()})
@@ -243,7 +246,7 @@ def shares(strata: Strata, levels: NDArray[np.int8], sizes: Sequence[int], seed:
         titles = [kind, f"all {len(strata.of):,}"]
         titles += [f"{size:,} (`{file}`)" for size, file in zip(sizes, files, strict=True)]
         more = f"\n\nand {n - SHOWN:,} more" if n > SHOWN else ""
-        parts.append(f"## By {kind}\n\n{markdown_table(titles, rows, 1)}{more}")
+        parts.append(f"## By {kind}\n\n{records.markdown_table(titles, rows, 1)}{more}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -29,13 +29,9 @@ from mico_training.data.sources.chosen import Kept
 from mico_training.data.sources.index import Found, Kinds, Profile, open_index
 from mico_training.data.sources.sample import Need, TrainingSample, regions_of
 from mico_training.data.sources.tar import ENDINGS, Members, found_in, members_of, wrong
-from mico_training.data.sources.written import Turn, kind_of
+from mico_training.data.sources.written import FUSED, Turn, kind_of
 
 FORM = "shard 2"
-
-
-FUSED = "fuse"
-"""This annotator joins what others said, so its captions tell of several media."""
 
 
 class Said(BaseModel):

@@ -19,6 +19,8 @@ from pydantic import TypeAdapter
 from mico_chat.errors import DataError
 
 Split = Literal["train", "validation"]
+FUSED = "fuse"
+"""This annotator joins what others said, so its captions tell of several media."""
 NEARER_BY = 1.12  # a thing counts as nearer than another that is this many times as far away
 
 
