@@ -284,7 +284,8 @@ def test_cells_start_from_the_packaged_parts(tmp_path: Path) -> None:
             assert torch.equal(own.pos_embed[:, 0], vit.pos_embed[:, 0])
         stem = cast(Any, start.source).encoder.stem
         assert torch.equal(model.encoder.stem.cnn.conv_stem.weight, stem.cnn.conv_stem.weight)
-        mine, theirs = model.text.bert.encoder.layer[1], branch.text.bert.encoder.layer[1]
+        layers: Any = (model.text.bert.encoder.layer[1], branch.text.bert.encoder.layer[1])
+        mine, theirs = layers
         assert torch.equal(mine.output.dense.weight, theirs.output.dense.weight)
         crosses = (x.crossattention.self.query.weight for x in (mine, theirs))
         assert not torch.equal(*crosses)
