@@ -175,8 +175,8 @@ def long_captions(*lengths: int, fused: int = 0) -> ContextExample:
     kinds: tuple[Kind, ...] = ("video", "image", "audio")
     media = tuple(MediaFile(kind, b"", kind) for kind in kinds[: len(lengths)])
     of = ("",) * len(media)
-    fusing = frozenset(texts[:fused])
-    return ContextExample(media, of, texts, True, references=texts, fused=fusing)
+    said = {"references": texts, "fused": frozenset(texts[:fused])}
+    return ContextExample(media, of, texts, True, **cast(Any, said))
 
 
 @pytest.mark.parametrize("path", STAGE_1, ids=lambda path: path.stem)
@@ -287,10 +287,8 @@ def test_a_fused_caption_is_known_from_the_shard(tmp_path: Path) -> None:
         add_sample(tar, "a", json.dumps(record | {"annotations": said}), {"video.mp4": b""})
     mixture = Mixture([ShardSource(str(tmp_path / "a.tar"), "caption")], [1.0], 0)
     examples = [ContextDataset(mixture, 20, 0.0, 0.0)[draw] for draw in range(20)]
-    assert {one.captions[0]: one.captions[0] in one.fused for one in examples} == {
-        "fuse": True,
-        "see": False,
-    }
+    known = {one.captions[0]: one.captions[0] in one.fused for one in examples}
+    assert known == {"fuse": True, "see": False}
 
 
 # --- random frames and slices -------------------------------------------------------------------
