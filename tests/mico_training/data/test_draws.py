@@ -174,9 +174,8 @@ def long_captions(*lengths: int, fused: int = 0) -> ContextExample:
     texts = tuple(" ".join((WORDS * 9)[n : n + length]) for n, length in enumerate(lengths))
     kinds: tuple[Kind, ...] = ("video", "image", "audio")
     media = tuple(MediaFile(kind, b"", kind) for kind in kinds[: len(lengths)])
-    of = ("",) * len(media)
-    said = {"references": texts, "fused": frozenset(texts[:fused])}
-    return ContextExample(media, of, texts, True, **cast(Any, said))
+    said: Any = {"references": texts, "fused": frozenset(texts[:fused])}
+    return ContextExample(media, ("",) * len(media), texts, True, **said)
 
 
 @pytest.mark.parametrize("path", STAGE_1, ids=lambda path: path.stem)
@@ -273,7 +272,7 @@ def test_a_map_has_the_caption_of_the_picture_of_its_number(captions: Any, maps:
     names = ("image", "image2", "video", "audio", "depth", "normal2")
     kinds = [cast(Kind, name.rstrip("2")) for name in names]
     media = {name: MediaFile(kind, b"", name) for name, kind in zip(names, kinds, strict=True)}
-    if "video" in captions:  # neither picture has a caption
+    if "video" in captions:
         assert TrainingSample("x", media, captions).captions == {**captions, **maps}
     del media["video"]
     expected = {**captions, **maps} if "image" in captions else captions

@@ -79,9 +79,11 @@ def test_captions_follow_the_subtitle(tmp_path: Path, reader: Path) -> None:
     assert model.caption(model.encode(items)) == list(COLOURS)
 
 
-def test_a_model_without_them_is_refused(tmp_path: Path, tiny_pretraining: Path) -> None:
+def test_a_model_without_them_or_room_is_refused(tmp_path: Path, tiny_pretraining: Path) -> None:
     with pytest.raises(ConfigError, match=r"a model with text_config\.subtitles: true"):
         train_stage1(recipe(tmp_path, tiny_pretraining, subtitles=True))
+    with pytest.raises(ConfigError, match=r"3 captions side by side have 116 tokens"):
+        train_stage1(recipe(tmp_path, tiny_pretraining, cross_corpus=0.1))
 
 
 def test_they_are_dropped_like_a_medium(tmp_path: Path) -> None:
