@@ -345,5 +345,4 @@ def test_weights_that_rotated_learn_anew_without_it_only_at_the_whole_rate() -> 
     _, wholly = tuned(60, 3e-3, of=weights)
     _, new = tuned(60, 3e-3)
     print(*(f"{100 * share:.0f}" for share in (known, at_once, slowly, wholly, new)))
-    assert known > wholly > max(slowly, new) + 0.2
-    assert at_once < 0.4
+    assert known > wholly > max(at_once, slowly, new) + 0.2
