@@ -88,7 +88,8 @@ def prepare(settings: Settings) -> None:
         for pool in (pool for halves in held_out(settings) for pool in halves)
         for medium in pool.media
     ]
-    for part in (mixture, Mixture([ranked], [1.0], 0)):
+    curve = () if recipe.eval is None else (open_mixture(recipe.eval.data, "caption", 0),)
+    for part in (mixture, Mixture([ranked], [1.0], 0), *curve):
         media_loader(recipe, training_arguments(recipe), parts.model, parts.preprocessing, part)
 
 
