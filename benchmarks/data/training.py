@@ -4,6 +4,7 @@ Stage 1 beside open_clip's training program, in samples a second: the same ViT o
 pictures, text towers of the same width and depth. Stages 2 and 3 beside a plain Hugging Face
 Trainer, in tokens a second: the model's own modules and data, the samples in their order, padded to
 the longest of a batch, logits at every place, as LLaVA and nanoVLM train. Padding does not count.
+Packed rows stand beside our own padded ones, whose batches are sorted by length.
 Data are made here; every system runs in a process of its own, and they take turns.
 """
 
@@ -50,7 +51,10 @@ LOOPS = {
     "stage 1": ("mico-chat train-stage1, contrastive alone", "open_clip", "samples"),
     "stage 2": ("mico-chat train-stage2", "Trainer, captions", "tokens"),
     "stage 3": ("mico-chat train-stage3", "Trainer, conversations", "tokens"),
+    "stage 2, packed": ("train-stage2, train.packing", "train-stage2, sorted by length", "tokens"),
+    "stage 3, packed": ("train-stage3, train.packing", "train-stage3, sorted by length", "tokens"),
 }
+PACKED: dict[str, Any] = {"packing": True, "group_by_length": False}
 
 
 def sentence(generator: np.random.Generator, words: int) -> str:
@@ -88,10 +92,12 @@ def write_data(folder: Path) -> None:
 # --- the systems, each called in a process of its own --------------------------------------------
 
 
-def recipe(stage: str, folder: Path) -> Path:
+def recipe(stage: str, folder: Path, **train: Any) -> Path:
     """The recipe of a stage as a file."""
+    stage = stage.partition(",")[0]
     number = stage[-1]
     content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))[stage]
+    content["train"] |= train
     content["output"] = str(folder / f"out-{number}")
     source = folder / ("talk.jsonl" if number == "3" else "captions.jsonl")
     content["data"] = [{"path": str(source), "kind": "jsonl"}]
@@ -121,12 +127,13 @@ class Clock(TrainerCallback):
         return (steps * samples if samples else after - before) / (ended - begun)
 
 
-def ours(stage: str, folder: Path) -> float:
+def ours(stage: str, folder: Path, **train: Any) -> float:
     """A stage as its command runs it."""
     clock = Clock()
     callbacks: list[Any] = DEFAULT_CALLBACKS
     callbacks.append(clock)
-    getattr(stages, f"train_stage{stage[-1]}")(recipe(stage, folder))
+    written = recipe(stage, folder, **train)
+    getattr(stages, f"train_{written.stem}")(written)
     return clock.rate(BATCH if stage == "stage 1" else None)
 
 
@@ -205,6 +212,9 @@ def open_clip(stage: str, folder: Path) -> float:
 # --- the race ------------------------------------------------------------------------------------
 
 SYSTEMS = {"ours": ours, "open_clip": open_clip, "trainer": plain_trainer}
+SYSTEMS |= {"packed": partial(ours, **PACKED)}
+RACES = {"stage 1": ("ours", "open_clip"), "stage 2": ("ours", "trainer")}
+RACES |= {"stage 3": RACES["stage 2"]}
 
 
 def rate_of(system: str, stage: str, folder: Path) -> float:
@@ -238,7 +248,7 @@ def measure(
         ways = {
             (name, system): partial(rate_of, system, name, Path(temporary))
             for name in LOOPS
-            for system in ("ours", "open_clip" if name == "stage 1" else "trainer")
+            for system in RACES.get(name, ("packed", "ours"))
             if stage in (None, name)
         }
         found = turns(ways, repeats, warm=0)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from mico_chat.errors import ConfigError
+from mico_training import estimate as estimates
 from mico_training.estimate import (
     Estimate,
+    StepCost,
     estimate,
     inputs,
     large_media,
@@ -108,6 +110,40 @@ def test_a_pair_is_two_rows_beside_a_copy_of_what_trains(llama: Path) -> None:
     trained = sum(n for _, _, n in one.step.weights.values())
     assert sizes(two)["reference"] == 4 * trained
     assert two.step.flops == pytest.approx(2 * one.step.flops, rel=0.01)
+
+
+def test_chunks_keep_less_and_many_of_them_cost_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = stage3({"name": "tiny"}, freeze=["encoder.vit.patch_embed", "encoder.stem"])
+    content: dict[str, Any] = tiny.model_dump(exclude={"stage3"})
+
+    def cost(chunk: int | None, batch_size: int = 8) -> StepCost:
+        train = content["train"] | {"batch_size": batch_size}
+        weights = dict.fromkeys(("tagging", "region", "concept"), 0.0)
+        stage1 = {"chunk": chunk, "weights": weights}
+        return rehearse(Stage1Run.model_validate(content | {"train": train, "stage1": stage1}))
+
+    whole, many = cost(None), cost(1)
+    assert many.kept < 0.6 * whole.kept
+    assert sum(many.peak.values()) < 0.9 * sum(whole.peak.values())
+    assert 1.2 * whole.flops < many.flops < 2 * whole.flops
+    monkeypatch.setattr(estimates, "REHEARSED", 100)
+    exact = cost(1)
+    assert (many.tokens, many.units) == (exact.tokens, exact.units)
+    assert many.flops == pytest.approx(exact.flops, rel=0.15)  # words are masked at random
+    assert sum(many.peak.values()) == pytest.approx(sum(exact.peak.values()), rel=0.02)
+
+
+def test_copies_are_split_over_their_own_processes(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"name": "tiny", "llm": str(llama)}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    alone = sizes(estimate(stage3(model), gpu="rtx-4090"))
+    found = sizes(estimate(stage3(model, parallel="hsdp", shard_over=2), 8, gpu="rtx-4090"))
+    assert found["llm"] == alone["llm"] / 2
+    assert found["optimizer states"] == alone["optimizer states"] / 2
+    shared = rehearse(stage3(model, packing=True))
+    assert shared.flops == pytest.approx(rehearse(stage3(model)).flops, rel=0.01)
 
 
 def test_a_gpu_that_nobody_listed(llama: Path) -> None:

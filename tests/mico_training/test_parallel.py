@@ -283,6 +283,7 @@ def test_copies_need_a_divisor_of_the_processes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     found = TrainRecipe(lr=1e-3, steps=1, parallel="hsdp")
     assert parallel.mesh_of(found, 8) == (2, 4)
+    assert parallel.mesh_of(found, 4) == (4,)  # one copy
     with pytest.raises(ConfigError, match=r"6 processes are no whole number of copies over 4"):
         parallel.mesh_of(found, 6)
     with pytest.raises(ValueError, match="shard_over works with parallel hsdp, not with fsdp"):

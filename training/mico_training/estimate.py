@@ -38,6 +38,7 @@ from mico_training import build_model
 from mico_training.data.mixture import need_of, open_source
 from mico_training.health import free_bytes
 from mico_training.parallel import BUCKET, layers, mesh_of
+from mico_training.parts.chunks import run_by_chunks
 from mico_training.parts.set_prediction import SetPrediction
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.starts import LOCAL
@@ -72,6 +73,9 @@ RECIPES: dict[str, type[Recipe]] = {
     "train-stage2": Stage2Run,
     "train-stage3": Stage3Run,
 }
+
+REHEARSED = 3
+"""A step of more chunks is not run on fake tensors, which would take minutes."""
 
 GRADIENTS, OPTIMIZER = "gradients", "optimizer states"
 ACTIVATIONS = "activations kept for backward"
@@ -140,8 +144,10 @@ class Estimate:
             found["reference"] = trained * 4 / spread, "what trains, as it was at the start"
         if parallel.startswith("zero"):
             found["buckets"] = 2 * min(BUCKET, trained) * 4, "being sent"
-        remark = "the inputs of layers that are computed again"
-        found[ACTIVATIONS] = step.peak[ACTIVATIONS], remark * train.gradient_checkpointing
+        again = "the inputs of layers that are computed again" * train.gradient_checkpointing
+        if isinstance(self.recipe, Stage1Run) and self.recipe.stage1.chunk is not None:
+            again = f"of {self.recipe.stage1.chunk} samples, and what the others are compared by"
+        found[ACTIVATIONS] = step.peak[ACTIVATIONS], again
         remark = "includes the weights that are unpacked for use"
         found[WORKING] = step.peak[WORKING], remark * (model.llm_quantization is not None)
         return found
@@ -354,7 +360,26 @@ def measured_throughput(half: bool) -> float:
 
 
 def rehearse(recipe: Recipe, on_gpu: bool = False) -> StepCost:
-    """One step's cost; ``on_gpu``: with the attention that the text branch has on a GPU."""
+    """One step's cost; ``on_gpu``: with the attention that the text branch has on a GPU.
+
+    A step of many chunks is found from those of two and three, as each chunk costs the same.
+    """
+    train, chunk = recipe.train, recipe.stage1.chunk if isinstance(recipe, Stage1Run) else None
+    if chunk is None or train.batch_size <= REHEARSED * chunk:
+        return _rehearsed(recipe, on_gpu)
+    sizes = (train.model_copy(update={"batch_size": n * chunk}) for n in (2, 3))
+    two, three = (_rehearsed(recipe.model_copy(update={"train": few}), on_gpu) for few in sizes)
+
+    def at(of_two: int, of_three: int) -> int:
+        return of_two + round((of_three - of_two) * (train.batch_size / chunk - 2))
+
+    peak = Counter({use: at(two.peak[use], size) for use, size in three.peak.items()})
+    kept, flops = at(two.kept, three.kept), at(two.flops, three.flops)
+    tokens, units = at(two.tokens, three.tokens), at(two.units, three.units)
+    return replace(two, peak=peak, kept=kept, flops=flops, tokens=tokens, units=units)
+
+
+def _rehearsed(recipe: Recipe, on_gpu: bool) -> StepCost:
     train = recipe.train
     model = pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
     step: Any = SetPrediction(cast(Any, model)) if _finds_things(recipe) else model
@@ -444,6 +469,8 @@ def pretraining(recipe: Stage1Run) -> nn.Module:
     freeze(model, recipe.train.freeze)
     if recipe.features is not None and model.encoder.stem is not None:
         model.encoder.stem.requires_grad_(False)
+    if recipe.stage1.chunk is not None:
+        run_by_chunks(model, recipe.stage1.chunk)
     return model
 
 

@@ -117,13 +117,14 @@ def mesh_of(train: TrainRecipe, ranks: int) -> tuple[int, ...]:
     """
     if train.parallel != "hsdp":
         return (ranks,)
-    each = train.shard_over or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # A dry run is no process of a machine: it takes machines of 8.
+    each = train.shard_over or int(os.environ.get("LOCAL_WORLD_SIZE", min(8, ranks)))
     if each < 2 or ranks % each:
         raise ConfigError(
             f"train.parallel hsdp: {ranks} processes are no whole number of copies over {each} "
             "processes each; set train.shard_over to a divisor of the processes above 1"
         )
-    return (ranks // each, each)
+    return (ranks // each, each) if ranks > each else (ranks,)
 
 
 def split(model: nn.Module, device_type: str, train: TrainRecipe) -> None:
