@@ -92,8 +92,8 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         With labels the vocabulary head runs on the labelled positions only: most of its work is
         saved. In evaluation mode their logits (N, V) are given, too. With ``reduction`` "none" each
         of them has its loss, row after row. ``see`` stands in for ``context_tokens``. ``kwargs``
-        has the batch's media (:data:`MEDIA`); the language model takes the others. A row may have
-        several prompts: each begins where ``position_ids`` (B, S) begin again, and sees itself.
+        has the batch's media (:data:`MEDIA`); the language model takes the others. Where
+        ``position_ids`` (B, S) begin again, another prompt begins, which sees itself alone.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:

@@ -9,7 +9,7 @@ Legend: B samples of a rank, S text length, N context tokens, d text width, P co
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,6 @@ from mico_chat.model.text_branch import Corpora, TextBranch, backwards
 
 Captions = tuple[Tensor, Tensor]
 """They are token ids (B, S) and their mask."""
-
-T = TypeVar("T")
 
 
 class Context(NamedTuple):
@@ -40,11 +38,8 @@ def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return words.sum(1)
 
 
-ByRows = Callable[[Callable[[slice], T], int], list[T]]
-"""Gives what a function makes of some rows of ``n``, for slices that are all rows together."""
-
-
-def all_at_once(compute: Callable[[slice], T], n: int) -> list[T]:
+def all_at_once(compute: Callable[[slice], Any], n: int) -> list[Any]:
+    """What a function makes of ``n`` rows; training may run them a few at a time instead."""
     return [compute(slice(0, n))]
 
 
@@ -61,8 +56,7 @@ def contrastive(
     media: Tensor, text: Tensor, key: Tensor, temperature: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. (4): symmetric InfoNCE of unit-length vectors (B, P); equal captions, by their keys (B,),
-    are no negatives. The share ``smoothing`` of a target is spread evenly over all captions but
-    the equal ones.
+    are no negatives. The share ``smoothing`` of a target is spread evenly over the unequal ones.
 
     Returns the loss and, for the local rows, the similarities to all texts and media.
     """
@@ -89,7 +83,7 @@ def matching(
     near: Sequence[Tensor],
     hardness: float,
     n_corpora: int,
-    by_rows: ByRows[Tensor] = all_at_once,
+    by_rows: Any = all_at_once,
 ) -> Tensor:
     """Eq. (5): pairs, and negatives drawn in proportion to exp(similarity · hardness).
 
@@ -127,7 +121,7 @@ def matching(
 
 
 def mean_over_ranks(sums: Sequence[Tensor], n: Tensor) -> Tensor:
-    """A loss from sums over ``n`` terms of this rank: its mean over ranks is that of all terms."""
+    """A loss from sums over ``n`` terms: its mean over ranks is that of all ranks' terms."""
     return torch.stack([*sums]).sum() / gather_rows(n.view(1)).float().mean()
 
 
@@ -163,7 +157,7 @@ def captioning(
     media: Context,
     probability: float,
     mask_token_id: int,
-    by_rows: ByRows[Tensor] = all_at_once,
+    by_rows: Any = all_at_once,
 ) -> Tensor:
     """Eq. (6): a share of the words masked, causal attention, media by cross-attention.
 

@@ -69,8 +69,8 @@ class MicoForPretraining(PreTrainedModel):
     """Encoder, context and text branch with the three objectives of paper 3.4.
 
     With ``chat`` the encoder, context and concepts are that model's own, in its dtype. An objective
-    of weight 0 is not computed. ``by_rows`` runs what is computed of each sample by itself
-    (:func:`all_at_once`). The inputs of a batch beside captions (B, S) and media (M,):
+    of weight 0 is not computed. ``by_rows`` runs what each sample has by itself. The inputs of a
+    batch beside captions (B, S) and media (M,):
 
     * ``pixel_values`` or ``stem_features`` of the media's units, and ``change``, which makes other
       logits of the cells that are named;
@@ -159,23 +159,18 @@ class MicoForPretraining(PreTrainedModel):
         ends = F.pad(media_units.cumsum(0), (1, 0))
 
         def encode(rows: slice) -> EncodedContexts:
-            bounds = media_row.new_tensor([rows.start, rows.stop])
-            own = slice(*torch.searchsorted(media_row, bounds).tolist())  # samples ascend
+            bounds = media_row.new_tensor([rows.start, rows.stop])  # samples ascend
+            own = slice(*torch.searchsorted(media_row, bounds).tolist())
             media = (media_kind[own], media_units[own])
             units = slice(int(ends[own.start]), int(ends[own.stop]) if rows.stop < n else None)
-            both = (None if x is None else x[units] for x in (pixel_values, stem_features))
-            pixels, cached = both
+            pixels = None if pixel_values is None else pixel_values[units]
+            cached = None if stem_features is None else stem_features[units]
             tokens, features = self.seen(*media, pixels, cached, change)
             row = torch.repeat_interleave(media_row[own] - rows.start, media[1])  # of each unit
             said = None if subtitles is None else Subtitles(*(x[rows] for x in subtitles))
             corpus = None if media_corpus is None else media_corpus[own].repeat_interleave(media[1])
             joined = self.join(tokens, Units.of(*media), row, rows.stop - rows.start, said, corpus)
-            shown = EncodedContexts(*joined, features)
-            if rows.stop - rows.start < n:  # of chunks only what is used is kept
-                of = {"tokens": shown.tokens[:0], "features": shown.features[:0]}
-                weights, use = self.objective_weights, {"tokens": "region", "features": "concept"}
-                shown = shown._replace(**{k: x for k, x in of.items() if not weights.get(use[k])})
-            return shown
+            return EncodedContexts(*joined, features)
 
         return EncodedContexts(*map(end_to_end, zip(*self.by_rows(encode, n), strict=True)))
 

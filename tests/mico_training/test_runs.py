@@ -235,7 +235,7 @@ def test_chunks_change_no_loss_of_a_run(
             "gradient_checkpointing": not bf16,
         }
         settings |= {"freeze": ["encoder.vit.patch_embed", "encoder.stem"], "warmup_steps": 0.5}
-        stage1 = {"cross_corpus": 0.3, "label_smoothing": 0.1, "most_slices": 1} | chunk
+        stage1 = {"cross_corpus": 0.3, "caption_length": 20, "fused_length": 20} | chunk
         train_stage1(
             write_recipe(tmp_path / name, shards, tiny_pretraining, train=settings, stage1=stage1)
         )

@@ -122,7 +122,7 @@ class Estimate:
         spread = self.processes if parallel in ("fsdp", "zero3") else 1
         split = self.processes if parallel != "ddp" else 1
         if parallel == "hsdp":
-            spread = split = mesh_of(train, self.processes)[1]
+            spread = split = mesh_of(train, self.processes)[-1]
         dtypes = {"encoder": model.encoder_dtype, "llm": model.llm_quantization or model.llm_dtype}
         found: dict[str, tuple[float, str]] = {
             name: (size / spread, f"{_count(n)} parameters, {dtypes.get(name, 'float32')}")
