@@ -375,6 +375,9 @@ def rehearse(recipe: Recipe, on_gpu: bool = False) -> StepCost:
 
     peak = Counter({use: at(two.peak[use], size) for use, size in three.peak.items()})
     kept, flops = at(two.kept, three.kept), at(two.flops, three.flops)
+    # With more chunks, the fullest moment has all that is kept, and the gradients of it.
+    peak[ACTIVATIONS] = max(peak[ACTIVATIONS], kept)
+    peak[WORKING] += kept - three.kept
     tokens, units = at(two.tokens, three.tokens), at(two.units, three.units)
     return replace(two, peak=peak, kept=kept, flops=flops, tokens=tokens, units=units)
 
@@ -466,6 +469,7 @@ def pretraining(recipe: Stage1Run) -> nn.Module:
     with torch.device("meta"):
         model = MicoForPretraining(build_model.pretraining_config(_expected(recipe), text))
     model.objective_weights = recipe.stage1.weights.model_dump()
+    model.config.mask_probability = recipe.stage1.mask_probability
     freeze(model, recipe.train.freeze)
     if recipe.features is not None and model.encoder.stem is not None:
         model.encoder.stem.requires_grad_(False)
