@@ -202,7 +202,7 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
         shards,
         tiny_pretraining,
         features={"cache": str(tmp_path / "features")},
-        stage1={"cross_corpus": 0.3, "weights": {"matching": 0.5}},
+        stage1={"cross_corpus": 0.3, "caption_length": 20, "weights": {"matching": 0.5}},
     )
     train_stage1(recipe)
     history = logged(tmp_path)
