@@ -513,7 +513,8 @@ def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path
 
     options = "{text_config.hidden_size: 32,"
     options += " text_config.num_hidden_layers: 1,"
-    options += " text_config.num_attention_heads: 2, text_config.intermediate_size: 64}"
+    options += " text_config.num_attention_heads: 2, text_config.intermediate_size: 64,"
+    options += " text_config.max_position_embeddings: 320, text_config.subtitles: true}"
     train_stage1(
         RECIPES / "mico-g-stage1.yaml",
         [

@@ -109,7 +109,7 @@ def test_chat_tasks_but_not_those_of_stage_1(
     given = ["--model", str(folder / "qwen2_5_omni"), "--data", str(msvd), "--limit", "2"]
     given += ["--output", str(tmp_path), "--max-tokens", "3", "--workers", "1"]
     assert main(["msvd-qa-chat", *given]) == 0
-    assert "| msvd-qa-chat | accuracy | - | 73.7 | 2 | 0 |" in capsys.readouterr().out
+    assert "| msvd-qa-chat | accuracy | - | 73.7 | 2 | unknown | 0 |" in capsys.readouterr().out
     with pytest.raises(ModelError, match="qwen2_5_omni"):
         main(["msvd-qa", *given])
 

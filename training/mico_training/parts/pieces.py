@@ -4,6 +4,7 @@ No process gathers the model. A run goes on from the pieces with any number of p
 these share: each reads what it will hold.
 """
 
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from mico_training.trained import trainable_state
 
 PIECES = "pieces"
 """The folder within a checkpoint."""
+
+# A single process is what it is told about, on another thread too.
+warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
 
 
 def is_in_pieces(checkpoint: Path) -> bool:
