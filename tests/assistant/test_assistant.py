@@ -78,11 +78,12 @@ def assistant(
 
 
 class StubEngine(FakeEngine):
-    """Yields its deltas, then waits without end; ``stopped`` is set when it is closed."""
+    """Yields its deltas, then waits without end and sets ``waiting``; ``stopped`` is set when it is
+    closed."""
 
     def __init__(self, *deltas: Delta) -> None:
         self.deltas = deltas
-        self.stopped = threading.Event()
+        self.waiting, self.stopped = threading.Event(), threading.Event()
 
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
@@ -90,6 +91,7 @@ class StubEngine(FakeEngine):
         try:
             for delta in self.deltas:
                 yield delta
+            self.waiting.set()
             await asyncio.Event().wait()
         finally:
             self.stopped.set()
@@ -429,9 +431,13 @@ def test_a_caller_that_leaves_stops_the_engine(assistant: Assistant) -> None:
     stub = with_engine(assistant, engine)
 
     async def test() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await stub.answer(Ask(TEXT, OPTIONS))
+        asked = asyncio.create_task(stub.answer(Ask(TEXT, OPTIONS)))
+        while not engine.waiting.is_set():
+            assert not asked.done()
+            await asyncio.sleep(0.001)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
         assert engine.stopped.is_set()
         engine.stopped.clear()
         async with aclosing(stub.stream(Ask(TEXT, OPTIONS))) as items:
