@@ -39,13 +39,11 @@ class CoarseStem(Stem):
         return torch.cat([cells, F.pixel_unshuffle(pixels, PATCH)], 1)
 
 
-def take_vit(vit: nn.Module, source: nn.Module) -> None:
-    """Fill a ViT with the first blocks of one that may be deeper and see a finer grid."""
-    wanted, given, part = vit.state_dict(), source.state_dict(), vit
-    positions = given["pos_embed"]
-    side = int((positions.shape[1] - 1) ** 0.5)
-    grid = list(part.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
-    given["pos_embed"] = resample_abs_pos_embed(positions, grid, [side, side])
+def take_vit(vit: Any, source: Any) -> None:
+    """Fill a ViT of timm with the first blocks of one that may be deeper and see a finer grid."""
+    wanted, given = vit.state_dict(), source.state_dict()
+    grids = [list(one.patch_embed.grid_size) for one in (vit, source)]
+    given["pos_embed"] = resample_abs_pos_embed(given["pos_embed"], *grids)
     _take(vit, {name: given.get(name) for name in wanted}, "its ViT")
 
 

@@ -144,12 +144,12 @@ def changes(
 ) -> list[Change]:
     """The changes between two rows (letters) in every column that both have."""
     one, other = table.row(before), table.row(after)
-    theirs = [row.cider if measure == "CIDEr" else row.paper for row in (one, other)]
+    was, now = (row.cider if measure == "CIDEr" else row.paper for row in (one, other))
     found = []
     for column, figure in enumerate(FIGURES):
         ours = estimate(results, other.cell.name, figure, measure, one.cell.name)
         if ours is not None:
-            paper = None if None in theirs else theirs[1][column] - theirs[0][column]  # type: ignore[index]
+            paper = now[column] - was[column] if was and now else None
             found.append(Change(figure, measure, ours, paper))
     return found
 
