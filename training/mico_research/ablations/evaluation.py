@@ -163,7 +163,6 @@ def judged(
     training, how much of a medium and of a caption is used.
     """
     parts.model.train(False)
-    tuning = [rank(parts, loader, recipe, pair[0])[0] for pair in halves]
     kinds: dict[str, dict[str, Any]] = {}
     scored: dict[str, list[int]] = {}
     ranked: list[Ranked] = []
@@ -180,6 +179,7 @@ def judged(
     result: dict[str, Any] = {"retrieval": kinds, **({"captions": scored} if scored else {})}
     if recipe.weights.matching == 0:
         return result
+    tuning = [rank(parts, loader, recipe, pair[0])[0] for pair in halves]
     tried = {by: mean_recall(tuning, by) for by in RERANKINGS}
     best = max(tried, key=lambda by: tried[by])
     for of in ranked:
