@@ -4,18 +4,24 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.engine.llamacpp_export import export_gguf
 from mico_chat.errors import ConfigError
 from mico_training.build_model import USUAL_TARGETS, add_lora, build_chat
+from mico_training.parts.rounded import round_layers
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.stages import train_stage2, train_stage3
 from mico_training.trained import Modes, checkpoint_activations, train_only
+from tests.engine.llama.test_gguf_export import add_lora as add_random_lora
+from tests.engine.llama.test_gguf_export import checkpoint
 from tests.mico_training.test_runs import logged, losses, write_recipe
 from tests.support.tiny import chat_model
 
@@ -58,6 +64,62 @@ def test_qlora_learns_a_batch_by_heart(llama: Path, quantization: str, again: bo
         optimizer.zero_grad()
         history.append(loss.item())
     assert history[-1] < 0.5 * history[0]
+
+
+NAMES = {
+    **{"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"},
+    **{"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
+}
+
+
+def test_training_computes_with_the_numbers_of_the_served_file(tmp_path: Path) -> None:
+    """Both of layers with an adapter and of layers without one."""
+    folder = checkpoint(tmp_path)
+    add_random_lora(folder)
+    llm = AutoModelForCausalLM.from_pretrained(folder / "llm")
+    adapted = PeftModel.from_pretrained(llm, str(folder / "lora"), is_trainable=True)
+    layers = [
+        (f"blk.{n}.{theirs}.weight", layer.get_submodule(ours))
+        for n, layer in enumerate(llm.model.layers)
+        for ours, theirs in NAMES.items()
+    ]
+    plain = [weights_of(layer) for _, layer in layers]
+    assert round_layers(adapted, "Q4_0", "key") == 7 * len(llm.model.layers)
+    file = export_gguf(folder, tmp_path / "tiny.gguf", "Q4_0")
+    served = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
+    for (name, layer), before in zip(layers, plain, strict=True):
+        torch.testing.assert_close(weights_of(layer), torch.from_numpy(served[name]))
+        assert (weights_of(layer) - before).abs().max() > 0.01 * before.abs().max()
+
+
+def weights_of(layer: torch.nn.Module) -> torch.Tensor:
+    columns = layer.get_parameter("weight").shape[1]
+    return layer(torch.eye(columns)).T.detach()  # type: ignore[no-any-return]
+
+
+def test_rounded_layers_learn_and_are_saved_as_they_are(
+    tmp_path: Path, shards: Path, llama: Path
+) -> None:
+    def run(name: str, **stage3: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+        train_stage3(write(tmp_path / name, shards, llama, stage3=stage3, train={"lr": 0.01}))
+        return losses(tmp_path / name), load_file(tmp_path / name / "out/model.safetensors")
+
+    rounded, saved = run("rounded", quantization="Q4_0")
+    plain, usual = run("plain")
+    assert rounded != plain
+    assert rounded == pytest.approx(plain, rel=0.1)
+    assert saved.keys() == usual.keys()
+    lora = load_file(tmp_path / "rounded/out/lora/adapter_model.safetensors")
+    assert all(value.any() for name, value in lora.items() if "lora_B" in name)
+
+
+def test_layers_that_cannot_be_rounded(tmp_path: Path, shards: Path, llama: Path) -> None:
+    both = write(tmp_path, shards, llama, model={"llm_quantization": "int8"})
+    with pytest.raises(ConfigError, match=r"stage3\.quantization Q4_0 .*llm_quantization int8"):
+        train_stage3(both, ["stage3.quantization=Q4_0"])
+    llm = torch.nn.Sequential(torch.nn.Linear(48, 64))
+    with pytest.raises(ConfigError, match="0 has 48 columns, no multiple of 32"):
+        round_layers(llm, "Q4_0", "stage3.quantization")
 
 
 @pytest.mark.parametrize("stage", [train_stage2, train_stage3])

@@ -450,6 +450,9 @@ class Stage3Recipe(Section):
     """The language model trains through this adapter; ``null`` leaves it frozen."""
     full: bool = False
     """The language model trains as a whole."""
+    quantization: Literal["Q4_0"] | None = Field(default=None, examples=["Q4_0"])
+    """The language model computes with the weights that a GGUF file of this quantization will hold
+    (quantization-aware training). The trained weights are saved unrounded."""
     max_turns: Annotated[int, counted("questions")] = Field(default=3, gt=0)
     """At most so many of a sample's single questions make a conversation."""
     simulate: Probability = 0.0

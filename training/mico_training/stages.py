@@ -38,6 +38,7 @@ from mico_training.parts.chunks import run_by_chunks
 from mico_training.parts.dpo import DpoTrainer, PreferencePairs
 from mico_training.parts.held_out import HeldOut
 from mico_training.parts.media_noise import MediaNoise
+from mico_training.parts.rounded import round_layers
 from mico_training.parts.set_prediction import SetPrediction
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.scst import Cider, ScstTrainer
@@ -182,6 +183,11 @@ def train_stage3(config: Path, overrides: Sequence[str] = (), cost: Estimate | N
             f"stage3.full trains every weight, but model.llm_quantization {packing} freezes them: "
             "use lora, or leave out llm_quantization"
         )
+    if recipe.stage3.quantization is not None and packing is not None:
+        raise ConfigError(
+            f"stage3.quantization {recipe.stage3.quantization} rounds the weights that "
+            f"model.llm_quantization {packing} has rounded already: leave one of them out"
+        )
     _train_chat(recipe, "Stage 3: instruction tuning", cost)
 
 
@@ -208,6 +214,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
         train_only(chat.model, [*stage3.trainable, "llm"] if stage3.full else stage3.trainable)
         if lora is not None:
             build_model.add_lora(chat.model, lora, chat.folder)
+        if stage3.quantization is not None:
+            round_layers(chat.model.llm, stage3.quantization, "stage3.quantization")
         if stage3.given > 0 and chat.model.things is None:
             raise ConfigError(
                 "stage3.given: the model has no things; set bridge_config.things above 0"
