@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from mico_chat import __version__
 from mico_chat.adapters.base import segments_of, shown_kinds
 from mico_chat.ask import Ask
 from mico_chat.calls import OBJECTS, CallFormat, CallReader
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import Delta, Engine, Prompt, equal_start
 from mico_chat.engines.table import ENGINES
 from mico_chat.errors import MicoError, ModelError, RequestError
@@ -144,8 +146,8 @@ class Assistant:
 
     ``defaults`` are used for options that a request does not set, ``system_prompt`` for
     conversations without a system message. ``similarity`` is None if the checkpoint lacks the text
-    branch of stage 1. An answer about media is marked unsure if its confidence is below
-    ``unsure_below``; if that is None, no answer is marked.
+    branch of stage 1. An answer about media is marked unsure if its confidence is below the mark
+    of its kind; without ``marks`` no answer is marked.
     """
 
     def __init__(
@@ -157,12 +159,12 @@ class Assistant:
         similarity: Similarity | None = None,
         defaults: GenerationOptions | None = None,
         system_prompt: str | None = None,
-        unsure_below: float | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self.name = name
         self.defaults = defaults or GenerationOptions()
         self.system_prompt = system_prompt
-        self.unsure_below = unsure_below
+        self.marks = marks
         self.similarity = similarity
         self.engine = engine
         self.encoder = encoder
@@ -354,15 +356,18 @@ class Assistant:
 
     def _marked(self, ask: Ask, deltas: Deltas) -> Deltas:
         """Mark answers whose confidence is low."""
-        least = self.unsure_below
-        if least is None:
+        marks = self.marks
+        if marks is None:
             return deltas
+        said: dict[int, str] = defaultdict(str)
 
         async def events() -> Deltas:
             async with aclosing(deltas):
                 async for delta in deltas:
+                    said[delta.index] += delta.text
                     if delta.confidence is not None:
-                        delta = delta.model_copy(update={"unsure": delta.confidence < least})
+                        unsure = marks.unsure(said[delta.index], delta.confidence)
+                        delta = delta.model_copy(update={"unsure": unsure})
                     yield delta
 
         return events()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import model_name
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import memory
 from mico_chat.engines.base import EngineOptions, Loaded
@@ -99,7 +100,8 @@ def load_assistant(
             generation = loaded.generation or {}
             try:
                 assistant.defaults = GenerationOptions.of_checkpoint(generation)
-                assistant.unsure_below = _unsure_below(generation)
+                below = generation.get("unsure_below")
+                assistant.marks = None if below is None else Marks.read(below)
             except RequestError as error:
                 raise ModelError(f"{model}: generation_config.json: {error}") from error
         if similarity and source.form == "chat" and checkpoint.has_text_branch(model):
@@ -124,15 +126,6 @@ def _readable(model: str | Path) -> Iterator[None]:
     except Exception as error:
         kind, reason = type(error).__name__, " ".join(str(error).split())
         raise ModelError(f"{model}: a file there is broken: {kind}: {reason}") from error
-
-
-def _unsure_below(generation: Mapping[str, Any]) -> float | None:
-    value = generation.get("unsure_below")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise RequestError.at("unsure_below", f"expected a confidence of 0 to 1, got {value!r}")
-    return float(value)
 
 
 @contextmanager

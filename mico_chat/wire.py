@@ -120,9 +120,9 @@ class Choice(_Answer):
     An answer about media has a ``confidence`` from 0 to 1: the geometric mean of the probabilities
     that the model gave to its tokens, without temperature and penalties; the first of several
     tokens, which decides how the answer begins, does not count. It is ``unsure`` if the
-    confidence is below the mark that the model's folder sets. Both are null for a conversation
-    without media, and ``unsure`` is null for a model without a mark. ``reasoning_content`` is what
-    the model thought before it answered; null if it did not think.
+    confidence is below the mark that the model's folder sets for its kind of answer. Both are null
+    for a conversation without media, and ``unsure`` is null for a model without a mark.
+    ``reasoning_content`` is what the model thought before it answered; null if it did not think.
     """
 
     text: str

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_chat.checkpoints.marks import KINDS
 from mico_chat.engine.cpu import processor
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.datasets.files import read_object
@@ -101,7 +102,23 @@ def _confidence_table(row: Row) -> list[str]:
         n, kept, right = (of_skill[key] for key in ("n", "kept", "kept_right"))
         shares = (_share(of_skill["right"], n), _share(kept, n), _share(right, kept))
         rows.append([name, n, *shares])
-    return [first, "", *_table(["skill", "n", "right", title, "of these right"], rows)]
+    table = _table(["skill", "n", "right", title, "of these right"], rows)
+    of_kinds = row.get("answers")  # runs of before lack them
+    return [first, "", *table, *(_marks_table(of_kinds) if of_kinds else ())]
+
+
+def _marks_table(of_kinds: Row) -> list[str]:
+    """A mark for each kind of answer, and how good the marks of one half are for the other."""
+    below = {KINDS[name]: 1.0 if r["mark"] is None else r["mark"] for name, r in of_kinds.items()}
+    rows = []
+    whole = {k: sum(r[k] for r in of_kinds.values()) for k in ("n", "right", "kept", "kept_right")}
+    for name, r in {**of_kinds, "all": {"mark": "", **whole}}.items():
+        mark = "none" if r["mark"] is None else r["mark"]
+        shares = (_share(r["right"], r["n"]), _share(r["kept"], r["n"]))
+        rows.append([name, r["n"], mark, *shares, _share(r["kept_right"], r["kept"])])
+    titles = ["answer", "n", "mark", "right", "unmarked by the other half's mark", "of these right"]
+    said = f'A mark for each kind of answer: `"unsure_below": {json.dumps(below)}`'
+    return ["", said, "", *_table(titles, rows)]
 
 
 def _share(count: int, n: int) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from mico_chat.checkpoints.marks import KINDS, kind_of
 from mico_chat.errors import DataError, MicoError
 from mico_chat.evaluation.datasets import datasets_in
 from mico_chat.evaluation.judge import read_verdicts
@@ -136,7 +137,37 @@ def _confidence(records: Sequence[Record]) -> Row | None:
         bins[min(int(N_BINS * record["confidence"]), N_BINS - 1)].append(_right(record))
     skills = {skill: counts(some) for skill, some in of_skill.items()}
     counted = [{"n": len(some), "right": sum(some)} for some in bins]
-    return {"mark": mark, **counts(rated), "skills": skills, "bins": counted}
+    answers = _of_kinds(rated)
+    return {"mark": mark, **counts(rated), "skills": skills, "bins": counted, "answers": answers}
+
+
+def _of_kinds(rated: Sequence[Record]) -> Row:
+    """For each kind of answer its mark, and what the marks of other answers keep of it.
+
+    The answers of every second item are judged by the marks of the others, and the other way round.
+    """
+    names = {pattern: name for name, pattern in KINDS.items()}
+    rows: Row = {}
+    halves: dict[str, tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
+    for record in rated:
+        two = halves[names[kind_of(record["answer"], names) or ""]]
+        two[len(two[0]) > len(two[1])].append(record)
+
+    def mark(some: Sequence[Record]) -> float | None:
+        return mark_of([(record["confidence"], _right(record)) for record in some])
+
+    for name in (name for name in KINDS if name in halves):
+        first, second = halves[name]
+        kept = [
+            record
+            for judged, others in ((first, second), (second, first))
+            for record in judged
+            if (least := mark(others)) is not None and record["confidence"] >= least
+        ]
+        figures = {"n": len(first + second), "right": sum(map(_right, first + second))}
+        checked = {"kept": len(kept), "kept_right": sum(map(_right, kept))}
+        rows[name] = {"mark": mark(first + second), **figures, **checked}
+    return rows
 
 
 def mark_of(rated: Sequence[tuple[float, bool]]) -> float | None:

@@ -15,6 +15,7 @@ import torch
 from mico_chat.adapters.mico import MicoAdapter, mico_of
 from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant, decode_media
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
@@ -167,24 +168,33 @@ def test_answers_about_media_have_a_confidence_and_a_folder_without_a_mark_marks
         mean = sum(token.logprob for token in counted) / len(counted)
         assert choice.confidence == pytest.approx(math.exp(mean))
         assert choice.unsure is None
-    assistant.unsure_below = 1.0
+    assistant.marks = Marks.read(1.0)
     (text,) = answer(assistant, TEXT).choices
     assert (text.confidence, text.unsure) == (None, None), "a chat without media is never marked"
     assert answer(assistant, SHOWN).choices[0].unsure is True
 
 
-@pytest.mark.parametrize(("mark", "unsure"), [(0.3, False), (0.5, False), (0.51, True)])
+@pytest.mark.parametrize(
+    ("mark", "unsure"),
+    [
+        *((0.3, False), (0.5, False), (0.51, True)),
+        # Of a mark for each kind of answer, the first whose pattern the answer has.
+        *(({"^yes": 0.9, "": 0.3}, False), ({"^a CAT": 0.9, "": 0.3}, True), ({"^yes": 1}, False)),
+    ],
+)
 def test_an_answer_below_the_mark_is_unsure(
-    assistant: Assistant, mark: float, unsure: bool
+    assistant: Assistant, mark: float | dict[str, float], unsure: bool
 ) -> None:
     usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=1)
-    end = Delta(text="A cat.", avg_logprob=math.log(0.5), finish_reason="stop", usage=usage)
-    stub = with_engine(assistant, StubEngine(end))
-    stub.unsure_below = mark
+    begun = Delta(text="A c")
+    end = Delta(text="at.", avg_logprob=math.log(0.5), finish_reason="stop", usage=usage)
+    stub = with_engine(assistant, StubEngine(begun, end))
+    stub.marks = Marks.read(mark)
 
     async def last() -> Delta:
         async with aclosing(stub.stream(Ask(SHOWN, OPTIONS))) as items:
             await anext(items)  # the reports
+            await anext(items)  # the first words
             delta = await anext(items)
         assert isinstance(delta, Delta)
         return delta

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mico_chat import __version__, media
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.cli import main as cli
 from mico_chat.cli import models
 from mico_chat.cli.ask import Asking, Waiting
@@ -137,7 +138,7 @@ def test_depth_is_estimated_of_each_picture(
 
 
 def test_an_answer_that_is_not_sure(terminal: Terminal) -> None:
-    terminal.assistant.unsure_below = 0.5
+    terminal.assistant.marks = Marks.read(0.5)
     for text, shown in (("perhaps", "perhaps (not sure)"), ("A cat?", "A cat?")):
         assert terminal("ask", "--image", "a.png", text)[1] == f"[image a.png] {shown}\n"
     assert terminal("ask", "perhaps")[1] == "[] perhaps\n"

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from mico_chat.adapters.mico import mico_of
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.checkpoints.pretrained import plain_llm
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
@@ -145,16 +146,23 @@ def test_a_checkpoints_chat_defaults(tmp_path: Path, cache: Path, engine: str) -
     with closing(load_assistant(folder, FakeDecoder(), chats)) as assistant:
         assert assistant.system_prompt == "You see."
         assert assistant.defaults == GenerationOptions(repetition_penalty=1.5)
-        assert assistant.unsure_below == 0.4
+        assert assistant.marks == Marks({"": 0.4})
     weights_alone = replace(chats, chat_defaults=False)
     with closing(load_assistant(folder, FakeDecoder(), weights_alone)) as assistant:
         assert assistant.system_prompt is None
         assert assistant.defaults == GenerationOptions()
-        assert assistant.unsure_below is None
-    wrongs = ("repetition_penalty", "x"), ("unsure_below", -0.5), ("unsure_below", True)
-    for name, wrong in wrongs:
+        assert assistant.marks is None
+    wrongs: list[tuple[str, Any, str]] = [("repetition_penalty", "x", "'x'")]
+    for wrong, said in [
+        (-0.5, "-0.5"),
+        (True, "True"),
+        ({"^y": 2}, r"\^y: .* got 2"),
+        ({"(": 0}, "'\\('"),
+    ]:
+        wrongs.append(("unsure_below", wrong, said))
+    for name, wrong, said in wrongs:
         (folder / "generation_config.json").write_text(json.dumps({name: wrong}))
-        with pytest.raises(ModelError, match=rf"generation_config\.json: {name}: .*{wrong!r}"):
+        with pytest.raises(ModelError, match=rf"generation_config\.json: {name}: .*{said}"):
             load_assistant(folder, FakeDecoder(), chats)
 
 

@@ -72,7 +72,7 @@ def test_a_stored_run_tells_its_mark(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert '`"unsure_below": 0.8` in generation_config.json' in printed
     rows = [line for line in printed.splitlines() if line.startswith(("| a |", "| b |", "| all"))]
-    assert rows[-3:] == [
+    assert rows[-4:-1] == [
         "| a | 2 | 50 % (1 of 2) | 50 % (1 of 2) | 100 % (1 of 1) |",
         "| b | 2 | 100 % (2 of 2) | 50 % (1 of 2) | 100 % (1 of 1) |",
         "| all | 4 | 75 % (3 of 4) | 50 % (2 of 4) | 100 % (2 of 2) |",
@@ -97,3 +97,24 @@ def test_no_mark_where_all_are_wrong_and_no_table_without_confidences(tmp_path: 
         row = score(tmp_path / name)
         assert row["confidence"] is None
         assert "unsure" not in skills_table("items", row)
+
+
+def test_each_kind_of_answer_has_its_mark_and_is_judged_by_the_other_half(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sure of "yes" without being right more often: one mark for all would keep the wrong kind."""
+    replies: dict[str, Reply] = {}
+    for n in range(20):
+        replies[f"y{n}"] = Reply("answer", "Yes, a red one." if n % 2 else "Yes.", 0.9 + 0.001 * n)
+        replies[f"n{n}"] = Reply("answer", "A red thing." if n >= 4 else "A hat.", 0.3 + 0.01 * n)
+        replies[f"c{n}"] = Reply("answer", "It is red.", 0.5)
+    asked(tmp_path / "items", replies, "full")
+    assert main(["--rescore", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    row = json.loads((tmp_path / "results.json").read_text())["skills"]["items"]["confidence"]
+    found = row["answers"]
+    assert found["yes or no"]["mark"] == 0.919, "only the surest one is right"
+    assert found["name"] == {"mark": 0.32, "n": 20, "right": 16, "kept": 17, "kept_right": 16}
+    assert found["colour"] == {"mark": 0.5, "n": 20, "right": 20, "kept": 20, "kept_right": 20}
+    assert '`"unsure_below": {"^(yes|no)\\\\b": 0.919, ' in printed
+    assert f"| colour | 20 | 0.5 |{3 * ' 100 % (20 of 20) |'}" in printed

@@ -197,7 +197,7 @@ class FakeAssistant(Assistant):
         self.similarity = None
         self.defaults = GenerationOptions()
         self.system_prompt = None
-        self.unsure_below = None
+        self.marks = None
         self.engine = FakeEngine()
         self.decoder: Any = decoder or FakeDecoder()
         self.encoder: Any = FakeEar(self.decoder, listener)
@@ -260,9 +260,9 @@ class FakeAssistant(Assistant):
                 finish_reason=end,
                 usage=usage if last else None,
             )
-            least = self.unsure_below
-            if least is not None and delta.confidence is not None:
-                delta = delta.model_copy(update={"unsure": delta.confidence < least})
+            if self.marks is not None and delta.confidence is not None:
+                unsure = self.marks.unsure("", delta.confidence)
+                delta = delta.model_copy(update={"unsure": unsure})
             yield delta
 
     async def explain(self, ask: Ask, answer: str | Sequence[int]) -> Explanation:

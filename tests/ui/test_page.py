@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ConversationObject, TurnObject
 from mico_ui import describe
@@ -108,7 +109,7 @@ def test_thoughts_are_told_from_the_answer_and_not_stored(page: Page) -> None:
 def test_an_unsure_answer_is_marked_also_when_it_is_opened_again(
     page: Page, assistant: FakeAssistant
 ) -> None:
-    assistant.unsure_below = 0.5
+    assistant.marks = Marks.read(0.5)
     media = [{"id": attach(page)["id"], "kind": "image"}]
     for message, unsure in (("perhaps", True), ("What is it?", False)):
         done = ask(page, message, media=media)[-1]

@@ -18,6 +18,7 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 from rich.filesize import decimal
 
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.media.kinds import KINDS
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent
 from mico_ui import routes
@@ -211,7 +212,7 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
 def test_an_answer_that_is_not_sure(
     type_in: Type, assistant: FakeAssistant, tmp_path: Path, picture: Path
 ) -> None:
-    assistant.unsure_below = 0.5
+    assistant.marks = Marks.read(0.5)
     page = tmp_path / "page.md"
     asked = type_in(f"/image {picture}", "perhaps", "And now?", f"/save {page}")
     opened = type_in("/history", "/open 1")

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.http_client import address_of, form_request
 from mico_chat.assistant import Assistant
+from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
 from mico_server.app import serve
@@ -97,7 +98,7 @@ def test_an_explanation_comes_where_it_was_asked_for(start: Start) -> None:
 @pytest.mark.parametrize("mark", [None, 0.5])
 def test_confidence_and_the_mark_of_unsure_answers(start: Start, mark: float | None) -> None:
     assistant = FakeAssistant()
-    assistant.unsure_below = mark
+    assistant.marks = None if mark is None else Marks.read(mark)
     client = start(assistant)
 
     def rated(found: dict[str, Any]) -> tuple[float | None, bool | None]:
