@@ -50,12 +50,12 @@ def main() -> None:
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
     with MediaDecoder() as decoder, closing(load_assistant(options.model, decoder)) as assistant:
         for number, item in enumerate(items):
-            message = item.message()
-            (decoded,) = decode_media([message], decoder)
-            (answer,) = assistant.answer_all([[decoded]], GenerationOptions(max_tokens=40))
+            asked = decode_media(item.messages(), decoder)
+            (answer,) = assistant.answer_all([asked], GenerationOptions(max_tokens=40))
             axes = figure.add_subplot(rows, columns, number + 1)
-            for place, part in enumerate(decoded.media):
-                n = len(decoded.media)
+            media = [part for message in asked for part in message.media]
+            for place, part in enumerate(media):
+                n = len(media)
                 inset = axes.inset_axes((place / n, 0.0, 1 / n - 0.02, 1.0))
                 assert not isinstance(part, MediaFile)
                 aspect: Literal["auto", "equal"] = "auto" if isinstance(part, Audio) else "equal"

@@ -111,7 +111,7 @@ class ChatModel(Model):
             # The last bits of a context depend on its batch. A resumed run must compute the same
             # bits, so nothing stays in the cache.
             self.assistant.encoder.cache.clear()
-            asked = [[items[place].message()] for place in batch]
+            asked = [items[place].messages() for place in batch]
             found = self.assistant.try_all(asked, options)
             yield from zip(batch, (reply_of(one, max_tokens) for one in found), strict=True)
 

@@ -115,7 +115,7 @@ class Endpoint(Model):
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        asked = ((place, [item.message()]) for place, item in enumerate(items))
+        asked = ((place, item.messages()) for place, item in enumerate(items))
         return at_once(lambda one: self._answer(one, max_tokens), asked, self.concurrency)
 
     def ask_all(

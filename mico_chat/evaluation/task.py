@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -92,9 +92,19 @@ def task_named(name: str) -> Task:
     raise ConfigError(f"{name!r} is neither a task nor a file of items; {hint}")
 
 
+class Earlier(NamedTuple):
+    """An earlier turn of a conversation: how many media it shows, its question and answer."""
+
+    shows: int
+    question: str
+    answer: str
+
+
 @dataclass(frozen=True)
 class Item:
     """Media with the captions that people gave them, or with a question and its answers.
+
+    The first of the ``media`` are those of ``earlier`` turns, whose answers are given.
 
     An answer is right if it has one of ``answers`` before any other of the ``choices``, and none of
     ``reject``. The ``subtitle`` is what is said in the media, for a stage 1 model that reads it.
@@ -109,14 +119,21 @@ class Item:
     skill: str = ""
     reject: tuple[str, ...] = ()
     subtitle: str = ""
+    earlier: tuple[Earlier, ...] = ()
 
-    def message(self) -> Message:
-        return Message.user(*self.media, self.question)
+    def messages(self) -> list[Message]:
+        """The conversation up to the question; turns whose media are withheld show none."""
+        media, found = list(self.media), []
+        for turn in self.earlier:
+            shown, media = media[: turn.shows], media[turn.shows :]
+            found += [Message.user(*shown, turn.question), Message.assistant(turn.answer)]
+        return [*found, Message.user(*media, self.question)]
 
     def asked(self) -> Record:
         """The question of a skill and its right and wrong answers, as a record has them."""
         words = {"message": self.question, "accept": self.answers, "choices": self.choices}
-        return words | ({"reject": self.reject} if self.reject else {})
+        more = {"reject": self.reject, "earlier": self.earlier}
+        return words | {key: value for key, value in more.items() if value}
 
 
 @dataclass
@@ -193,11 +210,18 @@ class _Medium(BaseModel, extra="forbid"):
     path: Path
 
 
+class _Turn(BaseModel, extra="forbid"):
+    message: str
+    media: tuple[_Medium, ...] = ()
+    answer: str
+
+
 class _Line(BaseModel, extra="forbid"):
     id: str = ""
     skill: str
     message: str
     media: tuple[_Medium, ...] = ()
+    earlier: tuple[_Turn, ...] = ()
     accept: tuple[str, ...]
     choices: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
@@ -210,6 +234,7 @@ def read_items(path: Path) -> list[Item]:
          "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
          "choices": ["one", "two"]}
 
+    ``earlier`` has the turns before the question, each with a message, its media and its answer.
     Media paths are relative to the file's folder. A line without an id is named by its place.
     """
     try:
@@ -225,10 +250,12 @@ def read_items(path: Path) -> list[Item]:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise DataError(path, number, f"{key}: {first['msg']}".removeprefix(": ")) from error
-        media = tuple(MediaFile(m.kind, path.parent / m.path) for m in line.media)
+        shown = [m for turn in line.earlier for m in turn.media] + list(line.media)
+        media = tuple(MediaFile(m.kind, path.parent / m.path) for m in shown)
+        earlier = tuple(Earlier(len(t.media), t.message, t.answer) for t in line.earlier)
         words = (line.accept, line.choices, line.skill, line.reject)
         id = line.id or f"{path.name}:{number}"
-        items.append(Item(id, media, line.message, (), *words))
+        items.append(Item(id, media, line.message, (), *words, earlier=earlier))
     return items
 
 

@@ -16,6 +16,7 @@ class Parrot(Model):
         self.says = says or (lambda _: Reply("answer", "Four."))
         self.used: list[str] = []
         self.asked: list[Message] = []
+        self.conversations: list[list[Message]] = []
         self.limits: list[int] = []
 
     def header(self) -> Record:
@@ -31,6 +32,7 @@ class Parrot(Model):
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
         for place, item in enumerate(items):
-            self.asked.append(item.message())
+            self.conversations.append(item.messages())
+            self.asked.append(item.messages()[-1])
             self.limits.append(max_tokens)
             yield place, self.says(self.asked[-1])

@@ -102,6 +102,37 @@ def test_accuracy_is_what_the_answers_say(folder: Path, tmp_path: Path) -> None:
     assert ("full", "blue") not in right
 
 
+def test_an_item_may_be_a_conversation_whose_media_a_control_swaps_together(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for n in range(3):
+        earlier = {
+            "message": "And?",
+            "media": [{"kind": "image", "path": f"a{n}.png"}],
+            "answer": "A.",
+        }
+        row = {"id": f"{n}", "skill": "second", "message": "Which?", "accept": [f"x{n}"]}
+        media = [{"kind": "image", "path": f"b{n}.png"}]
+        rows.append(
+            {**row, "earlier": [{"message": "Hi", "answer": "Ho."}, earlier], "media": media}
+        )
+    write_items(tmp_path, rows)
+    model = Parrot()
+    items = read_items(tmp_path / "items.jsonl")
+    asked(items, model, tmp_path / "run", "full", "withheld", "swapped")
+    full, withheld, swapped = (model.conversations[at : at + 3] for at in (0, 3, 6))
+    for number, talk in enumerate(full):
+        assert [m.role for m in talk] == ["user", "assistant", "user", "assistant", "user"]
+        assert [m.text for m in talk] == ["Hi", "Ho.", "And?", "A.", "Which?"]
+        names = [[Path(medium.name).name for medium in m.media] for m in talk]
+        assert names == [[], [], [f"a{number}.png"], [], [f"b{number}.png"]]
+    assert not any(message.media for talk in withheld for message in talk)
+    for number, talk in enumerate(swapped):
+        (first,), (second,) = talk[2].media, talk[4].media
+        assert Path(first.name).name != f"a{number}.png"
+        assert Path(second.name).name == Path(first.name).name.replace("a", "b")
+    assert bytes_digest(items) != bytes_digest([replace(one, earlier=()) for one in items])
+
+
 def test_refused_and_broken_items_are_counted_and_named_and_not_wrong(tmp_path: Path) -> None:
     says = {"a0": Reply("answer", "red"), "b0": Reply("answer", "blue")}
     says["c0"] = Reply("refused", "400: no image")

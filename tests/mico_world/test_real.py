@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import label
 
 from mico_chat.errors import DataError
+from mico_chat.evaluation.metrics.answers import NUMBERS
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_world import sources
 from mico_world.mini import real
@@ -163,6 +165,7 @@ def tiny() -> Real:
             "real clips": ["What do you see?"],
             "real left-right": ["What is on the {}?"],
             "real colour": ["What colour {1} the {0}?"],
+            "real count": ["How many {}?"],
             "real direction": ["Which way did the {} move?"],
             "real nearer": ["Which side is nearer?"],
         },
@@ -232,6 +235,11 @@ def test_the_items_of_a_tiny_table(package: Path) -> None:
         assert set(item.reject) == {"ball", "sea", "wave"} - set(item.accept)
     asked = {question: item.accept for item, question in of["real colour"]}
     assert asked == {"What colour is the ball?": ("red",), "What colour are the waves?": ("blue",)}
+    for item, question in of["real count"]:
+        assert question == "How many discs?"
+        pixels = np.asarray(Image.open(io.BytesIO(item.data)).convert("RGB"), np.float32)
+        _, count = label(np.minimum(*(np.abs(pixels - c).max(-1) for c in colours.values())) < 60)
+        assert NUMBERS[count] in item.accept
     for item, _ in of["real direction"]:
         frames = [
             frame.to_ndarray(format="rgb24").astype(int)

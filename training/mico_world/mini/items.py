@@ -9,6 +9,7 @@ from typing import Any
 
 from mico_training.data.sources.written import kind_of, read_shard
 from mico_world.mini.real import real_items
+from mico_world.mini.talks import talks
 
 MOST_OF_A_SKILL = 300
 
@@ -42,12 +43,14 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
 def write_real_items(output: Path) -> int:
     (output / "media").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for item, question in real_items():
+    asked = real_items()
+    for item, question in asked:
         path = f"media/{item.name}"
         (output / path).write_bytes(item.data)
         row = {"id": item.id, "skill": item.skill, "message": question, "accept": item.accept}
         media = [{"kind": item.kind, "path": path}]
         rows.append({**row, "media": media, "choices": item.choices, "reject": item.reject})
+    rows += talks([item for item, _ in asked], output / "media")
     return _write(output / "items.jsonl", rows)
 
 

@@ -25,7 +25,9 @@ from PIL import Image, ImageOps
 from scipy.ndimage import binary_fill_holes, median_filter, uniform_filter
 
 from mico_chat.errors import DataError
+from mico_chat.evaluation.metrics.answers import NUMBERS
 from mico_chat.media.kinds import Kind
+from mico_training.data.language.english import plural
 from mico_training.data.table import Table
 from mico_world.motion.motion import encode_video
 from mico_world.pictures.compose import depth_png, encoded
@@ -41,7 +43,7 @@ VIDEOS = (".mp4",)
 SECONDS = 10.0  # of a recording
 VIDEO_SIDE, VIDEO_FPS = 320, 8
 COMPOSITES = 50
-ROOMS = 14
+ROOMS, COUNTED = 14, 50
 STEREO_WIDTH = 320
 STEREO = 0.075 * 451 / 2  # metres x pixels: the distance of the lenses x the focal length
 WAYS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -118,6 +120,7 @@ def _items(table: Real) -> Iterator[Item]:
         yield Item(id, "real clips", "video", f"{Path(name).stem}.mp4", clip, accept)
     yield from _composites(table, shown, words)
     yield from _moving(table, shown)
+    yield from _counted(table, shown)
     yield from _nearer(table)
 
 
@@ -329,6 +332,28 @@ def _moving(table: Real, shown: Mapping[str, Image.Image]) -> Iterator[Item]:
             f"moves-{number:02}", "real direction", "video", f"moves-{number:02}.mp4", data, (way,)
         )
         yield item._replace(choices=tuple(WAYS), asked=name)
+
+
+def _counted(table: Real, shown: Mapping[str, Image.Image]) -> Iterator[Item]:
+    """One to five copies of a cut-out that shows one thing, before a photograph."""
+    rng = Random(5)
+    single = [(id, name) for id, name in table.cut_outs.items() if not name.endswith("s")]
+    cells = list(product(range(3), range(2)))
+    for number, (id, name) in enumerate(islice(cycle(single), COUNTED)):
+        many = number % 5 + 1
+        ground = ImageOps.fit(shown[table.backgrounds[number % len(table.backgrounds)]], (480, 320))
+        for column, row in rng.sample(cells, many):
+            thing = cut_out(shown[id])
+            if rng.random() < 0.5:
+                thing = ImageOps.mirror(thing)
+            thing.thumbnail((rng.randint(90, 140),) * 2)
+            slack = 160 - thing.width, 160 - thing.height
+            at = [160 * n + rng.randint(0, s) for n, s in zip((column, row), slack, strict=True)]
+            ground.paste(thing, (at[0], at[1]), thing)
+        data = encoded(np.asarray(ground), "JPEG", quality=92)
+        name = plural(name)
+        item = Item(f"count-{number:02}", "real count", "image", f"count-{number:02}.jpg", data, ())
+        yield item._replace(accept=(NUMBERS[many],), choices=tuple(NUMBERS[1:6]), asked=name)
 
 
 # --- depth maps ---------------------------------------------------------------------------------
