@@ -25,6 +25,8 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(labelled, "TABLE", table)
     monkeypatch.setattr(labelled, "source", lambda name: tmp_path)
     monkeypatch.setattr(labelled, "split_of", lambda identity: "train")
+    monkeypatch.setattr(labelled, "gloss", lambda name: f"gloss of a {name}")
+    monkeypatch.setattr(labelled, "use", lambda name: "to live in")
     labelled.labelled.cache_clear()
     yield tmp_path
     labelled.labelled.cache_clear()
@@ -32,10 +34,14 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_sample_shows_and_names_the_photograph(album: Path) -> None:
     sample = labelled.make(np.random.default_rng(0), "train")
-    (turn,) = sample.turns
+    turn, told, used = sample.turns
     assert sample.concepts == {"image.jpg": "city"}
     assert turn.accept == ("city", "sky")
     assert "city" in turn.answer
+    assert told.skill == "gloss"
+    assert "gloss of a city" in told.answer
+    assert used.skill == "use"
+    assert "used to live in" in used.answer
     assert sample.captions["image.jpg"][1] == "a photo of a city and a sky"
     image = Image.open(io.BytesIO(sample.files["image.jpg"]))
     assert 0.7 * 480 - 1 <= image.width <= 480

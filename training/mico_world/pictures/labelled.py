@@ -13,6 +13,7 @@ from mico_chat.errors import ConfigError
 from mico_training.data.language.english import Rng, agreement, article, listed, pick
 from mico_training.data.sources.written import Sample, Split, Turn
 from mico_world import language as en
+from mico_world.glosses import gloss, use
 from mico_world.sources import source, split_of
 
 TABLE = Path(__file__).with_name("photo_names.yaml")
@@ -64,7 +65,8 @@ def labelled(split: Split) -> dict[str, list[Labelled]]:
 
 
 def make(rng: Rng, split: Split) -> Sample:
-    """A crop of a photograph, as often mirrored as not, and the question what it shows.
+    """A crop of a photograph, as often mirrored as not, and the questions what it shows, what
+    that is and what it is used for.
 
     Each name is as likely as another. Nobody drew boxes around the things, so there is no truth.
     """
@@ -83,7 +85,11 @@ def make(rng: Rng, split: Split) -> Sample:
     image.save(packed, "JPEG", quality=88)
     main = one.names[0]
     question, answer = en.say(rng, "name", one=article(main), **agreement(main))
-    turn = Turn(question, answer, "name", (IMAGE,), accept=one.names)
+    turns = [Turn(question, answer, "name", (IMAGE,), accept=one.names)]
+    for skill, phrase in (("gloss", gloss(main)), ("use", use(main))):
+        if phrase is not None:
+            facts = {"one": article(main), skill: phrase, **agreement(main)}
+            turns.append(Turn(*en.say(rng, skill, **facts), skill, (IMAGE,), accept=one.names))
     said = (article(main), f"a photo of {listed([article(n) for n in one.names])}")
     files = {IMAGE: packed.getvalue()}
-    return Sample("", split, files, {IMAGE: said}, (turn,), {IMAGE: main})
+    return Sample("", split, files, {IMAGE: said}, tuple(turns), {IMAGE: main})
