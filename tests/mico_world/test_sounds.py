@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -233,6 +234,25 @@ def test_files_give_takes_of_one_recording_and_no_links(
     found = [(clip.identity, clip.name) for clip in soundsources._files()]
     cow = ("megaglest-data:cow/cow", "cow")
     assert found == [cow, cow, ("megaglest-data:wood/day", "bird")]
+
+
+def test_patterns_name_folders_and_sounds_lie_in_archives_or_have_no_ending(
+    package: Path, only: Callable[..., None]
+) -> None:
+    files = ("alert/dog/0", "die/dog/1", "steps/dog/2", "dog/3")
+    only((), files={"p": {"dog": ("alert/dog/?", "die/dog/?"), "rain": ("rain",)}}, archives={})
+    for name in files:
+        write_wav(package / "inner" / f"{name}.wav", synth.beep(300, 0.05))
+    write_wav(package / "inner" / "sound" / "rain", synth.beep(300, 0.05))
+    write_wav(package / "inner" / "data" / "rain", synth.beep(300, 0.05))
+    found = [(clip.identity, clip.name) for clip in soundsources._files()]
+    assert found == [("p:dog/0", "dog"), ("p:dog/1", "dog"), ("p:sound/rain", "rain")]
+    shutil.make_archive(str(package / "all"), "zip", package / "inner")
+    shutil.rmtree(package / "inner")
+    assert not list(soundsources._files())
+    only((), archives={"p": "all.zip"})
+    for _ in range(2):  # the second time it is unpacked already
+        assert [(clip.identity, clip.name) for clip in soundsources._files()] == found
 
 
 def test_footsteps_are_many_of_one_ground(only: Callable[..., None]) -> None:

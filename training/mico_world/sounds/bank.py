@@ -27,7 +27,7 @@ from mico_world.sources import in_one_step, split_of
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 7
+_VERSION = 8
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 

@@ -6,7 +6,9 @@ are in the same split. A spoken clip only teaches that somebody speaks, whatever
 
 import ctypes
 import re
+import shutil
 import struct
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -48,6 +50,7 @@ class Strikes(Table):
 
 class Recordings(Table):
     files: dict[str, dict[str, tuple[str, ...]]]
+    archives: dict[str, str]
     takes: dict[str, str]
     surroundings: dict[str, str]
     strikes: dict[str, Strikes]
@@ -72,22 +75,51 @@ def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
 
 
 def _sound_files(package: str) -> list[Path]:
-    """The sound files of a package without its links, which repeat other files of it."""
-    paths = sorted(source(package).rglob("*"))
-    return [p for p in paths if p.suffix in _SUFFIXES and not p.is_symlink()]
+    """The sound files of a package, or of the archive in it that has them. Links are left out: they
+    repeat other files of it. A folder "sound" may have sounds without an ending."""
+    paths = sorted(_folder(package).rglob("*"))
+    return [
+        p
+        for p in paths
+        if (p.suffix in _SUFFIXES or (not p.suffix and p.parent.name == "sound"))
+        and p.is_file()
+        and not p.is_symlink()
+    ]
+
+
+def _folder(package: str) -> Path:
+    folder, archive = source(package), recordings().archives.get(package)
+    if archive is None:
+        return folder
+    unpacked = folder / "unpacked"
+    if not unpacked.is_dir():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            shutil.unpack_archive(folder / archive, Path(scratch) / "all", "zip")
+            (Path(scratch) / "all").rename(unpacked)
+    return unpacked
+
+
+def _maker(path: Path) -> str:
+    """The folder that names the maker of the sound: "owl" of "owl/sounds/call.ogg"."""
+    return next(part for part in reversed(path.parts[:-1]) if part != "sounds")
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    """Whether the stem matches the pattern, or the folders too where the pattern has any."""
+    if "/" not in pattern:
+        return fnmatchcase(path.stem, pattern)
+    whole = path.with_suffix("").as_posix()
+    return fnmatchcase(f"{_maker(path)}/{path.stem}", pattern) or fnmatchcase(whole, f"*/{pattern}")
 
 
 def _files() -> Iterator[Recording]:
     for package, classes in recordings().files.items():
         takes = recordings().takes.get(package)
         for path in _sound_files(package):
-            # The folder that names the maker of the sound: "owl/sounds/call.ogg" -> "owl".
-            folder = next(part for part in reversed(path.parts[:-1]) if part != "sounds")
             stem = re.sub(f"(?:{takes})$", "", path.stem, count=1) if takes else path.stem
-            place = f"{folder}/{path.stem}"
             for name, patterns in classes.items():
-                if any(fnmatchcase(place, p if "/" in p else f"*/{p}") for p in patterns):
-                    identity = "speaker" if name == "speech" else f"{folder}/{stem}"
+                if any(_matches(path, pattern) for pattern in patterns):
+                    identity = "speaker" if name == "speech" else f"{_maker(path)}/{stem}"
                     yield Recording(f"{package}:{identity}", name, partial(decode_file, path))
 
 
@@ -169,7 +201,7 @@ def _series() -> Iterator[Recording]:
     for name, strikes in recordings().strikes.items():
         for package, patterns in strikes.series.items():
             for pattern in patterns:
-                paths = [p for p in _sound_files(package) if fnmatchcase(p.stem, pattern)]
+                paths = [p for p in _sound_files(package) if _matches(p, pattern)]
                 for take in range(3):
                     load = partial(_strikes, paths, take, strikes.gap)
                     yield Recording(f"{package}:{pattern}", name, load)
