@@ -34,9 +34,10 @@ from mico_chat.engine.cpu import usable_cores
 from mico_training import stages
 from mico_training.build_model import add_lora, build_chat, hold_encoder
 from mico_training.data.batches import ChatCollator
-from mico_training.data.examples import CaptionDataset, ConversationDataset
+from mico_training.data.examples import CaptionDataset
 from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import open_mixture
+from mico_training.data.talk.conversations import ConversationDataset
 from mico_training.recipe import Stage2Run, Stage3Run, load_recipe
 from mico_training.trained import train_only
 from mico_training.trainer import draws, training_arguments

@@ -44,10 +44,10 @@ from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, build_chat, check_packing, learn_vocabulary
 from mico_training.data.batches import ChatCollator
-from mico_training.data.examples import ConversationDataset
 from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import open_mixture
 from mico_training.data.sources.written import Sample, write_shard
+from mico_training.data.talk.conversations import ConversationDataset
 from mico_training.recipe import (
     DataRecipe,
     ModelRecipe,

@@ -26,6 +26,9 @@ Dtype = Literal["float32", "bfloat16"]
 Corpus = Literal["vast27m", "valor1m", "wavcaps", "cc4m", "coco", "vg", "webvid"]
 Format = Literal["shards", "folder", "jsonl", "csv", "llava"] | Corpus
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+OneMedium = Literal["name", "hear", "present", "count", "colour", "place", "nearer", "motion"]
+Several = Literal["words", "compare", "follow_up", "new_medium", "absent_medium", "small_talk"]
+QuestionKind = OneMedium | Several
 
 
 def counted(unit: str) -> Any:
@@ -454,11 +457,15 @@ class Stage3Recipe(Section):
     """The language model computes with the weights that a GGUF file of this quantization will hold
     (quantization-aware training). The trained weights are saved unrounded."""
     max_turns: Annotated[int, counted("questions")] = Field(default=3, gt=0)
-    """At most so many of a sample's single questions make a conversation."""
+    """At most so many single questions make a conversation."""
+    asked: dict[QuestionKind, Probability] = Field(
+        default={}, examples=[{"name": 0.5, "new_medium": 0.3}]
+    )
+    """The kinds of question, each with its share of the conversations; what they leave of 1 is
+    drawn from all questions alike. ``talk/kinds.yaml`` has the skills of each kind."""
     simulate: Probability = 0.0
-    """The probability of a question about simulated concepts (``SimulatedNames``)."""
-    words: Probability = 0.0
-    """The probability of drawn words in an example's first medium (``RecognisedWords``)."""
+    """The probability of a question about simulated concepts (``SimulatedNames``), for
+    conversations of the kind ``name`` and of no kind."""
     given: Probability = 0.0
     """The probability, at the first step, that a conversation's things are true ones instead of
     those that the encoder finds (``GivenThings``); it falls to 0 until the last step. For ``ddp``
@@ -468,7 +475,9 @@ class Stage3Recipe(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        drawn = [key for key in ("simulate", "words", "given") if vars(self)[key]]
+        drawn = [key for key in ("asked", "simulate", "given") if vars(self)[key]]
+        if (whole := sum(self.asked.values())) > 1 + 1e-6:
+            raise ValueError(f"asked: the shares are {whole:g} together, more than 1; lower some")
         if self.dpo is not None and drawn:
             raise ValueError(f"dpo learns from pairs as they are; leave out {', '.join(drawn)}")
         if self.full and "lora" in self.model_fields_set and self.lora is not None:

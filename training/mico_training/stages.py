@@ -4,6 +4,7 @@ A stage reads its recipe, trains, and leaves the trained model in the recipe's o
 same command goes on with an interrupted run.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,6 @@ from mico_training.data.examples import (
     CaptionDataset,
     ChatDataset,
     ContextDataset,
-    ConversationDataset,
     GroupedByLength,
     QuestionDataset,
     SimulatedCaptions,
@@ -30,7 +30,7 @@ from mico_training.data.examples import (
 from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, need_of, open_mixture
 from mico_training.data.order import Dealt
-from mico_training.data.words import RecognisedWords
+from mico_training.data.talk.conversations import ConversationDataset, shares
 from mico_training.estimate import Estimate
 from mico_training.health import room
 from mico_training.parallel import put_together
@@ -44,6 +44,11 @@ from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_r
 from mico_training.scst import Cider, ScstTrainer
 from mico_training.trained import freeze, record_data, train_only
 from mico_training.trainer import MicoTrainer, draws, examples_per_step, train, training_arguments
+
+logger = logging.getLogger(__name__)
+
+COUNTED = 2000
+"""In so many conversations the shares of the kinds of question are counted."""
 
 
 def train_stage1(config: Path, overrides: Sequence[str] = (), cost: Estimate | None = None) -> None:
@@ -191,10 +196,30 @@ def train_stage3(config: Path, overrides: Sequence[str] = (), cost: Estimate | N
     _train_chat(recipe, "Stage 3: instruction tuning", cost)
 
 
+def _conversations(
+    recipe: Stage3Run, arguments: TrainingArguments, mixture: Mixture, chat: build_model.Chat
+) -> ChatDataset:
+    """Stage 3's examples by draw; the log has the share of each kind of question."""
+    stage3 = recipe.stage3
+    examples: ChatDataset = ConversationDataset(
+        mixture, draws(arguments), stage3.max_turns, stage3.given
+    )
+    if stage3.simulate > 0:
+        concept = chat.model.config.concept_config
+        names = chat.model.config.concept_names[0]
+        plain = (None if concept is None else concept.plain_names) or names
+        examples = SimulatedNames(examples, mixture, names, plain, stage3.simulate)
+    if stage3.asked and arguments.process_index == 0:
+        for line in shares(examples, chat.processor, COUNTED):
+            logger.info(line)
+    return examples
+
+
 def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None) -> None:
     arguments = training_arguments(recipe)
     dpo = recipe.stage3.dpo if isinstance(recipe, Stage3Run) else None
-    mixture = open_mixture(recipe.data, need_of(recipe), recipe.train.seed)
+    asked = recipe.stage3.asked if isinstance(recipe, Stage3Run) else {}
+    mixture = open_mixture(recipe.data, need_of(recipe), recipe.train.seed, asked)
     set_seed(recipe.train.seed)
     lora = None
     if isinstance(recipe, Stage3Run) and not recipe.stage3.full:
@@ -220,16 +245,8 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
             raise ConfigError(
                 "stage3.given: the model has no things; set bridge_config.things above 0"
             )
-        turns = (stage3.max_turns, stage3.given)
         held = partial(ConversationDataset, max_turns=stage3.max_turns)
-        examples = ConversationDataset(mixture, draws(arguments), *turns)
-        if stage3.simulate > 0:
-            concept = chat.model.config.concept_config
-            names = chat.model.config.concept_names[0]
-            plain = (None if concept is None else concept.plain_names) or names
-            examples = SimulatedNames(examples, mixture, names, plain, stage3.simulate)
-        if stage3.words > 0:
-            examples = RecognisedWords(examples, mixture, stage3.words)
+        examples = _conversations(recipe, arguments, mixture, chat)
         model = model if dpo is None else PreferencePairs(chat.model, dpo)
     freeze(chat.model, recipe.train.freeze)
     new = build_model.folder_of(recipe.model) is None

@@ -25,7 +25,6 @@ from mico_training.data.examples import (
     ChatExample,
     ContextDataset,
     ContextExample,
-    ConversationDataset,
     GroupedByLength,
     QuestionDataset,
     SimulatedCaptions,
@@ -38,6 +37,7 @@ from mico_training.data.mixture import BLOCK, Mixture
 from mico_training.data.sources.sample import TrainingSample
 from mico_training.data.sources.shards import ShardSource
 from mico_training.data.sources.written import add_sample
+from mico_training.data.talk.conversations import ConversationDataset
 from mico_training.recipe import ObjectiveWeights, Stage1Recipe, Stage1Run, load_recipe
 from tests.mico_training.test_estimate import RECIPES
 

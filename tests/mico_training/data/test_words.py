@@ -1,6 +1,7 @@
 """Drawn words in training: the prompt is that of inference, and answers repeat the words."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -8,16 +9,20 @@ from typing import Any, cast
 import pytest
 import torch
 
+from mico_chat.errors import ConfigError
 from mico_chat.media import Audio, Image, Kind, MediaFile, Medium, Video
+from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import MediaReport, SpokenText, Words, WrittenText
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.data.batches import PAD_TO, ChatCollator
 from mico_training.data.examples import ChatExample, about_tokens
 from mico_training.data.media import LoadedMedium
-from mico_training.data.mixture import Mixture
-from mico_training.data.sources.sample import TrainingSample
-from mico_training.data.words import CASES, PROMPTS, SHARES, RecognisedWords
+from mico_training.data.mixture import open_mixture
+from mico_training.data.sources.written import Sample, Turn, write_shard
+from mico_training.data.talk.conversations import ConversationDataset
+from mico_training.data.talk.words import CASES, PROMPTS, SHARES
+from mico_training.recipe import DataRecipe
 from tests.support.tiny import clip, picture, sound
 
 BOX = (0.1, 0.2, 0.5, 0.3)
@@ -44,12 +49,26 @@ def example(kind: Kind | None = "image") -> ChatExample:
     )
 
 
-def drawn(kind: Kind | None, probability: float = 1.0, n: int = 600) -> list[ChatExample]:
-    mixture = Mixture([[TrainingSample("x", media={})]], [1], seed=3)
-    data = RecognisedWords([example(kind)] * n, mixture, probability)
-    found = [data[draw] for draw in range(len(data))]
-    assert [data[draw] for draw in reversed(range(20))] == found[19::-1]
-    return found
+FILES = {"image": "image.png", "audio": "audio.wav", "video": "video.mp4", "depth": "depth.png"}
+Draw = Callable[..., list[ChatExample]]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Draw:
+    """Conversations of the kind ``words`` about media of one kind, with a question of its own."""
+
+    def draw(kind: str, n: int = 600) -> list[ChatExample]:
+        file = FILES[kind]
+        turns = (Turn("How many?", "Two.", "count", (file,)),)
+        samples = [Sample(f"{kind}{i}", "train", {file: b""}, {}, turns) for i in range(9)]
+        write_shard(tmp_path / "a.tar", samples)
+        recipe = DataRecipe(path=str(tmp_path / "a.tar"))
+        data = ConversationDataset(open_mixture([recipe], "conversation", 3, {"words": 1.0}), n, 4)
+        found = [data[draw] for draw in range(n)]
+        assert [data[draw] for draw in reversed(range(20))] == found[19::-1]
+        return found
+
+    return draw
 
 
 def texts(words: Words) -> list[str]:
@@ -57,14 +76,13 @@ def texts(words: Words) -> list[str]:
 
 
 def case(one: ChatExample) -> str:
-    """The case of :data:`CASES` that an example was made for, from what it says."""
-    if len(one.messages) > 2:
+    """The case of :data:`CASES` that a conversation was made for, from what it says first."""
+    question, answer = (message.text for message in one.messages[:2])
+    if question == "How many?":
         return "own"
-    answer = one.messages[1].text
     if '"' not in answer:
         return "nothing"
-    heard = any(one.messages[0].text in filled(text) for text in PROMPTS["heard"]["questions"])
-    return "heard" if heard else "asked"
+    return "heard" if any(question in filled(t) for t in PROMPTS["heard"]["questions"]) else "asked"
 
 
 def filled(template: str) -> set[str]:
@@ -144,23 +162,13 @@ def test_the_estimate_of_the_length_counts_the_words() -> None:
 # --- the draws --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["image", "audio", "video"])
-def test_nothing_is_attached_with_probability_zero(kind: Kind) -> None:
-    assert all(one == example(kind) for one in drawn(kind, 0.0))
-
-
-@pytest.mark.parametrize("kind", [None, "depth", "normal"])
-def test_maps_and_texts_have_no_words(kind: Kind | None) -> None:
-    assert all(one == example(kind) for one in drawn(kind))
-
-
-def test_a_share_of_the_examples_has_words() -> None:
-    changed = [one for one in drawn("audio", 0.25) if one != example("audio")]
-    assert len(changed) / 600 == pytest.approx(0.25, abs=0.05)
+def test_maps_have_no_words(drawn: Draw) -> None:
+    with pytest.raises(ConfigError, match=r"stage3\.asked\.words: .* about audio, image, video"):
+        drawn("depth")
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
-def test_the_cases_have_their_shares(kind: Kind) -> None:
+def test_the_cases_have_their_shares(drawn: Draw, kind: str) -> None:
     counts = Counter(case(one) for one in drawn(kind, n=1500))
     shares = dict(zip(CASES, SHARES, strict=True))
     if kind == "image":  # which cannot be heard
@@ -169,49 +177,54 @@ def test_the_cases_have_their_shares(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "video"])
-def test_the_answer_repeats_the_words_that_the_prompt_shows(
-    processor: MicoChatProcessor, kind: Kind
+def test_the_answers_repeat_the_words_that_the_prompt_shows(
+    processor: MicoChatProcessor, drawn: Draw, kind: Kind
 ) -> None:
-    quoted = Counter[str]()
-    for one in drawn(kind):
-        first = one.messages[0].files[0]
-        assert first == example(kind).media[0]
-        if case(one) in ("asked", "heard"):
-            assert [file for message in one.messages for file in message.files] == [first]
-            measured = [replace(Loader().load(first).measured, words=one.words[0])]
-            ids, labels = processor.tokenize(one.messages, False, measured)
-            named = processor.tokenizer.convert_ids_to_tokens
-            asked = [i for i, label in zip(ids, labels, strict=True) if label < 0]
-            prompt = "".join(named([i for i in asked if i != processor.context_token_id]))
-            said = one.messages[1].text.replace("£", "<unk>").replace("€", "<unk>").split(chr(34))
-            assert len(said) == 3
-            way = (
-                "written"
-                if f"Text in the {'picture' if kind == 'image' else 'video'}: "
-                f'"{said[1]}"\n' in prompt
-                else "spoken"
+    again = Counter[int]()
+    way = "A voice says" if kind == "audio" else f"Text in the {TABLE[kind].noun}"
+    for one in drawn(kind, 300):
+        if case(one) not in ("asked", "heard"):
+            continue
+        loaded = [Loader().load(medium).measured for medium in one.media]
+        measured = [replace(m, words=w) for m, w in zip(loaded, one.words, strict=True)]
+        ids, labels = processor.tokenize(one.messages, False, measured)
+        asked = [i for i, label in zip(ids, labels, strict=True) if label < 0]
+        named = processor.tokenizer.convert_ids_to_tokens
+        prompt = "".join(named([i for i in asked if i != processor.context_token_id]))
+        answers = [m.text for m in one.messages[1::2] if '"' in m.text]
+        quoted = [text.replace("£", "<unk>").replace("€", "<unk>").split('"') for text in answers]
+        assert all(len(parts) == 3 for parts in quoted)
+        assert all(f'{way}: "{parts[1]}"\n' in prompt for parts in quoted)
+        again[len(one.media)] += len(quoted) > 1
+        if len(quoted) > 1:  # later, after a turn about the same medium or another one with words
+            question = one.messages[-2]
+            assert not question.files
+            assert (
+                quoted[-1][1]
+                == quoted[0][1]
+                == " ".join(texts(one.words[0])).replace("£", "<unk>").replace("€", "<unk>")
             )
-            quoted[way] += 1
-            assert way == "written" or f'A voice says: "{said[1]}"\n' in prompt
-    ways = {"image": {"written"}, "audio": {"spoken"}, "video": {"written"}}
-    assert set(quoted) == ways[kind]
+            assert len(one.messages) >= 6
+            assert ("first" in question.text) == (len(one.media) == 2)
+    assert again[2] > 20
+    assert (again[1] > 20) == (kind != "audio")
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "video"])
-def test_what_is_asked_for_in_vain_is_not_there(kind: Kind) -> None:
-    found = [one for one in drawn(kind) if case(one) == "nothing"]
+def test_what_is_asked_for_in_vain_is_not_there(drawn: Draw, kind: str) -> None:
+    found = [one for one in drawn(kind, 200) if case(one) == "nothing"]
     assert found
     assert not any(texts(one.words[0]) for one in found)
 
 
-def test_own_turns_stay_and_words_stand_beside_them() -> None:
-    own = [one for one in drawn("video") if case(one) == "own"]
-    assert all(replace(one, words=()) == example("video") for one in own)
+def test_own_turns_stay_and_words_stand_beside_them(drawn: Draw) -> None:
+    own = [one for one in drawn("video", 200) if case(one) == "own"]
+    assert {tuple(m.text for m in one.messages) for one in own} == {("How many?", "Two.")}
     assert all(texts(one.words[0]) for one in own)
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
-def test_drawn_words_are_varied_and_can_be_quoted(kind: Kind) -> None:
+def test_drawn_words_are_varied_and_can_be_quoted(drawn: Draw, kind: str) -> None:
     held = [one.words[0] for one in drawn(kind) if texts(one.words[0])]
     whole = [" ".join(texts(words)) for words in held]
     assert len(set(whole)) > 0.95 * len(whole)

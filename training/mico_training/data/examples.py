@@ -3,7 +3,7 @@
 Draw ``i`` depends on the seed and ``i`` alone, so that a run resumes at the exact sample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from mico_chat.messages import Message
 from mico_training.data.mixture import DrawnDataset, Mixture
 from mico_training.data.order import Integers
 from mico_training.data.sources.sample import Region, TrainingSample
-from mico_training.data.sources.written import Turn
+from mico_training.recipe import QuestionKind
 
 CORPORA = {kind: row for row, kind in enumerate(KINDS, start=1)}
 """The row of E_Sam for the corpus of texts and media of a kind, as in the paper: E_Sam^T-I is that
@@ -171,8 +171,9 @@ class ChatExample:
     ``simulated``: the number of the concept name that its one picture is taken for, or -1.
     ``regions``: those of each medium, where the stage asks for them; ``given``: they are said to
     the language model instead of what the encoder sees. ``words``: what is recognised in each
-    medium; the media behind the end have no words. ``seed``: see :class:`ContextExample`.
-    ``rejected``: the conversation with an answer that is worse than that of ``messages``.
+    medium; the media behind the end have no words. ``seed``, ``places``: see
+    :class:`ContextExample`. ``rejected``: the conversation with an answer that is worse than that
+    of ``messages``. ``kind``: the kind of question that it was drawn for, if it was for one.
     """
 
     id: str
@@ -183,6 +184,8 @@ class ChatExample:
     words: tuple[Words, ...] = ()
     seed: int | None = None
     rejected: tuple[Message, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
+    kind: QuestionKind | None = None
 
     @property
     def media(self) -> tuple[MediaFile, ...]:
@@ -223,64 +226,6 @@ class CaptionDataset(DrawnDataset):
         )
 
 
-@dataclass(frozen=True)
-class ConversationDataset(DrawnDataset):
-    """Stage 3: a finished conversation, or one drawn from a sample's questions.
-
-    ``given``: the probability, at the first draw, that things are given; it falls to 0 until the
-    last one.
-    """
-
-    max_turns: int
-    given: float = 0.0
-
-    def __getitem__(self, draw: int) -> ChatExample:
-        return replace(self._drawn(draw), seed=self.mixture.seed_of(draw))
-
-    def _drawn(self, draw: int) -> ChatExample:
-        sample = self.mixture.sample(draw)
-        if sample.conversation:
-            return ChatExample(sample.id, sample.conversation, rejected=sample.rejected)
-        example = ask(sample, self.mixture.generator(draw), self.max_turns)
-        share = self.given * (1 - draw / self.draws)
-        if self.mixture.generator(draw, purpose=6).random() >= share:
-            return example
-        keys = {medium.name: key for key, medium in sample.media.items()}
-        regions = tuple(sample.regions.get(keys[medium.name], ()) for medium in example.media)
-        known = bool(regions) and all(regions)
-        return replace(example, regions=regions, given=True) if known else example
-
-
-def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) -> ChatExample:
-    """One to ``max_turns`` of a sample's questions in random order, as one conversation.
-
-    A medium is shown in the first question about it. A question that would be ambiguous by then
-    ("the picture", after two pictures) is left out.
-    """
-    wanted = int(generator.integers(1, max_turns + 1))
-    shown: list[str] = []
-    messages: list[Message] = []
-    for place in generator.permutation(len(sample.turns)):
-        turn = sample.turns[int(place)]
-        if len(messages) == 2 * wanted:
-            break
-        if not _clear(turn, shown, sample.media):
-            continue
-        new = [key for key in turn.media if key not in shown]
-        shown += new
-        media = (sample.media[key] for key in new)
-        messages += [Message.user(*media, turn.question), Message.assistant(turn.answer)]
-    return ChatExample(sample.id, tuple(messages))
-
-
-def _clear(turn: Turn, shown: list[str], media: Mapping[str, MediaFile]) -> bool:
-    """Whether a question is unambiguous, given the media already shown."""
-    old = [key for key in turn.media if key in shown]
-    kinds = {media[key].kind for key in turn.media}
-    related = [key for key in shown if media[key].kind in kinds]
-    return not old or (related == old and list(turn.media[: len(old)]) == old)
-
-
 class ChatDataset(Protocol):
     def __len__(self) -> int: ...
 
@@ -294,7 +239,8 @@ class SimulatedNames:
     The stem knows 1,000 classes, more than the data engine has pictures of. The language model
     learns to put the concept attention's mix of word vectors into words, for which a posterior is
     enough: the example shows the picture, but its concept tokens get the posterior of a drawn name.
-    The answer is the name's ``plain`` one; a second question may ask for the exact ``name``.
+    The answer is the name's ``plain`` one; a second question may ask for the exact ``name``. An
+    example for another kind of question stays as it is.
     """
 
     examples: ChatDataset
@@ -310,7 +256,8 @@ class SimulatedNames:
         example = self.examples[draw]
         pictures = [medium for medium in example.media if medium.kind == "image"]
         generator = self.mixture.generator(draw, purpose=3)
-        if not pictures or generator.random() >= self.probability:
+        asked = example.kind in (None, "name")
+        if not pictures or not asked or generator.random() >= self.probability:
             return example
         number = int(generator.integers(len(self.names)))
         name, plain = self.names[number], self.plain[number]
@@ -325,7 +272,8 @@ class SimulatedNames:
             question = drawn(EXACT_QUESTIONS, plain=plain)
             answer = drawn(ANSWERS[:-1], name=with_article(name))
             messages += [Message.user(question), Message.assistant(answer)]
-        return replace(example, messages=tuple(messages), simulated=number, regions=(), given=False)
+        changed: dict[str, Any] = {"regions": (), "given": False, "places": ()}
+        return replace(example, messages=tuple(messages), simulated=number, **changed)
 
 
 @dataclass(frozen=True)

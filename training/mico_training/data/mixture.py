@@ -21,7 +21,15 @@ from mico_training.data.sources.chosen import Chosen, Kept, ends_of, share
 from mico_training.data.sources.contents import opened_source
 from mico_training.data.sources.index import SUFFIX
 from mico_training.data.sources.sample import Need, Source, TrainingSample, bad_of
-from mico_training.recipe import DataRecipe, Recipe, Stage1Run, Stage2Run, Stage3Run
+from mico_training.data.talk.kinds import Shares, views
+from mico_training.recipe import (
+    DataRecipe,
+    QuestionKind,
+    Recipe,
+    Stage1Run,
+    Stage2Run,
+    Stage3Run,
+)
 
 BLOCK = 4096
 """The ratios hold exactly over so many draws (each block is shuffled by itself)."""
@@ -35,27 +43,45 @@ NEAR = 1024
 class Mixture:
     """Sources mixed by ratio, each visited in seeded orders, one after the other.
 
-    No source may be empty. A ratio of 0 leaves a source out.
+    No source may be empty. A ratio of 0 leaves a source out. With ``shares`` of kinds of question
+    (:mod:`.talk.kinds`), a draw has a kind, and its sample can be asked that.
     """
 
-    def __init__(self, sources: Sequence[Source], ratios: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        ratios: Sequence[float],
+        seed: int,
+        shares: Shares | None = None,
+    ) -> None:
         if len(sources) != len(ratios):
             raise ConfigError(f"{len(sources)} data sources, but {len(ratios)} ratios")
         if sum(ratios) <= 0:
             raise ConfigError("the ratios of all data sources are 0, so no sample can be drawn")
         self.sources = tuple(sources)
         self.seed = seed
-        self.quotas = _quotas(ratios)
+        self.views = views(sources, ratios, shares or {})
+        self.quotas = _quotas([view.ratio for view in self.views])
         self.orders = [
-            Order(ends_of(source), quota, seed, 2, number)
-            for number, (source, quota) in enumerate(zip(sources, self.quotas, strict=True))
+            Order(ends_of(_chosen(sources[view.source], view.kept)), quota, seed, 2, number)
+            for number, (view, quota) in enumerate(zip(self.views, self.quotas, strict=True))
         ]
         self._lanes = tuple(order.in_lanes for order in self.orders)
 
+    def _place(self, draw: int) -> tuple[int, int]:
+        """The number of a draw's view, and the draw's number among those of the view."""
+        places: Integers = _block(self.seed, self.quotas, self._lanes, draw // BLOCK)
+        return tuple(places[draw % BLOCK].tolist())
+
+    def kind(self, draw: int) -> QuestionKind | None:
+        """The kind of question that a draw is for, if it is for one."""
+        return self.views[self._place(draw)[0]].kind
+
     def locate(self, draw: int) -> tuple[int, int, int]:
-        block, place = divmod(draw, BLOCK)
-        source, number = _block(self.seed, self.quotas, self._lanes, block)[place].tolist()
-        return source, *self.orders[source].locate(block, number)
+        number, within = self._place(draw)
+        epoch, index = self.orders[number].locate(draw // BLOCK, within)
+        _, source, _, kept = self.views[number]
+        return source, epoch, index if kept is None else kept[index]
 
     def sample(self, draw: int) -> TrainingSample:
         source, _, index = self.locate(draw)
@@ -71,6 +97,10 @@ class Mixture:
     def near(self, draw: int, generator: np.random.Generator) -> TrainingSample:
         """The sample of a random draw of the same lane: a partner for a joint context."""
         return self.sample(near(draw, generator))
+
+
+def _chosen(source: Source, kept: Kept | None) -> Source:
+    return source if kept is None else Chosen(source, kept)
 
 
 def near(draw: int, generator: np.random.Generator) -> int:
@@ -174,6 +204,11 @@ def states(recipes: Sequence[DataRecipe]) -> list[str]:
     return found
 
 
-def open_mixture(recipes: Sequence[DataRecipe], need: Need, seed: int) -> Mixture:
+def open_mixture(
+    recipes: Sequence[DataRecipe],
+    need: Need,
+    seed: int,
+    shares: Shares | None = None,
+) -> Mixture:
     sources = [open_source(recipe, need) for recipe in recipes]
-    return Mixture(sources, [recipe.ratio for recipe in recipes], seed)
+    return Mixture(sources, [recipe.ratio for recipe in recipes], seed, shares)

@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -26,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mico_chat.checkpoints.folders import MODELS, PRETRAINING, base_llm_path
 from mico_chat.checkpoints.load import TEXT_PARTS
-from mico_training.data.words import TEXT_TURNS
+from mico_training.data.talk.words import TEXT_TURNS
 from mico_world import build
 from mico_world.mini import init as mini_init
 from mico_world.mini.items import shard_items, write_real_items
@@ -54,7 +56,8 @@ def requests(n: int, seed: int) -> list[str]:
 
 
 def answers(llm_name: str, texts: list[str], batch_size: int, tokens: int) -> Iterator[str]:
-    """The LLM's greedy answers, cut at their last whole sentence where they are too long."""
+    """The LLM's greedy answers, cut where they are too long; "" stands for one that repeats itself
+    or announces a list without one."""
     folder = base_llm_path(llm_name)
     llm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -74,7 +77,20 @@ def answers(llm_name: str, texts: list[str], batch_size: int, tokens: int) -> It
         for row in ids[:, batch["input_ids"].shape[1] :]:
             text = cast(str, tokenizer.decode(row, skip_special_tokens=True)).strip()
             ended = bool((row == tokenizer.eos_token_id).any())
-            yield text if ended else text[: text.rfind(".") + 1]
+            text = text if ended else whole(text)
+            yield "" if text.endswith(":") or repeats(text) else text
+
+
+def whole(text: str) -> str:
+    """A text that was cut off, up to its last whole sentence or, in a list, line."""
+    ends = [found.end() for found in re.finditer(r"(?<!\d)[.!?](?=\s)|(?<!\d)[.!?]$|\n", text)]
+    return text[: ends[-1]].strip() if ends else ""
+
+
+def repeats(text: str) -> bool:
+    """Whether four words in a row come three times, as where a small model begins to loop."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    return max(Counter(zip(*(words[n:] for n in range(4)), strict=False)).values(), default=0) > 2
 
 
 def write_text_turns(output: Path, n: int = 480) -> None:

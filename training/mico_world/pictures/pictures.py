@@ -36,6 +36,8 @@ IMAGE = "image.jpg"
 MEDIA = (IMAGE,)
 APART = 0.2  # least distance of two centres for a question about "left of" or "above"
 LEAST_SIZE = 0.22  # longest side of a thing that is asked about; of the picture's mean side
+LARGER = 1.7  # the larger of two things has so many times the area of the other one
+LARGER_ASKED = 0.12  # share of mixed pictures with a question about it
 MOST = 5  # things that are asked about in a scene
 SIDES = {"x": ("left", "right"), "y": ("above", "below")}
 EDGES = {"x": ("left", "right"), "y": ("top", "bottom")}
@@ -227,6 +229,7 @@ def _mixed(
     coloured = [p for p in asked if p.colour]
     found += [colour_turn(rng, p, alone=len(scene.placed) == 1) for p in coloured[:2]]
     found += _colours(rng, asked)
+    found += _larger(rng, asked) if rng.random() < LARGER_ASKED else []
     one = pick(rng, asked)
     found.append(where_turn(rng, one))
     found += [half_turn(rng, one, a) for a in SIDES if abs(getattr(one, a) - 0.5) > 0.15][:1]
@@ -401,6 +404,18 @@ def colour_turn(rng: Rng, placed: compose.Placed, *, alone: bool) -> Turn:
     spelled = "gray" if colour == "grey" and "color" in question else colour
     reply = en.answer(rng, "colour", colour=spelled, **facts)
     return Turn(question, reply, "colour", MEDIA, colours.COLOURS, en.accepted(colour))
+
+
+def _larger(rng: Rng, asked: Sequence[compose.Placed]) -> list[Turn]:
+    """Which of two things takes up clearly more of the picture?"""
+    sizes = [(one, one.width * one.height) for one in asked]
+    pairs = [(a, b) for a, large in sizes for b, small in sizes if large > LARGER * small]
+    if not pairs:
+        return []
+    right, other = pick(rng, pairs)
+    a, b = names = shuffled(rng, right.name, other.name)
+    texts = en.say(rng, "larger", a=a, b=b, name=right.name, **agreement(right.name))
+    return [Turn(*texts, "larger", MEDIA, names, right.thing.accept)]
 
 
 def relation(a: compose.Placed, b: compose.Placed, axis: str) -> str:

@@ -45,6 +45,10 @@ class Kept:
         (inside,) = np.unpackbits(self.bits[row]).nonzero()
         return row * ROW + int(inside[place - int(self.before[row])])
 
+    def mask(self, n: int) -> npt.NDArray[np.bool_]:
+        """Whether each of the numbers below ``n`` is kept."""
+        return np.unpackbits(self.bits)[:n].astype(bool)
+
     def below(self, number: int) -> int:
         """How many are kept below a number."""
         row, within = divmod(number, ROW)

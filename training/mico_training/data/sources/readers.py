@@ -55,8 +55,10 @@ class ManifestSource:
     """A JSON Lines file's samples that have a stage's texts; ``bad``: the lines that are wrong.
 
     ``kinds``: only media of these, and the texts about them. ``shown``: errors name this file, of
-    which the JSON Lines were made (:mod:`.manifests`).
+    which the JSON Lines were made (:mod:`.manifests`). Their questions have no ``skills``.
     """
+
+    skills: frozenset[str] = frozenset()
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ need not hold them. ``words.yaml`` has the words and the conversations.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from string import capwords
 from typing import Any, Literal
@@ -17,11 +16,8 @@ import yaml
 
 from mico_chat.media import Kind
 from mico_chat.media.medium import SpokenText, Words, WrittenText
-from mico_chat.messages import Message
-from mico_training.data.examples import ChatDataset, ChatExample
 from mico_training.data.language.english import Rng, article, countable, is_plural, pick, plural
 from mico_training.data.language.plain import TABLE as PLAIN_NAMES
-from mico_training.data.mixture import Mixture
 
 Way = Literal["written", "spoken"]
 
@@ -37,7 +33,7 @@ CASINGS: tuple[Callable[[str], str], ...] = (str.upper, str.upper, capwords, str
 NOTE_SHARE = 0.2  # of what is written; the rest are signs
 MISREAD = 0.15  # of the lines
 
-TEXT_TURNS = Path(__file__).parent / "language/text_turns.yaml"
+TEXT_TURNS = Path(__file__).parents[1] / "language/text_turns.yaml"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -132,48 +128,22 @@ def spoken_sentences(generator: Rng) -> tuple[SpokenText, ...]:
     return tuple(said)
 
 
-@dataclass(frozen=True)
-class RecognisedWords:
-    """A data set where some examples have drawn words in their first medium.
+def drawn_words(generator: Rng, way: Way, kind: Kind) -> Words:
+    if way == "written":
+        return Words(written=written_lines(generator, 0.0 if kind == "video" else None))
+    return Words(spoken=spoken_sentences(generator))
 
-    Most of these become one question about the words, which the answer repeats exactly, or a
-    question about words that are not there. The others keep their own turns.
-    """
 
-    examples: ChatDataset
-    mixture: Mixture
-    probability: float
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, draw: int) -> ChatExample:
-        example = self.examples[draw]
-        generator = self.mixture.generator(draw, purpose=5)
-        way = WAYS.get(example.media[0].kind) if example.media else None
-        if way is None or generator.random() >= self.probability:
-            return example
-        medium = example.media[0]
-        case = str(generator.choice(CASES, p=SHARES))
-        words = Words()
-        if case != "nothing" and way == "written":
-            words = Words(written=written_lines(generator, 0.0 if medium.kind == "video" else None))
-        elif case != "nothing":
-            words = Words(spoken=spoken_sentences(generator))
-        if case == "own":
-            return replace(example, words=(words,))
-        said = " ".join(one.text for one in (words.written or ()) + (words.spoken or ()))
-        prompts = PROMPTS["heard" if case == "heard" and way == "spoken" else way]
-        gaps = {"medium": pick(generator, PROMPTS["media"][medium.kind]), "said": f'"{said}"'}
-        question = pick(generator, prompts["questions"]).format(**gaps)
-        answers = prompts["nothing" if case == "nothing" else "answers"]
-        answer = pick(generator, answers).format(**gaps)
-        if said.endswith((".", "!", "?")):
-            answer = answer.removesuffix(".")  # one full stop is enough
-        return replace(
-            example,
-            messages=(Message.user(medium, question), Message.assistant(answer)),
-            words=(words,),
-            regions=(),
-            given=False,
-        )
+def words_turn(
+    generator: Rng, sort: str, kind: Kind, words: Words, which: str = ""
+) -> tuple[str, str]:
+    """A question about the words in a medium, ``which`` is "" or "first ", and the answer."""
+    said = " ".join(one.text for one in (words.written or ()) + (words.spoken or ()))
+    prompts = PROMPTS[sort]
+    named = which + pick(generator, PROMPTS["media"][kind])
+    gaps = {"medium": named, "said": f'"{said}"'}
+    question = pick(generator, prompts["questions"]).format(**gaps)
+    answer = pick(generator, prompts["answers" if said else "nothing"]).format(**gaps)
+    if said.endswith((".", "!", "?")):
+        answer = answer.removesuffix(".")  # one full stop is enough
+    return question, answer
