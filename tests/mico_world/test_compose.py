@@ -222,6 +222,19 @@ def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_the_larger_of_two_things_is_clearly_larger(things: Catalogue) -> None:
+    found = 0
+    for sample in drawn(pictures.make_scene, things, 40):
+        area = {t["name"]: t["width"] * t["height"] for t in sample.truth["things"]}
+        for turn in (turn for turn in sample.turns if turn.skill == "larger"):
+            small, large = sorted(turn.choices, key=area.__getitem__)
+            assert large in turn.answer
+            assert area[large] > 1.6 * area[small]
+            found += 1
+    assert 0 < found < 15
+
+
+@pytest.mark.usefixtures("small")
 def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
     counts: Counter[str] = Counter()
     for sample in drawn(pictures.make_count, things, 60):

@@ -32,7 +32,7 @@ from mico_training.data.sources.written import write_shard
 from mico_training.recipe import ModelRecipe, Stage1Run, load_recipe
 from mico_world.mini import __main__ as mini
 from mico_world.mini import init as mini_init
-from mico_world.mini.__main__ import answers, requests
+from mico_world.mini.__main__ import answers, repeats, requests, whole
 from mico_world.mini.init import Named, fit, fit_heads, imagenet_names, load_stem, look_features
 from tests.mico_training.scenes import scene
 from tests.mico_training.test_runs import moved, write_recipe
@@ -284,3 +284,17 @@ def test_what_cannot_be_fitted_is_refused(
     cache = {"cache": str(tmp_path / "features")}
     with pytest.raises(ConfigError, match="no concepts"):
         fit_heads(write_recipe(tmp_path, shards, folder, features=cache))
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ("1. Pear\n2. Plum\n3. Fi", "1. Pear\n2. Plum"),
+        ("It is 3.5 m. Yes! And", "It is 3.5 m. Yes!"),
+        ("no end", ""),
+    ],
+)
+def test_a_text_that_was_cut_off_ends_with_a_whole_sentence_or_line(cut: str, kept: str) -> None:
+    assert whole(cut) == kept
+    assert repeats("1. I am\n2. I am\n3. I am\n4. I am\n5. I am")
+    assert not repeats("I am here. I am there. I am tired.")

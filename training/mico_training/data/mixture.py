@@ -63,7 +63,7 @@ class Mixture:
         self.views = views(sources, ratios, shares or {})
         self.quotas = _quotas([view.ratio for view in self.views])
         self.orders = [
-            Order(ends_of(_chosen(sources[view.source], view.kept)), quota, seed, 2, number)
+            Order(ends_of(view.samples), quota, seed, 2, number)
             for number, (view, quota) in enumerate(zip(self.views, self.quotas, strict=True))
         ]
         self._lanes = tuple(order.in_lanes for order in self.orders)
@@ -80,8 +80,10 @@ class Mixture:
     def locate(self, draw: int) -> tuple[int, int, int]:
         number, within = self._place(draw)
         epoch, index = self.orders[number].locate(draw // BLOCK, within)
-        _, source, _, kept = self.views[number]
-        return source, epoch, index if kept is None else kept[index]
+        kind, source, _, samples = self.views[number]
+        if kind is not None and isinstance(samples, Chosen):
+            index = samples.kept[index]
+        return source, epoch, index
 
     def sample(self, draw: int) -> TrainingSample:
         source, _, index = self.locate(draw)
@@ -97,10 +99,6 @@ class Mixture:
     def near(self, draw: int, generator: np.random.Generator) -> TrainingSample:
         """The sample of a random draw of the same lane: a partner for a joint context."""
         return self.sample(near(draw, generator))
-
-
-def _chosen(source: Source, kept: Kept | None) -> Source:
-    return source if kept is None else Chosen(source, kept)
 
 
 def near(draw: int, generator: np.random.Generator) -> int:

@@ -31,10 +31,9 @@ T = TypeVar("T")
 Asked = tuple[TrainingSample, Turn]
 
 TRIES = 256  # samples that are looked at for one that fits, about 0.1 ms each
-NAMING, BACK, TEXT = 0.7, 0.4, 0.25
-"""How often a new medium is to be named, a turn is about an older medium, and about none."""
-ALIKE = 0.8
-"""How often two pictures of the same thing are looked for, which are rarely found."""
+NAMING, BACK, TEXT, ALIKE = 0.7, 0.4, 0.25, 0.8
+"""How often a new medium is to be named, a turn is about an older medium, a turn is about none, and
+two pictures of the same thing are looked for, which are rarely found."""
 MANY = re.compile(r"\b(things|objects|items)\b")
 
 
@@ -94,10 +93,10 @@ class Talk:
         return next((one for one in map(fits, others) if one is not None), None)
 
     def turn_of(
-        self, fitting: Fitting, fits: Callable[[Turn, Kind], bool], sample: TrainingSample
+        self, fitting: Fitting, fits: Callable[[Turn], bool] | None, sample: TrainingSample
     ) -> Asked | None:
-        """One of a sample's questions of a kind; ``fits`` sees it and its medium's kind."""
-        turns = [t for t in fitting.turns(sample) if fits(t, sample.media[t.media[0]].kind)]
+        """One of a sample's questions of a kind that ``fits``."""
+        turns = [*filter(fits or bool, fitting.turns(sample))]
         return (sample, pick(self.rng, turns)) if turns else None
 
     def chat(self) -> None:
@@ -130,14 +129,6 @@ def name_in(sample: TrainingSample, key: str) -> str:
     return next((answer for answer in own if not answer.startswith(("This", "These"))), "")
 
 
-def _any(turn: Turn, kind: Kind) -> bool:
-    return True
-
-
-def _naming(turn: Turn, kind: Kind) -> bool:
-    return names_a_medium(turn)
-
-
 # --- what each kind asks --------------------------------------------------------------------------
 
 
@@ -148,7 +139,7 @@ def _of_skills(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
 def _present(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
     """One question whose answer is yes as often as no."""
     yes = talk.coin()
-    fits = partial(talk.turn_of, fitting, lambda t, _: t.answer.lower().startswith("yes") == yes)
+    fits = partial(talk.turn_of, fitting, lambda t: t.answer.lower().startswith("yes") == yes)
     if found := fits(sample) or talk.find(fits):
         talk.ask(*found)
 
@@ -170,7 +161,7 @@ def _words(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
         return
     # What speaks is not what the data tell of a sound.
     apart = kind == "audio" or talk.coin()
-    if apart and (found := talk.find(partial(talk.turn_of, fitting, _any))):
+    if apart and (found := talk.find(partial(talk.turn_of, fitting, None))):
         other, medium = found[0], found[1].media[0]
         second = other.media[medium].kind
         more = drawn_words(talk.rng, WAYS[second], second)
@@ -193,7 +184,7 @@ def _follow_up(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
 def _new_medium(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
     """A medium after another one, with a question about the new one, or about an old one."""
     wanted = int(talk.rng.integers(2, max(talk.most, 2) + 1))
-    found = talk.turn_of(fitting, _any, sample)
+    found = talk.turn_of(fitting, None, sample)
     while found and len(talk) < wanted:
         other, turn = found
         kind, question = other.media[turn.media[0]].kind, ""
@@ -203,7 +194,9 @@ def _new_medium(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
         talk.ask(other, turn, question)
         if len(talk) < wanted and talk.coin(BACK):
             _back(talk)
-        found = talk.find(partial(talk.turn_of, fitting, _naming if talk.coin(NAMING) else _any))
+        found = talk.find(
+            partial(talk.turn_of, fitting, names_a_medium if talk.coin(NAMING) else None)
+        )
 
 
 def _back(talk: Talk) -> None:
@@ -226,8 +219,12 @@ def _absent_medium(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None
     turn = pick(talk.rng, fitting.turns(sample))
     kind = sample.media[turn.media[0]].kind
     alike = {kind, *table().looks_like[kind]}
-    others = partial(talk.turn_of, fitting, lambda _, other: other not in alike)
-    if talk.coin() and (found := talk.find(others)):
+
+    def apart(other: TrainingSample) -> Asked | None:
+        turns = [t for t in fitting.turns(other) if other.media[t.media[0]].kind not in alike]
+        return (other, pick(talk.rng, turns)) if turns else None
+
+    if talk.coin() and (found := talk.find(apart)):
         talk.ask(*found)
     elif talk.coin(TEXT):
         talk.chat()

@@ -65,12 +65,12 @@ table = Spoken.reader(Path(__file__).with_name("kinds.yaml"))
 
 
 class View(NamedTuple):
-    """The samples of a source for a kind of question, all without ``kept``, and their ratio."""
+    """Those samples of source number ``source`` that can be asked a kind, and their ratio."""
 
     kind: QuestionKind | None
     source: int
     ratio: float
-    kept: Kept | None = None
+    samples: Source
 
 
 def views(sources: Sequence[Source], ratios: Sequence[float], shares: Shares) -> list[View]:
@@ -79,20 +79,23 @@ def views(sources: Sequence[Source], ratios: Sequence[float], shares: Shares) ->
     A ConfigError names a kind that no sample can be asked.
     """
     if not shares:
-        return [View(None, n, ratio) for n, ratio in enumerate(ratios)]
+        return [View(None, n, ratios[n], source) for n, source in enumerate(sources)]
     left = 1 - sum(shares.values())
-    found = [View(None, n, left * r / sum(ratios)) for n, r in enumerate(ratios) if left > 1e-6]
+    found = [
+        View(None, n, left * ratios[n] / sum(ratios), source)
+        for n, source in enumerate(sources)
+        if left > 1e-6
+    ]
     for kind in (kind for kind, share in shares.items() if share > 0):
         able = {n: _able(source, kind) for n, source in enumerate(sources) if ratios[n] > 0}
         whole = sum(ratios[n] for n, which in able.items() if which.any())
         if not whole:
             raise ConfigError(
                 f"stage3.asked.{kind}: a share of {shares[kind]:g}, but no sample of the data can "
-                f"be asked this kind of question; it needs {_needs(kind)}. Add such data to data, "
-                f"or leave out stage3.asked.{kind}"
+                f"be asked this: {_needs(kind)}. Add such data, or leave the key out"
             )
         found += [
-            View(kind, n, shares[kind] * ratios[n] / whole, Kept([which]))
+            View(kind, n, shares[kind] * ratios[n] / whole, Chosen(sources[n], Kept([which])))
             for n, which in able.items()
             if which.any()
         ]
@@ -102,8 +105,8 @@ def views(sources: Sequence[Source], ratios: Sequence[float], shares: Shares) ->
 def _needs(kind: QuestionKind) -> str:
     fitting = table().kinds[kind]
     skills, media = (", ".join(sorted(some)) for some in (fitting.skills, fitting.media))
-    needs = f"questions of the skills {skills or 'of any name'} about {media or 'a medium'}"
-    return "conversations without media" if kind == SMALL_TALK else needs
+    needs = f"it needs questions of the skills {skills or '(all)'} about {media or 'a medium'}"
+    return "it needs conversations without media" if kind == SMALL_TALK else needs
 
 
 def _able(source: Source, kind: QuestionKind) -> npt.NDArray[np.bool_]:
