@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat import __version__
@@ -23,17 +25,22 @@ from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
 from mico_chat.fair import FairQueue
 from mico_chat.fields import check_bytes
+from mico_chat.late import late
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.kinds import Kind
+from mico_chat.media.kinds import TABLE, Kind
 from mico_chat.media.medium import MeasuredMedium, MediaReport
+from mico_chat.media.taught import MOST_EXAMPLES, NAMED_AS, TaughtName
 from mico_chat.messages import Message, TextPart, media_of, with_depth_scale, without_depth
 from mico_chat.options import GenerationOptions
 from mico_chat.tools import ToolCall, call_schema
 from mico_chat.wire import Choice, Estimate, Explanation, TokenLogprob, Usage
 
+with late():
+    from mico_chat.adapters import mico
+
 if TYPE_CHECKING:
     from mico_chat.adapters.base import ModelAdapter, PromptLayout
-    from mico_chat.encode import CacheStats, MediaEncoder
+    from mico_chat.encode import AnyMedium, CacheStats, MediaEncoder
     from mico_chat.similarity import Similarity
 
 
@@ -261,6 +268,60 @@ class Assistant:
             reason = f"an answer with {given[0]} has no thoughts; leave one of the two out"
             raise RequestError.at("thinking", reason)
         return _without_thoughts(ask) if given else ask
+
+    # --- teaching ---
+
+    @property
+    def space(self) -> str | None:
+        """The space in which names are taught (:class:`MicoAdapter`); None: none can be."""
+        return mico.space_of(self.adapter)
+
+    def say(self, names: Callable[[str, str], Awaitable[Sequence[TaughtName]]]) -> None:
+        """Say the names that ``names`` gives for a tenant and a space, from the next request on."""
+
+        async def names_of(tenant: str) -> Sequence[TaughtName]:
+            return () if self.space is None else await names(tenant, self.space)
+
+        self.encoder.names_of = names_of
+
+    async def ids_of(self, name: str, tenant: str = "") -> tuple[int, ...]:
+        """The tokens of a name; a :class:`RequestError` if the model cannot be taught to say it."""
+        return await self._tokenizing.run(tenant, mico.teachable(self.adapter).ids_of, name)
+
+    async def taught(self, name: str, media: Sequence[AnyMedium], tenant: str = "") -> TaughtName:
+        """A name with the features of 1 to 5 media that show it, pictures or sounds.
+
+        Raises:
+            RequestError: the model cannot be taught the name, or not by these media.
+            MediaError: a file is broken.
+        """
+        ids, kinds = await self.ids_of(name, tenant), sorted({medium.kind for medium in media})
+        if not 1 <= len(media) <= MOST_EXAMPLES:
+            reason = f"{len(media)} examples, but a request takes 1 to {MOST_EXAMPLES}"
+            raise RequestError.at("examples", reason)
+        if len(kinds) > 1 or NAMED_AS.get(kinds[0]) != kinds[0]:
+            found = " and ".join(TABLE[kind].plural for kind in kinds)
+            reason = f"{found}, but a name is taught by pictures alone or by sounds alone"
+            raise RequestError.at("examples", reason)
+        look = mico.teachable(self.adapter).examples
+        return TaughtName(name, kinds[0], await self.encoder.looked_at(media, look, tenant), ids)
+
+    async def retaught(
+        self, name: str, kind: Kind, values: NDArray[np.float32], tenant: str = ""
+    ) -> TaughtName:
+        """A name of which another service of the same space gave the features (n, D).
+
+        Raises:
+            RequestError: they are not such features, or the model cannot say the name.
+        """
+        ids, widths = (
+            await self.ids_of(name, tenant),
+            mico.mico_of(self.adapter).model.concepts.widths,
+        )
+        if values.shape[1:] != (widths.get(kind),) or not (np.abs(values) <= 1).all():
+            reason = f"expected {widths.get(kind)} numbers from -1 to 1 for each example of {kind}"
+            raise RequestError.at("features", f"{name!r}: {reason}, got {values.shape}")
+        return TaughtName(name, kind, values, ids)
 
     # --- answers ---
 

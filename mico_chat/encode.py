@@ -45,6 +45,7 @@ from mico_chat.media.medium import (
     Words,
     parts_of,
 )
+from mico_chat.media.taught import TaughtName, digest_of, names_for
 from mico_chat.reading import Reader
 from mico_chat.reading.depths import DepthEstimator
 
@@ -163,6 +164,11 @@ class _Shared(Generic[E]):
         return result, False
 
 
+async def no_names(tenant: str) -> Sequence[TaughtName]:
+    """The names of a tenant where nobody teaches."""
+    return ()
+
+
 @dataclass(eq=False)
 class _Job:
     medium: MeasuredMedium
@@ -176,7 +182,8 @@ class MediaEncoder:
 
     ``reader`` recognises text and speech; without one, media have no words. ``depths`` estimates
     the depth of pictures, where that is asked for. The caller closes ``decoder``. If you change the
-    model so that it gives other tokens, change ``variant`` too.
+    model so that it gives other tokens, change ``variant`` too. ``names_of`` gives the names that a
+    tenant taught the model: they are asked for at each request, so that they count at once.
     """
 
     def __init__(
@@ -196,6 +203,7 @@ class MediaEncoder:
         self._depths: _Shared[NDArray[np.uint8]] = _Shared(DEPTHS_CACHE_BYTES)
         self.adapter = adapter
         self.variant = ""
+        self.names_of: Callable[[str], Awaitable[Sequence[TaughtName]]] = no_names
         self._decoder = decoder
         cores = max(2, usable_cores())
         # Not asyncio's threads, in which a slow file would delay other requests.
@@ -233,6 +241,23 @@ class MediaEncoder:
 
     async def decoded(self, media: Sequence[AnyMedium], *, tenant: str = "") -> list[Medium]:
         return await asyncio.gather(*(self._decoded(medium, tenant) for medium in media))
+
+    async def looked_at(
+        self,
+        media: Sequence[AnyMedium],
+        look: Callable[[Sequence[MeasuredMedium]], T],
+        tenant: str = "",
+    ) -> T:
+        """What ``look`` makes, in a thread, of media that are prepared and not encoded."""
+        decoded = await self.decoded(media, tenant=tenant)
+
+        def work() -> T:
+            prepared = [self.adapter.prepare(medium, ()) for medium in decoded]
+            with free_cores().take() as threads:
+                torch.set_num_threads(min(threads, self._threads))
+                return look(prepared)
+
+        return await self._in_decoding(tenant, work)
 
     async def measure(
         self, media: Sequence[AnyMedium], *, tenant: str = ""
@@ -287,11 +312,13 @@ class MediaEncoder:
         self, medium: AnyMedium, shown: Sequence[Kind], tenant: str, read: bool, alone: bool
     ) -> MeasuredMedium:
         key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
-        own = key + b"unread" * (not read) + b"alone" * alone
+        taught = await self.names_of(tenant)
+        # The words in a medium do not depend on taught names, and so are not read again.
+        own = key + digest_of(taught) + b"unread" * (not read) + b"alone" * alone
 
         async def encode() -> MeasuredMedium:
             decoded = await self._decoded(medium, tenant)
-            encoding = self._encoded(own, decoded, shown, tenant, alone)
+            encoding = self._encoded(own, decoded, shown, tenant, alone, taught)
             if not read:
                 return await encoding
             encoded, words = await asyncio.gather(encoding, self._words_of(key, decoded, tenant))
@@ -304,7 +331,7 @@ class MediaEncoder:
         self, medium: AnyMedium, shown: Sequence[Kind], tenant: str
     ) -> MeasuredMedium:
         key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
-        found = self.cache.get(key)
+        found = self.cache.get(key + digest_of(await self.names_of(tenant)))
         if found is not None:
             return replace(found, report=_report(medium, found, cached=True))
         decoded = await self._decoded(medium, tenant)
@@ -370,12 +397,19 @@ class MediaEncoder:
         return await self._in_decoding(tenant, self._decoder.decode, medium)
 
     async def _encoded(
-        self, key: bytes, medium: Medium, shown: Sequence[Kind], tenant: str, alone: bool
+        self,
+        key: bytes,
+        medium: Medium,
+        shown: Sequence[Kind],
+        tenant: str,
+        alone: bool,
+        taught: Sequence[TaughtName],
     ) -> MeasuredMedium:
         prepared = await self._in_decoding(tenant, self._prepared, medium, shown)
         started = time.perf_counter()
-        keyed = (replace(p, key=key + b"%d" % n) for n, p in enumerate(prepared.parts))
-        parts = await asyncio.gather(*(self._with_block(part, tenant, alone) for part in keyed))
+        keyed = [replace(p, key=key + b"%d" % n) for n, p in enumerate(prepared.parts)]
+        named = (replace(part, taught=names_for(taught, part.kind)) for part in keyed)
+        parts = await asyncio.gather(*(self._with_block(part, tenant, alone) for part in named))
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
         report = prepared.report.model_copy(update={"encode_ms": encode_ms})
         inner = parts[len(parts) - len(prepared.inner) :]
@@ -389,7 +423,7 @@ class MediaEncoder:
             self._jobs.setdefault(tenant, deque()).append(job)
             self._wake.notify()
         block = await asyncio.wrap_future(job.done)
-        return replace(medium, n_tokens=len(block), inputs=None, block=block)
+        return replace(medium, n_tokens=len(block), inputs=None, block=block, taught=())
 
     def _check_open(self) -> None:
         if self._closed:

@@ -285,6 +285,32 @@ class ConversationList(_Answer):
     has_more: bool
 
 
+class TaughtObject(_Answer):
+    """A taught name: ``examples`` is the number of its pictures or sounds (``kind``).
+
+    It belongs to the ``model`` and all others of the same ``space``. ``corrections`` are the turns
+    whose answers it corrects. An exported name has the ``features`` of its examples in base64.
+    """
+
+    id: str = ""
+    object: Literal["taught"] = "taught"
+    name: str
+    kind: Kind
+    examples: int
+    model: str
+    space: str
+    corrections: tuple[dict[str, Any], ...] = ()
+    features: str | None = None
+    created_at: Seconds | None = None
+
+
+class TaughtList(_Answer):
+    """Taught names, the oldest first; also what is exported and imported."""
+
+    object: Literal["list"] = "list"
+    data: tuple[TaughtObject, ...]
+
+
 class Deleted(_Answer):
     """The thing of this id, or a part of it, has been deleted."""
 

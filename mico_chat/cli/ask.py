@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, closing
@@ -24,12 +25,17 @@ from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import DataError, MediaError, MissingFileError
 from mico_chat.explain import LEAST_EFFECT
+from mico_chat.late import late
 from mico_chat.load import without_collection
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.taught import TaughtName, features_of
 from mico_chat.messages import Message, with_depth_scale
 from mico_chat.wire import ExplainedPart, Explanation
+
+with late():
+    from mico_server import settings as server
 
 SHOWN_PARTS = 3
 
@@ -142,6 +148,29 @@ class Asking:
                 self.out.flush()
                 bar.update(len(batch))
         return failed
+
+
+def with_taught(assistant: Assistant) -> Assistant:
+    """The assistant, which says the names that were taught on this machine without a key.
+
+    SQLite alone reads them: the server's own packages would take longer to import than the model.
+    """
+    file = server.ServerSettings().data_dir.expanduser() / "mico-chat.db"
+
+    async def names(tenant: str, space: str) -> list[TaughtName]:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            if not database.execute("PRAGMA table_info(taught)").fetchall():
+                return []  # of an older version
+            query = "SELECT name, kind, features, examples, ids FROM taught WHERE tenant = ?"
+            rows = database.execute(f"{query} AND space = ?", ("local", space)).fetchall()
+        return [
+            TaughtName(name, kind, features_of(data, n), tuple(json.loads(ids)))
+            for name, kind, data, n, ids in rows
+        ]
+
+    if file.is_file():
+        assistant.say(names)
+    return assistant
 
 
 def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:

@@ -65,6 +65,7 @@ with late():
     from mico_ui import local_server
     from mico_ui.browser import serve as page
     from mico_ui.terminal import start
+    from mico_ui.terminal import teach as teaching
 
 app = typer.Typer(
     name="mico-chat",
@@ -144,7 +145,7 @@ def ask(
     with decoding.MediaDecoder(decoding.MediaLimits()) as decoder:
         asking = asked.Asking(
             decoder,
-            lambda: load.load_assistant(name, decoder, how, similarity=False),
+            lambda: asked.with_taught(load.load_assistant(name, decoder, how, similarity=False)),
             options,
             as_json,
             sys.stdout,
@@ -232,6 +233,31 @@ def chat(
     )
     if code := start.main(command):
         raise typer.Exit(code)
+
+
+@app.command()
+def teach(
+    name: str | None = typer.Argument(None, help="The name of what the files show."),
+    files: list[Path] | None = typer.Argument(None, help="1 to 5 pictures, or as many sounds."),
+    listed: bool = typer.Option(False, "--list", help="Print the names; the default."),
+    rename: tuple[str, str] | None = typer.Option(None, metavar="OLD NEW", help="Rename one."),
+    forget: str | None = typer.Option(None, metavar="NAME", help="Forget one."),
+    export: Path | None = typer.Option(None, help="Write all of them to a JSON file."),
+    import_: Path | None = typer.Option(None, "--import", help="Read such a file."),
+    api: str | None = typer.Option(
+        None, envvar=API, help="Address of a running server. Default: start one for this."
+    ),
+    key: str | None = typer.Option(None, envvar=API_KEY, help="The key for that server."),
+) -> None:
+    """Teach the model names of your own things, at once, by a few pictures or sounds.
+
+    mico-chat teach Bella bella1.jpg bella2.jpg bella3.jpg
+    """
+    check_extra("terminal", "mico-chat teach", teaching)
+    asked: dict[str, Any] = {"rename": rename, "forget": forget, "export": export}
+    asked |= {"name": name, "files": files or (), "import_": import_, "listed": listed}
+    for line in teaching.run(api, key, **asked):
+        print(line)
 
 
 @app.command(context_settings=ALL_ARGUMENTS)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.media.kinds import TABLE, Kind
+from mico_chat.media.taught import TaughtName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -354,7 +355,8 @@ class MeasuredMedium:
     video's ``words`` include what is said in its sound track. ``cut`` has sentences on what the
     model's adapter left out; ``as_picture`` says that a map is shown as a picture. ``inputs`` are
     what the adapter encodes, ``notes`` what it puts into a prompt. The context tokens get the
-    ``key``; the ``block`` that has them is None until then.
+    ``key``; the ``block`` that has them is None until then. ``taught`` are the names that somebody
+    taught for such media.
     """
 
     kind: Kind
@@ -369,6 +371,7 @@ class MeasuredMedium:
     inputs: Any = field(default=None, repr=False)
     key: bytes = b""
     block: ContextBlock | None = None
+    taught: tuple[TaughtName, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return self.n_tokens

@@ -28,6 +28,7 @@ from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.mini.concepts import ChangeCells, build_concepts
 from mico_chat.model.mini.motion import Ways
 from mico_chat.model.mini.part import Part, Seen
+from mico_chat.model.mini.taught import Taught
 from mico_chat.model.mini.things import (
     MIDDLE,
     WORDS,
@@ -60,19 +61,29 @@ class Grid:
 
         ``change`` is of the cells' logits.
         """
-        path, looks = self.path, None
+        path, looks = self.path, self.looks(seen)
         if path.concepts is None:
             return None, None
-        if path.things is not None and seen.media.layout == "still" and seen.pixels is not None:
-            # Looks at the middle of a still, whose main thing is there, count for its name.
-            n = len(seen.pixels)
-            picture = torch.arange(n).repeat_interleave(len(MIDDLE))
-            boxes = MIDDLE.to(seen.pixels.device).repeat(n, 1)
-            looks = looked(path.encoder, seen, seen.pixels, picture, boxes)
         table = cast(nn.Embedding, path.get_input_embeddings())
         found = path.concepts(seen.features, seen.media, table, looks, change)
         named, values = (None if x is None else x * path.use_concepts for x in found)
+        if named is not None and any(seen.taught):
+            examples = path.concepts.examples(seen.features, seen.media, looks)
+            named = path.concepts.with_taught(named, examples, seen.taught, table)
         return named, values
+
+    def looks(self, seen: Seen) -> Tensor | None:
+        """Features (B·V, C, G, G) of V looks at the middle of stills, whose main thing is there.
+
+        They count for a still's name. Other media have none.
+        """
+        path = self.path
+        if path.things is None or seen.media.layout != "still" or seen.pixels is None:
+            return None
+        n = len(seen.pixels)
+        picture = torch.arange(n).repeat_interleave(len(MIDDLE))
+        boxes = MIDDLE.to(seen.pixels.device).repeat(n, 1)
+        return looked(path.encoder, seen, seen.pixels, picture, boxes)
 
     def queried(self, seen: Seen, values: Tensor | None) -> Tensor:
         """The bridge's tokens (B, Q, L), with the values of cells, if any."""
@@ -82,6 +93,19 @@ class Grid:
         media = seen.media
         context: Tensor = self.path.bridge(seen.tokens, media.kind, media.layout, values)
         return context * self.path.use_grid
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The part that gives, in place of tokens, the features (B, 1, D) by which names are taught."""
+
+    path: "MediaPath"
+
+    def __call__(self, seen: Seen) -> Tensor | None:
+        if self.path.concepts is None:
+            return None
+        looks = Grid(self.path).looks(seen)
+        return self.path.concepts.examples(seen.features, seen.media, looks).unsqueeze(1)
 
 
 class MediaPath(nn.Module):
@@ -128,10 +152,12 @@ class MediaPath(nn.Module):
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
         parts: Sequence[Part] | None = None,
+        taught: Sequence[Taught | None] = (),
     ) -> list[Tensor]:
         """Context tokens of each medium, (n_i, L), in the media's order.
 
         ``parts`` stand in for the model's own. Parts that look closely need ``pixel_values``.
+        ``taught`` are the names that somebody taught for each medium.
         """
         tokens, features = self.encoded(media_kind, media_units, pixel_values, stem_features)
         parts = self.parts if parts is None else parts
@@ -139,7 +165,8 @@ class MediaPath(nn.Module):
         for media in AlikeMedia.groups(media_kind, media_units):
             own = media.of(tokens).unflatten(0, (-1, media.units))
             pixels = None if pixel_values is None else media.of(pixel_values)
-            seen = Seen(media, own, media.of(features), pixels)
+            names = [taught[m] for m in media.media] if taught else ()
+            seen = Seen(media, own, media.of(features), pixels, names)
             said = [one for part in parts if (one := part(seen)) is not None]
             context = torch.cat([one.to(said[0].dtype) for one in said], 1)
             context = context if self.things is None else zeros_first(context)

@@ -184,6 +184,10 @@ class MicoChatProcessor:
                 parts.append(Placeholders(self.context_token_id, self._own_length(one)))
         return parts
 
+    def words(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text that somebody wrote, in which nothing is markup."""
+        return tuple(token for token, _ in self._tokens([PromptText(text)]))
+
     @cached_property
     def template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, self.chat_template)

@@ -7,7 +7,8 @@ classes that no training picture showed.
 Legend: U units, G grid side, N names, K tokens a name, L LLM width.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from mico_chat.model.config import MicoConceptConfig
 from mico_chat.model.context import AlikeMedia
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.mini.stem import Stem
+from mico_chat.model.mini.taught import Taught, root_mean, taught_ids
 
 ChangeCells = Callable[[Tensor, AlikeMedia], Tensor]
 """Makes other logits (B·U, C, n_visual) out of those of the cells of B alike media."""
@@ -131,6 +133,28 @@ class ConceptAttention(nn.Module):
         cells = features[:, : self.last_dim].flatten(2).transpose(1, 2)
         return F.relu6(self.feature_map(cells))
 
+    def examples(self, features: Tensor, media: AlikeMedia, looks: Tensor | None = None) -> Tensor:
+        """What names are taught by: (B, D) of unit length, from stem features (B·U, C, G, G).
+
+        A sound has what its head hears. A still has the mean of the cells of its V closer looks
+        (B·U·V, C, G, G), a medium without looks that of its own cells.
+        """
+        if media.layout == "slices":
+            units = torch.full((len(media.media),), media.units, device=features.device)
+            return self.heard(self.sound_features(features, units))
+        cells = self.cell_features(features if looks is None else looks)
+        return root_mean(cells.unflatten(0, (len(media.media), -1)).flatten(1, 2))
+
+    def heard(self, x: Tensor) -> Tensor:
+        """Features of sounds (M, width) -> the middle of their head beside its logits (M, D).
+
+        At 3 % of false names these found 85 % of sounds, the ear's own features 62 %.
+        """
+        middle = self.sound[:3](x)
+        logits = self.sound[3:](middle)
+        centred = logits - logits.mean(-1, keepdim=True)
+        return torch.cat([F.normalize(one, dim=-1) for one in (middle, centred)], -1) / 2**0.5
+
     def visual(self, x: Tensor) -> Tensor:
         """Cell features (.., 4 · last), or their mean, -> logits (.., n_visual)."""
         return torch.cat([self.classifier(x), self.learned(x)], dim=-1)
@@ -160,6 +184,45 @@ class ConceptAttention(nn.Module):
         index = sound.view(-1, 1, 1).expand(peak.shape)
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
         return torch.cat([mean, peak], 1).flatten(1)
+
+    @property
+    def space(self) -> str:
+        """A digest of what :meth:`examples` depends on, whatever type the weights have."""
+        digest = hashlib.sha256(f"{self.n_sound} {self.heard_dim}".encode())
+        for weight in (self.feature_map.weight, cast(nn.Linear, self.sound[2]).weight):
+            digest.update((weight.detach().float() * 256).round().short().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width D of :meth:`examples`, by the kind of medium."""
+        middle = cast(nn.Linear, self.sound[2]).out_features
+        return {"image": self.feature_map.out_features, "audio": middle + self.n_sound}
+
+    @property
+    def places(self) -> int:
+        """The most tokens of a taught name: the plain name's places and the exact one's."""
+        return self.name_ids.shape[1] * (1 if self.exact_ids is None else 2)
+
+    def with_taught(
+        self,
+        tokens: Tensor,
+        examples: Tensor,
+        taught: Sequence[Taught | None],
+        embedding: nn.Embedding,
+    ) -> Tensor:
+        """Tokens (R, n·K, L) of n learned names each; a taught name takes their place where the
+        features (R, D) are near its own.
+
+        A name of K tokens is said n times. A longer one goes on in the next name's places.
+        """
+        ids = taught_ids(examples, taught, self.places)
+        once = self.name_ids.shape[1]
+        again = ids[:, :once].repeat(1, tokens.shape[1] // once)
+        longer = (ids[:, once : tokens.shape[1]] >= 0).any(1, keepdim=True)
+        ids = torch.where(longer, ids[:, : tokens.shape[1]], again)
+        words = embedding(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1) * self.gain[0]
+        return torch.where((ids >= 0).any(1)[:, None, None], words.to(tokens.dtype), tokens)
 
     def _mix(self, posterior: Tensor, ids: Tensor, embedding: nn.Embedding) -> Tensor:
         """Posterior (B, N) over names with tokens (N, K) -> (B, K, L): token k is the mix over the

@@ -4,12 +4,14 @@ Legend: B media of one layout and unit count, U units a medium, T tokens a unit,
 C stem channels, G grid side, N context tokens a medium, L LLM width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from mico_chat.model.context import AlikeMedia
+from mico_chat.model.mini.taught import Taught
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,15 @@ class Seen:
     """What a model sees of B alike media, whose kinds are in ``media``.
 
     ``tokens`` (B, U, T, D) are the encoder's, with their context; ``features`` (B·U, C, G, G) the
-    stem's; ``pixels`` (B·U, 3, H, W) are None where the features come from a cache.
+    stem's; ``pixels`` (B·U, 3, H, W) are None where the features come from a cache. ``taught`` are
+    the names that somebody taught for each medium; without any it is empty.
     """
 
     media: AlikeMedia
     tokens: Tensor
     features: Tensor
     pixels: Tensor | None
+    taught: Sequence[Taught | None] = ()
 
 
 class Part(Protocol):

@@ -30,6 +30,7 @@ from mico_chat.model.mini.concepts import COLOURS, ConceptAttention
 from mico_chat.model.mini.motion import Ways
 from mico_chat.model.mini.part import Seen
 from mico_chat.model.mini.stem import Stem
+from mico_chat.model.mini.taught import root_mean
 
 DEPTH, NORMAL = KINDS.index("depth"), KINDS.index("normal")
 
@@ -346,13 +347,18 @@ class Things:
             frames = cast(Stem, self.encoder.stem).middle(seen.features)
             way = self.ways(frames.unflatten(0, (-1, media.units)), boxes, picture)
         looks = self.look(self.encoder, seen, pixels, picture, boxes)
-        cells = self.concepts.cell_logits(looks)
+        cells = self.concepts.cell_features(looks)
+        logits = self.concepts.visual(cells)
+        name = self.concepts.visual_tokens(logits, self.table)
+        if any(seen.taught):
+            taught = [seen.taught[n] for n in picture.tolist()]
+            name = self.concepts.with_taught(name, root_mean(cells), taught, self.table)
         return Thing(
             boxes=boxes,
             picture=picture,
             distance=found.distance[picture, query],
-            name=self.concepts.visual_tokens(cells, self.table),
-            namesakes=namesakes(self.concepts.plain_posterior(cells), picture),
+            name=name,
+            namesakes=namesakes(self.concepts.plain_posterior(logits), picture),
             colour=cast(nn.Module, self.concepts.colour)(looks),
             way=way,
             surface=(media.kind == DEPTH)[picture] | (media.kind == NORMAL)[picture],
