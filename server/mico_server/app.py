@@ -45,7 +45,15 @@ from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.protocol import allow_open_files, bounded_protocol
 from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models
-from mico_server.routes import about, batches, embeddings, estimate, stored, transcriptions
+from mico_server.routes import (
+    about,
+    batches,
+    embeddings,
+    estimate,
+    stored,
+    teach,
+    transcriptions,
+)
 from mico_server.routes.bodies import schema_of
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
@@ -55,6 +63,7 @@ from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
 from mico_server.store.media import MediaStore
 from mico_server.store.quota import Quota
+from mico_server.store.taught import TaughtStore
 from mico_server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -75,8 +84,9 @@ def create_app(
     ``on_ready`` or ``on_failed`` is called. A request with ``local_secret`` needs no key.
     """
 
-    models = _models(sources, settings, on_ready, on_failed)
     database = Database(settings.database_url, settings.data_dir)
+    taught = TaughtStore(database)
+    models = _models(sources, settings, on_ready, on_failed, taught)
     keys = KeyStore(database)
     counting = counters(settings.rate_limit_store, database)
     quota = Quota(settings.max_stored_bytes, settings.max_stored_files)
@@ -91,7 +101,9 @@ def create_app(
         )
     conversations = ConversationStore(database, media_store)
     batch_store = BatchStore(database, settings.media_folder / "uploads", quota)
-    service = Service(settings, models, keys, media_store, conversations, batch_store, fetcher)
+    service = Service(
+        settings, models, keys, media_store, conversations, batch_store, fetcher, taught
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -145,10 +157,12 @@ def _models(
     settings: ServerSettings,
     on_ready: Callable[[], None],
     on_failed: Callable[[Exception], None],
+    taught: TaughtStore,
 ) -> Models:
     def loaded(source: ModelSource) -> Assistant:
         assistant = source.load()
         assistant.engine.prepare()
+        assistant.say(taught.names)
         if settings.default_max_tokens is not None:
             asked = GenerationOptions(max_tokens=settings.default_max_tokens)
             assistant.defaults = asked.over(assistant.defaults)
@@ -177,7 +191,7 @@ def _add_routes(app: FastAPI) -> None:
     add_error_handlers(app, forms)
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)
-    for routes in (estimate, batches, stored, embeddings, transcriptions, about):
+    for routes in (estimate, batches, stored, teach, embeddings, transcriptions, about):
         app.include_router(routes.router)
 
 

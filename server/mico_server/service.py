@@ -32,6 +32,7 @@ from mico_server.store.batches import BatchStore
 from mico_server.store.conversations import ConversationStore
 from mico_server.store.keys import KeyStore
 from mico_server.store.media import MediaStore
+from mico_server.store.taught import TaughtStore
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Service:
     conversations: ConversationStore
     batches: BatchStore
     fetcher: Fetcher | None
+    taught: TaughtStore
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
         record = await self.media.get(tenant, media_id)

@@ -186,6 +186,40 @@ def delete_medium(id_: str) -> Call[wire.Deleted]:
     return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(wire.Deleted))
 
 
+def teach(
+    name: str,
+    examples: Sequence[Upload | MediumId],
+    *,
+    model: str | None = None,
+    conversation_id: str | None = None,
+    turn: int | None = None,
+) -> Call[wire.TaughtObject]:
+    """Teach a name; ``conversation_id`` and ``turn`` are those of an answer that it corrects."""
+    fields = {"name": name, "model": model, "conversation_id": conversation_id, "turn": turn}
+    form: list[Field] = [(field, _text(one)) for field, one in fields.items() if one is not None]
+    form += [(e.kind, e if isinstance(e, Upload) else f"media:{e.id}") for e in examples]
+    return Call("POST", "/v1/teach", read_as(wire.TaughtObject), form=form)
+
+
+def taught(*, features: bool = False) -> Call[wire.TaughtList]:
+    params = {"features": features or None}
+    return Call("GET", "/v1/teach", read_as(wire.TaughtList), params)
+
+
+def import_taught(names: wire.TaughtList) -> Call[wire.TaughtList]:
+    body = names.model_dump(mode="json")
+    return Call("PUT", "/v1/teach", read_as(wire.TaughtList), body=body)
+
+
+def rename_taught(id_: str, name: str) -> Call[wire.TaughtObject]:
+    path = f"/v1/teach/{_quoted(id_)}"
+    return Call("PATCH", path, read_as(wire.TaughtObject), body={"name": name})
+
+
+def forget_taught(id_: str) -> Call[wire.Deleted]:
+    return Call("DELETE", f"/v1/teach/{_quoted(id_)}", read_as(wire.Deleted))
+
+
 def transcription(recording: Upload) -> Call[str]:
     """What is said in a recording."""
     form: list[Field] = [("file", recording), ("model", "whisper-1")]

@@ -325,33 +325,47 @@ def reading(request: Request, body: dict[str, Any] | None = None) -> Read:
     """Read a question, a form or a JSON object; ``body`` is the object, if it was read already."""
 
     async def read(reader: MediaReader, stack: AsyncExitStack) -> ChatTurn:
-        form = await _form(request, reader, body)
+        media, values = await read_fields(request, reader, FIELD_NAMES, body)
+        if isinstance(values.get("json_schema"), str):
+            values["json_schema"] = read_json(values["json_schema"], "json_schema")
+        given = {name: values[name] for name in OPTION_NAMES if name in values}
+        form = ChatForm(media, GenerationOptions.of(given), validated(ChatFields, values))
         return await ChatTurn.opened(reader, form, stack)
 
     return read
 
 
-async def _form(request: Request, reader: MediaReader, body: dict[str, Any] | None) -> ChatForm:
-    """The fields of a request; its new media are written to the reader's folder."""
+async def read_fields(
+    request: Request,
+    reader: MediaReader,
+    names: Sequence[str],
+    body: dict[str, Any] | None = None,
+) -> tuple[tuple[MediaFile, ...], dict[str, Any]]:
+    """The media of a form or JSON object, and its other fields, all of which are among ``names``.
+
+    New media are written to the reader's folder.
+    """
     given: list[tuple[str, Any]] = []
     if is_json(request):
         for name, value in (body or await json_object(request)).items():
             several = name in KINDS and isinstance(value, list)
             given += [(name, one) for one in (value if several else [value])]
-        return await _read(given, reader)
+        return await _read(given, reader, names)
     expected = "multipart/form-data or application/json"
     async with open_form(request, reader.service.settings, expected=expected) as form:
         for name, value in form.multi_items():
             given.append((name, [value] if name == "stop" else value))
-        return await _read(given, reader)
+        return await _read(given, reader, names)
 
 
-async def _read(given: list[tuple[str, Any]], reader: MediaReader) -> ChatForm:
+async def _read(
+    given: list[tuple[str, Any]], reader: MediaReader, names: Sequence[str]
+) -> tuple[tuple[MediaFile, ...], dict[str, Any]]:
     check_number(sum(name in KINDS for name, _ in given), "request body", reader.service.settings)
     media: list[MediaFile] = []
     values: dict[str, Any] = {}
     for name, value in given:
-        check_known(name, FIELD_NAMES)
+        check_known(name, tuple(names))
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 check_text(text, name)
@@ -372,10 +386,7 @@ async def _read(given: list[tuple[str, Any]], reader: MediaReader) -> ChatForm:
             raise RequestError.at(name, "given several times, expected once")
         else:
             values[name] = value
-    if isinstance(values.get("json_schema"), str):
-        values["json_schema"] = read_json(values["json_schema"], "json_schema")
-    options = GenerationOptions.of({name: values[name] for name in OPTION_NAMES if name in values})
-    return ChatForm(tuple(media), options, validated(ChatFields, values))
+    return tuple(media), values
 
 
 async def _written(kind: Kind, value: Any, where: str, path: Path) -> MediaFile:

@@ -80,7 +80,9 @@ def uninterrupted(
 
 
 _NAMES = {"conversations": "conversation", "media": "medium", "files": "file", "batches": "batch"}
+_NAMES["taught"] = "taught name"
 _PREFIXES = {"conversations": "conv", "media": "media", "files": "file", "batches": "batch"}
+_PREFIXES["taught"] = "taught"
 
 
 @dataclass(frozen=True)

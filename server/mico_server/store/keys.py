@@ -31,6 +31,7 @@ from mico_server.store.tables import (
     media,
     new_id,
     now,
+    taught,
 )
 
 KeyScope = Literal["chat", "metrics", "admin"]
@@ -221,7 +222,7 @@ class History:
             # The conversations first: a request that continues a conversation at this moment holds
             # its lock, and has stored its media before it releases the lock.
             moved: dict[str, int] = {}
-            for table in (conversations, files, batches):
+            for table in (conversations, files, batches, taught):
                 rest = func.substr(table.c.tenant, len(source) + 1)
                 changed = update(table).where(belongs(table, source))
                 owner = {"owner": target} if "owner" in table.c else {}

@@ -214,6 +214,25 @@ turn_media = sa.Table(
     ),
 )
 
+# Names that somebody taught, with the features of their examples and none of the media. The space
+# says which models can use them.
+taught = sa.Table(
+    "taught",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("space", sa.String(64), nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("ids", sa.JSON, nullable=False),  # the model's tokens of the name
+    sa.Column("examples", sa.Integer, nullable=False),
+    sa.Column("features", sa.LargeBinary, nullable=False),  # of each example: little-endian float32
+    sa.Column("corrections", sa.JSON, nullable=False),  # the turns whose answers the name corrects
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "tenant", "created_at", "id"),
+)
+
 # Files of requests and answers in the folder of uploads, named by their ids.
 files = sa.Table(
     "files",

@@ -31,7 +31,7 @@ WEB = Path(__file__).parent / "web"
 
 # In the order in which they build on each other; `start` is last.
 SCRIPTS = (
-    *("core", "models", "cards", "attachments", "why", "turns", "composer", "library"),
+    *("core", "models", "cards", "attachments", "why", "teach", "turns", "composer", "library"),
     *("compare", "start"),
 )
 

@@ -110,10 +110,11 @@ class Page:
         media = (desk.attach, self.forget, desk.preview, desk.estimate_depth, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
+        taught = (self.teach,)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
             _page_function(function)
-            for function in (*server, *media, *answers, *stored, self.export, *examples)
+            for function in (*server, *media, *answers, *stored, *taught, self.export, *examples)
         ]
 
     async def health(self, visitor: Visitor) -> dict[str, Any]:
@@ -165,6 +166,19 @@ class Page:
 
     async def explain(self, visitor: Visitor, id: str, turn: int) -> Explanation:
         return await visitor.send(self.api, routes.explanation(id, turn))
+
+    async def teach(
+        self,
+        visitor: Visitor,
+        name: str,
+        media: list[MediumId],
+        id: str | None = None,
+        turn: int | None = None,
+    ) -> str:
+        """Teach a name by media that the server has; ``turn`` of chat ``id`` was answered wrong."""
+        how: dict[str, Any] = {"conversation_id": id, "turn": turn} if turn else {}
+        call = routes.teach(name, media, model=visitor.model or None, **how)
+        return (await visitor.send(self.api, call)).name
 
     async def export(
         self, visitor: Visitor, id: str, form: Literal["markdown", "json"]

@@ -69,7 +69,7 @@
     return el("button", { type: "button", class: "card-open", "aria-label": `${action} ${card.name}`, onclick: () => open(card) }, mico.thumbnail(card), play);
   };
 
-  mico.smallCard = function (card) {
+  mico.smallCard = function (card, view) {
     const facts = el("span", { class: "facts" });
     show(facts, card, () => {
       const words = [mico.kinds[card.kind].noun, ...card.facts.filter((fact) => /^(nearest|estimated)/.test(fact))];
@@ -79,7 +79,7 @@
       "figure",
       { class: `card ${look(card)}`, "data-kind": card.kind, "data-medium": card.id },
       mico.openable(card),
-      el("figcaption", {}, el("span", { class: "name" }, card.name), facts),
+      el("figcaption", {}, el("span", { class: "name" }, card.name), facts, mico.teaches(card) && el("button", { type: "button", "aria-label": `Teach ${card.name}`, onclick: () => mico.teach(card, view) }, "Teach")),
     );
   };
 

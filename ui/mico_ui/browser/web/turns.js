@@ -255,7 +255,7 @@
       button("copy", "Copy the question", (event) => copy(event, view.message)),
       button("trash", "Delete from here", () => remove(turn), { disabled: busy }),
     );
-    const question = el("div", { class: "question" }, view.media.length ? el("div", { class: "cards" }, view.media.map(mico.smallCard)) : null, view.message && said, actions);
+    const question = el("div", { class: "question" }, view.media.length ? el("div", { class: "cards" }, view.media.map((card) => mico.smallCard(card, turn.view))) : null, view.message && said, actions);
     const old = turn.element.querySelector(".question");
     if (old) old.replaceWith(question);
     else turn.element.prepend(question);
