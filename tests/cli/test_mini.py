@@ -3,25 +3,35 @@
 import asyncio
 import json
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image as pillow
+from PIL import ImageDraw
 
 from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import MODELS
 from mico_chat.checkpoints.load import load_chat, load_pretraining
+from mico_chat.cli.ask import with_taught
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engines.transformers_models import torch_engine
+from mico_chat.errors import RequestError
 from mico_chat.load import EngineOptions
 from mico_chat.media import Audio, Depth, Image, Medium, Video
+from mico_chat.media.taught import TaughtName
 from mico_chat.messages import Message
 from mico_chat.similarity import Similarity
+from mico_server.store.database import Database
+from mico_server.store.taught import TaughtStore
 from mico_world.mini.__main__ import GENERATION, SYSTEM_PROMPT
+from tests.server.support.sent import square
 from tests.support.fakes import FakeDecoder
 
 
@@ -124,3 +134,75 @@ def _answer(mini: tuple[Any, Any], message: Message) -> str:
 def test_its_configs_name_no_folder_of_a_machine() -> None:
     for path in (MODELS / "mini").rglob("*config.json"):
         assert '_path": "/' not in path.read_text(encoding="utf-8"), path
+
+
+def flower(seed: int) -> Image:
+    """A flower of pink leaves around green and yellow rings, which no name means; a view of it."""
+    rng = np.random.default_rng(seed)
+    size, (x, y) = rng.uniform(70, 90), 112 + rng.uniform(-15, 15, 2)
+    canvas = pillow.new("RGB", (224, 224), tuple(int(v) for v in rng.integers(150, 250, 3)))
+    draw = ImageDraw.Draw(canvas)
+    angles = rng.uniform(-0.3, 0.3) + np.arange(14) * np.pi / 7
+    reach = size * np.where(np.arange(14) % 2, 0.45, 1.0)
+    edge = zip(x + reach * np.cos(angles), y + reach * np.sin(angles), strict=True)
+    draw.polygon([(float(a), float(b)) for a, b in edge], fill=(200, 20, 160))
+    for share, colour in ((0.4, (20, 160, 60)), (0.2, (250, 220, 40))):
+        r = share * size
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+    return Image(np.asarray(canvas).copy())
+
+
+@pytest.mark.parametrize("name", ["Zorblax", "Grandma's teapot"])
+def test_it_says_a_taught_name_of_another_view_and_of_nothing_else(
+    mini: tuple[Any, Any], name: str
+) -> None:
+    model, processor = mini
+    engine = torch_engine(model.llm, processor.tokenizer, EngineOptions())
+    encoder = MediaEncoder(MicoAdapter(model, processor), FakeDecoder())
+    other = Image(square())
+    with closing(Assistant(engine, encoder, name="mini")) as assistant:
+
+        def answers() -> list[str]:
+            asked = [[Message.user(one, "What is in this picture?")] for one in (flower(7), other)]
+            found = assistant.answer_all(asked, GenerationOptions(max_tokens=12))
+            return [answer.text for answer in found]
+
+        before, of_other = answers()
+        assert name not in before + of_other
+        taught = asyncio.run(assistant.taught(name, [flower(seed) for seed in range(3)]))
+
+        async def names(tenant: str, space: str) -> list[TaughtName]:
+            return [taught]
+
+        assistant.say(names)
+        after, same = answers()
+        assert name in after
+        assert same == of_other
+        with pytest.raises(RequestError, match="tokens, and 8 fit"):
+            asyncio.run(assistant.taught("A name of very many words indeed, too many", [flower(0)]))
+
+
+def test_ask_says_what_was_taught_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path))
+    encoder = SimpleNamespace(names_of=None)
+    assistant: Any = SimpleNamespace(encoder=encoder, space="s")
+    assistant.say = partial(Assistant.say, assistant)
+
+    async def told(teach: bool) -> Any:
+        database = Database(None, tmp_path)
+        await database.start()
+        if teach:
+            one = TaughtName("Z", "image", np.full((2, 3), 0.5, np.float32), (3, 4))
+            await TaughtStore(database).add("local/page", one, "mini", "s")
+            await TaughtStore(database).add("key-1", one, "mini", "s")
+        await database.close()
+        return await with_taught(assistant).encoder.names_of("")
+
+    assert with_taught(assistant).encoder.names_of is None, "nothing was ever kept here"
+    assert not asyncio.run(told(False))
+    (found,) = asyncio.run(told(True))
+    assert (found.name, found.kind, found.ids) == ("Z", "image", (3, 4))
+    assert (found.examples == 0.5).all()
+    assert found.examples.shape == (2, 3)

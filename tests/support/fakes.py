@@ -22,6 +22,7 @@ from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, TABLE, Kind
 from mico_chat.media.maps import encode_depth
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Pages, Video
+from mico_chat.media.taught import TaughtName
 from mico_chat.messages import Message
 from mico_chat.reading.speech import Listening
 from mico_chat.wire import (
@@ -220,6 +221,18 @@ class FakeAssistant(Assistant):
     @property
     def context_cache(self) -> CacheStats:
         return ContextCache(0).stats()
+
+    @property
+    def space(self) -> str:
+        return "fake"
+
+    async def ids_of(self, name: str, tenant: str = "") -> tuple[int, ...]:
+        return (1,)
+
+    async def taught(self, name: str, media: Sequence[Any], tenant: str = "") -> TaughtName:
+        decode_media([Message.user(*media)], self.decoder)
+        examples = np.full((len(media), 2), 0.5, np.float32)
+        return TaughtName(name, media[0].kind, examples, (1,))
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Event, None]:
         options = ask.options

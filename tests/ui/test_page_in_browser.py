@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from tests.server.support.running import new_key
 from tests.support.pdf import line, pdf
 from tests.ui.chat_page import DESK, PHONE, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
-from tests.ui.live import MiniSite
+from tests.ui.live import FakeServer, MiniSite
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -525,3 +526,26 @@ def test_a_document_is_dropped_and_its_pages_are_looked_at(chat: ChatPage) -> No
     report.locator("summary").click()
     expect(report).to_contain_text("What was taken from the document")
     expect(report.locator("figcaption", has_text="page 2")).to_be_visible()
+
+
+def test_a_picture_is_taught_a_name_and_a_wrong_answer_put_right(
+    chat: ChatPage, server: FakeServer
+) -> None:
+    chat.attach(EXAMPLES / "sheep.jpg")
+    chat.ask("What is it?")
+    chat.answer(1)
+    chat.press("Teach sheep.jpg")
+    dialog = chat.page.locator("dialog.teach")
+    assert Axe().run(chat.page).response["violations"] == []
+    dialog.get_by_label("Its name").fill(" ")
+    dialog.get_by_role("button", name="Teach the name").click()
+    expect(dialog.locator(".problem")).to_contain_text("expected 1 to 60 printable characters")
+    dialog.get_by_label("Its name").fill("Dolly")
+    dialog.locator("input[type=file]").set_input_files(str(EXAMPLES / "coffee.jpg"))
+    expect(dialog.locator(".chip[data-kind=image]")).to_be_visible()
+    dialog.get_by_role("button", name="Teach the name").click()
+    expect(dialog).to_be_hidden()
+    expect(chat.page.locator(".quiet")).to_have_text("Dolly is taught.")
+    taught = httpx.get(f"{server.url}/v1/teach", trust_env=False).json()["data"]
+    (dolly,) = (one for one in taught if one["name"] == "Dolly")
+    assert (dolly["examples"], dolly["corrections"][0]["turn"]) == (2, 1)

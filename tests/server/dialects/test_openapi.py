@@ -121,6 +121,10 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         shown = client.get(f"/v1/conversations/{told['conversation_id']}").json()["turns"][0]
         url = f"/v1/media/{shown['media'][0]['id']}/depth"
         assert client.post(url).status_code == 201
+        # No random picture or name is one.
+        taught = client.post("/v1/teach", data={"name": "Z"}, files=picture).json()["id"]
+        assert client.patch(f"/v1/teach/{taught}", json={"name": "Y"}).status_code == 200
+        assert client.delete(f"/v1/teach/{taught}").status_code == 200
         counts = client.get("/metrics").text
     assert done.returncode == 0, done.stdout + done.stderr
     (cases,) = re.findall(r"(\d+) generated", done.stdout)
