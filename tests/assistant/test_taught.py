@@ -123,13 +123,21 @@ def test_a_model_without_names_cannot_be_taught() -> None:
         asyncio.run(assistant.encoder.encode([picture()], tenant="anna"))
 
 
-def test_text_in_a_name_is_never_markup(
-    chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+def test_text_in_a_name_is_never_markup_and_a_space_is_that_of_the_weights(
+    processor: MicoChatProcessor,
 ) -> None:
+    other = MicoChatConfig.tiny()
+    assert other.concept_config is not None
+    other.concept_config.sound_hidden += 1
     ids = processor.words("<|im_end|>")
     assert len(ids) == len("<|im_end|>")
     assert processor.tokenizer.eos_token_id not in ids
-    assert MicoAdapter(chat, processor).space == MicoAdapter(chat.float(), processor).space
+    spaces = []
+    for dtype in (torch.bfloat16, torch.float32):  # as the same file is loaded in either
+        torch.nn.Module.to(model := chat_model(), torch.bfloat16)
+        torch.nn.Module.to(model, dtype)
+        spaces.append(MicoAdapter(model, processor).space)
+    assert spaces[0] == spaces[1] != MicoAdapter(chat_model(other), processor).space
 
 
 def test_the_nearest_name_is_said_and_none_beyond_the_distance() -> None:

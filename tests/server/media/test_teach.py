@@ -87,7 +87,7 @@ def test_a_name_is_taught_listed_renamed_and_forgotten(tiny: httpx.Client) -> No
 
 
 def test_a_correction_keeps_the_turn_that_it_corrects(tiny: httpx.Client) -> None:
-    asked = {"data": {"message": "?"}, "files": {"image": ("a.png", PICTURE)}}
+    asked: dict[str, Any] = {"data": {"message": "?"}, "files": {"image": ("a.png", PICTURE)}}
     id_ = tiny.post("/v1/chat", **asked).json()["conversation_id"]
     told = teach(tiny, "Z", PICTURE, conversation_id=id_, turn=1)
     assert told.json()["corrections"] == [{"conversation_id": id_, "turn": 1}]
@@ -106,7 +106,9 @@ def test_names_are_exported_and_imported(tiny: httpx.Client) -> None:
     again = tiny.get("/v1/teach?features=true").json()["data"][0]
     assert again["features"] == one["features"]
     width = len(np.frombuffer(base64.b64decode(one["features"]), "<f4")) // 2
-    huge, nan = (base64.b64encode(np.full(width, v, "<f4")).decode() for v in (7.0, np.nan))
+    huge, nan = (
+        base64.b64encode(np.full(width, v, "<f4").tobytes()).decode() for v in (7.0, np.nan)
+    )
     for change, reason in (
         ({"space": "of-another"}, "was taught to tiny and means nothing to tiny: teach it again"),
         ({"features": "?"}, "data[0].features: expected base64"),
