@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ async def named(assistant: Assistant, medium: Medium, tenant: str = "") -> torch
 def words(chat: MicoChatForConditionalGeneration, one: TaughtName) -> torch.Tensor:
     assert chat.concepts is not None
     vectors = chat.get_input_embeddings()(torch.tensor(one.ids)) * chat.concepts.gain[0]
-    return vectors.detach().float()
+    found: torch.Tensor = vectors.detach().float()
+    return found
 
 
 @pytest.mark.parametrize("medium", [picture(), sound()], ids=["picture", "sound"])
@@ -96,14 +98,15 @@ async def test_two_owners_in_one_batch_and_the_cache_have_each_their_own(
 
 @in_loop
 async def test_what_cannot_be_taught_is_refused_in_words(assistant: Assistant) -> None:
-    for name, media, reason in (
+    wrong: list[tuple[str, list[Any], str]] = [
         ("Bella", [picture()], "name: 'Bella' has 6 tokens, and 2 fit"),
         ("Z", [], "0 examples, but a request takes 1 to 5"),
         ("Z", [picture(seed) for seed in range(6)], "6 examples"),
         ("Z", [picture(), sound()], "sounds and pictures, but a name is taught by pictures alone"),
         ("Z", [clip()], "videos, but a name"),
         ("Z", [MediaFile("image", b"broken", "bad.png")], "bad.png: not a image"),
-    ):
+    ]
+    for name, media, reason in wrong:
         with pytest.raises((RequestError, MediaError)) as refused:
             await assistant.taught(name, media)
         assert reason in str(refused.value)
