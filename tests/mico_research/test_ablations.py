@@ -18,6 +18,7 @@ from transformers import BertModel
 from mico_chat.checkpoints.assemble import read_encoder
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.model.config import MicoEncoderConfig, MicoTextConfig
+from mico_research.ablations import evaluation
 from mico_research.ablations import run as runs
 from mico_research.ablations.__main__ import main
 from mico_research.ablations.evaluation import (
@@ -331,6 +332,17 @@ def test_no_reported_medium_is_in_the_part_that_tunes(data: Path) -> None:
     assert [one.media for pair in again for one in pair] == [
         one.media for pair in pools(source, 4) for one in pair
     ]
+
+
+def test_a_query_is_ranked_among_its_own_part_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "RANKED", 3)
+    media: Any = tuple("abcdef")
+    right = (frozenset({0}), frozenset({1}), frozenset({2, 3}))
+    pool = Pool("image", media, (("x",),) * 6, ("one", "two", "three"), right)
+    found = evaluation.among(pool)
+    assert found.tolist() == [[True, False] * 3, [False, True] * 3, [True, False] * 3]
+    whole = replace(pool, media=media[:4], relevant=right)
+    assert evaluation.among(whole).all()
 
 
 def test_figures_are_of_the_reported_half_and_the_choice_of_the_other(

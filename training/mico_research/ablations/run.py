@@ -24,7 +24,7 @@ from mico_chat.checkpoints.assemble import Encoder, read_encoder, usual_preproce
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.report import machine
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_research.ablations.evaluation import Pool, judged, pools
+from mico_research.ablations.evaluation import RANKED, Pool, judged, pools
 from mico_research.ablations.grid import ARCHITECTURES, Architecture, Cell
 from mico_research.ablations.pretrained import CoarseStem, take_text, take_vit
 from mico_training.build_model import Pretraining, kept_vocabulary, pretraining_config, text_config
@@ -156,6 +156,7 @@ def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
         "recipe": recipe,
         "validation": settings.validation,
         "pool": settings.pool,
+        "ranked": RANKED,
     }
 
 
