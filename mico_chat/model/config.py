@@ -107,6 +107,8 @@ class MicoConceptConfig(PreTrainedConfig):
     The first ``n_pretrained`` of the ``visual_names`` are the stem's own classifier.
     ``plain_names`` has the everyday name of each visual name, then of each sound name: "cat" for
     "Egyptian Mau". With them a picture has tokens of its plain name and as many of its exact one.
+    ``sure_above``, for pictures and for sounds: a medium whose best plain name is less likely has
+    tokens of its second best one too, from which the language model tells that it is unsure.
     """
 
     model_type = "mico_concept"
@@ -120,6 +122,7 @@ class MicoConceptConfig(PreTrainedConfig):
     sound_hidden: int = 512
     colours: bool = False
     """Whether there is a head for the colour of a picture's thing."""
+    sure_above: list[float] | None = None
 
 
 class MicoTextConfig(PreTrainedConfig):
@@ -268,11 +271,13 @@ class MicoChatConfig(_ModelConfig):
         """Context tokens of a medium of ``units`` frames or slices, known before encoding."""
         concept, bridge = self.concept_config, self.bridge_config
         named = 0 if concept is None else concept.tokens_per_name
-        if kind == "audio":
-            return bridge.n_still + named
         things = bridge.things * (named + THING_WORDS)
+        second = 0 if concept is None or concept.sure_above is None else named
+        if kind == "audio":
+            return bridge.n_still + named + second
         if concept is not None and concept.plain_names is not None:
             named *= 2
+        named += second
         if kind == "video":
             return units * bridge.frame_grid**2 + things + (named if bridge.things else 0)
         return bridge.n_still + named + things

@@ -169,6 +169,10 @@ def test_a_long_name_goes_on_in_the_exact_names_places() -> None:
         for row, token in zip(tokens[0], said, strict=True):
             right = 0 if token is None else table.weight[token] * concepts.gain[0]
             torch.testing.assert_close(row, right + torch.zeros(6))
+        concepts.sure_above = [0.5, 0.5]
+        with_second = concepts.with_taught(torch.ones(1, 6, 6), feature, [own], table)[0]
+        torch.testing.assert_close(with_second, torch.cat([tokens[0], torch.zeros(2, 6)]))
+        concepts.sure_above = None
     kept = concepts.with_taught(torch.ones(1, 4, 6), feature, [None], table)
     assert (kept == 1).all()
 

@@ -286,6 +286,34 @@ def test_finer_names_add_up_to_a_plain_one_and_looks_count_as_much_as_the_whole(
     assert values.shape[1] == features.shape[2] * features.shape[3], "no value for a look's cell"
 
 
+@pytest.mark.parametrize(("sure", "said"), [(0.9, True), (0.5, False)])
+def test_an_unsure_medium_has_tokens_of_its_second_best_name(
+    encoder: OmniEncoder, pixels: torch.Tensor, table: nn.Embedding, sure: float, said: bool
+) -> None:
+    """Finer names count together: the second best is another thing, not the other kind of duck."""
+    names: dict[str, Any] = {"visual_names": ["duck", "drake", "dog"], "n_pretrained": 2}
+    names |= {
+        "sound_names": ["bell", "horn"],
+        "plain_names": ["duck", "duck", "dog", "bell", "horn"],
+    }
+    options = MicoConceptConfig(**names, tokens_per_name=2, sound_hidden=4, sure_above=[sure, 0.7])
+    concepts = build_concepts(options, encoder)
+    assert concepts is not None
+    concepts.name_ids.copy_(torch.tensor([[10, -1], [10, -1], [11, 9], [12, -1], [13, -1]]))
+    cells = torch.tensor([0.35, 0.35, 0.3]).log().expand(1, 4, 3)
+    features = encoder.features(pixels[:1])
+    (media,) = AlikeMedia.groups(torch.zeros(1).long(), torch.ones(1).long())
+    named, _ = concepts(features, media, table, change=lambda *_: cells)
+    assert named.shape[1] == MicoChatConfig(concept_config=options).context_length("image", 1) - (
+        MicoChatConfig().context_length("image", 1)
+    )
+    torch.testing.assert_close(named[0, -2:], table.weight[[11, 9]] * said)
+    logits = torch.tensor([[0.2, 0.8], [0.4, 0.6]]).log()
+    of_sounds = concepts.sound_names(logits, table)
+    torch.testing.assert_close(of_sounds[0, 2:], torch.zeros(2, 8))
+    torch.testing.assert_close(of_sounds[1, 2], table.weight[12])
+
+
 def test_each_sound_of_a_batch_equals_itself_alone(concepts: ConceptAttention) -> None:
     torch.manual_seed(0)
     features = torch.randn(5, concepts.last_dim + concepts.mid_dim, 2, 2)

@@ -40,6 +40,7 @@ from mico_training.parts.held_out import HeldOut
 from mico_training.parts.media_noise import MediaNoise
 from mico_training.parts.rounded import round_layers
 from mico_training.parts.set_prediction import SetPrediction
+from mico_training.parts.simulated import mistaken
 from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.scst import Cider, ScstTrainer
 from mico_training.trained import freeze, record_data, train_only
@@ -206,9 +207,13 @@ def _conversations(
     )
     if stage3.simulate > 0:
         concept = chat.model.config.concept_config
-        names = chat.model.config.concept_names[0]
-        plain = (None if concept is None else concept.plain_names) or names
-        examples = SimulatedNames(examples, mixture, names, plain, stage3.simulate)
+        visual, sound = chat.model.config.concept_names
+        plain = (None if concept is None else concept.plain_names) or [*visual, *sound]
+        concepts = chat.model.concepts
+        unsure = concepts is not None and concepts.sure_above is not None
+        alike = mistaken(concepts) if concepts is not None and unsure else ()
+        names = ([*visual, *sound], plain, len(visual))
+        examples = SimulatedNames(examples, mixture, *names, stage3.simulate, alike)
     if stage3.asked and arguments.process_index == 0:
         for line in shares(examples, chat.processor, COUNTED):
             logger.info(line)

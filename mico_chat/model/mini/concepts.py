@@ -83,6 +83,7 @@ class ConceptAttention(nn.Module):
             nn.Linear(config.sound_hidden, self.n_sound),
         )
         self.name_clips = config.colours
+        self.sure_above = config.sure_above
         self.colour = ColourHead(stem) if config.colours else None
         self.log_scale = nn.Parameter(torch.zeros(3))  # inverse temperature: whole, cell, sound
         self.gain = nn.Parameter(torch.ones(2))  # of the concept tokens, of the cells' values
@@ -102,13 +103,16 @@ class ConceptAttention(nn.Module):
         """The posteriors of B alike media in the LLM's space, from stem features (B·U, C, G, G).
 
         ``looks`` (B·U·V, C, G, G) are those of V closer looks at each unit, which count for the
-        medium's name as the unit itself does. ``change`` makes other logits of all cells. Returns
-        the concept tokens of each medium (B, K, L), which a video lacks, and the value of each cell
-        (B·U, G², L), which a sound lacks.
+        medium's name as the unit itself does. ``change`` makes other logits of all cells, and of
+        sounds. Returns the tokens of each medium's names (B, n K, L), which a video may lack, and
+        the value of each cell (B·U, G², L), which a sound lacks.
         """
         if media.layout == "slices":
             units = torch.full((len(media.media),), media.units, device=features.device)
-            return self.sound_tokens(self.sound_logits(features, units), embedding), None
+            heard = self.sound_logits(features, units)
+            if change is not None:
+                heard = change(heard.unsqueeze(1), media).squeeze(1)
+            return self.sound_names(heard, embedding), None
         cells = self.cell_logits(features)
         own = cells.shape[1]
         if looks is not None:
@@ -119,9 +123,7 @@ class ConceptAttention(nn.Module):
         named = None
         if media.layout == "still" or self.name_clips:
             whole = cells.unflatten(0, (-1, media.units)).flatten(1, 2)
-            named = self.visual_tokens(whole, embedding)
-            if self.exact_ids is not None:
-                named = torch.cat([named, self.visual_tokens(whole, embedding, exact=True)], 1)
+            named = self.still_names(whole, embedding)
         return named, self.cell_values(cells[:, :own], embedding)
 
     def cell_logits(self, features: Tensor) -> Tensor:
@@ -214,13 +216,16 @@ class ConceptAttention(nn.Module):
         """Tokens (R, n·K, L) of n learned names each; a taught name takes their place where the
         features (R, D) are near its own.
 
-        A name of K tokens is said n times. A longer one goes on in the next name's places.
+        A name of K tokens is said n times. A longer one goes on in the next name's places. What a
+        person taught is sure: a second best name's places stay empty.
         """
         ids = taught_ids(examples, taught, self.places)
-        once = self.name_ids.shape[1]
-        again = ids[:, :once].repeat(1, tokens.shape[1] // once)
-        longer = (ids[:, once : tokens.shape[1]] >= 0).any(1, keepdim=True)
-        ids = torch.where(longer, ids[:, : tokens.shape[1]], again)
+        once, width = self.name_ids.shape[1], tokens.shape[1]
+        empty = once if self.sure_above is not None and width > once else 0
+        ids = F.pad(ids, (0, max(0, width - empty - ids.shape[1])), value=-1)[:, : width - empty]
+        again = ids[:, :once].repeat(1, ids.shape[1] // once)
+        longer = (ids[:, once:] >= 0).any(1, keepdim=True)
+        ids = F.pad(torch.where(longer, ids, again), (0, empty), value=-1)
         words = embedding(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1) * self.gain[0]
         return torch.where((ids >= 0).any(1)[:, None, None], words.to(tokens.dtype), tokens)
 
@@ -256,6 +261,39 @@ class ConceptAttention(nn.Module):
         """(M, n_sound) -> concept tokens (M, K, L)."""
         posterior = (sound_logits * self.log_scale[2].exp()).softmax(-1)
         return self._mix(posterior, self.name_ids[self.n_visual :], embedding)
+
+    def still_names(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(U, C, n_visual) -> tokens (U, n K, L) of each name that the config asks for: the plain
+        one, the exact one, the second best plain one."""
+        found = [self.visual_tokens(cell_logits, embedding)]
+        if self.exact_ids is not None:
+            found.append(self.visual_tokens(cell_logits, embedding, exact=True))
+        if self.sure_above is not None:
+            posterior, ids = self._posterior(cell_logits), self.name_ids[: self.n_visual]
+            found.append(self._second(posterior, ids, self.sure_above[0], embedding))
+        return torch.cat(found, 1)
+
+    def sound_names(self, sound_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(M, n_sound) -> tokens (M, n K, L): the name, and the second best where asked for."""
+        named = self.sound_tokens(sound_logits, embedding)
+        if self.sure_above is None:
+            return named
+        posterior = (sound_logits * self.log_scale[2].exp()).softmax(-1)
+        ids = self.name_ids[self.n_visual :]
+        return torch.cat([named, self._second(posterior, ids, self.sure_above[1], embedding)], 1)
+
+    def _second(
+        self, posterior: Tensor, ids: Tensor, sure: float, embedding: nn.Embedding
+    ) -> Tensor:
+        """Posterior (B, N) over names with tokens (N, K) -> tokens (B, K, L) of the plain name that
+        is second best; zero where the best one is at least as likely as ``sure``."""
+        plain, place = ids.unique(dim=0, return_inverse=True)
+        shares = posterior.new_zeros(len(posterior), len(plain)).index_add(1, place, posterior)
+        best, number = shares.topk(min(2, len(plain)), 1)
+        words = plain[number[:, -1]]
+        shown = (words >= 0) & (best[:, :1] < sure)
+        second: Tensor = embedding(words.clamp(min=0)) * shown.unsqueeze(-1) * self.gain[0]
+        return second
 
     def cell_values(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
         """(U, G², n_visual) -> what stands in each cell, one vector (U, G², L)."""

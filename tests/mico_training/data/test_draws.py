@@ -19,7 +19,7 @@ from mico_chat.messages import Message
 from mico_training.build_model import learn_vocabulary
 from mico_training.data.batches import ContextCollator
 from mico_training.data.examples import (
-    QUESTIONS,
+    NAMING,
     WINDOW,
     CaptionDataset,
     ChatExample,
@@ -443,7 +443,7 @@ def simulated(
     probability: float, pictures: int = 2, plain: Sequence[str] = NAMES
 ) -> list[ChatExample]:
     mixture = Mixture([numbers("x", 1)], [1], seed=3)
-    data = SimulatedNames([example(pictures)] * 400, mixture, NAMES, plain, probability)
+    data = SimulatedNames([example(pictures)] * 400, mixture, NAMES, plain, len(NAMES), probability)
     found = [data[draw] for draw in range(len(data))]
     assert [data[draw] for draw in reversed(range(20))] == found[19::-1]
     return found
@@ -462,7 +462,7 @@ def test_a_simulated_example_names_the_drawn_thing() -> None:
     for one in simulated(1.0)[:50]:
         question, answer = one.messages
         assert question.role == "user"
-        assert question.text in QUESTIONS
+        assert question.text in NAMING["questions"]
         assert [(file.kind, file.name) for file in question.files] == [("image", "p0")]
         said = answer.text
         assert with_article(NAMES[one.simulated]) in said[0].lower() + said[1:]
@@ -483,6 +483,34 @@ def test_the_plain_name_is_said_first_and_the_exact_one_when_asked() -> None:
             assert with_article(name) in said[3]
             assert name != plain[one.simulated]
     assert 60 < asked < 140, "half of those whose exact name is another one"
+
+
+def test_a_name_that_is_unsure_is_said_beside_what_it_may_be_as_well() -> None:
+    """Of pictures and of sounds, whose names stand behind the visual ones."""
+    seen = {"image": 0, "audio": 0}
+    for medium in (MediaFile("image", Path("a.png")), MediaFile("audio", Path("b.wav"))):
+        drawn = ChatExample("x", (Message.user(medium, "?"), Message.assistant("!")))
+        names = ["otter", "hare", "rabbit", "bell", "wind chimes"]
+        plain = ["otter", "hare", "hare", "bell", "wind chimes"]
+        alike = [[1, 2], [2, 0], [0, 1], [4], [3]]
+        mixture = Mixture([numbers("x", 1)], [1], seed=3)
+        data = SimulatedNames([drawn] * 200, mixture, names, plain, 3, 1.0, alike)
+        for one in (data[draw] for draw in range(200)):
+            heard = medium.kind == "audio"
+            assert (one.simulated >= 3, one.messages[0].files) == (heard, (medium,))
+            answer = one.messages[1].text.lower()
+            said = {name for name in {*plain} if name in answer}
+            if one.unsure < 0:
+                assert said == {plain[one.simulated]}
+                assert "sure" not in answer
+                continue
+            seen[medium.kind] += 1
+            assert one.unsure in alike[one.simulated]
+            assert said == {plain[one.simulated], plain[one.unsure]}
+            assert len(said) == 2, "two finer names of one thing are no doubt"
+            assert "not sure" in answer
+            assert len(one.messages) == 2
+    assert all(50 < count < 90 for count in seen.values()), "a third"
 
 
 def test_a_simulated_context_is_a_picture_with_the_drawn_name() -> None:

@@ -311,7 +311,7 @@ def test_given_things_are_those_of_each_medium_and_names_are_simulated_for_names
     for one in given:
         numbers = [int(medium.name.partition("told")[2].partition(".")[0]) for medium in one.media]
         assert [own[0].name for own in one.regions] == [NAMES[n // 4 % 4] for n in numbers]
-    named = SimulatedNames(examples, examples.mixture, ["otter"], ["otter"], 1.0)
+    named = SimulatedNames(examples, examples.mixture, ["otter"], ["otter"], 1, 1.0)
     for draw in range(100):
         one = named[draw]
         asked = one.kind == "name" and any(m.kind == "image" for m in examples[draw].media)

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.context import AlikeMedia
 from mico_chat.model.mini.concepts import ConceptAttention
 from mico_chat.model.mini.stem import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.parallel import keep_step
-from mico_training.parts.media_noise import MediaNoise
-from mico_training.parts.simulated import simulate
+from mico_training.parts.media_noise import MediaNoise, changed_cells
+from mico_training.parts.simulated import Names, settle, simulate
 from mico_training.recipe import DropRecipe
 from tests.mico_training.parts.test_set_prediction import with_things
 from tests.support.tiny import SIDE, captions, chat_model
@@ -92,6 +93,35 @@ def test_a_simulated_name_replaces_the_pictures_own() -> None:
         torch.testing.assert_close(after, before)
 
 
+def test_a_sound_takes_a_simulated_name_too() -> None:
+    torch.manual_seed(0)
+    sounds = [f"sound {i}" for i in range(20)]
+    names: dict[str, Any] = {"visual_names": ["thing", "other"], "sound_names": sounds}
+    config = MicoConceptConfig(**names, n_pretrained=1, tokens_per_name=1, sound_hidden=64)
+    concepts = ConceptAttention(config, Stem("test_efficientnet", 64))
+    chosen = torch.arange(2, 22).repeat(10)
+    own, logits = chosen[::2].fill_(-1), torch.randn(200, 1, 20)
+    assert len(own) == 100
+    kinds = torch.full((200,), KINDS.index("audio"))
+    (media,) = AlikeMedia.groups(kinds, torch.full((200,), 3))
+    drawn = torch.stack([chosen, torch.full_like(chosen, -1)], 1)
+    found = changed_cells(concepts, 0.5, drawn, logits, media)
+    assert found.shape == logits.shape
+    assert torch.equal(found[::2], logits[::2])
+    assert (found[1::2, 0].argmax(-1) == chosen[1::2] - 2).float().mean() > 0.9
+
+
+def test_media_of_their_own_are_shown_as_sure_in_training_alone() -> None:
+    config = MicoChatConfig.tiny()
+    assert config.concept_config is not None
+    config.concept_config.sure_above = [1.1, 1.1]  # nothing is ever sure
+    trained = Trained(chat_model(config)).train()
+    second = trained(**pictures(2), simulated_names=torch.tensor([-1, 2]))
+    shown = [bool(tokens[-NAMED:].any()) for tokens in second]
+    assert shown == [False, True]
+    assert all(tokens[-NAMED:].any() for tokens in trained.eval()(**pictures(2)))
+
+
 def test_name_dropout_hides_learned_names_in_training_alone() -> None:
     chat = chat_model()
     assert chat.concepts is not None
@@ -121,13 +151,42 @@ def test_simulated_things_are_what_they_are_called() -> None:
     )
     concepts = ConceptAttention(config, Stem("test_efficientnet", 64))
     names = torch.arange(40).repeat(20)
-    cells = simulate(concepts, names, n_cells=49)
+    cells = simulate(Names.of(concepts), names, n_cells=49)
     assert cells.shape == (800, 49, 40)
     pooled = cells.mean(1)
     assert (pooled.argmax(-1) == names).float().mean() > 0.9
     margin = pooled[torch.arange(800), names] - pooled.mean(-1)
     assert margin.mean() > 4
     assert not cells.requires_grad
+
+
+def test_a_simulated_name_is_plainly_sure_or_plainly_between_two() -> None:
+    """Of 20 plain names with two finer ones each."""
+    torch.manual_seed(0)
+    config = MicoConceptConfig(
+        visual_names=[f"thing {i}" for i in range(40)],
+        sound_names=["bell"],
+        plain_names=[f"thing {i // 2}" for i in range(40)] + ["bell"],
+        n_pretrained=20,
+        tokens_per_name=1,
+        sound_hidden=4,
+        sure_above=[0.6, 0.6],
+    )
+    concepts = ConceptAttention(config, Stem("test_efficientnet", 64))
+    concepts.name_ids[:40, 0] = torch.arange(40) // 2
+    names = torch.arange(40).repeat(20)
+    seconds = torch.where(torch.arange(800) % 3 > 0, (names + 6) % 40, -1)
+    known = Names.of(concepts)
+    cells = settle(known, simulate(known, names, n_cells=49), names, seconds)
+    share, best = concepts.plain_posterior(cells).topk(2, 1)
+    assert torch.equal(best[:, 0], names // 2)
+    alone = seconds < 0
+    assert share[alone, 0].min() >= 0.6 - 1e-4
+    assert share[~alone, 0].max() < 0.6
+    assert torch.equal(best[~alone, 1], seconds[~alone] // 2)
+    table = nn.Embedding(20, 8)
+    said = concepts.still_names(cells, table)[:, -1]
+    torch.testing.assert_close(said, table.weight[best[:, 1]] * ~alone.unsqueeze(1))
 
 
 def test_stage_1_takes_a_picture_for_the_simulated_name() -> None:

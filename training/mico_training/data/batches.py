@@ -91,7 +91,7 @@ class ChatCollator:
         if regions is not None:
             batch |= regions.inputs()
         if any(example.simulated >= 0 for example in examples):
-            simulated = torch.tensor([example.simulated for example in examples])
+            simulated = torch.tensor([(one.simulated, one.unsure) for one in examples])
             batch["simulated_names"] = simulated[batch["media_row"]]
         if any(example.given for example in examples):
             batch["given"] = torch.tensor([example.given for example in examples])[

@@ -16,6 +16,7 @@ from mico_chat.media import KINDS, MediaFile
 from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import Words
 from mico_chat.messages import Message
+from mico_training.data.language.english import article
 from mico_training.data.mixture import DrawnDataset, Mixture
 from mico_training.data.order import Integers
 from mico_training.data.sources.sample import Region, TrainingSample
@@ -157,28 +158,28 @@ def _captions(places: Sequence[Place], generator: np.random.Generator) -> tuple[
 
 _PROMPTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
 INSTRUCTIONS: dict[str, list[str]] = _PROMPTS["describe"]
-QUESTIONS: list[str] = _PROMPTS["name"]["questions"]
-ANSWERS: list[str] = _PROMPTS["name"]["answers"]
-CAPTIONS: list[str] = _PROMPTS["name"]["captions"]
-EXACT_QUESTIONS: list[str] = _PROMPTS["name"]["exact"]
-ASKED_EXACTLY = 0.5
+NAMING: dict[str, list[str]] = _PROMPTS["name"]
+ASKED_EXACTLY, UNSURE = 0.5, 0.35
+"""How often a simulated name is also asked for exactly, and how often it is unsure."""
 
 
 @dataclass(frozen=True)
 class ChatExample:
     """A conversation whose media are files.
 
-    ``simulated``: the number of the concept name that its one picture is taken for, or -1.
-    ``regions``: those of each medium, where the stage asks for them; ``given``: they are said to
-    the language model instead of what the encoder sees. ``words``: what is recognised in each
-    medium; the media behind the end have no words. ``seed``, ``places``: see
-    :class:`ContextExample`. ``rejected``: the conversation with an answer that is worse than that
-    of ``messages``. ``kind``: the kind of question that it was drawn for, if it was for one.
+    ``simulated``: the number of the concept name that its one medium is taken for, or -1;
+    ``unsure``: that of the name that it may be as well, or -1. ``regions``: those of each medium,
+    where the stage asks for them; ``given``: they are said to the language model instead of what
+    the encoder sees. ``words``: what is recognised in each medium; the media behind the end have no
+    words. ``seed``, ``places``: see :class:`ContextExample`. ``rejected``: the conversation with an
+    answer that is worse than that of ``messages``. ``kind``: the kind of question that it was drawn
+    for, if it was for one.
     """
 
     id: str
     messages: tuple[Message, ...]
     simulated: int = -1
+    unsure: int = -1
     regions: tuple[tuple[Region, ...], ...] = ()
     given: bool = False
     words: tuple[Words, ...] = ()
@@ -234,46 +235,68 @@ class ChatDataset(Protocol):
 
 @dataclass(frozen=True)
 class SimulatedNames:
-    """A data set where some examples with a picture name a thing that no training picture shows.
+    """A data set where some examples name a thing or a sound that no training medium has.
 
-    The stem knows 1,000 classes, more than the data engine has pictures of. The language model
-    learns to put the concept attention's mix of word vectors into words, for which a posterior is
-    enough: the example shows the picture, but its concept tokens get the posterior of a drawn name.
-    The answer is the name's ``plain`` one; a second question may ask for the exact ``name``. An
-    example for another kind of question stays as it is.
+    The stem knows 1,000 classes, more than the data engine has pictures of, and a head is surer of
+    the sounds that it was fitted on than of others. The language model learns to put the concept
+    attention's mix of word vectors into words, for which a posterior is enough: the example shows
+    its medium, but its concept tokens get the posterior of a drawn name, visual ones first among
+    the ``names``. The answer is the name's ``plain`` one; a second question may ask for the exact
+    ``name``. With ``alike``, the names that each one is mistaken for, some answers say two names,
+    and that they are not sure. An example for another kind of question stays as it is.
     """
 
     examples: ChatDataset
     mixture: Mixture
     names: Sequence[str]
     plain: Sequence[str]
+    n_visual: int
     probability: float
+    alike: Sequence[Sequence[int]] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, draw: int) -> ChatExample:
         example = self.examples[draw]
-        pictures = [medium for medium in example.media if medium.kind == "image"]
         generator = self.mixture.generator(draw, purpose=3)
-        asked = example.kind in (None, "name")
-        if not pictures or not asked or generator.random() >= self.probability:
+        shown = [medium for medium in example.media if medium.kind in ("image", "audio")]
+        shown.sort(key=lambda medium: (medium.kind == "audio") != (example.kind == "hear"))
+        asked = example.kind in (None, "name", "hear")
+        if not shown or not asked or generator.random() >= self.probability:
             return example
-        number = int(generator.integers(len(self.names)))
+        medium = shown[0]
+        heard = medium.kind == "audio"
+        first, end = (self.n_visual, len(self.names)) if heard else (0, self.n_visual)
+        if first == end:
+            return example
+        number = int(generator.integers(first, end))
+        said = article if heard else with_article
         name, plain = self.names[number], self.plain[number]
 
-        def drawn(texts: Sequence[str], **gaps: str) -> str:
+        def drawn(sort: str, **gaps: str) -> str:
+            texts = NAMING[sort]
             text = texts[int(generator.integers(len(texts)))].format(**gaps)
             return text[0].upper() + text[1:]
 
-        answer = drawn(ANSWERS, name=with_article(plain))
-        messages = [Message.user(pictures[0], drawn(QUESTIONS)), Message.assistant(answer)]
-        if plain != name and generator.random() < ASKED_EXACTLY:
-            question = drawn(EXACT_QUESTIONS, plain=plain)
-            answer = drawn(ANSWERS[:-1], name=with_article(name))
-            messages += [Message.user(question), Message.assistant(answer)]
-        changed: dict[str, Any] = {"regions": (), "given": False, "places": ()}
-        return replace(example, messages=tuple(messages), simulated=number, **changed)
+        question = drawn("heard" if heard else "questions")
+        unsure = -1
+        if len(self.alike) and generator.random() < UNSURE:
+            others = [n for n in self.alike[number] if self.plain[n] != plain]
+            unsure = others[int(generator.integers(len(others)))] if others else -1
+        if unsure >= 0:
+            two = {"a": said(plain), "b": said(self.plain[unsure])}
+            messages = [Message.user(medium, question), Message.assistant(drawn("unsure", **two))]
+        else:
+            answer = drawn("sounds" if heard else "answers", name=said(plain))
+            messages = [Message.user(medium, question), Message.assistant(answer)]
+        if unsure < 0 and plain != name and generator.random() < ASKED_EXACTLY and not heard:
+            answer = drawn("exactly", name=said(name))
+            messages += [Message.user(drawn("exact", plain=plain)), Message.assistant(answer)]
+        changed: dict[str, Any] = {"regions": (), "given": False, "places": (), "words": ()}
+        return replace(
+            example, messages=tuple(messages), simulated=number, unsure=unsure, **changed
+        )
 
 
 @dataclass(frozen=True)
@@ -297,7 +320,8 @@ class SimulatedCaptions:
         if not picture or generator.random() >= self.probability:
             return example
         number = int(generator.integers(len(self.names)))
-        caption = CAPTIONS[int(generator.integers(len(CAPTIONS)))]
+        captions = NAMING["captions"]
+        caption = captions[int(generator.integers(len(captions)))]
         said = caption.format(name=with_article(self.names[number]))
         return replace(example, concepts=("",), captions=(said,), regions=((),), simulated=number)
 

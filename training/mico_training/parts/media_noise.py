@@ -19,7 +19,7 @@ from mico_chat.model.mini.concepts import ChangeCells, ConceptAttention
 from mico_chat.model.mini.part import Seen
 from mico_chat.model.mini.regions import RegionBatch
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.parts.simulated import GivenThings, simulate
+from mico_training.parts.simulated import GivenThings, Names, settle, simulate
 from mico_training.recipe import DropRecipe
 
 AUDIO = KINDS.index("audio")
@@ -35,8 +35,10 @@ class MediaNoise:
     grid path is, so that the model can do without either. ``drop.names`` is the probability that
     the learned names of a medium are hidden, which know the training pictures too well. Where a
     batch's ``simulated_names`` (M,) are not -1, the concept path sees this name instead of the
-    picture (:func:`simulate`). Where its ``given`` (M,) are True, a medium's context tokens come
-    from its regions (:class:`GivenThings`), and the encoder does not see it.
+    medium (:func:`simulate`). Of names (M, 2) the second says what it may be as well, or is -1
+    (:func:`settle`); other media are shown as sure, as their answers are. Where its ``given``
+    (M,) are True, a medium's context tokens come from its regions (:class:`GivenThings`), and the
+    encoder does not see it.
 
     Args:
         model: with the media path, or stage 1's, of which no path is dropped.
@@ -90,7 +92,8 @@ class MediaNoise:
         ]
 
     def _noisy(self, grid: Any, names: Tensor | None) -> "NoisyGrid":
-        return NoisyGrid(grid, self.drop.path * self.model.training, self._change(names))
+        drop = self.drop.path * self.model.training
+        return NoisyGrid(grid, drop, self._change(names), names, self.model.training)
 
     def _change(self, names: Tensor | None) -> ChangeCells | None:
         concepts = self.model.concepts
@@ -106,6 +109,8 @@ class NoisyGrid:
     grid: Grid
     drop: float
     change: ChangeCells | None
+    names: Tensor | None = None
+    training: bool = False
 
     def __call__(self, seen: Seen) -> Tensor:
         p, n = self.drop, len(seen.media.media)
@@ -119,22 +124,45 @@ class NoisyGrid:
         if named is None:
             return context
         named = named * (draw >= p).view(-1, 1, 1)
+        concepts = self.grid.path.concepts
+        if self.training and concepts is not None and concepts.sure_above is not None:
+            second = named[:, -concepts.name_ids.shape[1] :]
+            made = (
+                named.new_zeros(n)
+                if self.names is None
+                else self.names.view(len(self.names), -1)[seen.media.media, 0] >= 0
+            )
+            named = torch.cat([named[:, : -second.shape[1]], second * made.view(-1, 1, 1)], 1)
         return torch.cat([context, named.to(context.dtype)], 1)
+
+
+SOUND_CELLS = 16
+"""So many cells vote for the name of a simulated sound, whose own logits have no cells."""
 
 
 def changed_cells(
     concepts: ConceptAttention, drop: float, names: Tensor | None, cells: Tensor, media: AlikeMedia
 ) -> Tensor:
-    """Cell logits (B·U, C, names) with learned names hidden, or simulated for ``names`` (M,)."""
-    if drop > 0:
+    """Cell logits (B·U, C, N) with learned names hidden, or simulated for ``names`` (M,) or (M, 2).
+
+    Of sounds they are the logits (B, 1, N) of each sound.
+    """
+    sounds = media.layout == "slices"
+    if drop > 0 and not sounds:
         hidden = torch.rand(len(media.media), device=cells.device) < drop
         hidden = hidden.repeat_interleave(media.units).view(-1, 1, 1)
         learned = torch.arange(cells.shape[-1], device=cells.device) >= concepts.n_pretrained
         cells = cells.masked_fill(hidden & learned, HIDDEN)
-    if names is not None and media.units == 1:
-        names = names[media.media]
-        named = names >= 0
+    if names is not None and (media.units == 1 or sounds):
+        own, *others = names[media.media].view(len(media.media), -1).unbind(1)
+        named = own >= 0
         if bool(named.any()):
+            known, first = Names.of(concepts, sounds), concepts.n_visual * sounds
+            chosen = own[named] - first
+            made = simulate(known, chosen, SOUND_CELLS if sounds else cells.shape[1])
+            made = made.mean(1, keepdim=True) if sounds else made
+            for seconds in others if known.sure is not None else ():
+                made = settle(known, made, chosen, (seconds[named] - first).clamp(min=-1))
             cells = cells.clone()
-            cells[named] = simulate(concepts, names[named], cells.shape[1]).to(cells.dtype)
+            cells[named] = made.to(cells.dtype)
     return cells

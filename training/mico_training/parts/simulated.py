@@ -8,7 +8,7 @@ the runs of the true things, about as unsure as those of found ones.
 Legend: R things of a medium, B named things, U units, N context tokens, L LLM width.
 """
 
-from typing import cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class GivenThings:
         said = regions.names[own]
         known = torch.tensor([n is not None for n in numbers], dtype=torch.bool, device=device)
         names = torch.tensor([number or 0 for number in numbers], dtype=torch.long, device=device)
-        cells = simulate(self.concepts, names, CELLS)
+        cells = simulate(Names.of(self.concepts), names, CELLS)
         name = self.concepts.visual_tokens(cells, table)
         name = torch.where(known.view(-1, 1, 1), name, self._words(said, table))
         colours = [self._colour(regions.words[r]) for r in own.tolist()]
@@ -90,14 +90,11 @@ class GivenThings:
         return zeros_first(tokens.unsqueeze(0))[0]
 
     def _whole(self, cells: Tensor, table: nn.Embedding) -> Tensor:
-        """The names (2 K, L) of the whole medium, in which things of R x C cells vote."""
+        """The names (n K, L) of the whole medium, in which things of R x C cells vote."""
         votes = cells.flatten(0, 1).unsqueeze(0)
         if not votes.shape[1]:
             votes = votes.new_zeros(1, 1, self.concepts.n_visual)
-        named = [self.concepts.visual_tokens(votes, table)]
-        if self.concepts.exact_ids is not None:
-            named.append(self.concepts.visual_tokens(votes, table, exact=True))
-        return torch.cat(named, 1)[0]
+        return self.concepts.still_names(votes, table)[0]
 
     def _number(self, ids: Tensor) -> int | None:
         """The number of a visual name with these tokens, if there is one."""
@@ -122,17 +119,62 @@ def _unsure(true: Tensor, n: int) -> Tensor:
     return known * sure + torch.randn(len(true), n, device=true.device)
 
 
-def simulate(concepts: ConceptAttention, names: Tensor, n_cells: int) -> Tensor:
-    """Cell logits (B, n_cells, n_visual) as the stem might give them for named things (B,).
+class Names(NamedTuple):
+    """The visual names of a model, or those of sounds: their classifier's rows (N, ..), the number
+    of each one's plain name (N,), the posterior's inverse temperature, ``sure_above``."""
+
+    rows: Tensor
+    plain: Tensor
+    scale: Tensor
+    sure: float | None
+
+    @classmethod
+    def of(cls, concepts: ConceptAttention, sounds: bool = False) -> Self:
+        ids, n = concepts.name_ids, concepts.n_visual
+        ids = ids[n:] if sounds else ids[:n]
+        weights = [concepts.classifier.weight, concepts.learned.weight]
+        if sounds:
+            weights = [cast(nn.Linear, concepts.sound[-1]).weight]
+        sure = None if concepts.sure_above is None else concepts.sure_above[sounds]
+        scale = concepts.log_scale.detach().exp()[2 if sounds else 0]
+        plain = ids.unique(dim=0, return_inverse=True)[1]
+        return cls(torch.cat(weights).detach(), plain, scale, sure)
+
+    def share(self, logits: Tensor, of: Tensor, among: Tensor | None = None) -> Tensor:
+        """How likely (B,) the names ``of`` are among others, both (B, N), by logits (B, C, N)."""
+        posterior = (logits.mean(1) * self.scale).softmax(-1)
+        posterior = posterior if among is None else posterior * among
+        return (posterior * of).sum(1) / posterior.sum(1)
+
+    def moved(
+        self, logits: Tensor, of: Tensor, share: Tensor, among: Tensor | None = None
+    ) -> Tensor:
+        """Logits by which the names ``of`` have a ``share`` (B,) among others; nan: as now."""
+        more = (share.logit(1e-4) - self.share(logits, of, among).logit(1e-4)) / self.scale
+        return logits + (more.nan_to_num(0.0).unsqueeze(1) * of).unsqueeze(1)
+
+
+def mistaken(concepts: ConceptAttention, n: int = 12) -> list[list[int]]:
+    """The names that each name is most likely mistaken for: visual ones, then those of sounds."""
+    found: list[list[int]] = []
+    for sounds in (False, True):
+        rows = Names.of(concepts, sounds).rows
+        rows = F.normalize(rows - rows.mean(0), dim=-1)
+        near = (rows @ rows.T).fill_diagonal_(-torch.inf).topk(min(n, len(rows) - 1)).indices
+        found += (near + len(found)).tolist()
+    return found
+
+
+def simulate(names: Names, chosen: Tensor, n_cells: int) -> Tensor:
+    """Cell logits (B, n_cells, N) as the stem might give them for things ``chosen`` (B,), by name.
 
     Classes are confused where their classifier rows are alike, the confidence varies, and the
     thing fills some of the cells. So the LLM learns to put a posterior into words for every name,
     pictured in the training data or not.
     """
-    rows = torch.cat([concepts.classifier.weight, concepts.learned.weight]).detach()
-    rows = F.normalize(rows - rows.mean(0), dim=-1)
-    b, n = len(names), len(rows)
-    alike = rows[names] @ rows.T  # (B, n_visual)
+    rows = F.normalize(names.rows - names.rows.mean(0), dim=-1)
+    b, n = len(chosen), len(rows)
+    alike = rows[chosen] @ rows.T  # (B, N)
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(b, 1, 1, device=rows.device).uniform_(low, high)
@@ -144,3 +186,29 @@ def simulate(concepts: ConceptAttention, names: Tensor, n_cells: int) -> Tensor:
     noise = torch.randn(b, n_cells, n, device=rows.device) * uniform(0.3, 2.0)
     shared = torch.randn(b, 1, n, device=rows.device) * uniform(0.0, 0.7)
     return inside * strength * alike.unsqueeze(1) + noise + shared
+
+
+SECOND = (0.5, 0.95)
+"""The second best name of what is unsure has this share of what the best one leaves."""
+
+
+def settle(names: Names, logits: Tensor, chosen: Tensor, seconds: Tensor) -> Tensor:
+    """Simulated logits (B, C, N), moved so that it is plain whether a name is sure.
+
+    Where ``seconds`` (B,) is -1, the plain name of ``chosen`` (B,) is at least as likely as
+    ``sure`` asks for; elsewhere it is less likely, and that of ``seconds`` is the second best.
+    """
+    sure = names.sure
+    assert sure is not None
+
+    def drawn(low: Tensor | float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(len(chosen), device=logits.device)
+
+    first = names.plain == names.plain[chosen].unsqueeze(1)
+    other = names.plain == names.plain[seconds].unsqueeze(1)
+    beside = drawn(*SECOND) * min(1.0, sure / max(1 - sure, 0.01))
+    unsure = drawn(1.02 * beside / (1 + beside), sure)  # more than the second best one gets
+    alone = seconds < 0
+    logits = names.moved(logits, other, beside.masked_fill(alone, torch.nan), among=~first)
+    least = drawn(sure, 1.0).maximum(names.share(logits, first))
+    return names.moved(logits, first, torch.where(alone, least, unsure))
