@@ -12,7 +12,6 @@ NOUNS = {
     "whale": "10773665 02062744",
     "toothbrush": "04453156",
     "cherry": "12640839 07757132",
-    "apple": "07739125",
     "hay": "07802026",
     "justice": "01129920",
 }
@@ -22,7 +21,6 @@ SYNSETS = {
     "04453156 06": 'small brush (of plastic); used to clean teeth; "he lost his toothbrush"',
     "12640839 20": "wood of any of various cherry trees",
     "07757132 13": "a red fruit with a single hard stone",
-    "07739125 13": "fruit with red skin",
     "07802026 13": "grass mowed and cured for use as fodder",
     "01129920 28": "judgment involved in the determination of rights",
 }
@@ -51,15 +49,7 @@ def test_a_sense_that_is_seen_goes_before_a_person_and_before_what_a_thing_is_ma
 def test_a_use_is_what_the_gloss_says_without_brackets_and_examples() -> None:
     assert gloss("Toothbrush") == "small brush; used to clean teeth"
     assert use("Toothbrush") == "to clean teeth"
-    assert use("whale") is None
-
-
-def test_an_own_phrase_goes_before_wordnets() -> None:
-    assert gloss("party popper") == glosses.table().glosses["party popper"]
-    assert use("chair") == "to sit on"
-
-
-def test_an_imagenet_class_has_the_gloss_of_its_synset() -> None:
+    # An ImageNet class has the gloss of its synset.
     assert gloss("dried grass", 958) == SYNSETS["07802026 13"]
 
 
@@ -69,9 +59,10 @@ def test_what_cannot_be_seen_or_is_unknown_has_none(name: str) -> None:
     assert use(name) is None
 
 
-def test_phrases_fit_into_a_sentence() -> None:
+def test_own_phrases_go_before_wordnets_and_fit_into_a_sentence() -> None:
     table = glosses.table()
+    assert gloss("shoes") == table.glosses["shoes"]
+    assert use("chair") == table.uses["chair"]
     for text in [*table.glosses.values(), *table.uses.values()]:
         assert not text.endswith(".")
-        assert len(text) < 110
     assert all(text.startswith("to ") for text in table.uses.values())

@@ -1,5 +1,6 @@
 """Photographs with names: each file of the table is found, and a sample shows what it names."""
 
+import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from mico_chat.errors import ConfigError
 from mico_world.pictures import labelled
 from mico_world.sources import packages
+from tests.mico_world.test_photographs import write_panorama
 
 
 @pytest.fixture
@@ -58,6 +60,18 @@ def test_a_missing_file_is_named(album: Path) -> None:
     (one,) = labelled.labelled("train")["city"]
     with pytest.raises(ConfigError, match=r"album has no deep/one\.png"):
         one.image()
+
+
+def test_a_panorama_has_views_of_one_split_also_in_a_module(album: Path) -> None:
+    path = album / "sky.exr"
+    write_panorama(path, np.ones((64, 128, 3), np.float32))
+    packed = base64.b64encode(path.read_bytes()).decode()
+    (album / "sky.exr.js").write_text(f"export default 'data:application/exr;base64,{packed}'\n")
+    labelled.TABLE.write_text("album:\n  sky.exr: [sky]\n  sky.exr.js: [cloud]\n")
+    found = labelled.labelled("train")
+    assert [one.view for one in found["sky"]] == list(range(6))
+    assert found["sky"][2].image().size == (480, 360)
+    assert found["sky"][2].image().tobytes() == found["cloud"][2].image().tobytes()
 
 
 def test_every_package_of_the_table_can_be_fetched() -> None:

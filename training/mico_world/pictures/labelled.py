@@ -1,5 +1,6 @@
 """Real photographs of packages, with the names of what each shows (``photo_names.yaml``)."""
 
+import base64
 import io
 import zipfile
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mico_training.data.sources.written import Sample, Split, Turn
 from mico_world import language as en
 from mico_world.glosses import gloss, use
 from mico_world.sources import source, split_of
+from mico_world.things.photographs import VIEWS, views
 
 TABLE = Path(__file__).with_name("photo_names.yaml")
 SIDE = 480  # longest side of a sample's photograph, pixels
@@ -25,11 +27,13 @@ _ARCHIVES = {"ufoai-textures": ("usr/share/games/ufoai/base/0textures.pk3", "tex
 
 @dataclass(frozen=True)
 class Labelled:
-    """A photograph: ``file`` ends its path in the package; the first name is the main thing's."""
+    """A photograph: ``file`` ends its path in the package; the first name is the main thing's.
+    Of a panorama it is the view of this number."""
 
     package: str
     file: str
     names: tuple[str, ...]
+    view: int = 0
 
     def image(self) -> Image.Image:
         """The photograph, at most ``SIDE`` pixels a side, on white where it is transparent.
@@ -47,11 +51,20 @@ class Labelled:
             if found is None:
                 raise ConfigError(f"{TABLE.name}: the package {self.package} has no {self.file}")
             data = found.read_bytes()
-        image = Image.open(io.BytesIO(data)).convert("RGBA")
+        if ".exr" in self.file:
+            image = list(views(io.BytesIO(_exr(data))))[self.view].convert("RGBA")
+        else:
+            image = Image.open(io.BytesIO(data)).convert("RGBA")
         image.thumbnail((SIDE, SIDE))
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
         return white.convert("RGB")
+
+
+def _exr(data: bytes) -> bytes:
+    """The OpenEXR file, also out of a JavaScript module that has it in base64."""
+    _, packed, text = data.partition(b"base64,")
+    return base64.b64decode(text) if packed else data
 
 
 @cache
@@ -60,7 +73,9 @@ def labelled(split: Split) -> dict[str, list[Labelled]]:
     for package, files in yaml.safe_load(TABLE.read_text(encoding="utf-8")).items():
         for file, names in files.items():
             if split_of(f"{package}/{file}") == split:
-                found.setdefault(names[0], []).append(Labelled(package, file, tuple(names)))
+                for view in range(VIEWS if ".exr" in file else 1):
+                    one = Labelled(package, file, tuple(names), view)
+                    found.setdefault(names[0], []).append(one)
     return found
 
 

@@ -78,13 +78,10 @@ def _sound_files(package: str) -> list[Path]:
     """The sound files of a package, or of the archive in it that has them. Links are left out: they
     repeat other files of it. A folder "sound" may have sounds without an ending."""
     paths = sorted(_folder(package).rglob("*"))
-    return [
-        p
-        for p in paths
-        if (p.suffix in _SUFFIXES or (not p.suffix and p.parent.name == "sound"))
-        and p.is_file()
-        and not p.is_symlink()
+    named = [
+        p for p in paths if p.suffix in _SUFFIXES or (not p.suffix and p.parent.name == "sound")
     ]
+    return [p for p in named if p.is_file() and not p.is_symlink()]
 
 
 def _folder(package: str) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import av
 import numpy as np
@@ -28,6 +28,8 @@ from mico_world.sources import in_one_step, source, split_of
 Pixels = NDArray[np.uint8]
 Kind = Literal["scene", "surface"]
 SIDE = 640  # longest side of a stored photograph, pixels
+VIEWS = 6
+_BRIGHTEST = 1e4  # light beyond it, as of the sun, is cut off
 _LEAST_SIDE = 240  # a smaller picture is left out
 _TABLE = Path(__file__).with_name("backgrounds.yaml")
 
@@ -131,7 +133,8 @@ def _images(group: Group) -> Iterator[tuple[str, Image.Image]]:
             for path in sorted(path for path in paths if wanted(path.name)):
                 name = path.relative_to(root).as_posix()
                 if path.suffix == ".exr":
-                    yield from ((name, view) for view in _views(path))
+                    with path.open("rb") as panorama:
+                        yield from ((name, view) for view in views(panorama))
                 else:
                     yield name, Image.open(path)
             return
@@ -147,15 +150,16 @@ def _images(group: Group) -> Iterator[tuple[str, Image.Image]]:
             yield f"{group.source}/{name}", image.convert("RGB")
 
 
-def _views(path: Path) -> Iterator[Image.Image]:
-    """Six views in as many directions out of a panorama of all directions (OpenEXR)."""
-    with av.open(str(path)) as container:
-        light = np.maximum(next(container.decode(video=0)).to_ndarray(), 0)
+def views(panorama: BinaryIO) -> Iterator[Image.Image]:
+    """``VIEWS`` views in as many directions out of a panorama of all directions (OpenEXR)."""
+    with av.open(panorama, "r") as container:
+        frame = next(container.decode(video=0)).reformat(format="gbrpf32le")
+        light = np.nan_to_num(frame.to_ndarray()).clip(0, _BRIGHTEST)
     height, width = light.shape[:2]
     levels = (255 * (light / (light + 1.2 * np.median(light))) ** (1 / 2.2)).astype(np.uint8)
     x, y = np.meshgrid(np.linspace(-0.9, 0.9, 256), np.linspace(-0.68, 0.68, 192))
     rows = ((np.arctan2(y, np.hypot(1, x)) / np.pi + 0.5) * height).astype(int)
-    for yaw in range(6):
+    for yaw in range(VIEWS):
         columns = ((np.arctan(x) + yaw) / (2 * np.pi) * width).astype(int) % width
         yield Image.fromarray(levels[rows, columns]).resize((512, 384), Image.Resampling.BICUBIC)
 
