@@ -37,6 +37,7 @@ NAMES = {
     "reading": "benchmarks.model.reading:measure",
     "real-media": "benchmarks.model.real_media:measure",
     "summary": "benchmarks.summary:write",
+    "teach": "benchmarks.model.teach:measure",
     "training": "benchmarks.data.training:measure",
     "training-data": "benchmarks.data.training_data:measure",
     "training-memory": "benchmarks.data.training_memory:measure",

@@ -68,7 +68,7 @@ class MicoAdapter:
     def encode(self, batch: Sequence[MeasuredMedium], **more: Any) -> list[ContextBlock]:
         device, dtype = self.model.device, self.model.dtype
         units = [one.inputs for one in batch]
-        taught = [self._taught(one.taught) for one in batch]
+        taught = [self.taught_of(one.taught) if one.taught else None for one in batch]
         more |= {"taught": taught} if any(taught) else {}
         with torch.inference_mode():
             tokens = self.model.context_tokens(
@@ -105,9 +105,8 @@ class MicoAdapter:
             raise RequestError.at("name", reason)
         return ids
 
-    def _taught(self, names: Sequence[TaughtName]) -> Taught | None:
-        if not names:
-            return None
+    def taught_of(self, names: Sequence[TaughtName]) -> Taught:
+        """Names of one kind, as the model takes them."""
         places, n = self.model.concepts.places, np.array([len(one.examples) for one in names])
         ids = torch.tensor([[*one.ids, *[-1] * (places - len(one.ids))] for one in names])
         means = torch.from_numpy(np.stack([one.examples.mean(0) for one in names]))

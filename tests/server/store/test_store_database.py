@@ -50,6 +50,7 @@ async def test_a_database_of_the_first_version_is_upgraded(
             "DROP TABLE rate_limit_hits",
             "DROP TABLE files",
             "DROP TABLE batches",
+            "DROP TABLE taught",
             "DROP INDEX ix_media_owner_blob_id_blob_bytes",
             "ALTER TABLE media DROP COLUMN owner",
             "ALTER TABLE media DROP COLUMN blob_bytes",

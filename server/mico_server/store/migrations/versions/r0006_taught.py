@@ -1,8 +1,9 @@
 """The names that people taught."""
 
+import sqlalchemy as sa
 from alembic import op
 
-from mico_server.store.tables import taught
+from mico_server.store.tables import UtcDateTime
 
 revision = "0006"
 down_revision = "0005"
@@ -11,4 +12,18 @@ depends_on = None
 
 
 def upgrade() -> None:
-    taught.create(op.get_bind())
+    op.create_table(
+        "taught",
+        sa.Column("id", sa.String(64), nullable=False),
+        *(sa.Column(name, sa.Text, nullable=False) for name in ("tenant", "name")),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("space", sa.String(64), nullable=False),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("ids", sa.JSON, nullable=False),
+        sa.Column("examples", sa.Integer, nullable=False),
+        sa.Column("features", sa.LargeBinary, nullable=False),
+        sa.Column("corrections", sa.JSON, nullable=False),
+        sa.Column("created_at", UtcDateTime, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_taught"),
+    )
+    op.create_index("ix_taught_tenant_created_at_id", "taught", ["tenant", "created_at", "id"])
