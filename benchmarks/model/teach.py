@@ -96,7 +96,7 @@ def measure(things: int = 20, photos: int = 200) -> Report:
     views = [examples([view(rng, mesh) for _ in range(3 + OTHERS)]) for mesh in unnamed(things)]
     known = [one for split in SPLITS for found in labelled(split).values() for one in found]
     chosen = random.Random(0).sample(known, photos)
-    pictures = examples([Image(np.asarray(one.image())) for one in chosen])
+    pictures = examples([Image(np.array(one.image())) for one in chosen])
     bank, takes = sound_bank(), defaultdict(list)
     for entry in bank.entries:
         takes[entry.name, entry.identity].append(entry)
@@ -106,9 +106,9 @@ def measure(things: int = 20, photos: int = 200) -> Report:
     taken = {name for name, _ in sounds}
     rest = [found[0] for key, found in takes.items() if key[0] not in taken]
     noises = examples([Audio(bank.signal(e)) for e in random.Random(0).sample(rest, photos)])
-    rows = [
-        told(adapter, kind, found, others, n)
-        for kind, found, others in (("image", views, pictures), ("audio", heard, noises))
-        for n in (1, 3)
-    ]
+    sets: tuple[tuple[Kind, list[Rows], Rows], ...] = (
+        ("image", views, pictures),
+        ("audio", heard, noises),
+    )
+    rows = [told(adapter, *one, n) for one in sets for n in (1, 3)]
     return Report({"rows": rows})
