@@ -36,7 +36,7 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_sample_shows_and_names_the_photograph(album: Path) -> None:
     sample = labelled.make(np.random.default_rng(0), "train")
-    turn, told, used = sample.turns
+    turn, told, used, there = sample.turns
     assert sample.concepts == {"image.jpg": "city"}
     assert turn.accept == ("city", "sky")
     assert "city" in turn.answer
@@ -44,6 +44,10 @@ def test_a_sample_shows_and_names_the_photograph(album: Path) -> None:
     assert "gloss of a city" in told.answer
     assert used.skill == "use"
     assert "used to live in" in used.answer
+    assert there.accept == ("yes",)
+    one, rng = labelled.labelled("train")["city"][0], np.random.default_rng(0)
+    for turn in [labelled._presence(rng, one, ["city", "dog", "night sky"]) for _ in range(20)]:
+        assert ("city" in turn.question) == (turn.accept == ("yes",)) != ("dog" in turn.question)
     assert sample.captions["image.jpg"][1] == "a photo of a city and a sky"
     image = Image.open(io.BytesIO(sample.files["image.jpg"]))
     assert 0.7 * 480 - 1 <= image.width <= 480

@@ -74,6 +74,11 @@ def told(n: int) -> Sample:
     )
 
 
+def name_of(n: int) -> str:
+    """What is said to be in a medium: a picture has a name, of others the answer is known."""
+    return told(n).turns[0].answer if n % 4 else sentence(article(NAMES[n // 4 % 4]))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[DataRecipe]:
     folder = tmp_path_factory.mktemp("told")
@@ -218,16 +223,15 @@ def test_a_new_medium_is_of_another_sample_and_its_question_is_about_it(drawn: A
                 continue
             seen["back"] += 1
             ordinal = next((n for n, w in enumerate(table().ordinals) if w in question), None)
+            if question in table().old["begun"]:
+                assert name_of(shown[0]) == answer
+                continue
             asked = next(k for k in MEDIA if any(noun in question for noun in table().nouns[k]))
             alike = [n for n in shown if MEDIA[n % 4] == asked]
             assert (ordinal is None) == (len(alike) == 1), "a number only if there are several"
             number = alike[ordinal or 0]
             assert number != shown[-1]
-            assert answer in (
-                sentence(article(NAMES[number // 4 % 4])),
-                told(number).turns[0].answer,
-            )
-            assert (asked == "image") == answer.startswith(("A ", "An "))
+            assert answer == name_of(number)
     assert min(seen.values()) > 40, seen
 
 
@@ -240,19 +244,17 @@ def test_an_absent_medium_is_said_to_be_absent_until_it_comes(drawn: Any) -> Non
         shown: set[str] = set()
         for kinds, question, answer in turns(one):
             shown |= set(kinds)
-            if kinds or question.startswith("Hello"):
-                assert answer in {*own, "Good day."}
+            if answer in {*own, "Good day."}:
                 seen["shown"] += bool(kinds)
                 continue
-            assert answer not in own
             assert gone.search(answer), answer
             answers.add(re.sub(r"|".join(n for ns in words.values() for n in ns), "_", answer))
             asked = [k for k in MEDIA if any(hint in question for hint in table().hints[k])]
-            seen["after another" if shown else "alone"] += 1
+            seen["with another" if kinds else "after another" if shown else "alone"] += 1
             if asked:
                 assert not shown & {asked[0], *table().looks_like[asked[0]]}
                 assert any(noun in answer for noun in words[asked[0]]), (question, answer)
-    assert min(seen.values()) > 100
+    assert min(seen.values()) > 40, seen
     assert len(answers) > 8
 
 
@@ -349,6 +351,9 @@ def test_each_kind_of_the_minis_recipe_has_4_per_cent_of_the_tokens(miniature: P
     paths = [str(miniature / "train-*.tar"), str(miniature / "text.jsonl")]
     data = [replace_recipe(own, path=path) for own, path in zip(recipe.data, paths, strict=True)]
     asked = recipe.stage3.asked
+    skills = frozenset().union(*(fitting.skills for fitting in table().kinds.values()))
+    source = open_mixture(data, "conversation", 0)
+    assert {turn.skill for n in range(60) for turn in source.sample(n).turns} <= skills
     assert sum(asked.values()) == pytest.approx(1.0)
     assert asked.keys() == table().kinds.keys()
     mixture = open_mixture(data, "conversation", 0, asked)

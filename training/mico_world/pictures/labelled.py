@@ -3,6 +3,7 @@
 import base64
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,9 @@ from mico_training.data.language.english import Rng, agreement, article, listed,
 from mico_training.data.sources.written import Sample, Split, Turn
 from mico_world import language as en
 from mico_world.glosses import gloss, use
+from mico_world.pictures.pictures import present_turn
 from mico_world.sources import source, split_of
-from mico_world.things.photographs import VIEWS, views
+from mico_world.things.photographs import VIEWS, groups, views
 
 TABLE = Path(__file__).with_name("photo_names.yaml")
 SIDE = 480  # longest side of a sample's photograph, pixels
@@ -79,9 +81,17 @@ def labelled(split: Split) -> dict[str, list[Labelled]]:
     return found
 
 
+def _presence(rng: Rng, one: Labelled, names: Sequence[str]) -> Turn:
+    """Is there a dog? As often yes as no: then it is what another photograph shows."""
+    words = {word for name in one.names for word in name.split()}
+    others = [name for name in names if not {*name.split()} & (words | groups().shows)]
+    there = not others or bool(rng.random() < 0.5)
+    return present_turn(rng, one.names[0] if there else pick(rng, others), present=there)
+
+
 def make(rng: Rng, split: Split) -> Sample:
     """A crop of a photograph, as often mirrored as not, and the questions what it shows, what
-    that is and what it is used for.
+    that is and what it is used for, and whether a thing is there.
 
     Each name is as likely as another. Nobody drew boxes around the things, so there is no truth.
     """
@@ -105,6 +115,7 @@ def make(rng: Rng, split: Split) -> Sample:
         if phrase is not None:
             facts = {"one": article(main), skill: phrase, **agreement(main)}
             turns.append(Turn(*en.say(rng, skill, **facts), skill, (IMAGE,), accept=one.names))
+    turns.append(_presence(rng, one, sorted(names)))
     said = (article(main), f"a photo of {listed([article(n) for n in one.names])}")
     files = {IMAGE: packed.getvalue()}
     return Sample("", split, files, {IMAGE: said}, tuple(turns), {IMAGE: main})

@@ -31,9 +31,9 @@ T = TypeVar("T")
 Asked = tuple[TrainingSample, Turn]
 
 TRIES = 256  # samples that are looked at for one that fits, about 0.1 ms each
-NAMING, BACK, TEXT, ALIKE = 0.7, 0.4, 0.25, 0.8
-"""How often a new medium is to be named, a turn is about an older medium, a turn is about none, and
-two pictures of the same thing are looked for, which are rarely found."""
+NAMING, BACK, TEXT, LATER, ALIKE = 0.7, 0.4, 0.25, 0.3, 0.8
+"""How often a new medium is to be named, a turn is about an older medium or about none, words are
+asked for a turn later, and two pictures of the same thing are looked for, which are rare."""
 MANY = re.compile(r"\b(things|objects|items)\b")
 
 
@@ -156,21 +156,33 @@ def _words(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
         talk.words = [words]
         return
     sort = case if case == "heard" and way == "spoken" else way
-    talk.say(*words_turn(talk.rng, sort, kind, words), (sample, key), words=words)
-    if case == "nothing" or talk.most < 3 or talk.coin():
-        return
-    # What speaks is not what the data tell of a sound.
-    apart = kind == "audio" or talk.coin()
-    if apart and (found := talk.find(partial(talk.turn_of, fitting, None))):
-        other, medium = found[0], found[1].media[0]
-        second = other.media[medium].kind
-        more = drawn_words(talk.rng, WAYS[second], second)
-        asked = words_turn(talk.rng, WAYS[second], second, more)
-        talk.say(*asked, (other, medium), words=more)
-        which = "first " if second == kind else ""
+    asked = words_turn(talk.rng, sort, kind, words)
+    if way == "written" and talk.coin(LATER):  # first something else, then the words
+        talk.ask(sample, pick(talk.rng, own))
+        talk.words = [words]
+        talk.say(*asked)
     else:
+        talk.say(*asked, (sample, key), words=words)
+    if case == "nothing" or len(talk) + 2 > talk.most or talk.coin():
+        return
+    found = talk.find(partial(talk.turn_of, fitting, None)) if talk.coin() else None
+    # What speaks is not what the data tell of a sound.
+    if way == "spoken" and found is None:
+        talk.chat()
+    elif found is None:
+        known = {message.text for message in talk.messages}
+        own = [turn for turn in own if turn.question not in known]
         talk.ask_some(sample, own, talk.most - 1)
-    talk.say(*words_turn(talk.rng, f"{way} before", kind, words, which))
+    alone = found is None or talk.coin()
+    if found is not None:
+        other, turn = found
+        second = other.media[turn.media[0]].kind
+        which = "first " if second == kind else ""
+        more = None if alone else drawn_words(talk.rng, WAYS[second], second)
+        said = words_turn(talk.rng, WAYS[second], second, more) if more else None
+        talk.say(*said or (turn.question, turn.answer), (other, turn.media[0]), words=more)
+    sort = f"{way} alone" if alone and talk.coin() else f"{way} before"
+    talk.say(*words_turn(talk.rng, sort, kind, words, which))
 
 
 def _follow_up(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None:
@@ -209,6 +221,7 @@ def _back(talk: Talk) -> None:
         alike = [n for n, medium in enumerate(talk.media) if medium.kind == kind]
         which = f"{ordinals[alike.index(number)]} " if len(alike) > 1 else ""
         texts = table().old["heard" if kind == "audio" else "seen"]
+        texts += table().old["begun"] if number == 0 else ()
         question = pick(talk.rng, texts).format(noun=which + talk.noun(kind))
         talk.say(question, name_in(*talk.shown[number]))
         talk.named = True
@@ -224,11 +237,14 @@ def _absent_medium(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None
         turns = [t for t in fitting.turns(other) if other.media[t.media[0]].kind not in alike]
         return (other, pick(talk.rng, turns)) if turns else None
 
-    if talk.coin() and (found := talk.find(apart)):
+    found, new = talk.find(apart) if talk.coin() else None, list[Place]()
+    if found and talk.coin():
         talk.ask(*found)
+    elif found:  # it is shown with the question about what is not there
+        new = [(found[0], found[1].media[0])]
     elif talk.coin(TEXT):
         talk.chat()
-    own = not talk.messages and talk.coin()
+    own = not talk.messages and not new and talk.coin()
     question = pick(talk.rng, table().absent[kind]).format(noun=talk.noun(kind))
     question = turn.question if own else question
     hints = table().hints.items()
@@ -236,7 +252,7 @@ def _absent_medium(talk: Talk, sample: TrainingSample, fitting: Fitting) -> None
     sort = "nothing" if meant != [kind] else "audio answers" if kind == "audio" else "answers"
     nouns = table().nouns[kind]
     noun = next((noun for noun in nouns if noun in question.lower()), nouns[0])
-    talk.say(question, talk.phrase(table().absent[sort], noun=noun, a=article(noun)))
+    talk.say(question, talk.phrase(table().absent[sort], noun=noun, a=article(noun)), *new)
     if len(talk) < talk.most and talk.coin():
         talk.ask(sample, turn, pick(talk.rng, table().absent["shown"]) if own else "")
 
