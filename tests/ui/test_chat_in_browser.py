@@ -43,7 +43,7 @@ def test_every_modality_at_once_and_its_report(chat: ChatPage) -> None:
     assert taken["audio"].locator("img").count() == 2  # waveform and mel picture
     shown = chat.turns.nth(0).locator(".card")
     assert shown.count() == 5
-    shown.filter(has_text="snare-drum.flac").get_by_role("button").click()
+    shown.filter(has_text="snare-drum.flac").locator(".card-open").click()
     player = chat.page.locator("dialog.viewer audio")
     expect(player).to_be_visible()
     chat.page.wait_for_function("document.querySelector('dialog.viewer audio').duration > 2")

@@ -93,7 +93,7 @@ def test_a_wrong_pair_is_named(tmp_path: Path, record: dict[str, Any], reason: s
 @pytest.mark.parametrize(
     ("stage3", "reason"),
     [
-        ({"given": 0.5, "words": 0.1}, "dpo learns from pairs as they are; leave out words, given"),
+        ({"given": 0.5, "simulate": 0.1}, "as they are; leave out simulate, given"),
         ({"dpo": {"loss_type": "ipo", "label_smoothing": 0.1}}, "sigmoid, not with ipo"),
     ],
 )

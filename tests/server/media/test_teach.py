@@ -10,10 +10,10 @@ import httpx
 import numpy as np
 import pytest
 
-from mico_chat.adapters.mico import mico_of
 from mico_chat.errors import LimitError
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.media.taught import TaughtName
+from mico_chat.model.config import MicoChatConfig
 from mico_server.store.keys import History
 from mico_server.store.taught import MOST_KEPT, MOST_NAMES, TaughtStore
 from tests.server.conftest import BOTH, Start
@@ -232,9 +232,7 @@ async def test_names_move_with_the_history_and_are_few(stores: Stores) -> None:
 
 
 def test_another_model_says_that_it_cannot_be_taught(start: Start, decoder: MediaDecoder) -> None:
-    assistant = decoding_assistant(decoder)
-    mico_of(assistant.adapter).model.concepts = None
-    client = start(assistant)
+    client = start(decoding_assistant(decoder, MicoChatConfig.tiny(concepts=False)))
     refused = teach(client, "Z", PICTURE)
     assert refused.status_code == 400
     assert "model: this model cannot be taught" in refused.json()["error"]["message"]

@@ -91,28 +91,31 @@ async def sums_of(encoder: MediaEncoder, part: MediaFile) -> list[float]:
 
 def echoing_assistant(decoder: Decoder, *, pause_s: float = 0.0) -> Assistant:
     """An assistant whose words alone are not real; a step takes ``pause_s`` longer."""
-    room = {"n_slots": 20, "n_cells": 60_000, "max_position": 8_000}
+    room: dict[str, Any] = {"n_slots": 20, "n_cells": 60_000, "max_position": 8_000}
     return _assistant(decoder, lambda batch: time.sleep(pause_s), rule=rule, **room)
 
 
-def decoding_assistant(decoder: Decoder) -> Assistant:
+def decoding_assistant(decoder: Decoder, config: MicoChatConfig | None = None) -> Assistant:
     """An assistant that says anything; it fails on context tokens that are no numbers."""
 
     def check(batch: Sequence[Chunk]) -> None:
         if not all(bool(t.isfinite().all()) for chunk in batch for t in chunk.context):
             raise ValueError("context tokens that are no finite numbers")
 
-    return _assistant(decoder, check, n_cells=4_000, max_position=1_000)
+    return _assistant(decoder, check, config, n_cells=4_000, max_position=1_000)
 
 
 def _assistant(
-    decoder: Decoder, check: Callable[[Sequence[Chunk]], None], **options: Any
+    decoder: Decoder,
+    check: Callable[[Sequence[Chunk]], None],
+    config: MicoChatConfig | None = None,
+    **options: Any,
 ) -> Assistant:
     def before(batch: Sequence[Chunk]) -> None:
         model.batches.clear()  # kept for other tests
         check(batch)
 
-    config = MicoChatConfig.tiny()
+    config = config or MicoChatConfig.tiny()
     processor = processor_for(config)
     model = FakeModel(before=before, max_batch=256, **options)
     engine = BatchingEngine(model, joined_letters(), (END,), name="fake")

@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mico_chat.errors import RequestError
 from mico_chat.media.file import HEAD_BYTES, format_of
 from mico_chat.media.kinds import kinds_of_format
@@ -58,7 +60,13 @@ def _done(
     elif export is not None:
         export.write_text(names.model_dump_json(indent=1), "utf-8")
     elif import_ is not None:
-        read = TaughtList.model_validate_json(import_.read_text("utf-8"))
+        try:
+            read = TaughtList.model_validate_json(import_.read_text("utf-8"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            said = f"{where}: {first['msg']}".removeprefix(": ")
+            raise RequestError(f"{import_}: no file of --export: {said}") from error
         changed = client.send(routes.import_taught(read)).data
     for one in changed:
         what = "picture" if one.kind == "image" else "sound"
