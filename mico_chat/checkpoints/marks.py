@@ -5,7 +5,7 @@ little. The words of an answer tell its kind.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -54,7 +54,7 @@ class Marks:
         return pattern is not None and confidence < self.below[pattern]
 
 
-def kind_of(answer: str, patterns: Any) -> str | None:
+def kind_of(answer: str, patterns: Iterable[str]) -> str | None:
     """The first of the patterns that an answer has."""
     said = answer.strip()
     return next((p for p in patterns if re.search(p, said, re.IGNORECASE)), None)

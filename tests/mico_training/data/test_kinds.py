@@ -361,6 +361,7 @@ def test_each_kind_of_the_minis_recipe_has_4_per_cent_of_the_tokens(miniature: P
     lines = shares(examples, MicoChatProcessor.from_pretrained(MODELS / "mini"), 1000)
     found = {line.partition(":")[0]: re.findall(r"([\d.]+) %", line) for line in lines}
     assert found.keys() == asked.keys()
-    for kind, (talks, tokens) in found.items():
-        assert float(talks) == pytest.approx(100 * asked[kind], abs=2.5)  # type: ignore[index]
+    for kind, share in asked.items():
+        talks, tokens = found[kind]
+        assert float(talks) == pytest.approx(100 * share, abs=2.5)
         assert float(tokens) >= 4.0, (kind, tokens)

@@ -140,6 +140,11 @@ class Names(NamedTuple):
         plain = ids.unique(dim=0, return_inverse=True)[1]
         return cls(torch.cat(weights).detach(), plain, scale, sure)
 
+    def alike(self, chosen: Tensor) -> Tensor:
+        """Names (B,) -> how alike the rows of all names are, as cosines (B, N)."""
+        rows = F.normalize(self.rows - self.rows.mean(0), dim=-1)
+        return rows[chosen] @ rows.T
+
     def share(self, logits: Tensor, of: Tensor, among: Tensor | None = None) -> Tensor:
         """How likely (B,) the names ``of`` are among others, both (B, N), by logits (B, C, N)."""
         posterior = (logits.mean(1) * self.scale).softmax(-1)
@@ -158,9 +163,9 @@ def mistaken(concepts: ConceptAttention, n: int = 12) -> list[list[int]]:
     """The names that each name is most likely mistaken for: visual ones, then those of sounds."""
     found: list[list[int]] = []
     for sounds in (False, True):
-        rows = Names.of(concepts, sounds).rows
-        rows = F.normalize(rows - rows.mean(0), dim=-1)
-        near = (rows @ rows.T).fill_diagonal_(-torch.inf).topk(min(n, len(rows) - 1)).indices
+        names = Names.of(concepts, sounds)
+        alike = names.alike(torch.arange(len(names.rows))).fill_diagonal_(-torch.inf)
+        near = alike.topk(min(n, len(alike) - 1)).indices
         found += (near + len(found)).tolist()
     return found
 
@@ -172,19 +177,18 @@ def simulate(names: Names, chosen: Tensor, n_cells: int) -> Tensor:
     thing fills some of the cells. So the LLM learns to put a posterior into words for every name,
     pictured in the training data or not.
     """
-    rows = F.normalize(names.rows - names.rows.mean(0), dim=-1)
-    b, n = len(chosen), len(rows)
-    alike = rows[chosen] @ rows.T  # (B, N)
+    alike = names.alike(chosen)
+    b, n = alike.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(b, 1, 1, device=rows.device).uniform_(low, high)
+        return torch.empty(b, 1, 1, device=alike.device).uniform_(low, high)
 
-    inside = torch.rand(b, n_cells, 1, device=rows.device) < uniform(0.3, 1.0)
+    inside = torch.rand(b, n_cells, 1, device=alike.device) < uniform(0.3, 1.0)
     # The pooled logits are the cells' mean: a thing in few cells is surer in each.
     share = inside.float().mean(1, keepdim=True).clamp(min=0.1)
     strength = uniform(6.5, 13.0) / share
-    noise = torch.randn(b, n_cells, n, device=rows.device) * uniform(0.3, 2.0)
-    shared = torch.randn(b, 1, n, device=rows.device) * uniform(0.0, 0.7)
+    noise = torch.randn(b, n_cells, n, device=alike.device) * uniform(0.3, 2.0)
+    shared = torch.randn(b, 1, n, device=alike.device) * uniform(0.0, 0.7)
     return inside * strength * alike.unsqueeze(1) + noise + shared
 
 
