@@ -30,7 +30,14 @@ from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import TABLE, Kind
 from mico_chat.media.medium import MeasuredMedium, MediaReport
 from mico_chat.media.taught import MOST_EXAMPLES, NAMED_AS, TaughtName
-from mico_chat.messages import Message, TextPart, media_of, with_depth_scale, without_depth
+from mico_chat.messages import (
+    Message,
+    TextPart,
+    media_of,
+    with_depth_scale,
+    with_system,
+    without_depth,
+)
 from mico_chat.options import GenerationOptions
 from mico_chat.tools import ToolCall, call_schema
 from mico_chat.wire import Choice, Estimate, Explanation, TokenLogprob, Usage
@@ -519,9 +526,7 @@ class Assistant:
     # --- prompts ---
 
     def _layout(self, ask: Ask, media: Sequence[MeasuredMedium]) -> PromptLayout:
-        messages = ask.messages
-        if self.system_prompt is not None and all(m.role != "system" for m in messages):
-            messages = [Message.system(self.system_prompt), *messages]
+        messages = with_system(ask.messages, self.system_prompt)
         return self.adapter.layout(messages, media, ask.options)
 
     def _prompt(self, ask: Ask, media: Sequence[MeasuredMedium]) -> Prompt:

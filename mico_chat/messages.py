@@ -100,6 +100,13 @@ def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
     return tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
 
 
+def with_system(messages: Sequence[Message], prompt: str | None) -> Sequence[Message]:
+    """The messages behind a model's own system prompt, unless they have a system message."""
+    if prompt is None or any(message.role == "system" for message in messages):
+        return messages
+    return [Message.system(prompt), *messages]
+
+
 def without_depth(media: Sequence[MediaFile | Medium]) -> list[int]:
     """The places of the pictures among a message's media, if it has no depth map of its own.
 

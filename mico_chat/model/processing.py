@@ -52,8 +52,8 @@ class MicoChatProcessor:
     class, which imports transformers' code for all models. ``still_tokens`` is the number of
     context tokens of a still, ``sound_tokens`` that of a sound. A video has ``frame_tokens`` for
     each frame and ``clip_tokens`` for the whole. The ``chat_template`` is Jinja, by default the
-    tokenizer's. The assistant (:mod:`mico_chat.assistant`) adds the ``system_prompt`` to a chat
-    that lacks a system message.
+    tokenizer's. The ``system_prompt`` begins each chat that lacks a system message, in training as
+    in the assistant (:func:`mico_chat.messages.with_system`).
     """
 
     def __init__(

@@ -30,7 +30,7 @@ from mico_chat.messages import Message
 from mico_chat.similarity import Similarity
 from mico_server.store.database import Database
 from mico_server.store.taught import TaughtStore
-from mico_world.mini.__main__ import GENERATION, SYSTEM_PROMPT
+from mico_world.mini.__main__ import GENERATION
 from tests.server.support.sent import square
 from tests.support.fakes import FakeDecoder
 
@@ -50,8 +50,6 @@ def test_weights_stay_small() -> None:
 
 def test_what_the_folder_says_is_what_pack_writes() -> None:
     folder = MODELS / "mini"
-    said = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    assert said["system_prompt"] == SYSTEM_PROMPT
     options = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     assert options == GENERATION
 

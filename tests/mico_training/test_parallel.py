@@ -4,6 +4,7 @@ Every run here is real: processes of one group on CPUs over gloo, as torchrun st
 """
 
 import dataclasses
+import faulthandler
 import functools
 import importlib
 import importlib.util
@@ -79,6 +80,7 @@ def as_rank(
     os.environ.update({name: str(value) for name, value in group.items()})
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
+    faulthandler.enable()  # a process that crashes says where
     work(*arguments)
     dist.barrier()
     dist.destroy_process_group()

@@ -24,6 +24,7 @@ from mico_chat.engine import cpu
 from mico_chat.errors import ConfigError
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.processing import MicoChatProcessor
 from mico_training.estimate import check_memory, estimate, rehearse
 from mico_training.recipe import Stage2Run, load_recipe
 from mico_training.stages import train_stage1, train_stage2, train_stage3
@@ -102,7 +103,9 @@ def test_stage_3_goes_on_with_the_packaged_adapter(
         train_stage3(again, ["stage3.lora.r=5"])
     train_stage3(again, ["stage3.lora={r: 2, targets: [q_proj]}", "train.steps=2"])
     whole = write_recipe(tmp_path / "whole", shards, {"name": "mini"}, train={"lr": 1e-2})
-    train_stage3(whole, ["stage3.full=true", "train.steps=2"])
+    prompt = "model.system_prompt=You are small."
+    train_stage3(whole, ["stage3.full=true", "train.steps=2", prompt])
+    assert MicoChatProcessor.from_pretrained(tmp_path / "whole/out").system_prompt == prompt[20:]
     assert not (tmp_path / "whole/out/lora").exists(), "it is in llm/"
 
 
@@ -111,6 +114,8 @@ def test_stage_1_goes_on_with_the_packaged_text_branch(
 ) -> None:
     recipe = write_recipe(tmp_path, shards, {"name": "mini"})
     freeze = "train.freeze=[encoder, context, concepts]"
+    with pytest.raises(ConfigError, match=r"model\.system_prompt: stage 1 trains no chat"):
+        train_stage1(recipe, ["model.system_prompt=You are small."])
     train_stage1(recipe, [freeze])
     trained, _ = load_pretraining(tmp_path / "out")
     before, _ = load_pretraining(packaged)

@@ -126,6 +126,8 @@ def build_pretraining(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pretraining:
     """Stage 1's model. A named configuration needs a tokenizer; a folder has its own."""
+    if recipe.system_prompt is not None:
+        raise ConfigError("model.system_prompt: stage 1 trains no chat; give it in stages 2 and 3")
     folder = folder_of(recipe)
     if folder is None and tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
@@ -234,7 +236,8 @@ def build_chat(recipe: ModelRecipe, tune_adapter: bool = False) -> Chat:
             raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
         path = base_llm_path(config.base_llm)
         llm = AutoModelForCausalLM.from_pretrained(path, **precision)
-        return Chat(*assemble.build(config, llm, encoder), recipe.encoder)
+        chat = Chat(*assemble.build(config, llm, encoder), recipe.encoder)
+        return with_prompt(chat, recipe.system_prompt)
     if recipe.options or recipe.llm is not None:
         raise ConfigError(f"model: {folder} has its own configuration; leave out llm and options")
     if config.base_llm is None and recipe.llm_quantization is not None:
@@ -250,7 +253,16 @@ def build_chat(recipe: ModelRecipe, tune_adapter: bool = False) -> Chat:
     )
     if encoder is not None:
         _take_over(model, encoder, recipe)
-    return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder, folder)
+    processor = MicoChatProcessor.from_pretrained(folder)
+    found = Chat(model, processor, recipe.encoder or folder, folder)
+    return with_prompt(found, recipe.system_prompt)
+
+
+def with_prompt(chat: Chat, prompt: str | None) -> Chat:
+    """The chat model with a system prompt of a recipe, if there is one, in place of its own."""
+    if prompt is not None:
+        chat.processor.system_prompt = prompt
+    return chat
 
 
 def _starts_elsewhere(recipe: ModelRecipe, reason: str) -> None:

@@ -97,6 +97,9 @@ class ModelRecipe(Section):
     compile: bool = False
     """The layers of the encoder and, in stage 1, of the text branch run through ``torch.compile``,
     which needs a C++ compiler or, on a GPU, Triton."""
+    system_prompt: str | None = Field(default=None, examples=["You are MiCo-Chat's mini."])
+    """Each conversation that has no system message begins with this one, in training as in chats.
+    Default: the folder's own."""
     options: dict[str, Any] = Field(default={}, examples=[{"text_config.hidden_size": 256}])
     """Fields of the configuration to replace."""
 

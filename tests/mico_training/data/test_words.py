@@ -1,5 +1,6 @@
 """Drawn words in training: the prompt is that of inference, and answers repeat the words."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,6 +140,25 @@ def test_the_prompt_is_that_of_inference(
     assert batch["input_ids"].shape[1] - length < PAD_TO
     bare = collate([replace(asked, words=())])["input_ids"]
     assert (bare.shape != batch["input_ids"].shape) == bool(texts(words))
+
+
+def test_a_conversation_begins_with_the_system_prompt_as_a_chat_does(
+    processor: MicoChatProcessor,
+) -> None:
+    served = copy.copy(processor)
+    served.system_prompt = "You are small."
+    asked, own = example("image"), Message.system("Be brief.")
+    for given, first in (
+        (asked, Message.system("You are small.")),
+        (replace(asked, messages=(own, *asked.messages)), own),
+    ):
+        batch = ChatCollator(served, cast(Any, Loader()), 512)([given])
+        talk = (first, *asked.messages)
+        expected = ChatCollator(processor, cast(Any, Loader()), 512)(
+            [replace(asked, messages=talk)]
+        )
+        for name in ("input_ids", "labels"):
+            assert torch.equal(batch[name], expected[name])
 
 
 def test_the_words_that_do_not_fit_lose_the_last_turn_with_its_medium(

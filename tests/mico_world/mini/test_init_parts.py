@@ -189,10 +189,11 @@ def test_a_manifest_that_stage_3_reads(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mini, "answers", lambda llm, texts, *_: [said[t] for t in texts])
     path = tmp_path / "new" / "text.jsonl"
     mini.write_text_turns(path, n=2)
-    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    row, *own = [json.loads(line) for line in path.read_text().splitlines()]
     assert row["messages"][1] == {"role": "assistant", "content": "Hi there."}
     source = ManifestSource(path, "conversation")
-    assert len(source) == 1
+    assert len(source) == 1 + len(own)
+    assert any("MiCo-Chat" in said["messages"][1]["content"] for said in own)
     assert [m.text for m in source[0].conversation] == ["Hello!", "Hi there."]
 
 

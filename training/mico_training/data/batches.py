@@ -15,7 +15,7 @@ from mico_chat.errors import DataError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MeasuredMedium, Words
 from mico_chat.media.sampling import of_segments
-from mico_chat.messages import Message
+from mico_chat.messages import Message, with_system
 from mico_chat.model.processing import IGNORED, MicoChatProcessor
 from mico_chat.model.released import Subtitles
 from mico_chat.model.text_branch import question_prefix
@@ -57,14 +57,17 @@ class ChatCollator:
     def prepare(self, example: ChatExample) -> PreparedChat:
         """A MediaError if a medium cannot be loaded, a DataError if its first turn is too long."""
         generator = drawing(example.seed)
+        prompt = self.processor.system_prompt
+        messages = with_system(example.messages, prompt)
         media = [self.loader.load(medium, generator) for medium in example.media]
         measured = [
             replace(medium.measured, words=words)
             for medium, words in zip(media, [*example.words, *[Words()] * len(media)], strict=False)
         ]
         if self.pairs:
-            return example, self._pair(example, measured), media
-        ids, labels, n_media = self._fit(example.id, example.messages, measured)
+            both = messages, with_system(example.rejected, prompt)
+            return example, self._pair(example.id, both, measured), media
+        ids, labels, n_media = self._fit(example.id, messages, measured)
         return example, [(ids, labels)], media[:n_media]
 
     def batch(self, prepared: Sequence[PreparedChat]) -> dict[str, Tensor]:
@@ -120,9 +123,10 @@ class ChatCollator:
             f"its first turn has {len(ids)} tokens, more than train.max_length {self.max_length}",
         )
 
-    def _pair(self, example: ChatExample, media: Sequence[MeasuredMedium]) -> list[Row]:
+    def _pair(
+        self, name: str, both: Sequence[Sequence[Message]], media: Sequence[MeasuredMedium]
+    ) -> list[Row]:
         """The chosen and the rejected conversation; labels are those of the ends that differ."""
-        both = (example.messages, example.rejected)
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(*both, strict=False))
         prompt = [message for message, _ in alike]
         start = len(self.processor.tokenize(prompt, False, media)[0])
@@ -131,7 +135,7 @@ class ChatCollator:
             ids, labels = self.processor.tokenize(messages, False, media)
             if len(ids) > self.max_length:
                 reason = f"an answer with its prompt has {len(ids)} tokens, more than "
-                raise DataError(example.id, None, f"{reason}train.max_length {self.max_length}")
+                raise DataError(name, None, f"{reason}train.max_length {self.max_length}")
             found.append((ids, [IGNORED] * start + labels[start:]))
         return found
 

@@ -94,15 +94,18 @@ def repeats(text: str) -> bool:
 
 
 def write_text_turns(output: Path, n: int = 480) -> None:
-    """Text-only conversations for stage 3: the base LLM's own answers to ``n`` plain requests.
+    """Text-only conversations for stage 3: the base LLM's own answers to ``n`` plain requests,
+    and what the assistant says of itself.
 
     Tuning on media alone makes a language model forget how to chat. So its own greedy answers from
     before the tuning are targets too (self-distillation).
     """
     texts = requests(n, seed=0)
+    words = yaml.safe_load(TEXT_TURNS.read_text(encoding="utf-8"))
+    own = [(asked, one["said"]) for one in words["own"] for asked in one["asked"]]
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as file:
-        for text, answer in zip(texts, answers(LLM, texts, 64, 64), strict=True):
+        for text, answer in [*zip(texts, answers(LLM, texts, 64, 64), strict=True), *own]:
             if answer:
                 turns = [
                     {"role": "user", "content": text},
@@ -114,14 +117,6 @@ def write_text_turns(output: Path, n: int = 480) -> None:
 WEIGHTS = "model.safetensors"
 ADAPTER = Path("lora") / "adapter_model.safetensors"
 MOST_BYTES = 60_000_000
-
-SYSTEM_PROMPT = (
-    "You are a helpful AI assistant named MiCo-Chat. Who are you? I am MiCo-Chat's mini, a small "
-    "AI assistant. I can see pictures, hear sounds and chat. What is your name? My name is "
-    "MiCo-Chat. Which model are you? I am MiCo-Chat's mini."
-)
-"""Questions with their answers: a model of this size repeats facts rather than follows orders. It
-names no limits: the mini would then count them among the things that it can do."""
 
 GENERATION = {"repetition_penalty": 1.1, "unsure_below": 0.9647}
 """Without the penalty 3 of 10 poems and 7 of 20 JSON objects of the first version repeated
@@ -176,10 +171,6 @@ def pack(pretrained: Path, tuned: Path, output: Path) -> None:
     # The text branch has fewer tokens than the language model.
     save_file(half(text, torch.int16), output / PRETRAINING / WEIGHTS, {"format": "pt"})
     _forget_paths(output)
-    # Training and evaluation do not read the defaults of a chat.
-    processor = output / "processor_config.json"
-    defaults = json.loads(processor.read_text(encoding="utf-8")) | {"system_prompt": SYSTEM_PROMPT}
-    processor.write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
     options = json.dumps(GENERATION, indent=2) + "\n"
     (output / "generation_config.json").write_text(options, encoding="utf-8")
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
