@@ -147,12 +147,8 @@ class GatheredAnswer:
             )
             for index, end in enumerate(self._ends)
         )
-        return Answer(
-            choices=choices,
-            usage=self._usage,
-            media=self.reports,
-            explanation=self._explanation,
-        )
+        usage, media = self._usage, self.reports
+        return Answer(choices=choices, usage=usage, media=media, explanation=self._explanation)
 
 
 class Assistant:
@@ -321,10 +317,8 @@ class Assistant:
         Raises:
             RequestError: they are not such features, or the model cannot say the name.
         """
-        ids, widths = (
-            await self.ids_of(name, tenant),
-            mico.mico_of(self.adapter).model.concepts.widths,
-        )
+        ids = await self.ids_of(name, tenant)
+        widths = mico.mico_of(self.adapter).model.concepts.widths
         if values.shape[1:] != (widths.get(kind),) or not (np.abs(values) <= 1).all():
             reason = f"expected {widths.get(kind)} numbers from -1 to 1 for each example of {kind}"
             raise RequestError.at("features", f"{name!r}: {reason}, got {values.shape}")
