@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from mico_chat.messages import Message
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.tools import NO_TOOLS, ToolUse
+from mico_chat.wire import Progress
+
+T = TypeVar("T")
+
+NOTE: ContextVar[Callable[[Progress], None] | None] = ContextVar("NOTE", default=None)
+"""Who is told how far the work for a request is. The request's own tasks set and read it."""
 
 
 @dataclass(frozen=True)
@@ -22,3 +30,20 @@ class Ask:
     options: GenerationOptions = GREEDY
     tenant: str = ""
     tools: ToolUse = NO_TOOLS
+
+
+class Tally:
+    """Counts the steps of some work for a request, and tells NOTE each of them."""
+
+    def __init__(self, what: Literal["media", "explain"], total: int) -> None:
+        self.what, self.total, self.done, self._note = what, total, 0, NOTE.get()
+
+    def step(self, n: int = 1, *, more: int = 0) -> None:
+        self.done, self.total = self.done + n, self.total + more
+        if self._note is not None:
+            self._note(Progress(what=self.what, done=self.done, total=self.total))
+
+    async def counted(self, work: Awaitable[T]) -> T:
+        found = await work
+        self.step()
+        return found

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.adapters.base import ModelAdapter, check_reads, shown_kinds
+from mico_chat.ask import Tally
 from mico_chat.engine.cpu import free_cores, usable_cores
 from mico_chat.errors import MediaError, ModelError, RequestError
 from mico_chat.fair import FairQueue
@@ -177,6 +178,14 @@ class _Job:
     done: Future[ContextBlock]
 
 
+@dataclass(frozen=True)
+class _How:
+    shown: Sequence[Kind]
+    tenant: str
+    alone: bool
+    tally: Tally
+
+
 class MediaEncoder:
     """A model's adapter behind a cache of context tokens.
 
@@ -235,9 +244,9 @@ class MediaEncoder:
         which the last bits would depend.
         """
         shown = self._shown(media if beside is None else beside)
-        return await asyncio.gather(
-            *(self._encode(medium, shown, tenant, read, alone) for medium in media)
-        )
+        tally = Tally("media", len(media))
+        how = _How(shown, tenant, alone, tally)
+        return await asyncio.gather(*(tally.counted(self._encode(m, how, read)) for m in media))
 
     async def decoded(self, media: Sequence[AnyMedium], *, tenant: str = "") -> list[Medium]:
         return await asyncio.gather(*(self._decoded(medium, tenant) for medium in media))
@@ -308,17 +317,16 @@ class MediaEncoder:
         self._decoding.close()
         self._reading.close()
 
-    async def _encode(
-        self, medium: AnyMedium, shown: Sequence[Kind], tenant: str, read: bool, alone: bool
-    ) -> MeasuredMedium:
-        key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
+    async def _encode(self, medium: AnyMedium, how: _How, read: bool) -> MeasuredMedium:
+        tenant, alone = how.tenant, how.alone
+        key = await self._in_decoding(tenant, self._key, medium, how.shown, tenant)
         taught = await self.names_of(tenant)
         # The words in a medium do not depend on taught names, and so are not read again.
         own = key + digest_of(taught) + b"unread" * (not read) + b"alone" * alone
 
         async def encode() -> MeasuredMedium:
             decoded = await self._decoded(medium, tenant)
-            encoding = self._encoded(own, decoded, shown, tenant, alone, taught)
+            encoding = self._encoded(own, decoded, how, taught)
             if not read:
                 return await encoding
             encoded, words = await asyncio.gather(encoding, self._words_of(key, decoded, tenant))
@@ -397,19 +405,15 @@ class MediaEncoder:
         return await self._in_decoding(tenant, self._decoder.decode, medium)
 
     async def _encoded(
-        self,
-        key: bytes,
-        medium: Medium,
-        shown: Sequence[Kind],
-        tenant: str,
-        alone: bool,
-        taught: Sequence[TaughtName],
+        self, key: bytes, medium: Medium, how: _How, taught: Sequence[TaughtName]
     ) -> MeasuredMedium:
-        prepared = await self._in_decoding(tenant, self._prepared, medium, shown)
+        prepared = await self._in_decoding(how.tenant, self._prepared, medium, how.shown)
+        how.tally.step(0, more=len(prepared.parts))
         started = time.perf_counter()
         keyed = [replace(p, key=key + b"%d" % n) for n, p in enumerate(prepared.parts)]
         named = (replace(part, taught=names_for(taught, part.kind)) for part in keyed)
-        parts = await asyncio.gather(*(self._with_block(part, tenant, alone) for part in named))
+        works = (self._with_block(part, how.tenant, how.alone) for part in named)
+        parts = await asyncio.gather(*map(how.tally.counted, works))
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
         report = prepared.report.model_copy(update={"encode_ms": encode_ms})
         inner = parts[len(parts) - len(prepared.inner) :]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_chat.ask import NOTE, Tally
 from mico_chat.engine.base import Engine, GenerationOptions, Prompt
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
@@ -181,6 +182,8 @@ async def explain(
     n_parts = sum(_n_parts(one.report) for one in whole)
     if n_parts > MOST_PARTS:
         raise RequestError.at("explain", f"{n_parts} parts of media, more than {MOST_PARTS}")
+    tally = Tally("explain", 2 * n_parts + 2)
+    NOTE.set(None)  # all that follows is counted here
     parts: list[Part] = []
     variants: list[list[MeasuredMedium]] = [list(whole)]
     nothing: list[MeasuredMedium] = []
@@ -200,14 +203,16 @@ async def explain(
                 nothing.append(one)
             variants.append([*whole[: part.place], one, *whole[part.place + 1 :]])
             parts.append(replace(part, blank=None))
+        tally.step(len(group))
     prompts = await make_prompts([*variants, nothing])
+    tally.total = len(parts) + len(prompts)
     room = asyncio.Semaphore(SCORED_AT_ONCE)  # all together would hold up the event loop
 
     async def scored(prompt: Prompt) -> list[TokenLogprob]:
         async with room:
             return await score(engine, prompt)
 
-    first, *others, last = await asyncio.gather(*map(scored, prompts))
+    first, *others, last = await asyncio.gather(*(tally.counted(scored(one)) for one in prompts))
     before = np.array([one.logprob for one in first])
     effects = [before - np.array([one.logprob for one in those]) for those in others]
     whole_effects = [_whole(place, parts, effects) for place in range(len(media))]

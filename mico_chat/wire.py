@@ -180,9 +180,22 @@ class DeltaEvent(_Answer):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-ChatEvent: TypeAlias = MediaEvent | DeltaEvent | ChatResponse
+class Progress(_Answer):
+    """An event ``progress``: how much is done of what an answer waits for.
+
+    It is tokens of the "prompt", parts of the "media", steps to "explain" an answer, or bytes of a
+    "model" that is loaded, whose ``total`` may be 0: unknown.
+    """
+
+    what: Literal["model", "media", "prompt", "explain"]
+    done: int
+    total: int
+
+
+ChatEvent: TypeAlias = Progress | MediaEvent | DeltaEvent | ChatResponse | Explanation
 """A stream is a ``media`` event, any number of ``delta`` events, then ``done``: a
-:class:`ChatResponse`. An event ``error`` with an :class:`ErrorBody` ends it early."""
+:class:`ChatResponse`. An event ``error`` with an :class:`ErrorBody` ends it early. ``progress``
+comes before any of them, where it was asked for. That of an explanation is ``done`` with it."""
 
 
 class Estimate(_Answer):

@@ -12,6 +12,7 @@ from mico_chat.engine.request import FastTokenizer, Outbox, Request, check_promp
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence, Step
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.fair import FairQueue
+from mico_chat.wire import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,10 @@ class BatchingEngine:
             self._fail(f"a step of the engine failed: {error}")
             self._scheduler.forget()
             return
+        for sequence, request in self._requests.items():
+            if request.note is not None and not sequence.index and len(sequence.tokens) < 2:
+                done, total = min(sequence.computed, sequence.length), sequence.length
+                self._outbox.add(request, Progress(what="prompt", done=done, total=total))
         for step in steps:
             self._advance(step)
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
+from mico_chat.ask import NOTE
 from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.grammar import Grammar
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.prompt_parts import SPACE
 from mico_chat.thoughts import ThoughtFormat, ThoughtReader
-from mico_chat.wire import FinishReason, TokenLogprob, Usage
+from mico_chat.wire import FinishReason, Progress, TokenLogprob, Usage
 
 UNFINISHED = "\ufffd"
 """The text that a tokenizer writes for a character of which some bytes are missing."""
@@ -56,6 +57,7 @@ class Request:
     ) -> None:
         self.prompt, self.options = prompt, options
         self.loop = asyncio.get_running_loop()
+        self.note = None if prompt.scored else NOTE.get()
         self.cached_tokens = 0
         self.grammar: Grammar | None = None
         self._texts = [
@@ -145,9 +147,9 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._parcels: dict[asyncio.AbstractEventLoop, list[tuple[Request, Delta | MicoError]]] = {}
+        self._parcels: dict[asyncio.AbstractEventLoop, list[tuple[Request, Any]]] = {}
 
-    def add(self, request: Request, item: Delta | MicoError) -> None:
+    def add(self, request: Request, item: Delta | Progress | MicoError) -> None:
         self._parcels.setdefault(request.loop, []).append((request, item))
 
     def hand_over(self) -> list[asyncio.AbstractEventLoop]:
@@ -162,9 +164,12 @@ class Outbox:
         return closed
 
 
-def _unpack(items: list[tuple[Request, Delta | MicoError]]) -> None:
+def _unpack(items: list[tuple[Request, Any]]) -> None:
     for request, item in items:
-        request.items.put_nowait(item)
+        if not isinstance(item, Progress):
+            request.items.put_nowait(item)
+        elif request.note is not None:
+            request.note(item)
 
 
 class Detokenizer:

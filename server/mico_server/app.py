@@ -34,7 +34,7 @@ from mico_chat.load import (
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.options import GenerationOptions
 from mico_chat.settings import Settings
-from mico_chat.wire import DeltaEvent, MediaEvent
+from mico_chat.wire import DeltaEvent, MediaEvent, Progress
 from mico_server.batch_runner import BatchRunner
 from mico_server.dialects import DIALECTS, chat
 from mico_server.fetch.fetcher import Fetcher
@@ -212,7 +212,7 @@ def described(describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}, {}]  # a service on loopback may need none
     schemas = schema["components"]["schemas"]
-    for event in (MediaEvent, DeltaEvent):
+    for event in (MediaEvent, DeltaEvent, Progress):
         schemas[event.__name__] = schema_of(event, "serialization")
     if schemas.pop("HTTPValidationError", None) is None:  # a later call: all is done
         return schema

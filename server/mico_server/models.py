@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 from pydantic import BaseModel
 
+from mico_chat.ask import NOTE
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import EngineStats
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.fair import Shares
+from mico_chat.wire import Progress
 from mico_server.errors import (
     BusyError,
     ModelNotFoundError,
@@ -187,7 +189,12 @@ class Models:
         if not host.loading:
             host.loading = True
             self._start(self._load(host))
+        note, before = NOTE.get(), _used()
         try:
+            while note is not None and not turn.done():
+                grown, needs = max(0, _used() - before), host.needs or 0
+                note(Progress(what="model", done=min(grown, needs or grown), total=needs))
+                await asyncio.wait((turn,), timeout=0.25)
             error = await turn
         except asyncio.CancelledError:
             if turn in host.waiting:

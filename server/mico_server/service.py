@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
+from mico_chat.ask import NOTE
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
+from mico_chat.wire import Progress
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.host import ModelHost
 from mico_server.http.auth import Caller
@@ -147,7 +150,7 @@ class EventStream(StreamingResponse):
     async def started(
         cls,
         events: AsyncGenerator[bytes, None],
-        receive: Receive,
+        receive: Receive | None,
         *,
         send_timeout_s: float,
         error_name: str | None = None,
@@ -155,7 +158,7 @@ class EventStream(StreamingResponse):
     ) -> EventStream:
         """The response, once its first event exists; an error before it gets its own status."""
         try:
-            first = await while_connected(receive, anext(events))
+            first = await (while_connected(receive, anext(events)) if receive else anext(events))
         except BaseException:
             await events.aclose()
             raise
@@ -187,3 +190,44 @@ class EventStream(StreamingResponse):
             logger.info("%s: the client disconnected", scope["path"])
         except TimeoutError:
             logger.info("%s: the client stopped reading; the connection was closed", scope["path"])
+
+
+PROGRESS_AFTER_S, PROGRESS_EVERY_S = 1.0, 0.25
+
+
+async def with_progress(client: Client, work: Awaitable[BaseModel | EventStream]) -> EventStream:
+    """The events of an answer and, where the next one takes long, how far the work for it is."""
+    now, wait_s = asyncio.get_running_loop().time, client.service.settings.body_timeout_s
+    items: asyncio.Queue[bytes | Progress | None] = asyncio.Queue()
+
+    async def run() -> None:
+        NOTE.set(items.put_nowait)
+        try:
+            found = await work
+            if not isinstance(found, EventStream):
+                items.put_nowait(event(found.model_dump_json(), "done"))
+                return
+            async with aclosing(found._events):
+                async for piece in found.body_iterator:
+                    items.put_nowait(cast(bytes, piece))
+        finally:
+            items.put_nowait(None)
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        running, told, due = asyncio.create_task(run()), "", now() + PROGRESS_AFTER_S
+        try:
+            while (item := await items.get()) is not None:
+                if isinstance(item, bytes):
+                    yield item
+                    told, due = "", now() + PROGRESS_AFTER_S
+                elif item.what == told if item.done == item.total > 0 else now() >= due:
+                    yield event(item.model_dump_json(), "progress")
+                    told, due = item.what, now() + PROGRESS_EVERY_S
+            await running  # raises its error
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
+            running.cancel(*(error.args if cancelled else (CLIENT_LEFT,)))
+            await asyncio.wait((running,))
+            raise
+
+    return await EventStream.started(events(), None, send_timeout_s=wait_s, error_name="error")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mico_chat.ask import Ask
+from mico_chat.ask import NOTE, Ask
 from mico_chat.assistant import Assistant, Event, decode_media
 from mico_chat.encode import CacheStats, ContextCache, MediaEncoder
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
@@ -32,6 +32,7 @@ from mico_chat.wire import (
     ExplainedWord,
     Explanation,
     FinishReason,
+    Progress,
     TokenLogprob,
     Usage,
 )
@@ -176,7 +177,8 @@ class FakeAssistant(Assistant):
 
     Each answer counts as 2 tokens, so that ``max_tokens`` of 2 is its limit. The confidence of an
     answer about media is 0.25 if the question has a ``perhaps``, or else 0.75. A question with a
-    ``ponder`` is thought about first.
+    ``ponder`` is thought about first. One with a ``slowly`` waits before its first word as if its
+    prompt were long, and its explanation likewise, until answers may go on.
 
     ``asked`` has the messages of every request, their media decoded. ``started`` is released once
     for each request. With a ``gate`` no request is answered before the gate is set. With
@@ -243,6 +245,7 @@ class FakeAssistant(Assistant):
         decoded = decode_media((await self.shown(ask)).messages, self.decoder)
         self.asked.append(decoded)
         question = decoded[-1].text
+        await self._slowly(question, "prompt")
         if "refuse" in question:
             raise RequestError("refused")
         if "crash" in question:
@@ -280,6 +283,7 @@ class FakeAssistant(Assistant):
 
     async def explain(self, ask: Ask, answer: str | Sequence[int]) -> Explanation:
         self.explained.append((decode_media(ask.messages, self.decoder), answer, ask.tenant))
+        await self._slowly(ask.messages[-1].text, "explain")
         if not any(message.media for message in ask.messages):
             raise RequestError("explain: no medium")
         return EXPLAINED
@@ -295,6 +299,17 @@ class FakeAssistant(Assistant):
             fits=10 + options.max_tokens <= self.engine.max_position,
             media=reports,
         )
+
+    async def _slowly(self, question: str, what: Any) -> None:
+        note = NOTE.get()
+
+        def may_go_on() -> bool:
+            if note is not None:
+                note(Progress(what=what, done=512, total=4100))
+            return self._may_say(0) and (self.halfway is None or self.halfway.is_set())
+
+        if "slowly" in question:
+            await self._wait_until(may_go_on)
 
     def _may_say(self, number: int) -> bool:
         return self.allowed() > number

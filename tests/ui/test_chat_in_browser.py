@@ -49,6 +49,16 @@ def test_every_modality_at_once_and_its_report(chat: ChatPage) -> None:
     chat.page.wait_for_function("document.querySelector('dialog.viewer audio').duration > 2")
 
 
+def test_the_page_shows_what_an_answer_waits_for(chat: ChatPage, server: FakeServer) -> None:
+    server.allow(0)
+    chat.ask("slowly")
+    waiting = chat.turns.nth(0).locator(".waiting")
+    expect(waiting).to_have_text("reading the conversation: 512 of 4,100")
+    server.allow()
+    assert chat.text(1) == "[] slowly"
+    expect(waiting).to_have_count(0)
+
+
 @pytest.mark.base_llm
 def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     first = chat.page.locator(".example").first  # a photograph, and its author is named

@@ -99,6 +99,28 @@ def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) 
     assert [turn["message"] for turn in shown["turns"]] == ["two"]
 
 
+def test_what_an_explanation_waits_for_is_shown(
+    page: Page, halfway: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mico_server.service.PROGRESS_AFTER_S", 0)
+    done = ask(page, "slowly", media=[{"id": attach(page)["id"], "kind": "image"}])[-1]
+    halfway.clear()
+
+    async def explained() -> tuple[str, Any]:
+        asked = called(page, "explain", id=done["conversation_id"], turn=1)
+        explaining = asyncio.create_task(asked)
+        while not (said := await called(page, "explaining")):
+            assert not explaining.done()
+            assert not await called(page, "explaining", YOU)
+            await asyncio.sleep(0.01)
+        halfway.set()
+        return said, await explaining
+
+    said, found = asyncio.run(explained())
+    assert said == "leaving out each part in turn: 512 of 4,100"
+    assert found["media"][0]["effect"] == 2.0
+
+
 def test_thoughts_are_told_from_the_answer_and_not_stored(page: Page) -> None:
     done = ask(page, "ponder")[-1]
     assert (done["thoughts"], done["answer"]) == ("Hm.", "[] ponder")

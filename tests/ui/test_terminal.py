@@ -20,7 +20,7 @@ from rich.filesize import decimal
 
 from mico_chat.checkpoints.marks import Marks
 from mico_chat.media.kinds import KINDS
-from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent
+from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, Progress
 from mico_ui import routes
 from mico_ui.client import ApiError, Client
 from mico_ui.routes import Upload
@@ -324,6 +324,29 @@ def said(talk: Talk) -> list[tuple[str, str]]:
 
 
 PICTURE = Upload("image", b"abc", "cat.png")
+
+
+def test_what_an_answer_waits_for_is_shown_and_erased(
+    talk: Talk, halfway: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mico_server.service.PROGRESS_AFTER_S", 0)
+    halfway.clear()
+
+    def events() -> Iterator[ChatEvent]:
+        with closing(talk.ask("slowly")) as coming:
+            for event in coming:
+                yield event
+                if isinstance(event, Progress):
+                    halfway.set()
+
+    out = io.StringIO()
+    Screen(Console(file=out, width=80, force_terminal=True)).answer(events())  # type: ignore[arg-type]
+    _, shown, after = out.getvalue().rpartition("reading the conversation: 512 of 4,100")
+    assert shown
+    assert "\x1b[2K" in after.partition("slowly")[0]  # the line is erased before the first word
+    plain = io.StringIO()
+    Screen(Console(file=plain, width=80)).answer(talk.ask("slowly"))
+    assert plain.getvalue().startswith("[] slowly\n")
 
 
 def test_media_go_with_the_next_question_alone(talk: Talk, client: Client) -> None:

@@ -15,9 +15,10 @@ from http import HTTPStatus
 from typing import Any, Self, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, ErrorBody, MediaEvent
+from mico_chat import wire
+from mico_chat.wire import ChatEvent
 from mico_ui.routes import Call, Question, chat
 
 DEFAULT_API = "http://127.0.0.1:8000"
@@ -26,8 +27,9 @@ STORED_S = 5.0  # a server has stored a stopped answer, and takes another questi
 
 T = TypeVar("T")
 
-_EVENTS: dict[str, type[ChatEvent]] = {"media": MediaEvent, "delta": DeltaEvent}
-_EVENTS["done"] = ChatResponse
+_TYPES: dict[str, Any] = {"progress": wire.Progress, "media": wire.MediaEvent}
+_TYPES |= {"delta": wire.DeltaEvent, "done": wire.ChatResponse | wire.Explanation}
+_EVENTS = {name: TypeAdapter[ChatEvent](one) for name, one in _TYPES.items()}
 
 
 @dataclass(eq=False)
@@ -61,11 +63,12 @@ async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[ChatEvent]:
             name = "".join(value.removeprefix(" ") for key, value in fields if key == "event")
             text = "\n".join(value.removeprefix(" ") for key, value in fields if key == "data")
             if name == "error":
-                detail = ErrorBody.model_validate_json(text).error
-                raise ApiError(detail.message, code=detail.code)
+                detail = wire.ErrorBody.model_validate_json(text).error
+                status = 400 if detail.type == "invalid_request_error" else None
+                raise ApiError(detail.message, status, detail.code)
             if name in _EVENTS:  # not so: comments, and events of a newer server
                 ended = name == "done"
-                yield _EVENTS[name].model_validate_json(text)
+                yield _EVENTS[name].validate_json(text)
     if not ended:
         raise ApiError("the server broke off in the middle of its answer")
 
@@ -106,13 +109,14 @@ class AsyncClient:
             return call.read(response)
 
     @asynccontextmanager
-    async def stream(self, question: Question) -> AsyncIterator[AsyncIterator[ChatEvent]]:
+    async def stream(self, asked: Question | Call[None]) -> AsyncIterator[AsyncIterator[ChatEvent]]:
         """Ask; the events of the answer come while the block runs.
 
         For STORED_S the question is asked again while the conversation is busy.
         """
+        call = chat(asked) if isinstance(asked, Question) else asked
         until = time.monotonic() + STORED_S
-        while (response := await self._ask(question)).status_code == HTTPStatus.CONFLICT:
+        while (response := await self._ask(call)).status_code == HTTPStatus.CONFLICT:
             if time.monotonic() > until:
                 break
             await response.aclose()
@@ -124,9 +128,9 @@ class AsyncClient:
                     _check(response)
             yield self._events(response)
 
-    async def _ask(self, question: Question) -> httpx.Response:
+    async def _ask(self, call: Call[None]) -> httpx.Response:
         with self._errors_in_words(), ExitStack() as files:
-            request = self._http.build_request(**chat(question).arguments(files))
+            request = self._http.build_request(**call.arguments(files))
             return await self._http.send(request, stream=True)
 
     async def _events(self, response: httpx.Response) -> AsyncIterator[ChatEvent]:
@@ -240,7 +244,7 @@ def _check(response: httpx.Response) -> None:
     retry = response.headers.get("retry-after", "")
     retry_after_s = float(retry) if retry.isdigit() else None
     try:
-        detail = ErrorBody.model_validate_json(response.content).error
+        detail = wire.ErrorBody.model_validate_json(response.content).error
     except ValidationError as error:  # not a server of ours, perhaps a proxy before it
         status = f"{response.status_code} {response.reason_phrase}".strip()
         message = f"the server at {response.url.host} answers {status}"

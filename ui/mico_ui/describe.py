@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from mico_chat.media import Depth, MediaReport
 from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import SpokenText, WrittenText
-from mico_chat.wire import ConversationObject, Estimate, Usage
+from mico_chat.wire import ConversationObject, Estimate, Progress, Usage
 
 # viridis at equal steps, from Matplotlib (CC0): even in lightness, and safe for colour-blind eyes.
 _VIRIDIS = np.array(
@@ -91,6 +91,17 @@ def distances(depth: Depth) -> str:
     if not depth.metric:
         return f"nearest {nearest:.2f}, farthest {farthest:.2f} (relative)"
     return f"nearest {nearest:.2f} m, farthest {farthest:.2f} m"
+
+
+_DOING = {"model": "loading the model", "media": "looking and listening"}
+_DOING |= {"prompt": "reading the conversation", "explain": "leaving out each part in turn"}
+
+
+def progress(told: Progress) -> str:
+    """What an answer waits for: ``reading the conversation: 1,024 of 4,100``."""
+    write = decimal if told.what == "model" else "{:,}".format
+    of = f" of {write(told.total)}" if told.total else ""
+    return f"{_DOING[told.what]}: {write(told.done)}{of}"
 
 
 def count(n: int, thing: str) -> str:

@@ -119,7 +119,7 @@ def read_as(model: type[M]) -> Callable[[httpx.Response], M]:
 def chat(question: Question) -> Call[None]:
     """/v1/chat, answered with events: for :meth:`Client.stream`."""
     form = [*question.form(), ("stream", "true")]
-    return Call("POST", "/v1/chat", lambda response: None, form=form)
+    return Call("POST", "/v1/chat", lambda response: None, {"progress": "true"}, form=form)
 
 
 def estimate(question: Question) -> Call[wire.Estimate]:
@@ -152,10 +152,10 @@ def delete_turns(id_: str, first: int) -> Call[wire.Deleted]:
     return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(wire.Deleted))
 
 
-def explanation(id_: str, turn: int) -> Call[wire.Explanation]:
-    """Which media the answer of a turn rests on."""
+def explanation(id_: str, turn: int) -> Call[None]:
+    """Which media the answer of a turn rests on, as events: for :meth:`Client.stream`."""
     path = f"/v1/conversations/{_quoted(id_)}/turns/{turn}/explanation"
-    return Call("POST", path, read_as(wire.Explanation))
+    return Call("POST", path, lambda response: None, {"progress": "true"})
 
 
 def upload(

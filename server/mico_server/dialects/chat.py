@@ -46,7 +46,7 @@ from mico_server.routes.bodies import (
     stream_response,
     validated,
 )
-from mico_server.service import CLIENT_LEFT, CurrentClient
+from mico_server.service import CLIENT_LEFT, CurrentClient, with_progress
 from mico_server.store.conversations import (
     Conversation,
     NewTurn,
@@ -409,14 +409,15 @@ async def _written(kind: Kind, value: Any, where: str, path: Path) -> MediaFile:
     responses={
         200: stream_response(
             "The answer; with `stream`, events `media`, `delta` (one for each piece of text), then "
-            "`done` with the object that the answer is otherwise, or `error`.",
+            "`done` with the object that the answer is otherwise, or `error`; with `progress`, "
+            "events `progress` whenever no other comes for a second.",
             "ChatEvent",
         ),
         **error_responses(400, 404, 409, 410, 413, 422, 504),
     },
     openapi_extra=chat_body(),
 )
-async def chat(request: Request, client: CurrentClient) -> Any:
+async def chat(request: Request, client: CurrentClient, progress: bool = False) -> Any:
     """Answer a message about any mix of media.
 
     Without `conversation_id` a conversation begins; with it, earlier messages and their media are
@@ -427,4 +428,5 @@ async def chat(request: Request, client: CurrentClient) -> Any:
     The message is stored before it is answered (`finish_reason` unanswered). It is taken back if
     it is refused, or if the client leaves before the first word.
     """
-    return await answer(client, reading(request))
+    answered = answer(client, reading(request))
+    return await (with_progress(client, answered) if progress else answered)

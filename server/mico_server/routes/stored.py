@@ -29,7 +29,7 @@ from mico_server.routes.bodies import (
     saved,
     validated,
 )
-from mico_server.service import CurrentClient
+from mico_server.service import Client, CurrentClient, with_progress
 from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
@@ -121,18 +121,23 @@ async def delete_turns(conversation_id: str, turn: int, client: CurrentClient) -
 
 @router.post(
     "/v1/conversations/{conversation_id}/turns/{turn}/explanation",
+    response_model=wire.Explanation,
     responses=error_responses(400, 404, 410, 504),
 )
 async def explain_turn(
-    conversation_id: str,
-    turn: int,
-    client: CurrentClient,
-) -> wire.Explanation:
+    conversation_id: str, turn: int, client: CurrentClient, progress: bool = False
+) -> Any:
     """Which media of the conversation the answer of a turn rests on.
 
     Each medium, and each of its parts, is left out in turn, and the answer is scored again. The
-    media are those of this turn and all before it, in order.
+    media are those of this turn and all before it, in order. With `progress` it comes as events:
+    `progress`, then `done` with the explanation, or `error`.
     """
+    explained = _explained(conversation_id, turn, client)
+    return await (with_progress(client, explained) if progress else explained)
+
+
+async def _explained(conversation_id: str, turn: int, client: Client) -> wire.Explanation:
     found = await client.service.conversations.load(client.tenant, conversation_id)
     turns = [one for one in found.turns if one.number <= turn]
     if not turns or turns[-1].number != turn or turns[-1].finish_reason == "unanswered":

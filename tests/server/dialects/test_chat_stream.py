@@ -1,18 +1,27 @@
 """/v1/chat as server-sent events: their order, errors, and clients that go away."""
 
+import itertools
 import json
 import socket
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from benchmarks.http_client import address_of, form_request
+from mico_chat.assistant import Assistant
+from mico_chat.media import MediaDecoder
 from mico_chat.messages import Message
+from tests.engine.fake_model import FakeModel
 from tests.server.conftest import Start
+from tests.server.support.echo import decoding_assistant
 from tests.server.support.running import events_of
+from tests.server.support.sent import png
 from tests.support.fakes import FakeAssistant
 from tests.support.waiting import PATIENCE_S, until
 
@@ -142,3 +151,129 @@ def test_a_stream_that_takes_too_long_says_so(start: Start) -> None:
     assert events[-1][1]["error"]["code"] == "request_timeout_error"
     (turn,) = the_only_conversation(client)["turns"]
     assert turn["finish_reason"] == "cancelled"
+
+
+# --- progress ---
+
+LONG = {"message": "word " * 150, "stream": "true", "store": "false", "max_tokens": "8"}
+PNG, OTHER = (png(np.full((24, 40, 3), value, np.uint8)) for value in (99, 0))
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an answer waits for is told, however short it is."""
+    monkeypatch.setattr("mico_server.service.PROGRESS_AFTER_S", 0)
+    monkeypatch.setattr("mico_server.service.PROGRESS_EVERY_S", 0)
+
+
+@pytest.fixture
+def tiny() -> Iterator[Assistant]:
+    with MediaDecoder() as decoder, closing(decoding_assistant(decoder)) as assistant:
+        yield assistant
+
+
+def told(text: str, what: str) -> list[tuple[int, int]]:
+    """What was done of how much; it grows, and ends at the total."""
+    found = [data for name, data in events_of(text) if name == "progress" and data["what"] == what]
+    steps = [(data["done"], data["total"]) for data in found]
+    assert steps == sorted(set(steps))
+    assert not steps or steps[-1][0] == steps[-1][1]
+    return steps
+
+
+def answered(text: str) -> list[str]:
+    said = [data["text"] for name, data in events_of(text) if name == "delta"]
+    return [*said, events_of(text)[-1][1]["answer"]]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_long_prompt_and_media_tell_how_far_they_are(
+    start: Start, tiny: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start(tiny)
+    files = [("image", ("a.png", PNG)), ("image", ("b.png", OTHER))]
+    loud = client.post("/v1/chat?progress=true", data=LONG, files=files).text
+    steps = told(loud, "prompt")
+    assert len(steps) > 2
+    (total,) = {total for _, total in steps}
+    done = events_of(loud)[-1][1]
+    assert total == done["usage"]["prompt_tokens"] > 750
+    assert told(loud, "media")[-1] == (4, 4)  # each is encoded and read
+    names = [name for name, _ in events_of(loud)]
+    assert names.index("media") > names.index("progress")
+    assert answered(loud) == answered(client.post("/v1/chat", data=LONG, files=files).text)
+    # What was computed before takes no steps, and what is short takes one.
+    again = client.post("/v1/chat?progress=true", data=LONG, files=files).text
+    assert told(again, "prompt") == []
+    short = {**LONG, "message": "Hi"}
+    assert told(client.post("/v1/chat?progress=true", data=short).text, "prompt") == []
+    assert (
+        "event: progress" not in client.post("/v1/chat", data={**LONG, "message": "x" * 700}).text
+    )
+
+
+@pytest.mark.usefixtures("at_once")
+def test_two_clients_are_told_each_of_its_own_prompt(start: Start, tiny: Assistant) -> None:
+    client = start(tiny)
+
+    def ask(n: int) -> tuple[str, int]:
+        form = {**LONG, "message": f"{n}" * (350 + 100 * n)}
+        text = client.post("/v1/chat?progress=true", data=form).text
+        return text, events_of(text)[-1][1]["usage"]["prompt_tokens"]
+
+    with ThreadPoolExecutor(4) as pool:
+        for text, total in pool.map(ask, range(4)):
+            assert {of for _, of in told(text, "prompt")} == {total}
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_client_that_leaves_in_the_middle_of_its_prompt(
+    start: Start, tiny: Assistant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, steps, run = threading.Event(), itertools.count(), FakeModel.run
+
+    def held(model: FakeModel, batch: Any) -> Any:
+        assert next(steps) == 0 or gate.wait(PATIENCE_S)
+        return run(model, batch)
+
+    monkeypatch.setattr(FakeModel, "run", held)
+    client = start(tiny, max_requests=1)
+    form = {**LONG, "store": "true"}
+    with client.stream("POST", "/v1/chat?progress=true", data=form) as response:
+        lines = response.iter_lines()
+        read_to(lines, "event: progress")
+        first = json.loads(read_to(lines, "data: ").removeprefix("data: "))
+        assert 0 < first["done"] < first["total"]
+    gate.set()
+    until(lambda: not tiny.engine.stats().running)
+    until(lambda: not client.get("/v1/conversations").json()["data"])
+    assert until(lambda: client.post("/v1/chat", data=form).status_code == 200)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_error_behind_progress_is_an_event_and_one_before_it_has_its_status(
+    start: Start, tiny: Assistant
+) -> None:
+    client = start(tiny)
+    files, form = [("image", ("a.png", PNG))], {**LONG, "message": "x" * 999}
+    events = events_of(client.post("/v1/chat?progress=true", data=form, files=files).text)
+    assert {name for name, _ in events[:-1]} == {"progress"}
+    assert events[-1][1]["error"]["code"] == "context_length_exceeded"
+    wrong = [("image", ("a.png", b"no picture"))]
+    refused = client.post("/v1/chat?progress=true", data=LONG, files=wrong)
+    assert refused.status_code == 422
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_explanation_tells_its_steps(start: Start, tiny: Assistant) -> None:
+    client = start(tiny)
+    form, files = {"message": "What?", "max_tokens": "4"}, [("image", ("a.png", PNG))]
+    asked = client.post("/v1/chat", data=form, files=files).json()
+    path = f"/v1/conversations/{asked['conversation_id']}/turns/1/explanation"
+    text = client.post(f"{path}?progress=true").text
+    steps = told(text, "explain")
+    assert len(steps) > 17
+    assert {name for name, _ in events_of(text)[:-1]} == {"progress"}
+    assert not told(text, "prompt")
+    assert events_of(text)[-1] == ("done", client.post(path).json())

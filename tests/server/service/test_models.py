@@ -1,5 +1,7 @@
 """Several models in one service: loaded when asked for, let go by least use, within a bound."""
 
+import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,6 +166,28 @@ def test_others_answer_while_a_model_is_loaded(tmp_path: Path, pool: ThreadPoolE
         shelf.gates["b"].set()
         assert {said(one.result()) for one in waiting} == {"b: [] Hello"}
     assert shelf.events.count("+b") == 1
+
+
+def test_a_stream_tells_that_its_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mico_server.service.PROGRESS_AFTER_S", 0)
+    sizes = itertools.count(0, 30 * MB)
+    monkeypatch.setattr("mico_server.models._used", lambda: next(sizes))
+    shelf = Shelf(gates={"b": threading.Event()})
+    form = {"message": "Hello", "model": "b", "stream": "true"}
+    with shelf.served(tmp_path, "ab", max_models_bytes=900 * MB) as client:
+        with client.stream("POST", "/v1/chat?progress=true", data=form) as response:
+            lines = response.iter_lines()
+            said = (json.loads(line[6:]) for line in lines if line.startswith("data: "))
+            known = (one for one in said if one["total"])  # its size is not known at once
+            first, second = next(known), next(known)
+            shelf.gates["b"].set()
+            *_, done = said
+        assert (first["what"], first["total"]) == ("model", 100 * MB)
+        assert 0 < first["done"] < second["done"] <= 100 * MB
+        assert done["answer"] == "[] Hello"
+        assert "progress" not in client.post("/v1/chat?progress=true", data=form).text
 
 
 def test_the_one_that_was_used_longest_ago_goes(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError, validate_call
 
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import ConversationList, Estimate, Explanation, ModelInfo
+from mico_chat.wire import ChatEvent, ConversationList, Estimate, ModelInfo, Progress
 from mico_ui import describe, routes
 from mico_ui.browser.cards import Attached, Card, MediaDesk
 from mico_ui.browser.turns import (
@@ -103,6 +103,7 @@ class Page:
         self.keep_file = keep_file
         self._examples = read_examples()
         self._shown_examples: list[Example] = []
+        self._explaining: dict[tuple[str, str], str] = {}
 
     def functions(self) -> list[PageFunction]:
         server = (self.health, self.estimate, self.compare)
@@ -110,11 +111,11 @@ class Page:
         media = (desk.attach, self.forget, desk.preview, desk.estimate_depth, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
-        taught = (self.teach,)
+        others = (self.teach, self.explaining)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
             _page_function(function)
-            for function in (*server, *media, *answers, *stored, *taught, self.export, *examples)
+            for function in (*server, *media, *answers, *stored, *others, self.export, *examples)
         ]
 
     async def health(self, visitor: Visitor) -> dict[str, Any]:
@@ -164,8 +165,19 @@ class Page:
     async def delete_turns(self, visitor: Visitor, id: str, first: int) -> None:
         await visitor.send(self.api, routes.delete_turns(id, first))
 
-    async def explain(self, visitor: Visitor, id: str, turn: int) -> Explanation:
-        return await visitor.send(self.api, routes.explanation(id, turn))
+    async def explain(self, visitor: Visitor, id: str, turn: int) -> ChatEvent:
+        asked = routes.explanation(id, turn)
+        self._explaining.pop(visitor.owner, None)
+        async with visitor.client(self.api) as client, client.stream(asked) as events:
+            async for event in events:
+                if not isinstance(event, Progress):
+                    break
+                self._explaining[visitor.owner] = describe.progress(event)
+        return event
+
+    async def explaining(self, visitor: Visitor) -> str:
+        """What the explanation of an answer waits for."""
+        return self._explaining.get(visitor.owner, "")
 
     async def teach(
         self,

@@ -22,8 +22,9 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from mico_chat import wire
 from mico_chat.wire import ChatResponse, ConversationObject, DeltaEvent, TurnObject, Usage
-from mico_ui import routes
+from mico_ui import describe, routes
 from mico_ui.browser.cards import Card, MediaDesk
 from mico_ui.browser.visitor import Frozen, Visitor
 from mico_ui.client import STORED_S, ApiError, AsyncClient
@@ -90,9 +91,9 @@ class Problem(Frozen):
 class TurnView(Frozen):
     """A question and its answer. ``turn`` counts from 1, and is None where nothing was stored.
 
-    ``version`` counts the views of an answer that grows. ``media`` has the question's cards;
-    ``media_total`` counts the media of the whole conversation. ``thoughts`` and
-    ``tokens_per_second`` are known if this page's process has seen the answer grow.
+    ``version`` counts the views of an answer that grows, ``progress`` says what it waits for.
+    ``media`` has the question's cards; ``media_total`` counts the media of the whole conversation.
+    ``thoughts`` and ``tokens_per_second`` are known if this process has seen the answer grow.
     """
 
     ask: str = ""
@@ -101,6 +102,7 @@ class TurnView(Frozen):
     conversation_id: str | None = None
     turn: int | None = None
     message: str = ""
+    progress: str = ""
     media: tuple[Card, ...] = ()
     media_total: int | None = None
     answer: str = ""
@@ -293,6 +295,10 @@ class Answers:
             await _make_room(client, question)
             async with client.stream(question.for_server(visitor)) as events:
                 async for event in events:
+                    if isinstance(event, wire.Progress):
+                        answer.show(progress=describe.progress(event))
+                        continue
+                    assert not isinstance(event, wire.Explanation)
                     if isinstance(event, DeltaEvent):
                         began = began if text else time.monotonic()
                         text += event.text

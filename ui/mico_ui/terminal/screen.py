@@ -9,8 +9,7 @@ import termios
 import time
 import unicodedata
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from itertools import chain, islice
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from typing import IO
 
 import numpy as np
@@ -20,6 +19,7 @@ from rich.cells import cell_len
 from rich.color import Color
 from rich.console import Console
 from rich.segment import Segment, Segments
+from rich.status import Status
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -133,7 +133,7 @@ class Screen:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self.console.print(table)
 
-    def waiting(self, reason: str) -> AbstractContextManager[object]:
+    def waiting(self, reason: str) -> Status | AbstractContextManager[None]:
         if not self.console.is_terminal:
             return nullcontext()
         return self.console.status(Text(reason, style="dim"), spinner="dots")
@@ -144,11 +144,15 @@ class Screen:
         text = WordWrap(self.console.file, self.console.width)
         whole: wire.ChatResponse | None = None
         thinks = False
-        with closing(events):
+        with closing(events), ExitStack() as before:
+            status = before.enter_context(self.waiting("answering"))
             try:
-                with self.waiting("answering"):
-                    first = list(islice(events, 1))
-                for event in chain(first, events):
+                for event in events:
+                    if isinstance(event, wire.Progress):
+                        if status is not None:
+                            status.update(Text(describe.progress(event), style="dim"))
+                        continue
+                    before.close()
                     if isinstance(event, wire.DeltaEvent):
                         if event.reasoning_content and not thinks:
                             thinks = True

@@ -286,7 +286,7 @@
     if (view.state === "waiting") {
       const { id, status } = mico.model() || {};
       const does = view.media_total ? "answering" : view.media.length ? "looking and listening" : "thinking";
-      const what = status && status !== "loaded" && !view.media_total ? `loading ${id}` : does;
+      const what = view.progress || (status && status !== "loaded" && !view.media_total ? `loading ${id}` : does);
       turn.after.replaceChildren(el("span", { class: "waiting" }, what, el("span", { class: "dots", "aria-hidden": "true" })));
       return;
     }

@@ -8,8 +8,11 @@
 
   // Ask the server, and show what it found below the answer. `cards`: all media up to this turn.
   mico.why = async function (place, turn, cards) {
-    place.replaceChildren(el("p", { class: "note", role: "status" }, "Leaving out each medium, and each of its parts, in turn ..."));
+    const note = el("p", { class: "note", role: "status" }, "Leaving out each medium, and each of its parts, in turn ...");
+    place.replaceChildren(note);
     place.hidden = false;
+    const look = async () => (note.textContent = (await mico.call("explaining")) || note.textContent);
+    const looking = setInterval(() => look().catch(() => clearInterval(looking)), 500);
     try {
       const found = await mico.call("explain", { id: mico.chat.id, turn });
       place.replaceChildren(...drawn(found, cards));
@@ -18,6 +21,7 @@
       mico.tell(problem, error);
       place.replaceChildren(problem);
     }
+    clearInterval(looking);
   };
 
   function drawn(found, cards) {
