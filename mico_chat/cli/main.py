@@ -62,6 +62,7 @@ with late():
     from mico_chat.cli import doctor as examination
     from mico_server import app as service
     from mico_server import settings as server
+    from mico_training.data.language import english
     from mico_ui import local_server
     from mico_ui.browser import serve as page
     from mico_ui.terminal import start
@@ -244,6 +245,9 @@ def teach(
     forget: str | None = typer.Option(None, metavar="NAME", help="Forget one."),
     export: Path | None = typer.Option(None, help="Write all of them to a JSON file."),
     import_: Path | None = typer.Option(None, "--import", help="Read such a file."),
+    corrections: Path | None = typer.Option(
+        None, metavar="DIR", help="Write the answers that names corrected, with their media."
+    ),
     api: str | None = typer.Option(
         None, envvar=API, help="Address of a running server. Default: start one for this."
     ),
@@ -256,6 +260,7 @@ def teach(
     check_extra("terminal", "mico-chat teach", teaching)
     asked: dict[str, Any] = {"rename": rename, "forget": forget, "export": export}
     asked |= {"name": name, "files": files or (), "import_": import_, "listed": listed}
+    asked["corrections"] = corrections and (corrections, english.answer_of)
     for line in teaching.run(api, key, **asked):
         print(line)
 
@@ -332,7 +337,7 @@ for _stage, _help in (
     ("train-stage3", "Tune bridge and LoRA on conversations."),
 ):
     app.command(_stage, help=_help)(models.train_chat)
-for _other in (models.finetune, models.predict, models.world):
+for _other in (models.finetune, models.tune, models.predict, models.world):
     app.command()(_other)
 app.command(context_settings=ALL_ARGUMENTS, add_help_option=False)(models.evaluate)
 

@@ -36,10 +36,13 @@ with late():
     from mico_chat.cli import evaluate as evaluating
     from mico_chat.engine import llamacpp_export as exporting
     from mico_chat.reading import speech
+    from mico_research import tune as tuning
     from mico_research.finetune import fit
     from mico_research.finetune import report as finetuned
     from mico_research.modalities import model as modality
     from mico_training import estimate, stages
+    from mico_training.data.language import english
+    from mico_ui.terminal import teach as teaching
     from mico_world import build
 
 export = group("Write a model for another program.")
@@ -285,6 +288,34 @@ def finetune(config: Config, overrides: Overrides = None) -> None:
     report = fit.main(config, overrides or [])
     if os.environ.get("RANK", "0") == "0":
         print(finetuned.markdown(report), end="")
+
+
+def tune(
+    data: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Questions and answers. Default: the answers that were corrected here."
+        ),
+    ] = None,
+    model: Model = None,
+    output: Path = typer.Option("my-mini", metavar="DIR", help="The folder to write."),
+    keep: bool = typer.Option(False, "--keep", help="Keep the folder of the run, DIR.tune."),
+) -> None:
+    """Tune a model on your corrections in minutes; it is written only if it is better.
+
+    mico-chat tune corrections.jsonl --model mini --output my-mini
+    """
+    check_extra("train", "mico-chat tune", tuning)
+    log_to_stderr()
+    folders.check_new(output)
+    if not data:
+        check_extra("terminal", "mico-chat tune", teaching)
+        folder = Path(f"{output}.tune/corrections")
+        said = teaching.run(None, None, corrections=(folder, english.answer_of))
+        print("\n".join(said), file=sys.stderr)
+        data = [folder / teaching.CORRECTIONS]
+    found = tuning.tune(data, model or Settings().model, output, keep=keep)
+    print(*found, f"{output}: mico-chat ask --model {output}", sep="\n")
 
 
 def predict(

@@ -16,6 +16,8 @@ from mico_chat.media.taught import TaughtName
 from mico_chat.model.config import MicoChatConfig
 from mico_server.store.keys import History
 from mico_server.store.taught import MOST_KEPT, MOST_NAMES, TaughtStore
+from mico_training.data.mixture import open_source
+from mico_training.recipe import DataRecipe
 from tests.server.conftest import BOTH, Start
 from tests.server.support.echo import decoding_assistant
 from tests.server.support.running import new_key
@@ -210,6 +212,53 @@ def test_the_commands_of_the_terminal(
     assert "No such file" in mico("Z", str(tmp_path / "none.png"), code=2)
     (tmp_path / "names.json").write_text("{")
     assert "names.json" in mico("--import", str(tmp_path / "names.json"), code=2)
+
+
+def test_corrections_are_written_as_lines_with_their_media(
+    tiny: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(*media: bytes, kind: str = "image", id_: str | None = None) -> str:
+        files = [(kind, (f"{n}.bin", data)) for n, data in enumerate(media)]
+        data = {"message": "?"} | ({"conversation_id": id_} if id_ else {})
+        answer = tiny.post("/v1/chat", data=data, files=files)
+        return str(answer.json()["conversation_id"])
+
+    def written() -> tuple[list[Any], str]:
+        command("teach", "--corrections", str(folder), "--api", str(tiny.base_url))
+        rows = (folder / "corrections.jsonl").read_text().splitlines()
+        return [json.loads(row) for row in rows], capsys.readouterr().out
+
+    folder, seen, gone = tmp_path / "corrected", asked(PICTURE), asked(PICTURE)
+    asked(id_=seen)  # a turn without a picture of its own, about the one before
+    assert written()[0] == []
+    teach(tiny, "d", PICTURE, conversation_id=seen, turn=1)
+    teach(tiny, "Z", PICTURE, conversation_id=seen, turn=2)
+    teach(tiny, "Q", wav(), kind="audio", conversation_id=asked(wav(), kind="audio"), turn=1)
+    teach(tiny, "G", PICTURE, conversation_id=gone, turn=1)
+    teach(tiny, "T", PICTURE, conversation_id=asked(PICTURE, PICTURE), turn=1)
+    teach(tiny, "N", PICTURE, conversation_id=asked(wav(), kind="audio"), turn=1)
+    tiny.delete(f"/v1/conversations/{gone}")
+    rows, said = written()
+    media = [row.pop("audio" if "audio" in row else "image") for row in rows]
+    assert rows == [
+        {"question": "What is this?", "answer": "A d."},
+        {"question": "What is this?", "answer": "Z."},
+        {"question": "What do you hear?", "answer": "Q."},
+    ]
+    assert [(folder / name).read_bytes() for name in media] == [PICTURE, PICTURE, wav()]
+    assert f"G: left out, because of {gone}: " in said
+    assert "T: left out" in said
+    assert "turn 1 of 1, 2 media of the kind image" in said
+    assert "turn 1 of 1, 0 media of the kind image" in said
+    assert "corrections.jsonl: 3 corrections" in said
+    tiny.delete(f"/v1/conversations/{seen}/turns/2")
+    assert "Z: left out, because of " in (said := written()[1])
+    assert "turn 2 of 1, 1 media" in said
+    # What training reads takes them as they are.
+    source = open_source(DataRecipe(path=str(folder / "corrections.jsonl")), "conversation")
+    assert [source[n].turns[0].answer for n in range(len(source))] == ["A d.", "Q."]
+    command("teach", "Z", "--corrections", str(folder), "--api", str(tiny.base_url), code=2)
+    assert "one option" in capsys.readouterr().err
 
 
 @pytest.mark.anyio

@@ -95,6 +95,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
+def answer_of(name: str) -> str:
+    """What something is, as an answer: "A pear."; a name with a capital is one's own: "Bella."."""
+    return sentence(name if name[:1].isupper() else article(name))
+
+
 def listed(phrases: Sequence[str]) -> str:
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
 
