@@ -85,8 +85,10 @@ def test_a_better_model_is_written_and_a_worse_one_is_not(
     # The folder answers as others do, and names that were taught before mean what they meant.
     command("ask", ASKED, "--image", str(tmp_path / "3.png"), "--model", str(mine))
     assert capsys.readouterr().out.startswith("A")
-    spaces = [load_encoder(str(one)).concepts for one in (tiny_chat, mine)]
-    assert spaces[0].space == spaces[1].space
+    before, after = (load_encoder(one)[0].concepts for one in (tiny_chat, mine))
+    assert before is not None
+    assert after is not None
+    assert before.space == after.space
     tune(lines("a.jsonl", "A."), tiny_chat, mine, code=2)
     assert "it is there already" in capsys.readouterr().err
 
