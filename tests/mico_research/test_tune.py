@@ -15,6 +15,7 @@ from mico_chat.evaluation.task import Item
 from mico_chat.media import MediaFile
 from mico_research import tune as tuning
 from mico_research.tune import split
+from mico_training import stages
 from tests.support.tiny import command
 
 ASKED = "What is this?"
@@ -56,13 +57,13 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("TIMES", 20),
     ):
         monkeypatch.setattr(tuning, name, value)
-    train = tuning.stages.train_stage3
+    train = stages.train_stage3
 
     def whole(file: Path, values: Sequence[str]) -> None:
         rest = [one for one in values if not one.startswith("stage3")]
         train(file, [*rest, "stage3={full: true}", "train.lr=0.01", "train.bf16=false"])
 
-    monkeypatch.setattr(tuning.stages, "train_stage3", whole)
+    monkeypatch.setattr(stages, "train_stage3", whole)
 
 
 def tune(file: Path, model: Path, output: Path, *more: str, code: int = 0) -> None:
@@ -110,17 +111,17 @@ def test_a_better_model_is_written_and_a_worse_one_is_not(
 def test_an_interrupted_command_goes_on(
     lines: Callable[..., Path], tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, mine, train = lines("a.jsonl", "A."), tmp_path / "mine", tuning.stages.train_stage3
+    file, mine, train = lines("a.jsonl", "A."), tmp_path / "mine", stages.train_stage3
 
     def stopped(*given: Any) -> None:
         raise TrainingError("stopped", 130)
 
-    monkeypatch.setattr(tuning.stages, "train_stage3", stopped)
+    monkeypatch.setattr(stages, "train_stage3", stopped)
     with pytest.raises(TrainingError, match="stopped"):
         tuning.tune([file], str(tiny_chat), mine)
     before = tmp_path / "mine.tune" / "before" / "held out" / "predictions.jsonl"
     was = before.read_bytes()
-    monkeypatch.setattr(tuning.stages, "train_stage3", train)
+    monkeypatch.setattr(stages, "train_stage3", train)
     tuning.tune([file], str(tiny_chat), mine, keep=True)
     assert before.read_bytes() == was, "what was measured is not measured again"
     assert (mine / "config.json").is_file()
