@@ -30,7 +30,7 @@ from mico_training.recipe import ModelRecipe, Stage3Run, load_recipe
 from mico_world import build
 
 LEAST, LEAST_HELD = 12, 3  # the lines are about so many media, and so many are held out
-TIMES, SHARE = 10, 0.6  # a line is drawn about so often; so large a share of all draws are lines
+TIMES, SHARE = 20, 0.6  # a line is drawn about so often; so large a share of all draws are lines
 DRAWN, WORSE = 60, 0.02  # questions about shapes; the share of the guard's that may get worse
 TEXT = Path(run.__file__).with_name("text.jsonl")
 KINDS = ("single", "colour", "count", "pair")
