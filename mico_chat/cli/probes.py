@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mico_chat import system
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ModelError
@@ -53,14 +54,14 @@ def run_probe(
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     pipes |= {"stdin": subprocess.DEVNULL, "encoding": "utf-8", "errors": "replace"}
     environment = os.environ | _QUIET | {"PYTHONPATH": path}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, env=environment, **system.APART, **pipes) as process:
         try:
             answer, complaints = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             return {"error": f"no answer within {seconds:.0f} s"}
         finally:
             if process.poll() is None:  # out of time, or the user interrupts
-                os.killpg(process.pid, signal.SIGKILL)
+                system.kill(process)
     if process.returncode < 0:
         return {"error": f"killed by {signal.Signals(-process.returncode).name}"}
     if process.returncode:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
 
+from mico_chat import system
+
 _NO_LIMIT = 1 << 60  # bytes; version 1 of control groups writes a huge number for no limit
 
 
@@ -90,12 +92,7 @@ def memory(groups: ControlGroups | None = None) -> tuple[int, int]:
 
 
 def seen_cores() -> int:
-    return len(_affinity() or ()) or os.cpu_count() or 1
-
-
-def _affinity() -> set[int] | None:
-    """The cores on which the process may run; None on a Mac, which does not report them."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    return len(system.cores() or ()) or os.cpu_count() or 1
 
 
 def usable_cores(groups: ControlGroups | None = None) -> int:
@@ -111,7 +108,7 @@ def processor() -> tuple[str, frozenset[str]]:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         return result.stdout.strip() or platform.machine(), frozenset({"asimd"})
     info: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _lines(Path("/proc/cpuinfo")):
         key, _, value = line.partition(":")
         info.setdefault(key.strip().lower(), value.strip())
     flags = info.get("flags") or info.get("features") or ""
@@ -203,10 +200,10 @@ def _used_by_others() -> tuple[int, float]:
     import psutil
 
     cores = psutil.cpu_times(percpu=True)
-    own = _affinity() or ()
+    own = system.cores() or ()
     cores = [cores[number] for number in own if number < len(cores)] or cores
     left_out = ["idle", "iowait", "guest", "guest_nice"]  # user time includes guest time
-    if os.getpriority(os.PRIO_PROCESS, 0) <= 0:  # else "nice" includes this process's time
+    if not system.is_nice():  # else "nice" includes this process's time
         left_out.append("nice")
     used = sum(sum(core) - sum(getattr(core, name, 0.0) for name in left_out) for core in cores)
     return len(cores), used - time.process_time()
@@ -227,7 +224,7 @@ def _own_running() -> int:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError, PermissionError, ProcessLookupError):
         return []  # not on this system or kernel
 
@@ -338,7 +335,7 @@ class Alarm:
     @property
     def callback(self) -> tuple[int, int]:
         """Addresses of a C function, ``bool (*)(void *)``, and of its argument."""
-        function = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value or 0
+        function = ctypes.cast(system.LIBC.strlen, ctypes.c_void_p).value or 0
         return function, ctypes.addressof(self._text)
 
     @contextmanager

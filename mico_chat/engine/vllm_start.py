@@ -5,18 +5,16 @@ loads the plugin :func:`end_with_parent` (``vllm.general_plugins`` in pyproject.
 nothing in programs other than mico-chat.
 """
 
-import ctypes
 import dataclasses
 import os
 import secrets
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mico_chat import system
 from mico_chat.engine.base import check_names
 from mico_chat.errors import ConfigError
 
@@ -55,8 +53,6 @@ SPARE_GPU_SHARE = 0.05
 PARENT = "MICO_VLLM_PARENT"
 """This environment variable holds the id of the process that started vLLM."""
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
-
 
 def set_environment() -> None:
     """Set the environment that vLLM reads when it is imported, unless the user has set it.
@@ -72,8 +68,8 @@ def set_environment() -> None:
 
 def end_with_parent() -> None:
     """In a process of vLLM: ask Linux to kill it when the process that started vLLM ends."""
-    if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(PARENT) == str(os.getppid()):
+        system.end_with_parent()
 
 
 def engine_arguments(

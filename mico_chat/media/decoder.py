@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Protocol, Self
 
+from mico_chat import system
 from mico_chat.errors import MediaError, MicoError
 from mico_chat.media.file import MediaFile, MediaLimits
 from mico_chat.media.medium import Medium
@@ -29,9 +30,6 @@ _START_S = 60.0  # seconds in which a worker must start, on a slow disk and a bu
 _GRACE_S = 1.0
 """Seconds after the time limit before a worker is killed. A worker that stops decoding in this time
 stays in use."""
-
-_HANDS_FILES = sys.platform != "win32"
-"""Whether an open file can be handed to a worker. Otherwise it gets the file's bytes."""
 
 # Not multiprocessing: it would import the caller's main module, and with it torch. It also breaks
 # scripts without an `if __name__ == "__main__"` guard.
@@ -147,7 +145,7 @@ class _Worker:
         with self._lock:
             if self._closed:
                 raise MicoError(_CLOSED)
-            self._files, theirs = socket.socketpair() if _HANDS_FILES else (None, None)
+            self._files, theirs = socket.socketpair() if system.HANDS_FILES else (None, None)
             handed = () if theirs is None else (theirs.fileno(),)
             with theirs or nullcontext():
                 process = subprocess.Popen(
@@ -157,7 +155,7 @@ class _Worker:
                     stderr=subprocess.PIPE,
                     env=environment,
                     pass_fds=handed,
-                    start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
+                    **system.APART,  # Ctrl-C in a terminal is the parent's to handle
                 )
             self._process = process
         with _deadline(process, _START_S):
@@ -169,7 +167,7 @@ class _Worker:
             except (EOFError, OSError, ValueError) as error:
                 if self._closed:
                     raise MicoError(_CLOSED) from error
-                _kill(process)
+                system.kill(process)
                 said = process.stderr.read().decode(errors="replace") if process.stderr else ""
                 self.stop()
                 last = said.strip().splitlines()[-1:] or ["it said nothing"]
@@ -190,21 +188,11 @@ class _Worker:
             files.close()
         if process is None:
             return
-        _kill(process)
+        system.kill(process)
         process.wait()
         for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
             with suppress(BrokenPipeError):  # an unsent request
                 pipe.close()
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a worker with all that it has started: its session is a group of processes."""
-    if sys.platform == "win32":
-        process.kill()
-        return
-    # All have ended; on macOS they may not have been reaped.
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 @cache
@@ -219,7 +207,7 @@ def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[thre
 
     def kill() -> None:
         passed.set()
-        _kill(process)
+        system.kill(process)
 
     timer = threading.Timer(seconds, kill)
     timer.daemon = True

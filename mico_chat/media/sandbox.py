@@ -13,6 +13,8 @@ import os
 import struct
 import sys
 
+from mico_chat import system
+
 # Name, number on x86_64, number on aarch64. Nothing here names another file or process.
 _ALLOWED = """
 read 0 63, write 1 64, close 3 57, fstat 5 80, poll 7 -, lseek 8 62, mmap 9 222, mprotect 10 226,
@@ -48,12 +50,10 @@ _SET_FILTER, _ALL_THREADS = 1, 1
 
 def isolate() -> str | None:
     """Isolate this process for the rest of its life. If that cannot be, the reason."""
+    limited = "its time and what it writes" if system.limit("RLIMIT_FSIZE", 0) else "its time"
     if sys.platform != "linux":
-        return f"{sys.platform} lacks seccomp"
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
+        return f"{sys.platform} lacks seccomp: {limited} is limited, not memory, files and sockets"
+    libc = system.LIBC
     libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_char_p]
     refused = libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0) or libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -7,7 +7,6 @@ the server reads only reports and arrays of numbers. A frame is a length, 8 byte
 as many bytes. A file comes open, through a socket: the worker cannot open it.
 """
 
-import ctypes
 import dataclasses
 import faulthandler
 import gc
@@ -15,7 +14,6 @@ import json
 import logging
 import mmap
 import os
-import signal
 import socket
 import struct
 import sys
@@ -30,6 +28,7 @@ from typing import IO, Any, BinaryIO, cast, get_args
 
 import numpy as np
 
+from mico_chat import system
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media.file import MediaFile, MediaLimits, OpenFile, Remote, TarMember
 from mico_chat.media.kinds import KINDS, TABLE
@@ -113,8 +112,6 @@ class _Memory:
     def __init__(self) -> None:
         pages = Path("/proc/self/statm")  # Linux's
         self._pages = pages.open("rb", buffering=0) if pages.exists() else None
-        # The function is looked up now as well. Only glibc has it.
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if self._pages else None
         self._usual = self._resident() + _KEPT_BYTES
 
     def stays_large(self, n_bytes: int) -> bool:
@@ -122,8 +119,7 @@ class _Memory:
         if self._resident() <= self._usual + n_bytes:
             return False
         gc.collect()
-        if self._trim is not None:
-            self._trim(0)
+        system.give_back_memory()
         return self._resident() > self._usual + n_bytes
 
     def _resident(self) -> int:
@@ -191,11 +187,8 @@ def _answer(file: MediaFile, limits: MediaLimits) -> Medium | dict[str, Any]:
 
 def _limit_memory(memory_mb: int) -> None:
     if sys.platform == "linux":  # macOS has RLIMIT_AS and ignores it
-        import resource
-
-        n_bytes = memory_mb * 1024 * 1024
-        resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        system.limit("RLIMIT_AS", memory_mb * 1024 * 1024)
+        system.limit("RLIMIT_CORE", 0)
 
 
 @contextmanager
@@ -210,14 +203,10 @@ def _time_limit(limits: MediaLimits, name: str) -> Iterator[None]:
         raise limits.out_of_time(name)
 
     faulthandler.dump_traceback_later(limits.timeout_s + _END_GRACE_S, exit=True)
-    if sys.platform != "win32":
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, limits.timeout_s)
     try:
-        yield
+        with system.alarm(limits.timeout_s, stop):
+            yield
     finally:
-        if sys.platform != "win32":
-            signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
 
 

@@ -22,13 +22,13 @@ from pydantic import BaseModel, ValidationError
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.fair import FairQueue
 from mico_chat.options import request_error
+from mico_chat.system import sync
 from mico_server.errors import BusyError, NotReadyError, UnavailableError
 from mico_server.http.errors import error_body, mico_error_body
 from mico_server.http.json_body import MAX_FIELDS, number_of_values, read_json
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.batches import BatchRecord, BatchStatus, BatchStore
-from mico_server.store.blobs import sync
 from mico_server.store.tables import cleaned
 
 logger = logging.getLogger(__name__)

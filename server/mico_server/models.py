@@ -12,7 +12,6 @@ and no request waits for ever behind requests for other models.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import math
@@ -30,6 +29,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.engine.base import EngineStats
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.fair import Shares
+from mico_chat.system import give_back_memory
 from mico_chat.wire import Progress
 from mico_server.errors import (
     BusyError,
@@ -370,7 +370,4 @@ def _free(held: list[Assistant]) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl lacks it
-        if trim is not None:
-            trim(0)
+    give_back_memory()

@@ -89,6 +89,21 @@ def test_the_last_stage_builds_nothing_and_runs_without_root(docker: Path) -> No
     assert any(f"useradd --uid {user.partition(':')[0]}" in run for run in runs)
 
 
+def test_a_change_of_code_alone_installs_no_package_again(docker: Path) -> None:
+    """Its layers come behind those of all packages, and the stages of these copy none of it."""
+    stages = {stage[0][1].split()[-1]: stage for stage in instructions(docker / "Dockerfile")[1:]}
+    *_, last = stages.values()
+    for name in ("requirements", "dependencies"):
+        copied = {part for words in named(stages[name], "COPY") for part in words.split()[:-1]}
+        assert not copied & {"mico_chat", "server", "training", "ui", "README.md", "."}, name
+    kinds = ["dependencies" in words for kind, words in last if kind == "COPY"]
+    assert kinds[0]
+    installs = [
+        at for at, (kind, words) in enumerate(last) if kind == "RUN" and "/package" in words
+    ]
+    assert installs[0] > max(at for at, (kind, _) in enumerate(last) if kind == "COPY")
+
+
 def test_the_process_gets_signals_itself_and_its_health_is_asked(docker: Path) -> None:
     last = instructions(docker / "Dockerfile")[-1]
     assert json.loads(named(last, "ENTRYPOINT")[0]) == ["mico-chat"]

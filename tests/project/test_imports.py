@@ -23,7 +23,7 @@ PACKAGES = {
 }
 
 LAYERS = (
-    ("errors", "late", "settings"),
+    ("errors", "late", "settings", "system"),
     ("fair", "fields", "media", "prompt_parts"),
     ("options",),
     ("ask", "calls", "messages", "thoughts", "tools", "wire"),
@@ -53,6 +53,7 @@ ALLOWED = {
         "mico_chat.late",
         "mico_chat.media",
         "mico_chat.options",
+        "mico_chat.system",
         "mico_chat.wire",
         "mico_chat.__version__",
     ),

@@ -5,7 +5,6 @@ run that was killed goes on from its last checkpoint; the checkpoints go when th
 lock keeps a second process from the same run, and ends with the process that holds it.
 """
 
-import fcntl
 import json
 import math
 import shutil
@@ -22,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mico_chat.errors import ConfigError
+from mico_chat.system import lock
 from mico_training.recipe import changes
 
 RESULT = "result.json"
@@ -52,7 +52,7 @@ def run_once(
     first = is_first()
     with (folder / "lock").open("w") as file:
         if first:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)
         (result,) = gathered([result_of(folder, settings)] if first else [])
         if result is None:
             (result,) = gathered([{**settings, **work()}][:first])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
+from mico_chat import system
 from mico_chat.errors import ConfigError
 from mico_ui.client import ApiError
 
@@ -56,7 +57,7 @@ def _new_secret() -> str:
 def _start(arguments: Sequence[str], secret: str, **streams: Any) -> subprocess.Popen[str]:
     """``mico-chat serve`` in its own session, so that Ctrl-C reaches only the parent process."""
     command = [sys.executable, "-c", _MAIN, "serve", *arguments]
-    how: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+    how: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, **system.APART}
     process = subprocess.Popen(command, **how, **streams)
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has died already, which its watcher reports
@@ -162,7 +163,7 @@ def server_beside(arguments: Sequence[str], announce: Callable[[str], None]) -> 
     start = partial(_start, arguments, secret)
     # A program in a script's background ignores interrupts, and would miss the server's end.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    kept = KeptRunning(start(), start, announce, partial(os.kill, os.getpid(), signal.SIGINT))
+    kept = KeptRunning(start(), start, announce, system.interrupt)
     try:
         kept.watch()  # from now on an interrupt may come
         yield secret

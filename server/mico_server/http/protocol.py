@@ -7,7 +7,6 @@ parser sees them, and a connection that is not being answered has a deadline.
 import asyncio
 import ipaddress
 import logging
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from mico_chat import system
 from mico_server.http.errors import error_response
 from mico_server.settings import ServerSettings
 
@@ -209,15 +209,8 @@ def _neighbourhood(host: str) -> str:
 
 def allow_open_files(n_connections: int) -> None:
     """Let this process open the files that so many connections need, as far as it may."""
-    if sys.platform == "win32":  # has no such limit
-        return
-    import resource
-
     needed = n_connections + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    allowed = system.allow_open_files(needed)
     if allowed < needed:
         logger.warning(
             "%d connections need %d open files, but this process may open %d: raise its hard "

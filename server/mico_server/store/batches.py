@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import delete, insert, select, update
 
 from mico_chat.fair import owner_of
+from mico_chat.system import sync
 from mico_server.errors import ConflictError, GoneError
-from mico_server.store.blobs import sync
 from mico_server.store.database import Database, Rows, uninterrupted
 from mico_server.store.quota import Quota
 from mico_server.store.tables import batches, belongs, check_text, files, new_id, now

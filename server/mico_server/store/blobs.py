@@ -17,6 +17,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
 
+from mico_chat.system import sync
+
 _BLOB = re.compile("([0-9a-f]{16}/)[0-9a-f]{2}/([0-9a-f]{64})")
 
 
@@ -29,14 +31,6 @@ def blob_id(tenant: str, sha256: str) -> str:
 def blob_path(folder: Path, blob: str) -> Path:
     owner, sha256 = blob.split("/")
     return folder / owner / sha256[:2] / sha256
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def finish(path: Path) -> tuple[str, int]:

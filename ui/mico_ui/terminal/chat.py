@@ -15,11 +15,12 @@ from rich.cells import cell_len
 from mico_chat.errors import MicoError
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import TABLE, Kind
+from mico_chat.system import unechoed
 from mico_chat.wire import ConversationSummary, ModelInfo
 from mico_ui import describe, routes
 from mico_ui.client import ApiError
 from mico_ui.routes import Upload
-from mico_ui.terminal.screen import Screen, preview, unechoed
+from mico_ui.terminal.screen import Screen, preview
 from mico_ui.terminal.talk import SETTINGS, Talk, dropped, named, paths_of
 
 KEYS = (

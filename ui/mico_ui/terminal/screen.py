@@ -4,12 +4,10 @@ Media are shown as coloured blocks: two pixels in each character cell.
 Legend: H height, W width in pixels, n samples.
 """
 
-import sys
-import termios
 import time
 import unicodedata
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import IO
 
 import numpy as np
@@ -49,22 +47,6 @@ def printable(text: str) -> str:
         for c in text.expandtabs(4)
         if c == "\n" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI)
     )
-
-
-@contextmanager
-def unechoed() -> Iterator[None]:
-    """Keys pressed while the block runs are not shown, and wait for the next prompt."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    quiet = termios.tcgetattr(sys.stdin)
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # the latter would take a Ctrl-D for itself
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 class WordWrap:

@@ -1,7 +1,6 @@
 """``mico-chat chat``: with a person at a terminal, or one question in a pipe."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from mico_chat.late import late
 from mico_chat.media.kinds import Kind
+from mico_chat.system import PIPE_ENDED
 from mico_chat.wire import DeltaEvent, ModelInfo
 from mico_ui import routes
 from mico_ui.client import ApiError, Client
@@ -82,7 +82,7 @@ def main(command: ChatCommand) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return PIPE_ENDED
 
 
 def _question(command: ChatCommand) -> str:

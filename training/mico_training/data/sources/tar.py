@@ -160,12 +160,13 @@ def members_of(shard: Location, start: int, size: int) -> tuple[str, Members]:
     if isinstance(shard, str):
         whole = read_part(shard, start, size)
         return _members(shard, start, size, whole, lambda at, n: whole[at : at + n])
-    file = os.open(shard, os.O_RDONLY)
-    try:
-        head = os.pread(file, min(size, HEAD), start)
-        return _members(shard, start, size, head, lambda at, n: os.pread(file, n, start + at))
-    finally:
-        os.close(file)
+    with open(shard, "rb", buffering=0) as file:
+
+        def read(at: int, n: int) -> bytes:
+            file.seek(start + at)
+            return file.read(n)
+
+        return _members(shard, start, size, read(0, min(size, HEAD)), read)
 
 
 def _members(
