@@ -50,13 +50,20 @@ def test_every_modality_at_once_and_its_report(chat: ChatPage) -> None:
 
 
 def test_the_page_shows_what_an_answer_waits_for(chat: ChatPage, server: FakeServer) -> None:
+    chat.attach(EXAMPLES / "sheep.jpg")
     server.allow(0)
     chat.ask("slowly")
     waiting = chat.turns.nth(0).locator(".waiting")
     expect(waiting).to_have_text("reading the conversation: 512 of 4,100")
     server.allow()
-    assert chat.text(1) == "[] slowly"
+    assert chat.text(1) == "[image sheep.jpg] slowly"
     expect(waiting).to_have_count(0)
+    server.allow(0)
+    chat.press("Which medium made this answer?")
+    note = chat.answer(1).locator(".why .note").first
+    expect(note).to_have_text("leaving out each part in turn: 512 of 4,100")
+    server.allow()
+    expect(chat.answer(1).locator(".why .words")).to_have_text("fake")
 
 
 @pytest.mark.base_llm
