@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,10 @@ def test_the_commands_of_the_terminal(
 
 
 def test_corrections_are_written_as_lines_with_their_media(
-    tiny: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: httpx.Client,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def asked(*media: bytes, kind: str = "image", id_: str | None = None) -> str:
         files = [(kind, (f"{n}.bin", data)) for n, data in enumerate(media)]
@@ -259,6 +263,13 @@ def test_corrections_are_written_as_lines_with_their_media(
     assert [source[n].turns[0].answer for n in range(len(source))] == ["A d.", "Q."]
     command("teach", "Z", "--corrections", str(folder), "--api", str(tiny.base_url), code=2)
     assert "one option" in capsys.readouterr().err
+    # Without a file, tune takes those of this machine's server.
+    here = nullcontext((str(tiny.base_url), None))
+    monkeypatch.setattr("mico_ui.terminal.teach.local_server", lambda: here)
+    command("tune", "--output", str(tmp_path / "mine"), code=2)
+    said = capsys.readouterr().err
+    assert "corrections.jsonl: 2 corrections" in said
+    assert "the lines are about 2 media, and 12 or more are needed" in said
 
 
 @pytest.mark.anyio
