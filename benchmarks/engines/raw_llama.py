@@ -1,7 +1,5 @@
 """llama.cpp alone: the shortest loops that its library allows, as the mark to reach."""
 
-import logging
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -9,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
+
+from mico_chat.engine import llamacpp_library as llama_cpp
+from mico_chat.engine.llamacpp import Weights
 
 BATCH = 512
 
@@ -28,29 +28,24 @@ class Loop:
         unified: bool,
         batch: int = BATCH,
     ) -> None:
-        llama_cpp.llama_backend_init()
-        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # thousands of lines
-        model = llama_cpp.llama_model_load_from_file(
-            os.fsencode(file), llama_cpp.llama_model_default_params()
-        )
+        self._weights = Weights(file)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = length * n_seq, n_seq, unified
         params.n_batch, params.n_ubatch = BATCH, batch
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
-        self._context = llama_cpp.llama_init_from_model(model, params)
-        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        self._context = llama_cpp.llama_init_from_model(self._weights.pointer, params)
         self._sampler = llama_cpp.llama_sampler_init_greedy()
 
     def step(self, rows: Sequence[tuple[int, int, int]], asked: Sequence[int]) -> list[int]:
         """Compute rows of (token, position, stream); the next tokens after the asked rows."""
-        batch = self._batch
-        batch.n_tokens = len(rows)
-        for row, (token, position, stream) in enumerate(rows):
-            batch.token[row], batch.pos[row] = token, position
-            batch.n_seq_id[row], batch.seq_id[row][0] = 1, stream
-            batch.logits[row] = row in asked
+        token, pos, stream = (np.array(column, np.int32) for column in zip(*rows, strict=True))
+        one, logits = np.ones(len(rows), np.int32), np.zeros(len(rows), np.int8)
+        logits[list(asked)] = 1
+        sequences = (stream.ctypes.data + stream.itemsize * np.arange(len(rows))).astype(np.uintp)
+        addresses = (array.ctypes.data for array in (pos, one, sequences, logits))
+        batch = llama_cpp.llama_batch(len(rows), token.ctypes.data, None, *addresses)
         if llama_cpp.llama_decode(self._context, batch) != 0:
             raise RuntimeError("llama_decode failed")
         sample = partial(llama_cpp.llama_sampler_sample, self._sampler, self._context)

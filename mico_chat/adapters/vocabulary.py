@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from tokenizers import AddedToken
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mico_chat.engine.llamacpp import Weights, pointer
+from mico_chat.engine import llamacpp_library as llama_cpp
+from mico_chat.engine.llamacpp import Weights
 from mico_chat.errors import ModelError
 from mico_chat.prompt_parts import PromptText, control_tokens
 
@@ -42,12 +42,17 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         tokens = np.asarray(ids, np.int32)
-        given = pointer(tokens, ctypes.c_int32)
         room = 64 + 16 * len(tokens)
         while True:
             text = ctypes.create_string_buffer(room)
             n = llama_cpp.llama_detokenize(
-                self._vocab, given, len(tokens), text, room, False, not skip_special_tokens
+                self._vocab,
+                tokens.ctypes.data,
+                len(tokens),
+                text,
+                room,
+                False,
+                not skip_special_tokens,
             )
             if n >= 0:
                 return text.raw[:n].decode(errors="replace")

@@ -13,7 +13,6 @@ llama.cpp counts positions where the scheduler counts tokens: :class:`_Places` k
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import secrets
 import time
@@ -27,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.cpu import Alarm, Threads
-from mico_chat.engine.llamacpp_export import DEFAULT_CACHE_BYTES, llama_cpp_errors
+from mico_chat.engine.llamacpp_export import DEFAULT_CACHE_BYTES
 from mico_chat.engine.scheduler import Chunk, Sampled, Sequence
 from mico_chat.errors import ModelError
 from mico_chat.model.splice import PLACEHOLDER, splice
@@ -47,8 +46,6 @@ IDLE_SHARE = 32
 """One cell in 32 may be kept for reuse. Attention reads all cells up to the last used cell: 3,000
 cells cost one stream of the mini 6 % of its speed, and 8 streams 10 %."""
 
-_LOG = logging.getLogger("llama-cpp-python")
-
 _GIVEN_UP = 2
 """``llama_decode`` returns this if the abort callback has ended the step (``llama.h``)."""
 
@@ -58,9 +55,7 @@ class Weights:
 
     def __init__(self, file: Path) -> None:
         llama_cpp.llama_backend_init()
-        # llama-cpp-python takes warnings for errors: of each step that is given up, for one.
-        _LOG.setLevel(logging.CRITICAL)
-        with llama_cpp_errors() as errors:
+        with llama_cpp.errors() as errors:
             self.pointer = llama_cpp.llama_model_load_from_file(
                 os.fsencode(file), llama_cpp.llama_model_default_params()
             )
@@ -72,12 +67,6 @@ class Weights:
         if any(has_state(self.pointer) for has_state in stateful):
             # Its state after half a prompt is not kept, so no prompt can be continued from there.
             raise ModelError(f"{file}: models with a recurrent state are not supported")
-
-
-def start() -> str:
-    """llama-cpp-python's version, of a library that starts on this processor."""
-    llama_cpp.llama_backend_init()
-    return str(llama_cpp.__version__)
 
 
 class LlamaCppModel:
@@ -127,8 +116,7 @@ class LlamaCppModel:
         self._places = _Places(n_slots) if axes > 1 else None
         self._alarm = Alarm()
         function, argument = self._alarm.callback
-        callback = ctypes.cast(function, llama_cpp.ggml_abort_callback)
-        llama_cpp.llama_set_abort_callback(self._context, callback, argument)
+        llama_cpp.llama_set_abort_callback(self._context, function, argument)
         # Compute a token with one thread, to measure how long a step takes.
         self._batch.fill([Chunk(0, 0, [0], 0)], self._table)
         self._decode(1, 1)
@@ -150,7 +138,7 @@ class LlamaCppModel:
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.kv_unified = True  # slots share the cells of a common start
         params.no_perf = True
-        with llama_cpp_errors() as errors:
+        with llama_cpp.errors() as errors:
             context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise ModelError(f"{file}: no context of {n_cells} tokens: {'; '.join(errors)}")
@@ -203,8 +191,7 @@ class LlamaCppModel:
 
     def close(self) -> None:
         self._alarm.close()
-        with llama_cpp_errors():  # llama.cpp logs how large its buffers were
-            llama_cpp.llama_free(self._context)
+        llama_cpp.llama_free(self._context)
         del self.weights
 
 
@@ -265,10 +252,11 @@ class LlamaCppSampler:
         ids = np.flatnonzero(self._grammar.allowed(self._n_vocab))
         candidates = np.zeros(len(ids), _CANDIDATE)
         candidates["id"], candidates["logit"] = ids, logits[ids]
-        data = pointer(candidates, llama_cpp.llama_token_data)
+        data = candidates.ctypes.data
         array = llama_cpp.llama_token_data_array(data, size=len(ids), selected=-1, sorted=False)
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
+        at = array.data + array.selected * _CANDIDATE.itemsize  # its id is first
+        token = ctypes.c_int32.from_address(at).value
         llama_cpp.llama_sampler_accept(self._chain, token)
         self._grammar.accept(token)
         return token
@@ -360,12 +348,11 @@ class _Batch:
         self._sequences = np.zeros(size, np.uintp)
         self._axes = axes
         self.struct = llama_cpp.llama_batch()
-        self.struct.pos = pointer(self._pos, ctypes.c_int32)
-        self.struct.n_seq_id = pointer(self._one, ctypes.c_int32)
-        self.struct.seq_id = pointer(self._sequences, ctypes.POINTER(ctypes.c_int32))
-        self.struct.logits = pointer(self._logits, ctypes.c_int8)
-        self._by_id = pointer(self._token, ctypes.c_int32)
-        self._by_vector = pointer(self._embd, ctypes.c_float)
+        self.struct.pos, self.struct.n_seq_id = self._pos.ctypes.data, self._one.ctypes.data
+        self.struct.seq_id, self.struct.logits = (
+            self._sequences.ctypes.data,
+            self._logits.ctypes.data,
+        )
 
     def fill(self, chunks: Many[Chunk], table: Callable[[Tensor], Tensor] | None) -> list[int]:
         """Put chunks in, of text or of media alone without ``table``; the wanted logits' places."""
@@ -396,13 +383,9 @@ class _Batch:
         elif context:
             self._embd[:at] = torch.cat(context)
         # llama.cpp uses ids or vectors: one of the two pointers must be null.
-        pointers: Any = (None, self._by_vector) if context else (self._by_id, None)
-        self.struct.token, self.struct.embd = pointers
+        self.struct.token = None if context else self._token.ctypes.data
+        self.struct.embd = self._embd.ctypes.data if context else None
         return places
-
-
-def pointer(array: NDArray[np.generic], kind: type) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
 def _token_table(file: Path) -> Callable[[Tensor], Tensor]:
@@ -410,46 +393,22 @@ def _token_table(file: Path) -> Callable[[Tensor], Tensor]:
 
     The gguf package's reader takes 1.6 s to open the mini's file.
     """
-    lib = _ggml()
-    context = lib.gguf_init_from_file(os.fsencode(file), _InitParams(True, None))
+    context = llama_cpp.gguf_init_from_file(
+        os.fsencode(file), llama_cpp.gguf_init_params(True, None)
+    )
     if not context:
         raise ModelError(f"{file}: not a GGUF file")
     try:
-        number = lib.gguf_find_tensor(context, b"token_embd.weight")
+        number = llama_cpp.gguf_find_tensor(context, b"token_embd.weight")
         if number < 0:
             raise ModelError(f"{file}: no tensor token_embd.weight")
-        rows = lib.gguf_get_tensor_ne(context, number)[1]
-        stored = gguf.GGMLQuantizationType(lib.gguf_get_tensor_type(context, number))
-        offset = lib.gguf_get_data_offset(context) + lib.gguf_get_tensor_offset(context, number)
-        size = lib.gguf_get_tensor_size(context, number)
+        rows = llama_cpp.gguf_get_tensor_ne(context, number)[1]
+        stored = gguf.GGMLQuantizationType(llama_cpp.gguf_get_tensor_type(context, number))
+        offset = llama_cpp.gguf_get_data_offset(context) + llama_cpp.gguf_get_tensor_offset(
+            context, number
+        )
+        size = llama_cpp.gguf_get_tensor_size(context, number)
     finally:
-        lib.gguf_free(context)
+        llama_cpp.gguf_free(context)
     data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
     return lambda ids: torch.from_numpy(gguf.quants.dequantize(data[ids.numpy()], stored))
-
-
-class _InitParams(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
-
-
-def _ggml() -> ctypes.CDLL:
-    """llama.cpp's library, with the functions of ``gguf.h`` that :func:`_token_table` calls."""
-    from llama_cpp._ggml import libggml_base_path
-
-    (path,) = sorted(libggml_base_path.glob("*ggml-base.[sd][oyl]*"))[:1]
-    lib = ctypes.CDLL(str(path))
-    handle, number = ctypes.c_void_p, ctypes.c_int64
-    signatures: dict[str, tuple[Any, ...]] = {
-        "init_from_file": (handle, ctypes.c_char_p, _InitParams),
-        "free": (None, handle),
-        "find_tensor": (number, handle, ctypes.c_char_p),
-        "get_data_offset": (ctypes.c_size_t, handle),
-        "get_tensor_ne": (ctypes.POINTER(number), handle, number),
-        "get_tensor_offset": (ctypes.c_size_t, handle, number),
-        "get_tensor_size": (ctypes.c_size_t, handle, number),
-        "get_tensor_type": (ctypes.c_int, handle, number),
-    }
-    for name, (result, *arguments) in signatures.items():
-        function = getattr(lib, f"gguf_{name}")
-        function.restype, function.argtypes = result, arguments
-    return lib

@@ -14,9 +14,6 @@ import ctypes
 import logging
 import os
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,8 +27,9 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from mico_chat.checkpoints.configs import digest_of, named_folder
 from mico_chat.checkpoints.folders import built_once
 from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION, QUANTIZATIONS, QUANTIZED
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.llamacpp_tokenizer import add_tokenizer
-from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.errors import ConfigError, ModelError
 from mico_chat.late import late
 from mico_chat.settings import cache_dir
 
@@ -99,10 +97,7 @@ def _check(quantization: str) -> None:
         known = ", ".join(QUANTIZATIONS)
         raise ConfigError(f"quantization {quantization!r} is unknown; choose one of {known}")
     if quantization in QUANTIZED:
-        try:
-            import llama_cpp  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("quantizing a GGUF file", "llamacpp") from error
+        llama_cpp.llama_backend_init()
 
 
 def _write(
@@ -223,44 +218,15 @@ def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:
 
 
 def _quantize(source: Path, target: Path, quantization: str) -> None:
-    import llama_cpp
-
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = int(gguf.LlamaFileType[f"MOSTLY_{quantization}"])
     parameters.nthread = torch.get_num_threads()
     logger.info("quantizing to %s", quantization)
-    with llama_cpp_errors() as errors:
-        llama_cpp.llama_backend_init()
+    llama_cpp.llama_backend_init()
+    with llama_cpp.errors() as errors:
         failed = llama_cpp.llama_model_quantize(
             os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
         )
     if failed:
         reason = errors[-1] if errors else f"it returned the error code {failed}"
         raise ModelError(f"llama.cpp could not quantize to {quantization}: {reason}")
-
-
-_log = threading.Lock()
-"""llama.cpp has one log function for the process: of two threads that set it and set it back, one
-would leave the other's function behind, and llama.cpp would call freed memory."""
-
-
-@contextmanager
-def llama_cpp_errors() -> Iterator[list[str]]:
-    """The error messages of llama.cpp, of one thread at a time; its other messages are dropped."""
-    import llama_cpp
-
-    errors: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def collect(level: int, text: bytes, _: object) -> None:
-        if level == 4:  # GGML_LOG_LEVEL_ERROR of ggml.h
-            errors.append(text.decode(errors="replace").strip())
-
-    with _log:
-        callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-        llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
-        llama_cpp.llama_log_set(collect, None)
-        try:
-            yield errors
-        finally:
-            llama_cpp.llama_log_set(callback, data)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION, QUANTIZATIONS
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engines.base import EngineOptions, EngineRow, Loaded, batching_engine
 from mico_chat.engines.source import Source
 from mico_chat.errors import ConfigError, ModelError
@@ -22,12 +23,12 @@ with late():
 
 class LlamaCpp(EngineRow):
     name = "llamacpp"
-    module = "llama_cpp"
-    package = "llama-cpp-python"
+    module = llama_cpp.PACKAGE
+    package = "llama.cpp"
     install = "pip install 'mico-chat[llamacpp]'"
     repair = (
         "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "
-        "'mico-chat[llamacpp]'"
+        "'mico-chat[compiled]'"
     )  # compiles llama.cpp for this machine's processor
     remark = "transformers is slower"
     forms = ("chat", "gguf")
@@ -52,6 +53,8 @@ class LlamaCpp(EngineRow):
         return "the fastest on a CPU" if on_cpu else None
 
     def why_not(self, source: Source, options: EngineOptions) -> str | None:
+        if (reason := llama_cpp.unfit()) is not None:
+            return reason
         if source.form != "chat":
             return None
         is_local = Path(model_folder(source.model)).is_dir()
@@ -117,4 +120,5 @@ class LlamaCpp(EngineRow):
         return Loaded(adapter, batching_engine(self.name, llm, words, llm.ends, options))
 
     def probe(self) -> str:
-        return f"{llamacpp.start()} starts on this processor"
+        llama_cpp.llama_backend_init()
+        return f"{llama_cpp.RELEASES[self.module]} starts on this processor"

@@ -19,6 +19,7 @@ from mico_chat.adapters.pictures import as_picture
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
@@ -387,7 +388,7 @@ def test_code_that_a_model_brings_is_not_run(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_does_not_take_it_says_what_to_do(tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip(llama_cpp.PACKAGE)
     folder = replicas.build("qwen2_audio", tmp_path / "qwen2_audio")
     with pytest.raises(ConfigError, match="--engine transformers"):
         load_assistant(folder, FakeDecoder(), EngineOptions("llamacpp"))

@@ -24,6 +24,7 @@ from mico_chat.cli.findings import Finding, gigabytes
 from mico_chat.cli.main import main
 from mico_chat.cli.model_check import fit, read_weights
 from mico_chat.cli.probes import run_probe
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.cpu import ControlGroups, memory
 from mico_chat.engine.llamacpp_export import gguf_path
 from mico_chat.engines.table import ENGINES
@@ -344,7 +345,7 @@ def test_options_that_there_are_not(
 
 
 def test_llama_cpp_and_its_file(folder: Path, cache: Path, examine: Examine) -> None:
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip(llama_cpp.PACKAGE)
     assert examine(folder, "llamacpp")["GGUF"].mark == "note"
     assert examine(folder, "llamacpp", disk=0)["GGUF"].mark == "problem"
     assert examine(folder, "llamacpp", free=0)["GGUF"].mark == "problem"

@@ -19,6 +19,7 @@ from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
 from mico_chat.checkpoints.marks import Marks
 from mico_chat.checkpoints.pretrained import plain_llm
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.load import EngineOptions, load_assistant
@@ -119,7 +120,7 @@ def exportable(folder: Path) -> Path:
 
 
 def test_both_engines_answer_alike(tmp_path: Path, cache: Path) -> None:
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip(llama_cpp.PACKAGE)
     folder = exportable(tmp_path / "model")
     batch = [[Message.user("hello there")], [shown(picture(), "?")], [shown(*one_of_each())]]
     texts: dict[str, list[str]] = {}
@@ -135,7 +136,7 @@ def test_both_engines_answer_alike(tmp_path: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["llamacpp", "transformers"])
 def test_a_checkpoints_chat_defaults(tmp_path: Path, cache: Path, engine: str) -> None:
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip(llama_cpp.PACKAGE)
     folder = exportable(tmp_path / "model")
     processor = MicoChatProcessor.from_pretrained(folder)
     processor.system_prompt = "You see."
@@ -168,7 +169,7 @@ def test_a_checkpoints_chat_defaults(tmp_path: Path, cache: Path, engine: str) -
 
 @pytest.mark.parametrize("engine", ["llamacpp", "transformers"])
 def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engine: str) -> None:
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip(llama_cpp.PACKAGE)
     folder = exportable(tmp_path / "model")
     options = EngineOptions(engine, device="cpu", context_cache_bytes=1000)
     with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:

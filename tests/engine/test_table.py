@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.source import Form, Source
 from mico_chat.engines.table import ENGINES, candidates, choose, reference
@@ -28,7 +29,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     find = importlib.util.find_spec
 
     def found(name: str, package: str | None = None) -> Any:
-        if name in ("llama_cpp", "vllm"):
+        name = "llama_cpp" if name == llama_cpp.PACKAGE else name
+        if name in machine:
             return object() if machine[name] else None
         return find(name, package)
 
@@ -47,7 +49,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         ({"gpu": True}, {"device": "cuda:1"}, "transformers", "on cuda:1"),
         ({"gpu": True}, {"quantization": "Q4_0"}, "llamacpp", "Q4_0 is GGUF's"),
         ({}, {"quantization": "nf4"}, "transformers", "nf4 is bitsandbytes'"),
-        ({"llama_cpp": False}, {}, "transformers", "llama-cpp-python is not installed"),
+        ({"llama_cpp": False}, {}, "transformers", "llama.cpp is not installed"),
         ({"llama_cpp": False}, {"quantization": "int8"}, "transformers", "int8 is bitsandbytes'"),
         ({"gpu": True}, {"engine": "llamacpp"}, "llamacpp", "asked for"),
         ({}, {"engine": "transformers"}, "transformers", "asked for"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Chunk, Model, Sampled, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
@@ -88,8 +89,6 @@ def feed(model: Any, slot: int, start: int, ids: Many[int], *context: Tensor) ->
     if isinstance(model, TransformersModel):
         assert isinstance(found, Tensor)
         return found
-    import llama_cpp
-
     pointer = llama_cpp.llama_get_logits_ith(model._context, found)
     return torch.from_numpy(np.ctypeslib.as_array(pointer, (model.n_vocab,))).clone()
 

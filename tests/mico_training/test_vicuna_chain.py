@@ -22,6 +22,7 @@ from mico_chat.checkpoints.configs import chat_config
 from mico_chat.checkpoints.folders import LLM, LORA
 from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder
 from mico_chat.checkpoints.pretrained import merge
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media.kinds import KINDS
@@ -203,7 +204,8 @@ def reference(chain: Chain) -> list[Choice]:
         pytest.param(
             EngineOptions("llamacpp", "F32", "float32", "cpu"),
             marks=pytest.mark.skipif(
-                importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed"
+                importlib.util.find_spec(llama_cpp.PACKAGE) is None,
+                reason="llama.cpp is not installed",
             ),
             id="llamacpp",
         ),

@@ -24,6 +24,7 @@ from mico_chat.checkpoints.footprint import (
     quantized_layers,
 )
 from mico_chat.checkpoints.gguf_files import QUANTIZATIONS
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engines.table import ENGINES
 from mico_chat.model.config import MicoChatConfig
 from tests.engine.tiny_llm import exported
@@ -152,7 +153,7 @@ def test_mico_chat_7b() -> None:
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize(("width", "tied"), [(256, True), (96, False)])
 def test_a_gguf_files_size(tmp_path: Path, quantization: str, width: int, tied: bool) -> None:
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip(llama_cpp.PACKAGE)
     gguf = pytest.importorskip("gguf")
     sizes = SIZES | {"hidden_size": width, "intermediate_size": 2 * width}
     llm_config = LlamaConfig(**sizes, **HEADS, num_hidden_layers=8, tie_word_embeddings=tied)

@@ -1,13 +1,12 @@
 """In llama.cpp, an exported file gives the logits and tokens of its model."""
 
+import ctypes
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -33,12 +32,15 @@ from mico_chat.checkpoints.pretrained import load_llm
 from mico_chat.cli import main as cli
 from mico_chat.cli import models as cli_models
 from mico_chat.engine import llamacpp_export as gguf_export
+from mico_chat.engine import llamacpp_library as llama_cpp
+from mico_chat.engine.llamacpp import Weights
 from mico_chat.engine.llamacpp_export import export_gguf, gguf_of
 from mico_chat.engine.llamacpp_tokenizer import PRE_TOKENIZERS
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.reading import speech
 from tests.engine.tiny_llm import save_llm
+from tests.support.replicas.mtmd_loop import decode, signed
 from tests.support.tiny import TEMPLATE, chat_model, command, letters
 from tests.support.vicuna import write_tokenizer
 
@@ -69,21 +71,34 @@ class File:
     """A GGUF file in llama.cpp, its key-value cache in float32."""
 
     def __init__(self, path: Path) -> None:
-        self.llama = llama_cpp.Llama(
-            str(path), n_ctx=128, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0
-        )
-        self.metadata: dict[str, str] = self.llama.metadata
+        self._weights = Weights(path)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._weights.pointer)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = 128
+        params.n_threads = params.n_threads_batch = 1
+        params.type_k = params.type_v = params.flash_attn_type = 0  # not as the engine sets it
+        self._context = llama_cpp.llama_init_from_model(self._weights.pointer, params)
 
-    def tokens(self, text: str, special: bool = False) -> list[int]:
-        return list(self.llama.tokenize(text.encode(), add_bos=False, special=special))
+    def metadata(self, key: str) -> str:
+        value = ctypes.create_string_buffer(4096)
+        read = signed("llama_model_meta_val_str", "int32_t", "void *, const char *, void *, size_t")
+        assert read(self._weights.pointer, key.encode(), value, len(value)) >= 0
+        return value.value.decode()
+
+    def tokens(self, text: str, special: bool = False, framed: bool = False) -> list[int]:
+        raw, ids = text.encode(), np.zeros(4096, np.int32)
+        given = (raw, len(raw), ids.ctypes.data, len(ids), framed, special)
+        return list(map(int, ids[: llama_cpp.llama_tokenize(self._vocab, *given)]))
 
     def framed(self, text: str) -> list[int]:
-        return list(self.llama.tokenize(text.encode(), add_bos=True, special=False))
+        return self.tokens(text, framed=True)
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
-        self.llama.n_tokens = 0
-        self.llama.eval(ids)
-        return np.array(self.llama.scores[: len(ids)])
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        decode(self._context, ids, 0)
+        width = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        rows = (llama_cpp.llama_get_logits_ith(self._context, row) for row in range(len(ids)))
+        return np.stack([np.ctypeslib.as_array(row, (width,)).copy() for row in rows])
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -296,14 +311,14 @@ def test_special_tokens_and_template_are_written(tmp_path: Path) -> None:
     tokenizer = byte_level()
     folder = checkpoint(tmp_path, tokenizer=tokenizer)
     metadata = File(export_gguf(folder, tmp_path / "tiny.gguf")).metadata
-    assert metadata["tokenizer.chat_template"] == TEMPLATE
-    assert metadata["tokenizer.ggml.pre"] == "smollm"
-    assert metadata["tokenizer.ggml.add_bos_token"] == "false"
+    assert metadata("tokenizer.chat_template") == TEMPLATE
+    assert metadata("tokenizer.ggml.pre") == "smollm"
+    assert metadata("tokenizer.ggml.add_bos_token") == "false"
     for name in ("bos", "eos"):
-        written = metadata[f"tokenizer.ggml.{name}_token_id"]
+        written = metadata(f"tokenizer.ggml.{name}_token_id")
         assert int(written) == getattr(tokenizer, f"{name}_token_id")
-    assert metadata["tokenizer.ggml.padding_token_id"] == str(tokenizer.pad_token_id)
-    assert metadata["general.name"] == tmp_path.name
+    assert metadata("tokenizer.ggml.padding_token_id") == str(tokenizer.pad_token_id)
+    assert metadata("general.name") == tmp_path.name
 
 
 def lowercase() -> PreTrainedTokenizerFast:
@@ -385,7 +400,9 @@ def test_what_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "config.json").write_text(llama_config().to_json_string())
     with pytest.raises(ModelError, match="a model of type 'llama', expected 'mico_chat'"):
         export_gguf(tmp_path, output)
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
+    monkeypatch.setattr(llama_cpp, "_library", llama_cpp._library.__wrapped__)
+    monkeypatch.delitem(vars(llama_cpp), "llama_backend_init", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'mico-chat\[llamacpp\]'"):
         export_gguf(tmp_path, output, "Q8_0")
 

@@ -29,9 +29,7 @@ from tests.support.replicas.equal import Answered
 from tests.support.replicas.gguf_pairs import REPLICAS, Pair, built
 from tests.support.tiny import clip, depth, picture, run, sound
 
-pytestmark = pytest.mark.skipif(
-    not built(), reason="llama-cpp-python is not installed, or was built without libmtmd"
-)
+pytestmark = pytest.mark.skipif(not built(), reason="llama.cpp is not installed, or lacks libmtmd")
 
 OPTIONS = GenerationOptions(max_tokens=12, logprobs=3)
 TURNS = {"gemma3": "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"}

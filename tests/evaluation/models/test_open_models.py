@@ -114,7 +114,7 @@ def test_chat_tasks_but_not_those_of_stage_1(
         main(["msvd-qa", *given])
 
 
-@pytest.mark.skipif(not built(), reason="llama-cpp-python was built without libmtmd")
+@pytest.mark.skipif(not built(), reason="llama.cpp lacks libmtmd")
 def test_a_gguf_model_and_its_projector(evaluate: Evaluate, tmp_path: Path) -> None:
     (tmp_path / "pair").mkdir()
     pair = REPLICAS["qwen_omni"](tmp_path / "pair")

@@ -15,7 +15,9 @@ import gguf
 import numpy as np
 from tokenizers import AddedToken
 
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.llamacpp_tokenizer import add_tokenizer
+from mico_chat.errors import MicoError
 from tests.support.replicas import templates
 from tests.support.tiny import byte_level
 
@@ -35,10 +37,10 @@ GEMMA = (
 
 
 def built() -> bool:
-    """Whether llama-cpp-python is installed, and was built with libmtmd."""
+    """Whether llama.cpp is installed, with libmtmd."""
     try:
-        from llama_cpp import mtmd_cpp  # noqa: F401
-    except (ImportError, OSError, RuntimeError):
+        llama_cpp.mtmd_context_params_default()
+    except MicoError:
         return False
     return True
 

@@ -5,19 +5,21 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
+from mico_chat.adapters.mtmd import _bitmap
+from mico_chat.engine import llamacpp_library as llama_cpp
 from tests.support.replicas.gguf_pairs import Pair
 
 
 def reference(pair: Pair, text: str, media: Sequence[np.ndarray[Any, Any]], n: int) -> list[int]:
     """Greedy tokens; the text has libmtmd's marker ``<__media__>`` for each medium."""
-    from llama_cpp import mtmd_cpp as mtmd
-
-    from mico_chat.adapters.mtmd import _bitmap, _library
-
-    _library()  # silences the log
+    tokenize = signed("mtmd_tokenize", "int32_t", "void *, void *, void *, void *, size_t")
+    evaluate = signed(
+        "mtmd_helper_eval_chunks",
+        "int32_t",
+        "void *, void *, void *, int32_t, int32_t, int32_t, bool, void *",
+    )
     load = llama_cpp.llama_model_default_params()
     model = llama_cpp.llama_model_load_from_file(os.fsencode(pair.model), load)
     params = llama_cpp.llama_context_default_params()
@@ -25,22 +27,20 @@ def reference(pair: Pair, text: str, media: Sequence[np.ndarray[Any, Any]], n: i
     params.n_batch = params.n_ubatch = 512
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
     context = llama_cpp.llama_init_from_model(model, params)
-    settings = mtmd.mtmd_context_params_default()
+    settings = llama_cpp.mtmd_context_params_default()
     settings.print_timings = settings.warmup = False
     settings.n_threads = 1
-    projector = mtmd.mtmd_init_from_file(os.fsencode(pair.mmproj), model, settings)
-    bitmaps = [_bitmap(mtmd, array) for array in media]
+    projector = llama_cpp.mtmd_init_from_file(os.fsencode(pair.mmproj), model, settings)
+    bitmaps = [_bitmap(array) for array in media]
     for bitmap in bitmaps:
-        mtmd.mtmd_bitmap_set_mergeable(bitmap, True)
-    chunks = mtmd.mtmd_input_chunks_init()
+        llama_cpp.mtmd_bitmap_set_mergeable(bitmap, True)
+    chunks = llama_cpp.mtmd_input_chunks_init()
     raw = text.encode()
-    given = mtmd.mtmd_input_text(raw, len(raw), True, True)
+    given = llama_cpp.mtmd_input_text(raw, len(raw), True, True)
     shown = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
-    assert not mtmd.mtmd_tokenize(projector, chunks, ctypes.byref(given), shown, len(bitmaps))
+    assert not tokenize(projector, chunks, ctypes.byref(given), shown, len(bitmaps))
     at = ctypes.c_int32(0)
-    assert not mtmd.mtmd_helper_eval_chunks(
-        projector, context, chunks, 0, 0, 512, True, ctypes.byref(at)
-    )
+    assert not evaluate(projector, context, chunks, 0, 0, 512, True, ctypes.byref(at))
     vocab = llama_cpp.llama_model_get_vocab(model)
     tokens: list[int] = []
     for position in range(at.value, at.value + n):
@@ -49,20 +49,29 @@ def reference(pair: Pair, text: str, media: Sequence[np.ndarray[Any, Any]], n: i
         tokens.append(int(values.argmax()))
         if llama_cpp.llama_vocab_is_eog(vocab, tokens[-1]):
             break
-        _decode(context, tokens[-1], position)
-    mtmd.mtmd_input_chunks_free(chunks)
+        decode(context, tokens[-1:], position)
+    llama_cpp.mtmd_input_chunks_free(chunks)
     for bitmap in bitmaps:
-        mtmd.mtmd_bitmap_free(bitmap)
-    mtmd.mtmd_free(projector)
+        llama_cpp.mtmd_bitmap_free(bitmap)
+    llama_cpp.mtmd_free(projector)
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
     return tokens
 
 
-def _decode(context: int, token: int, position: int) -> None:
-    batch = llama_cpp.llama_batch_init(1, 0, 1)
-    batch.n_tokens = 1
-    batch.token[0], batch.pos[0], batch.logits[0] = token, position, 1
-    batch.n_seq_id[0], batch.seq_id[0][0] = 1, 0
-    assert not llama_cpp.llama_decode(context, batch)
-    llama_cpp.llama_batch_free(batch)
+def decode(context: int, ids: Sequence[int], start: int) -> None:
+    """Compute tokens of one sequence, all with logits."""
+    n = len(ids)
+    token, pos = np.array(ids, np.int32), np.arange(start, start + n, dtype=np.int32)
+    logits, one, zero = np.ones(n, np.int8), np.ones(n, np.int32), np.zeros(1, np.int32)
+    sequences = np.full(n, zero.ctypes.data, np.uintp)
+    addresses = (array.ctypes.data for array in (pos, one, sequences, logits))
+    assert not llama_cpp.llama_decode(
+        context, llama_cpp.llama_batch(n, token.ctypes.data, None, *addresses)
+    )
+
+
+def signed(name: str, result: str, taken: str) -> Any:
+    """A function of llama.cpp that the product does not call."""
+    llama_cpp._SIGNATURES[name] = (result, taken)
+    return getattr(llama_cpp, name)
