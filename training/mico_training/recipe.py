@@ -602,7 +602,13 @@ R = TypeVar("R", bound=Section)
 
 
 def load_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> R:
-    """Read a recipe and apply ``key=value`` overrides; a ConfigError names what is wrong."""
+    """Read a recipe and apply ``key=value`` overrides; a ConfigError names what is wrong.
+
+    A recipe that comes with the project is found without a clone too, by its name alone as well.
+    """
+    if path.parent in (Path(), Path("training/recipes")) and not path.exists():
+        folders = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes")
+        path = next((own for folder in folders if (own := folder / path.name).is_file()), path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
