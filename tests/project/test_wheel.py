@@ -55,17 +55,8 @@ def stranger(root_folder: Path) -> Iterator[Stranger]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)
-        build = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--wheel-dir",
-            folder,
-        ]
-        subprocess.run([*build, root_folder], check=True)
+        pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir")
+        subprocess.run([*pip, temporary, str(root_folder)], check=True)
         (wheel,) = folder.glob("mico_chat-*.whl")
         found = Stranger(folder)
         subprocess.run([sys.executable, "-m", "venv", found.environment], check=True)
