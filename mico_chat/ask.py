@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mico_chat.messages import Message
 from mico_chat.options import GREEDY, GenerationOptions
@@ -43,7 +43,7 @@ class Tally:
         if self._note is not None:
             self._note(Progress(what=self.what, done=self.done, total=self.total))
 
-    async def counted(self, work: Awaitable[T]) -> T:
-        found = await work
+    async def counted(self, work: Callable[..., Awaitable[T]], *given: Any) -> T:
+        found = await work(*given)
         self.step()
         return found

@@ -246,7 +246,7 @@ class MediaEncoder:
         shown = self._shown(media if beside is None else beside)
         tally = Tally("media", len(media))
         how = _How(shown, tenant, alone, tally)
-        return await asyncio.gather(*(tally.counted(self._encode(m, how, read)) for m in media))
+        return await asyncio.gather(*(tally.counted(self._encode, m, how, read) for m in media))
 
     async def decoded(self, media: Sequence[AnyMedium], *, tenant: str = "") -> list[Medium]:
         return await asyncio.gather(*(self._decoded(medium, tenant) for medium in media))
@@ -412,8 +412,8 @@ class MediaEncoder:
         started = time.perf_counter()
         keyed = [replace(p, key=key + b"%d" % n) for n, p in enumerate(prepared.parts)]
         named = (replace(part, taught=names_for(taught, part.kind)) for part in keyed)
-        works = (self._with_block(part, how.tenant, how.alone) for part in named)
-        parts = await asyncio.gather(*map(how.tally.counted, works))
+        works = (how.tally.counted(self._with_block, p, how.tenant, how.alone) for p in named)
+        parts = await asyncio.gather(*works)
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
         report = prepared.report.model_copy(update={"encode_ms": encode_ms})
         inner = parts[len(parts) - len(prepared.inner) :]

@@ -212,7 +212,7 @@ async def explain(
         async with room:
             return await score(engine, prompt)
 
-    first, *others, last = await asyncio.gather(*(tally.counted(scored(one)) for one in prompts))
+    first, *others, last = await asyncio.gather(*(tally.counted(scored, one) for one in prompts))
     before = np.array([one.logprob for one in first])
     effects = [before - np.array([one.logprob for one in those]) for those in others]
     whole_effects = [_whole(place, parts, effects) for place in range(len(media))]

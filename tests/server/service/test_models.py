@@ -172,7 +172,7 @@ def test_a_stream_tells_that_its_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mico_server.service.PROGRESS_AFTER_S", 0)
-    sizes = itertools.count(0, 30 * MB)
+    sizes = itertools.count(0, MB)
     monkeypatch.setattr("mico_server.models._used", lambda: next(sizes))
     shelf = Shelf(gates={"b": threading.Event()})
     form = {"message": "Hello", "model": "b", "stream": "true"}
