@@ -98,7 +98,7 @@ $(LLAMACPP_HERE): | $(RUNNING)
 		|| echo 'note: llama.cpp is not compiled (is there a C++ compiler?)' >&2
 	@touch $@
 
-WITH_DEV := '.[ui,train,eval,modalities,data,ray,dev]'
+WITH_DEV := '.[ui,mcp,train,eval,modalities,data,ray,dev]'
 
 # The data engine's instruments come without their dependencies: PyAudio, which only live playback needs,
 # would have to be compiled.
@@ -200,6 +200,7 @@ mini: setup-dev
 	$(BIN)/mico-chat world --config training/recipes/mini-world.yaml --output $(DATA)/shards
 	$(BIN)/python -m mico_world.mini prepare --data $(DATA) --encoder mico_chat/models/mini
 	$(BIN)/python -m mico_world.mini heads
+	$(BIN)/python -m mico_world.mini start
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
 	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml

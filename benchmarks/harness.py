@@ -46,7 +46,7 @@ Value = TypeVar("Value")
 class Ratio(BaseModel):
     """A figure of ours, alone or beside another system's; the goal is of the ratio if it has one.
 
-    ``at_most``: the goal is an upper bound.
+    ``at_most``: the goal is an upper bound. ``limit``: the machine allows no better value.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -58,6 +58,7 @@ class Ratio(BaseModel):
     ratio: float | None = None
     goal: float | None = None
     at_most: bool = False
+    limit: float | None = None
 
     @classmethod
     def beside_of(
@@ -357,8 +358,10 @@ def beside(name: str, arguments: Sequence[str], other: Path, rounds: int) -> str
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(rounds):
         for place, checkout in list(checkouts.items())[:: -1 if number % 2 else 1]:
-            for measure, value in _in_checkout(checkout, name, arguments).items():
-                found[measure][place].append(value)
+            for one in in_checkout(checkout, name, arguments):
+                found[one.measure, one.unit][place].append(one.value)
+                if one.ratio is not None:
+                    found[one.measure, f"of {one.beside}"][place].append(one.ratio)
     rows = []
     for measure, values in found.items():
         cells = [
@@ -370,10 +373,8 @@ def beside(name: str, arguments: Sequence[str], other: Path, rounds: int) -> str
     return table(["measure", "unit", *checkouts, "ratio"], rows)
 
 
-def _in_checkout(
-    checkout: Path, name: str, arguments: Sequence[str]
-) -> dict[tuple[str, str], float]:
-    """The figures of one run of a benchmark in a checkout, by measure and unit."""
+def in_checkout(checkout: Path, name: str, arguments: Sequence[str]) -> list[Ratio]:
+    """The figures of one run of a benchmark in a checkout, with the checkout's own code."""
     module = ["benchmarks", *([] if name == RACE else [name])]
     if not (checkout / "benchmarks/harness.py").exists():  # from before there was a harness
         module = [".".join(module).replace("-", "_")]
@@ -382,6 +383,4 @@ def _in_checkout(
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", *module, *arguments, "--output", output]
         subprocess.run(command, cwd=checkout, env=env, check=True, stdout=sys.stderr)
-        ratios = [ratio for kept in read(Path(output)) for ratio in kept.ratios]
-    found = {(one.measure, one.unit): one.value for one in ratios}
-    return found | {(r.measure, f"of {r.beside}"): r.ratio for r in ratios if r.ratio is not None}
+        return [ratio for kept in read(Path(output)) for ratio in kept.ratios]

@@ -18,9 +18,17 @@ NOTE: ContextVar[Callable[[Progress], None] | None] = ContextVar("NOTE", default
 """Who is told how far the work for a request is. The request's own tasks set and read it."""
 
 
+LORA: ContextVar[Any] = ContextVar("LORA", default=None)
+"""The adapter (:class:`~mico_chat.checkpoints.lora.Lora`) with which media are encoded."""
+
+
 @dataclass(frozen=True)
 class Ask:
     """A conversation, how its next message is to be answered, and for whom.
+
+    ``plain`` is a prompt that is continued as it is: a text, whose markup is markup, or token ids.
+    The chat template and the messages have no part in it. What was left out of the conversation
+    is as in :class:`~mico_chat.wire.Usage`.
 
     Only questions of the same ``tenant`` share encoded media and computed tokens, besides those of
     the system prompt.
@@ -30,6 +38,9 @@ class Ask:
     options: GenerationOptions = GREEDY
     tenant: str = ""
     tools: ToolUse = NO_TOOLS
+    plain: str | tuple[int, ...] | None = None
+    turns_left_out: int = 0
+    media_left_out: int = 0
 
 
 class Tally:

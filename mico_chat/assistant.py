@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
@@ -16,22 +17,26 @@ from pydantic import BaseModel, ConfigDict
 
 from mico_chat import __version__
 from mico_chat.adapters.base import segments_of, shown_kinds
-from mico_chat.ask import Ask
-from mico_chat.calls import OBJECTS, CallFormat, CallReader
+from mico_chat.ask import LORA, Ask
 from mico_chat.checkpoints.marks import Marks
-from mico_chat.engine.base import Delta, Engine, Prompt, equal_start
+from mico_chat.engine.base import Delta, Engine, Prompt, TakesLoras, equal_start
 from mico_chat.engines.table import ENGINES
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
 from mico_chat.fair import FairQueue
-from mico_chat.fields import check_bytes
+from mico_chat.fields import BYTES_PER_TOKEN, check_bytes
 from mico_chat.late import late
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import TABLE, Kind
 from mico_chat.media.medium import MeasuredMedium, MediaReport
 from mico_chat.media.taught import MOST_EXAMPLES, NAMED_AS, TaughtName
+from mico_chat.media.view import View
 from mico_chat.messages import (
+    LEAST_ANSWER,
+    Conversation,
     Message,
+    Part,
+    Shortened,
     TextPart,
     media_of,
     with_depth_scale,
@@ -43,10 +48,12 @@ from mico_chat.tools import ToolCall, call_schema
 from mico_chat.wire import Choice, Estimate, Explanation, TokenLogprob, Usage
 
 with late():
+    from mico_chat import calls, prompt_parts
     from mico_chat.adapters import mico
 
 if TYPE_CHECKING:
     from mico_chat.adapters.base import ModelAdapter, PromptLayout
+    from mico_chat.checkpoints.lora import Lora
     from mico_chat.encode import AnyMedium, CacheStats, MediaEncoder
     from mico_chat.similarity import Similarity
 
@@ -157,7 +164,8 @@ class Assistant:
     ``defaults`` are used for options that a request does not set, ``system_prompt`` for
     conversations without a system message. ``similarity`` is None if the checkpoint lacks the text
     branch of stage 1. An answer about media is marked unsure if its confidence is below the mark
-    of its kind; without ``marks`` no answer is marked.
+    of its kind; without ``marks`` no answer is marked. ``notes`` and ``loras`` are those of what
+    was loaded (:class:`mico_chat.engines.base.Loaded`).
     """
 
     def __init__(
@@ -170,8 +178,12 @@ class Assistant:
         defaults: GenerationOptions | None = None,
         system_prompt: str | None = None,
         marks: Marks | None = None,
+        notes: Sequence[str] = (),
+        loras: dict[Kind, Lora] | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.notes = name, tuple(notes)
+        self._loras = loras or {}
+        self._lora: Lora | None = None
         self.defaults = defaults or GenerationOptions()
         self.system_prompt = system_prompt
         self.marks = marks
@@ -181,6 +193,25 @@ class Assistant:
         # The tokenizer is switched between markup and a user's text: one thread at a time.
         self._tokenizing = FairQueue(1, most=1, name="mico-tokenize")
         self._own_start: tuple[str | None, Sequence[Hashable]] | None = None
+
+    @property
+    def wardrobe(self) -> TakesLoras:
+        """The engine, if it takes adapters."""
+        if not isinstance(self.engine, TakesLoras):
+            raise ModelError(f"{self.name}: the {self.engine.name} engine takes no adapters here")
+        return self.engine
+
+    def wearing(self, lora: Lora) -> Assistant:
+        """This assistant with an adapter that its engine has loaded; both share all parts."""
+        other = copy.copy(self)
+        other.name, other._lora = lora.name, lora
+        return other
+
+    def _worn(self, ask: Ask) -> Lora | None:
+        """The adapter of a question's answer: the one asked for, or else its media's own."""
+        kinds = {medium.kind for medium in media_of(ask.messages)}
+        own = (lora for kind, lora in self._loras.items() if kind in kinds)
+        return self._lora or next(own, None)
 
     @property
     def adapter(self) -> ModelAdapter:
@@ -198,7 +229,7 @@ class Assistant:
         return shown_kinds(self.adapter.input_modalities)
 
     @property
-    def call_format(self) -> CallFormat | None:
+    def call_format(self) -> calls.CallFormat | None:
         """How the model writes calls of tools; None if it calls none."""
         return self.adapter.template.call_format
 
@@ -220,8 +251,8 @@ class Assistant:
             RequestError: the model has no tools, no estimator of depth is loaded, or the question
                 is too long.
         """
-        stages = (self._with_depth_scale, self._with_depth, self._with_tools, self._with_thinking)
-        for stage in stages:
+        stages = (self._with_depth_scale, self._with_depth, self._with_views)
+        for stage in (*stages, self._with_tools, self._with_thinking, self._with_room):
             ask = await stage(ask)
         return ask
 
@@ -246,6 +277,22 @@ class Assistant:
             found.append(replace(message, content=tuple(parts)))
         return replace(ask, messages=found)
 
+    async def _with_views(self, ask: Ask) -> Ask:
+        """Show each medium as the request says of all, if the model can."""
+        io, processor = ask.options.media_io_kwargs, ask.options.mm_processor_kwargs
+        if not (io or processor):
+            return ask
+        for kind in self.adapter.input_modalities:
+            self.adapter.viewed(kind, View().over_all(kind, io, processor))
+
+        def seen(part: Part) -> Part:
+            if isinstance(part, TextPart):
+                return part
+            return replace(part, view=part.view.over_all(part.kind, io, processor))
+
+        messages = [replace(m, content=tuple(map(seen, m.content))) for m in ask.messages]
+        return replace(ask, messages=messages)
+
     async def _with_tools(self, ask: Ask) -> Ask:
         use = ask.tools
         if use.declared:
@@ -262,8 +309,8 @@ class Assistant:
         """An answer whose beginning or form is given has no thoughts before it."""
         options = ask.options
         given = [name for name in ("prefix", "explain") if getattr(options, name)]
-        if options.json_schema is not None:
-            given.append("tool_choice" if ask.tools.forced else "json_schema")
+        if options.form is not None:
+            given.append("tool_choice" if ask.tools.forced else options.form[0])
         if options.thinking and self.adapter.template.thoughts is None:
             reason = "this model's chat template knows no thinking; leave it out"
             raise RequestError.at("thinking", reason)
@@ -271,6 +318,37 @@ class Assistant:
             reason = f"an answer with {given[0]} has no thoughts; leave one of the two out"
             raise RequestError.at("thinking", reason)
         return _without_thoughts(ask) if given else ask
+
+    async def _with_room(self, ask: Ask) -> Ask:
+        """Leave out what is oldest of a conversation that does not fit, if the request says so."""
+        if ask.options.truncation != "auto" or ask.plain is not None:
+            return ask
+        wanted, most = ask.options.over(self.defaults).max_tokens, self.engine.max_position
+        whole = Conversation.of(ask.messages)
+        if not whole.steps and 2 * sum(message.n_bytes for message in whole.last) < most:
+            return ask  # short, and nothing to leave out: not worth decoding its media for
+        LORA.set(self._worn(ask))
+        media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
+
+        def tokens(short: Shortened) -> int:
+            layout = self._layout(replace(ask, messages=short.messages), media[short.first :])
+            return sum(map(len, layout))
+
+        def fits(short: Shortened) -> bool:
+            n_bytes = sum(message.n_bytes for message in short.messages)
+            return n_bytes <= BYTES_PER_TOKEN * most and tokens(short) + wanted <= most
+
+        def fitted() -> tuple[Shortened, int]:
+            short = whole.fitted(fits)
+            self.check_length(replace(ask, messages=short.messages))
+            return short, most - tokens(short)
+
+        short, room = await self._tokenizing.run(ask.tenant, fitted)
+        left_out: dict[str, Any] = {"turns_left_out": short.turns, "media_left_out": short.media}
+        options = ask.options
+        if LEAST_ANSWER <= room < wanted:
+            options = options.model_copy(update={"max_tokens": room})
+        return replace(ask, messages=short.messages, options=options, **left_out)
 
     # --- teaching ---
 
@@ -332,7 +410,11 @@ class Assistant:
         Raises:
             ContextLengthError: it has more bytes than the model's context could hold.
         """
-        n_bytes = sum(message.n_bytes for message in ask.messages)
+        messages = ask.messages
+        if ask.options.truncation == "auto":  # all but what cannot be left out
+            whole = Conversation.of(messages)
+            messages = [*whole.start, *whole.last]
+        n_bytes = sum(message.n_bytes for message in messages)
         n_bytes += len(ask.options.prefix.encode())
         check_bytes(n_bytes, self.engine.max_position, "messages")
 
@@ -343,6 +425,7 @@ class Assistant:
         """
         self.check_length(ask)
         alone = ask.options.seed is not None
+        LORA.set(self._worn(ask))
         media = await self.encoder.encode(media_of(ask.messages), tenant=ask.tenant, alone=alone)
         prompt = await self._tokenizing.run(ask.tenant, self._prompt, ask, media)
         return prompt, tuple(medium.report for medium in media)
@@ -356,6 +439,7 @@ class Assistant:
         """How many tokens a question would take. Its media are decoded, but not encoded."""
         ask = await self.shown(ask)
         self.check_length(ask)
+        LORA.set(self._worn(ask))
         media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
         layout = await self._tokenizing.run(ask.tenant, self._layout, ask, media)
         n_tokens = sum(len(part) for part in layout)
@@ -365,6 +449,8 @@ class Assistant:
         return Estimate(
             prompt_tokens=n_tokens,
             media_tokens=sum(medium.all_tokens for medium in media),
+            turns_left_out=ask.turns_left_out,
+            media_left_out=ask.media_left_out,
             max_tokens=max_tokens,
             context_length=length,
             fits=n_tokens + max_tokens <= length,
@@ -376,15 +462,15 @@ class Assistant:
         """The reports of the media, then the answer's deltas. Closing it stops the model."""
         ask = await self.shown(replace(ask, options=ask.options.over(self.defaults)))
         options = ask.options
-        if options.prefix and options.json_schema is not None:
-            raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
+        if options.prefix and options.form is not None:
+            raise RequestError.at("prefix", f"it cannot be combined with {options.form[0]}")
         prompt, reports = await self.prepare(ask)
         yield reports
         if options.prefix:
             for index in range(options.n):
                 yield Delta(index=index, text=options.prefix)
         deltas = self.engine.generate(prompt, options)
-        for stage in (self._explained, self._marked, self._with_calls):
+        for stage in (self._explained, self._marked, self._with_calls, self._counted):
             deltas = stage(ask, deltas)
         async with aclosing(deltas):
             async for delta in deltas:
@@ -416,6 +502,22 @@ class Assistant:
 
         return events()
 
+    def _counted(self, ask: Ask, deltas: Deltas) -> Deltas:
+        """Say in the usage what was left out of the conversation."""
+        left_out = {name: getattr(ask, name) for name in ("turns_left_out", "media_left_out")}
+        if not any(left_out.values()):
+            return deltas
+
+        async def events() -> Deltas:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    if delta.usage is not None:
+                        usage = delta.usage.model_copy(update=left_out)
+                        delta = delta.model_copy(update={"usage": usage})
+                    yield delta
+
+        return events()
+
     def _marked(self, ask: Ask, deltas: Deltas) -> Deltas:
         """Mark answers whose confidence is low."""
         marks = self.marks
@@ -436,12 +538,14 @@ class Assistant:
 
     def _with_calls(self, ask: Ask, deltas: Deltas) -> Deltas:
         """Tell calls of tools from text. One that must be made is written bare, by a schema."""
-        use, form = ask.tools, OBJECTS if ask.tools.forced else self.call_format
+        use, form = ask.tools, calls.OBJECTS if ask.tools.forced else self.call_format
         if not use.chosen or form is None:
             return deltas
 
         async def events() -> Deltas:
-            readers = [CallReader(form, use.chosen, most=use.most) for _ in range(ask.options.n)]
+            readers = [
+                calls.CallReader(form, use.chosen, most=use.most) for _ in range(ask.options.n)
+            ]
             async with aclosing(deltas):
                 try:
                     async for delta in deltas:
@@ -482,6 +586,7 @@ class Assistant:
             return [await self._tokenizing.run(ask.tenant, prompt, variant) for variant in variants]
 
         media = media_of(ask.messages)
+        LORA.set(self._worn(ask))
         return await explain(self.engine, self.encoder, prompts, media, tenant=ask.tenant)
 
     def _check_explains(self, ask: Ask) -> None:
@@ -520,19 +625,24 @@ class Assistant:
     # --- prompts ---
 
     def _layout(self, ask: Ask, media: Sequence[MeasuredMedium]) -> PromptLayout:
+        if ask.plain is not None:
+            return [prompt_parts.plain_tokens(self.adapter.tokenizer, ask.plain)]
         messages = with_system(ask.messages, self.system_prompt)
         return self.adapter.layout(messages, media, ask.options)
 
     def _prompt(self, ask: Ask, media: Sequence[MeasuredMedium]) -> Prompt:
+        given: dict[str, Any] = {"tenant": ask.tenant, "lora": self._worn(ask)}
         prompt = Prompt(segments_of(self._layout(ask, media)))
-        calls = any(message.tools for message in ask.messages)
+        if ask.plain is not None:
+            return replace(prompt, **given)
+        used = any(message.tools for message in ask.messages)
         template = self.adapter.template
         thoughts = template.thoughts_before(ask.options)
-        shown = template.call_tokens if calls else frozenset()
+        shown = template.call_tokens if used else frozenset()
         if thoughts is not None:
             shown |= template.thought_tokens
         common = equal_start(self._own_words(), prompt.identities)
-        return replace(prompt, tenant=ask.tenant, shown=shown, common=common, thoughts=thoughts)
+        return replace(prompt, **given, shown=shown, common=common, thoughts=thoughts)
 
     def _own_words(self) -> Sequence[Hashable]:
         """The tokens with which each conversation without a system message begins.
@@ -557,7 +667,7 @@ class Assistant:
             self.similarity.close()
 
 
-def pieces_of(delta: Delta, reader: CallReader) -> list[Delta]:
+def pieces_of(delta: Delta, reader: calls.CallReader) -> list[Delta]:
     """A delta as one delta for each piece of text or of a call that it completes.
 
     The first has the delta's log-probabilities and thoughts, the last all else.

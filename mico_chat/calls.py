@@ -1,64 +1,50 @@
 """Calls of tools in an answer, read while it is written.
 
-What is no call, or cannot be read as one of the conversation's tools, is text.
+How a model writes them is described as in the ``response_template`` that its tokenizer may have,
+and transformers reads them by it. What is no call, or is none of the conversation's tools, is text.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from mico_chat.tools import Tool
+from transformers.utils.chat_parsing import parse_response
+from transformers.utils.chat_parsing.response_templates import load_response_template
+
+from mico_chat.tools import CallPiece, Tool
 
 _NAME = r"([a-zA-Z0-9_-]{1,64})"
-_OBJECT = re.compile(
-    r'\s*\{\s*"name"\s*:\s*"' + _NAME + r'"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
-)
-_TAG = re.compile(rf"\s*<function={_NAME}>")
-_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>(?:\r?\n)?(.*?)(?:\r?\n)?</parameter>", re.DOTALL)
+_OBJECT = rf'\s*\[?\s*\{{\s*"name"\s*:\s*"{_NAME}"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)'
+_NEXT = re.compile(r"[^{}\[\]]*\}\s*[;,]?\s*(?=\{)")
+_LIST_END, _END = re.compile(r"[^{}\[\]]*\}\s*\]"), re.compile(r"\s*\}?\s*")
 
+CallFormat: TypeAlias = Mapping[str, Any]
+"""The field ``tool_calls`` of a response template; without an opening, an answer is calls alone."""
 
-@dataclass(frozen=True)
-class CallFormat:
-    """How a model writes calls: each behind ``open``, or as the whole answer if that is empty.
-
-    ``head`` matches a call up to its arguments, which are a JSON object or (``tags``) parameters in
-    tags. Behind them ``next`` leads to another call, ``end`` to the end of the calls, which
-    ``close`` ends. ``markers`` are tokens that the text of an answer must show, also if they are
-    special.
-    """
-
-    open: str
-    head: re.Pattern[str]
-    end: re.Pattern[str]
-    close: str = ""
-    next: re.Pattern[str] | None = None
-    tags: bool = False
-    markers: tuple[str, ...] = ()
-
-
-_TAGGED_END = re.compile(r".*?</tool_call>", re.DOTALL)
-HERMES = CallFormat("<tool_call>", _OBJECT, _TAGGED_END, "</tool_call>")
-XML = CallFormat("<tool_call>", _TAG, _TAGGED_END, "</tool_call>", tags=True)
-MISTRAL = CallFormat(
-    "[TOOL_CALLS]",
-    re.compile(r"\s*\[?" + _OBJECT.pattern),
-    re.compile(r"[^{}\[\]]*\}\s*\]"),
-    "]",
-    next=re.compile(r"[^{}\[\]]*\}\s*,\s*(?=\{)"),
-    markers=("[TOOL_CALLS]",),
-)
-MISTRAL_ARGUMENTS = CallFormat(
-    "[TOOL_CALLS]",
-    re.compile(rf"\s*{_NAME}\s*\[ARGS\]\s*(?=\{{)"),
-    re.compile(""),
-    markers=("[TOOL_CALLS]", "[ARGS]"),
-)
-OBJECTS = CallFormat(
-    "", _OBJECT, re.compile(r"\s*\}?\s*"), next=re.compile(r"\s*\}\s*[;,]?\s*(?=\{)")
-)
+_WHOLE = {"type": "function", "function": "{content}"}
+_NAMED = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
+OBJECTS: CallFormat = {"content": "json", "repeats": True, "transform": _WHOLE}
 """Llama's, and that of an answer which a JSON schema limits to calls."""
+
+HERMES: CallFormat = {**OBJECTS, "open": "<tool_call>", "close": "</tool_call>"}
+MISTRAL: CallFormat = {**OBJECTS, "open": "[TOOL_CALLS]"}
+_ARGUMENTS = r"\[TOOL_CALLS\]\s*(?P<name>[\w-]+)\s*\[ARGS\]"
+MISTRAL_ARGUMENTS: CallFormat = {**OBJECTS, "open_pattern": _ARGUMENTS, "transform": _NAMED}
+_PARAMETER = r"<parameter=(?P<key>[^>\n]+)>(?:\r?\n)?(?P<value>.*?)(?:\r?\n)?</parameter>"
+XML: CallFormat = {
+    "open_pattern": r"<tool_call>\s*<function=(?P<name>[^>\n]+)>",
+    "close_pattern": r"</function>\s*(?:</tool_call>|\Z)",
+    "repeats": True,
+    "content": "xml-inline",
+    "content_args": {"tag_pattern": _PARAMETER},
+    "transform": _NAMED,
+}
+
+
+def markers(form: CallFormat) -> str:
+    """A text with all tokens that an answer must show for its calls to be read."""
+    return str(form).replace("\\", "")
 
 
 def format_of(source: str) -> CallFormat | None:
@@ -70,19 +56,6 @@ def format_of(source: str) -> CallFormat | None:
     return OBJECTS if '"parameters": ' in source and '"name": ' in source else None
 
 
-@dataclass(frozen=True)
-class CallPiece:
-    """A piece of the call number ``index``: first its ``name``, then pieces of its arguments.
-
-    The first piece of an answer's call has its ``id``, which the assistant gives it.
-    """
-
-    index: int
-    name: str | None = None
-    arguments: str = ""
-    id: str = ""
-
-
 AnswerPiece: TypeAlias = str | CallPiece
 """Text of an answer, or a piece of a call."""
 
@@ -92,13 +65,25 @@ class CallReader:
 
     def __init__(self, form: CallFormat, tools: Sequence[Tool], *, most: int | None = None) -> None:
         self.n_calls = 0
-        self._form, self._most = form, most
-        self._tools = {tool.name: tool.parameters for tool in tools}
+        self._most = most
+        fields = {"tool_calls": dict(form)}
+        self._template = load_response_template({"start_anchor": "-", "fields": fields})
+        self._form = field = self._template.fields["tool_calls"]
+        self._tagged, self._bare = field.content == "xml-inline", field.open_re is None
+        # Arguments that need no rewriting are given while they are written.
+        named = field.transform == _NAMED
+        head = ("" if self._tagged else r"\s*(?=\{)") if named else _OBJECT
+        usual = {"tag_pattern"} if self._tagged and named else set()
+        flows = self._tagged or (field.content == "json" and (named or field.transform == _WHOLE))
+        self._begin = re.compile(head) if flows and set(field.content_args) == usual else None
+        self._named = named and self._begin is not None
+        self._tools = [tool.name for tool in tools]
+        self._declared: list[Any] = [{"function": tool.declaration} for tool in tools]
         self._held = ""
         self._state: Literal["text", "head", "arguments", "tail", "plain"] = "text"
         self._opened = ""  # what was taken off for the call, if it turns out to be none
+        self._name: str | None = None  # of the call, if its opening has it
         self._object = _ObjectEnd()
-        self._parameters: Mapping[str, Any] = {}
         self._n_parameters = 0
         self._said = False
 
@@ -114,7 +99,7 @@ class CallReader:
         steps = {
             "text": self._text,
             "head": self._head,
-            "arguments": self._tags if self._form.tags else self._json,
+            "arguments": self._tags if self._tagged else self._json,
             "tail": self._tail,
             "plain": self._plain,
         }
@@ -127,29 +112,37 @@ class CallReader:
     # --- Each step takes what it can from the text that is held. ---
 
     def _text(self, final: bool) -> Iterator[AnswerPiece]:
-        if not self._form.open:
+        if self._bare:
             start = self._held.lstrip()
             if start.startswith("{") and not self._said:
                 self._state, self._opened = "head", ""
             elif start:
                 self._state = "plain"
             return
-        before, opening, behind = self._held.partition(self._form.open)
-        if opening:
+        opening, at = self._found("open", final)
+        before = self._held[:at]
+        if opening is not None:
             text = before.rstrip()
             yield from self._say(text)
-            self._opened = before[len(text) :] + opening
-            self._held, self._state = behind, "head"
+            self._opened = before[len(text) :] + opening[0]
+            self._name = opening.groupdict().get("name") if self._named else None
+            self._held, self._state = self._held[opening.end() :], "head"
             return
-        certain = self._held
-        if not final:
-            most = range(len(self._form.open) - 1, 0, -1)
-            part = next((n for n in most if self._held.endswith(self._form.open[:n])), 0)
-            certain = self._held[: len(self._held) - part].rstrip()
-        elif self.n_calls and not certain.strip():
+        certain = before if final else before.rstrip()
+        if final and self.n_calls and not certain.strip():
             certain = ""
         yield from self._say(certain)
         self._held = "" if final else self._held[len(certain) :]
+
+    def _found(self, side: str, final: bool) -> tuple[Any, int]:
+        """A call's opening or close in what is held, and where a part of one may begin."""
+        names = (f"{side}_{name}" for name in ("re", "literals", "literal_can_extend"))
+        pattern, literals, grows = (getattr(self._form, name) for name in names)
+        found = pattern and pattern.search(self._held, partial=not final)
+        if not found:
+            return None, len(self._held)
+        grows = (grows or literals is None) and not final and found.end() == len(self._held)
+        return None if found.partial or grows else found, found.start()
 
     def _plain(self, final: bool) -> Iterator[AnswerPiece]:
         yield from self._say(self._held)
@@ -163,37 +156,57 @@ class CallReader:
             yield text
 
     def _head(self, final: bool) -> Iterator[AnswerPiece]:
-        found = self._form.head.match(self._held)
-        if found is not None and found[1] in self._tools:
-            self._held, self._state = self._held[found.end() :], "arguments"
+        begun = self._begin and self._begin.match(self._held)
+        name = begun[1] if begun and not self._named else self._name
+        if begun and name in self._tools:
+            self._held, self._state = self._held[begun.end() :], "arguments"
             self._object, self._n_parameters = _ObjectEnd(), 0
-            self._parameters = self._tools[found[1]].get("properties") or {}
-            yield from self._call(found[1])
+            yield from self._call(name)
             return
-        close = self._form.close
-        end = self._held.find(close) if close else -1
-        if found is None and end < 0 and not final and self._may_be_call():
+        known = name is None or name in self._tools
+        close, _ = self._found("close", final)
+        if known and close is None and not final and self._may_be_call():
             return
-        end = len(self._held) if end < 0 else end
-        body, rest = self._held[:end], self._held[end + len(close) :]
-        calls = None if found else _whole(body, self._tools)
-        if calls is None:
+        end = len(self._held) if close is None else close.end()
+        calls = self._read_whole(self._held[:end]) if known else []
+        if not calls:
             # No call: its opening is text, and a call may come behind it.
-            self._state = "text" if self._form.open else "plain"
+            self._state = "plain" if self._bare else "text"
             yield from self._say(self._opened)
             self._opened = ""
             return
-        for name, arguments in calls:
-            yield from self._call(name)
-            yield from self._argument(arguments)
+        for called, arguments in calls:
+            yield from self._call(called)
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+            yield from self._argument(text)
             self.n_calls += 1
-        self._state, self._held, self._said = "text", rest, False
+        self._state, self._held, self._said = "text", self._held[end:], False
+
+    def _read_whole(self, body: str) -> list[tuple[str, Any]]:
+        """Names and arguments of the calls behind an opening; none if one cannot be read."""
+        text = self._opened.lstrip() + body
+        try:
+            found = parse_response(text, self._template, prefix="", tools=self._declared)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return []  # the caller shows it as text
+        calls, waiting = [], [found.get("tool_calls")]
+        while waiting:
+            match waiting.pop(0):
+                case list(several):
+                    waiting[:0] = several
+                case {"function": dict() | list() as inner}:
+                    waiting.insert(0, inner)
+                case {"name": str(name), **others} if name in self._tools:
+                    calls.append((name, others.get("arguments", others.get("parameters", {}))))
+                case _:
+                    return []
+        return calls
 
     def _may_be_call(self) -> bool:
         """Whether an answer without an opening may still become a call."""
         key = re.match(r'\s*\{\s*"([^"]*)', self._held)
         known = ("name", "arguments", "parameters", "type", "function")
-        return bool(self._form.open) or key is None or any(k.startswith(key[1]) for k in known)
+        return not self._bare or key is None or any(k.startswith(key[1]) for k in known)
 
     def _json(self, final: bool) -> Iterator[AnswerPiece]:
         end = self._object.find(self._held)
@@ -201,32 +214,36 @@ class CallReader:
         yield from self._argument(self._held[:taken])
         self._held = self._held[taken:]
         if end is not None:
-            self._ended()
+            self._ended("tail")
 
     def _tags(self, final: bool) -> Iterator[AnswerPiece]:
         """Parameters in tags become a JSON object, parameter by parameter."""
-        found = _PARAMETER.match(self._held)
-        ends = self._held.lstrip().startswith("</")
-        if found is not None:
-            self._held = self._held[found.end() :]
-            value = _typed(found[2], self._parameters.get(found[1]))
+        close, _ = self._found("close", final)
+        calls = self._read_whole(self._held if close is None else self._held[: close.end()])
+        for key, value in list(calls[0][1].items() if calls else ())[self._n_parameters :]:
             start = ", " if self._n_parameters else "{"
             self._n_parameters += 1
-            yield from self._argument(f"{start}{json.dumps(found[1])}: {value}")
-        elif ends and "</function>" in self._held:
-            self._held = self._held.split("</function>", 1)[1]
+            yield from self._argument(f"{start}{json.dumps(key)}: {json.dumps(value)}")
+        if close is not None:
             yield from self._argument("}" if self._n_parameters else "{}")
-            self._ended()
+            self._held = self._held[close.end() :]
+            self._ended("text")
 
     def _tail(self, final: bool) -> Iterator[AnswerPiece]:
         """What stands behind the arguments, up to the next call or to the text."""
-        form = self._form
-        if form.next is not None and (found := form.next.match(self._held)):
-            self._held, self._state = self._held[found.end() :], "head"
-            self._opened = ""
-        elif (form.open or final) and (found := form.end.match(self._held)):
-            self._held = self._held[found.end() :]
-            self._state = "text" if form.open else "plain"
+        end, _ = self._found("close", final)
+        if self._form.close_re is None and not self._named:
+            if found := _NEXT.match(self._held):
+                self._held, self._state = self._held[found.end() :], "head"
+                self._opened = ""
+                return
+            if final or not self._bare:
+                end = (_END if self._bare else _LIST_END).match(self._held)
+        elif self._form.close_re is None:
+            end = re.match("", self._held)
+        if end is not None:
+            self._held = self._held[end.end() :]
+            self._state = "plain" if self._bare else "text"
         yield from ()
 
     @property
@@ -241,9 +258,9 @@ class CallReader:
         if self._kept and text:
             yield CallPiece(self.n_calls, arguments=text)
 
-    def _ended(self) -> None:
+    def _ended(self, state: Literal["tail", "text"]) -> None:
         self.n_calls += 1
-        self._state, self._said = "tail", False
+        self._state, self._said = state, False
 
 
 class _ObjectEnd:
@@ -268,33 +285,3 @@ class _ObjectEnd:
                 if self._depth == 0:
                     return at + 1
         return None
-
-
-def _whole(body: str, tools: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """Names and arguments of calls in another order or form than usual; None if they are none."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    calls = []
-    for call in found if isinstance(found, list) else [found]:
-        inner = call.get("function", call) if isinstance(call, dict) else None
-        call = inner if isinstance(inner, dict) else call
-        if not isinstance(call, dict) or call.get("name") not in list(tools):
-            return None
-        arguments = call.get("arguments", call.get("parameters", {}))
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        calls.append((call["name"], text))
-    return calls or None
-
-
-def _typed(text: str, schema: Any) -> str:
-    """A parameter's text as JSON: text unless its schema has another type that it fits."""
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
-    if kind not in (None, "string"):
-        try:
-            return json.dumps(json.loads(text))
-        except (ValueError, RecursionError):
-            if text in ("True", "False", "None"):
-                return {"True": "true", "False": "false", "None": "null"}[text]
-    return json.dumps(text)

@@ -1,30 +1,38 @@
 """A chat template's text for a conversation, cut into markup and text.
 
-Text never becomes markup. The template is shown a mark in place of each content, and of each other
-string of a client that may hold a part of a control token, such as a tool's description. Its text
-is cut at the marks, and what they stand for is put in as text. The rest is the template's own: the
+Text never becomes markup. The template reads contents, and each other string of a client that may
+hold a part of a control token, such as a tool's description, in characters of their own
+(:mod:`mico_chat.client_text`), by which its text is cut. The rest is the template's own: the
 tokenizer recognises control tokens in it alone (:mod:`mico_chat.prompt_parts`).
-
-A mark holds a quotation mark. The backslashes before it tell how often the template wrote its
-content as JSON, so that the content is escaped in the same way.
 """
 
 import ctypes
-import json
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_parsing.response_templates import load_response_template
 
-from mico_chat.calls import CallFormat, format_of
-from mico_chat.errors import RequestError
+from mico_chat.calls import CallFormat, format_of, markers
+from mico_chat.client_text import (
+    GIVEN,
+    MOVED,
+    SAID,
+    SLOT,
+    ClientText,
+    client_text,
+    runs,
+    template_of,
+)
+from mico_chat.errors import ConfigError, RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.medium import Medium
 from mico_chat.messages import Message, TextPart
@@ -33,21 +41,18 @@ from mico_chat.prompt_parts import PromptPart, PromptText, control_tokens
 from mico_chat.thoughts import ThoughtFormat, thoughts_of
 from mico_chat.tools import Tool
 
-MARKER = "\ue000"
-"""A private-use character, which templates do not contain. As JSON it may be written in ASCII."""
-
 RENDER_S = 20.0
 """Seconds in which a template must be rendered: the longest conversation takes tenths of one."""
 
-_MARK = re.compile(r'(?:\ue000|\\+ue000)(\d+)(\\*)"(?:\ue000|\\+ue000)')
+_PROBE = client_text("x", GIVEN)
 Shown: TypeAlias = Mapping[str, Any] | Sequence[PromptPart]
 """A medium in a prompt: a part of the content for a template that writes its own markup for media,
 such as ``{"type": "image"}``, or the parts that stand in its place."""
 
 Show: TypeAlias = Callable[[MediaFile | Medium], Shown]
 
-Piece: TypeAlias = tuple[int | None, list[PromptPart]]
-"""Parts of a prompt, and the number of the message whose content they are, if they are one's."""
+Piece: TypeAlias = tuple[bool, list[PromptPart]]
+"""Parts of a prompt, and whether they are what the assistant said."""
 
 
 def _no_media(medium: MediaFile | Medium) -> Shown:
@@ -98,35 +103,49 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str | None = None) -> None:
         self._tokenizer: Any = tokenizer
         self.source: str = self._tokenizer.get_chat_template(source, [])
-        ends = {end for t in control_tokens(tokenizer).values() for end in _ends_of(t)}
-        self._suspect = re.compile("|".join(map(re.escape, sorted(ends | {MARKER, "ue000"}))))
+        # transformers' response template: how the model writes an answer
+        self._answers: Mapping[str, Any] = self._tokenizer.response_template or {}
+        try:
+            if self._answers:
+                load_response_template(dict(self._answers))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"response_template in tokenizer_config.json: {error}") from error
+        # A string may hold a part of a control token if it has a character that begins or ends one.
+        ends = "".join(t[0] + t[-1] for t in control_tokens(tokenizer).values() if t)
+        self._suspect = re.compile(
+            f"[{re.escape(ends)}]|{MOVED.pattern}" if ends else MOVED.pattern
+        )
         self._begins_thinking = lru_cache(maxsize=64)(self._begins)
 
     @cached_property
     def takes_text(self) -> bool:
         """Whether the content of a message may be a string."""
-        return _MARK.search(self._probed(mark(0))) is not None
+        return MOVED.search(self._probed(_PROBE)) is not None
 
     @cached_property
     def takes_tools(self) -> bool:
-        function = {"name": mark(0), "description": "", "parameters": {}}
+        function = {"name": _PROBE, "description": "", "parameters": {}}
         declared = [{"type": "function", "function": function}]
-        return _MARK.search(self._probed("", declared)) is not None
+        return MOVED.search(self._probed("", declared)) is not None
 
     @cached_property
     def call_format(self) -> CallFormat | None:
         """How the model writes calls of tools; None if it has none, or their form is unknown."""
-        return format_of(self.source) if self.takes_tools else None
+        if not self.takes_tools:
+            return None
+        return (
+            self._answers["fields"].get("tool_calls") if self._answers else format_of(self.source)
+        )
 
     @cached_property
     def call_tokens(self) -> frozenset[int]:
         """The tokens of a call that the text of an answer must show."""
-        return self._tokens_in(() if self.call_format is None else self.call_format.markers)
+        return self._tokens_in("" if self.call_format is None else markers(self.call_format))
 
     @cached_property
     def thoughts(self) -> ThoughtFormat | None:
         """How the model thinks before it answers; None if its template knows no thinking."""
-        return thoughts_of(self.source)
+        return thoughts_of(self.source, self._answers)
 
     @cached_property
     def thought_tokens(self) -> frozenset[int]:
@@ -144,9 +163,9 @@ class ChatTemplate:
     def _begins(self, thinks: bool | None, effort: str | None) -> bool:
         """Whether the prompts of a conversation end within thoughts."""
         options = GenerationOptions(thinking=thinks, reasoning_effort=effort)
-        content = mark(0) if self.takes_text else [{"type": "text", "text": mark(0)}]
+        content = _PROBE if self.takes_text else [{"type": "text", "text": _PROBE}]
         rendered = self._probed(content, settings=self._settings(options))
-        return self._thinks_at(self._ended(_MARK.split(rendered)[-1], options))
+        return self._thinks_at(self._ended(MOVED.split(rendered)[-1], options))
 
     def _thinks_at(self, end: str) -> bool:
         form = self.thoughts
@@ -168,9 +187,9 @@ class ChatTemplate:
                 found["reasoning_effort"] = options.reasoning_effort
         return found
 
-    def _tokens_in(self, texts: str | Collection[str]) -> frozenset[int]:
+    def _tokens_in(self, text: str) -> frozenset[int]:
         known = control_tokens(self._tokenizer)
-        return frozenset(number for number, text in known.items() if text in texts)
+        return frozenset(number for number, token in known.items() if token in text)
 
     def _probed(
         self,
@@ -207,28 +226,24 @@ class ChatTemplate:
         used = bool(tools) or any(m.tool_calls or m.role == "tool" for m in messages)
         if used and not self.takes_tools:
             raise RequestError.at("tools", "this model's chat template has no tools")
-        marks = _Marks(self._suspect, "reasoning_content" in self.source)
-        contents = [_content(message, show) for message in messages]
-        listed = any(isinstance(run, Mapping) for runs in contents for run in runs)
-        listed = listed or not self.takes_text
-        chat = [
-            marks.message(index, message, runs, listed)
-            for index, (message, runs) in enumerate(zip(messages, contents, strict=True))
-        ]
-        declared = [marks.tool(tool) for tool in tools] or None
+        shown = _Shown(self._suspect)
+        chat = [shown.message(message, show) for message in messages]
+        contents = [message["content"] for message in chat]
+        if self.takes_text and all(isinstance(one, str) for parts in contents for one in parts):
+            for turn in chat:
+                turn["content"] = turn["content"][0] if turn["content"] else ""
+        else:
+            for parts in contents:
+                parts[:] = [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]
+        declared = [shown.tool(tool) for tool in tools] or None
         settings = self._settings(options)
         rendered = self._rendered(chat, declared, add_generation_prompt, settings)
-        pieces: list[Piece] = []
-        at = 0
-        for found in _MARK.finditer(rendered):
-            pieces.append((None, [PromptText(rendered[at : found.start()], markup=True)]))
-            # 0, 1, 3, 7, ... backslashes before a quotation mark that was written as JSON so often
-            pieces.append(marks.piece(int(found[1]), len(found[2]).bit_length()))
-            at = found.end()
-        end = self._ended(rendered[at:], options) if add_generation_prompt else rendered[at:]
-        pieces.append((None, [PromptText(end, markup=True)]))
+        if add_generation_prompt:
+            end = MOVED.split(rendered)[-1]
+            rendered = rendered.removesuffix(end) + self._ended(end, options)
+        pieces = shown.pieces(rendered)
         if options.prefix:
-            pieces.append((None, [PromptText(options.prefix)]))
+            pieces.append((False, [PromptText(options.prefix)]))
         return pieces
 
     def parts(
@@ -252,16 +267,9 @@ class ChatTemplate:
     ) -> str:
         try:
             with _ended_after(RENDER_S):
-                return str(
-                    self._tokenizer.apply_chat_template(
-                        chat,
-                        tools=tools,
-                        chat_template=self.source,
-                        tokenize=False,
-                        add_generation_prompt=opens,
-                        **settings,
-                    )
-                )
+                named = self._tokenizer.special_tokens_map | settings
+                named |= {"messages": chat, "tools": tools, "add_generation_prompt": opens}
+                return str.__str__(template_of(self.source).render(named, documents=None))
         except _EndlessError as error:
             reason = f"the model's chat template: rendering takes longer than {RENDER_S:g} s"
             raise EndlessTemplateError(reason, "messages") from error
@@ -270,70 +278,37 @@ class ChatTemplate:
             raise RequestError(f"the model's chat template: {reason}", "messages") from error
 
 
-def mark(number: int) -> str:
-    return f'{MARKER}{number}"{MARKER}'
-
-
-def _ends_of(token: str) -> tuple[str, ...]:
-    """Texts of which a string holds one if a control token begins or ends in it."""
-    first, last = token[:1], token[-1:]
-    return (token,) if first.isalnum() or last.isalnum() else (first, last)
-
-
-def _content(message: Message, show: Show) -> list[Mapping[str, Any] | list[PromptPart]]:
-    """A message's content: parts for the template, and what stands between them."""
-    runs: list[Mapping[str, Any] | list[PromptPart]] = []
-    for part in message.content:
-        shown = [PromptText(part.text)] if isinstance(part, TextPart) else show(part)
-        if isinstance(shown, Mapping):
-            runs.append(shown)
-        elif runs and isinstance(last := runs[-1], list):
-            last += shown
-        else:
-            runs.append(list(shown))
-    return runs
-
-
 @dataclass
-class _Marks:
-    """What the marks stand for: contents of messages, and other strings of the client.
-
-    ``thoughts``: the template has a rule for earlier thoughts.
-    """
+class _Shown:
+    """What the template is shown of a conversation. ``suspect`` finds what may be markup."""
 
     suspect: re.Pattern[str]
-    thoughts: bool
-    pieces: list[Piece] = field(default_factory=list)
-    marked: dict[str, str] = field(default_factory=dict)
+    slots: list[tuple[str, PromptPart]] = field(default_factory=list)
     calls: dict[str, str] = field(default_factory=dict)
 
-    def message(
-        self,
-        index: int,
-        message: Message,
-        runs: list[Mapping[str, Any] | list[PromptPart]],
-        listed: bool,
-    ) -> dict[str, Any]:
-        shown: dict[str, Any] = {"role": message.role}
-        if listed:
-            shown["content"] = [
-                run if isinstance(run, Mapping) else {"type": "text", "text": self._new(index, run)}
-                for run in runs
-            ]
-        elif message.tool_calls and not message.text:
-            shown["content"] = ""  # templates ask whether there is any
-        else:
-            parts = (run for run in runs if not isinstance(run, Mapping))
-            shown["content"] = self._new(index, [part for run in parts for part in run])
-        if message.reasoning_content and self.thoughts:
-            thought = PromptText(message.reasoning_content.strip("\n"))
-            shown["reasoning_content"] = self._new(None, [thought])
+    def message(self, message: Message, show: Show) -> dict[str, Any]:
+        """A message, whose content is a list of strings and of the template's own parts."""
+        place = SAID if message.role == "assistant" else GIVEN
+        content: list[Any] = []
+        for part in message.content:
+            given = [PromptText(part.text)] if isinstance(part, TextPart) else show(part)
+            if isinstance(given, Mapping):
+                content.append(given)
+                continue
+            text = ClientText("".join(self._text(one, place) for one in given))
+            if content and isinstance(content[-1], str):
+                text = content.pop() + text
+            content.append(text)
+        shown: dict[str, Any] = {"role": message.role, "content": content}
+        if message.reasoning_content:
+            thought = client_text(message.reasoning_content, GIVEN)
+            shown |= {"reasoning_content": thought, "thinking": thought}  # gpt-oss's name
         if message.tool_calls:
             shown["tool_calls"] = [
                 {
                     "id": self._call(call.id),
                     "type": "function",
-                    "function": {"name": call.name, "arguments": self._marked(call.values)},
+                    "function": {"name": call.name, "arguments": self._shown(call.values)},
                 }
                 for call in message.tool_calls
             ]
@@ -344,44 +319,39 @@ class _Marks:
         return shown
 
     def tool(self, tool: Tool) -> dict[str, Any]:
-        return {"type": "function", "function": self._marked(tool.declaration)}
+        return {"type": "function", "function": self._shown(tool.declaration)}
 
-    def piece(self, number: int, level: int) -> Piece:
-        """What a mark stands for, written as JSON ``level`` times."""
-        index, parts = self.pieces[number]
-        return index, [
-            part if not isinstance(part, PromptText) or part.markup else _escaped(part, level)
-            for part in parts
+    def pieces(self, rendered: str) -> list[Piece]:
+        """The prompt in pieces; the last is the template's own."""
+        found = [
+            self.slots[ord(text) - SLOT]
+            if kind == "slot"
+            else (kind, PromptText(text, markup=kind == "markup"))
+            for kind, text in [*runs(rendered), *[("markup", "")] * (not MOVED.split(rendered)[-1])]
         ]
+        grouped = groupby(found, lambda one: one[0])
+        return [(kind == "said", [part for _, part in group]) for kind, group in grouped]
 
-    def _new(self, index: int | None, parts: list[PromptPart]) -> str:
-        self.pieces.append((index, parts))
-        return mark(len(self.pieces) - 1)
+    def _text(self, part: PromptPart, place: int) -> str:
+        """A part of a content as a string, in which a slot stands for context tokens."""
+        if isinstance(part, PromptText) and not part.markup:
+            return client_text(part.text, place)
+        self.slots.append(("said" if place == SAID else "given", part))
+        return chr(SLOT + len(self.slots) - 1)
 
     def _call(self, id_: str) -> str:
         """A call's id as Mistral's templates want it: nine digits."""
         return self.calls.setdefault(id_, f"{len(self.calls) + 1:09}")
 
-    def _marked(self, value: Any) -> Any:
-        """A client's value; marks stand in place of strings that may hold a part of markup.
+    def _shown(self, value: Any) -> Any:
+        """A client's value; strings that may hold a part of markup have characters of their own.
 
-        Other strings stay: templates compare them, sort them, and ask for their lengths.
+        Other strings stay, so that a tokenizer reads them and what is around them as one text.
         """
         if isinstance(value, Mapping):
-            return {self._marked(key): self._marked(inner) for key, inner in value.items()}
+            return {self._shown(key): self._shown(inner) for key, inner in value.items()}
         if isinstance(value, list):
-            return [self._marked(inner) for inner in value]
-        if not isinstance(value, str):
-            return value
-        if not self.suspect.search(unicodedata.normalize("NFKC", value)):
-            return value
-        if value not in self.marked:  # equal strings have equal marks
-            self.marked[value] = self._new(None, [PromptText(value)])
-        return self.marked[value]
-
-
-def _escaped(part: PromptText, level: int) -> PromptText:
-    text = part.text
-    for _ in range(level):
-        text = json.dumps(text, ensure_ascii=False)[1:-1]
-    return replace(part, text=text)
+            return [self._shown(inner) for inner in value]
+        if isinstance(value, str) and self.suspect.search(unicodedata.normalize("NFKC", value)):
+            return client_text(value, GIVEN)
+        return value

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.adapters.base import ModelAdapter, check_reads, shown_kinds
-from mico_chat.ask import Tally
+from mico_chat.ask import LORA, Tally
 from mico_chat.engine.cpu import free_cores, usable_cores
-from mico_chat.errors import MediaError, ModelError, RequestError
+from mico_chat.errors import ContextLengthError, LimitError, MediaError, ModelError, RequestError
 from mico_chat.fair import FairQueue
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
@@ -47,6 +47,7 @@ from mico_chat.media.medium import (
     parts_of,
 )
 from mico_chat.media.taught import TaughtName, digest_of, names_for
+from mico_chat.media.view import LOW_TOKENS, View
 from mico_chat.reading import Reader
 from mico_chat.reading.depths import DepthEstimator
 
@@ -54,6 +55,7 @@ DEFAULT_CACHE_BYTES = 256 << 20
 WORDS_CACHE_BYTES = 8 << 20
 DEPTHS_CACHE_BYTES = 32 << 20  # estimated depth maps, as files
 MAX_UNITS = 16  # a batch with this many units takes no more media: each takes 5 to 13 MB
+MOST_WHOLE = 4096  # media that are known to have been shown whole
 CLOSE_S = 5.0  # a batch may still take this long when the encoder is closed
 
 
@@ -193,6 +195,8 @@ class MediaEncoder:
     the depth of pictures, where that is asked for. The caller closes ``decoder``. If you change the
     model so that it gives other tokens, change ``variant`` too. ``names_of`` gives the names that a
     tenant taught the model: they are asked for at each request, so that they count at once.
+    The media of a conversation share ``budget`` tokens, and those of high detail ``context``; None:
+    as many as they take.
     """
 
     def __init__(
@@ -203,7 +207,11 @@ class MediaEncoder:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         reader: Reader | None = None,
         depths: DepthEstimator | None = None,
+        context: int | None = None,
+        budget: int | None = None,
     ) -> None:
+        self._context, self._budget = context, budget
+        self._whole: dict[bytes, tuple[int, bytes]] = {}
         self._encodings: _Shared[MeasuredMedium] = _Shared(cache_bytes)
         self._words: _Shared[Words] = _Shared(WORDS_CACHE_BYTES)
         self.cache = self._encodings.cache
@@ -249,7 +257,9 @@ class MediaEncoder:
         return await asyncio.gather(*(tally.counted(self._encode, m, how, read) for m in media))
 
     async def decoded(self, media: Sequence[AnyMedium], *, tenant: str = "") -> list[Medium]:
-        return await asyncio.gather(*(self._decoded(medium, tenant) for medium in media))
+        shown = tuple(medium.kind for medium in media)
+        seen = (self._viewed(medium, shown) for medium in media)
+        return await asyncio.gather(*(self._decoded(medium, tenant) for medium in seen))
 
     async def looked_at(
         self,
@@ -319,13 +329,15 @@ class MediaEncoder:
 
     async def _encode(self, medium: AnyMedium, how: _How, read: bool) -> MeasuredMedium:
         tenant, alone = how.tenant, how.alone
-        key = await self._in_decoding(tenant, self._key, medium, how.shown, tenant)
+        key = await self._in_decoding(tenant, self._key, medium, how.shown, tenant) + _variant()
         taught = await self.names_of(tenant)
         # The words in a medium do not depend on taught names, and so are not read again.
-        own = key + digest_of(taught) + b"unread" * (not read) + b"alone" * alone
+        base = key + digest_of(taught) + b"unread" * (not read) + b"alone" * alone
+        seen = self._viewed(medium, how.shown)
+        own = self._sized(base, seen)
 
         async def encode() -> MeasuredMedium:
-            decoded = await self._decoded(medium, tenant)
+            decoded = await self._decoded(seen, tenant)
             encoding = self._encoded(own, decoded, how, taught)
             if not read:
                 return await encoding
@@ -333,16 +345,21 @@ class MediaEncoder:
             return replace(encoded, words=words)
 
         encoded, cached = await self._encodings.get(own, medium.name, encode)
+        if seen.view.tokens is not None and not (encoded.cut or encoded.report.cut):
+            if len(self._whole) >= MOST_WHOLE:
+                self._whole.clear()
+            self._whole[base] = encoded.all_tokens, own
         return replace(encoded, report=_report(medium, encoded, cached=cached))
 
     async def _measure(
         self, medium: AnyMedium, shown: Sequence[Kind], tenant: str
     ) -> MeasuredMedium:
-        key = await self._in_decoding(tenant, self._key, medium, shown, tenant)
-        found = self.cache.get(key + digest_of(await self.names_of(tenant)))
+        key = await self._in_decoding(tenant, self._key, medium, shown, tenant) + _variant()
+        seen = self._viewed(medium, shown)
+        found = self.cache.get(self._sized(key + digest_of(await self.names_of(tenant)), seen))
         if found is not None:
             return replace(found, report=_report(medium, found, cached=True))
-        decoded = await self._decoded(medium, tenant)
+        decoded = await self._decoded(seen, tenant)
         prepared, words = await asyncio.gather(
             self._in_decoding(tenant, self._prepared, decoded, shown),
             self._words_of(key, decoded, tenant),
@@ -350,10 +367,35 @@ class MediaEncoder:
         measured = replace(prepared, words=words)
         return replace(measured, report=_report(medium, measured, cached=False))
 
+    def _viewed(self, medium: AnyMedium, shown: Sequence[Kind]) -> AnyMedium:
+        """A medium with its part of the tokens that those ``shown`` together may take."""
+        view, seen = medium.view, [kind for kind in shown if TABLE[kind].layout != "slices"]
+        tokens = self._context if view.detail == "high" else self._budget
+        if medium.kind not in seen:
+            tokens = None
+        if tokens is not None:  # by halves: another medium seldom changes those before it
+            tokens >>= (len(seen) - 1).bit_length()
+            tokens = min(tokens, LOW_TOKENS) if view.detail == "low" else tokens
+        return replace(medium, view=self.adapter.viewed(medium.kind, replace(view, tokens=tokens)))
+
+    def _sized(self, key: bytes, seen: AnyMedium) -> bytes:
+        """The key of a medium within its tokens; that of an earlier one of which nothing was cut,
+        if it fits."""
+        if (most := seen.view.tokens) is None:
+            return key
+        tokens, whole = self._whole.get(key, (most + 1, b""))
+        return whole if tokens <= most else key + b"%d" % most
+
     def _prepared(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
         """A medium with the media in it; a sound track only if the model reads sounds."""
-        kinds = shown_kinds(self.adapter.input_modalities)
-        parts = [self.adapter.prepare(p, shown) for p in parts_of(medium) if p.kind in kinds]
+        kinds, view = shown_kinds(self.adapter.input_modalities), medium.view
+        if view.tokens is not None and isinstance(medium, Pages):
+            view = replace(view, tokens=view.tokens // len(medium.pages))
+        within = (replace(part, view=view) for part in parts_of(medium) if part.kind in kinds)
+        parts = [self.adapter.prepare(part, shown) for part in within]
+        if self._context is not None and sum(map(len, parts)) > self._context:
+            reason = f"{medium.name} takes {sum(map(len, parts))} tokens"
+            raise ContextLengthError(f"{reason}, more than the context of {self._context}")
         if TABLE[medium.kind].made_of:
             cut = tuple(dict.fromkeys(chain.from_iterable(part.cut for part in parts)))
             return MeasuredMedium(medium.kind, 0, tuple(parts), medium.report, cut=cut)
@@ -402,7 +444,13 @@ class MediaEncoder:
     async def _decoded(self, medium: AnyMedium, tenant: str) -> Medium:
         if not isinstance(medium, MediaFile):
             return medium
-        return await self._in_decoding(tenant, self._decoder.decode, medium)
+        try:
+            found = await self._in_decoding(tenant, self._decoder.decode, medium)
+        except LimitError as error:
+            if error.fault == "max_frames":  # those that the request asks for
+                raise RequestError(str(error), medium.kind) from error
+            raise
+        return replace(found, view=medium.view)
 
     async def _encoded(
         self, key: bytes, medium: Medium, how: _How, taught: Sequence[TaughtName]
@@ -410,14 +458,15 @@ class MediaEncoder:
         prepared = await self._in_decoding(how.tenant, self._prepared, medium, how.shown)
         how.tally.step(0, more=len(prepared.parts))
         started = time.perf_counter()
-        keyed = [replace(p, key=key + b"%d" % n) for n, p in enumerate(prepared.parts)]
+        parts = enumerate(prepared.parts)
+        keyed = [replace(p, key=key + b"%d" % n, lora=_of_media()) for n, p in parts]
         named = (replace(part, taught=names_for(taught, part.kind)) for part in keyed)
         works = (how.tally.counted(self._with_block, p, how.tenant, how.alone) for p in named)
-        parts = await asyncio.gather(*works)
+        encoded = await asyncio.gather(*works)
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
         report = prepared.report.model_copy(update={"encode_ms": encode_ms})
-        inner = parts[len(parts) - len(prepared.inner) :]
-        whole = prepared if len(inner) == len(parts) else parts[0]
+        inner = encoded[len(encoded) - len(prepared.inner) :]
+        whole = prepared if len(inner) == len(encoded) else encoded[0]
         return replace(whole, inner=tuple(inner), report=report)
 
     async def _with_block(self, medium: MeasuredMedium, tenant: str, alone: bool) -> MeasuredMedium:
@@ -427,7 +476,7 @@ class MediaEncoder:
             self._jobs.setdefault(tenant, deque()).append(job)
             self._wake.notify()
         block = await asyncio.wrap_future(job.done)
-        return replace(medium, n_tokens=len(block), inputs=None, block=block, taught=())
+        return replace(medium, n_tokens=len(block), inputs=None, block=block, taught=(), lora=None)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -437,7 +486,9 @@ class MediaEncoder:
         """Digest of a medium's content and of all that its context tokens depend on."""
         scaled = isinstance(medium, MediaFile) and TABLE[medium.kind].has_scale
         scale = medium.depth_scale if isinstance(medium, MediaFile) and scaled else None
-        settings = (tenant, medium.kind, scale, self.adapter.setting(shown), self.variant)
+        settings: tuple[Any, ...] = (tenant, medium.kind, scale)
+        settings += (self.adapter.setting(shown), self.variant)
+        settings += () if medium.view == View() else (medium.view,)
         digest = hashlib.sha256(repr(settings).encode())
         if not isinstance(medium, MediaFile):
             _update(digest, medium)
@@ -458,8 +509,10 @@ class MediaEncoder:
             self._since = time.monotonic()
             wanted = [job for job in batch if job.done.set_running_or_notify_cancel()]
             self._batch = wanted
-            together = [job for job in wanted if not job.alone]
-            for jobs in (together, *([job] for job in wanted if job.alone)):
+            together: dict[Any, list[_Job]] = {}  # with each adapter
+            for job in wanted:
+                together.setdefault(job if job.alone else job.medium.lora, []).append(job)
+            for jobs in together.values():
                 self._run(jobs)
             self._since = None
 
@@ -520,6 +573,17 @@ class MediaEncoder:
         if not self._given_up:
             for job, block in zip(batch, blocks, strict=True):
                 job.done.set_result(block)
+
+
+def _of_media() -> Any:
+    """The request's adapter, if media are encoded in another way with it."""
+    lora = LORA.get()
+    return lora if lora is not None and lora.in_media else None
+
+
+def _variant() -> bytes:
+    lora = _of_media()
+    return b"" if lora is None else b"%d:" % lora.key
 
 
 def _report(medium: AnyMedium, known: MeasuredMedium, *, cached: bool) -> MediaReport:

@@ -131,6 +131,12 @@ class ModelError(MicoError):
     """The model or engine failed, through no fault of the request."""
 
 
+class MissingLoraError(ModelError):
+    """There is no adapter in a folder or under a name of the hub."""
+
+    status = 404
+
+
 class TrainingError(MicoError):
     """A run that ended early. ``code`` is the exit status, 128 and the number of a signal."""
 

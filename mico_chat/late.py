@@ -16,6 +16,7 @@ late.
 from __future__ import annotations
 
 import importlib.abc
+import importlib.util
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,33 @@ def run(*modules: ModuleType) -> None:
         loader: Any = getattr(module.__spec__, "loader", None)
         if isinstance(loader, _LateLoader):
             loader.run(module)
+
+
+def unrun(name: str) -> ModuleType:
+    """A library's package whose own code runs when one of its names is used that it lacks.
+
+    Its modules can be imported before that. Where it has been imported, it is as it is.
+    """
+    if (there := sys.modules.get(name)) is not None:
+        return there
+    if (spec := importlib.util.find_spec(name)) is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    package, lock = importlib.util.module_from_spec(spec), threading.RLock()
+    to_run = [spec.loader.exec_module]
+
+    def missing(wanted: str) -> Any:
+        with lock:  # other threads wait until it has run
+            if to_run:
+                to_run.pop()(package)
+        if wanted not in vars(package):
+            raise AttributeError(f"module {name!r} has no attribute {wanted!r}", name=wanted)
+        return vars(package)[wanted]
+
+    vars(package)["__getattr__"] = missing
+    sys.modules[name] = package
+    if parent := sys.modules.get(name.rpartition(".")[0]):
+        setattr(parent, name.rpartition(".")[2], package)
+    return package
 
 
 class _Finder(importlib.abc.MetaPathFinder):

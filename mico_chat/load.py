@@ -9,6 +9,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mico_chat.engine.cpu import memory
 from mico_chat.engines.base import EngineOptions, Loaded
 from mico_chat.engines.source import Source
 from mico_chat.engines.table import candidates, choose
-from mico_chat.errors import ConfigError, MicoError, ModelError, RequestError
+from mico_chat.errors import ConfigError, MicoError, MissingLoraError, ModelError, RequestError
 from mico_chat.late import late
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
@@ -32,6 +33,7 @@ with late():
     from mico_chat import encode
     from mico_chat import similarity as similarities
     from mico_chat.checkpoints import load as checkpoint
+    from mico_chat.checkpoints import lora
     from mico_chat.engines import devices
     from mico_chat.reading import depths as depth_models
 
@@ -75,7 +77,7 @@ def load_assistant(
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
     The caller closes ``decoder``. Of the engines that ``auto`` may take, the next one loads a model
-    that the first one refuses. Without ``similarity`` loading takes half as long.
+    that the first one refuses. Without ``similarity`` there are no embeddings.
     """
     options = options or EngineOptions()
     with without_collection():
@@ -96,8 +98,12 @@ def load_assistant(
             cache_bytes=options.context_cache_bytes,
             reader=installed_reader(reads),
             depths=depths,
+            context=loaded.engine.max_position,
+            budget=int(options.media_token_budget * loaded.engine.max_position),
         )
-        assistant = Assistant(loaded.engine, encoder, name=model_name(model))
+        name = model_name(model)
+        more: dict[str, Any] = {"notes": loaded.notes, "loras": loaded.loras}
+        assistant = Assistant(loaded.engine, encoder, name=name, **more)
         if options.chat_defaults:
             assistant.system_prompt = loaded.system_prompt
             generation = loaded.generation or {}
@@ -109,10 +115,10 @@ def load_assistant(
                 raise ModelError(f"{model}: generation_config.json: {error}") from error
         if similarity and source.form == "chat" and checkpoint.has_text_branch(model):
             adapter: Any = loaded.adapter
-            branch, tokenizer = checkpoint.load_pretraining(model, adapter.model)
+            branch = _readable(model)(partial(checkpoint.load_pretraining, model, adapter.model))
             kept = min(options.context_cache_bytes, similarities.DEFAULT_CACHE_BYTES)
             assistant.similarity = similarities.Similarity(
-                branch, tokenizer, adapter.processor, decoder, cache_bytes=kept
+                branch, adapter.processor, decoder, cache_bytes=kept
             )
         return assistant
 
@@ -179,6 +185,29 @@ def needed_bytes(model: str | Path, options: EngineOptions) -> int:
     """
     source = Source.here(model, options.mmproj)
     return 0 if source is None else choose(options, source)[0].needed_bytes(source, options)
+
+
+def lora_of(model: str | Path, mmproj: Path | None, name: str, path: str) -> lora.Lora:
+    """A model's adapter in a folder or on the hub, or in a folder that ``mico-chat tune`` wrote.
+
+    Raises:
+        MissingLoraError, ModelError: it is no adapter that is served, or one of another model.
+    """
+    try:
+        folder = folders.local_folder(path)
+    except ModelError as error:
+        raise MissingLoraError(f"No adapter found for {path}: {error}") from error
+    source = Source.of(model, mmproj)
+    whole = folder if (folder / folders.LORA).is_dir() else None
+    folder = folder / folders.LORA if whole else folder
+    names, own = [str(model), model_name(model)], source.folder / folders.LORA
+    if source.form == "chat":
+        names.append(str(source.config.get("base_llm")))
+    found = lora.read_lora(name, folder, names[1], names, own if own.is_dir() else None)
+    if whole is not None and source.form == "chat":
+        found.encoder, found.in_media = whole, True  # its bridge was trained too
+        found.bytes += Source.of_folder(model, whole).weight_bytes
+    return found
 
 
 def usable_bytes(options: EngineOptions) -> int:

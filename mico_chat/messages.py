@@ -14,6 +14,7 @@ import base64
 import io
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from mico_chat.fields import check_object, check_one_of, object_at, string_at, t
 from mico_chat.media.file import MediaFile, mime_type
 from mico_chat.media.kinds import KINDS, MODALITIES, Kind
 from mico_chat.media.medium import Medium
+from mico_chat.media.view import DETAILS, Detail, View, frames_at
 from mico_chat.tools import Tool, ToolCall, name_at, read_calls
 
 Speaker = Literal["system", "user", "assistant"]
@@ -128,7 +130,6 @@ Resolver: TypeAlias = Callable[[Kind, str], MediaFile]
 
 _URL_PARTS: dict[str, Kind] = {f"{kind}_url": kind for kind in KINDS}
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac")
-_DETAILS = ("auto", "low", "high")
 
 
 def from_openai(
@@ -137,7 +138,7 @@ def from_openai(
     resolve: Resolver | None = None,
     name: str = "messages",
 ) -> list[Message]:
-    """Messages of the OpenAI chat format. ``detail`` and a message's ``name`` have no effect.
+    """Messages of the OpenAI chat format. A message's ``name`` has no effect.
 
     Raises:
         RequestError: naming the field at fault, such as ``messages[0].content[1]``; ``name`` is
@@ -251,12 +252,21 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | M
         return MediaFile("audio", data, name=inner)
     check_one_of(kind, ("text", "input_audio", *_URL_PARTS), f"{where}.type")
     inner = f"{where}.{kind}"
-    if isinstance(part.get(kind), str):
-        return _load_url(_URL_PARTS[kind], string_at(part, kind, where), inner, resolve)
-    value = object_at(part, kind, where)
-    if value.get("detail") is not None:
-        check_one_of(value["detail"], _DETAILS, f"{inner}.detail")
-    return _load_url(_URL_PARTS[kind], string_at(value, "url", inner), f"{inner}.url", resolve)
+    url = isinstance(part.get(kind), str)
+    value = {"url": string_at(part, kind, where)} if url else object_at(part, kind, where)
+    view = _view(_URL_PARTS[kind], {**part, **value}, inner)
+    at = inner if url else f"{inner}.url"
+    file = _load_url(_URL_PARTS[kind], string_at(value, "url", inner), at, resolve)
+    return replace(file, view=view)
+
+
+def _view(kind: Kind, given: Mapping[str, Any], where: str) -> View:
+    """How a part of a message wants its medium to be shown."""
+    detail, frames = given.get("detail") or "auto", frames_at(given, where)
+    check_one_of(detail, DETAILS if kind != "audio" else DETAILS[:1], f"{where}.detail")
+    if frames and kind != "video":
+        raise RequestError.at(f"{where}.{next(iter(frames))}", "only a clip has frames")
+    return View(cast(Detail, detail), **frames)
 
 
 def is_data_uri(url: str) -> bool:
@@ -426,3 +436,81 @@ def media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
             "the last message must be the user's or a tool's result, and not be empty", "messages"
         )
     return [medium for message in messages for medium in message.media]
+
+
+# --- a long conversation, shortened ---
+
+LEAST_ANSWER = 16
+"""An answer's room shrinks to as many tokens before a question is refused."""
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A conversation without ``turns`` of its turns, and without ``media`` of the other turns'
+    media; ``first`` is the number of the first medium, of all, that is still shown."""
+
+    messages: Sequence[Message]
+    turns: int = 0
+    media: int = 0
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, to be shortened step by step.
+
+    First media of earlier turns are named and no longer shown, the oldest first, then the oldest
+    turns are left out. The system message and the last turn stay. A turn begins with a user's
+    message.
+    """
+
+    start: Sequence[Message]
+    earlier: Sequence[Sequence[Message]]
+    last: Sequence[Message]
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> Conversation:
+        begins = [at for at, message in enumerate(messages) if message.role == "user"]
+        if not begins:
+            return cls((), (), messages)
+        ends = [*begins[1:], len(messages)]
+        turns = [messages[a:b] for a, b in zip(begins, ends, strict=True)]
+        return cls(messages[: begins[0]], turns[:-1], turns[-1])
+
+    @property
+    def media(self) -> int:
+        """How many media earlier turns have."""
+        return sum(len(message.media) for turn in self.earlier for message in turn)
+
+    @property
+    def steps(self) -> int:
+        return self.media + len(self.earlier)
+
+    def shortened(self, steps: int) -> Shortened:
+        """The conversation after so many steps."""
+        unshown = min(steps, self.media)
+        gone = steps - unshown
+        left, media, rest = unshown, 0, list[Message]()
+        for number, turn in enumerate(self.earlier):
+            for message in turn:
+                n = min(left, len(message.media))
+                left -= n
+                if number >= gone:
+                    media += n
+                    rest.append(_named(message, n) if n else message)
+        return Shortened([*self.start, *rest, *self.last], gone, media, unshown)
+
+    def fitted(self, fits: Callable[[Shortened], bool]) -> Shortened:
+        """The conversation after the fewest steps with which it fits, or after all of them."""
+        least = bisect_left(range(self.steps), True, key=lambda n: fits(self.shortened(n)))
+        return self.shortened(least)
+
+
+def _named(message: Message, n: int) -> Message:
+    """A message whose first ``n`` media are named in words."""
+    parts, left = list(message.content), n
+    for at, part in enumerate(parts):
+        if left and not isinstance(part, TextPart):
+            parts[at] = TextPart(f"[{part.kind} {part.name}]\n")
+            left -= 1
+    return replace(message, content=tuple(parts))

@@ -8,7 +8,7 @@ another option is one more field of :class:`GenerationOptions`.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -22,6 +22,9 @@ in the terminal, ``defaults`` those that a model may set and /v1/models shows.""
 
 StopText = Annotated[str, Field(max_length=1000)]
 """Each of an answer's tokens is compared with the stop texts: their length is work."""
+
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 DepthScale = Annotated[
     float, Field(gt=0, le=1000, description="metres for one unit of a 16-bit depth map")
@@ -57,13 +60,19 @@ class GenerationOptions(BaseModel):
     A checkpoint may set other defaults (:meth:`of_checkpoint`). The penalties count the answer's
     tokens, not the prompt's: ``repetition_penalty`` divides a repeated token's logit (and
     multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty`` as
-    often as the token occurs. The answer ends before the first of the ``stop`` texts.
-    ``seed`` makes a sampled answer repeatable: while such a request runs alone, it is computed as
+    often as the token occurs. Of another project's model in transformers, whose defaults were
+    chosen so, ``repetition_penalty`` counts the prompt's tokens too.
+
+    The answer ends before the first of the ``stop`` texts. ``seed`` makes a sampled answer
+    repeatable: while such a request runs alone, it is computed as
     by an engine that has just started. ``logprobs`` asks for the model's own log-probability of
     each token, without temperature and penalties, and for this number of the likeliest tokens; the
-    token that ends the answer has none. ``prefix`` is the beginning of the answer: the model
-    continues it, and its tokens count as prompt tokens. ``depth_scale`` holds for the depth maps of
-    all messages, if it is set.
+    token that ends the answer has none. ``logit_bias`` is added to the logits of tokens. The answer
+    ends with one of the ``stop_token_ids`` too, and with ``ignore_eos`` with these alone; no token
+    ends it before ``min_tokens``. A schema goes before both. ``prefix`` is the beginning of the
+    answer: the model continues it, and its tokens count as prompt tokens. ``depth_scale`` holds for
+    the depth maps of all messages, if it is set. At most one of ``json_schema``, ``regex``,
+    ``choice``, ``grammar`` and ``structural_tag`` limits what the answer may be (:attr:`form`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,6 +115,18 @@ class GenerationOptions(BaseModel):
             description='end the answer before this text; several: repeat it, or ["a", "b"]',
         )
     )
+    stop_token_ids: Annotated[tuple[TokenId, ...], Doors("completions")] = Field(
+        (), max_length=64, description="end the answer with one of these tokens, too"
+    )
+    ignore_eos: Annotated[bool, Doors("completions")] = Field(
+        False, description="do not end the answer where the model would end it"
+    )
+    min_tokens: Annotated[int, Doors("completions")] = Field(
+        0, ge=0, description="least tokens of the answer"
+    )
+    logit_bias: Annotated[dict[TokenId, Bias], Doors("completions")] = Field(
+        {}, max_length=1024, description="what is added to the logits of tokens, by their ids"
+    )
     logprobs: int | None = Field(
         None, ge=0, le=20, description="give each token's log-probability, and this many others"
     )
@@ -115,9 +136,42 @@ class GenerationOptions(BaseModel):
     json_schema: Annotated[dict[str, Any] | None, Doors("settings")] = Field(
         None, description="answer with JSON of this schema"
     )
+    regex: Annotated[
+        str | None, Doors(completions=("structured_outputs.regex", "guided_regex"))
+    ] = Field(
+        None, description="answer with a text that this regular expression matches as a whole"
+    )
+    choice: Annotated[
+        tuple[str, ...] | None,
+        Doors(completions=("structured_outputs.choice", "guided_choice")),
+    ] = Field(None, min_length=1, fail_fast=True, description="answer with one of these texts")
+    grammar: Annotated[
+        str | None, Doors(completions=("structured_outputs.grammar", "guided_grammar"))
+    ] = Field(None, description="answer with a text of this grammar, in Lark's form or GBNF")
+    structural_tag: dict[str, Any] | None = Field(
+        None,
+        description="behind each of the triggers that the answer has, write one of the structures "
+        "that begin so: their begin, JSON of their schema, and their end",
+    )
     prefix: str = Field("", description="the beginning of the answer, which the model continues")
     explain: Annotated[bool, Doors("ask", "completions")] = Field(
         False, description="tell which media the answer rests on; it takes longer"
+    )
+    mm_processor_kwargs: Annotated[dict[str, Any], Doors("completions", "responses")] = Field(
+        {},
+        description="settings of the model's own processor of pictures and clips, as vLLM takes "
+        "them; what the model does not have is refused with what it has",
+    )
+    media_io_kwargs: Annotated[dict[str, dict[str, Any]], Doors("completions", "responses")] = (
+        Field(
+            {}, description="frames of all clips, as vLLM takes them: video.fps, video.num_frames"
+        )
+    )
+    truncation: Annotated[
+        Literal["auto", "disabled"], Doors("settings", "completions", "responses")
+    ] = Field(
+        "disabled",
+        description="auto: leave out what is oldest of a conversation that does not fit",
     )
     depth_scale: Annotated[
         DepthScale, Doors("ask", "settings", "completions", "responses", "messages")
@@ -161,6 +215,20 @@ class GenerationOptions(BaseModel):
             return self.reasoning_effort != "none"
         return self.thinking
 
+    @property
+    def form(self) -> tuple[str, Any] | None:
+        """What limits the answer: the option's name and value; None if nothing does.
+
+        Raises:
+            RequestError: two options do.
+        """
+        given = [(name, getattr(self, name)) for name in FORMS if getattr(self, name) is not None]
+        if len(given) > 1:
+            (first, _), (second, _) = given[:2]
+            reason = f"{first} limits the answer already; leave one of the two out"
+            raise RequestError.at(second, reason)
+        return given[0] if given else None
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
         """Options from a user's values, whose numbers may be text.
@@ -187,6 +255,9 @@ class GenerationOptions(BaseModel):
 
 
 GREEDY = GenerationOptions()
+
+FORMS = ("json_schema", "regex", "choice", "grammar", "structural_tag")
+"""The options that limit what an answer may be."""
 
 
 def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError:
@@ -217,15 +288,19 @@ def options_of(body: BaseModel, door: Door) -> dict[str, Any]:
         value: Any = body
         for part in name.split("."):
             if value is not None:
-                value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+                value = (
+                    value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+                )
         if value is not None and found.setdefault(own, value) != value:
             reason = f"{value!r}, but another field of the request sets it to {found[own]!r}"
             raise RequestError.at(name, reason)
     return found
 
 
-def with_options(door: Door, *, required: bool = False) -> Callable[[type[M]], type[M]]:
-    """Add the options of a door to a model that lacks them.
+def with_options(
+    door: Door, *, required: bool = False, leave: Collection[str] = ()
+) -> Callable[[type[M]], type[M]]:
+    """Add the options of a door to a model that lacks them, but those that it is to ``leave`` out.
 
     A switch is off, and any other option null, until a request sets it; ``depth_scale`` has its
     default. With ``required`` each has a value. An object with fields that are options takes no
@@ -235,9 +310,9 @@ def with_options(door: Door, *, required: bool = False) -> Callable[[type[M]], t
     def extended(model: type[M]) -> type[M]:
         fields: dict[str, Any] = {}
         objects: dict[str, dict[str, Any]] = {}
-        for name, _, field in options_at(door):
+        for name, own, field in options_at(door):
             outer, _, inner = name.partition(".")
-            if outer in model.model_fields:
+            if outer in model.model_fields or own in leave:
                 continue  # the door has a form of its own for it
             bounds = [one for one in field.metadata if not isinstance(one, Doors)]
             kind: Any = field.annotation

@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeAlias, cast
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mico_chat.errors import ModelError
+from mico_chat.errors import ModelError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,17 @@ def string_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PartTokenizer:
     """
     joined = JoinedParts(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
     return joined if joined is not None and joined.agrees() else part_tokenizer(tokenizer)
+
+
+def plain_tokens(tokenizer: Any, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+    """The tokens of a whole prompt; a :class:`RequestError` if one is none of the model's."""
+    if isinstance(prompt, tuple):
+        if not 0 <= min(prompt) <= max(prompt) < len(tokenizer):
+            raise RequestError.at("prompt", f"the model's tokens are 0 to {len(tokenizer) - 1}")
+        return prompt
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return cast("tuple[int, ...]", tokenizer.whole(prompt))
+    return tuple(n for n, _ in _may_panic(lambda: [(n, 0) for n in tokenizer(prompt).input_ids])())
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

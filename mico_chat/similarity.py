@@ -7,14 +7,19 @@ small text branch is always in float32: in bfloat16 cosines would have steps of 
 
 As in stage 1, the media of one item form one context (eq. 1), in which a video's sound track is a
 sound. The vector is the mean over all frames, slices and stills.
+The text branch is loaded for the first item: with it come transformers' models, whose import takes
+longer than all else that a service loads.
 
 Legend: U units of an item's media, T tokens a unit, D encoder width, P width of the vectors.
 """
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -28,12 +33,14 @@ from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.encode import AnyMedium, MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.fields import check_text
+from mico_chat.late import late
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
 from mico_chat.media.medium import MediaReport, Medium
-from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
-from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
+
+with late():
+    from mico_chat.model import contrastive, pretraining
 
 Item: TypeAlias = str | AnyMedium | Sequence[str | AnyMedium]
 """A text, a medium, or several media that have one vector together."""
@@ -86,7 +93,7 @@ class _Item:
     text: str = ""
     media: tuple[AnyMedium, ...] = ()
     ids: list[int] = field(default_factory=list)
-    context: MediaContext | None = None
+    context: contrastive.MediaContext | None = None
     reports: tuple[MediaReport, ...] = ()
 
     @property
@@ -97,7 +104,7 @@ class _Item:
 class _EncoderTokens:
     """Encoder and context without a bridge, for :class:`MicoAdapter`."""
 
-    def __init__(self, model: MicoForPretraining) -> None:
+    def __init__(self, model: pretraining.MicoForPretraining) -> None:
         self._model = model
         first = next(model.encoder.parameters())
         self.device, self.dtype, self.rows = first.device, first.dtype, model.rows
@@ -113,25 +120,35 @@ class _EncoderTokens:
 class Similarity:
     """Vectors and scores of texts and media, for many requests at once.
 
-    ``model`` should share its encoder with a chat model. The caller closes ``decoder``.
+    ``load`` gives the model, which should share its encoder with a chat model, and its tokenizer.
+    ``dim`` and ``max_tokens`` are known from :meth:`ready` on. The caller closes ``decoder``.
     """
 
     def __init__(
         self,
-        model: MicoForPretraining,
-        tokenizer: PreTrainedTokenizerBase,
+        load: Callable[[], tuple[pretraining.MicoForPretraining, PreTrainedTokenizerBase]],
         processor: MicoChatProcessor,
         decoder: Decoder,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
-        self._space = ContrastiveSpace(model, tokenizer)
-        self.dim = self._space.dim
-        self.max_tokens = self._space.max_tokens
-        adapter = MicoAdapter(_EncoderTokens(model), processor)
-        self._encoder = MediaEncoder(adapter, decoder, cache_bytes=cache_bytes)
+        self._load, self._processor = load, processor
+        self._decoder, self._cache_bytes = decoder, cache_bytes
         # One thread: the tokenizer is not thread-safe, and one computation uses all cores.
         self._thread = ThreadPoolExecutor(1, "mico-similarity")
+
+    @cached_property
+    def _space(self) -> contrastive.ContrastiveSpace:
+        model, tokenizer = self._load()
+        space = contrastive.ContrastiveSpace(model, tokenizer)
+        adapter = MicoAdapter(_EncoderTokens(model), self._processor)
+        self._encoder = MediaEncoder(adapter, self._decoder, cache_bytes=self._cache_bytes)
+        self.dim, self.max_tokens = space.dim, space.max_tokens
+        return space
+
+    async def ready(self) -> None:
+        """Load the model, unless it is there; a :class:`ModelError` if a file of it is broken."""
+        await self._in_thread(lambda: self._space)
 
     async def embed(
         self, items: Sequence[Item], *, tenant: str = "", name: str = "items"
@@ -163,10 +180,12 @@ class Similarity:
         return Scored(tuple(scores), *_costs(asked + offered))
 
     def close(self) -> None:
-        self._encoder.close()
         self._thread.shutdown()
+        if "_space" in vars(self):
+            self._encoder.close()
 
     async def _prepare(self, items: Sequence[_Item], tenant: str) -> None:
+        await self.ready()
         for item in items:  # texts first: the tokenizer refuses long texts
             if not item.media:
                 item.ids = await self._in_thread(self._space.tokenize, item.text, item.where)
@@ -177,7 +196,7 @@ class Similarity:
                 own = [next(encoded) for _ in item.media]
                 item.reports = tuple(medium.report for medium in own)
                 found = await self._in_thread(self._space.of_encoded, own)
-                item.context = MediaContext(found.context.cpu(), found.vector)
+                item.context = contrastive.MediaContext(found.context.cpu(), found.vector)
 
     async def _vectors(self, items: Sequence[_Item]) -> Tensor:
         vectors = torch.empty(len(items), self.dim)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,13 @@ FORMATS = (
 )
 
 
-def thoughts_of(source: str) -> ThoughtFormat | None:
-    """The format that a chat template knows; None if it knows none."""
+def thoughts_of(source: str, answers: Mapping[str, Any]) -> ThoughtFormat | None:
+    """The format that a response template describes, or that a chat template knows, if any."""
+    fields = answers.get("fields", {})
+    for name in {"reasoning_content", "thinking", "reasoning"} & fields.keys():
+        match fields[name]:
+            case {"open": str(opening), "close": str(close)}:
+                return ThoughtFormat(opening.strip(), close.strip())
     return next((form for form in FORMATS if form.open in source or form.close in source), None)
 
 

@@ -13,6 +13,9 @@ from mico_chat.fields import check_object, check_one_of, check_text, object_at, 
 MOST_TOOLS = 128
 """OpenAI's limit."""
 
+BEST_EFFORT = {"x-guidance": {"lenient": True}}
+"""In a schema: a keyword that llguidance does not know limits nothing."""
+
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _DEEPEST = 64
 """Levels of a tool's parameters and of a call's arguments; real ones have fewer than 20."""
@@ -20,13 +23,17 @@ _DEEPEST = 64
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the client runs for the model; ``parameters`` is a JSON schema."""
+    """A function that the client runs for the model; ``parameters`` is a JSON schema.
+
+    Calls that are forced follow all of the schema if it is ``strict``, else what is known of it.
+    """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] = field(
         default_factory=lambda: {"type": "object", "properties": {}}
     )
+    strict: bool = False
 
     @property
     def declaration(self) -> dict[str, Any]:
@@ -51,6 +58,19 @@ class ToolCall:
     def to_openai(self) -> dict[str, Any]:
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class CallPiece:
+    """A piece of the call number ``index``: first its ``name``, then pieces of its arguments.
+
+    The first piece of an answer's call has its ``id``, which the assistant gives it.
+    """
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+    id: str = ""
 
 
 def read_tools(tools: Any, *, flat: bool = False) -> tuple[Tool, ...]:
@@ -80,7 +100,7 @@ def _tool(tool: Any, where: str, flat: bool) -> Tool:
         if function.get(key) is not None:
             found[key] = read(function, key, inner)
     _check_value(found.get("parameters"), f"{inner}.parameters")
-    return Tool(**found)
+    return Tool(**found, strict=function.get("strict") is True)
 
 
 @dataclass(frozen=True)
@@ -147,7 +167,8 @@ def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
         required = list(properties)
         call = {"type": "object", "properties": properties, "required": required}
         calls.append({**call, "additionalProperties": False})
-    return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), **shared}
+    rest = {} if all(tool.strict for tool in tools) else BEST_EFFORT
+    return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), **shared, **rest}
 
 
 def read_calls(calls: Any, where: str) -> tuple[ToolCall, ...]:

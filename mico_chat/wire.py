@@ -44,7 +44,9 @@ class Usage(_Answer):
 
     ``prompt_tokens`` includes ``media_tokens``, the context tokens, and ``cached_tokens``, those
     that an earlier request had left computed. ``completion_tokens`` counts all ``n`` answers,
-    ``reasoning_tokens`` those of them with which the model thinks before it answers.
+    ``reasoning_tokens`` those of them with which the model thinks before it answers. With
+    ``truncation`` ``turns_left_out`` counts the earlier turns that did not fit, ``media_left_out``
+    the media of other earlier turns that were named and not shown.
     """
 
     prompt_tokens: int
@@ -52,6 +54,8 @@ class Usage(_Answer):
     media_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    turns_left_out: int = 0
+    media_left_out: int = 0
 
 
 class TokenLogprob(_Answer):
@@ -204,11 +208,14 @@ class Estimate(_Answer):
     ``prompt_tokens`` includes ``media_tokens``, the context tokens. The request ``fits`` when
     prompt and ``max_tokens`` are within ``context_length``. ``media`` has one report for each
     medium, in the order of the request. For a request with ``explain``, ``explain_prompts`` counts
-    the prompts after which the answer is scored again, each about as long as the question's.
+    the prompts after which the answer is scored again, each about as long as the question's. What
+    is left out is as in :class:`Usage`.
     """
 
     prompt_tokens: int
     media_tokens: int
+    turns_left_out: int = 0
+    media_left_out: int = 0
     max_tokens: int
     context_length: int
     fits: bool
@@ -252,14 +259,20 @@ class ShownMedium(_Answer):
 class TurnObject(_Answer):
     """A message and its answer.
 
-    ``finish_reason`` is ``cancelled`` if the client left before the end of the answer. It is
-    ``unanswered`` while the message is being answered, and if the server ended before it was
-    answered. The next question includes an unanswered message; deleting the turn removes it.
+    ``turn`` is its number in the conversation, and ``parent`` that of the turn before it, 0 at the
+    beginning. ``versions`` are the numbers of all turns with this parent, and ``later`` counts the
+    turns that follow this one on any path. ``finish_reason`` is ``cancelled`` if the client left
+    before the end of the answer. It is ``unanswered`` while the message is being answered, and if
+    the server ended before it was answered; ``answer`` is then what was streamed up to about a
+    second before. The next question includes an unanswered message; deleting the turn removes it.
     ``reports`` has one report for each of ``media``, and is empty for an unanswered message.
     ``confidence`` and ``unsure`` are as in ``Choice``, and null if the answer was cancelled.
     """
 
     turn: int
+    parent: int = 0
+    versions: tuple[int, ...] = ()
+    later: int = 0
     message: str
     media: list[ShownMedium]
     answer: str
@@ -371,25 +384,32 @@ class ModelStatus(_Answer):
 class ModelInfo(_Answer):
     """A served model in OpenAI's shape, and what it takes.
 
-    ``modalities`` are the kinds of media that it reads. ``context_length`` is in tokens.
+    An adapter's ``parent`` is the model that it is made for, and its ``root`` is its folder.
+    ``modalities`` are the kinds of media that it reads, at most ``max_media`` in a request.
+    ``context_length`` is in tokens.
     ``system_prompt`` is the model's own; a request's own system message replaces it.
     ``depth_model`` estimates depth maps of pictures; null if the server estimates none. These
     three, ``embeddings`` and ``defaults`` are null until the model has been loaded for the first
-    time.
+    time, and ``notes`` are empty: sentences that say which media the model cannot be shown here,
+    and whether its requests run alone, each with the reason.
     """
 
     id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "mico-chat"
+    root: str | None = None
+    parent: str | None = None
     modalities: tuple[Kind, ...] = KINDS
     architecture: Architecture = Architecture.reading(KINDS)
     status: ModelStatus = ModelStatus()
+    max_media: int = 32
     context_length: int | None = None
     embeddings: bool | None = None
     system_prompt: str | None = None
     defaults: AnswerDefaults | None = None
     depth_model: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class ModelList(_Answer):

@@ -14,16 +14,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, aclosing, closing, suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.engines import overhead
 from benchmarks.engines.raw_llama import memory_bandwidth, run_raw, run_steps
@@ -39,15 +41,17 @@ from benchmarks.engines.systems import (
 from benchmarks.harness import Panel, Ratio, Report, line, medians, turns
 from benchmarks.media import draw
 from benchmarks.processes import service
+from mico_chat.adapters.mico import mico_of
 from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION
 from mico_chat.checkpoints.load import load_chat, load_encoder
+from mico_chat.engine.base import Preference
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
 from mico_chat.engine.llamacpp_export import gguf_of
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ConfigError
 from mico_chat.load import EngineOptions, load_assistant
-from mico_chat.media import MediaDecoder
+from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.kinds import Kind
 from mico_training.estimate import measured_throughput
 
@@ -63,6 +67,8 @@ ABOUT: dict[Kind | None, str] = {
 """The questions about each kind of medium, and those without one."""
 
 AT_ONCE = (1, 2, 4, 8, 16)
+LONG = 4000
+LONG_PROMPT = f"prompt of {LONG:,} tokens"
 
 
 @dataclass
@@ -85,6 +91,15 @@ class Bench:
     def engines(self) -> list[System]:
         return [self.llamacpp, self.transformers, *([self.vllm] if self.vllm else [])]
 
+    def preferring(self, prefer: Preference | None) -> BatchingEngine:
+        """Another llama.cpp, which its scheduler lets prefer short pauses or a soon first token."""
+        model, adapter = (
+            LlamaCppModel(self.file, threads=self.threads),
+            self.llamacpp.assistant.adapter,
+        )
+        tokenizer = mico_of(adapter).processor.tokenizer
+        return BatchingEngine(model, tokenizer, (), name=self.llamacpp.name, prefer=prefer)
+
     def raw(self, prompts: list[list[int]], n: int, *, unified: bool) -> tuple[float, float]:
         """Seconds of llama.cpp's own loop on the same file and threads; see :func:`run_raw`.
 
@@ -103,10 +118,8 @@ def decoding(bench: Bench) -> Report:
         PlainTransformers.name,
         "transformers generate, one batch",
     )
-    long = list(range(1000, 1300))
+    asked = {"prefill": list(range(1000, 1300)), "long": [1000 + n % 500 for n in range(LONG)]}
     ways: dict[tuple[str, str], Callable[[], float]] = {
-        ("prefill", loop): lambda: len(long) / bench.raw([long], 1, unified=True)[0],
-        ("prefill", theirs): lambda: _generate(bench, [long], 1, whole=True) * len(long),
         ("one", loop): lambda: _raw(bench, [ids], 128, whole=False),
         ("one", theirs): lambda: _generate(bench, [ids], 64, whole=False),
         ("many", loop): lambda: _raw(bench, prompts, 64, whole=True),
@@ -118,8 +131,18 @@ def decoding(bench: Bench) -> Report:
             system.engine.forget()  # tokens kept from before take time in llama.cpp's attention
         return system.race([Question(ids=ids, n_tokens=n) for ids in asked])
 
-    def prompt(system: System) -> float:
-        return len(long) / stamps(system, [long], 1)[0][0]
+    def prompt(part: str, system: System) -> float:
+        return len(asked[part]) / stamps(system, [asked[part]], 1)[0][0]
+
+    def raw(long: list[int]) -> float:
+        return len(long) / bench.raw([long], 1, unified=True)[0]
+
+    def generated(long: list[int]) -> float:
+        return len(long) * _generate(bench, [long], 1, whole=True)
+
+    for part, long in asked.items():
+        ways |= {(part, loop): partial(raw, long), (part, theirs): partial(generated, long)}
+        ways |= {(part, one.name): partial(prompt, part, one) for one in bench.engines}
 
     def one_stream(system: System) -> float:
         (found,) = stamps(system, [ids], 128)
@@ -129,10 +152,10 @@ def decoding(bench: Bench) -> Report:
         return len(prompts) * 64 / max(one[-1] for one in stamps(system, prompts, 64))
 
     for system in bench.engines:
-        for part, way in (("prefill", prompt), ("one", one_stream), ("many", streams)):
+        for part, way in (("one", one_stream), ("many", streams)):
             ways[part, system.name] = partial(way, system)
     rates = medians(turns(ways, bench.repeats))
-    titles = {"prefill": "prompt of 300 tokens", "one": "1", "many": "8"}
+    titles = {"prefill": "prompt of 300 tokens", "long": LONG_PROMPT, "one": "1", "many": "8"}
     rows = []
     for part, title in titles.items():
         base = rates[part, batch if part == "many" else theirs]
@@ -147,6 +170,8 @@ def decoding(bench: Bench) -> Report:
         ("decode of one stream", "one", loop, 1.0),
         ("8 streams of 64 + 64 tokens", "many", best, 1.1),
         ("prompt of 300 tokens", "prefill", "vllm", 1.0),
+        (LONG_PROMPT, "long", "vllm", 1.0),
+        (f"{LONG_PROMPT}, engine alone", "long", loop, 1.0),
     ]
     ratios = [
         Ratio.beside_of(measure, rates[at, ours], "tokens/s", other, rates[at, other], goal)
@@ -258,17 +283,27 @@ def followup(bench: Bench) -> Report:
 
 
 def stalls(bench: Bench) -> Report:
-    """The longest gap between tokens of 4 answers while a prompt of 1,500 tokens arrives."""
-    found = asyncio.run(_stalls(bench.llamacpp, bench.repeats))
-    usual, longest, first, alone = map(statistics.median, zip(*found, strict=True))
-    pause = "longest pause beside a prompt of 1,500 tokens"
-    start = "first token of a prompt of 1,500 tokens beside 4 answers"
-    ratios = [
-        Ratio.beside_of(pause, longest, "s", "a usual step", usual, 2.0, at_most=True),
-        Ratio.beside_of(start, first, "s", "alone", alone, 2.0, at_most=True),
-    ]
-    figures = {"usual": usual, "longest": longest, "first": first, "alone": alone}
-    return Report(figures, ratios)
+    """The longest gap between tokens of 4 answers while a prompt of 1,500 tokens arrives, for each
+    preference. A goal is of the preference that is for it: both cannot hold at once."""
+    rows, ratios = [], []
+    for prefer in (None, *get_args(Preference)):
+        with closing(bench.preferring(prefer)) as engine:
+            system = copy(bench.llamacpp)
+            system.engine = engine
+            found = asyncio.run(_stalls(system, bench.repeats))
+        usual, longest, first, alone = map(statistics.median, zip(*found, strict=True))
+        steps = f"{longest / usual:.1f}"
+        ms = (f"{1e3 * usual:.1f}", f"{1e3 * longest:.1f}", steps)
+        rows.append([prefer or "neither", *ms, f"{first:.2f}", f"{alone:.2f}"])
+        with_ = f", --prefer {prefer}" if prefer else ""
+        pause = f"longest pause beside a prompt of 1,500 tokens{with_}"
+        start = f"first token of a prompt of 1,500 tokens beside 4 answers{with_}"
+        short, soon = (2.0 if prefer == one else None for one in get_args(Preference))
+        ratios += [
+            Ratio.beside_of(pause, longest, "s", "a usual step", usual, short, at_most=True),
+            Ratio.beside_of(start, first, "s", "alone", alone, soon, at_most=True),
+        ]
+    return Report({"rows": rows}, ratios)
 
 
 async def _stalls(system: System, repeats: int) -> list[tuple[float, ...]]:
@@ -374,7 +409,12 @@ def measure(
         for name in names:
             file = name if name in OWN_REPORT else "engines"
             found = SECTIONS[name](bench)
-            yield replace(found, values={**values, **found.values}, part=name, file=file)
+            limits = ideals(values)
+            ratios = [
+                one.model_copy(update={"limit": limits.get(one.measure)}) for one in found.ratios
+            ]
+            whole = {**values, **found.values}
+            yield replace(found, values=whole, ratios=ratios, part=name, file=file)
 
 
 def _bench(
@@ -412,7 +452,16 @@ def _bench(
 def _limits(bench: Bench) -> dict[str, Any]:
     """How fast the machine is at best. A prompt needs no logits but the last token's."""
     llm = bench.plain.llm
+    adapter = bench.transformers.assistant.adapter
+    kind, file = draw("image", bench.folder, 20_000)
+    shown = bench.transformers.decoder.decode(MediaFile(kind, file))
+    with FlopCounterMode(display=False) as counter:
+        (block,) = adapter.encode([adapter.prepare(shown, [kind])])
     return {
+        "picture": counter.get_total_flops(),
+        "picture_tokens": len(block),
+        # Both products of attention, for a token and each token before it.
+        "attention": 4 * llm.config.num_hidden_layers * llm.config.hidden_size,
         "bandwidth": memory_bandwidth(bench.threads),
         "single": measured_throughput(half=False),
         "half": measured_throughput(half=True),
@@ -420,4 +469,27 @@ def _limits(bench: Bench) -> dict[str, Any]:
         "size": bench.file.stat().st_size,
         "threads": bench.threads,
         "vllm": f"{bench.vllm.version}; " if bench.vllm else "",
+    }
+
+
+def ideals(limits: Mapping[str, Any]) -> dict[str, float]:
+    """What each measure cannot exceed on this machine. A step reads the weights from memory, and
+    multiplies them in bfloat16 with each token, whichever takes longer."""
+    read: float = limits["size"] / limits["bandwidth"]
+    token: float = limits["flops"] / limits["half"]
+    attended = limits["attention"] * LONG / 2 / limits["half"]
+    picture = limits["picture"] / limits["half"] + limits["picture_tokens"] * token
+
+    def step(n: int) -> float:
+        return max(read, n * token)
+
+    return {
+        "decode of one stream": 1 / step(1),
+        "8 streams of 64 + 64 tokens": 8 * 64 / (8 * 64 * token + 64 * step(8)),
+        "prompt of 300 tokens": 1 / token,
+        LONG_PROMPT: 1 / (token + attended),
+        f"{LONG_PROMPT}, engine alone": 1 / (token + attended),
+        "16 pictures at once": 16 * 32 / (16 * picture + 32 * step(16)),
+        "first token of a prompt of 1,500 tokens beside 4 answers": 1500 * token,
+        "longest pause beside a prompt of 1,500 tokens": step(4),
     }

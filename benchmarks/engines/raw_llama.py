@@ -58,14 +58,15 @@ class Loop:
 def run_raw(
     file: Path, threads: int, prompts: list[list[int]], n_tokens: int, unified: bool
 ) -> tuple[float, float]:
-    """Prefill prompts of at most 512 tokens, then decode ``n_tokens`` of each together.
+    """Prefill prompts, then decode ``n_tokens`` of each together.
 
     A short run before warms up. The process must end afterwards: nothing is freed.
 
     Returns:
         seconds to the first tokens, and seconds of the decoding after them.
     """
-    loop = Loop(file, threads, len(prompts), 512, unified=unified)
+    length = max(BATCH, max(map(len, prompts)) + n_tokens)
+    loop = Loop(file, threads, len(prompts), length, unified=unified)
 
     def run(n: int) -> tuple[float, float]:
         loop.clear()

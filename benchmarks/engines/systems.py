@@ -242,7 +242,7 @@ def run_vllm(model: str, arguments: str) -> None:
     import vllm
 
     encoder, processor = loading.load_encoder(model)
-    given = {"max_model_len": 2048, **json.loads(arguments)}
+    given = {"max_model_len": 4096 + 64, **json.loads(arguments)}
     vllm_arguments = vllm_start.engine_arguments(pretrained.plain_llm(model), given)
 
     def no_table(dtype: Any) -> Any:

@@ -1,25 +1,31 @@
-"""How long ``mico-chat ask --image`` takes from cold, and where the time goes.
+"""How long commands take from cold, and where the time of ``mico-chat ask --image`` goes.
 
-The command runs in new processes, its files in the page cache after a first run that is not
-counted. The command shows its stages on a
-terminal, which is its standard error here. Processor time is that of all its processes; on a busy
-machine it says more than the clock.
+The commands run in new processes and in turns, their files in the page cache and their modules
+compiled, after a first round that is not counted. ``ask`` shows its stages on a terminal, which is
+its standard error here. Processor time is that of all processes of a command; on a busy machine it
+says more than the clock.
 """
 
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.harness import Report, medians, turns
+import httpx
+
+from benchmarks.harness import Ratio, Report, medians, turns
 
 IMAGE = Path(__file__).parents[2] / "ui/mico_ui/examples/sheep.jpg"
 QUESTION = "What is in the picture?"
@@ -36,20 +42,74 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "huggingface_hub", "
 """Imports that are counted by themselves."""
 
 
-def measure(image: Path = IMAGE, repeats: int = 5) -> Report:
-    command = [sys.executable, "-m", "mico_chat.cli", "ask", "--image", str(image), QUESTION]
-    (runs,) = turns({"": lambda: measured(command)}, repeats).values()
-    ends = {"start": 0.0} | medians({name: [run[name] for run in runs] for name in runs[0]})
-    names = ["start", *(name for name in STAGES if name in ends)]
-    values = {
-        "stages": [[STAGES[b], f"{ends[b] - ends[a]:.2f}"] for a, b in pairwise(names)],
-        "imported": [[name, f"{seconds:.2f}"] for name, seconds in imports().items()],
-        "question": QUESTION,
+WAYS = {"ask --image": ("ask", "--image", str(IMAGE), QUESTION), "ask": ("ask", "Who are you?")}
+WAYS |= {"--help": ("--help",), "ui": ("ui",)}
+GOALS = {
+    "ask --image: end": 4.0,
+    **dict.fromkeys(("ask: end", "--help: end", "ui: page")),
+    "ui: page and model": 6.0,
+    "ui: first answer, from then on": 1.0,
+    **{f"{way}: cpu": None for way in WAYS},
+}
+"""The figures in seconds, and the most that each is to be."""
+
+
+def measure(repeats: int = 5) -> Report:
+    with TemporaryDirectory() as folder:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        command = [sys.executable, "-m", "mico_chat.cli"]
+        ways = {
+            way: partial(measured, [*command, *words], environment) for way, words in WAYS.items()
+        }
+        ways["ui"] = partial(served, [*command, "ui", "--data-dir", folder], environment)
+        runs, imported = turns(ways, repeats), imports(environment)
+    found = {
+        f"{way}: {end}": seconds
+        for way, of_way in runs.items()
+        for end, seconds in medians({end: [r[end] for r in of_way] for end in of_way[0]}).items()
     }
-    return Report({**values, "end": ends["end"], "cpu": ends["cpu"]})
+    ratios = [
+        Ratio(measure=name, value=found[name], unit="s", goal=most, at_most=True)
+        for name, most in GOALS.items()
+    ]
+    ends = {"start": 0.0} | {name: found.get(f"ask --image: {name}", 0.0) for name in STAGES}
+    names = ["start", *(name for name in STAGES if ends[name])]
+    values = {
+        "rows": [[one.measure, f"{one.value:.2f}", one.wanted] for one in ratios],
+        "stages": [[STAGES[b], f"{ends[b] - ends[a]:.2f}"] for a, b in pairwise(names)],
+        "imported": [[name, f"{seconds:.2f}"] for name, seconds in imported.items()],
+        "command": f"{IMAGE.name} {QUESTION!r}",
+    }
+    return Report(values, ratios)
 
 
-def measured(command: list[str]) -> dict[str, float]:
+def served(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
+    """One run of ``mico-chat ui`` until its first answer: seconds by their names in ``GOALS``."""
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
+        ports = one.getsockname()[1], two.getsockname()[1]
+    page, api = (f"http://127.0.0.1:{port}" for port in ports)
+    command = [*command, *"--log-level warning --port {} --api-port {}".format(*ports).split()]
+    ends: dict[str, float] = {}
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        for end, url in (("page", page), ("page and model", f"{api}/health/ready")):
+            while end not in ends:
+                if process.poll() is not None:
+                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+                with suppress(httpx.TransportError):
+                    if client.get(url).is_success:
+                        ends[end] = time.perf_counter() - start
+                time.sleep(0.02)
+        asked = {"model": "mini", "input": "Hello", "max_output_tokens": 16}
+        client.post(f"{api}/v1/responses", json=asked).raise_for_status()
+        ends["first answer, from then on"] = time.perf_counter() - start - ends["page and model"]
+    process.terminate()
+    _, _, usage = os.wait4(process.pid, 0)
+    return ends | {"cpu": usage.ru_utime + usage.ru_stime}
+
+
+def measured(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
     """One run of the command, its standard error a terminal.
 
     Returns:
@@ -58,7 +118,7 @@ def measured(command: list[str]) -> dict[str, float]:
     ends, shown = dict[str, float](), b""
     ours, theirs = pty.openpty()
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
 
     def follow() -> None:
@@ -87,14 +147,15 @@ def measured(command: list[str]) -> dict[str, float]:
     return ends | {"cpu": usage.ru_utime + usage.ru_stime}
 
 
-def imports() -> dict[str, float]:
+def imports(environment: Mapping[str, str]) -> dict[str, float]:
     """Seconds of the command's imports by package, as ``-X importtime`` counts them: more than they
     take without it."""
     modules = ["cli.main", "cli.ask", "checkpoints.load", "encode", "engine.batching"]
     modules += ["engine.llamacpp", "engine.llamacpp_export"]
     code = "import " + ", ".join(f"mico_chat.{module}" for module in modules)
     command = [sys.executable, "-X", "importtime", "-c", code]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    how: dict[str, Any] = {"env": environment, "capture_output": True, "text": True, "check": True}
+    said = subprocess.run(command, **how).stderr
     found: Counter[str] = Counter()
     for own, module in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", said):
         package = module.split(".")[0]

@@ -138,7 +138,8 @@ async def turn_cost(url: str | None, folder: Path, question: str, answer: str) -
             medium = StoredMedium(type="image", media_id=shown.id)
             for number in range(1, TURNS + 1):
                 said = StoredText(text=question)
-                turn, reports = NewTurn([said], "mico-chat-7b", usage=usage), []
+                turn = NewTurn([said], "mico-chat-7b", usage=usage, parent=number - 1)
+                reports = []
                 if number == 1:
                     turn = replace(turn, parts=[medium, said], new_media=[shown])
                     reports = [report]

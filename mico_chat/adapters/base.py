@@ -6,19 +6,23 @@ open models. The media encoder, the assistant and all behind them see this proto
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import KINDS, TABLE, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
+from mico_chat.media.view import View
 from mico_chat.messages import Message
 from mico_chat.options import GREEDY, GenerationOptions
 
 if TYPE_CHECKING:
     from mico_chat.chat_template import ChatTemplate
     from mico_chat.model.splice import Segment
+
+UNIT = 1024
+"""Tokens of a large picture that take as much memory while they are computed as a small picture."""
 
 PromptLayout = Sequence[tuple[int, ...] | MeasuredMedium]
 """A prompt's parts in order: token ids, or the medium whose context tokens stand there."""
@@ -41,11 +45,20 @@ class ModelAdapter(Protocol):
         ``shown`` are the kinds of all media of the conversation.
         """
 
+    def viewed(self, kind: Kind, view: View) -> View:
+        """The view of a medium with what to decode of it. Without ``tokens`` in it, the model shows
+        each medium of the kind in one size.
+
+        Raises:
+            RequestError: the model has no settings as the view asks for; it says which ones it has.
+        """
+
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
-        """Preprocess a medium, and count its context tokens; the media in it are left out."""
+        """Preprocess a medium, in no more tokens than its view has if the model can, and count its
+        context tokens; the media in it are left out."""
 
     def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
-        """The context tokens of media, computed together. One thread at a time calls it."""
+        """The context tokens of media with one ``lora``. One thread at a time calls it."""
 
     def layout(
         self,
@@ -68,8 +81,16 @@ def measured(
     medium: Medium, units: int, n_tokens: int, cut: tuple[str, ...], notes: Any, inputs: Any
 ) -> MeasuredMedium:
     """A medium that an adapter has prepared; the ``legend`` of its notes is that of a map."""
+    units = max(units, n_tokens // UNIT)
     known = MeasuredMedium(medium.kind, units, report=medium.report, n_tokens=n_tokens, cut=cut)
     return replace(known, as_picture=bool(notes.legend), notes=notes, inputs=inputs)
+
+
+def check_settings(view: View, known: Collection[str], why: str = "the model takes") -> None:
+    """Refuse settings of a processor that are not ``known``; ``why`` stands before these."""
+    for name in view.processor.keys() - set(known):
+        reason = f"{why} {', '.join(known) or 'none'}; leave it out"
+        raise RequestError.at(f"mm_processor_kwargs.{name}", reason)
 
 
 def own_words(medium: MeasuredMedium) -> list[str]:

@@ -20,11 +20,13 @@ KNOWN |= {"visual_pos_masks", "per_layer_inputs"}
 """Tensors that a decoder is given and that rows and positions hold, or that the engine makes."""
 
 
-def moved(
-    inputs: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """A model's inputs on its device, numbers in its dtype."""
-    return {n: v.to(device, dtype if v.is_floating_point() else None) for n, v in inputs.items()}
+def moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model's inputs, tensors in dictionaries and lists, on its device; numbers in its dtype."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, dtype if inputs.is_floating_point() else None)
+    if isinstance(inputs, Mapping):
+        return {name: moved(value, device, dtype) for name, value in inputs.items()}
+    return [moved(one, device, dtype) for one in inputs] if isinstance(inputs, list) else inputs
 
 
 class _CapturedError(Exception):

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from mico_chat.adapters.base import PromptLayout, measured, own_words
-from mico_chat.adapters.mtmd import Part, Projector, Rows
-from mico_chat.adapters.pictures import shown as shown_within
+from mico_chat.adapters.base import PromptLayout, check_settings, measured, own_words
+from mico_chat.adapters.mtmd import Chunks, Part, Projector, Rows
+from mico_chat.adapters.pictures import USUAL_FPS, Shown, roomy, within
+from mico_chat.adapters.pictures import shown as shown_as
 from mico_chat.adapters.vocabulary import Vocabulary
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, ContextBlock, Image, MeasuredMedium, Medium, Video
+from mico_chat.media.view import View
 from mico_chat.messages import Message
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText
@@ -46,12 +48,21 @@ class GgufAdapter:
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return "mtmd"
 
+    def viewed(self, kind: Kind, view: View) -> View:
+        check_settings(view, (), "with llama.cpp, image_min_tokens and image_max_tokens of")
+        return roomy(view, USUAL_FPS)
+
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
-        given, cut, legend = shown_within(medium)
+        given, legend = shown_as(medium)
         assert self._projector is not None
-        chunks = self._projector.chunks(medium.name, _parts(given))
+        projector = self._projector
+
+        def read(given: Shown, share: float) -> tuple[int, Chunks]:
+            chunks = projector.chunks(medium.name, _parts(given))
+            return sum(len(one) for one in chunks.pieces if isinstance(one, Rows)), chunks
+
+        chunks, n_tokens, cut = within(given, read)
         units = len(given.frames) if isinstance(given, Video) else 1
-        n_tokens = sum(len(piece) for piece in chunks.pieces if isinstance(piece, Rows))
         return measured(medium, units, n_tokens, cut, Notes(chunks.pieces, legend), chunks)
 
     def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
@@ -112,7 +123,7 @@ class GgufAdapter:
             yield tuple(ids)
 
 
-def _parts(medium: Image | Audio | Video) -> list[Part]:
+def _parts(medium: Shown) -> list[Part]:
     """A medium as libmtmd gets it; a clip as libmtmd itself would show it."""
     if isinstance(medium, Image):
         return [medium.pixels]

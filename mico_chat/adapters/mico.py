@@ -1,8 +1,10 @@
 """MiCo-Chat's own adapter: encoder, context and bridge make context tokens of all five kinds."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -10,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mico_chat.adapters.base import ModelAdapter, PromptLayout
+from mico_chat.adapters.base import ModelAdapter, PromptLayout, check_settings
 from mico_chat.chat_template import ChatTemplate
+from mico_chat.checkpoints import load as checkpoint
 from mico_chat.errors import ConfigError, RequestError
 from mico_chat.media.kinds import KINDS, MODALITIES, Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.media.taught import TaughtName
+from mico_chat.media.view import View
 from mico_chat.messages import Message
 from mico_chat.model.context import KindRows
 from mico_chat.model.media_path import Examples
@@ -48,6 +52,7 @@ class MicoAdapter:
 
     def __init__(self, model: TokenModel, processor: MicoChatProcessor) -> None:
         self.model: Any = model  # evaluations switch parts of it off
+        self._tuned: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         known = model.rows.by_name
         self.input_modalities: tuple[Kind, ...] = tuple(k for k in MODALITIES if k in known)
         self.processor = processor
@@ -60,6 +65,10 @@ class MicoAdapter:
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return self.processor.preprocessing
 
+    def viewed(self, kind: Kind, view: View) -> View:
+        check_settings(view, ())
+        return replace(view, tokens=None)  # one size, whatever the detail
+
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
         units = self.processor.units(medium)
         measured = MeasuredMedium(medium.kind, len(units), report=medium.report, inputs=units)
@@ -71,7 +80,7 @@ class MicoAdapter:
         taught = [self.taught_of(one.taught) if one.taught else None for one in batch]
         more |= {"taught": taught} if any(taught) else {}
         with torch.inference_mode():
-            tokens = self.model.context_tokens(
+            tokens = self._model_of(batch[0].lora).context_tokens(
                 torch.tensor([KINDS.index(one.kind) for one in batch], device=device),
                 torch.tensor([one.units for one in batch], device=device),
                 (torch.cat(units) if len(units) > 1 else units[0]).to(device, dtype),
@@ -80,6 +89,15 @@ class MicoAdapter:
         # Copies on the CPU: views would keep the whole batch in memory.
         rows = [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
         return [ContextBlock(own, one.key) for own, one in zip(rows, batch, strict=True)]
+
+    def _model_of(self, lora: Any) -> Any:
+        """The model that encodes media with an adapter: that of the adapter's own folder."""
+        if lora is None:
+            return self.model
+        if lora not in self._tuned:
+            held, device = self.model.dtype, str(self.model.device)
+            self._tuned[lora] = checkpoint.load_encoder(lora.encoder, held, device)[0]
+        return self._tuned[lora]
 
     @cached_property
     def space(self) -> str | None:

@@ -58,16 +58,19 @@ class Chunks:
 class Projector:
     """A GGUF file that makes vectors of a language model from media (``--mmproj``).
 
-    ``llm`` is the language model's. Sounds of another rate than ours are not supported.
+    ``llm`` is the language model's; ``bounds`` are ``image_min_tokens`` and ``image_max_tokens``,
+    where its own are not to hold. Sounds of another rate than ours are not supported.
     """
 
-    def __init__(self, file: Path, llm: Weights, threads: int | None = None) -> None:
+    def __init__(self, file: Path, llm: Weights, threads: int | None = None, **bounds: int) -> None:
         self._llm = llm  # whose vocabulary libmtmd uses
         self._width = llama_cpp.llama_model_n_embd_inp(llm.pointer)
         params = llama_cpp.mtmd_context_params_default()
         params.print_timings = False
         params.warmup = False  # it takes a second, and memory for the largest picture
         params.n_threads = threads or usable_cores()
+        for name, value in bounds.items():
+            setattr(params, name, value)
         with llama_cpp.errors() as errors:
             self._context = llama_cpp.mtmd_init_from_file(os.fsencode(file), llm.pointer, params)
         if not self._context:

@@ -1,21 +1,32 @@
-"""Pictures for models that read them: maps with a legend, stills and frames of bounded size."""
+"""Pictures for models that read them: maps with a legend, stills and clips within their tokens."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from mico_chat.media.file import LEAST_FRAMES
 from mico_chat.media.image import scaled_words
 from mico_chat.media.medium import Audio, Depth, Image, Medium, Normal, Pages, Video
+from mico_chat.media.view import MOST_FRAMES, View
 
-MAX_PIXELS = 1280 * 28 * 28
-"""A still has at most these pixels: 1,280 tokens of Qwen2.5-VL, 980 of Qwen3-VL. Its processor
-alone would take 16,384 tokens for a photograph of a telephone."""
+PIXELS_PER_TOKEN, MOST_PIXELS = 4096, 1 << 24
+"""A picture, or a clip's frames, are decoded to so many pixels for each of their tokens, and to so
+many altogether. No known processor keeps more; the model's own scales them down."""
 
-MAX_FRAME_PIXELS = 256 * 28 * 28
-"""Pixels of a clip's frame; without a bound 32 frames of a telephone's clip are 40,000 tokens."""
+TOKENS_PER_FRAME, USUAL_FRAMES, USUAL_FPS = 256, 32, 2.0
+"""A clip has frames for as many of its tokens; and so many, or so many a second as Qwen's authors
+advise, if its processor names no number or no rate."""
+
+TRIES = 4
+
+R = TypeVar("R")
+Shown: TypeAlias = Image | Video | Audio
 
 NEAR_TO_FAR = np.array(
     [(252, 255, 164), (249, 142, 9), (188, 55, 84), (87, 16, 110), (20, 11, 80)], np.float64
@@ -24,16 +35,13 @@ NEAR_TO_FAR = np.array(
 blue."""
 
 
-def shown(medium: Medium) -> tuple[Image | Video | Audio, tuple[str, ...], str]:
-    """A medium as a model that lacks maps is shown it, within bounds; what was cut; a legend."""
+def shown(medium: Medium) -> tuple[Shown, str]:
+    """A medium as a model that lacks maps is shown it, and a legend."""
     if isinstance(medium, Depth | Normal):
-        picture, legend = as_picture(medium)
-        return *smaller(picture), legend
-    if isinstance(medium, Audio):
-        return medium, (), ""
+        return as_picture(medium)
     if isinstance(medium, Pages):
         raise ValueError(f"{medium.name}: its pages are shown one by one")
-    return *smaller(medium), ""
+    return medium, ""
 
 
 def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
@@ -44,7 +52,7 @@ def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
             "(to you).\n"
         )
         drawn = _with_strip(medium.pixels, None, "x: red  y: green  z: blue")
-        return Image(drawn, report=medium.report), words
+        return Image(drawn, report=medium.report, view=medium.view), words
     values = medium.values
     near, far = float(np.nanmin(values)), float(np.nanmax(values))
     if medium.metric:  # in equal steps of times farther, as near things differ by little
@@ -60,7 +68,7 @@ def as_picture(medium: Depth | Normal) -> tuple[Image, str]:
     how = f", estimated by {medium.estimated}{unit}," if medium.estimated else ""
     words = f"A depth map{how} as a picture: yellow is the nearest{least}, dark blue the farthest"
     words += f"{most}, black unknown.\n"
-    return Image(_with_strip(pixels, ends), report=medium.report), words
+    return Image(_with_strip(pixels, ends), report=medium.report, view=medium.view), words
 
 
 def _coloured(places: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -94,18 +102,44 @@ def _with_strip(
     return np.asarray(board)
 
 
-def smaller(medium: Image | Video) -> tuple[Image | Video, tuple[str, ...]]:
-    """A still or clip of bounded size, and a sentence if it was scaled down."""
-    most = MAX_PIXELS if isinstance(medium, Image) else MAX_FRAME_PIXELS
+def roomy(view: View, fps: float | None = None, frames: int | None = None) -> View:
+    """A view with what to decode of a medium for its tokens; ``fps`` and ``frames`` are the model's
+    own rate and most frames of a clip."""
+    if (tokens := view.tokens) is None:
+        return view
+    pixels = min(tokens * PIXELS_PER_TOKEN, MOST_PIXELS)
+    most = frames or (USUAL_FRAMES if fps is None else MOST_FRAMES)
+    most = min(most, max(LEAST_FRAMES, tokens // TOKENS_PER_FRAME))
+    return replace(view, pixels=pixels, usual_fps=fps, usual_frames=most)
+
+
+def within(
+    medium: Shown, read: Callable[[Shown, float], tuple[int, R]]
+) -> tuple[R, int, tuple[str, ...]]:
+    """What ``read`` makes of a medium, scaled down until it takes no more tokens than its view has;
+    these tokens, and a sentence if it was.
+
+    ``read`` is told which share of the whole's tokens is wanted.
+    """
+    most, scale, size = medium.view.tokens, 1.0, medium.own_arrays[0].shape[-2:-4:-1]
+    tokens, found = read(medium, 1.0)
+    whole, kept = tokens, size
+    for _ in range(TRIES):
+        if isinstance(medium, Audio) or most is None or tokens <= most:
+            break
+        scale *= sqrt(most / tokens) * 0.98
+        smaller = max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+        fewer, better = read(_scaled(medium, smaller), most / whole)
+        if fewer >= tokens:  # it takes as many at any size
+            break
+        tokens, found, kept = fewer, better, smaller
+    return found, tokens, tuple(scaled_words(size, kept))
+
+
+def _scaled(medium: Image | Video, size: tuple[int, int]) -> Image | Video:
     pixels = medium.pixels[None] if isinstance(medium, Image) else medium.frames
-    height, width = pixels.shape[1:3]
-    if height * width <= most:
-        return medium, ()
-    scale = sqrt(most / (height * width))
-    size = max(1, int(width * scale)), max(1, int(height * scale))
     stills = (Pillow.fromarray(one).resize(size, Pillow.Resampling.LANCZOS) for one in pixels)
     scaled = np.stack([np.asarray(still) for still in stills])
-    cut = tuple(scaled_words((width, height), size))
     if isinstance(medium, Image):
-        return Image(scaled[0], report=medium.report), cut
-    return Video(scaled, medium.times, medium.audio, report=medium.report), cut
+        return replace(medium, pixels=scaled[0])
+    return replace(medium, frames=scaled)

@@ -3,8 +3,8 @@
 A medium is preprocessed by the model's own processor, in a short conversation that shows it alone.
 There the processor says how many tokens the medium takes. A prompt is the model's own chat
 template, in which the medium's own text takes the place of the template's one placeholder. Only
-markup of the template becomes control tokens: what people write is rendered as a mark, and
-tokenized apart (:mod:`mico_chat.chat_template`).
+markup of the template becomes control tokens: what people write is told apart from it
+(:mod:`mico_chat.client_text`).
 
 The processors get arrays that this project's decoder made, never a URL or a path.
 """
@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -25,8 +25,10 @@ import numpy as np
 import torch
 import transformers
 
-from mico_chat.adapters.base import PromptLayout, measured, own_words
-from mico_chat.adapters.pictures import shown as shown_within
+from mico_chat.adapters.base import PromptLayout, check_settings, measured, own_words
+from mico_chat.adapters.pictures import USUAL_FPS, roomy, within
+from mico_chat.adapters.pictures import Shown as AnyShown
+from mico_chat.adapters.pictures import shown as shown_as
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.media.kinds import TABLE, Kind
@@ -39,12 +41,16 @@ from mico_chat.media.medium import (
     Medium,
     Video,
 )
+from mico_chat.media.view import View
 from mico_chat.messages import Message, TextPart
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import PromptText, string_tokenizer
 
 TICKS = 1000
 """Frames a second of the file that a processor is told of: a frame's number is its time in ms."""
+
+HALF_MINUTES = "_retrieve_input_features"
+"""This method of a processor makes features of a sound of any length; Voxtral's has it."""
 
 LEAST_SAMPLES = SAMPLE_RATE // 10
 """A shorter sound gets silence behind it: of less than 50 ms some models make no token."""
@@ -80,6 +86,8 @@ class ProcessorAdapter(ABC):
         ids = [getattr(processor, f"{kind}_token_id", None) for kind in self._marks]
         ids += map(self.tokenizer.convert_tokens_to_ids, self._marks.values())
         self._placeholders = {token for token in ids if token is not None}
+        self._lists = True
+        self._lists = self._takes_lists()
         self._alone = cache(self._rendered_alone)
         self._of_turns = set(self.tokenizer(self._alone("image", 0)).input_ids)
 
@@ -95,20 +103,62 @@ class ProcessorAdapter(ABC):
         return n > 1 and "batch_num_images" in names
 
     def prepare(self, medium: Medium, shown: Sequence[Kind]) -> MeasuredMedium:
-        given, cut, legend = shown_within(medium)
+        given, legend = shown_as(medium)
+        short: tuple[str, ...] = ()
         if isinstance(given, Audio):
-            given, cut = self._fitted(given)
+            given, short = self._fitted(given)
         n = 2 if isinstance(given, Image) and self._several(shown) else 1  # the first one counts
         if isinstance(given, Video) and len(given.frames) == 1:  # Qwen3-VL needs two
-            given = Video(given.frames.repeat(2, 0), given.times.repeat(2))
-        shown_as, n_tokens, inputs = self._read(given, n)
+            given = replace(given, frames=given.frames.repeat(2, 0), times=given.times.repeat(2))
+
+        def read(given: AnyShown, share: float) -> tuple[int, tuple[Shown, Any]]:
+            settings = {**self._coarser(given.kind, share), **given.view.processor}
+            shown, n_tokens, inputs = self._read(given, n, settings)
+            return n_tokens, (shown, inputs)
+
+        (shown_so, inputs), n_tokens, cut = within(given, read)
         units = len(given.frames) if isinstance(given, Video) else n
-        notes = replace(shown_as, legend=legend)
-        return measured(medium, units, n_tokens, cut, notes, inputs)
+        notes = replace(shown_so, legend=legend)
+        return measured(medium, units, n_tokens, short + cut, notes, inputs)
 
     @abstractmethod
-    def _read(self, medium: Medium, n: int) -> tuple[Shown, int, Any]:
-        """How the first of ``n`` equal media stands in a prompt, its number of tokens, inputs."""
+    def _read(
+        self, medium: AnyShown, n: int, settings: Mapping[str, Any]
+    ) -> tuple[Shown, int, Any]:
+        """How the first of ``n`` equal media stands in a prompt, its number of tokens, inputs, as
+        the processor makes them with its ``settings``."""
+
+    def viewed(self, kind: Kind, view: View) -> View:
+        seen: Kind = "image" if TABLE[kind].layout == "still" else kind
+        own = self._knobs(seen)
+        check_settings(view, self._knobs("video") | self._knobs("image"))
+        given = {name: value for name, value in view.processor.items() if name in own}
+        for name, value in given.items():
+            _check_setting(name, value, own)
+        edges = {edge: given.pop(name) for name, edge in _EDGES.items() if name in given}
+        if edges or "size" in given:  # the library has renamed the first two
+            given["size"] = {**own["size"], **given.get("size", {}), **edges}
+        fps, n, *most = (getattr(_part(self.processor, "video"), name, None) for name in _FRAMES)
+        usual = USUAL_FPS if any(most) else None
+        n = next(filter(None, (*most, n)), None)
+        return roomy(replace(view, processor=given), fps or usual, n)
+
+    def _knobs(self, kind: Kind) -> dict[str, Any]:
+        """The settings of the processor that say how finely it shows a kind, and their values."""
+        part = None if kind == "audio" else _part(self.processor, kind)
+        names = getattr(getattr(part, "valid_kwargs", None), "__annotations__", {})
+        own = {name: getattr(part, name, None) for name in sorted(names) if _KNOB.fullmatch(name)}
+        own["size"] = {name: v for name, v in dict(own.get("size") or {}).items() if v is not None}
+        return {name: v for name, v in own.items() if name == "size" or not isinstance(v, Mapping)}
+
+    def _coarser(self, kind: Kind, share: float) -> dict[str, Any]:
+        """Settings for a share of the tokens, where a smaller picture has as many: fewer tiles."""
+        own, found = self._knobs(kind), dict[str, Any]()
+        if share < 1 and own.get("max_patches"):
+            found["max_patches"] = max(1, int(own["max_patches"] * share))
+        if share < 1 and "do_image_splitting" in own:
+            found["do_image_splitting"] = False
+        return found
 
     def encode(self, batch: Sequence[MeasuredMedium]) -> list[ContextBlock]:
         """Blocks that hold the inputs: the engine encodes media itself."""
@@ -135,7 +185,8 @@ class ProcessorAdapter(ABC):
         missing = LEAST_SAMPLES - len(sound.samples)
         if missing > 0:
             return Audio(np.pad(sound.samples, (0, missing)), report=sound.report), ()
-        most = _most_samples(self.processor.feature_extractor)
+        whole = hasattr(self.processor, HALF_MINUTES)
+        most = None if whole else _most_samples(_part(self.processor, "audio"))
         if most is None or len(sound.samples) <= most:
             return sound, ()
         cut = f"the model hears the first {most / SAMPLE_RATE:g} s of {sound.seconds:.1f} s"
@@ -162,7 +213,11 @@ class ProcessorAdapter(ABC):
                     content += [one, *([TextPart(one.notes.legend)] * one.as_picture)]
                 content += map(TextPart, own_words(own))
             listed.append(replace(message, content=tuple(content)))
-        parts, order = self._expanded(self._parts(listed, options), shown)
+        return self._joined(self._parts(listed, options), shown)
+
+    def _joined(self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]) -> PromptLayout:
+        """The layout of a prompt whose parts hold the template's placeholders of ``shown``."""
+        parts, order = self._expanded(parts, shown)
         first = parts[0].text if parts else ""
         lead = [] if self._begins(first) else self._begin
         ids = [*lead, *(token for token, _ in self._tokens(parts))]
@@ -174,8 +229,21 @@ class ProcessorAdapter(ABC):
         """The prompt of messages whose media are measured, with the template's placeholders."""
         clips = any(m.kind == "video" for message in messages for m in message.media)
         template = self._of_clips if clips else self.template
-        parts = template.parts(messages, lambda m: {"type": _seen_as(cast(Any, m))}, options)
-        return cast("list[PromptText]", parts)
+
+        def show(medium: Any) -> dict[str, str] | list[PromptText]:
+            kind, mark = _seen_as(medium), self._marks[_seen_as(medium)]
+            return {"type": kind} if self._lists else [PromptText(f"{mark}\n", markup=True)]
+
+        return cast("list[PromptText]", template.parts(messages, show, options))
+
+    def _takes_lists(self) -> bool:
+        """Whether the template takes a content of several parts; some take strings alone, in which
+        people write a medium's mark before their text.
+        """
+        try:
+            return bool(self._rendered_alone(self.input_modalities[0], 1))
+        except RequestError:
+            return not self.template.takes_text
 
     def _expanded(
         self, parts: Sequence[PromptText], shown: Sequence[MeasuredMedium]
@@ -213,22 +281,63 @@ class ProcessorAdapter(ABC):
         return begin is not None and text.startswith(begin)
 
 
+_KNOB = re.compile(
+    r"size|(min|max)_(?!\w*frames)\w+|do_image_splitting|do_pan_and_scan|pan_and_scan_\w+"
+    r"|crop_to_patches|use_thumbnail"
+)
+"""The settings of processors that say how finely a picture or clip is shown."""
+
+_FRAMES = ("fps", "num_frames", "max_frames", "max_num_frames")
+_EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+_AT_MOST = 4
+"""A setting that counts may be so many times the model's own; its pixels may not be more."""
+
+
+def _check_setting(name: str, value: Any, knobs: Mapping[str, Any]) -> None:
+    """Refuse a value of another type than the model's own, or one that asks for too much work."""
+    where, own, size = f"mm_processor_kwargs.{name}", knobs.get(name), knobs["size"]
+    expected = "true or false"
+    if name == "size":
+        if isinstance(value, Mapping) and value and value.keys() <= size.keys():
+            for side, pixels in value.items():
+                _check_setting(f"size.{side}", pixels, knobs)
+            return
+        expected = f"an object with some of {', '.join(size) or 'nothing'}"
+    elif isinstance(own, bool):
+        if isinstance(value, bool):
+            return
+    else:
+        most = max(size.values(), default=0) if own is None else _AT_MOST * own
+        if type(value) in (int, type(own)) and 0 < value <= most:
+            return
+        expected = f"a number above 0, at most {most}"
+    raise RequestError.at(where, f"expected {expected}, got {value!r}")
+
+
 def reads(processor: Any) -> tuple[Kind, ...]:
     """The kinds of medium that a processor takes; its model's class may say less, as SmolVLM's."""
-    parts: dict[Kind, tuple[str, ...]] = {
-        "image": ("image_processor",),
-        "audio": ("feature_extractor", "audio_processor"),
-        "video": ("video_processor",),
-    }
     found = tuple(
         kind
-        for kind, names in parts.items()
-        if any(getattr(processor, name, None) is not None for name in names)
+        for kind in _PARTS
+        if _part(processor, kind) is not None
         and getattr(processor, f"{kind}_token", None) is not None
     )
     if not found:
         raise ConfigError(f"{type(processor).__name__} takes no media that are known here")
     return found
+
+
+_PARTS: dict[Kind, tuple[str, ...]] = {
+    "image": ("image_processor",),
+    "audio": ("audio_processor", "feature_extractor"),
+    "video": ("video_processor",),
+}
+
+
+def _part(processor: Any, kind: Kind) -> Any:
+    """The part of a processor that takes a kind of medium; None if it lacks one."""
+    found = (getattr(processor, name, None) for name in _PARTS[kind])
+    return next((part for part in found if part is not None), None)
 
 
 def class_reads(architectures: Sequence[str]) -> set[str]:

@@ -4,16 +4,17 @@ This process has the model's processor alone. The inputs of a medium are those o
 processor (:mod:`mico_chat.engine.vllm_media`), and so is the number of its tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import PIL.Image
 
+from mico_chat.adapters.pictures import Shown as AnyShown
 from mico_chat.adapters.processor import ProcessorAdapter, Shown, of_frames, refused
 from mico_chat.engine.vllm import VllmEngine
 from mico_chat.engine.vllm_media import VllmMedium
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import SAMPLE_RATE, Audio, Image, Medium, Video
+from mico_chat.media.medium import SAMPLE_RATE, Audio, Image, Video
 
 
 class VllmAdapter(ProcessorAdapter):
@@ -35,12 +36,14 @@ class VllmAdapter(ProcessorAdapter):
     def _several(self, shown: Sequence[Kind]) -> bool:
         return False  # vLLM processes each picture by itself
 
-    def _read(self, medium: Medium, n: int) -> tuple[Shown, int, VllmMedium]:
+    def _read(
+        self, medium: AnyShown, n: int, settings: Mapping[str, Any]
+    ) -> tuple[Shown, int, VllmMedium]:
         own = self._own[medium.kind]
-        settings: dict[str, Any] = {}
+        settings = dict(settings)
         data: Any
         if isinstance(medium, Video):
-            settings = of_frames(medium.times)
+            settings |= of_frames(medium.times)
             data = (medium.frames, settings.pop("video_metadata")[0])
         elif isinstance(medium, Audio):
             data = (medium.samples, SAMPLE_RATE)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.llamacpp import Weights
@@ -23,6 +22,8 @@ class Vocabulary:
     tokenizers that the chat template and the engine call.
     """
 
+    response_template = None  # a GGUF file has none
+
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._vocab = vocab = llama_cpp.llama_model_get_vocab(weights.pointer)
@@ -30,7 +31,9 @@ class Vocabulary:
         self.eos_token_id = llama_cpp.llama_vocab_eos(vocab)
         self.bos_token_id = self._bos if self._bos >= 0 else None
         names = {"bos_token": self._bos, "eos_token": self.eos_token_id}
-        self._named = {n: self.id_to_token(token) for n, token in names.items() if token >= 0}
+        self.special_tokens_map = {
+            n: self.id_to_token(token) for n, token in names.items() if token >= 0
+        }
 
     @property
     def backend_tokenizer(self) -> Vocabulary:
@@ -94,13 +97,6 @@ class Vocabulary:
             raise ModelError("the GGUF file lacks a chat template: choose one that is made to chat")
         return str(template.decode())
 
-    def apply_chat_template(
-        self, chat: list[Any], *, chat_template: str, tokenize: bool, **settings: Any
-    ) -> str:
-        render: Any = render_jinja_template  # which takes any names for the template
-        texts, _ = render([chat], chat_template=chat_template, **settings, **self._named)
-        return str(texts[0])
-
     def joined(self, parts: Sequence[PromptText]) -> list[int]:
         """Tokens of text as a whole, as llama.cpp tokenizes it; part by part if text that is not
         markup would add a control token.
@@ -111,6 +107,12 @@ class Vocabulary:
         if self._control_of(whole) == [t for ids in of_markup for t in self._control_of(ids)]:
             return whole
         return [token for ids in apart for token in ids]
+
+    def whole(self, text: str) -> tuple[int, ...]:
+        return self.with_bos(self._tokens(text, markup=True))
+
+    def __len__(self) -> int:
+        return int(llama_cpp.llama_vocab_n_tokens(self._vocab))
 
     def with_bos(self, ids: Sequence[int]) -> tuple[int, ...]:
         """The start of a prompt, with the beginning-of-text token if the model was trained so."""

@@ -124,7 +124,7 @@ def cached_folder(repo: str, **options: Any) -> Path | None:
 
 
 @contextmanager
-def _hub_errors(repo: str, cache: Path | None = None, behind: str = "") -> Iterator[None]:
+def hub_errors(repo: str, cache: Path | None = None, behind: str = "") -> Iterator[None]:
     """A ModelError in place of what the hub's library raises: each release has other errors."""
     try:
         yield
@@ -139,6 +139,8 @@ def hub_reason(error: Exception) -> str:
     """Why the hub's library raised an error, and what the user can do."""
     from huggingface_hub import errors
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return f"{error} {hub_reason(error.__cause__)}"  # one of the files that are uploaded
     causes: list[BaseException] = [error]
     while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(before)
@@ -148,12 +150,14 @@ def hub_reason(error: Exception) -> str:
         return "the hub gives this model only to those who accepted its terms (hf auth login)"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has no such model, or a private one (hf auth login)"
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401:
+        return "the hub does not know the token of this machine (hf auth login, HF_TOKEN)"
     transport = {"TransportError", "ConnectionError"}  # of httpx and of requests
     names = {base.__name__ for cause in causes for base in type(cause).__mro__}
     if isinstance(error, errors.LocalEntryNotFoundError) or names & transport:
         return "the hub (Hugging Face) cannot be reached: is there a network?"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"the hub does not give it: {first}"
+    return f"the hub refuses it: {first}"
 
 
 # --- pulling --------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def plan(text: str) -> Plan:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     name = HubName.of(text)
-    with _hub_errors(name.repo):
+    with hub_errors(name.repo):
         info = HfApi().model_info(name.repo, files_metadata=True)
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     files = {file: sizes[file] for file in needed_files(name, sizes)}
@@ -210,7 +214,7 @@ def fetch(planned: Plan, bars: type[Any]) -> Path:
     repo = planned.name.repo
     patterns = [glob.escape(file) for file in planned.files]
     kept = "; the files that are whole are kept: pull again to go on"
-    with _hub_errors(repo, planned.cache, kept):
+    with hub_errors(repo, planned.cache, kept):
         return Path(snapshot_download(repo, allow_patterns=patterns, tqdm_class=bars))
 
 
@@ -218,7 +222,7 @@ def fetch_config(name: HubName) -> None:
     """Download the ``config.json`` of a model, which is small."""
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(name.repo):
+    with hub_errors(name.repo):
         hf_hub_download(name.repo, "config.json")
 
 

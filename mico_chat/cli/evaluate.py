@@ -44,7 +44,7 @@ with late():  # torch and scipy: their import takes seconds
 
 IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
-    *("load_in_4bit", "load_in_8bit", "trust_remote_code", "mmproj"),
+    *("load_in_4bit", "load_in_8bit", "trust_remote_code", "mmproj", "as_served"),
 )
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
 
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--load-in-8bit", action="store_true", help="--quantization int8")
     add("--mmproj", type=Path, metavar="FILE", help="the media projector of a GGUF model")
     add("--trust-remote-code", action="store_true", help="run Python code of the model's folder")
+    add("--as-served", action="store_true", help="with the folder's system prompt and options")
     add = parser.add_argument_group("a chat model behind an OpenAI-compatible URL").add_argument
     add("--base-url", metavar="URL", help="http://127.0.0.1:8000/v1")
     add("--api-key-env", metavar="NAME", help=f"variable with its key; {DEFAULT_KEY} by default")
@@ -300,6 +301,7 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
         max_running=size,
         trust_remote_code=options.trust_remote_code,
         mmproj=options.mmproj,
+        chat_defaults=options.as_served,
     )
     return chat_models.ChatModel(options.model, engine, frames=options.frames, workers=workers)
 

@@ -24,6 +24,7 @@ from mico_chat.media.kinds import KINDS
 
 with late():
     from mico_chat import load
+    from mico_chat.checkpoints import push as pushing
     from mico_chat.engines import devices
     from mico_ui import client, routes
 
@@ -68,6 +69,20 @@ def pull(
         raise typer.Exit(1)
     folder = hub.fetch(planned, _bars())
     print(f"{name} is here: mico-chat serve --model {name}   ({folder})")
+
+
+def push(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A model's folder, or mini.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="owner/model on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else see it.")] = False,
+    license: Annotated[str, typer.Option(help="Its licence, as the hub calls it.")] = "unknown",
+    card: Annotated[list[Path] | None, typer.Option(help="A file to show in the card.")] = None,
+) -> None:
+    """Upload a model to the hub, with a model card, or with the README.md of its folder.
+
+    mico-chat push runs/stage3 me/my-model --card recipe.yaml --card results.md --private
+    """
+    print(f"{name} is at {pushing.push(folder, name, license, card or (), private)}")
 
 
 def _announced(planned: hub.Plan) -> str:
@@ -163,12 +178,16 @@ def _listed(model: hub.CachedModel) -> Listed:
 
 def rm(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `mico-chat list` has it.")],
+    yes: Yes = False,
 ) -> None:
-    """Delete a model from the hub's cache, for other tools too."""
+    """Delete a model from the hub's cache, for other tools too. On a terminal it asks first."""
     if is_packaged(name):
         raise ConfigError(f"{name} comes with mico-chat and stays: pip uninstall mico-chat")
     if Path(name).is_dir():
         raise ConfigError(f"{name} is a folder outside the hub's cache: delete it yourself")
+    asked = sys.stdin.isatty() and sys.stdout.isatty() and not yes
+    if asked and not typer.confirm(f"Delete {name}, for other tools too?"):
+        raise typer.Exit(1)
     print(f"{name} is deleted: {gigabytes(hub.remove(name).bytes)}")
 
 
@@ -197,7 +216,7 @@ def ps(
             str(model.status.requests),
             _ago(model.status.last_used),
             _reads(model.modalities),
-            model.status.reason or "",
+            "; ".join([model.status.reason] if model.status.reason else model.notes),
         )
         for model in models
     ]

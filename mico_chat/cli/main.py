@@ -62,8 +62,9 @@ with late():
     from mico_chat.cli import doctor as examination
     from mico_server import app as service
     from mico_server import settings as server
+    from mico_server.fetch import fetcher
     from mico_training.data.language import english
-    from mico_ui import local_server
+    from mico_ui import agent_tools, local_server
     from mico_ui.browser import serve as page
     from mico_ui.terminal import start
     from mico_ui.terminal import teach as teaching
@@ -314,6 +315,29 @@ def ui(
         page.main(address, host, port, announce, secret=secret, **secure)
 
 
+@app.command(context_settings=ALL_ARGUMENTS)
+def mcp(
+    ctx: typer.Context,
+    root: list[Path] | None = typer.Option(None, help="A folder the agent may read. Repeatable."),
+    http: int | None = typer.Option(None, metavar="PORT", help="Serve at 127.0.0.1:PORT/mcp."),
+    api: str | None = typer.Option(None, envvar=API, help="A running server. Default: start one."),
+    key: str | None = typer.Option(None, envvar=API_KEY, help="The key for that server."),
+) -> None:
+    """Give an agent eyes and ears: tools of the Model Context Protocol (MCP), over stdio.
+
+    Options of `mico-chat serve` are passed on to the server that it starts.
+
+    mico-chat mcp --root ~/Pictures --model mini
+    """
+    check_extra("mcp", "mico-chat mcp", server, fetcher, agent_tools)
+    if api is not None and ctx.args:
+        raise RequestError(f"--api names a running server, but {ctx.args[0]} is for one of our own")
+    if http is not None and root:
+        raise RequestError("--root is for stdio: over HTTP an agent sends addresses and data URIs")
+    fetch = fetcher.Fetcher.of(server.read_settings(ctx.args)).fetch
+    agent_tools.run(None if api is None else (api, key), ctx.args, fetch, root or (), http)
+
+
 @app.command()
 def doctor(
     model: str | None = typer.Argument(None, help=f"{NAMES} Default: MICO_MODEL, or else mini."),
@@ -339,6 +363,7 @@ def doctor(
 
 
 app.command()(hub.pull)
+app.command()(hub.push)
 app.command("list")(hub.list_models)
 for _command in (hub.rm, hub.ps, models.setup, models.assemble, models.merge, models.train_stage1):
     app.command()(_command)

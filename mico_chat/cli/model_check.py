@@ -41,6 +41,12 @@ Shapes = dict[str, tuple[int, ...]]
 def model_findings(name: str, options: EngineOptions) -> Iterator[Finding]:
     """From the folder to the memory; findings that need a failed one are left out."""
     try:
+        source = Source.here(name, options.mmproj)
+        if source is not None and (
+            source.reads_text_alone or (source.form == "open" and source.input_modalities)
+        ):
+            yield from open_findings(source, options)
+            return
         folder = cached(model_folder(name))
         config = None if folder is None else chat_config(folder)
     except ModelError as error:
@@ -82,6 +88,28 @@ def model_findings(name: str, options: EngineOptions) -> Iterator[Finding]:
     if device.type == "cuda" and engine.uses_gpu:
         held_in, sizes = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)
     yield fit(needs, name, engine, precision, held_in, *sizes)
+
+
+def open_findings(source: Source, options: EngineOptions) -> Iterator[Finding]:
+    """Another project's model: only loading it and trying each kind shows what works."""
+    yield Finding("folder", "ok", str(source.folder), facts={"folder": str(source.folder)})
+    try:
+        engine, why = choose(options, source)
+        yield Finding("engine", "ok", f"{engine.name}: {why}", facts={"engine": engine.name})
+        n, (free, most) = engine.needed_bytes(source, options), memory()
+        text = f"{gigabytes(n)} of weights; memory has {gigabytes(free)} free of {gigabytes(most)}"
+        if n > free or not engine.in_torch:
+            yield Finding("trial", "note", f"it is tried when it is served: {text}")
+            return
+        loaded = engine.load(source, options)
+    except (MicoError, OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        yield Finding("trial", "problem", textwrap.shorten(str(error), 300, placeholder=" ..."))
+        return
+    loaded.engine.close()
+    reads = ", ".join(("text", *loaded.adapter.input_modalities))
+    yield Finding("trial", "ok", f"it answers about {reads}; {text}", facts={"reads": reads})
+    for note in loaded.notes:
+        yield Finding("trial", "warning", note)
 
 
 def cached(name_or_dir: str | Path) -> Path | None:

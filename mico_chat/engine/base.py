@@ -10,20 +10,25 @@ from collections.abc import AsyncGenerator, Collection, Hashable, Mapping, Seque
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.calls import CallPiece
 from mico_chat.errors import ConfigError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER, Segment
 from mico_chat.options import GenerationOptions as GenerationOptions
 from mico_chat.thoughts import ThoughtFormat
+from mico_chat.tools import CallPiece
 from mico_chat.wire import DeltaEvent, Explanation, FinishReason, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mico_chat.checkpoints.lora import Lora
+
+Preference: TypeAlias = Literal["pauses", "first-token"]
+"""What is kept short where a prompt meets running answers: their pauses, or its own wait."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ class Prompt:
     ``shown`` are special tokens that the text of the answer shows; it leaves out the others. The
     last ``scored`` tokens are an answer that is there already: instead of continuing the prompt, an
     engine gives these tokens with their log-probabilities. ``thoughts`` is the form of what the
-    model may think before the answer.
+    model may think before the answer. Nothing is shared with prompts of another adapter ``lora``.
     """
 
     segments: tuple[Segment, ...]
@@ -45,6 +50,7 @@ class Prompt:
     scored: int = 0
     common: int = 0
     thoughts: ThoughtFormat | None = None
+    lora: Lora | None = None
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)
@@ -75,6 +81,8 @@ class Prompt:
                 found += [(segment.key, place) for place in range(len(segment))]
             else:
                 found += segment
+        if self.lora is not None:
+            found[0] = (self.lora.key, found[0])
         if self.tenant:
             found[self.common] = (self.tenant, found[self.common])
         return tuple(found)
@@ -200,6 +208,8 @@ class EngineStats(BaseModel):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    state_bytes: int = 0
+    """Bytes of the recurrent states that are held, those kept for reuse too."""
 
 
 class Engine(Protocol):
@@ -232,6 +242,17 @@ class Engine(Protocol):
         """Answer all requests with an error: a step does not end, and the process is restarted."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class TakesLoras(Protocol):
+    """An engine whose prompts may wear adapters."""
+
+    def load_lora(self, lora: Lora) -> None:
+        """Take an adapter, in any thread; a :class:`ModelError` if it does not fit the model."""
+
+    def unload_lora(self, lora: Lora) -> None:
+        """Free an adapter that no prompt wears any more."""
 
 
 def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:

@@ -5,8 +5,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
+from typing import Any
 
-from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
+from mico_chat.checkpoints.lora import Lora
+from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Preference, Prompt
 from mico_chat.engine.grammar import Grammars
 from mico_chat.engine.request import FastTokenizer, Outbox, Request, check_prompt
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence, Step
@@ -36,12 +38,13 @@ class BatchingEngine:
         *,
         name: str,
         max_running: int = 16,
+        prefer: Preference | None = None,
     ) -> None:
         self.name = name
         self.scores = model.scores
         self.failure: str | None = None
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(model, ends, max_running=max_running)
+        self._scheduler = Scheduler(model, ends, max_running=max_running, prefer=prefer)
         self._grammars = Grammars(tokenizer.backend_tokenizer, ends)
         self._compiling = FairQueue(1, name="mico-grammar")
         self._since: float | None = None  # when the thread began what it does now
@@ -59,9 +62,9 @@ class BatchingEngine:
     ) -> AsyncGenerator[Delta, None]:
         check_prompt(prompt, options, self.max_position)
         request = Request(prompt, options, self._tokenizer)
-        if options.json_schema is not None:
-            compile_, schema = self._grammars.compile, options.json_schema
-            request.grammar = await self._compiling.run(prompt.tenant, compile_, schema)
+        if options.form is not None:
+            compile_ = self._grammars.compile
+            request.grammar = await self._compiling.run(prompt.tenant, compile_, *options.form)
         if not self._post(lambda: self._add(request)):
             raise ModelError(self.failure or "the engine is closed")
         try:
@@ -70,6 +73,14 @@ class BatchingEngine:
             yield delta
         finally:
             self._post(lambda: self._drop(request))
+
+    def load_lora(self, lora: Lora) -> None:
+        model: Any = self._scheduler.model
+        model.loras.load(lora)
+
+    def unload_lora(self, lora: Lora) -> None:
+        model: Any = self._scheduler.model
+        self._post(lambda: model.loras.unload(lora))
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()

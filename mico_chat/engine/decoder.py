@@ -29,6 +29,12 @@ from mico_chat.model.text_branch import additive_mask
 ATTENTION = ("full_attention", "sliding_attention")
 """The kinds of layer whose keys and values can be kept in cells, one for each token."""
 
+RECURRENT = ("linear_attention", "conv")
+"""The kinds of layer that keep a state of a sequence, which each token changes."""
+
+STATELESS = ("mlp", "moe")
+"""The kinds of layer that keep nothing, where a model counts them as layers."""
+
 
 def cache_argument(forward: Callable[..., Any]) -> str:
     """The name of a forward's argument of keys and values, which transformers 5 changed."""
@@ -48,9 +54,15 @@ class Decoder:
         self._cache_name = cache_argument(self.module.forward)
         vision = getattr(whole.config, "vision_config", None)
         self._n_deep = len(getattr(vision, "deepstack_visual_indexes", None) or ())
-        self._by_layer = hasattr(self.module, "get_per_layer_inputs")
-        kinds = set(getattr(self.config, "layer_types", None) or ())
-        self._unknown = sorted(kinds.difference(ATTENTION))
+        own = getattr(self.config, "hidden_size_per_layer_input", 0)  # Gemma 4 may have none
+        self._by_layer = bool(own) and hasattr(self.module, "get_per_layer_inputs")
+        listed = getattr(self.config, "layer_types", None) or ()
+        kinds = set(listed)
+        self._unknown = sorted(kinds.difference(ATTENTION, RECURRENT, STATELESS))
+        states = [kind in RECURRENT for kind in listed]
+        self.has_states = any(states)
+        self.recurrent = states if self.has_states else [False] * self.config.num_hidden_layers
+        """Whether each layer keeps a state instead of keys and values."""
         slides = not kinds or "sliding_attention" in kinds
         self._window: int | None = getattr(self.config, "sliding_window", None) if slides else None
         self._by_kind = bool(kinds)  # else all layers of a model with a window have it
@@ -127,13 +139,16 @@ class Decoder:
 
     def _masks(self, mask: Tensor, dtype: torch.dtype) -> Any:
         full = additive_mask(mask[:, None], dtype)
+        # The rows of a forward with states are equally long, and none is padded.
+        others = dict.fromkeys((*RECURRENT, *STATELESS)) if self.has_states else {}
         if self._window is None:
-            return full
+            return {"full_attention": full, **others} if others else full
         # A token's key is at its place; the last key that a token attends to is its own.
         keys = torch.arange(mask.shape[-1], device=mask.device)
         near = keys > mask.sum(-1, keepdim=True) - 1 - self._window
         sliding = additive_mask((mask & near)[:, None], dtype)
-        return {"full_attention": full, "sliding_attention": sliding} if self._by_kind else sliding
+        by_kind = {"full_attention": full, "sliding_attention": sliding, **others}
+        return by_kind if self._by_kind else sliding
 
     def logits(self, hidden: Tensor) -> Tensor:
         return word_scores(self._whole, hidden)

@@ -1,7 +1,8 @@
-"""Answers that follow a JSON schema, by ``llguidance``: which tokens may come next.
+"""Answers of a form that the client gives, by ``llguidance``: which tokens may come next.
 
-A schema is a client's program, so its work is bounded in steps: of the lexer's derivatives, of
-grammar symbols and of parser items. A schema beyond a bound is an error of its request alone. The
+A form is a JSON schema, a regular expression, a choice of texts, a grammar, or structures behind
+triggers. It is a client's program, so its work is bounded in steps: of the lexer's derivatives, of
+grammar symbols and of parser items. A form beyond a bound is an error of its request alone. The
 bounds were chosen by measurement: schemas of 120,000 bytes and 10,000 values pass, and no step of a
 hostile one takes longer than half a second on a busy core.
 """
@@ -9,20 +10,33 @@ hostile one takes longer than half a second on a busy core.
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
+import llguidance
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, TokenizerWrapper
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mico_chat.errors import RequestError
+from mico_chat.fields import check_object, object_at, string_at
+
+T = TypeVar("T")
 
 MOST_SCHEMA_BYTES = 128 << 10
 """OpenAI lets the names and values of a schema have 120,000 characters together."""
+
+MOST_GRAMMAR_BYTES = 16 << 10
+"""The time to read a grammar grows with the square of its rules: 31 s for 5,000 of them in GBNF."""
+
+STACK_BYTES = 512 << 20
+"""llguidance calls itself for each level of a grammar, and 1,000 levels overflow a usual stack,
+which would end the process. The longest schema has about 7,000; memory is taken as it is used."""
 
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=300_000,
@@ -36,18 +50,21 @@ _LIMITS = LLParserLimits(
 _JSON: Any = {
     # A small model writes spaces without end where it may: one, or a line break and an indent.
     "whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})",
-    "lenient": True,  # a keyword that it does not know limits nothing
 }
+"""Defaults: the member ``x-guidance`` of a schema changes them. A schema with a keyword that
+llguidance does not know is refused, unless ``lenient`` there is true."""
+
+_GBNF = re.compile(r"(?m)^\s*[\w-]+\s*::=")
 
 
 class Grammar:
     """The tokens that may follow in one answer."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, name: str) -> None:
+        self._matcher, self._name = matcher, name
 
     def copy(self) -> Grammar:
-        return Grammar(self._matcher.deep_copy())
+        return Grammar(self._matcher.deep_copy(), self._name)
 
     def allowed(self, n_vocab: int) -> NDArray[np.bool_]:
         """For each of ``n_vocab`` tokens, whether it may come next."""
@@ -57,7 +74,7 @@ class Grammar:
         known = np.unpackbits(bits, bitorder="little")[:n_vocab]
         found[: len(known)] = known
         if not found.any():
-            raise RequestError("json_schema: the model has no token for what must follow")
+            raise RequestError(f"{self._name}: the model has no token for what must follow")
         return found
 
     def accept(self, token: int) -> None:
@@ -67,7 +84,7 @@ class Grammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().split("\n", 1)[0][:200]
-            raise RequestError(f"json_schema: it cannot be followed: {reason}")
+            raise RequestError(f"{self._name}: it cannot be followed: {reason}")
 
 
 class Grammars:
@@ -80,32 +97,37 @@ class Grammars:
         self._tokenizer: LLTokenizer | None = None
         self._lock = threading.Lock()
 
-    def compile(self, schema: dict[str, Any]) -> Grammar:
-        """A schema's grammar. It computes without Python's lock: call it in a thread.
+    def compile(self, name: str, value: Any) -> Grammar:
+        """The grammar of a form, an option's name and value: its language is what they allow. It
+        computes without Python's lock: call it in a thread.
 
         Raises:
-            RequestError: it is no schema, or more than the bounds allow.
+            RequestError: it is no such form, or more than the bounds allow.
         """
         try:
-            text = json.dumps(schema)
+            text = value if isinstance(value, str) else json.dumps(value)
         except RecursionError as error:
-            raise RequestError("json_schema: nested too deeply") from error
-        if len(text) > MOST_SCHEMA_BYTES:
-            raise RequestError(
-                f"json_schema: {len(text)} bytes, more than {MOST_SCHEMA_BYTES}; send a smaller one"
-            )
+            raise RequestError(f"{name}: nested too deeply") from error
+        most = MOST_GRAMMAR_BYTES if name == "grammar" else MOST_SCHEMA_BYTES
+        if len(text) > most:
+            raise RequestError(f"{name}: {len(text)} bytes, more than {most}; send a smaller one")
         tokenizer = self.prepare()
+
+        def matched() -> LLMatcher:
+            source = _source(name, value, text, tokenizer)
+            found = LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS)
+            if not found.is_error():
+                found.compute_bitmask()  # the longest step: not in the engine's thread
+            return found
+
         try:
-            source = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
-            matcher = LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS)
-            reason = matcher.get_error()
+            reason = (matcher := _with_deep_stack(matched)).get_error()
         except ValueError as error:
             reason = str(error)
         if reason:
             reason = reason.split("\n", 1)[0][:200]
-            raise RequestError(f"json_schema: cannot be turned into a grammar: {reason}")
-        matcher.compute_bitmask()  # the first step is the longest: not in the engine's thread
-        return Grammar(matcher)
+            raise RequestError(f"{name}: cannot be turned into a grammar: {reason}")
+        return Grammar(matcher, name)
 
     def prepare(self) -> LLTokenizer:
         """llguidance's form of the tokenizer: making it holds Python's lock for half a second."""
@@ -123,5 +145,54 @@ class Grammars:
                     self._tokenizer = LLTokenizer(source, eos_token=self._ends)
                 except ValueError as error:
                     reason = f"llguidance cannot read this model's tokenizer: {error}"
-                    raise RequestError(f"json_schema: {reason}") from error
+                    raise RequestError(reason) from error
             return self._tokenizer
+
+
+def _source(name: str, value: Any, text: str, tokenizer: LLTokenizer) -> str:
+    """llguidance's own form of a form."""
+    match name:
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(text, defaults=_JSON)
+        case "grammar":
+            return llguidance.grammar_from("gbnf" if _GBNF.search(text) else "lark", text)
+        case "structural_tag":
+            tags = _tags(value)
+            # Only such a trigger is one of the model's own tokens, and no text.
+            own = [tokenizer.tokenize_str(tag.trigger, parse_special=True) for tag in tags]
+            special = all(len(ids) == 1 and tokenizer.is_special_token(ids[0]) for ids in own)
+            return StructTag.to_grammar(tags, assume_special=special)
+    return llguidance.grammar_from("choice" if name == "choice" else "regex", text)
+
+
+def _tags(value: dict[str, Any]) -> list[StructTag]:
+    """The structures of a structural tag, each with the trigger that it begins with."""
+    triggers, structures = value.get("triggers"), value.get("structures")
+    if not (
+        triggers and isinstance(triggers, list) and structures and isinstance(structures, list)
+    ):
+        reason = "expected lists structures and triggers, neither of them empty; no other is known"
+        raise RequestError.at("structural_tag", reason)
+    found = []
+    for number, one in enumerate(structures):
+        where = f"structural_tag.structures[{number}]"
+        check_object(one, where)
+        begin, end = string_at(one, "begin", where), string_at(one, "end", where)
+        known = [own for own in triggers if isinstance(own, str) and own and begin.startswith(own)]
+        if not known:
+            raise RequestError.at(f"{where}.begin", "it begins with none of the triggers")
+        schema = {"x-guidance": _JSON, **object_at(one, "schema", where)}
+        found.append(StructTag(trigger=known[0], begin=begin, grammar=schema, end=end))
+    return found
+
+
+def _with_deep_stack(work: Callable[[], T]) -> T:
+    """The result of ``work`` in a thread with a stack of :data:`STACK_BYTES`."""
+    before = threading.stack_size(STACK_BYTES)
+    try:
+        thread = ThreadPoolExecutor(1, "mico-grammar")
+        done = thread.submit(work)
+    finally:
+        threading.stack_size(before)
+    with thread:
+        return done.result()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -31,9 +32,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mico_chat.checkpoints.lora import Lora
 from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.cpu import Alarm, Threads
-from mico_chat.engine.llamacpp_export import DEFAULT_CACHE_BYTES
+from mico_chat.engine.llamacpp_export import DEFAULT_CACHE_BYTES, export_lora
 from mico_chat.engine.scheduler import Chunk, Sampled, Sequence
 from mico_chat.errors import ModelError
 from mico_chat.model.splice import PLACEHOLDER, splice
@@ -45,6 +47,8 @@ would take 36 GB."""
 IDLE_SHARE = 32
 """One cell in 32 may be kept for reuse. Attention reads all cells up to the last used cell: 3,000
 cells cost one stream of the mini 6 % of its speed, and 8 streams 10 %."""
+
+LEAST_SLOTS, MOST_SLOTS = 8, 64
 
 _GIVEN_UP = 2
 """``llama_decode`` returns this if the abort callback has ended the step (``llama.h``)."""
@@ -64,9 +68,8 @@ class Weights:
         # Not as the process ends: threads may still compute then.
         weakref.finalize(self, llama_cpp.llama_model_free, self.pointer).atexit = False
         stateful = (llama_cpp.llama_model_is_recurrent, llama_cpp.llama_model_is_hybrid)
-        if any(has_state(self.pointer) for has_state in stateful):
-            # Its state after half a prompt is not kept, so no prompt can be continued from there.
-            raise ModelError(f"{file}: models with a recurrent state are not supported")
+        self.recurrent = any(has_state(self.pointer) for has_state in stateful)
+        """Whether layers keep a state that a token changes, and that cannot go back."""
 
 
 class LlamaCppModel:
@@ -75,17 +78,20 @@ class LlamaCppModel:
     All slots together hold ``n_cells`` tokens: by default those that ``DEFAULT_CACHE_BYTES`` hold,
     but at least ``max_position``, up to ``LARGEST_CACHE_BYTES``. Without ``threads``, each step
     chooses the number of threads. ``mixed``: text and media may be computed in one call.
+
+    Slots with a recurrent state have memory from the start: by default they are as many as
+    ``DEFAULT_CACHE_BYTES`` hold, but at least ``LEAST_SLOTS``.
     """
 
     reuses_starts = True
-    decodes_apart = False
     scores = True
+    one_lora = True
 
     def __init__(
         self,
         file: Path,
         *,
-        n_slots: int = 64,
+        n_slots: int | None = None,
         max_batch: int = 512,
         n_cells: int | None = None,
         threads: int | None = None,
@@ -99,21 +105,28 @@ class LlamaCppModel:
         self.ends = frozenset(filter(is_end, range(self.n_vocab)))
         """Tokens that end an answer, according to the file."""
         self.max_position = llama_cpp.llama_model_n_ctx_train(model)
-        self.n_slots, self.max_batch = n_slots, max_batch
-        most, usual = (n // self._cell_bytes() for n in (LARGEST_CACHE_BYTES, DEFAULT_CACHE_BYTES))
-        wanted = n_cells or max(min(self.max_position, most), usual)
         self._threads = Threads(threads)
         self._n_threads = 1
+        self.n_slots, self.max_batch = 1, 1
+        cell_bytes, self.state_bytes = self._measured(file)
+        room = DEFAULT_CACHE_BYTES // (self.state_bytes or 1)
+        self.n_slots = n_slots or min(MOST_SLOTS, max(LEAST_SLOTS, room))
+        self.max_batch = max_batch
+        # llama.cpp computes sequences with one new token, and the rest of longer ones, apart.
+        self.decodes_apart = self.weights.recurrent
+        most, usual = (n // cell_bytes for n in (LARGEST_CACHE_BYTES, DEFAULT_CACHE_BYTES))
+        wanted = n_cells or max(min(self.max_position, most), usual)
         self._context = self._open(file, wanted)
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
         self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self.loras = _Loras(model, self._context)
         self._table = _token_table(file) if mixed else None
         of_axes = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
         axes = 4 if llama_cpp.llama_model_rope_type(model) in of_axes else 1
         width = llama_cpp.llama_model_n_embd_inp(model)
-        self._batch = _Batch(max_batch, n_slots, width, axes)
-        self._places = _Places(n_slots) if axes > 1 else None
+        self._batch = _Batch(max_batch, self.n_slots, width, axes)
+        self._places = _Places(self.n_slots) if axes > 1 else None
         self._alarm = Alarm()
         function, argument = self._alarm.callback
         llama_cpp.llama_set_abort_callback(self._context, function, argument)
@@ -122,11 +135,27 @@ class LlamaCppModel:
         self._decode(1, 1)
         self.truncate(0, 0)
 
-    def _cell_bytes(self) -> int:
-        heads = llama_cpp.llama_model_n_head(self._model)
-        width = llama_cpp.llama_model_n_embd(self._model) // heads
-        layers = llama_cpp.llama_model_n_layer(self._model)
-        return int(4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width)
+    def _measured(self, file: Path) -> tuple[int, int]:
+        """The bytes of a token's keys and values, and of a slot's recurrent state."""
+        model = self._model
+        if not self.weights.recurrent:
+            width = llama_cpp.llama_model_n_embd(model) // llama_cpp.llama_model_n_head(model)
+            heads = llama_cpp.llama_model_n_head_kv(model)
+            return int(4 * llama_cpp.llama_model_n_layer(model) * heads * width), 0
+        # Its layers differ, so one slot is measured with one token in it.
+        batch = _Batch(1, 1, 1, 1)
+        batch.fill([Chunk(0, 0, [0], 0)], None)
+        context = self._open(file, 1)
+        try:
+            if (result := llama_cpp.llama_decode(context, batch.struct)) != 0:
+                raise ModelError(f"{file}: llama_decode gave {result} for its first token")
+            whole, state = (
+                llama_cpp.llama_state_seq_get_size_ext(context, 0, flag)
+                for flag in (0, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+            )
+        finally:
+            llama_cpp.llama_free(context)
+        return max(1, whole - state), state
 
     def _open(self, file: Path, n_cells: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -146,6 +175,7 @@ class LlamaCppModel:
 
     def run(self, batch: Many[Chunk]) -> list[int]:
         """Compute chunks; returns the places of the wanted logits."""
+        self.loras.wear(batch[0].lora)
         places: list[int] = []
         for chunks in [batch] if self._table is not None else _calls(batch):
             places += self._call(chunks)
@@ -172,7 +202,9 @@ class LlamaCppModel:
             llama_cpp.llama_set_n_threads(self._context, threads, threads)
             self._n_threads = threads
         started = time.monotonic()
-        with self._alarm.after(self._threads.limit(tokens, threads)):
+        # A step that is given up has changed recurrent states.
+        limit = None if self.state_bytes else self._threads.limit(tokens, threads)
+        with self._alarm.after(limit):
             result = int(llama_cpp.llama_decode(self._context, self._batch.struct))
         seconds = time.monotonic() - started
         self._threads.observe(tokens, threads, seconds, given_up=result == _GIVEN_UP)
@@ -184,7 +216,10 @@ class LlamaCppModel:
 
     def truncate(self, slot: int, length: int) -> None:
         end = length if self._places is None else self._places.copy(slot, slot, length)
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, end, -1)
+        if not llama_cpp.llama_memory_seq_rm(self._memory, slot, end, -1):
+            raise ModelError(
+                f"the recurrent state of slot {slot} cannot go back to {length} tokens"
+            )
 
     def sampler(self, sequence: Sequence) -> LlamaCppSampler:
         return LlamaCppSampler(self._context, self.n_vocab, sequence)
@@ -195,12 +230,43 @@ class LlamaCppModel:
         del self.weights
 
 
+class _Loras:
+    """Adapters in llama.cpp, which computes all of a step with one of them."""
+
+    def __init__(self, model: int, context: int) -> None:
+        self._model, self._context = model, context
+        self._pointers: dict[Lora, int] = {}
+        self._worn: Lora | None = None
+
+    def load(self, lora: Lora) -> None:
+        with tempfile.TemporaryDirectory() as folder, llama_cpp.errors() as errors:
+            file = Path(folder) / "lora.gguf"
+            export_lora(lora, self._model, file)
+            pointer = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(file))
+        if not pointer:
+            raise lora.misfit(f"{lora.base} does not take it: {'; '.join(errors)}")
+        self._pointers[lora] = pointer
+
+    def wear(self, lora: Lora | None) -> None:
+        if lora is not self._worn:
+            worn = [] if lora is None else [self._pointers[lora]]
+            pointers, ones = (ctypes.c_void_p * 1)(*worn), (ctypes.c_float * 1)(1.0)
+            llama_cpp.llama_set_adapters_lora(self._context, pointers, len(worn), ones)
+            self._worn = lora
+
+    def unload(self, lora: Lora) -> None:
+        if lora is self._worn:
+            self.wear(None)
+        llama_cpp.llama_adapter_lora_free(self._pointers.pop(lora))
+
+
 class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`."""
 
     def __init__(self, context: int, n_vocab: int, sequence: Sequence) -> None:
         self._context, self._n_vocab = context, n_vocab
         options, self._grammar = sequence.options, sequence.grammar
+        self._bias = sequence.bias
         self._n_likeliest = options.logprobs or 0
         stages = []
         counts = (options.frequency_penalty, options.presence_penalty)
@@ -230,14 +296,17 @@ class LlamaCppSampler:
             llama_cpp.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, logits: int) -> Sampled:
-        values = self._values(logits)
+        plain = values = self._values(logits)
+        if bias := self._bias(self._n_vocab):
+            plain = values.copy()
+            values[list(bias)] += list(bias.values())  # in llama.cpp's memory
         if self._greedy:
             token = int(values.argmax())
         elif self._grammar is None:
             token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
         else:
             token = self._constrained(values)
-        return _sampled(values, token, self._n_likeliest)
+        return _sampled(plain, token, self._n_likeliest)
 
     def score(self, logits: int, token: int) -> Sampled:
         return _sampled(self._values(logits), token, self._n_likeliest)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -40,10 +41,15 @@ with late():
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
 
+    from mico_chat.checkpoints.lora import Lora
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, unless the model's longest context needs more."""
+
+_TURNED = ("llama", "granite", "smollm3", "arcee")
+"""Architectures whose rows of queries and keys have another order (:func:`_turned`)."""
 
 _ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
 
@@ -197,12 +203,49 @@ def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
             reason = f"{name} is quantized ({tensor.dtype})"
             raise ModelError(f"{reason}: export the checkpoint before quantizing")
         if (n_heads := heads.get(name.split(".")[-2])) is not None:
-            # Hugging Face rotates number i of a head with number i + head_dim / 2, llama.cpp's
-            # llama models 2 i with 2 i + 1.
-            halves = tensor.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ..)
-            tensor = halves.transpose(1, 2).flatten(0, 2)
+            tensor = _turned(tensor, n_heads)
         tensors[ours] = tensor
     return tensors
+
+
+def export_lora(lora: Lora, model: int, file: Path) -> None:
+    """Write an adapter for llama.cpp's ``model``, its matrices under the names of that file."""
+    text = ctypes.create_string_buffer(64)
+    llama_cpp.llama_model_meta_val_str(model, b"general.architecture", text, len(text))
+    arch = text.value.decode()
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names = gguf.get_tensor_name_map(kind, llama_cpp.llama_model_n_layer(model))
+    heads = {
+        "q_proj": llama_cpp.llama_model_n_head(model),
+        "k_proj": llama_cpp.llama_model_n_head_kv(model),
+    }
+    turned = llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM
+    if turned and arch not in _TURNED:
+        raise lora.misfit(f"llama.cpp's models of the architecture {arch!r} take none here")
+    writer = gguf.GGUFWriter(file, arch)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 0.0)  # B is scaled already
+    for path, (down, up) in lora.parts().items():
+        ours = names.get_name(re.sub(r"^.*(?=\blayers\.\d)", "model.", path))
+        if ours is None:
+            raise lora.misfit(f"it adapts {path}, a layer that {lora.base} lacks")
+        if turned and (n_heads := heads.get(path.split(".")[-1])) is not None:
+            up = _turned(up, n_heads)
+        for end, half in (("a", down), ("b", up)):
+            writer.add_tensor(f"{ours}.weight.lora_{end}", half.float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _turned(rows: Tensor, n_heads: int) -> Tensor:
+    """Rows of queries or keys in llama.cpp's order: Hugging Face rotates number i of a head with
+    number i + head_dim / 2, llama.cpp's llama models 2 i with 2 i + 1.
+    """
+    halves: Tensor = rows.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ..)
+    return halves.transpose(1, 2).flatten(0, 2)
 
 
 def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:

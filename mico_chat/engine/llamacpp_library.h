@@ -73,6 +73,8 @@ struct gguf_init_params {
     void *ctx;
 };
 
+void llama_adapter_lora_free(void *);
+void *llama_adapter_lora_init(void *, const char *);
 void llama_backend_init(void);
 llama_context_params llama_context_default_params(void);
 int32_t llama_decode(void *, llama_batch);
@@ -92,6 +94,7 @@ void *llama_model_get_vocab(void *);
 bool llama_model_is_hybrid(void *);
 bool llama_model_is_recurrent(void *);
 void *llama_model_load_from_file(const char *, llama_model_params);
+int32_t llama_model_meta_val_str(void *, const char *, const char *, size_t);
 int32_t llama_model_n_ctx_train(void *);
 int32_t llama_model_n_embd(void *);
 int32_t llama_model_n_embd_inp(void *);
@@ -117,8 +120,10 @@ void *llama_sampler_init_top_k(int32_t);
 void *llama_sampler_init_top_p(float, size_t);
 int32_t llama_sampler_sample(void *, void *, int32_t);
 void llama_set_abort_callback(void *, void *, void *);
+int32_t llama_set_adapters_lora(void *, void *, size_t, void *);
 void llama_set_causal_attn(void *, bool);
 void llama_set_n_threads(void *, int32_t, int32_t);
+size_t llama_state_seq_get_size_ext(void *, int32_t, uint32_t);
 int32_t llama_token_to_piece(void *, int32_t, const char *, int32_t, int32_t, bool);
 int32_t llama_tokenize(void *, const char *, int32_t, void *, int32_t, bool, bool);
 int32_t llama_vocab_bos(void *);

@@ -5,7 +5,8 @@ keeps keys and values. The :class:`Scheduler` gives slots to sequences and makes
 computes the next token of every sequence that decodes, and some prompt tokens of other sequences:
 as many as slow the step down little (chunked prefill, :class:`PrefillBudget`). The keys and values
 of a finished sequence stay in its slot until the room is needed: a prompt with the same start
-reuses them.
+reuses them. A recurrent state cannot go back, so such a model's slots are copied where prompts may
+go apart, and a copy is reused as a whole.
 
 Tenants come in turn: a tenant's sequences take the places, and the tokens of a step, that others
 leave. A tenant without any finds a place although ``max_running`` sequences of others run, and its
@@ -21,9 +22,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt, equal_start
+from mico_chat.engine.base import EngineStats, GenerationOptions, Preference, Prompt, equal_start
 from mico_chat.engine.grammar import Grammar
 from mico_chat.errors import RequestError
 from mico_chat.fair import Shares, owner_of
@@ -32,6 +34,7 @@ from mico_chat.wire import FinishReason
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mico_chat.checkpoints.lora import Lora
 
 STEP_S = 0.15
 """Where several tenants ask, a step that computes prompts alone takes about so long: who comes then
@@ -51,7 +54,7 @@ class Chunk:
     tokens, (m, W) of each medium. The logits after each of the last ``wanted`` tokens are needed.
     ``positions`` (A, n) are those of the tokens on the A axes of a rotary embedding, where they are
     not the places from ``start`` on. The tokens of a chunk of a ``prompt`` that is not ``causal``
-    attend to all of its tokens.
+    attend to all of its tokens. The slot's prompt wears the adapter ``lora``.
     """
 
     slot: int
@@ -62,6 +65,7 @@ class Chunk:
     positions: Tensor | None = None
     prompt: Prompt | None = None
     causal: bool = True
+    lora: Lora | None = None
 
     @property
     def length(self) -> int:
@@ -98,9 +102,11 @@ class Model(Protocol):
     ``max_batch``, besides chunks that are not causal, which are computed apart. Finished sequences
     keep ``max_idle_cells`` tokens for reuse, besides those of the last finished sequence: in some
     engines a step takes longer if more tokens are held. A model that does not reuse the starts of
-    prompts gets each prompt whole. One that ``decodes_apart`` computes the next tokens of answers
-    and the tokens of prompts in forwards of their own. One that ``scores`` gives the logits after
-    more than the last token of a chunk.
+    prompts gets each prompt whole, one in a step. An error may be in the place of logits. One that
+    ``decodes_apart`` computes the next tokens of answers and the tokens of prompts in forwards of
+    their own. One that ``scores`` gives the logits after more than the last token of a chunk. One
+    with the attribute ``one_lora`` gets chunks of one adapter in a step. ``state_bytes`` are those
+    of a slot's recurrent state: a model that has one copies and truncates slots as a whole alone.
     """
 
     n_slots: int
@@ -111,6 +117,7 @@ class Model(Protocol):
     reuses_starts: bool
     decodes_apart: bool
     scores: bool
+    state_bytes: int
 
     def run(self, batch: Many[Chunk]) -> list[Any]:
         """Compute chunks of different slots in one step; the logits that are wanted, in order."""
@@ -145,17 +152,21 @@ class Slot:
 class Sequence:
     """A prompt and its answer number ``index``: the ``tokens`` that it has so far.
 
-    Of its tokens, ``computed`` are in the ``slot``, and ``cached`` of these were there before.
+    One of the tokens ``ends`` ends it. Of its tokens, ``computed`` are in the ``slot``, and
+    ``cached`` of these were there before. No step computes tokens on both sides of a place in
+    ``forks``, where the slot of a model with a recurrent state is copied.
     """
 
     prompt: Prompt
     options: GenerationOptions
     index: int = 0
     grammar: Grammar | None = None
+    ends: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     scored: int = 0
     computed: int = 0
     cached: int = 0
+    forks: tuple[int, ...] = ()
     slot: Slot | None = None
     finished: bool = False
     sampler: Sampler = field(init=False)  # the scheduler makes it when it takes the sequence
@@ -176,6 +187,15 @@ class Sequence:
     def decoding(self) -> bool:
         return bool(self.tokens)
 
+    def bias(self, n_vocab: int) -> dict[int, float]:
+        """What is added to the logits of tokens before the next one is sampled."""
+        found = dict(self.options.logit_bias)
+        if (last := max(found, default=0)) >= n_vocab:
+            raise RequestError.at("logit_bias", f"{last} is none of the model's {n_vocab} tokens")
+        if len(self.tokens) < self.options.min_tokens and self.grammar is None:
+            found |= {token: -inf for token in self.ends if token < n_vocab}
+        return found
+
     def chunk(self, room: int) -> Chunk:
         """The next token of the answer, or the next tokens of the prompt: at most ``room``, or a
         whole block that is not causal.
@@ -185,14 +205,17 @@ class Sequence:
         positions = self.prompt.positions
         if self.decoding:
             own = None if positions is None else positions[:, -1:] + (start - self.length)
-            return Chunk(self.slot.number, start, self.tokens[-1:], 1, (), own)
+            lora = self.prompt.lora
+            return Chunk(self.slot.number, start, self.tokens[-1:], 1, (), own, lora=lora)
         stop, causal = self.prompt.stop(start, room)
+        stop = min([stop, *(fork for fork in self.forks if fork > start)])
         if self.prompt.scored:  # nothing follows the answer's last token
             stop = min(stop, self.length - 1)
         ids, context = self.prompt.tokens(start, stop)
         own = None if positions is None else positions[:, start:stop]
         wanted = max(0, stop - max(start, self.first_wanted))
-        return Chunk(self.slot.number, start, ids, wanted, context, own, self.prompt, causal)
+        given = context, own, self.prompt, causal, self.prompt.lora
+        return Chunk(self.slot.number, start, ids, wanted, *given)
 
 
 class PrefillBudget:
@@ -202,6 +225,9 @@ class PrefillBudget:
     further prompt that waits adds the same room: questions that come together then soon decode
     together. If a model computes prompt tokens in a forward ``apart``, which takes about as long as
     decoding for its first tokens, that time is allowed too.
+
+    An operator may ``prefer`` short pauses of the running answers: then a step may compute a single
+    token of all prompts. Or the prompt's first token soon: then it computes at least a whole run.
     """
 
     FIRST = 32
@@ -210,9 +236,14 @@ class PrefillBudget:
     LEAST_RUN = 64  # llama.cpp's attention takes fewer one by one
     SLOWDOWN = 2.0
 
-    def __init__(self, *, apart: bool = False) -> None:
+    def __init__(self, *, apart: bool = False, prefer: Preference | None = None) -> None:
         self._passes = 2 if apart else 1
         self._least = self.LEAST_APART if apart else self.LEAST
+        self._short_pauses = prefer == "pauses"
+        if prefer == "first-token":
+            self._least = self.LEAST_RUN
+        elif self._short_pauses and not apart:
+            self._least = 1
         self._decode: float | None = None  # seconds of a step that only decodes
         self._token: float | None = None  # seconds that a prompt token adds
 
@@ -233,10 +264,10 @@ class PrefillBudget:
     def tokens(self, decoding: int, waiting: int, most: int) -> int:
         if not decoding:
             return most
-        found: float = self.FIRST
+        found: float = max(self.FIRST, self._least)
         if self._decode and self._token:
             found = max(self._least, (self.SLOWDOWN - 1) * self._decode / self._token)
-        return min(most, int(found * max(1, waiting)))
+        return min(most, int(found * (1 if self._short_pauses else max(1, waiting))))
 
 
 def _mean(mean: float | None, value: float) -> float:
@@ -265,6 +296,7 @@ class Scheduler:
         ends: Collection[int],
         *,
         max_running: int,
+        prefer: Preference | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
@@ -275,7 +307,7 @@ class Scheduler:
         # A step must have room for a token of each sequence that decodes.
         most = min(model.n_slots, model.max_batch)
         self._shares = Shares(min(max_running, most), min(2 * max_running, most))
-        self._prefill = PrefillBudget(apart=model.decodes_apart)
+        self._prefill = PrefillBudget(apart=model.decodes_apart, prefer=prefer)
         self._clock = clock
         self._steps = 0
         self._asked: dict[str, float] = {}  # when each tenant asked last
@@ -308,6 +340,12 @@ class Scheduler:
         if max(whole, default=0) > self.model.max_batch:
             reason = f"a medium has {max(whole)} tokens that must be computed together, but a step"
             raise RequestError(f"{reason} has at most {self.model.max_batch}: send a smaller one")
+        options = sequence.options
+        own = frozenset(options.stop_token_ids)
+        endless = options.ignore_eos and sequence.grammar is None
+        sequence.ends = own if endless else self._ends | own
+        if self.model.state_bytes:
+            sequence.forks = _forks(sequence.prompt, sequence.first_wanted, self._ends)
         sequence.sampler = self.model.sampler(sequence)
         self._asked[sequence.prompt.tenant] = self._clock()
         self.waiting.append(sequence)
@@ -324,7 +362,13 @@ class Scheduler:
             left, sequence.slot = sequence.slot, None
             left.sequence = None
             # The sequence that ended last keeps its tokens: its conversation may continue.
-            self._empty_idle(self.model.max_idle_cells, self._idle(), left)
+            idle = self._idle()
+            if self.model.state_bytes:  # copies of the start of a conversation share its cells
+                used = [left.held, *(slot.held for slot in self.slots if slot.sequence is not None)]
+                idle = [
+                    s for s in idle if s is left or all(s.held != u[: len(s.held)] for u in used)
+                ]
+            self._empty_idle(self.model.max_idle_cells, idle, left)
         sequence.sampler.close()
 
     def step(self) -> list[Step]:
@@ -369,6 +413,7 @@ class Scheduler:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
+            state_bytes=self.model.state_bytes * sum(bool(slot.held) for slot in self.slots),
         )
 
     # --- slots ----------------------------------------------------------------------------------
@@ -400,8 +445,8 @@ class Scheduler:
             if sequence.options.seed is not None and not self.running:
                 self.forget()
             donor, common = self._donor(sequence)
-            coming = (other.prompt.identities for other in self.running if not other.decoding)
-            if any(_common(identities, sequence) > common for identities in coming):
+            coming = (other for other in self.running if not other.decoding)
+            if any(self._coming(other, sequence) > common for other in coming):
                 continue
             slot = self._slot_for(sequence, donor, common)
             if slot is None:
@@ -421,14 +466,22 @@ class Scheduler:
         if not self.model.reuses_starts:
             return None, 0
         found = [(_common(slot.held, sequence), slot) for slot in self.slots]
+        if self.model.state_bytes:
+            found = [(n if n == len(slot.held) else 0, slot) for n, slot in found]
         common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
         return (donor, common) if common else (None, 0)
+
+    def _coming(self, other: Sequence, sequence: Sequence) -> int:
+        """How many first tokens a sequence will find in the slot of another that is computed."""
+        common = _common(other.prompt.identities, sequence)
+        if not self.model.state_bytes:
+            return common
+        return max((fork for fork in other.forks if other.computed < fork <= common), default=0)
 
     def _slot_for(self, sequence: Sequence, donor: Slot | None, common: int) -> Slot | None:
         """An idle slot with the ``common`` first tokens of ``donor``; None if there is no room."""
         idle = self._idle()
-        taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
-        room = self.model.n_cells - taken - sequence.max_length
+        room = self.model.n_cells - self._taken() - sequence.max_length
         if self._shares.holds(sequence.prompt.tenant):  # some are left for other tenants
             room -= self.model.n_cells // RESERVED
         if not idle or room < 0:
@@ -437,7 +490,9 @@ class Scheduler:
         # The sequence takes the donor itself, which loses its other tokens, or a copy of the start:
         # a new conversation, which needs the service's own words alone, takes a copy.
         held = 0 if donor is None else len(donor.held)
+        # A copy of a recurrent state may serve others again.
         same = 2 * common >= held and common > sequence.prompt.common
+        same = same and not self.model.state_bytes
         slot = donor if donor in idle and (same or held > (room if spare else 0)) else spare[0]
         self._empty_idle(room, [other for other in idle if other is not slot], donor)
         self._cut(slot, common if slot is donor else 0)
@@ -446,6 +501,22 @@ class Scheduler:
             slot.held = donor.held[:common]
             donor.used = self._steps
         return slot
+
+    def _fork(self, slot: Slot) -> None:
+        """Copy a slot whose recurrent state goes on, if there is room."""
+        idle = self._idle()
+        room = self.model.n_cells - self._taken() - len(slot.held)
+        if not idle or room < 0 or any(other.held == slot.held for other in idle):
+            return
+        target = idle[0]
+        self._empty_idle(room, idle[1:])
+        self._cut(target, 0)
+        self.model.copy(slot.number, target.number, len(slot.held))
+        target.held, target.used = slot.held.copy(), self._steps
+
+    def _taken(self) -> int:
+        """The cells that running sequences fill or may fill."""
+        return sum(slot.reserved for slot in self.slots if slot.sequence is not None)
 
     def _idle(self) -> list[Slot]:
         """Slots without a sequence, in the order in which they are emptied."""
@@ -471,10 +542,18 @@ class Scheduler:
 
     def _batch(self) -> list[tuple[Sequence, Chunk]]:
         """The next token of each answer, and as many prompt tokens as the prefill budget allows."""
-        decoding = [sequence for sequence in self.running if sequence.decoding]
+        running = self.running
+        if hasattr(self.model, "one_lora") and running:  # those of the adapter whose turn it is
+            loras = list(dict.fromkeys(sequence.prompt.lora for sequence in running))
+            turn = loras[self._steps % len(loras)]
+            running = [sequence for sequence in running if sequence.prompt.lora is turn]
+        decoding = [sequence for sequence in running if sequence.decoding]
         batch = [(sequence, sequence.chunk(1)) for sequence in decoding]
-        prompts = [sequence for sequence in self.running if not sequence.decoding]
-        waiting = _n_waiting(self.running, prompts)
+        prompts = [sequence for sequence in running if not sequence.decoding]
+        waiting = _n_waiting(running, prompts)
+        if not self.model.reuses_starts:  # the prompt of the tenant whose turn it is, as a whole
+            first = _in_turn(prompts, 0)[:1]
+            return batch + [(sequence, sequence.chunk(sequence.length)) for sequence, _ in first]
         most = self.model.max_batch - len(decoding)
         if self._shared:
             most = min(most, self._prefill.within(STEP_S))
@@ -494,16 +573,20 @@ class Scheduler:
             slot.held += sequence.prompt.identities[chunk.start : chunk.start + chunk.length]
         slot.used = self._steps
         sequence.computed += chunk.length
+        if sequence.computed in sequence.forks:
+            self._fork(slot)
 
     def _sample(self, sequence: Sequence, logits: Any) -> Step:
         try:
+            if isinstance(logits, Exception):
+                raise logits
             sampled = sequence.sampler.sample(logits)
         except Exception as error:
             self.remove(sequence)
             return Step(sequence, error)
         sequence.tokens.append(sampled.token)
         self._completion_tokens += 1
-        ended = sampled.token in self._ends
+        ended = sampled.token in sequence.ends
         if not ended and len(sequence.tokens) < sequence.options.max_tokens:
             return Step(sequence, sampled)
         self.remove(sequence)
@@ -554,3 +637,14 @@ def _common(held: Many[Hashable], sequence: Sequence) -> int:
     """
     prompt = sequence.prompt
     return prompt.before_block(min(sequence.first_wanted, equal_start(held, prompt.identities)))
+
+
+def _forks(prompt: Prompt, last: int, ends: Collection[int]) -> tuple[int, ...]:
+    """Where prompts that begin like this one may go apart: behind its first turn, its last medium
+    and its last turn, or at ``last``, where no token ``ends`` a turn.
+    """
+    ids = prompt.tokens(0, last)[0]
+    turns = [place + 1 for place, token in enumerate(ids) if token in ends] or [last]
+    media = [place + len(block) for place, block in prompt.blocks if place + len(block) <= last]
+    found = {turns[0], turns[-1], *media[-1:]}
+    return tuple(sorted({prompt.before_block(place) for place in found} - {0}))

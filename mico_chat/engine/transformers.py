@@ -5,7 +5,8 @@ than its token vectors, and positions may have several axes (:mod:`mico_chat.eng
 
 Each layer keeps the keys and values of all slots in one pool of cells, so that memory grows with
 the tokens that are held. A forward writes its new tokens into free cells and gathers the cells that
-its rows attend to.
+its rows attend to. A layer with a recurrent state has a row for each slot, and a forward of such a
+model has chunks of one length: padding would change states.
 
 Legend: R rows (chunks), Q new tokens of the longest row, N new tokens of all rows, W tokens that
 the longest row attends to, C cells, H key-value heads, D head width, L LLM width, V vocabulary,
@@ -19,29 +20,36 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 from transformers.generation import logits_process as hf
 
+from mico_chat.checkpoints.lora import Wardrobe, wearing
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import free_cores
 from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk, Sampled, Sequence
+from mico_chat.errors import ModelError
 
 MAX_BYTES_CPU = 2 * 2**30
 """Keys and values take this memory on the CPU: 52,000 tokens of a language model of 360M
 parameters."""
+
+LEAST_SLOTS, MOST_SLOTS = 8, 32
+"""Recurrent states take at most half of the memory, unless fewer than 8 slots had one then."""
 
 FIRST_CELLS = 256  # cells of a new pool; it doubles when it is full
 LEAST_TEMPERATURE = 1e-5  # lower is greedy: logits divided by it would leave float32's range
 
 
 class TransformersModel:
-    """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full or sliding attention.
+    """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full or sliding attention, also
+    of one with layers that keep a recurrent state.
 
     ``llm`` is a ``LlamaForCausalLM`` or similar, or a multimodal model with one inside, in
     evaluation mode, possibly wrapped by PEFT or quantized by bitsandbytes. ``max_bytes`` limits the
     memory for keys and values: by default :data:`MAX_BYTES_CPU`, on a GPU half of the free memory.
-    ``max_position`` can only lower the limit of the LLM's config.
+    ``max_position`` can only lower the limit of the LLM's config. With ``counts_prompt`` a
+    repetition penalty counts the prompt's tokens too, as Hugging Face's ``generate`` does.
     """
 
     reuses_starts = True
@@ -52,22 +60,28 @@ class TransformersModel:
         self,
         llm: nn.Module,
         *,
-        n_slots: int = 32,
+        n_slots: int | None = None,
         max_batch: int = 512,
         max_position: int | None = None,
         max_bytes: int | None = None,
+        counts_prompt: bool = False,
     ) -> None:
+        self._counts_prompt = counts_prompt
         self._decoder = Decoder(llm)
         self._decoder.check_layers()
+        self.loras = Wardrobe(llm)
         self._device = self._decoder.device
         config = self._decoder.config
         most = int(config.max_position_embeddings)
-        self.n_slots, self.max_batch = n_slots, max_batch
+        self.n_slots, self.max_batch, self.state_bytes = n_slots or MOST_SLOTS, max_batch, 0
         self.max_position = most if max_position is None else min(max_position, most)
         self._threads = torch.get_num_threads()
-        self._cells = _Cells(n_slots, self.max_position, self._device)
-        self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
-        self._cache = Cache(layers=list(self._layers))
+        self._cells = _Cells(self.n_slots, self.max_position, self._device)
+        recurrent = self._decoder.recurrent
+        layers = [_States() if has_state else _Layer(self._cells) for has_state in recurrent]
+        self._layers = [layer for layer in layers if isinstance(layer, _Layer)]
+        self._states = [layer for layer in layers if isinstance(layer, _States)]
+        self._cache = Cache(layers=list(layers))
         # Configs describe the bytes of a token in different ways, so they are measured.
         self.run([Chunk(0, 0, [0], 0)])
         self.truncate(0, 0)
@@ -76,7 +90,14 @@ class TransformersModel:
         budget = max_bytes or MAX_BYTES_CPU
         if max_bytes is None and self._device.type == "cuda":
             budget = torch.cuda.mem_get_info(self._device)[0] // 2
-        self.n_cells = min(n_slots * self.max_position, budget // token_bytes)
+        self.state_bytes = sum(layer.slot_bytes for layer in self._states)
+        if self.state_bytes and n_slots is None:
+            room = budget // 2 // self.state_bytes
+            self.n_slots = min(MOST_SLOTS, max(LEAST_SLOTS, room))
+        for layer in self._states:
+            layer.grow(self.n_slots)
+        budget = max(budget // 2, budget - self.n_slots * self.state_bytes)
+        self.n_cells = min(self.n_slots * self.max_position, budget // token_bytes)
         self.max_idle_cells = self.n_cells  # idle cells cost no time: attention skips them
         self._cells.limit = self.n_cells
 
@@ -88,7 +109,8 @@ class TransformersModel:
         """
         groups: dict[int, list[int]] = {}
         for place, chunk in enumerate(batch):
-            groups.setdefault(chunk.length.bit_length(), []).append(place)
+            alike = chunk.length if self._states else chunk.length.bit_length()
+            groups.setdefault(alike, []).append(place)
         logits: dict[int, Many[Tensor]] = {}
         if self._device.type == "cpu":
             torch.set_num_threads(min(free_cores()(), self._threads))
@@ -104,24 +126,38 @@ class TransformersModel:
             for layer in self._layers:
                 if layer.is_initialized:
                     layer.copy(old, new)
+            for state in self._states:
+                state.copy(source, target)
 
     def truncate(self, slot: int, length: int) -> None:
+        if self._states and 0 < length < self._cells.lengths[slot]:
+            raise ModelError(
+                f"the recurrent state of slot {slot} cannot go back to {length} tokens"
+            )
         self._cells.truncate(slot, length)
 
     def sampler(self, sequence: Sequence) -> TorchSampler:
-        return TorchSampler(sequence, self._decoder.logits_device)
+        return TorchSampler(sequence, self._decoder.logits_device, self._counts_prompt)
 
     def close(self) -> None:
         """Free the keys and values. The caller owns the LLM."""
         self._layers.clear()
+        self._states.clear()
         self._cache.layers.clear()
 
     def _forward(self, chunks: Many[Chunk]) -> list[Many[Tensor]]:
         """One forward of rows padded on the right; of each row the logits (V,) that it wants."""
         places, mask = self._cells.place(chunks)
-        hidden = self._decoder.hidden(
-            self._decoder.embedded(chunks), positions_of(chunks, places), mask, self._cache
-        )
+        slots = torch.tensor([chunk.slot for chunk in chunks])
+        fresh = torch.tensor([chunk.start == 0 for chunk in chunks])
+        for layer in self._states:
+            layer.load(slots, fresh)
+        with wearing(*(chunk.lora for chunk in chunks)):
+            hidden = self._decoder.hidden(
+                self._decoder.embedded(chunks), positions_of(chunks, places), mask, self._cache
+            )
+        for layer in self._states:
+            layer.save(slots)
         wanted = [chunk.wanted for chunk in chunks]
         if not any(wanted):
             return [() for _ in chunks]
@@ -129,7 +165,8 @@ class TransformersModel:
         columns = [
             at for chunk in chunks for at in range(chunk.length)[chunk.length - chunk.wanted :]
         ]
-        logits = self._decoder.logits(hidden[rows, columns]).float()
+        with wearing(*(chunks[row].lora for row in rows)):
+            logits = self._decoder.logits(hidden[rows, columns]).float()
         return list(logits.split(wanted))
 
 
@@ -259,6 +296,45 @@ class _Layer(CacheLayerMixin):
     get_mask_sizes = get_max_length = cast(Any, _never_called)
 
 
+class _States(LinearAttentionLayer):
+    """The states of one layer: those of a forward's rows, as transformers has them, and in pools
+    those of all slots, (S, ...) each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pools: dict[str, dict[int, Tensor]] = {"conv_states": {}, "recurrent_states": {}}
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(int(pool[0].nbytes) for pools in self._pools.values() for pool in pools.values())
+
+    def load(self, slots: Tensor, fresh: Tensor) -> None:
+        """Take the states of slots (R,); those that are ``fresh`` (R,) begin with zeros."""
+        for name, pools in self._pools.items():
+            for number, pool in pools.items():
+                state = pool.index_select(0, slots.to(pool.device))
+                state[fresh.to(pool.device)] = 0
+                getattr(self, name)[number] = state
+
+    def save(self, slots: Tensor) -> None:
+        for name, pools in self._pools.items():
+            for number, state in getattr(self, name).items():
+                if state is not None:  # the first forward is that of slot 0
+                    pool = pools.setdefault(number, torch.zeros_like(state))
+                    pool.index_copy_(0, slots.to(pool.device), state)
+
+    def grow(self, n_slots: int) -> None:
+        for pools in self._pools.values():
+            for number, pool in pools.items():
+                pools[number] = pool.new_zeros(n_slots, *pool.shape[1:])
+
+    def copy(self, source: int, target: int) -> None:
+        for pools in self._pools.values():
+            for pool in pools.values():
+                pool[target] = pool[source]
+
+
 def _keep(pool: Tensor, states: Tensor, cells: _Cells) -> Tensor:
     """Write states (R, H, Q, D) into a pool (C, H, D); returns those attended to (R, H, W, D)."""
     device = pool.device
@@ -271,11 +347,18 @@ def _keep(pool: Tensor, states: Tensor, cells: _Cells) -> Tensor:
 class TorchSampler:
     """Samples from logits (V,) with Hugging Face's logits processors and its own generator."""
 
-    def __init__(self, sequence: Sequence, device: torch.device) -> None:
+    def __init__(
+        self, sequence: Sequence, device: torch.device, counts_prompt: bool = False
+    ) -> None:
         options, self._grammar = sequence.options, sequence.grammar
+        self._bias = sequence.bias
         self._n_likeliest = options.logprobs or 0
         self._greedy = options.temperature < LEAST_TEMPERATURE
-        self._processors = hf.LogitsProcessorList(_processors(options, greedy=self._greedy))
+        prompt = sequence.prompt
+        said = prompt.tokens(0, len(prompt))[0] if counts_prompt else []
+        before = torch.tensor([token for token in said if token >= 0], dtype=torch.long)
+        found = _processors(options, before.to(device)[None], greedy=self._greedy)
+        self._processors = hf.LogitsProcessorList(found)
         self._generator = torch.Generator(device)
         if options.seed is None:
             self._generator.seed()
@@ -289,6 +372,10 @@ class TorchSampler:
             if self._grammar is not None:
                 allowed = torch.from_numpy(self._grammar.allowed(len(logits))).to(logits.device)
                 row = row.masked_fill(~allowed, -torch.inf)
+            if bias := self._bias(len(logits)):
+                ids = torch.tensor([list(bias)], device=row.device)
+                more = torch.tensor([list(bias.values())], dtype=row.dtype, device=row.device)
+                row = row.scatter_add(1, ids, more)
             scores: Tensor = self._processors(self._ids, row)
             if self._greedy:
                 token = scores.argmax(dim=-1, keepdim=True)
@@ -322,11 +409,24 @@ class _CountPenalty(hf.LogitsProcessor):
         return scores - self._presence * (times > 0) - self._frequency * times
 
 
-def _processors(options: GenerationOptions, *, greedy: bool) -> list[hf.LogitsProcessor]:
+class _Repetition(hf.RepetitionPenaltyLogitsProcessor):
+    """Counts the tokens (1, n) ``before`` the answer too."""
+
+    def __init__(self, penalty: float, before: Tensor) -> None:
+        super().__init__(penalty)
+        self._before = before
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return super().__call__(torch.cat([self._before, input_ids], 1), scores)
+
+
+def _processors(
+    options: GenerationOptions, before: Tensor, *, greedy: bool
+) -> list[hf.LogitsProcessor]:
     """Penalties, then limits in the order of Hugging Face's ``generate``."""
     found: list[hf.LogitsProcessor] = []
     if options.repetition_penalty != 1.0:
-        found.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        found.append(_Repetition(options.repetition_penalty, before))
     if options.presence_penalty or options.frequency_penalty:
         found.append(_CountPenalty(options.presence_penalty, options.frequency_penalty))
     if greedy:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import json
 import logging
 import threading
 import time
@@ -240,9 +241,9 @@ class VllmEngine:
 
     def _deltas(self, request: Request, index: int, output: Any) -> Iterator[Delta]:
         reason: Any = output.finish_reason
-        if reason == "error" and request.options.json_schema is not None:
-            reason = "vLLM cannot turn this schema into a grammar; the log of vLLM gives the reason"
-            raise RequestError(f"json_schema: {reason}")
+        if reason == "error" and (form := request.options.form) is not None:
+            reason = "vLLM cannot turn it into a grammar; the log of vLLM gives the reason"
+            raise RequestError(f"{form[0]}: {reason}")
         if reason not in (None, "stop", "length") or (reason and not output.token_ids):
             raise ModelError(f"vLLM ended an answer early: {reason}")
         last = len(output.token_ids) - 1
@@ -346,18 +347,28 @@ def sampling_params(options: GenerationOptions, index: int, ends: Collection[int
     """vLLM's ``SamplingParams`` of an answer. :class:`Request` ends the answer at stop texts."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-    schema = options.json_schema
+    form = options.form
     named_alike = {"max_tokens", "temperature", "top_p", "top_k", "min_p", "logprobs"}
     named_alike |= {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+    endless = options.ignore_eos and form is None  # a form says itself where answers end
+    ends = [*([] if endless else ends), *options.stop_token_ids]
     return SamplingParams(
         **options.model_dump(include=named_alike),
         seed=None if options.seed is None else (options.seed + index) % (2**63 - 1),
-        stop_token_ids=list(ends),
-        ignore_eos=not ends,
-        structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+        min_tokens=options.min_tokens if form is None else 0,
+        stop_token_ids=ends,
+        ignore_eos=endless or not ends,
+        logit_bias=options.logit_bias or None,
+        structured_outputs=None if form is None else StructuredOutputsParams(**_form(*form)),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _form(name: str, value: Any) -> dict[str, Any]:
+    """What limits an answer, as vLLM takes it."""
+    made: dict[str, Any] = {"choice": list, "structural_tag": json.dumps}
+    return {name.removesuffix("_schema"): made[name](value) if name in made else value}
 
 
 def _sampled(token: int, values: Any, n: int) -> Sampled:
@@ -380,6 +391,6 @@ def _explained(error: Exception, options: GenerationOptions) -> MicoError:
         error = error.__cause__
     if isinstance(error, VLLMClientError | ValueError):
         reason = " ".join(str(error).split())
-        return RequestError(reason if options.json_schema is None else f"json_schema: {reason}")
+        return RequestError(reason if options.form is None else f"{options.form[0]}: {reason}")
     logger.error("a request failed", exc_info=error)
     return ModelError(f"the request failed: {first_line(error)}")

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mico_chat.adapters.base import ModelAdapter
-from mico_chat.engine.base import Engine, check_names
+from mico_chat.engine.base import Engine, Preference, check_names
 from mico_chat.engines.source import Form, Source
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.late import late
@@ -19,6 +19,10 @@ with late():
     from mico_chat.adapters import mico
     from mico_chat.checkpoints import configs, footprint
     from mico_chat.engine import batching
+
+if TYPE_CHECKING:
+    from mico_chat.checkpoints.lora import Lora
+    from mico_chat.media.kinds import Kind
 
 AUTO = "auto"
 
@@ -34,11 +38,14 @@ class EngineOptions:
 
     ``engine`` is a name of the table (:mod:`mico_chat.engines.table`), ``quantization`` one of the
     engine's own; by default both are chosen. ``device`` is that of the media encoder too. At most
-    ``max_running`` requests run at once, with ``max_batch`` tokens in a step. An engine that
-    encodes media itself takes at most ``max_media`` media of each kind in a request. Context tokens
-    of media are cached, up to ``context_cache_bytes``. ``arguments`` are the engine's own. Without
-    ``chat_defaults``, the checkpoint's system prompt, generation options and mark of unsure answers
-    are not used, and text and speech are recognised only if ``MICO_READS`` says so: an evaluation
+    ``max_running`` requests run at once, with ``max_batch`` tokens in a step; ``prefer`` says what
+    a step keeps short that computes answers and prompts. An engine that
+    encodes media itself takes at most ``max_media`` media of each kind in a request. The pictures
+    and clips of a request together take at most the share ``media_token_budget`` of the context of
+    another project's model. Context tokens of media are cached, up to ``context_cache_bytes``.
+    ``arguments`` are the engine's own. Without ``chat_defaults``, the checkpoint's system prompt,
+    generation options and mark of unsure answers are not used, and text and speech are recognised
+    only if ``MICO_READS`` says so: an evaluation
     measures the weights alone. Python code that a model's folder brings is run only with
     ``trust_remote_code``. ``mmproj`` is the projector of a GGUF model's media; by default the one
     beside it. ``depth_model`` estimates the depth of pictures, where a question asks for it
@@ -50,8 +57,10 @@ class EngineOptions:
     dtype: str | None = None
     device: str | None = None
     max_running: int | None = None
+    prefer: Preference | None = None
     max_batch: int = 512
     max_media: int = 32
+    media_token_budget: float = 0.5
     context_cache_bytes: int = 256 << 20
     arguments: Mapping[str, Any] = field(default_factory=dict)
     chat_defaults: bool = True
@@ -60,6 +69,9 @@ class EngineOptions:
     depth_model: str | None = None
 
     def __post_init__(self) -> None:
+        if not 0 < self.media_token_budget <= 1:
+            reason = "expected a share of the context above 0, at most 1"
+            raise ConfigError(f"media_token_budget: {reason}, got {self.media_token_budget}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"no dtype {self.dtype!r}; known are {', '.join(DTYPES)}")
 
@@ -72,13 +84,17 @@ class EngineOptions:
 class Loaded:
     """A model's adapter, and the engine with its language model.
 
-    ``generation`` is the content of its folder's ``generation_config.json``.
+    ``generation`` is the content of its folder's ``generation_config.json``. ``notes`` say what a
+    model of another project does here in another way than one expects, each in a sentence.
+    ``loras`` are adapters of its own for questions with media of a kind, the first before others.
     """
 
     adapter: ModelAdapter
     engine: Engine
     generation: Mapping[str, Any] | None = None
     system_prompt: str | None = None
+    notes: tuple[str, ...] = ()
+    loras: dict[Kind, Lora] = field(default_factory=dict)
 
     @classmethod
     def of_chat(cls, chat: Any, processor: Any, engine: Engine) -> Loaded:
@@ -145,7 +161,7 @@ class EngineRow(ABC):
         return self.sizes is None or set(options.arguments) <= set(self.sizes)
 
     def check(self, options: EngineOptions) -> None:
-        """Refuse arguments and a quantization that it lacks."""
+        """Refuse arguments, a preference and a quantization that it lacks."""
         if self.sizes is not None:
             check_names(self.name, options.arguments, self.sizes)
             for name, value in options.arguments.items():
@@ -153,6 +169,9 @@ class EngineRow(ABC):
                     raise ConfigError(
                         f"{name}: expected a whole number of at least 1, got {value!r}"
                     )
+        elif options.prefer is not None:
+            reason = f"the {self.name} engine itself says which tokens a step computes"
+            raise ConfigError(f"prefer {options.prefer}: {reason}; leave it out")
         quantization, known = options.quantization, self.quantizations
         if known and quantization is not None and quantization not in known:
             reason = f"the {self.name} engine has no quantization {quantization!r}"
@@ -190,9 +209,11 @@ class EngineRow(ABC):
 
 def batching_engine(
     name: str, model: Any, tokenizer: Any, ending: Collection[int], options: EngineOptions
-) -> Engine:
-    running = options.running
-    return batching.BatchingEngine(model, tokenizer, ending, name=name, max_running=running)
+) -> batching.BatchingEngine:
+    running, prefer = options.running, options.prefer
+    return batching.BatchingEngine(
+        model, tokenizer, ending, name=name, max_running=running, prefer=prefer
+    )
 
 
 def ends(*saying: Any) -> set[int]:

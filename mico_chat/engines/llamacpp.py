@@ -21,6 +21,10 @@ with late():
     from mico_chat.engine import llamacpp, llamacpp_export
 
 
+OF_PICTURES = ("image_min_tokens", "image_max_tokens")
+"""Arguments of the projector: the least and most tokens of a picture of any size."""
+
+
 class LlamaCpp(EngineRow):
     name = "llamacpp"
     module = llama_cpp.PACKAGE
@@ -37,7 +41,7 @@ class LlamaCpp(EngineRow):
     quantized_by = "GGUF"
     default_quantization = DEFAULT_QUANTIZATION
     smaller = ("Q8_0", "Q4_0")
-    sizes = ("n_cells", "n_slots", "threads")
+    sizes = ("n_cells", "n_slots", "threads", *OF_PICTURES)
     uses_gpu = False
     may_refuse = True  # not every tokenizer can be converted
 
@@ -81,6 +85,8 @@ class LlamaCpp(EngineRow):
     def load(self, source: Source, options: EngineOptions) -> Loaded:
         if source.files is not None:
             return self._load_gguf(source, options)
+        if named := [name for name in OF_PICTURES if name in options.arguments]:
+            raise ConfigError(f"{named[0]}: a model of this project has one size of picture")
         model = source.model
         file = llamacpp_export.gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
         # llama.cpp reads its file without holding Python's lock, while Python loads the encoder.
@@ -108,11 +114,14 @@ class LlamaCpp(EngineRow):
             reason = "the file has a quantization, so --quantization has no meaning"
             raise ConfigError(f"{file}: {reason}")
         batch = options.max_batch
-        llm = llamacpp.LlamaCppModel(file, max_batch=batch, mixed=False, **options.arguments)
+        own = {name: v for name, v in options.arguments.items() if name not in OF_PICTURES}
+        llm = llamacpp.LlamaCppModel(file, max_batch=batch, mixed=False, **own)
         try:
             words = vocabulary.Vocabulary(llm.weights)
             threads = options.arguments.get("threads")
-            projector = None if mmproj is None else mtmd.Projector(mmproj, llm.weights, threads)
+            bounds = {name: v for name, v in options.arguments.items() if name in OF_PICTURES}
+            given = (llm.weights, threads)
+            projector = None if mmproj is None else mtmd.Projector(mmproj, *given, **bounds)
             adapter = gguf.GgufAdapter(words, projector)
         except BaseException:
             llm.close()

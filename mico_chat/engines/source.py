@@ -81,6 +81,12 @@ class Source:
         return shown_kinds([kind for kind in KINDS if kind in named])
 
     @property
+    def reads_text_alone(self) -> bool:
+        """Whether it is another project's model, of a class of transformers that takes no media."""
+        named = processor.class_reads(self.config.get("architectures") or ())
+        return self.form == "open" and named == {"text"}
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the files with a model's weights, of one of their formats."""
         if self.files is not None:

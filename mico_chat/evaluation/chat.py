@@ -5,7 +5,6 @@ Legend: B continuations, T tokens of the longest prompt and continuation, V voca
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,8 @@ WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".mod
 
 
 class ChatModel(Model):
-    """The model of ``mico-chat ask``, but without the system prompt and options of its folder."""
+    """The model of ``mico-chat ask``, with the system prompt and options of its folder where
+    ``options.chat_defaults`` are asked for."""
 
     def __init__(
         self, name: str, options: EngineOptions, *, frames: int | None = None, workers: int = 1
@@ -58,8 +58,7 @@ class ChatModel(Model):
         self._options = options
         with ExitStack() as opened:
             decoder = opened.enter_context(MediaDecoder(self.limits, workers=workers))
-            weights_alone = replace(options, chat_defaults=False)
-            self.assistant = load_assistant(name, decoder, weights_alone, similarity=False)
+            self.assistant = load_assistant(name, decoder, options, similarity=False)
             opened.callback(self.assistant.close)
             self._open = opened.pop_all()
 
@@ -79,6 +78,7 @@ class ChatModel(Model):
     def header(self) -> Record:
         """The header; call it before a control changes the weights."""
         how = f"{self.assistant.engine.name} {self._precision}"
+        how += ", as served" * self._options.chat_defaults
         how += ", text and speech recognised" * (self.assistant.encoder.reader is not None)
         return {
             "model": self.name,

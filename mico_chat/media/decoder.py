@@ -161,7 +161,7 @@ class _Worker:
         with _deadline(process, _START_S):
             try:
                 requests, answers = _pipes(process)
-                write_header(requests, self.limits.model_dump())
+                write_header(requests, self.limits.model_dump(exclude_unset=True))
                 requests.flush()
                 self.exposed = read_header(answers)["exposed"]
             except (EOFError, OSError, ValueError) as error:

@@ -3,7 +3,7 @@
 This PDFium has no JavaScript engine, and no attachment or link is followed.
 """
 
-from math import isqrt
+from math import ceil, isqrt
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from mico_chat.errors import MediaError
 from mico_chat.media.file import MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.medium import Image, MediaReport, Pages, WrittenText
+from mico_chat.media.view import View
 
 SCALE = 200 / 72
 """Pixels for each point of a page: 200 to the inch, if that is not beyond the limits."""
@@ -32,9 +33,11 @@ def decode_document(file: MediaFile, limits: MediaLimits) -> Pages:
         _opened(file, fmt) as document,
     ):
         total, room = len(document), limits.max_characters
-        for number in range(1, min(total, limits.max_pages) + 1):
+        kept_pages = min(total, limits.max_pages)
+        for number in range(1, kept_pages + 1):
+            where = f"{file.name}, page {number}"
             try:
-                page, text = _read(document[number - 1], f"{file.name}, page {number}", limits)
+                page, text = _read(document[number - 1], where, limits, file.view, kept_pages)
             except PdfiumError:
                 page, text = Image(np.full((16, 16, 3), 255, np.uint8)), ""
                 damaged.append(number)
@@ -80,11 +83,13 @@ def _opened(file: MediaFile, fmt: str) -> Any:
     return document
 
 
-def _read(page: Any, name: str, limits: MediaLimits) -> tuple[Image, str]:
-    """A page of PDFium as a picture, and its text, a line for each of its own; empty: none."""
-    side = min(limits.max_side, isqrt(limits.max_pixels))
+def _read(page: Any, name: str, limits: MediaLimits, view: View, n: int) -> tuple[Image, str]:
+    """One of ``n`` pages of PDFium as a picture, and its text, a line for each of its own; empty:
+    none."""
+    side, sides = min(limits.side(view), isqrt(limits.max_pixels)), page.get_size()
     # The sides are rounded up, and only one pixel is sure to be in the smallest page.
-    scale = min(SCALE, (side - 0.5) / max(page.get_size()))
+    scale = min(SCALE, (side - 0.5) / max(sides))
+    scale *= view.scale(ceil(n * sides[0] * sides[1] * scale**2))
     pixels = page.render(scale, rev_byteorder=True).to_numpy().copy()  # (H, W, 3)
     size = {"width": pixels.shape[1], "height": pixels.shape[0]}
     lines = (" ".join(line.split()) for line in page.get_textpage().get_text_bounded().splitlines())

@@ -18,17 +18,26 @@ from mico_chat.media.addresses import Location, file_system, read_part
 from mico_chat.media.kinds import IMAGES, SOUNDS, TABLE, Kind, kinds_of_format
 from mico_chat.media.medium import MediaReport
 from mico_chat.media.sampling import Sampling
+from mico_chat.media.view import MOST_FRAMES, View
 
 LimitName = Literal[
     "max_bytes", "max_pixels", "max_seconds", "max_frames", "timeout_s", "memory_mb", "max_side"
 ]
 
 
+NO_VIEW = View()
+
+LEAST_FRAMES = 4
+"""Of a short clip, as the processors of Qwen's models take."""
+
+
 class MediaLimits(BaseSettings):
     """Limits on untrusted media; each is read from ``MICO_MEDIA_<NAME>`` when not given.
 
     A medium beyond ``max_seconds``, ``max_frames``, ``max_pages``, ``max_characters`` or
-    ``max_side`` is cut, and its report says so. A medium beyond another limit is refused.
+    ``max_side`` is cut, and its report says so. A medium beyond another limit is refused. For a
+    model that takes frames and pictures of any size, its :class:`View` says how many and how large:
+    then ``max_frames`` and ``max_side`` hold only if somebody set them.
     """
 
     model_config = SettingsConfigDict(env_prefix="MICO_MEDIA_", frozen=True, extra="forbid")
@@ -74,13 +83,29 @@ class MediaLimits(BaseSettings):
         if width * height > self.max_pixels:
             raise self.exceeded(name, "max_pixels", f"{size} is {width * height} pixels")
 
-    def fitted(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height), scaled down in proportion until no side is longer than ``max_side``."""
-        longest = max(width, height)
-        if longest <= self.max_side:
-            return width, height
-        scale = self.max_side / longest
+    def fitted(self, width: int, height: int, view: View = NO_VIEW, n: int = 1) -> tuple[int, int]:
+        """(width, height), scaled down in proportion until no side is longer than ``max_side``,
+        and until ``n`` such pictures have no more than the view's pixels."""
+        scale = min(self.side(view) / max(width, height), view.scale(n * width * height))
         return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def side(self, view: View = NO_VIEW) -> int:
+        """The longest side of a picture, which ``max_pixels`` bounds too."""
+        free = view.pixels is not None and "max_side" not in self.model_fields_set
+        return self.max_pixels if free else self.max_side
+
+    def frames_of(self, name: str, view: View, seconds: float) -> int:
+        """The most frames to take of a clip of some seconds."""
+        free = view.pixels is not None and "max_frames" not in self.model_fields_set
+        most = MOST_FRAMES if free else self.max_frames
+        if (asked := view.frames(seconds)) is not None:
+            if asked > most:
+                raise self.exceeded(name, "max_frames", f"{asked:.0f} frames of a clip")
+            return int(asked)
+        usual = view.usual_frames or most
+        if view.usual_fps is not None:
+            usual = min(usual, max(LEAST_FRAMES, round(view.usual_fps * seconds)))
+        return min(usual, most)
 
 
 # --- the format -----------------------------------------------------------------------------------
@@ -232,7 +257,7 @@ class MediaFile:
     Errors and reports use ``name``. ``depth_scale`` is how many metres one unit of a depth map of
     16-bit integers means. ``sampling`` decides which frames of a clip are taken; with a ``seed``
     they are drawn, one of each of equal runs of frames. ``id`` is that of a stored medium of a
-    service.
+    service. The ``view`` says how finely it is shown.
     """
 
     kind: Kind
@@ -242,6 +267,7 @@ class MediaFile:
     sampling: Sampling = "uniform"
     seed: int | None = None
     id: str | None = None
+    view: View = NO_VIEW
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -51,15 +51,25 @@ def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
         if getattr(raster, "is_animated", False):
             cut = ["main picture only" if fmt == "HEIC" else "first frame only"]
         orientation = _orientation(raster, cut)
-        raster.draft(None, limits.fitted(width, height))  # JPEG: decode at 1/2, 1/4, 1/8
-        rgb = _to_rgb(file, raster, limits.fitted(width, height))
+        goal = limits.fitted(width, height, file.view)
+        raster.draft(None, (_nearly(goal[0]), _nearly(goal[1])))  # JPEG: decode at 1/2, 1/4, 1/8
+        rgb = _to_rgb(file, raster, min(goal, raster.size))
         if orientation in range(5, 9):  # a quarter turn
             width, height = height, width
         rgb.info = {}  # or Pillow would read the file's EXIF data again
         rgb.getexif()[Exif.Orientation] = orientation
-        pixels = np.array(ImageOps.exif_transpose(rgb))  # (H, W, 3)
+        ImageOps.exif_transpose(rgb, in_place=True)
+        pixels = np.array(rgb)  # (H, W, 3)
     cut += scaled_words((width, height), (pixels.shape[1], pixels.shape[0]))
     return Image(pixels, report=file.report(fmt, width=width, height=height, cut=cut))
+
+
+def _nearly(side: int) -> int:
+    """A side that is large enough: a JPEG whose decoder scales it to nine tenths of the goal is not
+    scaled again. That halves the time for a picture of 1920 x 1080, and costs it a sixteenth of
+    its sides.
+    """
+    return -(-9 * side // 10)
 
 
 def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
@@ -136,7 +146,7 @@ def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int])
     if image.mode == "RGBA":
         white = Pillow.new("RGBA", image.size, "white")
         image = Pillow.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mico_chat.media.kinds import TABLE, Kind
 from mico_chat.media.taught import TaughtName
+from mico_chat.media.view import View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,6 +152,7 @@ class _Decoded:
     arrays: ClassVar[tuple[str, ...]] = ()
     """The names of the fields that hold arrays; the first is what it shows or says."""
     report: MediaReport = field(default=_NO_REPORT, repr=False, kw_only=True)
+    view: View = field(default=View(), repr=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -356,7 +358,7 @@ class MeasuredMedium:
     model's adapter left out; ``as_picture`` says that a map is shown as a picture. ``inputs`` are
     what the adapter encodes, ``notes`` what it puts into a prompt. The context tokens get the
     ``key``; the ``block`` that has them is None until then. ``taught`` are the names that somebody
-    taught for such media.
+    taught for such media, ``lora`` the adapter with which the model encodes it.
     """
 
     kind: Kind
@@ -372,6 +374,7 @@ class MeasuredMedium:
     key: bytes = b""
     block: ContextBlock | None = None
     taught: tuple[TaughtName, ...] = field(default=(), repr=False)
+    lora: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.n_tokens

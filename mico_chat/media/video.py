@@ -24,7 +24,7 @@ from mico_chat.media.sampling import of_segments
 
 
 def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
-    """Take at most ``limits.max_frames`` frames, as the file's ``sampling`` and ``seed`` say.
+    """Take the frames that the file's ``view``, ``sampling`` and ``seed`` and the limits say.
 
     Without them, the frames are those shown at the centres of equal intervals of the clip. A
     frame's time is when it appeared, in seconds from the clip's start. Only the frames taken, and
@@ -42,7 +42,8 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         if timeline is None:
             raise file.damaged(f"the video stream of this {fmt} file has no frames")
         reader = FrameReader(container, stream, timeline)
-        targets = _targets(file, timeline, min(limits.max_frames, timeline.n_frames))
+        n = limits.frames_of(file.name, file.view, timeline.seconds(timeline.end))
+        targets = _targets(file, timeline, min(n, timeline.n_frames))
         taken, upright = _take(file, reader, targets, limits)
         has_sound = bool(container.streams.audio)
         if not taken:
@@ -111,7 +112,9 @@ def _take(
             continue
         limits.check_pixels(file.name, frame.width, frame.height)
         upright = upright if taken else upright_size(frame)
-        taken[tick_of(frame)] = upright_pixels(frame, limits.fitted(*upright))
+        taken[tick_of(frame)] = upright_pixels(
+            frame, limits.fitted(*upright, file.view, len(targets))
+        )
     return taken, upright
 
 

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -31,7 +32,7 @@ import numpy as np
 from mico_chat import system
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media.file import MediaFile, MediaLimits, OpenFile, Remote, TarMember
-from mico_chat.media.kinds import KINDS, TABLE
+from mico_chat.media.kinds import KINDS, TABLE, Kind
 from mico_chat.media.medium import (
     Audio,
     Depth,
@@ -42,9 +43,13 @@ from mico_chat.media.medium import (
     Video,
 )
 from mico_chat.media.sandbox import isolate
+from mico_chat.media.view import View
 
 
-def _decoder(name: str) -> Callable[[MediaFile, MediaLimits], Medium]:
+@cache
+def _decoder(kind: Kind) -> Callable[[MediaFile, MediaLimits], Medium]:
+    """A kind's decoder, imported when it is first used: a process that decodes nothing has none."""
+    name = TABLE[kind].decoder
     module, sign, function = name.partition(":")
     if not sign:
         module, _, function = f".{name}".rpartition(".")
@@ -52,13 +57,10 @@ def _decoder(name: str) -> Callable[[MediaFile, MediaLimits], Medium]:
     return cast("Callable[[MediaFile, MediaLimits], Medium]", found)
 
 
-# Imported now: a worker that is isolated can open no file, not even a module's.
-_DECODERS = {str(kind): _decoder(row.decoder) for kind, row in TABLE.items()}
-
 _END_GRACE_S = 5.0
 """Seconds after the time limit before the process ends itself, if its parent has not killed it."""
 
-_FILE_FIELDS = ("kind", "name", "depth_scale", "sampling", "seed")
+_FILE_FIELDS = ("kind", "name", "depth_scale", "sampling", "seed", "view")
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20
 _DTYPES = {"uint8": np.uint8, "float32": np.float32, "float64": np.float64}
@@ -76,14 +78,14 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
     if isinstance(file.source, TarMember | Remote):
         file = dataclasses.replace(file, source=file.read())
     file.check(limits)
-    if file.kind not in _DECODERS:
+    if file.kind not in TABLE:
         raise MediaError(
             file.name,
             f"unknown kind '{file.kind}'; the kinds are {', '.join(KINDS)}",
             "unsupported",
         )
     started = time.perf_counter()
-    medium = _DECODERS[file.kind](file, limits)
+    medium = _decoder(file.kind)(file, limits)
     decode_ms = round((time.perf_counter() - started) * 1000, 1)
     report = medium.report.model_copy(update={"decode_ms": decode_ms})
     return dataclasses.replace(medium, report=report)
@@ -138,6 +140,8 @@ def main(channel: int | None = None) -> None:
     limits = MediaLimits.model_validate(read_header(requests))
     for module in _IMPORTED_LATE:
         import_module(module)
+    for kind in TABLE:  # a worker that is isolated can open no file, not even a module's
+        _decoder(kind)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")  # to print one, Python reads the source that warns
     _limit_memory(limits.memory_mb)
@@ -242,7 +246,8 @@ def read_header(stream: IO[bytes]) -> dict[str, Any]:
 
 def write_file(stream: IO[bytes], file: MediaFile, files: socket.socket | None = None) -> None:
     """Ask for a medium: with its open file through the socket ``files``, or with its bytes."""
-    header = {name: getattr(file, name) for name in _FILE_FIELDS}
+    view = dataclasses.asdict(dataclasses.replace(file.view, processor={}))
+    header = {name: getattr(file, name) for name in _FILE_FIELDS} | {"view": view}
     if files is None or file.path is None:
         data = file.read()
         write_header(stream, header | {"size": None})
@@ -257,6 +262,7 @@ def write_file(stream: IO[bytes], file: MediaFile, files: socket.socket | None =
 
 def _read_file(stream: IO[bytes], files: socket.socket | None, max_bytes: int) -> MediaFile:
     header = read_header(stream)
+    header["view"] = View(**header["view"])
     size = header.pop("size")
     if size is None:
         return MediaFile(source=read_frame(stream, max_bytes), **header)

@@ -188,7 +188,12 @@ class _ModelConfig(PreTrainedConfig):
             for name, part in config_dict.items()
             if name in kinds and isinstance(part, dict)
         }
-        return cast(Any, super()).from_dict({**config_dict, **parts}, **kwargs)
+        own = {name: value for name, value in config_dict.items() if name != "auto_map"}
+        return cast(Any, super()).from_dict({**own, **parts}, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """A folder that is saved needs no copy of this code, wherever the model came from."""
 
     @classmethod
     def known(cls) -> dict[str, dict[str, Any]]:

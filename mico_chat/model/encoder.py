@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.model.config import MicoEncoderConfig
-from mico_chat.model.mini.stem import COLOUR_CELLS, COLOUR_GAIN, Stem, timm
+from mico_chat.model.mini.stem import COLOUR_CELLS, COLOUR_GAIN, Stem, timm, timm_model
 from mico_chat.model.preprocessing import in_parts
 
 AUDIO = KINDS.index("audio")
@@ -39,7 +39,7 @@ class OmniEncoder(nn.Module):
         vit: Any  # timm does not type the attributes of its models
         if config.stem is None:
             options = {"img_size": config.image_size, **(config.architecture_options or {})}
-            vit = timm.create_model(config.architecture, num_classes=0, **options)
+            vit = timm_model(config.architecture, num_classes=0, **options)
         else:
             self.stem = Stem(config.stem, config.image_size, config.ear_blocks)
             # The batch norm, without weights, brings the stem's channels to one scale.
@@ -49,7 +49,7 @@ class OmniEncoder(nn.Module):
                 feature_size=config.image_size // 32,
             )
             sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
-            vit = timm.models.VisionTransformer(
+            vit = timm.models.vision_transformer.VisionTransformer(
                 img_size=config.image_size,
                 patch_size=1,
                 num_classes=0,

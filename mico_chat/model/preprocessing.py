@@ -97,7 +97,10 @@ class Preprocessing(BaseModel):
     def _pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(n, H, W, 3) uint8 -> (n, 3, S, S) float in [0, 1]."""
         whole = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-        return in_parts(lambda x: self._resize(x.contiguous().float().div_(255)), whole)
+        kept = torch.contiguous_format
+        return in_parts(
+            lambda x: self._resize(x.to(torch.float32, memory_format=kept)).div_(255), whole
+        )
 
     def _resize(self, x: Tensor) -> Tensor:
         size = [self.image_size * self.detail] * 2

@@ -31,6 +31,8 @@ from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import Placeholders, PromptPart, PromptText, part_tokenizer
 
 IGNORED = -100
+NOTHING = "\ufffc"
+"""It stands for an empty answer in a template, which has no place for one."""
 
 ESTIMATED = "Estimated depth map: "
 """It stands in place of "Depth map: ", if a model made the map of a picture."""
@@ -87,9 +89,13 @@ class MicoChatProcessor:
         hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
         file = cached_file(name_or_dir, _FILE, **hub)
         values = json.loads(Path(cast(str, file)).read_text(encoding="utf-8"))
-        values.pop("processor_class", None)
+        values = {n: v for n, v in values.items() if n not in ("processor_class", "auto_map")}
         tokenizer = AutoTokenizer.from_pretrained(name_or_dir, config=_AnyChatConfig(), **hub)
         return cls(tokenizer, **values)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """A folder that is saved needs no copy of this code."""
 
     def save_pretrained(self, folder: str | Path) -> None:
         folder = Path(folder)
@@ -222,16 +228,20 @@ class MicoChatProcessor:
         ended: set[int] = set()  # the template's parts that come after what the assistant says
         spoke = False
         opening = self._opening()
+        if not add_generation_prompt:  # an empty answer has an end that is learnt too
+            empty = Message.assistant("")
+            messages = [Message.assistant(NOTHING) if m == empty else m for m in messages]
         pieces = self.template.render(
             messages,
             lambda _: self._shown(next(waiting)),
             options,
             add_generation_prompt=add_generation_prompt,
         )
-        for owner, content in pieces:
-            if owner is None and spoke:
+        for speaks, content in pieces:
+            content = [part for part in content if part != PromptText(NOTHING)]
+            if spoke and not speaks:
                 ended.add(len(parts))
-            spoke = owner is not None and messages[owner].role == "assistant"
+            spoke = speaks
             if spoke:
                 before = parts[-1]
                 if opening and isinstance(before, PromptText):

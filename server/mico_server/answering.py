@@ -77,6 +77,9 @@ class Question(ABC):
     async def keep(self, answer: Answer) -> None:  # noqa: B027 - most dialects keep nothing
         """Keep the answer."""
 
+    def keep_so_far(self, gathered: GatheredAnswer) -> None:  # noqa: B027
+        """Keep what is answered so far, while the answer goes on."""
+
     async def keep_part(self, gathered: GatheredAnswer) -> None:  # noqa: B027
         """Keep what was answered before the client left."""
 
@@ -181,6 +184,7 @@ async def _streamed(
                             yield event(*written)
                     for written in question.write(one):
                         yield event(*written)
+                    question.keep_so_far(gathered)
             answer = gathered.answer()
         except BaseException:
             await question.keep_part(gathered)

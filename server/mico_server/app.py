@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,6 +28,7 @@ from mico_chat.load import (
     asked_quantization,
     input_modalities,
     load_assistant,
+    lora_of,
     needed_bytes,
     usable_bytes,
 )
@@ -47,6 +48,7 @@ from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models
 from mico_server.routes import (
     about,
+    adapters,
     batches,
     embeddings,
     estimate,
@@ -93,12 +95,7 @@ def create_app(
     media_store = MediaStore(database, settings.media_folder, quota)
     fetcher = None
     if settings.allow_urls:
-        fetcher = Fetcher(
-            timeout_s=settings.url_timeout_s,
-            max_bytes=MediaLimits().max_bytes,
-            max_redirects=settings.max_redirects,
-            hosts=settings.url_hosts,
-        )
+        fetcher = Fetcher.of(settings)
     conversations = ConversationStore(database, media_store)
     batch_store = BatchStore(database, settings.media_folder / "uploads", quota)
     service = Service(
@@ -168,7 +165,7 @@ def _models(
             assistant.defaults = asked.over(assistant.defaults)
         return assistant
 
-    return Models(
+    models = Models(
         [replace(source, load=functools.partial(loaded, source)) for source in sources],
         max_requests=settings.max_requests,
         timeout_s=settings.request_timeout_s,
@@ -178,6 +175,9 @@ def _models(
         on_ready=on_ready,
         on_failed=on_failed,
     )
+    for adapter in settings.adapter:
+        models.declare(adapter)
+    return models
 
 
 def _add_routes(app: FastAPI) -> None:
@@ -191,7 +191,7 @@ def _add_routes(app: FastAPI) -> None:
     add_error_handlers(app, forms)
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)
-    for routes in (estimate, batches, stored, teach, embeddings, transcriptions, about):
+    for routes in (estimate, batches, stored, teach, embeddings, transcriptions, adapters, about):
         app.include_router(routes.router)
 
 
@@ -251,7 +251,9 @@ def main(
             settings.dtype,
             settings.device,
             max_running=settings.max_running,
+            prefer=settings.prefer,
             max_media=settings.max_media,
+            media_token_budget=settings.media_token_budget,
             context_cache_bytes=settings.context_cache_bytes,
             arguments=settings.engine_arguments,
             trust_remote_code=settings.trust_remote_code,
@@ -294,6 +296,7 @@ def _source(name: str, decoder: MediaDecoder, options: EngineOptions) -> ModelSo
         load=functools.partial(load_assistant, name, decoder, options),
         needs=functools.partial(needed_bytes, name, options),
         reads=functools.partial(input_modalities, name, options.mmproj),
+        lora=functools.partial(lora_of, name, options.mmproj),
     )
 
 
@@ -382,6 +385,10 @@ class _Server(uvicorn.Server):
         if self._watchdog is not None:
             self._watchdog.beat()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cast(FastAPI, self.config.app).state.service.ending.set()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._watchdog is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant, Event
@@ -18,25 +19,34 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
 from mico_chat.wire import AnswerDefaults, LoadState, ModelStatus
-from mico_server.errors import NotReadyError, RequestTimeoutError
+from mico_server.errors import ModelNotFoundError, NotReadyError, RequestTimeoutError
 from mico_server.http.request_log import Metrics
+
+if TYPE_CHECKING:
+    from mico_chat.checkpoints.lora import Lora
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
+def _no_lora(name: str, path: str) -> Lora:
+    raise ModelError(f"adapter {name} ({path}): the served model takes no adapters")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """How a model is loaded, the bytes that it will need, and the kinds of media that it reads.
 
-    The functions are called in threads, the last two before the model is loaded.
+    The functions are called in threads, all but the first before the model is loaded. ``lora``
+    reads an adapter of it, by a name and a folder.
     """
 
     name: str
     load: Callable[[], Assistant]
     needs: Callable[[], int] = lambda: 0
     reads: Callable[[], tuple[Kind, ...]] = lambda: KINDS
+    lora: Callable[[str, str], Lora] = _no_lora
 
 
 @dataclass(eq=False)
@@ -45,6 +55,8 @@ class ModelHost:
 
     ``users`` are the requests that use it; no new one may while the model is ``leaving``. A request
     may use it for at most ``timeout_s`` seconds. ``answered`` gets the seconds of each answer.
+    ``loras`` are its adapters by name. One with a ``lora`` is a view of the model ``base`` for the
+    requests that name this adapter.
     """
 
     source: ModelSource
@@ -66,9 +78,55 @@ class ModelHost:
     reads: tuple[Kind, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     """Fields of ModelInfo that are known once the model has been loaded."""
+    loras: dict[str, Lora] = field(default_factory=dict)
+    lora: Lora | None = None
+    base: ModelHost | None = None
 
     def __post_init__(self) -> None:
         self.name = self.source.name
+
+    def views(self) -> list[ModelHost]:
+        """The model and each of its adapters, as they are listed."""
+        return [self, *map(self.wearing, self.loras.values())]
+
+    @contextmanager
+    def worn(self, lora: Lora | None) -> Iterator[ModelHost]:
+        """The model with an adapter, which goes with its last request if it is taken away."""
+        if lora is None:
+            yield self
+            return
+        if self.loras.get(lora.name) is not lora:
+            raise ModelNotFoundError(f"the adapter {lora.name!r} was unloaded meanwhile")
+        lora.users += 1
+        try:
+            yield self.wearing(lora)
+        finally:
+            lora.users -= 1
+            self.take_off(lora)
+
+    def take_off(self, lora: Lora) -> None:
+        if not lora.users and self.loras.get(lora.name) is not lora and self.loaded is not None:
+            self.loaded.wardrobe.unload_lora(lora)
+            self.bytes -= lora.bytes
+
+    def wearing(self, lora: Lora) -> ModelHost:
+        """The model as it is now, for requests of an adapter."""
+        view = copy.copy(self)
+        view.name, view.lora, view.base = lora.name, lora, self
+        if self.loaded is not None:
+            view.loaded = self.loaded.wearing(lora)
+        return view
+
+    def load(self) -> Assistant:
+        """The model with its adapters."""
+        assistant = self.source.load()
+        try:
+            for lora in self.loras.values():
+                assistant.wardrobe.load_lora(lora)
+        except BaseException:
+            assistant.close()
+            raise
+        return assistant
 
     def look(self) -> None:
         """Find out what the model reads, without loading it."""
@@ -87,6 +145,7 @@ class ModelHost:
             "system_prompt": self.loaded.system_prompt,
             "defaults": AnswerDefaults.model_validate(self.loaded.defaults),
             "depth_model": self.loaded.depth_model,
+            "notes": self.loaded.notes,
         }
 
     def status(self) -> ModelStatus:

@@ -27,7 +27,13 @@ from pydantic import BaseModel
 from mico_chat.ask import NOTE
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import EngineStats
-from mico_chat.errors import MicoError, ModelError
+from mico_chat.errors import (
+    ConfigError,
+    MicoError,
+    MissingLoraError,
+    ModelError,
+    RequestError,
+)
 from mico_chat.fair import Shares
 from mico_chat.system import give_back_memory
 from mico_chat.wire import Progress
@@ -42,6 +48,7 @@ from mico_server.host import ModelHost, ModelSource
 from mico_server.http.request_log import Metrics, ModelFigures
 
 if TYPE_CHECKING:
+    from mico_chat.checkpoints.lora import Lora
     from mico_chat.encode import CacheStats
 
 logger = logging.getLogger(__name__)
@@ -82,6 +89,7 @@ class Models:
         self._state = "is still loading; try again soon"
         self._requests = Shares(max_requests, max_requests + max(1, max_requests // 4))
         self._mean_s = 1.0
+        self._adapting = asyncio.Lock()
         self._turn = asyncio.Lock()  # loads and unloads come one after the other
         self._moved = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,27 +153,94 @@ class Models:
             host.check_alive()
 
     def named(self, name: str | None) -> ModelHost:
-        """The model of a name; without a name the first one."""
-        for host in self.hosts:
+        """The model of a name, or the view of an adapter; without a name the first model."""
+        for host in self.views:
             if name is None or host.name == name:
                 return host
-        names = ", ".join(repr(host.name) for host in self.hosts)
+        names = ", ".join(repr(host.name) for host in self.views)
         raise ModelNotFoundError(f"no model {name!r} here; this server has {names}")
+
+    @property
+    def views(self) -> list[ModelHost]:
+        """The models, the default first, each before its adapters."""
+        return [view for host in self.hosts for view in host.views()]
 
     @asynccontextmanager
     async def use(self, name: str | None = None, tenant: str = "") -> AsyncIterator[ModelHost]:
         """A model, loaded until the end of the block, for a request of a tenant."""
         self.check(tenant)
-        host = self.named(name)
+        named = self.named(name)
+        host = named.base or named
         self._requests.take(tenant)
         try:
             await self._acquire(host, timeout_s=self._timeout_s)
             try:
-                yield host
+                with host.worn(named.lora) as used:
+                    yield used
             finally:
                 self._release(host)
         finally:
             self._requests.give_back(tenant)
+
+    # --- Adapters ---
+
+    def declare(self, given: str) -> None:
+        """Serve the adapter of a ``NAME=FOLDER``, before its model is loaded."""
+        name, _, path = given.partition("=")
+        if not (name and path) or any(view.name == name for view in self.views):
+            raise ConfigError(f"adapter: expected NAME=FOLDER with a new name, got {given!r}")
+        host, lora = self._read(name, path)
+        host.loras[name] = lora
+
+    def _read(self, name: str, path: str) -> tuple[ModelHost, Lora]:
+        """An adapter, and the first model that it is made for."""
+        refused = []
+        for host in self.hosts:
+            try:
+                return host, host.source.lora(name, path)
+            except ModelError as error:
+                refused.append(error)
+        raise refused[0]
+
+    async def load_lora(self, name: str, path: str, *, in_place: bool = False) -> None:
+        """Serve an adapter from now on; its model is loaded if it is not.
+
+        Raises:
+            MissingLoraError: there is none.
+            RequestError: the name is taken, or the adapter fits no model.
+            NoRoomError: it would take too much memory.
+        """
+        async with self._adapting:
+            for view in self.views:
+                if view.name == name and not (in_place and view.lora):
+                    reason = f"The lora adapter '{name}' has already been loaded."
+                    how = "If you want to load the adapter in place, set 'load_inplace' to True."
+                    raise RequestError(
+                        f"{reason} {how if view.lora else 'It is a model.'}", "lora_name"
+                    )
+            try:
+                host, lora = await asyncio.to_thread(self._read, name, path)
+                async with self.use(host.name):
+                    held = sum(one.bytes for one in self.hosts) + lora.bytes
+                    if self.max_bytes is not None and held > self.max_bytes:
+                        most = f"{megabytes(self.max_bytes)} (MICO_SERVER_MAX_MODELS_BYTES)"
+                        raise NoRoomError(f"all models and {name} need {megabytes(held)} of {most}")
+                    await asyncio.to_thread(host.assistant.wardrobe.load_lora, lora)
+                    if in_place and name in {one for host in self.hosts for one in host.loras}:
+                        self.unload_lora(name)
+                    host.loras[name] = lora
+                    host.bytes += lora.bytes
+            except MissingLoraError:
+                raise
+            except ModelError as error:
+                raise RequestError(str(error), "lora_path") from error
+
+    def unload_lora(self, name: str) -> None:
+        """Serve an adapter no more; requests that have begun with it end with it."""
+        for host in self.hosts:
+            if (lora := host.loras.pop(name, None)) is not None:
+                return host.take_off(lora)
+        raise ModelNotFoundError(f"The lora adapter '{name}' cannot be found.")
 
     async def _acquire(self, host: ModelHost, *, timeout_s: float | None) -> None:
         if host.loaded is None or host.leaving:
@@ -236,11 +311,17 @@ class Models:
             async with self._turn:
                 if host.loaded is None and await self._make_room(host):
                     host.error = None
-                    assistant, measured = await asyncio.to_thread(_measured, host.source.load)
+                    assistant, measured = await asyncio.to_thread(_measured, host.load)
+                    if self.max_bytes is not None and measured > self.max_bytes:
+                        held = [assistant]  # what it imports does not count the second time
+                        del assistant
+                        await asyncio.to_thread(_free, held)
+                        assistant, measured = await asyncio.to_thread(_measured, host.load)
                     host.loaded, host.name = assistant, assistant.name
                     del assistant  # the host alone holds it, so that it can be let go
-                    host.bytes = max(measured, host.needs or 0)
+                    host.bytes = host.needs = max(measured, host.needs or 0)
                     host.loads += 1
+                    await self._keep_bound(host)
                     host.see()
                     logger.info("%s is loaded: %s", host.name, megabytes(host.bytes))
         except NoRoomError as error:
@@ -274,7 +355,7 @@ class Models:
                 f"{host.name} needs {megabytes(host.needs)}, but the models of this service may "
                 f"take {megabytes(self.max_bytes)} together (MICO_SERVER_MAX_MODELS_BYTES)"
             )
-        loaded = [other for other in self.hosts if other.loaded is not None]
+        loaded = [other for other in self.hosts if other.loaded is not None and other is not host]
         missing = sum(other.bytes for other in loaded) + host.needs - self.max_bytes
         leaving: list[ModelHost] = []
         for other in sorted(loaded, key=lambda other: (other.users > 0, other.last_used)):
@@ -294,6 +375,14 @@ class Models:
             for other in leaving:
                 other.leaving = False
         return bool(host.waiting)
+
+    async def _keep_bound(self, host: ModelHost) -> None:
+        """Unload others, or this model itself, if it takes more than it seemed to need."""
+        try:
+            await self._make_room(host)
+        except NoRoomError:
+            await self._unload(host)
+            raise
 
     async def _let_go(self, host: ModelHost) -> None:
         async with self._turn:

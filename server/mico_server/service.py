@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
@@ -44,7 +44,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Service:
-    """One running service. ``fetcher`` is None if media are not fetched from URLs."""
+    """One running service. ``fetcher`` is None if media are not fetched from URLs.
+
+    ``ending`` is set once the service is to end: whoever waits for news alone gives up then.
+    """
 
     settings: ServerSettings
     models: Models
@@ -54,6 +57,7 @@ class Service:
     batches: BatchStore
     fetcher: Fetcher | None
     taught: TaughtStore
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
         record = await self.media.get(tenant, media_id)

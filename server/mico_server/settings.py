@@ -20,6 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from mico_chat.engine.base import Preference
 from mico_chat.engines.base import AUTO
 from mico_chat.engines.table import ENGINE_HELP, ENGINES, engine_name, setting_help
 from mico_chat.errors import ConfigError
@@ -86,6 +87,10 @@ class ServerSettings(BaseSettings):
         description="most memory of all loaded models together; the one used longest ago is "
         "unloaded first [for several models: 80 % of the machine's]",
     )
+    adapter: Names = Field(
+        (),
+        description="NAME=FOLDER: a LoRA adapter of a served model, which requests name as a model",
+    )
     keep_alive_s: float | None = Field(
         None, ge=0, description="unload a model that nobody has used for these seconds [never]"
     )
@@ -104,6 +109,11 @@ class ServerSettings(BaseSettings):
     max_running: int | None = Field(
         None, ge=1, description="requests computed at the same time [by default the engine's own]"
     )
+    prefer: Preference | None = Field(
+        None,
+        description="where a prompt meets running answers, keep their pauses short, or its own "
+        "wait for its first token: pauses or first-token [between both; not of vLLM]",
+    )
     tensor_parallel_size: int | None = _of_engine("tensor_parallel_size", ge=1)
     pipeline_parallel_size: int | None = _of_engine("pipeline_parallel_size", ge=1)
     data_parallel_size: int | None = _of_engine("data_parallel_size", ge=1)
@@ -112,6 +122,13 @@ class ServerSettings(BaseSettings):
     max_model_len: int | None = _of_engine("max_model_len", ge=1)
     engine_args: dict[str, Any] = Field(
         {}, description="""more of the engine's options by its names: '{"enforce_eager": true}'"""
+    )
+    media_token_budget: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of another project's model's context that the pictures and clips of a "
+        "request may take together; larger ones are scaled down",
     )
     context_cache_bytes: int = Field(
         256 << 20, ge=0, description="context tokens kept for media that are shown again"

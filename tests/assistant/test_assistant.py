@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from mico_chat.adapters.mico import MicoAdapter, mico_of
 from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant, decode_media
+from mico_chat.checkpoints.lora import Lora
 from mico_chat.checkpoints.marks import Marks
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
@@ -384,6 +386,9 @@ def test_tenants_share_the_system_prompt_of_the_model_alone(assistant: Assistant
     assert cached(own, "a") < words, "a system message of a client's own"
     mine = run(assistant.prepare(Ask(own, tenant="b")))[0].common
     assert cached(own, "b") == mine < words
+    worn = run(assistant.wearing(Lora("x", Path(), "x", {})).prepare(Ask(TEXT, tenant="a")))[0]
+    assert worn.common == words, "tenants share them within an adapter"
+    assert worn.identities[0] != first.identities[0], "and no other shares its beginning"
 
 
 @pytest.mark.parametrize("messages", [TEXT, SHOWN, TURNS])
@@ -467,7 +472,7 @@ def test_all_parts_are_closed_with_the_assistant(
         with pytest.raises(ModelError, match="closed"):
             answer(assistant, messages)
     branch = MicoForPretraining(MicoConfig.tiny(), chat).train(False)
-    similarity = Similarity(branch, letters(), processor, FakeDecoder())
+    similarity = Similarity(lambda: (branch, letters()), processor, FakeDecoder())
     engine = StubEngine()
     encoder = MediaEncoder(MicoAdapter(chat, processor), FakeDecoder())
     with closing(Assistant(engine, encoder, name="tiny", similarity=similarity)):

@@ -16,7 +16,9 @@ from mico_chat.calls import (
     CallReader,
     format_of,
 )
-from mico_chat.errors import RequestError
+from mico_chat.chat_template import ChatTemplate
+from mico_chat.errors import ConfigError, RequestError
+from mico_chat.thoughts import ThoughtFormat
 from mico_chat.tools import Tool, call_schema
 from tests.support import templates
 
@@ -31,7 +33,52 @@ XML_CALL = (
     "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>"
 )
 LLAMA_CALL = f'{{"name": "weather", "parameters": {CITY}}}'
+TYPED = '{"city": "<b>\\nNice", "days": 2}'
+BOTH = [("weather", CITY), ("time", "{}")]
 Calls = list[tuple[str, str]]
+
+
+NAMED = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
+LAX: CallFormat = {  # Gemma 4's
+    "open_pattern": r"<\|tool_call>call:(?P<name>\w+)",
+    "close": "<tool_call|>",
+    "repeats": True,
+    "content": "json",
+    "content_args": {"unquoted_keys": True, "string_delims": [['<|"|>', '<|"|>']]},
+    "transform": NAMED,
+}
+PYTHONIC: CallFormat = {  # LFM2's
+    "open": "<|tool_call_start|>",
+    "close": "<|tool_call_end|>",
+    "content": "python-call-list",
+    "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}},
+    "transform_each": True,
+}
+TAGGED: CallFormat = {  # Qwen3.5's
+    "open_pattern": r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
+    "close_pattern": r"</function>\s*</tool_call>",
+    "repeats": True,
+    "content": "xml-inline",
+    "content_args": {
+        "tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\s*(?P<value>.*?)\s*</parameter>"
+    },
+    "transform": NAMED,
+}
+KEYED: CallFormat = {  # one JSON object behind each name
+    "open_pattern": r"<call (?P<name>\w+)>",
+    "close": "</call>",
+    "repeats": True,
+    "content": "json",
+    "transform": NAMED,
+}
+CHANNELS = {
+    "start_anchor": ["<|turn>model\n"],
+    "fields": {
+        "thinking": {"open": "<|channel>thought\n", "close": "<channel|>"},
+        "tool_calls": LAX,
+        "content": {"close": ["<turn|>"]},
+    },
+}
 
 
 def joined(pieces: list[AnswerPiece]) -> tuple[str, Calls]:
@@ -115,6 +162,21 @@ def read(form: CallFormat, answer: str, most: int | None = None) -> tuple[str, C
             "",
             [("time", "{}")],
         ),
+        (
+            LAX,
+            'Yes. <|tool_call>call:weather{city:<|"|>a: "{["<|"|>,days:2}<tool_call|>'
+            "<|tool_call>call:time{}<tool_call|>",
+            "Yes.",
+            [("weather", '{"city": "a: \\"{[\\"", "days": 2}'), ("time", "{}")],
+        ),
+        (
+            PYTHONIC,
+            "<|tool_call_start|>[weather(city='a, b', days=2), time()]<|tool_call_end|> Done.",
+            "Done.",
+            [("weather", '{"city": "a, b", "days": 2}'), ("time", "{}")],
+        ),
+        (TAGGED, f"Yes.\n\n{XML_CALL}\n{XML_CALL}", "Yes.", [("weather", TYPED)] * 2),
+        (KEYED, f"<call weather> {CITY} </call><call time>{{}}</call>A", "A", BOTH),
     ],
 )
 def test_calls_are_told_from_text(form: CallFormat, answer: str, text: str, calls: Calls) -> None:
@@ -135,6 +197,12 @@ def test_calls_are_told_from_text(form: CallFormat, answer: str, text: str, call
         (OBJECTS, '{"answer": 3}'),
         (OBJECTS, "Warm. " + LLAMA_CALL),
         (OBJECTS, '{"name": "Ann", "age": 3} '),
+        (LAX, "<|tool_call>call:weather{city:<tool_call|> b"),
+        (LAX, '<|tool_call>call:other{a:<|"|>b<|"|>}<tool_call|>'),
+        (LAX, '<|tool_call>call:weather{city:<|"|>'),
+        (PYTHONIC, "a <|tool_call_start|>[weather(<|tool_call_end|> b"),
+        (PYTHONIC, "<|tool_call_start|>[weather(), other()]<|tool_call_end|>"),
+        (KEYED, "<call other>{}</call>"),
     ],
 )
 def test_what_is_no_call_stays_text(form: CallFormat, answer: str) -> None:
@@ -146,6 +214,9 @@ def test_what_is_no_call_stays_text(form: CallFormat, answer: str) -> None:
     [
         (HERMES, HERMES_CALL[:60], '{"city": "a}\\"{'),
         (XML, XML_CALL[:90], '{"city": "<b>\\nNice"'),
+        (XML, XML_CALL.removesuffix("\n</tool_call>"), TYPED),
+        (TAGGED, XML_CALL[:90], '{"city": "<b>\\nNice"'),
+        (KEYED, f"<call weather>{CITY[:13]}", CITY[:13]),
         (OBJECTS, LLAMA_CALL[:46], '{"city": "a}'),
     ],
 )
@@ -180,6 +251,26 @@ def test_the_format_is_the_templates() -> None:
         templates.VISION: None,
     }
     assert {source: format_of(source) for source in forms} == forms
+
+
+def test_a_tokenizer_describes_calls_and_thoughts() -> None:
+    tokenizer = templates.tokenizer_with(templates.CHANNELS)
+    template = ChatTemplate(tokenizer)
+    assert template.call_format is None, "the template alone says nothing that is known"
+    tokenizer.response_template = CHANNELS
+    template = ChatTemplate(tokenizer)
+    assert template.call_format == LAX
+    shown = tokenizer.convert_ids_to_tokens(sorted(template.call_tokens))
+    assert set(shown) == {"<|tool_call>", "<tool_call|>", '<|"|>'}
+    assert template.thoughts == ThoughtFormat("<|channel>thought", "<channel|>")
+    tokenizer.chat_template = templates.VISION
+    assert ChatTemplate(tokenizer).call_format is None, "a template without tools"
+    tokenizer.response_template = {
+        "start_anchor": "x",
+        "fields": {"tool_calls": {"content": "xml"}},
+    }
+    with pytest.raises(ConfigError, match=r"tokenizer_config.json: Field 'tool_calls': unknown"):
+        ChatTemplate(tokenizer)
 
 
 def test_a_forced_calls_schema_becomes_a_grammar() -> None:

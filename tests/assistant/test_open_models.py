@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
+import torch
+from transformers import JambaConfig, JambaForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import mico_chat.engines.transformers_models as open_models
 from mico_chat.adapters.pictures import as_picture
@@ -24,13 +27,14 @@ from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
-from mico_chat.messages import Message
-from tests.support import replicas
+from mico_chat.messages import Message, from_openai
+from tests.support import replicas, templates
 from tests.support.fakes import FakeDecoder
+from tests.support.made_lora import lora_folder, merged
 from tests.support.replicas import medium as part_of
 from tests.support.replicas import pixels, user
 from tests.support.replicas.equal import Answered
-from tests.support.tiny import run
+from tests.support.tiny import picture, run
 
 N_TOKENS = 10
 QUESTION = "What is this?"
@@ -81,7 +85,7 @@ def message(media: list[dict[str, Any]], text: str = QUESTION) -> Message:
 async def tokens_of(assistant: Assistant, *messages: Message) -> tuple[list[int], Any, Prompt]:
     """The greedy tokens, the usage and the prompt of a conversation."""
     prompt, _ = await assistant.prepare(Ask(messages))
-    options = GenerationOptions(max_tokens=N_TOKENS, logprobs=3)
+    options = GenerationOptions(max_tokens=N_TOKENS, logprobs=3).over(assistant.defaults)
     deltas = [delta async for delta in assistant.engine.generate(prompt, options)]
     return Answered(deltas), deltas[-1].usage, prompt
 
@@ -267,24 +271,27 @@ def test_a_clips_sound_is_heard_or_said_to_be_left_out(replica: Path, assistant:
     assert report.cut == ([] if "audio" in reads else left_out)
 
 
-def test_a_large_picture_is_made_smaller(replica: Path, assistant: Assistant) -> None:
+def test_a_large_picture_is_shown_as_the_library_shows_it(
+    replica: Path, assistant: Assistant
+) -> None:
     if "image" not in replicas.reads(replica.name):
         pytest.skip("it reads no pictures")
-    (report,) = reported(assistant, Image(np.zeros((1500, 3000, 3), np.uint8)))
-    assert report.cut == ["scaled down from 3000 x 1500 to 1416 x 708 pixels"]
+    large = Image(np.zeros((1500, 3000, 3), np.uint8))
+    (report,) = reported(assistant, large)
+    assert report.cut == [], "its processor makes it smaller itself"
+    part = {"type": "image", "image": PIL.Image.fromarray(large.pixels)}
+    assert run(together(assistant, [part]))[0] == expected(replica, part)
     (report,) = reported(assistant, Depth(np.ones((1500, 3000), np.float32)))
-    assert report.cut == ["scaled down from 3000 x 1625 to 1361 x 737 pixels"], "with its legend"
+    assert report.cut == []
 
 
 def test_a_model_that_does_not_batch_runs_alone(
     replica: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(open_models, "_disagreement", lambda *_: "tried so")
+    monkeypatch.setattr(open_models._Trial, "disagreement", lambda _: "tried so")
     with loaded(replica) as assistant:
-        assert "requests run alone, one after the other: tried so" in caplog.text
+        assert "requests run alone, without batching: tried so" in caplog.text
         asked = [*conversations(replica.name), []]
-        # A picture among several, which LLaVA-OneVision does not tile, needs batching.
-        asked = [m for m in asked if replica.name != "llava_onevision" or len(m) < 2]
         assert run(together(assistant, *asked)) == [expected(replica, *media) for media in asked]
 
 
@@ -294,15 +301,16 @@ def test_a_kind_that_fails_in_the_trial_is_left_out_aloud(
     folder, processed = replicas.build("smolvlm", tmp_path), TransformersAdapter._processed
     failing = {"video"}
 
-    def breaks(self: TransformersAdapter, medium: Any, n: int) -> Any:
-        if medium.kind in failing:
+    def breaks(self: TransformersAdapter, text: str, media: Any, asked: Any) -> Any:
+        if media[0].kind in failing:
             raise LookupError("no num2words here")
-        return processed(self, medium, n)
+        return processed(self, text, media, asked)
 
     monkeypatch.setattr(TransformersAdapter, "_processed", breaks)
     with loaded(folder) as assistant:
         assert "cannot be shown the kind video here: LookupError: no num2words here" in caplog.text
         assert assistant.input_modalities == ("image", "depth", "normal", "document")
+        assert assistant.adapter.encodes, "pictures are batched all the same"
         tokens = run(tokens_of(assistant, message([part_of("image", 1)])))[0]
         with pytest.raises(RequestError, match="cannot read a clip; it reads pictures"):
             run(tokens_of(assistant, message([part_of("video", 1)])))
@@ -322,6 +330,44 @@ def test_of_a_model_that_speaks_the_part_that_answers_is_loaded(tmp_path: Path) 
         assert run(tokens_of(assistant, message(media)))[0] == expected(folder, *media)
 
 
+def test_voxtral_hears_half_minutes(tmp_path: Path) -> None:
+    """Its library makes these inputs with another package's tokenizer; the features are its own."""
+    folder = replicas.build("voxtral", tmp_path / "voxtral")
+    model: Any
+    processor: Any
+    model, processor = replicas.load(folder)
+    time = np.arange(40 * 16_000) / 16_000
+    long = np.sin(2 * np.pi * 300 * time).astype(np.float32)
+    sounds = [part_of("audio", 1)["audio"], long]
+    settings: dict[str, Any] = {"sampling_rate": 16_000, "padding": True, "truncation": False}
+    settings |= {"pad_to_multiple_of": 480_000, "return_tensors": "pt"}
+
+    def theirs(*heard: Any) -> list[int]:
+        features = processor._retrieve_input_features(heard, 3000, **settings)
+        n = [1, 2] if len(heard) > 1 else [len(features)]
+        assert len(model.get_audio_features(features).pooler_output) == 30 * sum(n)
+        marks = "".join("[BEGIN_AUDIO]" + "[AUDIO]" * 30 * own for own in n)
+        text = f"<s>[INST]{marks}{QUESTION}[/INST]"
+        given = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        output = model.generate(**given, input_features=features, max_new_tokens=N_TOKENS)
+        return list(output[0, given["input_ids"].shape[1] :].tolist())
+
+    asked = [[sounds[0]], [sounds[1]], sounds, [sounds[0]]]
+    with loaded(folder) as assistant:
+        assert not assistant.notes
+        shown = [[{"type": "audio", "audio": one} for one in heard] for heard in asked]
+        assert run(together(assistant, *shown)) == [theirs(*heard) for heard in asked]
+        reports = [reported(assistant, Audio(one))[0] for one in sounds]
+        assert [(one.tokens, one.cut) for one in reports] == [(30, []), (60, [])]
+        typed = "[AUDIO][/INST]"
+        ids = run(tokens_of(assistant, Message.user(typed)))[2].tokens(0, 99)[0]
+        assert assistant.adapter.tokenizer.convert_tokens_to_ids("[AUDIO]") not in ids
+    (folder / "tekken.json").write_text("{}")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"lacks a chat template .*mistral-common"), loaded(folder):
+        pass
+
+
 def test_smolvlms_clips_have_a_template_of_their_own(tmp_path: Path) -> None:
     """The published template shows no clips; the library's processor brings another one."""
     folder = replicas.build("smolvlm", tmp_path / "smolvlm")
@@ -335,13 +381,44 @@ def test_smolvlms_clips_have_a_template_of_their_own(tmp_path: Path) -> None:
             assert tokens == expected(folder, part)
 
 
+@pytest.mark.parametrize("name", ["smolvlm", "gemma3"])
+def test_a_repetition_penalty_counts_the_prompt(tmp_path: Path, name: str) -> None:
+    """As the library does with that of a ``generation_config.json``, batched or alone."""
+    folder = replicas.build(name, tmp_path / name)
+    file, asked = folder / "generation_config.json", "a b c d e f g h ? What is this?"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"repetition_penalty": 1.6}))
+    with loaded(folder) as assistant:
+        assert assistant.defaults.repetition_penalty == 1.6
+        found = run(tokens_of(assistant, message([part_of("image", 1)], asked)))[0]
+        right = replicas.reference(folder, [user(part_of("image", 1), asked)], N_TOKENS)
+        assert list(found) == right
+
+
+def test_a_template_that_takes_strings_alone_shows_media_by_their_marks(tmp_path: Path) -> None:
+    folder, picture = replicas.build("llava_onevision", tmp_path), part_of("image", 1)
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    model, processor = replicas.load(folder)
+    said: Any = f"<|im_start|>user\n<image>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    given = processor(text=[said], images=[picture["image"]], return_tensors="pt")
+    generate: Any = model.generate
+    right = generate(**given, do_sample=False, max_new_tokens=N_TOKENS)
+    with loaded(folder) as assistant:
+        found = run(tokens_of(assistant, message([picture])))[0]
+    assert found == right[0, given["input_ids"].shape[1] :].tolist()
+
+
 def test_pictures_whose_tokens_attend_to_each_other_run_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = replicas.build("gemma3", tmp_path / "gemma3")
     asked = [[part_of("image", 1)], [part_of("image", 2), part_of("image", 3)], []]
     with loaded(folder) as assistant:
-        assert "run alone, one after the other: tokens of a medium attend to later" in caplog.text
+        assert "run alone, without batching: tokens of a medium attend to later" in caplog.text
         found = run(together(assistant, *asked * 2))
     assert found == [expected(folder, *media) for media in asked] * 2
 
@@ -375,7 +452,7 @@ def test_a_model_that_raises_in_the_trial_runs_alone(
     folder = replicas.build("qwen2_audio", tmp_path / "qwen2_audio")
     sound = part_of("audio", 1)
     with loaded(folder) as assistant:
-        assert "run alone, one after the other: KeyError: 'inputs_embeds'" in caplog.text
+        assert "run alone, without batching: KeyError: 'inputs_embeds'" in caplog.text
         assert run(tokens_of(assistant, message([sound])))[0] == expected(folder, sound)
 
 
@@ -392,3 +469,76 @@ def test_an_engine_that_does_not_take_it_says_what_to_do(tmp_path: Path) -> None
     folder = replicas.build("qwen2_audio", tmp_path / "qwen2_audio")
     with pytest.raises(ConfigError, match="--engine transformers"):
         load_assistant(folder, FakeDecoder(), EngineOptions("llamacpp"))
+
+
+def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
+    """Its tokens are the library's, alone and beside others, thoughts and spaces in the history."""
+    tokenizer = templates.tokenizer_with(templates.THOUGHTS)
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.5,
+    }
+    config = LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, eos_token_id=0)
+    llm: Any = LlamaForCausalLM(config).train(False)
+    llm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    chats = [
+        [{"role": "user", "content": " Hi!\n"}],
+        [
+            {"role": "system", "content": "Be brief. "},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes. "},
+            {"role": "user", "content": "Why?\n"},
+        ],
+    ]
+    right = []
+    for chat in chats:
+        text: Any = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        new = llm.generate(ids, max_new_tokens=N_TOKENS, do_sample=False)[0, ids.shape[1] :]
+        assert len(new) == N_TOKENS, "it ends early: another seed shows more"
+        right.append((ids[0].tolist(), new.tolist()))
+    with loaded(tmp_path) as assistant:
+        assert assistant.input_modalities == ()
+
+        async def answers() -> list[Any]:
+            work = (tokens_of(assistant, *from_openai(chat)) for chat in chats * 2)
+            return list(await asyncio.gather(*work))
+
+        for (tokens, _, prompt), (ids, new) in zip(run(answers()), right * 2, strict=True):
+            assert prompt.tokens(0, len(prompt))[0] == ids
+            assert tokens == new
+        with pytest.raises(RequestError, match="this model cannot read a picture; it reads text"):
+            run(tokens_of(assistant, Message.user(picture(), "Hi")))
+
+
+def test_phi4_brings_an_adapter_for_pictures_and_one_for_sounds(tmp_path: Path) -> None:
+    folder = replicas.build("phi4_multimodal", tmp_path / "phi4")
+    llm, processor = replicas.load(folder)
+    layers = r"model\.layers\.\d+\.((self_attn\.(qkv|o)_proj)|(mlp\.(gate_up|down)_proj))"
+    for seed, name in enumerate(("vision", "speech")):
+        own = lora_folder(llm, folder / f"{name}-lora", seed, "TBA", target_modules=layers)
+        merged(llm, own).save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    picture, sound = part_of("image", 1), part_of("audio", 1)
+    with loaded(folder) as assistant:
+        found = run(together(assistant, [picture], [sound], [picture, sound], []))
+    vision, speech = tmp_path / "vision", tmp_path / "speech"
+    right = [expected(vision, picture), expected(speech, sound), expected(vision, picture, sound)]
+    assert found == [*right, expected(folder)]
+    assert right[0] != expected(folder, picture)
+
+
+def test_a_recurrent_state_that_does_not_go_on_runs_alone(tmp_path: Path) -> None:
+    """Jamba's layers forget their state where a prompt is computed in parts."""
+    tokenizer = templates.tokenizer_with(templates.THOUGHTS)
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
+    sizes |= {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "num_experts": 1}
+    JambaForCausalLM(JambaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with loaded(tmp_path) as assistant:
+        assert "run alone, without batching: the logits for text differ" in assistant.notes[0]

@@ -51,7 +51,7 @@ def decoder() -> FakeDecoder:
 def similarity(
     model: MicoForPretraining, processor: MicoChatProcessor, decoder: FakeDecoder
 ) -> Iterator[Similarity]:
-    similarity = Similarity(model, letters(), processor, decoder)
+    similarity = Similarity(lambda: (model, letters()), processor, decoder)
     yield similarity
     similarity.close()
 

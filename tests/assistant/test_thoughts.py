@@ -51,7 +51,7 @@ def test_thoughts_are_told_apart_at_every_cut(
 
 
 def test_a_template_says_how_its_model_thinks() -> None:
-    assert (thoughts_of(HERMES), thoughts_of(THINKING)) == (None, THINK)
+    assert (thoughts_of(HERMES, {}), thoughts_of(THINKING, {})) == (None, THINK)
     template = ChatTemplate(tokenizer_with(THINKING))
     ends = {}
     for thinks in (None, True, False):

@@ -16,6 +16,7 @@ from jinja2 import Environment, meta
 
 from benchmarks import harness
 from benchmarks.__main__ import NAMES
+from benchmarks.engines import race, speed
 from benchmarks.harness import Panel, Ratio, Report, medians, parser_of, run, turns
 from mico_chat.errors import ConfigError
 
@@ -137,3 +138,55 @@ def test_each_benchmark_has_its_options_and_document(name: str) -> None:
         if name != "race":
             known = set(inspect.signature(measure).parameters)
             assert {one for one in needed - known if f'"{one}"' not in code} == set(), part
+
+
+def test_speed_before_and_after_stands_beside_goal_and_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both checkouts take turns; medians of both, and how far the new figure is from the limit."""
+    (tmp_path / "benchmarks").mkdir()
+    asked: list[tuple[Path, str, list[str]]] = []
+    rates = {tmp_path: iter([50.0, 10.0, 60.0]), speed.HERE: iter([100.0, 110.0, 500.0])}
+
+    def run_in(checkout: Path, name: str, arguments: list[str]) -> list[Ratio]:
+        asked.append((checkout, name, arguments))
+        rate, new = next(rates[checkout]), checkout == speed.HERE
+        own = Ratio.beside_of("decode", rate, "tokens/s", "a loop", 100.0, 1.0)
+        wait = Ratio.bound("wait", 1000 / rate, "ms", 5.0)
+        if not new:  # a checkout from before there were limits, with a row that is no more
+            return [own, wait, wait.model_copy(update={"measure": "gone"})]
+        limits = {"decode": 220.0, "wait": 1000 / 220}
+        return [one.model_copy(update={"limit": limits[one.measure]}) for one in (own, wait)]
+
+    monkeypatch.setattr(speed, "in_checkout", run_in)
+    report = speed.measure(tmp_path, only=["decoding"], repeats=2)
+    assert [checkout for checkout, _, _ in asked] == [
+        *(tmp_path, speed.HERE, speed.HERE, tmp_path, tmp_path, speed.HERE)
+    ]
+    assert asked[0][1] == "race"
+    assert asked[0][2][:2] == ["--only", "decoding"]
+    assert asked[0][2][-2:] == ["--repeats", "2"]
+    decode, wait, gone = report.values["rows"]
+    assert decode[2:5] == ["50", "110", "2.20"]
+    assert decode[5:] == ["1.10 of a loop", "≥ 1 holds", "220", "50%"]
+    assert wait[2:5] == ["20", "9.091", "0.45"]
+    assert wait[6:] == ["≤ 5 **falls short**", "4.545", "50%"], "less is better"
+    assert gone[2:5] == ["20", "", ""]
+    with pytest.raises(ConfigError, match="the parts are decoding"):
+        speed.measure(tmp_path, only=["walls"])
+    with pytest.raises(ConfigError, match="no checkout of this project"):
+        speed.measure(tmp_path / "none")
+
+
+def test_a_limit_is_the_slower_of_reading_and_multiplying() -> None:
+    """A machine that reads 100 steps a second and multiplies 1,000 tokens."""
+    machine = {"size": 1.0, "bandwidth": 100.0, "flops": 1.0, "half": 1000.0}
+    free = {"attention": 0.0, "picture": 1000.0, "picture_tokens": 0}
+    found = race.ideals(machine | free)
+    assert found["decode of one stream"] == pytest.approx(100)
+    assert found["prompt of 300 tokens"] == pytest.approx(1000)
+    assert found[race.LONG_PROMPT] == pytest.approx(1000)
+    assert found["8 streams of 64 + 64 tokens"] == pytest.approx(512 / (0.512 + 0.64))
+    assert found["16 pictures at once"] == pytest.approx(512 / (16 + 32 * 0.016))
+    slow = race.ideals(machine | free | {"attention": 2 / race.LONG})
+    assert slow[race.LONG_PROMPT] == pytest.approx(500)

@@ -1,10 +1,12 @@
 """From cold: what a command imports, what it shows while it works, and what it says at once."""
 
+import importlib
 import io
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,19 @@ import pytest
 from mico_chat.cli.ask import Asking, Waiting
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import MediaError
+from mico_chat.late import unrun
 from mico_chat.media.kinds import Kind
+from mico_chat.model.mini.stem import timm_model
 from tests.support.fakes import FakeAssistant, FakeDecoder
 from tests.support.tiny import beside, llm_folder
 
-HEAVY = ("torch._dynamo", "transformers.modeling_utils", "accelerate", "sympy", "scipy", "sklearn")
+HEAVY = (
+    *("torch._dynamo", "transformers.modeling_utils", "accelerate", "sympy", "scipy", "sklearn"),
+    *("torch.onnx", "torchvision.datasets", "timm.models.beit", "mico_chat.model.text_branch"),
+)
 """What takes longer to import than the mini takes to load."""
+DECODERS = ("av", "PIL.PngImagePlugin", "pypdfium2")
+"""Media are decoded in a process of its own."""
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,27 +39,98 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def imported(code: str, names: Sequence[str]) -> str:
+    """Those of the modules that a new process has imported after ``code``, as a list is printed."""
+    done = run(
+        "-c", f"import sys\n{code}\nprint([name for name in {names!r} if name in sys.modules])"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+ENCODER = """
+import mico_chat.engine.batching, mico_chat.engine.llamacpp_export, mico_chat.encode
+from mico_chat.checkpoints import load
+load.load_encoder({0!r})
+from mico_chat.checkpoints.folders import MODELS
+load.read_media_model(MODELS / "mini", load.torch.bfloat16)  # with all that a media path can have
+"""
+
+
 def test_an_encoder_alone_needs_none_of_transformers_models(tmp_path: Path) -> None:
     folder = beside(tmp_path / "model", llm_folder(tmp_path / "llm"))
-    done = run(
-        "-c",
-        "import sys\n"
-        "import mico_chat.engine.batching, mico_chat.engine.llamacpp_export, mico_chat.encode\n"
-        "from mico_chat.checkpoints.load import load_encoder\n"
-        f"load_encoder({str(folder)!r})\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])",
-    )
-    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+    assert imported(ENCODER.format(str(folder)), HEAVY) == "[]\n"
 
 
-def test_the_compiler_can_still_be_imported() -> None:
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("import mico_chat.cli.main", (*HEAVY, *DECODERS, "torch", "transformers", "uvicorn")),
+        ("import mico_server.app", HEAVY),
+        ("import mico_ui.browser.serve", ("torch", "gradio", "transformers")),
+    ],
+)
+def test_a_command_imports_little(code: str, names: Sequence[str]) -> None:
+    assert imported(code, names) == "[]\n"
+
+
+def test_the_page_writes_no_stubs_for_editors() -> None:
     done = run(
         "-c",
-        "import mico_chat.model.encoder, sys, torch._dynamo\n"
-        "roi_align = sys.modules['torchvision.ops.roi_align']\n"
-        "print(callable(torch._dynamo.optimize), roi_align.is_compile_supported('cpu'))",
+        "import inspect, sys\nopened, find = [], inspect.getfile\n"
+        "sys.addaudithook(lambda event, given: event == 'open' and opened.append(str(given[0])))\n"
+        "import mico_ui.browser.app\n"
+        "print([path for path in opened if path.endswith('.pyi')], inspect.getfile is find)",
+        GRADIO_ANALYTICS_ENABLED="False",
     )
-    assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("[] True\n", 0), done.stderr
+
+
+def test_what_was_not_imported_is_there_for_others() -> None:
+    done = run(
+        "-c",
+        "from mico_chat.model.encoder import timm as ours\n"
+        "import timm.data, timm, torch._dynamo, torchvision\n"
+        "from torchvision.ops.misc import FrozenBatchNorm2d\n"
+        "from timm.layers import norm_act\n"
+        "print(timm is ours, timm.is_model('resnet18'), callable(timm.data.create_transform))\n"
+        "print(timm.models.VisionTransformer is timm.models.vision_transformer.VisionTransformer)\n"
+        "print(norm_act.FrozenBatchNorm2d is FrozenBatchNorm2d, torchvision.ops.nms.__name__)\n"
+        "print(callable(torch._dynamo.optimize), timm.__version__ and torchvision.__version__)\n"
+        "timm.nothing",
+    )
+    first, second, third, fourth = done.stdout.splitlines()
+    assert (first, second, third) == ("True True True", "True", "True nms")
+    assert fourth.startswith("True ")
+    assert "AttributeError: module 'timm' has no attribute 'nothing'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0.in1k"])
+def test_a_model_of_another_family_is_found(name: str) -> None:
+    cnn = timm_model(name, features_only=True, out_indices=(3, 4))
+    assert len(cnn.feature_info.channels()) == 2
+    with pytest.raises(RuntimeError, match="Unknown model"):
+        timm_model("no_such_model")
+
+
+def test_a_package_runs_when_a_name_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unrun_a/b").mkdir(parents=True)
+    (tmp_path / "unrun_a/__init__.py").write_text("from .b import c\nd = c + 1\n")
+    (tmp_path / "unrun_a/b/__init__.py").write_text("c = 1\n")
+    (tmp_path / "unrun_a/e.py").write_text("f = 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = unrun("unrun_a")
+    inner = unrun("unrun_a.b")
+    assert importlib.import_module("unrun_a.e").f == 2
+    assert package.b is inner
+    assert not {"c", "d"} & {*vars(package), *vars(inner)}
+    assert (package.d, inner.c, unrun("unrun_a")) == (2, 1, package)
+    with pytest.raises(AttributeError, match="'unrun_a' has no attribute 'g'"):
+        _ = package.g
+    with pytest.raises(ModuleNotFoundError, match=r"unrun_a\.h"):
+        unrun("unrun_a.h")
 
 
 def test_the_list_of_tasks_needs_no_torch() -> None:

@@ -31,6 +31,7 @@ from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ModelError
 from mico_chat.load import EngineOptions
 from mico_chat.model.config import MicoChatConfig
+from tests.support import replicas
 from tests.support.tiny import chat_model, letters, llm_folder, pretraining_model, processor_for
 
 GB = 10**9
@@ -266,6 +267,17 @@ def test_a_whole_model(folder: Path, tmp_path: Path, examine: Examine) -> None:
     assert problems(examine(whole, "transformers")) == []
 
 
+def test_another_projects_model_is_tried(tmp_path: Path, examine: Examine) -> None:
+    folder = replicas.build("gemma3", tmp_path / "gemma3")
+    found = examine(folder, "transformers")
+    assert found["engine"].facts["engine"] == "transformers"
+    assert "run alone, without batching: tokens of a medium attend" in found["trial"].text
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    assert problems(examine(folder, "transformers")) == ["trial"]
+    assert examine(folder, "transformers", free=0)["trial"].mark == "note", "it is not loaded"
+
+
 def test_models_that_are_not_here(
     tmp_path: Path, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,8 +285,7 @@ def test_models_that_are_not_here(
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert "no model 'maxi'" in examine("maxi")["folder"].text
-    other = examine(llm_folder(tmp_path / "llm"))
-    assert "a model of type 'llama', expected 'mico_chat'" in other["folder"].text
+    assert examine(llm_folder(tmp_path / "llm"))["folder"].mark == "ok"  # it reads text alone
     there = examine("someone/something")["folder"]
     assert (there.mark, there.fix) == ("warning", "hf download someone/something")
     mini = examine("mini", "transformers")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -88,6 +89,12 @@ def brings_code(folder: Path) -> None:
     sets("config.json", "model_type", "other")(folder)
 
 
+def larger_vocabulary(folder: Path) -> None:
+    vocabulary = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))["model"]["vocab"]
+    more = {f"word{number}": 1000 + number for number in range(5)}
+    sets(TOKENIZER, "model/vocab", vocabulary | more)(folder)
+
+
 def split(regex: str) -> Break:
     how = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
     return sets(TOKENIZER, "pre_tokenizer", how)
@@ -116,6 +123,10 @@ BREAKS: dict[str, Break] = {
     "unknown dtype": says(lambda one: one.update(dtype="F99")),
     **{f"{part} of the weights": cut(part) for part in (0, 0.5, 0.99)},
     "pickle": instead("pytorch_model.bin", lambda file: file.write_bytes(pickle.dumps(Code()))),
+    "no template": lambda folder: (folder / "chat_template.jinja").unlink(),
+    "no tokenizer": lambda folder: [*map(Path.unlink, folder.glob("tokenizer*"))],
+    "another's tokenizer": lambda folder: larger_vocabulary(folder),
+    "other sizes": sets("config.json", "text_config/intermediate_size", 48),
     "index": instead(f"{WEIGHTS}.index.json", lambda file: file.write_text("[]")),
     "index of nothing": instead(
         f"{WEIGHTS}.index.json", lambda file: file.write_text('{"weight_map": {"a": "../../x"}}')
@@ -135,6 +146,16 @@ BREAKS: dict[str, Break] = {
     "processor class": sets(PROCESSOR, "processor_class", "Nothing"),
     "code": brings_code,
 }
+
+
+SAYS = {
+    "no template": r"lacks a chat template \(chat_template.jinja\)",
+    "no tokenizer": r"lacks a tokenizer \(tokenizer.json\)",
+    "another's tokenizer": r"ids go up to 1004, but its table of tokens has \d+ rows",
+    "other sizes": r"proj.weight is \(\d+, \d+\) in the file but \(\d+, \d+\) by config.json",
+    "0.5 of the weights": r"model.safetensors is not whole",
+}
+"""What the line of some must name."""
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +186,7 @@ def test_a_broken_folder_is_one_line(
     said = str(raised.value)
     assert "\n" not in said
     assert str(folder) in said or "tokenizer.json" in said
+    assert re.search(SAYS.get(name, ""), said)
     assert not MARK.exists(), "code of the folder was run"
 
 

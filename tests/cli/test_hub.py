@@ -6,19 +6,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
+import yaml
+from huggingface_hub import HfApi, constants, file_download
 
 from mico_chat.checkpoints.hub import HubName, needed_files, quantization_of
 from mico_chat.cli import hub as hub_commands
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, ModelError
-from tests.support.fake_hub import FakeHub, fake_hub
-from tests.support.tiny import saved
+from tests.support.fake_hub import TOKEN, FakeHub, fake_hub
+from tests.support.tiny import chat_model, saved, stage1_folder
+
+# The hub's library uploads a large file in a way that its HTTP library is giving up.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 Run = Callable[..., str]
 
@@ -198,14 +203,23 @@ def test_a_disk_that_is_full(hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyP
     assert "is full: make room, or set HF_HOME" in run("pull", "org/ear", code=2)
 
 
-def test_models_are_removed(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+def test_models_are_removed(
+    hub: FakeHub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.repos["org/ear"] = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
     run("pull", "org/ear")
     error = run("rm", "org/eer", code=2)
     assert error == "error: org/eer: it is not in the hub's cache, which has org/ear\n"
     assert "comes with mico-chat and stays" in run("rm", "mini", code=2)
     assert "a folder outside the hub's cache" in run("rm", str(tmp_path), code=2)
-    assert run("rm", "org/ear") == "org/ear is deleted: 1 MB\n"
+    with monkeypatch.context() as terminal:  # where somebody sits, it asks
+        terminal.setattr("typer.confirm", lambda question: False)
+        for stream in (sys.stdin, sys.stdout):
+            terminal.setattr(stream, "isatty", lambda: True)
+        with pytest.raises(SystemExit, match="1"):
+            main(["rm", "org/ear"])
+        assert "org/ear" in listed(run)
+        assert run("rm", "org/ear", "--yes") == "org/ear is deleted: 1 MB\n"
     assert list(listed(run)) == ["mini"]
     assert not (tmp_path / "hub" / "models--org--ear").exists()
     blobs = tmp_path / "hub" / "models--org--begun" / "blobs"
@@ -222,6 +236,104 @@ def test_models_are_removed(hub: FakeHub, run: Run, tmp_path: Path) -> None:
 def test_what_is_here_is_not_pulled(run: Run, tmp_path: Path) -> None:
     assert "mini comes with mico-chat" in run("pull", "mini", code=2)
     assert "a folder on this machine already" in run("pull", str(tmp_path), code=2)
+
+
+# --- pushing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def member(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """The hub, for somebody who has a token of it."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(HfApi, "__init__", partialmethod(HfApi.__init__, endpoint=hub.url))
+    return hub
+
+
+def test_a_push_with_a_card(member: FakeHub, run: Run, tmp_path: Path) -> None:
+    model, recipe = chat_model(), tmp_path / "recipe.yaml"
+    model.config.trained_on = [{"stage": "a", "data": ["b"]}, {"stage": "c", "data": None}]
+    folder = saved(tmp_path / "tiny", model)
+    (folder / "more.safetensors").write_bytes(WEIGHTS)
+    own = {file.name: file.read_bytes() for file in folder.glob("*")}
+    for left in ("checkpoint-2/model.safetensors", "log.jsonl", ".secret", "optimizer.pt"):
+        (folder / left).parent.mkdir(exist_ok=True)
+        (folder / left).write_bytes(b"x")
+    recipe.write_text("stage: 3\n")
+    words = ["push", str(folder), "org/m", "--private", "--license", "mit", "--card", str(recipe)]
+    member.room = 1  # it breaks off behind the first of two large files
+    error = run(*words, code=2)
+    assert error.endswith("large files that arrived are kept: push again to go on\n")
+    assert (len(member.large), member.repos["org/m"]) == (1, {})  # nothing half
+    member.room = 1
+    assert run(*words).endswith(f"org/m is at {member.url}/org/m\n")
+    assert (member.room, member.created["org/m"]["visibility"]) == (0, "private")
+    files = member.repos["org/m"]
+    about, card = files["README.md"].decode().removeprefix("---\n").split("---\n", 1)
+    names = {"library_name": "mico-chat", "license": "mit", "pipeline_tag": "any-to-any"}
+    assert yaml.safe_load(about) == names
+    assert "| a | b |\n| c | unknown |\n\n## recipe\n\n```yaml\nstage: 3\n```" in card
+    pushed = json.loads(files["config.json"])
+    assert pushed.pop("auto_map")["AutoConfig"] == "mico_chat_code.MicoChatConfig"
+    assert pushed == json.loads(own["config.json"])
+    assert files.keys() == own.keys() | {"README.md", "mico_chat_code.py"}
+    assert files["more.safetensors"] == WEIGHTS
+    (folder / "README.md").write_text("mine")
+    member.room = 9
+    for name, source in {"org/m": str(folder), "org/small": "mini"}.items():  # m is there already
+        run("push", source, name)
+    assert files["README.md"] == b"mine"
+    assert b"base_model: HuggingFaceTB/SmolLM2-135M-I" in member.repos["org/small"]["README.md"]
+
+
+def test_what_is_not_pushed(
+    member: FakeHub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, half, model = saved(tmp_path / "other"), saved(tmp_path / "half"), chat_model()
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    (half / "model.safetensors").unlink()
+    for name in (str(other), str(half), "org/nobody"):
+        reason = f"{name}: this is no folder with a MiCo or MiCo-Chat model's weights"
+        assert reason in run("push", name, "org/m", code=2)
+    assert "no config.json there" in run("push", str(tmp_path), "org/m", code=2)
+    model.config.base_llm = str(tmp_path)
+    apart = str(saved(tmp_path / "apart", model))
+    assert "where nobody else finds it: `mico-c" in run("push", apart, "org/m", code=2)
+    assert "no name of a model on the hub" in run("push", "mini", "a/b/c", code=2)
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert "does not know the token" in run("push", "mini", "org/m", code=2)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert "there is no token of the hub here: hf auth" in run("push", "mini", "org/m", code=2)
+    assert not member.repos
+
+
+LOADS = """
+from transformers import AutoModel, AutoProcessor
+processor = AutoProcessor.from_pretrained("chat", trust_remote_code=True)  # nothing imports us yet
+model = AutoModel.from_pretrained("chat", trust_remote_code=True)
+model.generate(processor.tokenizer("Hello", return_tensors="pt")["input_ids"], max_new_tokens=2)
+print(type(model).__name__, type(processor).__name__)
+print(type(AutoModel.from_pretrained("encoder", trust_remote_code=True)).__name__)
+model.save_pretrained("out")
+"""
+
+
+@pytest.mark.slow
+def test_auto_classes_find_this_package(member: FakeHub, run: Run, tmp_path: Path) -> None:
+    for folder in (saved(tmp_path / "chat"), stage1_folder(tmp_path / "encoder")):
+        run("push", str(folder), f"org/{folder.name}")
+        for file, content in member.repos[f"org/{folder.name}"].items():
+            (folder / file).write_bytes(content)
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "m"), "HF_HUB_OFFLINE": "1"}
+    command: Any = {"args": [sys.executable, "-c", LOADS], "env": environment, "cwd": tmp_path}
+    done = subprocess.run(**command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [line for line in done.stdout.splitlines() if line.startswith("Mico")]
+    assert found == ["MicoChatForConditionalGeneration MicoChatProcessor", "MicoForPretraining"]
+    # Saved again it is a plain folder of this package: no code, and no name of one.
+    assert not list((tmp_path / "out").glob("*.py"))
+    assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
 
 
 @pytest.mark.slow

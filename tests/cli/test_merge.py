@@ -1,12 +1,14 @@
 """A merged folder is whole, can be moved, and answers as before; what is found on the hub."""
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -16,8 +18,11 @@ from mico_chat.checkpoints.folders import LLM, LORA, llm_source, local_folder
 from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder, load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_llm, merge
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.load import EngineOptions, load_assistant, lora_of
 from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.options import GenerationOptions
+from tests.support.fakes import FakeDecoder
 from tests.support.tiny import (
     captions,
     command,
@@ -46,9 +51,9 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_adapter(assemble(stage1, str(base), folder / "chat"), base)
 
 
-def with_adapter(folder: Path, base: Path) -> Path:
+def with_adapter(folder: Path, base: Path, seed: int = 3) -> Path:
     llm: Any = AutoModelForCausalLM.from_pretrained(base)
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     settings = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     get_peft_model(llm, settings).save_pretrained(str(folder / LORA))
     return folder
@@ -250,3 +255,25 @@ def test_a_hub_that_does_not_have_it(hub: Path) -> None:
         merge("someone/nothing", hub.parent / "out")
     assert "someone/nothing" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_was_tuned_further_is_an_adapter_of_the_model(
+    tuned: Path, base: Path, tmp_path: Path
+) -> None:
+    own = with_adapter(shutil.copytree(tuned, tmp_path / "own"), base, seed=4)
+    weights = load_file(own / "model.safetensors")
+    moved = {n: t + 0.5 if n.startswith("bridge") else t for n, t in weights.items()}
+    save_file(moved, own / "model.safetensors", {"format": "pt"})
+    options, how = GenerationOptions(max_tokens=8), EngineOptions("transformers", dtype="float32")
+    asked = [shown(picture(), "What is it?")], [Message.user("Hi")]
+    said = {}
+    for folder in (tuned, own):
+        with closing(load_assistant(folder, FakeDecoder(), how)) as assistant:
+            said[folder] = [one.text for one in assistant.answer_all(asked, options)]
+            if folder == tuned:
+                lora = lora_of(tuned, None, "own", str(own))
+                assistant.wardrobe.load_lora(lora)
+                worn = assistant.wearing(lora)
+                found = [one.text for one in worn.answer_all(asked, options)]
+                again = [one.text for one in assistant.answer_all(asked, options)]
+    assert found == said[own] != said[tuned] == again

@@ -99,7 +99,7 @@ def test_pictures_are_nearest_to_their_words(mini: tuple[Any, Any]) -> None:
     chat, processor = mini
     branch, tokenizer = load_pretraining("mini", chat)
     pictures = [drawn(*what) for what in SHAPES.values()]
-    with closing(Similarity(branch, tokenizer, processor, FakeDecoder())) as similarity:
+    with closing(Similarity(lambda: (branch, tokenizer), processor, FakeDecoder())) as similarity:
         scored = asyncio.run(similarity.score(pictures, [*SHAPES, "a dog barks"]))
     for own, row in enumerate(scored.scores):
         found = [score.similarity for score in row]

@@ -85,7 +85,10 @@ NO_TOP_K = 13
 
 
 class FakeModel:
-    """See :class:`mico_chat.engine.scheduler.Model`; ``before`` is called as a step begins."""
+    """See :class:`mico_chat.engine.scheduler.Model`; ``before`` is called as a step begins.
+
+    With ``state_bytes`` a slot cannot go back.
+    """
 
     reuses_starts = True
     decodes_apart = False
@@ -99,13 +102,14 @@ class FakeModel:
         max_position: int = 200,
         max_batch: int = 32,
         max_idle_cells: int | None = None,
+        state_bytes: int = 0,
         rule: Rule = letter_of,
         before: Callable[[Many[Chunk]], None] = lambda batch: None,
     ) -> None:
         self.n_slots, self.n_cells = n_slots, n_cells
         self.max_position, self.max_batch = max_position, max_batch
         self.max_idle_cells = n_cells if max_idle_cells is None else max_idle_cells
-        self.rule, self.before = rule, before
+        self.rule, self.before, self.state_bytes = rule, before, state_bytes
         self.slots: list[Held] = [[] for _ in range(n_slots)]
         self.samplers: set[FakeSampler] = set()
         self.batches: list[list[Chunk]] = []
@@ -138,11 +142,13 @@ class FakeModel:
     def copy(self, source: int, target: int, length: int) -> None:
         assert not self.slots[target], "the target is not empty"
         assert 0 < length <= len(self.slots[source])
+        assert length == len(self.slots[source]) or not self.state_bytes
         self.slots[target] = self.slots[source][:length]
         self.copies.append((source, target, length))
 
     def truncate(self, slot: int, length: int) -> None:
         assert length <= len(self.slots[slot])
+        assert length in (0, len(self.slots[slot])) or not self.state_bytes
         del self.slots[slot][length:]
 
     def sampler(self, sequence: Sequence) -> FakeSampler:

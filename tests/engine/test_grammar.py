@@ -1,16 +1,26 @@
-"""Grammars of JSON schemas: what they allow, and that a hostile one costs a bounded work."""
+"""Grammars of JSON schemas and other forms: what they allow, and that a hostile one costs a bounded
+work."""
 
+import asyncio
 import json
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from jsonschema_rs import Draft202012Validator
 
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt
+from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.grammar import Grammar, Grammars
+from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import RequestError
-from tests.support.tiny import byte_level
+from mico_chat.tools import Tool, call_schema
+from tests.engine.tiny_llm import exported, text, tiny_llm
+from tests.support.tiny import byte_level, in_loop
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,7 @@ def test_bounds_of_numbers_and_lengths_hold(grammars: Grammars) -> None:
         "required": ["n", "s"],
         "additionalProperties": False,
     }
-    grammar = grammars.compile(schema)
+    grammar = grammars.compile("json_schema", schema)
     for seed in range(20):
         text, ended = written(grammar.copy(), seed)
         found = json.loads(text)
@@ -97,7 +107,7 @@ def test_a_hostile_schema_ends_in_few_steps_or_an_error(grammars: Grammars, name
     refused = ""
     text, ended = "", False
     try:
-        text, ended = written(grammars.compile(HOSTILE[name]), 0, 60)
+        text, ended = written(grammars.compile("json_schema", HOSTILE[name]), 0, 60)
     except RequestError as error:
         refused = str(error)
     assert re.match("json_schema: .{5,280}$", refused) or ended or len(text) > 20
@@ -117,4 +127,124 @@ def test_a_bad_schema_is_a_request_error(
     grammars: Grammars, schema: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(RequestError, match=f"^json_schema: {reason}"):
-        written(grammars.compile(schema), 0, 10)
+        written(grammars.compile("json_schema", schema), 0, 10)
+
+
+# --- What is allowed ------------------------------------------------------------------------------
+
+KNOWN = yaml.safe_load((Path(__file__).parents[1] / "support/forms.yaml").read_text("utf-8"))
+CASES, UNKNOWN, FORMS = KNOWN["schemas"], KNOWN["unknown"], KNOWN["others"]
+
+
+def taken(grammar: Grammar, said: str) -> bool:
+    """Whether a text, token by token, is an answer of the grammar."""
+    tokenizer = byte_level()
+    for token in [*tokenizer(said, add_special_tokens=False).input_ids, tokenizer.eos_token_id]:
+        if not grammar.allowed(300)[token]:
+            return False
+        grammar.accept(token)
+    return True
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_valid_instances_are_taken_and_invalid_ones_refused(grammars: Grammars, name: str) -> None:
+    schema, valid, invalid = CASES[name]
+    known = Draft202012Validator(schema, validate_formats=True)
+    grammar = grammars.compile("json_schema", schema)
+    for instances, is_valid in ((valid, True), (invalid, False)):
+        for one in instances:
+            assert known.is_valid(one) is is_valid
+            assert taken(grammar.copy(), json.dumps(one, ensure_ascii=False)) is is_valid, one
+
+
+@pytest.mark.parametrize("keyword", UNKNOWN)
+def test_a_keyword_that_cannot_be_followed_is_named(grammars: Grammars, keyword: str) -> None:
+    schema = {"type": ["array", "string", "object"], keyword: UNKNOWN[keyword]}
+    with pytest.raises(RequestError, match=rf"^json_schema: cannot .*(\b{keyword}\b|binary)"):
+        grammars.compile("json_schema", schema)
+    asked = {**schema, "x-guidance": {"lenient": True}}
+    assert taken(grammars.compile("json_schema", asked), "[]")
+    tool = Tool("f", None, {"type": "object", "properties": {"a": schema}})
+    assert taken(
+        grammars.compile("json_schema", call_schema([tool])), '{"name": "f", "arguments": {}}'
+    )
+    with pytest.raises(RequestError):
+        grammars.compile("json_schema", call_schema([Tool(tool.name, None, tool.parameters, True)]))
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_other_forms(grammars: Grammars, case: str) -> None:
+    name, value, good, bad = FORMS[case]
+    grammar = grammars.compile(name, value)
+    assert [said for said in good if not taken(grammar.copy(), said)] == []
+    assert [said for said in bad if taken(grammar.copy(), said)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        *KNOWN["bad"],
+        ("regex", "x" * 200_000, "200000 bytes, more than 131072"),
+        ("grammar", "root ::= " + '"a" ' * 5000, "20009 bytes, more than 16384"),
+    ],
+)
+def test_a_bad_form_is_named(grammars: Grammars, name: str, value: Any, reason: str) -> None:
+    with pytest.raises(RequestError, match=rf"^{name}[^:]*: {reason}"):
+        grammars.compile(name, value)
+
+
+def test_two_forms_exclude_each_other() -> None:
+    with pytest.raises(RequestError, match=r"^regex: json_schema limits the answer already"):
+        _ = GenerationOptions(json_schema={}, regex="a").form
+
+
+def test_a_schema_of_many_levels_does_not_end_the_process(grammars: Grammars) -> None:
+    """Each level is a call on the stack: without a long one, this process would die here."""
+    levels = {f"a{n}": {"properties": {"a": {"$ref": f"#/$defs/a{n + 1}"}}} for n in range(1500)}
+    schema = {"$ref": "#/$defs/a0", "$defs": {**levels, "a1500": {"type": "null"}}}
+    assert taken(grammars.compile("json_schema", schema), '{"a": {"a": {"a": {}}}}')
+
+
+# --- In the engines -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["transformers", "llamacpp"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "transformers":
+        return TransformersModel(tiny_llm(), n_slots=20)
+    llamacpp = pytest.importorskip("mico_chat.engine.llamacpp")
+    return llamacpp.LlamaCppModel(exported(tiny_llm(), tmp_path), n_slots=20, n_cells=8192)
+
+
+@in_loop
+async def test_answers_of_every_form_side_by_side(model: Any) -> None:
+    """A random model writes noise. What it may not write is left to no sampler."""
+    tokenizer = byte_level()
+    asked: list[tuple[str, Any]] = [("json_schema", schema) for schema, _, _ in CASES.values()]
+    asked += [(name, value) for name, value, _, _ in FORMS.values()]
+    engine = BatchingEngine(model, tokenizer, [tokenizer.eos_token_id], name="tiny", max_running=16)
+
+    async def answer(seed: int, **form: Any) -> Delta:
+        options = GenerationOptions(max_tokens=120, temperature=1.0, seed=seed, **form)
+        deltas = [d async for d in engine.generate(Prompt((text(5, seed),)), options)]
+        return deltas[-1].model_copy(update={"text": "".join(delta.text for delta in deltas)})
+
+    try:
+        free, *found = await asyncio.gather(
+            answer(0), *(answer(n, **{name: value}) for n, (name, value) in enumerate(asked))
+        )
+    finally:
+        engine.close()
+    ended = [
+        (form, one.text)
+        for form, one in zip(asked, found, strict=True)
+        if one.finish_reason == "stop"
+    ]
+    assert len(free.text) > 20
+    assert len({json.dumps(form) for form, _ in ended}) > len(asked) / 2
+    grammars = Grammars(tokenizer.backend_tokenizer, [tokenizer.eos_token_id])
+    for (name, value), said in ended:
+        if name == "json_schema":
+            Draft202012Validator(value).validate(json.loads(said))
+        else:
+            assert taken(grammars.compile(name, value), said), (name, said)

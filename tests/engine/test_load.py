@@ -178,10 +178,16 @@ def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engi
     with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
         similarity = assistant.similarity
         assert similarity is not None
-        assert similarity._encoder.cache.max_bytes == 1000
         assert mico_of(assistant.adapter).model.dtype == torch.bfloat16
         items: list[Item] = [picture(), "a cat"]
+        weights = folder / "pretraining/model.safetensors"  # they are read for the first item
+        kept = weights.read_bytes()
+        weights.write_bytes(b"broken")
+        with pytest.raises(ModelError, match="a file there is broken"):
+            asyncio.run(similarity.embed(items))
+        weights.write_bytes(kept)
         assert asyncio.run(similarity.embed(items)).vectors.shape == (2, similarity.dim)
+        assert similarity._encoder.cache.max_bytes == 1000
     with pytest.raises(ModelError, match="closed"):
         asyncio.run(similarity.embed(["a cat"]))
 

@@ -114,7 +114,11 @@ def test_the_flags_reach_the_engine(
     items.write_text('{"id": "1", "skill": "text", "message": "Hi", "accept": ["ho"]}\n')
     with pytest.raises(Loaded):
         evaluate.main([str(items), flag])
-    assert [options.quantization for options in loaded] == [expected] * 3
+    with pytest.raises(Loaded):
+        evaluate.main([str(items), flag, "--as-served"])
+    assert [options.quantization for options in loaded] == [expected] * 4
+    # Figures are those of the weights alone, unless they are asked for as people get them.
+    assert [options.chat_defaults for options in loaded] == [True, True, False, True]
 
 
 def test_a_terminals_own_server_gets_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:

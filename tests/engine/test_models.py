@@ -18,6 +18,7 @@ from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
+from mico_chat.errors import RequestError
 from tests.engine.tiny_llm import answer, block, embed, exported, feed, generated, prompts, text
 from tests.support.tiny import byte_level, run
 
@@ -98,6 +99,39 @@ def test_a_given_answer_is_scored(opened: Open, llm: LlamaForCausalLM, max_batch
 
 def check_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_wanted_and_unwanted_tokens(model: Model, llm: LlamaForCausalLM) -> None:
+    """``logit_bias``, ``min_tokens``, ``stop_token_ids`` and ``ignore_eos``, greedy and sampled."""
+    prompt = prompts()[0]
+    said = generated(llm, prompt, 12)
+    end, other = said[3], next(token for token in range(9, 99) if token not in said)
+    first = said.index(end)
+    scheduler = Scheduler(model, (end,), max_running=4)
+
+    def got(temperature: float = 0.0, **options: Any) -> list[int]:
+        wanted = GenerationOptions(max_tokens=12, temperature=temperature, seed=1, **options)
+        sequence = Sequence(prompt, wanted)
+        scheduler.add(sequence)
+        while not scheduler.idle:
+            for step in scheduler.step():
+                if isinstance(step.result, Exception):
+                    raise step.result
+        return sequence.tokens
+
+    assert got() == said[: first + 1]
+    assert got(ignore_eos=True) == said
+    assert got(ignore_eos=True, stop_token_ids=(said[0],)) == said[:1]
+    assert got(stop_token_ids=(other,)) == said[: first + 1]
+    for temperature in (0.0, 1.5):
+        assert set(got(temperature, logit_bias={other: 100})) == {other}
+        assert other not in got(temperature, logit_bias={other: -100})
+        assert end not in got(temperature, min_tokens=12)[:-1]
+        assert len(got(temperature, min_tokens=12)) == 12
+    assert end not in got(min_tokens=12, presence_penalty=0.1)[:-1]
+    assert got(ignore_eos=True) == said, "nothing of a bias is left"
+    with pytest.raises(RequestError, match="logit_bias: 99999999 is none of the model's"):
+        got(logit_bias={99999999: 1})
 
 
 def test_a_copy_leaves_its_source(model: Model) -> None:

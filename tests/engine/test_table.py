@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from mico_chat.engine import batching
 from mico_chat.engine import llamacpp_library as llama_cpp
-from mico_chat.engines.base import EngineOptions
+from mico_chat.engine.scheduler import Scheduler
+from mico_chat.engines.base import EngineOptions, batching_engine
 from mico_chat.engines.source import Form, Source
 from mico_chat.engines.table import ENGINES, candidates, choose, reference
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import load_assistant
+from tests.engine.fake_model import FakeModel, joined_letters
 from tests.support.fakes import FakeDecoder
 
 ROOT = Path(__file__).parents[2]
@@ -167,3 +170,23 @@ def test_the_manual_has_a_row_for_each_engine() -> None:
         assert not [flag for flag in settings if flag not in text]
         for argument in engine.sizes or ():
             assert f"`{argument}`" in text
+
+
+def test_only_an_engine_that_is_told_its_steps_has_a_preference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = EngineOptions(prefer="pauses")
+    ENGINES["llamacpp"].check(options)
+    ENGINES["transformers"].check(options)
+    with pytest.raises(ConfigError, match=r"prefer pauses: the vllm engine .*; leave it out"):
+        ENGINES["vllm"].check(options)
+    told: list[Any] = []
+
+    class Told(Scheduler):
+        def __init__(self, *given: Any, **settings: Any) -> None:
+            super().__init__(*given, **settings)
+            told.append(settings["prefer"])
+
+    monkeypatch.setattr(batching, "Scheduler", Told)
+    batching_engine("fake", FakeModel(), joined_letters(), (), options).close()
+    assert told == ["pauses"]

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, Sequence
+from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
 from mico_chat.engine.transformers import FIRST_CELLS, TorchSampler, TransformersModel
+from mico_chat.errors import ModelError
 from mico_chat.model.splice import PLACEHOLDER
 from tests.engine.tiny_llm import WIDTH, answer, feed, generated, prompts, text, tiny_llm, whole
 
@@ -47,6 +49,66 @@ def test_eager_attention() -> None:
     llm = tiny_llm(attn_implementation="eager")
     model = TransformersModel(llm, n_slots=20)
     assert answer(model, prompts()) == [generated(llm, prompt) for prompt in prompts()]
+
+
+_KINDS = {"layer_types": ["linear_attention", "full_attention"] * 2}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "Lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "Bamba": {"attn_layer_indices": [1, 3], **_MAMBA},
+    "GraniteMoeHybrid": {
+        **_KINDS,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 64,
+        **_MAMBA,
+    },
+    "NemotronH": {
+        **{"layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"]},
+        **{"mamba_num_heads": 4, "mamba_head_dim": 16, "head_dim": 8, "n_groups": 1},
+        **{"ssm_state_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_recurrent_states_batch(family: str) -> None:
+    """Tokens are those of ``generate`` alone; in parts, beside others, and from copies of slots."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"max_position_embeddings": 1024, "tie_word_embeddings": False, "pad_token_id": 0}
+    config = getattr(transformers, f"{family}Config")(
+        **sizes, eos_token_id=299, **RECURRENT[family]
+    )
+    llm = getattr(transformers, f"{family}ForCausalLM")(config).train(False)
+    for weight in llm.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=2 / weight[0].numel() ** 0.5)
+
+    def said(prompt: Prompt) -> list[int]:
+        ids = torch.tensor([prompt.tokens(0, len(prompt))[0]])
+        given = {"attention_mask": torch.ones_like(ids), "min_new_tokens": 12}
+        found = llm.generate(ids, **given, max_new_tokens=12, do_sample=False)
+        return list(found[0, len(prompt) :].tolist())
+
+    first = Prompt(((*text(30), 299), text(4, seed=9)))
+    asked = [first, *(Prompt((text(n, seed=n),)) for n in (1, 2, 17, 40, 17, 90))]
+    right = [said(prompt) for prompt in asked]
+    model = TransformersModel(llm, n_slots=30, max_batch=16)
+    scheduler = Scheduler(model, (299,), max_running=8)
+    options = GenerationOptions(max_tokens=12, min_tokens=12)
+    assert answer(model, asked, options, scheduler) == right
+    starts = (*first.segments, tuple(right[0])), first.segments[:1]
+    turns = [Prompt((*start, text(9, seed=5))) for start in starts]
+    before = scheduler.stats().cached_tokens
+    assert answer(model, turns, options, scheduler) == [said(turn) for turn in turns]
+    assert scheduler.stats().cached_tokens - before == len(first) + 11 + 31
+    assert scheduler.stats().state_bytes > model.state_bytes
+    with pytest.raises(ModelError, match="cannot go back to 1 tokens"):
+        model.truncate(next(slot.number for slot in scheduler.slots if slot.held), 1)
+    small = TransformersModel(llm, max_bytes=2 * 20 * model.state_bytes)  # half is for states
+    scheduler = Scheduler(small, (299,), max_running=8)
+    assert (small.n_slots, answer(small, asked[:3], options, scheduler)) == (20, right[:3])
 
 
 def test_memory_grows_with_what_is_held(llm: LlamaForCausalLM) -> None:

@@ -24,11 +24,10 @@ LENGTHS = (1, 2, 5, 17, 40, 3, 90, 8)
 
 def tiny_llm(**changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
+    sizes = {"intermediate_size": 64, "num_hidden_layers": 2}
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
@@ -36,7 +35,7 @@ def tiny_llm(**changes: Any) -> LlamaForCausalLM:
         eos_token_id=None,
         pad_token_id=0,
         initializer_range=0.5,
-        **changes,
+        **{**sizes, **changes},
     )
     llm = LlamaForCausalLM(config)
     llm.train(False)

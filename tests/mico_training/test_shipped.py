@@ -21,13 +21,14 @@ from mico_chat.checkpoints.assemble import build, save_text_branch
 from mico_chat.checkpoints.load import load_pretraining, text_tokenizer
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_llm
 from mico_chat.engine import cpu
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.estimate import check_memory, estimate, rehearse
 from mico_training.recipe import Stage2Run, load_recipe
 from mico_training.stages import train_stage1, train_stage2, train_stage3
+from mico_world.mini.init import start_chat
 from tests.mico_training.scenes import set_pretrained
 from tests.mico_training.test_runs import losses, moved, write_recipe
 from tests.support.tiny import command
@@ -144,6 +145,25 @@ def test_stage_1_goes_on_with_the_packaged_text_branch(
     beside, _ = load_pretraining(tmp_path / "five/out")
     for name, value in before.encoder.state_dict().items():
         assert torch.equal(beside.encoder.state_dict()[name], value), name
+
+
+def test_stage_2_of_a_new_version_goes_on_from_the_former_ones_queries(
+    tmp_path: Path, packaged: Path, tiny_chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MicoChatConfig.from_pretrained(packaged)
+    monkeypatch.setattr(MicoChatConfig, "named", lambda _: config)
+    start_chat(packaged, packaged, tmp_path / "start")
+    new, old = (
+        MicoChatForConditionalGeneration.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "start", packaged)
+    )
+    ours = [name for name in old if name.startswith(("bridge.", "things.", "ways."))]
+    assert {name.split(".")[0] for name in ours} == {"bridge", "things", "ways"}
+    assert all(torch.equal(new[name], old[name]) for name in ours)
+    assert not (tmp_path / "start/lora").exists()
+    config.bridge_config.still_grid += 1
+    with pytest.raises(ModelError, match=r"chat: bridge has another shape: .*queries"):
+        start_chat(packaged, tiny_chat, tmp_path / "other")
 
 
 @pytest.mark.parametrize("stage", STAGES)

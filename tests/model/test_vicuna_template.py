@@ -104,7 +104,8 @@ def test_any_text_is_tokenized_as_sentence_piece_does(
 ) -> None:
     if not vars(processor.tokenizer)["legacy"]:
         pytest.skip("SentencePiece itself puts a space before every text")
-    contents = [content.replace("\0", "") for content in contents]
+    # Planes that Unicode has not assigned are replaced in each client's text.
+    contents = [re.sub("[\U00040000-\U000dffff]", "\ufffd", c.replace("\0", "")) for c in contents]
     talk = [(("user", "assistant")[n % 2], content) for n, content in enumerate(contents)]
     ids, _ = processor.tokenize(messages(talk), False)
     assert ids == sentence_piece(folder, published(talk, generation_prompt=False))

@@ -26,7 +26,7 @@ LAYERS = (
     ("errors", "late", "settings", "system"),
     ("fair", "fields", "media", "prompt_parts"),
     ("options",),
-    ("ask", "calls", "messages", "thoughts", "tools", "wire"),
+    ("ask", "calls", "client_text", "messages", "thoughts", "tools", "wire"),
     ("chat_template",),
     ("model",),
     ("checkpoints",),
@@ -52,6 +52,7 @@ ALLOWED = {
         "mico_chat.errors",
         "mico_chat.late",
         "mico_chat.media",
+        "mico_chat.messages",
         "mico_chat.options",
         "mico_chat.system",
         "mico_chat.wire",
@@ -188,7 +189,7 @@ def loaded_by(code: str) -> set[str]:
 
 def test_help_loads_nothing_heavy() -> None:
     commands = ["", "ask", "chat", "doctor", "serve", "ui", "export gguf", "keys create"]
-    commands += ["pull", "list", "rm", "ps"]
+    commands += ["pull", "push", "list", "rm", "ps", "mcp"]
     code = (
         "from mico_chat.cli.main import main\n"
         f"for command in {commands!r}:\n"

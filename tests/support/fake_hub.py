@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+TOKEN = "hf_secret"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -24,6 +26,9 @@ class FakeHub:
     ``gated`` names are shown, but their files are not given. The next download of a file that is in
     ``broken`` ends in the middle; a file that is ``lost`` is never sent. ``sent`` has each file
     that was sent, with the byte at which it began.
+
+    ``created`` has what was asked for each new repository. Large files that come lie in ``large``
+    by their digest; it takes ``room`` more of them. A commit makes them files of a repository.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -31,6 +36,9 @@ class FakeHub:
     broken: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     sent: list[tuple[str, int]] = field(default_factory=list)
+    created: dict[str, dict[str, Any]] = field(default_factory=dict)
+    large: dict[str, bytes] = field(default_factory=dict)
+    room: int = 100
     url: str = ""
 
     def add_folder(self, name: str, folder: Path) -> None:
@@ -70,6 +78,44 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        hub, path = self.served, urlsplit(self.path).path
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        lines = list(map(json.loads, data.splitlines()))
+        repo = re.sub(r"^/(api/models/)?([^/]+/[^/.]+)[/.].*", r"\2", path)
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._refuse(401, "")
+        elif path == "/api/repos/create":
+            repo = f"{lines[0]['organization']}/{lines[0]['name']}"
+            hub.created[repo] = lines[0]
+            hub.repos.setdefault(repo, {})
+            self._json({"url": f"{hub.url}/{repo}"})
+        elif path.endswith("/preupload/main"):
+            for one in lines[0]["files"]:
+                large = one["path"].endswith(".safetensors")
+                one |= {"uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            self._json(lines[0])
+        elif path.endswith("/objects/batch"):
+            for one in lines[0]["objects"]:
+                if one["oid"] not in hub.large:
+                    one["actions"] = {"upload": {"href": f"{hub.url}/large/{one['oid']}"}}
+            self._json({"transfer": "basic", "objects": lines[0]["objects"]})
+        elif path.endswith("/commit/main"):
+            for key, value in (line.values() for line in lines):
+                if key in ("file", "lfsFile"):
+                    content = base64.b64decode(value.get("content", ""))
+                    hub.repos[repo][value["path"]] = hub.large.get(value.get("oid"), content)
+            self._json({"commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT})
+        else:  # the check of a card's first lines
+            self._json({})
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.served.room -= 1
+        if self.served.room >= 0:
+            self.served.large[_digest(data)] = data
+        self._send(200 if self.served.room >= 0 else 403, b"", {})
 
     def log_message(self, format: str, *args: Any) -> None:
         """Tests need no log."""
@@ -119,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command in ("GET", "POST"):
             self.wfile.write(body[:most])
         if most is not None:
             self.close_connection = True

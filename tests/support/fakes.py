@@ -104,6 +104,7 @@ class FakeEar:
     """
 
     check_estimates: Any = MediaEncoder.check_estimates
+    adapter = SimpleNamespace(input_modalities=())
     busy_s = 0.0
 
     def __init__(self, decoder: Decoder, listener: FakeListener | None) -> None:
@@ -195,7 +196,7 @@ class FakeAssistant(Assistant):
         decoder: Decoder | None = None,
         listener: FakeListener | None = None,
     ) -> None:
-        self.name = "fake"
+        self.name, self.notes = "fake", ()
         self.reads = KINDS
         self.similarity = None
         self.defaults = GenerationOptions()
@@ -235,6 +236,9 @@ class FakeAssistant(Assistant):
         decode_media([Message.user(*media)], self.decoder)
         examples = np.full((len(media), 2), 0.5, np.float32)
         return TaughtName(name, media[0].kind, examples, (1,))
+
+    async def _with_room(self, ask: Ask) -> Ask:
+        return ask  # it has no context that could be full
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Event, None]:
         options = ask.options

@@ -46,6 +46,11 @@ class ChatPage:
         return self.turns.nth(0).locator(".text")
 
     @property
+    def versions(self) -> Locator:
+        """Which version of a turn is shown, as 2/3."""
+        return self.page.locator(".versions > span")
+
+    @property
     def banner(self) -> Locator:
         return self.page.locator(".banner")
 

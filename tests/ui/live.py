@@ -3,9 +3,11 @@
 import math
 import multiprocessing
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,13 +32,13 @@ def free_port() -> int:
     return port
 
 
-def wait_for(url: str, alive: Callable[[], bool]) -> None:
-    """Wait until a process answers at ``url``; fail when it ends before."""
+def wait_for(url: str, alive: Callable[[], bool], status: int = 200) -> None:
+    """Wait until a process answers at ``url`` with this status; fail when it ends before."""
     with httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
 
         def answers() -> bool:
             try:
-                return client.get(url).status_code == 200
+                return client.get(url).status_code == status
             except httpx.TransportError:
                 return False  # it does not listen yet
 
@@ -110,6 +112,12 @@ class FakeServer:
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
+
+    def kept(self) -> str:
+        """What the newest turn has as its answer on the disk."""
+        with closing(sqlite3.connect(self._folder / "mico-chat.db")) as database:
+            newest = "SELECT answer FROM turns ORDER BY created_at DESC LIMIT 1"
+            return str(database.execute(newest).fetchone()[0]).strip()
 
     def allow(self, words: float = math.inf) -> None:
         """Let each answer go on until it has this many words, or to its end."""

@@ -9,6 +9,7 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import expect
 
+from tests.support.waiting import until
 from tests.ui.chat_page import PHONE, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
 from tests.ui.live import FakeServer
@@ -84,7 +85,7 @@ def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     chat.ask("What moves in this clip?")
     assert chat.text(2)
     assert chat.turns.nth(1).locator(".card").count() == 0
-    assert "76 of media" in chat.answer(2).locator(".usage").inner_text()
+    expect(chat.answer(2).locator(".usage")).to_contain_text("76 of media")
     expect(chat.conversations.first).to_have_text("Which way is the dragon going?")
 
 
@@ -118,12 +119,21 @@ def test_a_turn_is_kept_answered_again_edited_and_deleted(chat: ChatPage) -> Non
     chat.ask("What is to the right of the sheep?")
     first = chat.text(1)
     chat.answer(1).get_by_role("button", name="Answer again").click()
-    assert chat.text(1) == first  # greedy, so the same
+    assert chat.text(1) == first  # of a stand-in, so the same
+    expect(chat.answer(1)).to_contain_text("drawn at random (temperature 0.7)")
+    expect(chat.versions).to_have_text("2/2")
     assert chat.turns.count() == 1
     chat.edit("Name the days of the week.").press("Enter")
     expect(chat.turns.nth(0).locator(".said")).to_have_text("Name the days of the week.")
     second = chat.text(1)
     assert second != first
+    expect(chat.versions).to_have_text("3/3")
+    chat.press("Former version")
+    expect(chat.versions).to_have_text("2/3")
+    assert chat.text(1) == first
+    chat.press("Later version")
+    expect(chat.versions).to_have_text("3/3")
+    assert chat.text(1) == second
     chat.attach(EXAMPLES / "near.depth.png")
     chat.message.fill("not sent yet")
     chat.page.reload()
@@ -140,6 +150,127 @@ def test_a_turn_is_kept_answered_again_edited_and_deleted(chat: ChatPage) -> Non
     chat.page.reload()
     chat.answer(1)
     expect(chat.turns).to_have_count(1)
+
+
+def test_two_tabs_lose_nothing_of_each_other(chat: ChatPage) -> None:
+    chat.ask("One?")
+    chat.answer(1)
+    # A tab that nobody looks at learns of nothing.
+    unseen = ChatPage(chat.page.context.new_page(), chat.url)
+    hide = "Object.defineProperty(document, 'hidden', {get: () => true})"
+    unseen.page.add_init_script(hide)
+    other = ChatPage(chat.page.context.new_page(), chat.url)
+    for tab in (unseen, other):
+        tab.page.goto(chat.page.url)
+        tab.answer(1)
+    for n, question in enumerate(("Two?", "Three?"), 2):
+        other.ask(question)
+        other.answer(n)
+    expect(chat.turns).to_have_count(3)
+    expect(unseen.turns).to_have_count(1)
+    unseen.answer(1).get_by_role("button", name="Answer again").click()
+    unseen.answer(1)
+    # The others go on where they are, and show that there is another version.
+    for tab in (chat, other):
+        expect(tab.versions).to_have_text("1/2")
+        expect(tab.turns).to_have_count(3)
+    # Deleting names what goes, and takes no more than that.
+    chat.turns.nth(0).get_by_role("button", name="Delete from here").click()
+    expect(chat.page.locator("dialog.confirm")).to_contain_text("and the 2 turns after it?")
+    chat.confirm("Cancel")
+    other.press("New chat")
+    other.ask("Elsewhere?")
+    other.answer(1)
+    expect(chat.conversations).to_have_text(["Elsewhere?", "One?"])
+    chat.page.reload()
+    expect(chat.versions).to_have_text("2/2")
+    chat.press("Former version")
+    expect(chat.turns).to_have_count(3)
+    assert [tab.trouble for tab in (unseen, other)] == [[], []]
+
+
+def test_media_of_a_question_are_changed_and_bad_files_are_named(
+    chat: ChatPage, tmp_path: Path
+) -> None:
+    bad = [tmp_path / "a.txt", tmp_path / "b.bin"]
+    bad[0].write_text("no medium")
+    bad[1].write_bytes(bytes(range(256)))
+    files = [EXAMPLES / "sheep.jpg", EXAMPLES / "coffee.jpg"]
+    picked = chat.page.locator(".composer input[type=file]")
+    picked.set_input_files([str(file) for file in (*files, *bad)])
+    expect(chat.chips).to_have_count(2)
+    for file in bad:
+        expect(chat.page.locator(".composer .chips-problem")).to_contain_text(file.name)
+    # A photograph that is no depth map stays a photograph.
+    chat.page.get_by_label("Show sheep.jpg as").select_option("depth")
+    expect(chat.page.locator(".composer .chips-problem")).to_contain_text("sheep.jpg")
+    expect(chat.chips).to_have_count(2)
+    many = [tmp_path / f"{n}.jpg" for n in range(33)]
+    for file in many:
+        file.write_bytes(files[0].read_bytes())
+    picked.set_input_files([str(file) for file in many])
+    expect(chat.page.locator(".composer .chips-problem")).to_contain_text("32.jpg: not added")
+    expect(chat.chips).to_have_count(32)
+    chat.page.reload()
+    for file in many[:30]:
+        chat.press(f"Remove {file.name}")
+    expect(chat.chips).to_have_count(2)
+    chat.ask("What is it?")
+    assert chat.text(1) == "[image sheep.jpg, image coffee.jpg] What is it?"
+    box = chat.edit("And now?")
+    chat.turns.nth(0).get_by_role("button", name="Remove sheep.jpg").click()
+    chat.turns.nth(0).locator("input[type=file]").set_input_files(str(EXAMPLES / "near.depth.png"))
+    expect(chat.turns.nth(0).locator(".chip[data-kind]")).to_have_count(2)
+    box.press("Enter")
+    expect(chat.versions).to_have_text("2/2")
+    assert "[image coffee.jpg, depth near.depth.png] And now?" in chat.text(1)
+
+
+def test_back_leads_to_the_former_chat_and_each_tab_keeps_what_is_written(chat: ChatPage) -> None:
+    for question in ("One?", "Two?"):
+        chat.press("New chat")
+        chat.ask(question)
+        chat.answer(1)
+    said = chat.page.locator(".said")
+    chat.page.go_back()
+    expect(said).to_have_text("One?")
+    chat.page.go_forward()
+    expect(said).to_have_text("Two?")
+    # A draft and a question that is being changed belong to their tab, and outlive a reload.
+    chat.message.fill("not sent yet")
+    other = ChatPage(chat.page.context.new_page(), chat.url)
+    other.page.goto(chat.page.url)
+    expect(other.page.locator(".said")).to_have_text("Two?")
+    expect(other.message).to_have_value("")
+    chat.edit("Two and a half?")
+    chat.page.reload()
+    expect(chat.message).to_have_value("not sent yet")
+    box = chat.page.get_by_label("Edit the question").last
+    expect(box).to_have_value("Two and a half?")
+    box.press("Escape")
+    chat.page.reload()
+    expect(said).to_have_text("Two?")
+    expect(chat.page.locator(".editing")).to_have_count(0)
+    # What the answer cost is folded; the button of Settings is in sight.
+    cost = chat.answer(1).get_by_label("What the answer cost")
+    expect(chat.answer(1).locator(".usage")).to_be_hidden()
+    cost.click()
+    expect(chat.answer(1).locator(".usage")).to_be_visible()
+    chat.press("Settings")
+    expect(chat.page.get_by_role("button", name="Done")).to_be_in_viewport()
+    chat.press("Done")
+    # Files are pasted wherever the focus is.
+    chat.page.evaluate("document.activeElement.blur()")
+    chat.page.evaluate(
+        """() => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array([1, 2])], "noise.bin"));
+            document.body.dispatchEvent(
+                new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
+        }"""
+    )
+    expect(chat.page.locator(".composer .chips-problem")).to_contain_text("noise.bin")
+    assert other.trouble == []
 
 
 def test_conversations_are_found_renamed_exported_and_deleted(chat: ChatPage) -> None:
@@ -171,7 +302,17 @@ def test_conversations_are_found_renamed_exported_and_deleted(chat: ChatPage) ->
     expect(chat.conversations).to_have_text(["About <b>you</b>"])
     expect(chat.turns).to_have_count(0)  # it was the one on show
     chat.conversations.first.click()
-    assert chat.text(1)
+    said = chat.text(1)
+    # All chats go into a file, and come back from it, in any browser.
+    with chat.page.expect_download() as saved:
+        chat.page.get_by_label("All chats").click()
+        chat.press("Export all chats")
+    chat.choose("About <b>you</b>", "Delete")
+    chat.confirm("Delete")
+    expect(chat.conversations).to_have_count(0)
+    chat.page.locator("input.imported").set_input_files(str(saved.value.path()))
+    expect(chat.conversations).to_have_text(["About <b>you</b>"])
+    assert chat.text(1) == said
 
 
 def test_a_reload_during_the_first_answer(chat: ChatPage, server: FakeServer) -> None:
@@ -295,6 +436,7 @@ def test_a_server_that_is_killed_in_the_first_answer(chat: ChatPage, server: Fak
     chat.attach(EXAMPLES / "sheep.jpg")
     chat.ask(STORY)
     expect(chat.growing).to_have_text("[image sheep.jpg] Tell")
+    until(lambda: server.kept() == "[image sheep.jpg] Tell")
     server.kill()
     try:
         expect(chat.problem(1)).to_contain_text("broke off")
@@ -306,9 +448,10 @@ def test_a_server_that_is_killed_in_the_first_answer(chat: ChatPage, server: Fak
         server.start()
     expect(chat.banner).to_be_hidden()
     expect(chat.conversations).to_have_text([STORY])
-    expect(chat.answer(1).locator(".note")).to_have_text("This question has no answer yet.")
+    expect(chat.answer(1).locator(".note")).to_contain_text("the answer broke off here")
+    assert chat.text(1) == "[image sheep.jpg] Tell"
     expect(chat.turns.nth(0).locator(".card img")).to_be_visible()
-    chat.answer(1).get_by_role("button", name="Ask again").click()
+    chat.answer(1).get_by_role("button", name="Answer again").click()
     expect(chat.growing).to_have_text("[image sheep.jpg] Tell")
     chat.press("Stop")
     chat.answer(1)

@@ -1,6 +1,7 @@
 """What the page can call, against a real service whose assistant is a stand-in."""
 
 import asyncio
+import json
 import secrets
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -16,9 +17,10 @@ from mico_chat.wire import ConversationObject, TurnObject
 from mico_ui import describe
 from mico_ui.browser import turns
 from mico_ui.browser.cards import MediaDesk, Previewer
+from mico_ui.browser.markup import html_of
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page
-from mico_ui.browser.turns import ENDED, html_of, problem_of
+from mico_ui.browser.turns import ENDED, problem_of
 from mico_ui.browser.visitor import Access, Visitor, is_at_home
 from mico_ui.client import ApiError, Client
 from tests.support.fakes import FakeAssistant
@@ -93,10 +95,59 @@ def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) 
     assert saved["name"] == "What-is-b-it-b.md"
     assert "- image: sheep.jpg" in saved["text"]
     assert call(page, "export", id=done["conversation_id"], form="json")["type"].endswith("json")
-    again = ask(page, "two", conversation_id=done["conversation_id"], replaces=1)[-1]
-    assert again["turn"] == 1
-    shown = call(page, "open", id=done["conversation_id"])
-    assert [turn["message"] for turn in shown["turns"]] == ["two"]
+    chat = done["conversation_id"]
+    ask(page, "and then?", conversation_id=chat, after=1)
+    # Another tab knows of the first turn alone.
+    again = ask(page, "two", conversation_id=chat, after=0)[-1]
+    assert (again["turn"], again["parent"]) == (3, 0)
+    shown = call(page, "open", id=chat)["turns"]
+    assert [(turn["message"], turn["versions"]) for turn in shown] == [("two", [1, 3])]
+    first = call(page, "choose", id=chat, turn=1)["turns"]
+    assert [turn["message"] for turn in first] == ["What is <b>it</b>?", "and then?"]
+    saved = json.loads(call(page, "export", id=chat, form="json")["text"])
+    assert [turn["parent"] for turn in saved["turns"]] == [0, 1, 0], "all versions"
+    refused = call(page, "delete_turns", id=chat, first=1, turns=1)
+    assert "2 turns would go, and not 1" in refused
+    assert call(page, "delete_turns", id=chat, first=1, turns=2) is None
+    assert [turn["turn"] for turn in call(page, "open", id=chat, turn=1)["turns"]] == [3]
+    assert "no turn 2" in ask(page, "late", conversation_id=chat, after=2)[-1]["problem"]["message"]
+
+
+def test_chats_are_exported_with_their_media_and_imported(page: Page) -> None:
+    shown = [{"id": attach(page)["id"], "kind": "image"}]
+    first = ask(page, "What is it?", media=shown)[-1]
+    ask(page, "And now?", conversation_id=first["conversation_id"], after=0, media=shown)
+    text = call(page, "export", id=first["conversation_id"], form="json")["text"]
+    assert list(json.loads(text)["files"]) == [shown[0]["id"]]
+    assert call(page, "delete", id=first["conversation_id"]) is None
+
+    def brought(text: str) -> Any:
+        path = page.desk.uploads / "chats.json"
+        path.write_text(text)
+        return call(page, "bring", YOU, file={"path": str(path), "name": "chats.json"})
+
+    ids = brought(f"[{text}, {text}]")
+    assert len({*ids}) == 2
+    for id_ in ids:
+        opened = call(page, "open", YOU, id=id_)
+        assert [turn["message"] for turn in opened["turns"]] == ["And now?"]
+        assert opened["turns"][0]["versions"] == [1, 2]
+        medium = opened["turns"][0]["media"][0]["id"]
+        assert call(page, "preview", YOU, shown={"id": medium, "kind": "image"})["pictures"]
+    for wrong in ("{", "[1]", '{"title": "x"}', "[" * 100_000):
+        assert "it holds no chats" in brought(wrong)
+    lacking = {**json.loads(text), "files": {}}
+    assert "the file of sheep.jpg is missing" in brought(json.dumps(lacking))
+    assert "no such upload" in call(page, "bring", file={"path": "/etc/passwd", "name": "x"})
+
+
+def test_another_answer_is_drawn_at_random(page: Page, assistant: FakeAssistant) -> None:
+    first = ask(page, "one")[-1]
+    assert (assistant.options[-1].temperature, first["sampled"]) == (0, None)
+    for _ in range(2):
+        again = ask(page, "one", conversation_id=first["conversation_id"], after=0, again=True)[-1]
+        assert (assistant.options[-1].temperature, again["sampled"]) == (0.7, 0.7)
+    assert assistant.options[-1].seed != assistant.options[-2].seed
 
 
 def test_what_an_explanation_waits_for_is_shown(
@@ -145,7 +196,10 @@ def test_options_reach_the_model_where_they_are_set(page: Page, assistant: FakeA
     ask(page, "hello", {**ME, **given})
     ask(page, "hello", {**ME, **dict.fromkeys(given)}, prefix="It is")
     for options, wanted in zip(assistant.options, [given, {"prefix": "It is"}], strict=True):
-        assert options.model_dump(exclude_unset=True, exclude={"stop", "temperature"}) == wanted
+        assert (
+            options.model_dump(exclude_unset=True, exclude={"stop", "temperature", "truncation"})
+            == wanted
+        )
 
 
 def test_an_answer_goes_on_without_the_page_and_is_found_again(
@@ -198,6 +252,9 @@ def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:
     assert "at least two" in call(page, "compare", compared=compared)
     compared["texts"] = ["one", "two"]
     assert "embeddings" in call(page, "compare", compared=compared)
+    compared["texts"] = ["one"] * 100
+    said = call(page, "compare", compared=compared)
+    assert said == "Compare takes at most 24 sentences, and these are 100"
 
 
 AT_HOME = {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
@@ -259,7 +316,11 @@ def test_users_see_their_own_alone(page: Page) -> None:
     assert call(page, "conversations", YOU, query="")["data"] == []
     assert len(call(page, "conversations", ME, query="")["data"]) == 1
     calls: dict[str, dict[str, Any]] = {"open": {}, "rename": {"title": "x"}, "delete": {}}
-    calls |= {"delete_turns": {"first": 1}, "explain": {"turn": 1}, "export": {"form": "json"}}
+    calls |= {
+        "delete_turns": {"first": 1, "turns": 1},
+        "explain": {"turn": 1},
+        "export": {"form": "json"},
+    }
     for name, sent in calls.items():
         assert conversation in call(page, name, YOU, id=conversation, **sent), name
     assert medium in call(page, "original", YOU, id=medium)
@@ -298,12 +359,36 @@ def test_calls_that_make_no_sense_are_refused_and_not_crashed(page: Page) -> Non
         "```<b>```",
         "```python\nreturn '</pre><b>'\n```",
         "|a|b|\n|-|-|\n|<b>|2|",
+        r"$\text{<img src=x onerror=alert(1)>}$",
+        r"$\text{&lt;img src=x onerror=alert(1)&gt;}$",
+        r"\(\href{javascript:alert(1)}{<b>}\)",
+        "$$" + "{" * 1900 + "<b>$$",
+        r"$\style{background:url(https://example.org)}{x}$",
     ],
 )
 def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
     html = html_of(text)
-    for bad in ("<script", "<img", 'href="javascript', '"onmouseover', "<b>"):
+    for bad in ("<script", "<img", 'href="javascript', '"onmouseover', "<b>", "style="):
         assert bad not in html
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("10.", "<p>10.</p>"),
+        (" 3)\n", "<p>3)</p>"),
+        ("10. a", '<ol start="10">'),
+        (r"so \(x^2\)", "<msup><mi>x</mi><mn>2</mn></msup>"),
+        ("$\\frac{1}{2}$", "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>"),
+        ("\\[\na<b\n\\]", 'display="block"><mrow><mi>a</mi><mo>&lt;</mo><mi>b</mi></mrow>'),
+        (r"$\frac{$", r"<code>\frac{</code>"),
+        ("$5 and $6", "<p>$5 and $6</p>"),
+        ("`$x$`", "<code>$x$</code>"),
+        ("see https://a.example/b?c=1.", '<a href="https://a.example/b?c=1">'),
+    ],
+)
+def test_formulas_links_and_numbers_are_drawn(text: str, drawn: str) -> None:
+    assert drawn in html_of(text)
 
 
 def test_cuts_do_not_name_an_operators_settings() -> None:
@@ -330,5 +415,9 @@ def test_advice_goes_with_the_error() -> None:
     too_long = problem_of(ApiError("no", status=400, code="context_length_exceeded"))
     assert "new chat" in too_long.advice
     assert problem_of(ApiError("no")).away
+    refused, visitor = ApiError("no", status=401, code="invalid_api_key"), Visitor.of(ME)
+    assert problem_of(refused).message == "The key in Settings is not valid here."
+    keyless = problem_of(refused, visitor)  # nobody gave a key: the page's own secret was refused
+    assert keyless.message == "This server asks for a key."
     keyless = problem_of(ApiError("no", status=401, code="missing_api_key"))
     assert (keyless.message, keyless.setting) == ("This server asks for a key.", "key")

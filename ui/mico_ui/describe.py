@@ -31,6 +31,9 @@ _HOLE = (128, 128, 128)
 UNSURE = " (not sure)"
 """Stands behind an answer that the server marks as unsure."""
 
+BROKEN_OFF = " (broke off)"
+"""Stands behind what is there of an answer whose server ended."""
+
 WAVE_SIZE = (480, 72)
 MEL_SIZE = (480, 96)
 _WAVE_COLOUR = (42, 120, 214)
@@ -133,6 +136,14 @@ def age(seconds: float) -> str:
     return f"{count(int(seconds // 86400), 'day')} ago"
 
 
+def left_out(usage: Usage) -> str:
+    """What of a conversation the model was not given, in a sentence; empty if it had all."""
+    turns, media = usage.turns_left_out, usage.media_left_out
+    gone = f"without {count(turns, 'earlier turn')}" if turns else ""
+    named = f"with {count(media, 'earlier file')} named and not shown" if media else ""
+    return " and ".join(filter(None, (gone, named)))
+
+
 def markdown(conversation: ConversationObject) -> str:
     lines = [f"# {conversation.title}", ""]
     if conversation.system:
@@ -142,8 +153,9 @@ def markdown(conversation: ConversationObject) -> str:
         for number, medium in enumerate(turn.media):
             found = in_short(turn.reports[number]) if number < len(turn.reports) else ""
             lines.append(f"- {medium.kind}: {medium.name}" + (f" ({found})" if found else ""))
-        answer = "(not answered)" if turn.finish_reason == "unanswered" else turn.answer
-        answer += UNSURE * bool(turn.unsure)
+        answer = turn.answer + UNSURE * bool(turn.unsure)
+        if turn.finish_reason == "unanswered":
+            answer = turn.answer + BROKEN_OFF if turn.answer else "(not answered)"
         lines += ["", turn.message, "", f"## Answer ({conversation.model})", "", answer, ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 

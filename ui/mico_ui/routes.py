@@ -49,7 +49,8 @@ class Question:
     """A message of /v1/chat with its media, in order. Without an id a conversation begins.
 
     With ``create`` a conversation of that id begins if there is none: ``conv-`` and 24 random
-    hexadecimal digits. ``options`` are generation options by name; the server replaces None.
+    hexadecimal digits. The message follows the turn ``after`` (0: none; None: the last one).
+    ``options`` are generation options by name; the server replaces None.
     ``depth_scale`` is in metres for one unit of a 16-bit depth map.
     """
 
@@ -60,6 +61,7 @@ class Question:
     options: Mapping[str, Any] = field(default_factory=dict)
     depth_scale: float | str | None = None
     create: bool = False
+    after: int | None = None
     model: str | None = None
 
     def form(self) -> list[Field]:
@@ -67,7 +69,7 @@ class Question:
         for medium in self.media:
             value = medium if isinstance(medium, Upload) else f"media:{medium.id}"
             fields.append((medium.kind, value))
-        names = ("conversation_id", "model", "system", "depth_scale")
+        names = ("conversation_id", "model", "system", "depth_scale", "after")
         more = {name: getattr(self, name) for name in names} | {"create": self.create or None}
         for name, value in {**more, **self.options}.items():
             # Several values of one name are several fields: the stop texts.
@@ -134,22 +136,44 @@ def conversations(
     return Call("GET", "/v1/conversations", read_as(wire.ConversationList), params)
 
 
-def conversation(id_: str) -> Call[wire.ConversationObject]:
-    return Call("GET", f"/v1/conversations/{_quoted(id_)}", read_as(wire.ConversationObject))
-
-
-def rename_conversation(id_: str, title: str) -> Call[wire.ConversationSummary]:
+def conversation(
+    id_: str, turn: int | None = None, *, all_versions: bool = False
+) -> Call[wire.ConversationObject]:
+    """A conversation along the path to its head, or along the newest one through ``turn``."""
+    params = {"turn": turn, "all_versions": all_versions or None}
     path = f"/v1/conversations/{_quoted(id_)}"
-    return Call("PATCH", path, read_as(wire.ConversationSummary), body={"title": title})
+    return Call("GET", path, read_as(wire.ConversationObject), params)
+
+
+def import_conversation(exported: Mapping[str, Any]) -> Call[wire.ConversationSummary]:
+    """Store a conversation that was exported; its media must be there already."""
+    read = read_as(wire.ConversationSummary)
+    return Call("POST", "/v1/conversations", read, body=dict(exported))
+
+
+def conversations_state(known: str) -> Call[str]:
+    """A text that changes with any conversation; the answer waits while it is ``known``."""
+    path, params = "/v1/conversations/state", {"known": known}
+    return Call("GET", path, lambda response: str(response.json()["state"]), params)
+
+
+def change_conversation(
+    id_: str, *, title: str | None = None, turn: int | None = None
+) -> Call[wire.ConversationSummary]:
+    """Give a conversation a title, or choose the path through a turn."""
+    path, changes = f"/v1/conversations/{_quoted(id_)}", {"title": title, "turn": turn}
+    body = {name: value for name, value in changes.items() if value is not None}
+    return Call("PATCH", path, read_as(wire.ConversationSummary), body=body)
 
 
 def delete_conversation(id_: str) -> Call[wire.Deleted]:
     return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", read_as(wire.Deleted))
 
 
-def delete_turns(id_: str, first: int) -> Call[wire.Deleted]:
-    """Delete turn ``first`` (from 1) and all later turns."""
-    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(wire.Deleted))
+def delete_turns(id_: str, first: int, turns: int | None = None) -> Call[wire.Deleted]:
+    """Delete turn ``first`` and all that follow it, if these are ``turns`` together."""
+    path = f"/v1/conversations/{_quoted(id_)}/turns/{first}"
+    return Call("DELETE", path, read_as(wire.Deleted), {"turns": turns})
 
 
 def explanation(id_: str, turn: int) -> Call[None]:

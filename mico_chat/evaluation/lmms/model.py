@@ -67,7 +67,12 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self.batch_size = _batch_size(batch_size, max_batch_size)
         self.device = self._own_device(device)
         options = EngineOptions(
-            engine, quantization, dtype, self.device, max_running=self.batch_size
+            engine,
+            quantization,
+            dtype,
+            self.device,
+            max_running=self.batch_size,
+            chat_defaults=False,
         )
         workers = os.cpu_count() or 1
         self._open = partial(

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mico_chat.model.mini.stem import timm
+from mico_chat.model.mini.stem import timm_model
 
 WEIGHTS = "depth/model.safetensors"
 """Of the decoder, in the folder of the checkpoint whose stem it reads."""
@@ -43,7 +43,7 @@ class DepthNet(nn.Module):
 
     def __init__(self, cnn: str = "tf_efficientnet_lite0", widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
-        self.cnn: nn.Module = timm.create_model(cnn, features_only=True, out_indices=(1, 2, 3, 4))
+        self.cnn: nn.Module = timm_model(cnn, features_only=True, out_indices=(1, 2, 3, 4))
         self.cnn.requires_grad_(False)
         channels = cast(Any, self.cnn).feature_info.channels()
         sides = list(zip(channels, widths, strict=True))

@@ -10,6 +10,7 @@ Legend: B clips, T frames, P pairs of frames, C channels, G cells a side, R thin
 how certain they are, from 0 to 1; the growth of what is around it; the change of its features.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -32,9 +33,9 @@ class Ways(nn.Module):
 
     def __init__(self, n_ways: int, hidden: int = 64) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(16.0).log())  # of the cosines
+        self.log_scale = nn.Parameter(torch.tensor(math.log(16.0)))  # of the cosines
         # Of equal cells the nearer is the better match: a plain wall stands still.
-        self.log_near = nn.Parameter(torch.tensor(0.05).log())
+        self.log_near = nn.Parameter(torch.tensor(math.log(0.05)))
         self.norm = nn.BatchNorm1d(N_NUMBERS, affine=False)
         self.head = nn.Sequential(
             nn.Linear(N_NUMBERS, hidden),

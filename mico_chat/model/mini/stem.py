@@ -4,47 +4,37 @@ Legend: U units (stills, frames, mel slices), C stem channels, G grid side, S si
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mico_chat.late import unrun
 from mico_chat.model.mini.ear import WIDTH, ear
 
 
 def _import_timm() -> Any:
-    """Import timm without torch's compiler, whose import took 1.3 of the 4 s of all imports.
-
-    timm and torchvision import the compiler only to mark functions, so stand-ins are enough. Later
-    code imports the real compiler.
-    """
-
-    def disable(function: Any = None, *_: Any, **__: Any) -> Any:  # with and without arguments
-        return (lambda given: given) if function is None else function
-
-    def is_compile_supported(device: str) -> Any:  # torchvision asks when an operator is called
-        return importlib.import_module("torch._dynamo.utils").is_compile_supported(device)
-
-    if "torch._dynamo" not in sys.modules:
-        compiler, utils = ModuleType("torch._dynamo"), ModuleType("torch._dynamo.utils")
-        vars(compiler)["disable"] = disable
-        vars(utils)["is_compile_supported"] = is_compile_supported
-        sys.modules.update({module.__name__: module for module in (compiler, utils)})
-        try:
-            return importlib.import_module("timm")
-        except (ImportError, AttributeError):
-            pass  # another release needs more of the compiler, so the import below brings it
-        finally:
-            for module in (compiler, utils):
-                if sys.modules.get(module.__name__) is module:
-                    del sys.modules[module.__name__]
-    return importlib.import_module("timm")
+    """timm with the mini's families of models alone: its other 85, and torchvision, of which it
+    needs three names, took 0.6 s. They are imported when somebody uses them."""
+    for name in ("torchvision", "torchvision.ops", "torchvision.models"):
+        unrun(name)
+    timm, data, _ = map(unrun, ("timm", "timm.data", "timm.models"))
+    for package, name in ((timm, "timm.version"), (data, "timm.data.constants")):
+        vars(package).update(vars(importlib.import_module(name)) | vars(package))
+    for name in ("efficientnet", "vision_transformer", "_factory"):
+        importlib.import_module(f"timm.models.{name}")
+    return timm
 
 
 timm = _import_timm()
+
+
+def timm_model(name: str, **options: Any) -> Any:
+    """timm's ``create_model``, which imports its other families for a model that is not here."""
+    here = timm.models._factory
+    return (here if here.is_model(name) else timm).create_model(name, **options)
+
 
 COLOUR_CELLS = 4
 """Each grid cell keeps its own 4 x 4 colours, because deep features blur hue and exact depth."""
@@ -66,7 +56,7 @@ class Stem(nn.Module):
     def __init__(self, name: str, image_size: int, ear_blocks: int = 0) -> None:
         super().__init__()
         self.image_size = image_size
-        self.cnn: nn.Module = timm.create_model(name, features_only=True, out_indices=(3, 4))
+        self.cnn: nn.Module = timm_model(name, features_only=True, out_indices=(3, 4))
         mid, last = cast(Any, self.cnn).feature_info.channels()
         self.last_dim: int = last
         self.mid_dim: int = mid * 4

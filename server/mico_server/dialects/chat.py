@@ -79,6 +79,12 @@ class ChatFields(BaseModel):
         "`conv-` and 24 random hexadecimal digits. With it a client finds an answer again that "
         "broke off",
     )
+    after: int | None = Field(
+        None,
+        ge=0,
+        description="the turn that the message follows, 0 for the beginning; by default the last "
+        "one. Turns that follow it already stay, as versions",
+    )
     system: str | None = Field(None, description="instructions for a new conversation")
     stream: bool = Field(False, description="answer with server-sent events")
     store: bool = Field(True, description="keep the conversation, to continue it by its id")
@@ -91,7 +97,13 @@ class ChatForm:
     fields: ChatFields
 
 
+SAVED_S = 1.0
+"""What a stream has shown is kept within so many seconds."""
+
 OPTION_NAMES = tuple(GenerationOptions.model_fields)
+LISTS = ("stop", "stop_token_ids", "choice")
+"""A form may have them several times."""
+OBJECTS = ("json_schema", "structural_tag", "logit_bias", "mm_processor_kwargs", "media_io_kwargs")
 FIELD_NAMES = (*ChatFields.model_fields, *KINDS, *OPTION_NAMES)
 
 
@@ -133,13 +145,14 @@ class ChatTurn(Question):
         self._service, self._tenant = reader.service, reader.tenant
         self._form, self._earlier = form, earlier
         self._waiting: tuple[str, int, NewTurn] | None = None  # a stored turn without an answer
+        self._saving: asyncio.Task[None] | None = None
         self.conversation_id: str | None = None
         self.number: int | None = None
         fields = form.fields
         model = self._service.models.named(fields.model or self._kept_model()).name
         if fields.store:
             self.conversation_id = fields.conversation_id or new_id("conv")
-            self.number = 1 if earlier is None else len(earlier.turns) + 1
+            self.number = 1 if earlier is None else max(earlier.tree, default=0) + 1
         before = [] if earlier is None else self._service.conversations.messages(earlier)
         if fields.system is not None:
             before = [m for m in before if m.role != "system"]
@@ -157,18 +170,24 @@ class ChatTurn(Question):
             if not form.fields.store:
                 raise RequestError.at("store", "false, but conversation_id names a stored one")
             await stack.enter_async_context(service.conversations.answering(tenant, wanted))
+            after = form.fields.after
             try:
-                earlier = await service.conversations.load(tenant, wanted)
+                earlier = await service.conversations.load(tenant, wanted, after or None)
             except NotFoundError:
-                if not (form.fields.create and is_id("conv", wanted)):
+                if not (form.fields.create and is_id("conv", wanted)) or after:
                     raise
-        elif form.fields.create:
-            raise RequestError.at("create", "true, but conversation_id does not say which")
+            if earlier is not None and after is not None:
+                before = tuple(turn for turn in earlier.turns if turn.number <= after)
+                earlier = replace(earlier, turns=before)
+        else:
+            for name in ("create", "after"):
+                if getattr(form.fields, name):
+                    raise RequestError.at(name, "given, but conversation_id does not say where")
         return cls(reader, form, earlier)
 
     def _kept_model(self) -> str | None:
         """The conversation's model, if it is still served."""
-        names = [host.name for host in self._service.models.hosts]
+        names = [view.name for view in self._service.models.views]
         kept = None if self._earlier is None else self._earlier.model
         return kept if kept in names else None
 
@@ -221,6 +240,8 @@ class ChatTurn(Question):
                     self._waiting = None  # the service ends, and the client still waits
                 raise
             finally:
+                if self._saving is not None:
+                    self._saving.cancel()
                 if self._waiting is not None:
                     try:
                         await store.take_back(self._tenant, *self._waiting)
@@ -244,7 +265,9 @@ class ChatTurn(Question):
             media.append(file)
         if self._form.fields.message or not parts:
             parts.append(StoredText(text=self._form.fields.message))
-        turn = NewTurn(parts, self.model, new_media=new)
+        earlier = () if self._earlier is None else self._earlier.turns
+        parent = earlier[-1].number if earlier else 0
+        turn = NewTurn(parts, self.model, new_media=new, parent=parent)
         await self._service.conversations.add_turn(
             self._tenant,
             conversation_id,
@@ -273,10 +296,27 @@ class ChatTurn(Question):
         except MicoError as error:
             logger.warning("a cancelled answer is not kept: %s", error)
 
+    def keep_so_far(self, gathered: GatheredAnswer) -> None:
+        """Keep the text so far soon, in case that the process is killed before the answer ends."""
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(self._save(gathered))
+
+    async def _save(self, gathered: GatheredAnswer) -> None:
+        await asyncio.sleep(SAVED_S)
+        if self._waiting is None:
+            return
+        try:
+            await self._service.conversations.answer_so_far(*self._waiting, gathered.text())
+        except MicoError as error:
+            logger.warning("a part of an answer is not kept: %s", error)
+
     async def _keep(self, reports: Sequence[MediaReport], **said: Any) -> None:
         """Store the fields ``said`` of the turn; ``reports`` has all media of the conversation."""
         if self._waiting is None:
             return
+        if self._saving is not None:
+            self._saving.cancel()
+            await asyncio.wait((self._saving,))
         id_, number, turn = self._waiting
         self._waiting = None  # if storing fails, the question stays as it is
         own = reports[len(reports) - len(self._form.media) :]  # the last ones are this message's
@@ -326,8 +366,9 @@ def reading(request: Request, body: dict[str, Any] | None = None) -> Read:
 
     async def read(reader: MediaReader, stack: AsyncExitStack) -> ChatTurn:
         media, values = await read_fields(request, reader, FIELD_NAMES, body)
-        if isinstance(values.get("json_schema"), str):
-            values["json_schema"] = read_json(values["json_schema"], "json_schema")
+        for name in OBJECTS:
+            if isinstance(values.get(name), str):
+                values[name] = read_json(values[name], name)
         given = {name: values[name] for name in OPTION_NAMES if name in values}
         form = ChatForm(media, GenerationOptions.of(given), validated(ChatFields, values))
         return await ChatTurn.opened(reader, form, stack)
@@ -354,7 +395,7 @@ async def read_fields(
     expected = "multipart/form-data or application/json"
     async with open_form(request, reader.service.settings, expected=expected) as form:
         for name, value in form.multi_items():
-            given.append((name, [value] if name == "stop" else value))
+            given.append((name, [value] if name in LISTS else value))
         return await _read(given, reader, names)
 
 
@@ -380,7 +421,7 @@ async def _read(
             else:
                 path = reader.folder.file(str(len(media)))
                 media.append(await _written(name, value, where, path))
-        elif name == "stop":
+        elif name in LISTS:
             values[name] = [*values[name], *value] if name in values else value
         elif name in values:
             raise RequestError.at(name, "given several times, expected once")

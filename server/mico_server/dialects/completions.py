@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.assistant import Answer, AnswerChoice
-from mico_chat.calls import CallPiece
 from mico_chat.engine.base import Delta
 from mico_chat.errors import RequestError
+from mico_chat.fields import check_object
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
 from mico_chat.options import options_of, with_options
+from mico_chat.tools import CallPiece
 from mico_chat.wire import Explanation, FinishReason, TokenLogprob, Usage
-from mico_server.answering import Dialect, Written
+from mico_server.answering import Dialect, RequestBody, Written
 from mico_server.dialects.openai import OpenAIBody, OpenAIQuestion, json_schema_of
 from mico_server.fetch.media_reader import MediaReader
+from mico_server.http.json_body import read_json
 from mico_server.routes.bodies import SCHEMAS, Objects, Texts
 
 # --- Requests ---
@@ -33,7 +35,7 @@ class StreamOptions(BaseModel):
 
 
 class JsonSchema(BaseModel):
-    """A named schema, which answers always follow strictly."""
+    """A named schema. Answers follow all of it, or what is known of it if ``strict`` is false."""
 
     name: str | None = None
     description: str | None = None
@@ -42,63 +44,120 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """Text, any JSON object, or JSON that follows a schema."""
+    """Text, any JSON object, JSON that follows a schema, or vLLM's structures behind triggers."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
+    structures: Objects | None = None
+    triggers: Texts | None = None
 
 
-@with_options("completions")
-class ChatCompletionRequest(OpenAIBody):
-    """OpenAI's request, with the sampling options that vLLM adds, ``depth_scale``,
-    ``estimate_depth``, and ``explain``: which media the answer rests on.
+class StructuredOutputs(BaseModel):
+    """vLLM's ways to limit an answer, of which a request has one."""
 
-    ``defaults`` of /v1/models has the options that a request does not set. Fields without a
-    meaning here (``user``, ``metadata``, ``store``, ``media_io_kwargs``, ...) are ignored.
-    ``tools`` are for models whose chat template shows them; the mini's does not.
-    """
+    model_config = ConfigDict(extra="forbid")
 
-    messages: Objects = Field(min_length=1, json_schema_extra=SCHEMAS["ChatMessages"])
-    max_completion_tokens: int | None = Field(None, ge=1)
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Texts | None = None
+    grammar: str | None = None
+    structural_tag: dict[str, Any] | str | None = None
+
+
+class SampledBody(RequestBody):
+    """The options that OpenAI's two formats of completions have in a form of their own."""
+
     top_k: int | None = Field(None, ge=-1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | Texts | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_choice: Texts | None = None
     stream_options: StreamOptions | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-    modalities: Texts | None = None
-    media_io_kwargs: dict[str, Any] | None = None
-    logit_bias: dict[str, Any] | None = None
 
     def check(self) -> None:
-        if self.logit_bias:
-            raise RequestError.at("logit_bias", "not supported; leave it out")
-        if self.modalities not in (None, [], ["text"]):
-            raise RequestError.at("modalities", "the model answers with text alone")
-        if self.top_logprobs is not None and not self.logprobs:
-            raise RequestError.at("top_logprobs", "needs logprobs: true")
         if self.stream_options is not None and not self.stream:
             raise RequestError.at("stream_options", "needs stream: true")
 
     def options(self) -> dict[str, Any]:
         values = options_of(self, "completions")
-        if self.max_completion_tokens is not None:
-            values["max_tokens"] = self.max_completion_tokens
         if self.top_k == -1:  # vLLM's value for all tokens
             values["top_k"] = 0
         if self.seed is not None:
             values["seed"] = self.seed % 2**63
         if self.stop:
             values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+        taken: dict[str, str] = {}
+        for where, name, value in self._forms():
+            if name in taken:
+                reason = f"{taken[name]} limits the answer already; leave one of the two out"
+                raise RequestError.at(where, reason)
+            taken[name] = where
+            values[name] = value
+        return values
+
+    def _forms(self) -> Iterator[tuple[str, str, Any]]:
+        """Each JSON schema and structural tag: its field, the option and the value."""
+        if (form := self.response_format) is not None and form.type == "structural_tag":
+            given = {"structures": form.structures, "triggers": form.triggers}
+            yield "response_format", "structural_tag", given
+        elif form is not None and form.type != "text":
+            schema, strict, where = None, None, "response_format.json_schema"
+            if (named := form.json_schema) is not None:
+                schema, strict = named.schema_, named.strict
+            yield where, "json_schema", json_schema_of(form.type, schema, where, strict)
+        one = self.structured_outputs or StructuredOutputs()
+        if one.json_object:
+            yield "structured_outputs.json_object", "json_schema", {"type": "object"}
+        for where, name, value in (
+            ("structured_outputs.json", "json_schema", one.json_),
+            ("guided_json", "json_schema", self.guided_json),
+            ("structured_outputs.structural_tag", "structural_tag", one.structural_tag),
+        ):
+            if value is not None:
+                found = read_json(value, where) if isinstance(value, str) else value
+                check_object(found, where)
+                yield where, name, found
+
+
+@with_options("completions")
+class ChatCompletionRequest(OpenAIBody, SampledBody):
+    """OpenAI's request, with the sampling options that vLLM adds, ``depth_scale``,
+    ``estimate_depth``, and ``explain``: which media the answer rests on.
+
+    ``defaults`` of /v1/models has the options that a request does not set. Fields without a
+    meaning here (``user``, ``metadata``, ``store``, ...) are ignored.
+    ``tools`` are for models whose chat template shows them; the mini's does not.
+    """
+
+    messages: Objects = Field(min_length=1, json_schema_extra=SCHEMAS["ChatMessages"])
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    modalities: Texts | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    def check(self) -> None:
+        if self.add_generation_prompt is bool(self.continue_final_message):
+            reason = "it must be the opposite of continue_final_message; leave it out"
+            raise RequestError.at("add_generation_prompt", reason)
+        if self.modalities not in (None, [], ["text"]):
+            raise RequestError.at("modalities", "the model answers with text alone")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError.at("top_logprobs", "needs logprobs: true")
+        super().check()
+
+    def options(self) -> dict[str, Any]:
+        values = super().options()
+        if self.max_completion_tokens is not None:
+            values["max_tokens"] = self.max_completion_tokens
         if self.logprobs:
             values["logprobs"] = self.top_logprobs or 0
-        if (form := self.response_format) is not None:
-            schema = None if form.json_schema is None else form.json_schema.schema_
-            where = "response_format.json_schema"
-            values["json_schema"] = json_schema_of(form.type, schema, where)
         return values
 
 
@@ -153,9 +212,10 @@ class CompletionMessage(BaseModel):
     tool_calls: list[CompletionToolCall] | None = None
 
     @classmethod
-    def of(cls, answer: AnswerChoice) -> CompletionMessage:
+    def of(cls, answer: AnswerChoice, begun: str) -> CompletionMessage:
+        """``begun`` is the beginning of the answer that the request had; it is left out."""
         calls = [CompletionToolCall.model_validate(call.to_openai()) for call in answer.tool_calls]
-        content = None if calls and not answer.text else answer.text
+        content = None if calls and not answer.text else answer.text.removeprefix(begun)
         thoughts = answer.reasoning_content
         return cls(content=content, reasoning_content=thoughts, tool_calls=calls or None)
 
@@ -238,14 +298,20 @@ class CompletionQuestion(OpenAIQuestion):
     The last chunk of each choice has its confidence."""
 
     schema_field, flat = "response_format", False
+    kind, id_begins = "chat.completion.chunk", "chatcmpl-"
 
-    def __init__(
-        self, body: ChatCompletionRequest, messages: Sequence[Message], reader: MediaReader
-    ) -> None:
-        super().__init__(body, messages, body.options(), reader)
+    def __init__(self, body: Any, messages: Sequence[Message], reader: MediaReader) -> None:
+        options = body.options()
+        if body.continue_final_message:
+            *messages, last = messages
+            if last.role != "assistant" or not last.text or last.media or last.tool_calls:
+                reason = "the last message must be the assistant's, and a text"
+                raise RequestError.at("continue_final_message", reason)
+            options["prefix"] = last.text
+        super().__init__(body, messages, options, reader)
         wanted = body.stream_options
         self._wants_usage = wanted is not None and bool(wanted.include_usage)
-        self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        self._id, self._created = f"{self.id_begins}{uuid.uuid4().hex}", int(time.time())
         self._begun: set[int] = set()
         self._called: set[int] = set()
         self._media: list[dict[str, Any]] = []
@@ -253,7 +319,7 @@ class CompletionQuestion(OpenAIQuestion):
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> tuple[dict[str, Any], None]:
         head = {
             "id": self._id,
-            "object": "chat.completion.chunk",
+            "object": self.kind,
             "created": self._created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
@@ -271,6 +337,8 @@ class CompletionQuestion(OpenAIQuestion):
             content = None if self.ask.tools.chosen else ""
             media = {} if self._begun else {"media": self._media}
             self._begun.add(delta.index)
+            new = delta.text.removeprefix(self.ask.options.prefix)
+            delta = delta.model_copy(update={"text": new})
             begun = {"role": "assistant", "content": content}
             yield self._chunk([{**empty, "delta": begun}], **media)
         logprobs = logprobs_of(delta.logprobs)
@@ -302,7 +370,7 @@ class CompletionQuestion(OpenAIQuestion):
         choices = [
             CompletionChoice(
                 index=index,
-                message=CompletionMessage.of(choice),
+                message=CompletionMessage.of(choice, self.ask.options.prefix),
                 logprobs=logprobs_of(choice.logprobs),
                 finish_reason=reason_of(choice.finish_reason, bool(choice.tool_calls)),
                 confidence=choice.confidence,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from mico_chat.ask import Ask
 from mico_chat.errors import LimitError, RequestError
 from mico_chat.messages import Message
 from mico_chat.options import GenerationOptions
-from mico_chat.tools import read_tool_use
+from mico_chat.tools import BEST_EFFORT, read_tool_use
 from mico_server.answering import Question, RequestBody
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.host import ModelHost
@@ -64,9 +64,10 @@ class OpenAIQuestion(Question):
             limit = f"over the limit of {most} (MICO_SERVER_MAX_TEXT_BYTES)"
             raise LimitError("tools", f"{size} bytes, {limit}")
         tools = read_tool_use(self._tools, self._choice, parallel=self._parallel, flat=self.flat)
-        if tools.chosen and self.ask.options.json_schema is not None:
+        form = self.ask.options.form
+        if tools.chosen and form is not None:
             raise RequestError.at(
-                self.schema_field,
+                self.schema_field if form[0] == "json_schema" else form[0],
                 "a schema leaves the model no way to call a tool; leave out the tools, or ask with "
                 "tool_choice none",
             )
@@ -75,13 +76,16 @@ class OpenAIQuestion(Question):
 
 
 def json_schema_of(
-    kind: Literal["text", "json_object", "json_schema"], schema: dict[str, Any] | None, where: str
+    kind: str, schema: dict[str, Any] | None, where: str, strict: bool | None = None
 ) -> dict[str, Any] | None:
-    """The schema that an answer's format asks for; ``where`` is the field that must have it."""
+    """The schema that an answer's format asks for; ``where`` is the field that must have it.
+
+    It is followed as a whole or refused, unless ``strict`` is false: then as far as it is known.
+    """
     if kind == "json_object":
         return {"type": "object"}
     if kind == "text":
         return None
     if schema is None:
         raise RequestError.at(where, "the field is missing")
-    return schema
+    return BEST_EFFORT | schema if strict is False else schema

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from mico_chat.assistant import Answer
-from mico_chat.calls import CallPiece
 from mico_chat.engine.base import Delta
 from mico_chat.errors import RequestError
 from mico_chat.fields import check_object, check_one_of, check_text, string_at
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
 from mico_chat.options import options_of, with_options
+from mico_chat.tools import CallPiece
 from mico_chat.wire import Usage
 from mico_server.answering import Dialect, Written, WrittenEvent
 from mico_server.dialects.openai import OpenAIBody, OpenAIQuestion, json_schema_of
@@ -58,7 +58,6 @@ class ResponseRequest(OpenAIBody):
     conversation: Any = None
     background: bool | None = None
     prompt: Any = None
-    truncation: Literal["auto", "disabled"] | None = None
     include: Texts | None = None
     reasoning: dict[str, Any] | None = None
     stream_options: dict[str, Any] | None = None
@@ -73,8 +72,6 @@ class ResponseRequest(OpenAIBody):
                 raise RequestError.at(name, stored)
         if self.background:
             raise RequestError.at("background", "not here; send a batch to /v1/batches")
-        if self.truncation == "auto":
-            raise RequestError.at("truncation", "nothing is cut here; send a shorter conversation")
         if self.top_logprobs:
             raise RequestError.at("top_logprobs", "not here; /v1/chat/completions has them")
 
@@ -85,7 +82,8 @@ class ResponseRequest(OpenAIBody):
     def options(self) -> dict[str, Any]:
         values = options_of(self, "responses")
         form = self.format
-        values["json_schema"] = json_schema_of(form.type, form.schema_, "text.format.schema")
+        where = "text.format.schema"
+        values["json_schema"] = json_schema_of(form.type, form.schema_, where, form.strict)
         return values
 
 
@@ -196,7 +194,7 @@ class ResponseObject(BaseModel):
     tool_choice: Any
     tools: list[Any]
     top_p: float | None
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None = None
     media: tuple[MediaReport, ...] = ()
 
@@ -229,6 +227,7 @@ class ResponseQuestion(OpenAIQuestion):
             tool_choice="auto" if body.tool_choice is None else body.tool_choice,
             tools=body.tools or [],
             top_p=set_.get("top_p"),
+            truncation=set_.get("truncation") or "disabled",
         )
 
     def begin(self, media: tuple[MediaReport, ...]) -> Written:
@@ -414,7 +413,7 @@ def _content(content: Any, where: str) -> Any:
             if part.get("image_url") is None:
                 reason = "send the picture as image_url: files of /v1/files are for batches"
                 raise RequestError.at(f"{where}[{number}]", reason)
-            parts.append({"type": "image_url", "image_url": part["image_url"]})
+            parts.append({**part, "type": "image_url"})
         else:
             parts.append(part)  # input_audio, audio_url, video_url, depth_url, normal_url
     return parts

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
@@ -28,7 +28,9 @@ import idna
 
 from mico_chat import __version__
 from mico_chat.errors import ConfigError, LimitError
+from mico_chat.media.file import MediaLimits
 from mico_server.errors import FetchError
+from mico_server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,15 @@ class Fetcher:
     resolve: Callable[[str, int], Awaitable[Sequence[str]]] | None = None
     allowed: Callable[[str], bool] | None = None
     ssl_context: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
+
+    @classmethod
+    def of(cls, settings: ServerSettings) -> Self:
+        return cls(
+            timeout_s=settings.url_timeout_s,
+            max_bytes=MediaLimits().max_bytes,
+            max_redirects=settings.max_redirects,
+            hosts=settings.url_hosts,
+        )
 
     def __post_init__(self) -> None:
         self.hosts = frozenset(map(host_of, self.hosts))

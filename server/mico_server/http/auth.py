@@ -101,6 +101,7 @@ even where the service asks its own machine for none."""
 _SCOPES: tuple[tuple[str, tuple[KeyScope, ...]], ...] = (
     (r"\S+ /metrics", ("metrics",)),
     (r"\S+ /v1/keys", ("admin",)),
+    (r"\S+ /v1/(un)?load_lora_adapter", ("admin",)),
     (r"GET /v1/batches(/[^/]+)?\Z|POST /v1/batches/[^/]+/cancel\Z", ("chat", "admin")),
     ("", ("chat",)),
 )

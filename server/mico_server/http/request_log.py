@@ -231,6 +231,7 @@ _ENGINE = (
     ("slots", "engine_slots", "Requests that can be computed at the same time."),
     ("cells_used", "engine_used_cells", "Tokens whose state is held."),
     ("cells", "engine_cells", "Tokens whose state can be held."),
+    ("state_bytes", "engine_state_bytes", "Bytes of recurrent states that are held."),
 )
 _CACHE = (
     ("hits", "context_cache_hits", "Media whose encodings were in the cache."),

@@ -13,7 +13,7 @@ from mico_chat.wire import Architecture, Live, ModelInfo, ModelList, Ready
 from mico_server.host import ModelHost
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
-from mico_server.service import CurrentService
+from mico_server.service import CurrentService, Service
 from mico_server.store.keys import KeyScope
 
 router = APIRouter(route_class=JsonRoute)
@@ -35,7 +35,7 @@ async def ready(service: CurrentService) -> Ready:
     return Ready(model=service.models.named(None).name)
 
 
-def _info(host: ModelHost) -> ModelInfo:
+def _info(host: ModelHost, service: Service) -> ModelInfo:
     if host.loaded is not None:
         host.see()
     return ModelInfo(
@@ -44,22 +44,25 @@ def _info(host: ModelHost) -> ModelInfo:
         modalities=host.reads,
         architecture=Architecture.reading(host.reads),
         status=host.status(),
+        max_media=service.settings.max_media,
+        root=host.source.name if host.lora is None else str(host.lora.folder),
+        parent=None if host.base is None else host.base.name,
         **host.facts,
     )
 
 
 @router.get("/v1/models")
 async def models(service: CurrentService) -> ModelList:
-    """The served models, the default first."""
+    """The served models, the default first, each before its adapters."""
     service.models.check_ready()
-    return ModelList(data=[_info(host) for host in service.models.hosts])
+    return ModelList(data=[_info(view, service) for view in service.models.views])
 
 
 @router.get("/v1/models/{model:path}", responses=error_responses(404))
 async def model(model: str, service: CurrentService) -> ModelInfo:
     """One model."""
     service.models.check_ready()
-    return _info(service.models.named(model))
+    return _info(service.models.named(model), service)
 
 
 @router.get("/metrics", response_class=Response)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,8 +12,9 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
-from mico_chat.errors import MediaError, RequestError
+from mico_chat.errors import LimitError, MediaError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.options import request_error
@@ -104,7 +105,16 @@ async def open_form(
     form = request.form(
         max_files=settings.max_media, max_fields=64, max_part_size=settings.max_text_bytes
     )
-    async with form as fields:
+    async with AsyncExitStack() as stack:
+        try:
+            fields = await stack.enter_async_context(form)
+        except HTTPException as error:  # starlette names neither the bytes nor the setting
+            if "maximum size" not in str(error.detail):
+                raise
+            most = settings.max_text_bytes
+            raise LimitError(
+                "request body", f"a text of more than {most:,} bytes (MICO_SERVER_MAX_TEXT_BYTES)"
+            ) from error
         yield fields
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from contextlib import AsyncExitStack
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.options import DepthScale
-from mico_chat.similarity import Similarity
 from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.host import ModelHost
@@ -20,6 +19,9 @@ from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.routes.bodies import SCHEMAS
 from mico_server.service import CurrentClient, Service
+
+if TYPE_CHECKING:
+    from mico_chat.similarity import Similarity
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -130,15 +132,15 @@ async def embed(
     """The vectors of a request by a loaded model."""
     given = _check(body, service)
     similarity = _similarity(host)
-    if body.dimensions not in (None, similarity.dim):
-        raise RequestError.at(
-            "dimensions", f"{body.dimensions}, but this model's vectors have {similarity.dim}"
-        )
 
     async def work() -> EmbeddingList:
         async with service.media.work_folder() as folder:
             reader = MediaReader(service, tenant, folder)
             items = await reader.items(given, "input", body.depth_scale)
+            await similarity.ready()
+            if body.dimensions not in (None, similarity.dim):
+                reason = f"{body.dimensions}, but this model's vectors have {similarity.dim}"
+                raise RequestError.at("dimensions", reason)
             found = await similarity.embed(items, tenant=tenant, name="input")
         vectors = found.vectors.tolist()
         if body.encoding_format == "base64":

@@ -1,13 +1,15 @@
 """/v1/conversations and /v1/media: what the service keeps for a tenant."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import time
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mico_chat import wire
 from mico_chat.ask import Ask
@@ -15,6 +17,7 @@ from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
 from mico_chat.options import DepthScale, GenerationOptions
 from mico_chat.wire import Deleted, MediaObject
@@ -34,25 +37,78 @@ from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
     Conversation,
+    NewTurn,
     StoredMedium,
+    StoredText,
     Turn,
     text_in,
 )
+from mico_server.store.tables import new_id
 
 router = APIRouter(route_class=JsonRoute)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
+LOOKED_S = 1.0  # changes may come from another process
+
 
 # --- Conversations ---
 
 
-class Title(BaseModel):
-    """A conversation's new title."""
+class Changes(BaseModel):
+    """What changes of a conversation: its title, the turn whose path is read, or both."""
 
     model_config = ConfigDict(extra="forbid")
 
+    title: str | None = Field(None, min_length=1, max_length=MAX_TITLE)
+    turn: int | None = Field(None, description="read along the newest path through this turn")
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.title is None and self.turn is None:
+            raise ValueError("give a title, a turn, or both")
+        return self
+
+
+class ConversationsState(BaseModel):
+    """``state`` is another text after each change of any of the conversations."""
+
+    state: str
+
+
+class ImportedConversation(BaseModel):
+    """A conversation as GET gives it with all versions; its media are the client's own."""
+
+    model_config = ConfigDict(extra="ignore")
+
     title: str = Field(min_length=1, max_length=MAX_TITLE)
+    system: str | None = None
+    model: str = Field("", max_length=512)
+    turns: list[wire.TurnObject] = Field(min_length=1, fail_fast=True)
+
+    def renumbered(self) -> list[NewTurn]:
+        """The turns, numbered from 1 without gaps, each behind its parent."""
+        numbers, found = {0: 0}, []
+        for at, turn in enumerate(self.turns):
+            if turn.turn in numbers or turn.parent not in numbers:
+                reason = f"turn {turn.turn} behind {turn.parent}: expected each turn once, and"
+                raise RequestError.at(f"turns[{at}]", f"{reason} behind one that stands before it")
+            numbers[turn.turn] = at + 1
+            shown = [StoredMedium(type=one.kind, media_id=one.id) for one in turn.media]
+            said = [StoredText(text=turn.message)] if turn.message or not shown else []
+            reports = [MediaReport(name=one.name, kind=one.kind) for one in turn.media]
+            ended = {"answer", "finish_reason", "usage", "confidence", "unsure"}
+            found.append(
+                NewTurn(
+                    (*shown, *said),
+                    self.model,
+                    reports=turn.reports if len(turn.reports) == len(shown) else reports,
+                    created_at=datetime.fromtimestamp(turn.created_at, UTC),
+                    parent=numbers[turn.parent],
+                    **{name: getattr(turn, name) for name in ended},
+                )
+            )
+        return found
 
 
 def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
@@ -62,6 +118,8 @@ def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
         if isinstance(p, StoredMedium)
     ]
     told = {"turn": turn.number, "message": text_in(turn.parts), "media": shown}
+    told |= {"versions": conversation.versions[turn.parent]}
+    told |= {"later": conversation.later[turn.number]}
     return wire.TurnObject.model_validate({**dict(turn), **told})
 
 
@@ -71,7 +129,11 @@ async def list_conversations(
     limit: Limit = 20,
     before: Annotated[str | None, Query(description="the last id of the page before")] = None,
     query: Annotated[
-        str | None, Query(max_length=1000, description="text in titles, questions, answers")
+        str | None,
+        Query(
+            max_length=1000,
+            description='words or "phrases" in titles, turns, file names and texts of media',
+        ),
     ] = None,
 ) -> wire.ConversationList:
     """Conversations, the last one answered first."""
@@ -82,20 +144,61 @@ async def list_conversations(
     return wire.ConversationList.model_validate(page)
 
 
-@router.get("/v1/conversations/{conversation_id}", responses=error_responses(404))
-async def get_conversation(conversation_id: str, client: CurrentClient) -> wire.ConversationObject:
-    """A conversation with all its turns."""
-    found = await client.service.conversations.load(client.tenant, conversation_id)
-    turns = [_turn(turn, found) for turn in found.turns]
+@router.post("/v1/conversations", status_code=201, responses=error_responses(400, 404))
+async def import_conversation(
+    body: ImportedConversation, client: CurrentClient
+) -> wire.ConversationSummary:
+    """Store a conversation that was exported, as a new one: all its turns, with new numbers.
+
+    Its media must be stored already: upload them to /v1/media, and name them by their new ids.
+    """
+    store, id_ = client.service.conversations, new_id("conv")
+    turns = body.renumbered()
+    await store.import_turns(client.tenant, id_, turns, body.title, body.system)
+    return wire.ConversationSummary.model_validate(await store.load(client.tenant, id_))
+
+
+@router.get("/v1/conversations/state", responses=error_responses(400))
+async def conversations_state(
+    client: CurrentClient,
+    known: Annotated[str, Query(description="the state that the client knows")] = "",
+    wait_s: Annotated[float, Query(ge=0, le=300, description="seconds to wait for a change")] = 20,
+) -> ConversationsState:
+    """Whether conversations have changed: at once if the state is not ``known``, else as soon as it
+    is another one, or when the time is over."""
+    until, ending = time.monotonic() + wait_s, client.service.ending
+    while True:
+        state = await client.service.conversations.state(client.tenant)
+        if state != known or time.monotonic() > until or ending.is_set():
+            return ConversationsState(state=state)
+        with suppress(TimeoutError):
+            await client.connected(asyncio.wait_for(ending.wait(), LOOKED_S))
+
+
+@router.get("/v1/conversations/{conversation_id}", responses=error_responses(400, 404))
+async def get_conversation(
+    conversation_id: str,
+    client: CurrentClient,
+    turn: Annotated[int | None, Query(description="the newest path through this turn")] = None,
+    all_versions: Annotated[bool, Query(description="the turns of all paths, by number")] = False,
+) -> wire.ConversationObject:
+    """A conversation with the turns of one path: that to the turn asked last, or chosen last."""
+    found = await client.service.conversations.load(client.tenant, conversation_id, turn)
+    shown = found.tree.values() if all_versions else found.turns
+    turns = [_turn(one, found) for one in shown]
     return wire.ConversationObject.model_validate({**vars(found), "turns": turns})
 
 
 @router.patch("/v1/conversations/{conversation_id}", responses=error_responses(400, 404))
-async def rename_conversation(
-    conversation_id: str, body: Title, client: CurrentClient
+async def change_conversation(
+    conversation_id: str, body: Changes, client: CurrentClient
 ) -> wire.ConversationSummary:
-    """Give a conversation another title."""
-    await client.service.conversations.rename(client.tenant, conversation_id, body.title)
+    """Give a conversation another title, or choose among the versions of its turns."""
+    store = client.service.conversations
+    if body.title is not None:
+        await store.rename(client.tenant, conversation_id, body.title)
+    if body.turn is not None:
+        await store.choose(client.tenant, conversation_id, body.turn)
     renamed = await client.service.conversations.load(client.tenant, conversation_id)
     return wire.ConversationSummary.model_validate(renamed)
 
@@ -108,14 +211,22 @@ async def delete_conversation(conversation_id: str, client: CurrentClient) -> De
 
 
 @router.delete(
-    "/v1/conversations/{conversation_id}/turns/{turn}", responses=error_responses(400, 404)
+    "/v1/conversations/{conversation_id}/turns/{turn}", responses=error_responses(400, 404, 409)
 )
-async def delete_turns(conversation_id: str, turn: int, client: CurrentClient) -> Deleted:
-    """Take a turn and all later turns back, to ask again or differently.
+async def delete_turns(
+    conversation_id: str,
+    turn: int,
+    client: CurrentClient,
+    turns: Annotated[
+        int | None, Query(ge=1, description="how many are to go; another number is refused")
+    ] = None,
+) -> Deleted:
+    """Delete a turn and all turns that follow it. To ask differently, nothing need be deleted.
 
     Media that came with them stay for an hour, so that they can be shown again by their ids.
     """
-    await client.service.conversations.truncate(client.tenant, conversation_id, turn)
+    store = client.service.conversations
+    await store.delete_turns(client.tenant, conversation_id, turn, turns)
     return Deleted(id=conversation_id)
 
 
@@ -138,9 +249,9 @@ async def explain_turn(
 
 
 async def _explained(conversation_id: str, turn: int, client: Client) -> wire.Explanation:
-    found = await client.service.conversations.load(client.tenant, conversation_id)
+    found = await client.service.conversations.load(client.tenant, conversation_id, turn)
     turns = [one for one in found.turns if one.number <= turn]
-    if not turns or turns[-1].number != turn or turns[-1].finish_reason == "unanswered":
+    if turns[-1].finish_reason == "unanswered":
         raise NotFoundError(f"conversation {conversation_id} has no answer in turn {turn}")
     *before, answer = client.service.conversations.messages(replace(found, turns=tuple(turns)))
     async with AsyncExitStack() as stack:

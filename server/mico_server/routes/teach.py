@@ -11,7 +11,6 @@ from mico_chat.errors import RequestError
 from mico_chat.media.taught import features_of
 from mico_chat.wire import Deleted, TaughtList, TaughtObject
 from mico_server.dialects.chat import read_fields
-from mico_server.errors import NotFoundError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
@@ -71,9 +70,9 @@ async def teach(request: Request, client: CurrentClient) -> TaughtObject:
         fields = validated(NewName, values)
         corrected = None
         if fields.conversation_id is not None:
-            found = await service.conversations.load(client.tenant, fields.conversation_id)
-            if fields.turn not in [turn.number for turn in found.turns]:
-                raise NotFoundError(f"conversation {found.id} has no turn {fields.turn}")
+            found = await service.conversations.load(
+                client.tenant, fields.conversation_id, fields.turn
+            )
             corrected = {"conversation_id": found.id, "turn": fields.turn}
         host = await client.use(stack, fields.model)
         work = host.assistant.taught(checked_name(fields.name), media, client.tenant)

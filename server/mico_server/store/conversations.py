@@ -1,14 +1,22 @@
-"""Stored conversations: turns of a user's message and its answer, numbered from 1.
+"""Stored conversations: trees of turns, each a user's message and its answer.
+
+A turn has a number, counted from 1 in its conversation, and stands behind its parent. Turns with
+the same parent are versions: a question that was changed or asked again keeps the former one. A
+conversation is read along one path, from the beginning to its head.
 
 A turn is stored before it is answered, in one transaction: the message with its media, or nothing.
-Its answer is added later. If the process is killed meanwhile, the turn stays unanswered.
+Its answer is added later, and what is said of it so far now and then. If the process is killed
+meanwhile, the turn stays unanswered, with the part that was kept.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
@@ -38,6 +46,8 @@ from mico_server.store.tables import (
 
 MAX_TITLE = 200
 
+MOST_WORDS = 16  # of a search
+
 MOST_TITLED = 2000  # characters of a message, among which the words of its title are looked for
 
 UNTITLED = "New chat"
@@ -62,7 +72,7 @@ class NewTurn:
     """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
 
     ``reports`` has one report for each medium. ``created_at`` distinguishes the turn from a later
-    turn of the same number.
+    turn of the same number. It stands behind the turn ``parent``, or at the beginning (0).
     """
 
     parts: Sequence[StoredPart]
@@ -75,10 +85,12 @@ class NewTurn:
     unsure: bool | None = None
     new_media: Sequence[NewMedium] = ()
     created_at: datetime = field(default_factory=now)
+    parent: int = 0
 
 
 class Turn(BaseModel):
     number: int
+    parent: int
     parts: tuple[StoredPart, ...]
     answer: str
     finish_reason: TurnEnd
@@ -100,14 +112,36 @@ class ConversationInfo:
     model: str
     created_at: datetime
     updated_at: datetime
+    head: int | None
+    revision: int
 
 
 @dataclass(frozen=True)
 class Conversation(ConversationInfo):
-    """A whole conversation, and the media that it shows, by their ids."""
+    """A conversation along one path, and the media that it shows, by their ids.
+
+    ``turns`` are those of the path, ``tree`` has all turns by their numbers.
+    """
 
     turns: tuple[Turn, ...]
     media: Mapping[str, MediaRecord]
+    tree: Mapping[int, Turn]
+
+    @cached_property
+    def versions(self) -> Mapping[int, Sequence[int]]:
+        """The numbers of the turns behind each parent, the oldest first."""
+        found: dict[int, list[int]] = {}
+        for turn in self.tree.values():
+            found.setdefault(turn.parent, []).append(turn.number)
+        return found
+
+    @cached_property
+    def later(self) -> Mapping[int, int]:
+        """How many turns follow each turn, on any path."""
+        found: Counter[int] = Counter()
+        for turn in reversed(list(self.tree.values())):  # children before their parents
+            found[turn.parent] += 1 + found[turn.number]
+        return found
 
 
 class ConversationStore:
@@ -140,7 +174,8 @@ class ConversationStore:
     ) -> None:
         """Store an unanswered turn, whose number in the conversation must be ``number``.
 
-        With ``create`` the turn begins a new conversation, with this ``system`` message.
+        It becomes the head. With ``create`` it begins a new conversation, with this ``system``
+        message. A version of it without an answer and with the same question goes.
         """
         for part in turn.parts:
             if isinstance(part, StoredText):
@@ -149,7 +184,7 @@ class ConversationStore:
         kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
         links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
         row = {"conversation_id": id_, "number": number, "created_at": turn.created_at}
-        row |= {"parts": [part.model_dump() for part in turn.parts]}
+        row |= {"parts": [part.model_dump() for part in turn.parts], "parent": turn.parent}
         row |= await asyncio.to_thread(_answer, turn)
         try:
             async with self._database.writing() as connection:
@@ -157,22 +192,43 @@ class ConversationStore:
                     await _create(connection, tenant, id_, turn.model, system)
                 else:
                     await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-                next_ = await _last_number(connection, id_) + 1
-                if number != next_:
+                parents = await _parents(connection, id_)
+                next_ = max(parents, default=0) + 1
+                if number != next_ or turn.parent not in {0, *parents}:
                     raise ConflictError(
-                        f"conversation {id_}: turn {number} was to be added, but the next one is "
-                        f"{next_}; load the conversation again"
+                        f"conversation {id_}: turn {number} was to be added behind turn "
+                        f"{turn.parent}, but the next one is {next_}, and there are "
+                        f"{sorted(parents)}; load the conversation again"
                     )
-                if number == 1:
-                    await _retitle(connection, id_, UNTITLED, title_of(turn.parts))
+                if turn.parent == 0:
+                    await _retitle_first(connection, id_, title_of(turn.parts))
                 await self._media.put(connection, tenant, turn.new_media, uploaded=False)
                 await self._media.show(connection, tenant, kinds)
                 await connection.execute(insert(turns).values(row))
                 if links:
                     await connection.execute(insert(turn_media), links)
+                await self._drop_repeated(connection, id_, number, row)
+                await _changed(connection, id_, head=number)
         except Exception:
             await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
             raise
+
+    async def _drop_repeated(
+        self, connection: AsyncConnection, id_: str, number: int, row: Mapping[str, Any]
+    ) -> None:
+        """Delete a question that got no word of an answer and is now asked again."""
+        found = await connection.execute(
+            select(turns.c.number, turns.c.parts).where(
+                turns.c.conversation_id == id_,
+                turns.c.parent == row["parent"],
+                turns.c.number != number,
+                turns.c.finish_reason == "unanswered",
+                turns.c.answer == "",
+            )
+        )
+        parents = await _parents(connection, id_)
+        same = [n for n, parts in found if parts == row["parts"] and n not in parents.values()]
+        await connection.execute(delete(turns).where(_numbered(id_, same)))
 
     @uninterrupted
     async def answer_turn(
@@ -191,13 +247,38 @@ class ConversationStore:
                 )
             changed = {"model": turn.model, "updated_at": now()}
             changed |= {} if system is None else {"system": system}
-            await connection.execute(
-                update(conversations).where(conversations.c.id == id_).values(**changed)
-            )
+            await _changed(connection, id_, **changed)
             new = {medium.id for medium in turn.new_media}
             shown = [part.media_id for part in turn.parts if isinstance(part, StoredMedium)]
             reports = zip(shown, turn.reports, strict=True)
             await self._media.describe(connection, {m: r for m, r in reports if m in new})
+
+    @uninterrupted
+    async def answer_so_far(self, id_: str, number: int, turn: NewTurn, text: str) -> None:
+        """Keep the part of an answer that exists, for the case that the process is killed."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                update(turns).where(_waiting(id_, number, turn)).values(answer=cleaned(text))
+            )
+
+    @uninterrupted
+    async def import_turns(
+        self, tenant: str, id_: str, new: Sequence[NewTurn], title: str, system: str | None
+    ) -> None:
+        """Store a whole new conversation of turns, numbered from 1; nothing of it, if one fails."""
+        first = True
+        try:
+            for number, turn in enumerate(new, 1):
+                begun = replace(turn, answer="", finish_reason="unanswered", reports=())
+                await self.add_turn(tenant, id_, number, begun, create=first, system=system)
+                first = False
+                if turn.finish_reason != "unanswered" or turn.answer:
+                    await self.answer_turn(tenant, id_, number, turn)
+            await self.rename(tenant, id_, title)
+        except Exception:
+            if not first:
+                await self.delete(tenant, id_)
+            raise
 
     @uninterrupted
     async def take_back(self, tenant: str, id_: str, number: int, turn: NewTurn) -> None:
@@ -207,11 +288,14 @@ class ConversationStore:
         """
         async with self._database.writing() as connection:
             await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-            shown = await _media_of(connection, id_, number)
+            shown = await _media_of(connection, id_, [number])
             gone = await connection.execute(delete(turns).where(_waiting(id_, number, turn)))
             if not gone.rowcount:
                 return
-            if number == 1 and not await _last_number(connection, id_):
+            parents = await _parents(connection, id_)
+            if parents:
+                await _changed(connection, id_, head=_leaf_near(parents, turn.parent))
+            else:
                 # An older conversation that has lost all its turns stays.
                 await connection.execute(
                     delete(conversations).where(
@@ -225,15 +309,29 @@ class ConversationStore:
         await self._media.collect(unused)
 
     @uninterrupted
-    async def load(self, tenant: str, id_: str) -> Conversation:
+    async def load(self, tenant: str, id_: str, through: int | None = None) -> Conversation:
+        """A conversation along the path to its head, or along the newest path ``through`` a turn.
+
+        Raises:
+            NotFoundError: there is no such conversation, or no such turn in it.
+        """
         async with self._database.reading() as connection:
             row = await _CONVERSATIONS.one(connection, tenant, id_)
             found = await connection.execute(
                 select(turns).where(turns.c.conversation_id == id_).order_by(turns.c.number)
             )
-            turns_ = tuple(Turn.model_validate(dict(row._mapping)) for row in found)
+            all_ = [Turn.model_validate(dict(row._mapping)) for row in found]
             shown = await self._media.shown_in(connection, id_)
-        return Conversation(**row._mapping, turns=turns_, media={m.id: m for m in shown})
+        tree = {turn.number: turn for turn in all_}
+        if through is not None and through not in tree:
+            raise NotFoundError(f"conversation {id_} has no turn {through}")
+        parents = {turn.number: turn.parent for turn in all_}
+        head = row.head if row.head in tree else max(tree, default=0)
+        if through is not None and through not in _path(parents, head):
+            head = _leaf_near(parents, through)
+        turns_ = tuple(tree[number] for number in _path(parents, head))
+        media = {medium.id: medium for medium in shown}
+        return Conversation(**row._mapping, turns=turns_, media=media, tree=tree)
 
     def messages(self, conversation: Conversation) -> list[Message]:
         """The conversation as the assistant takes it; :func:`with_question` continues it."""
@@ -248,7 +346,7 @@ class ConversationStore:
                     record = conversation.media[part.media_id]
                     parts.append(MediaFile(record.kind, self._media.path(record), record.name))
             found = with_question(found, Message("user", tuple(parts)))
-            if turn.finish_reason != "unanswered":
+            if turn.answer or turn.finish_reason != "unanswered":
                 found.append(Message.assistant(turn.answer))
         return found
 
@@ -258,17 +356,18 @@ class ConversationStore:
     ) -> tuple[ConversationInfo, ...]:
         """Up to ``limit`` conversations, the last one answered first, from behind ``before`` on.
 
-        A ``query`` is searched for in titles, questions and answers.
+        Those that a ``query`` finds have each of its words, or ``"its phrases"``, in the title, a
+        question, an answer, a file's name, or what was read or heard in a file.
         """
+        check_text(query or "", "query")
         wanted = []
-        if query:
-            check_text(query, "query")
-            text = folded(query)
+        for quoted, word in re.findall(r'"([^"]+)"|(\S+)', query or "")[:MOST_WORDS]:
+            text = folded(quoted or word)
             said = exists().where(
                 turns.c.conversation_id == conversations.c.id,
                 turns.c.text_folded.contains(text, autoescape=True),
             )
-            wanted = [or_(conversations.c.title_folded.contains(text, autoescape=True), said)]
+            wanted.append(or_(conversations.c.title_folded.contains(text, autoescape=True), said))
         async with self._database.reading() as connection:
             rows = await _CONVERSATIONS.page(connection, tenant, limit, before, *wanted)
             return tuple(ConversationInfo(**row._mapping) for row in rows)
@@ -282,40 +381,96 @@ class ConversationStore:
             )
         async with self._database.writing() as connection:
             await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-            await connection.execute(
-                update(conversations)
-                .where(conversations.c.id == id_)
-                .values(title=title, title_folded=folded(title))
-            )
+            await _changed(connection, id_, title=title, title_folded=folded(title))
+
+    @uninterrupted
+    async def choose(self, tenant: str, id_: str, number: int) -> None:
+        """Read the conversation along the newest path through a turn from now on."""
+        async with self._database.writing() as connection:
+            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+            parents = await _parents(connection, id_)
+            if number not in parents:
+                raise NotFoundError(f"conversation {id_} has no turn {number}")
+            await _changed(connection, id_, head=_leaf_near(parents, number))
+
+    @uninterrupted
+    async def state(self, tenant: str) -> str:
+        """A text that is another one after each change of the tenant's conversations."""
+        count = select(
+            func.count(), func.coalesce(func.sum(conversations.c.revision + 1), 0)
+        ).where(conversations.c.tenant == tenant)
+        newest = select(func.max(conversations.c.created_at)).where(
+            conversations.c.tenant == tenant
+        )
+        async with self._database.reading() as connection:
+            total, changes = (await connection.execute(count)).one()
+            latest = await connection.scalar(newest)
+        return f"{total}-{changes}-{latest.timestamp() if latest else 0:.6f}"
 
     @uninterrupted
     async def delete(self, tenant: str, id_: str) -> None:
         """Delete a conversation, and the media that came with it and are shown nowhere else."""
         async with self._database.writing() as connection:
             await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-            shown = await _media_of(connection, id_)
+            shown = await _media_of(connection, id_, await _parents(connection, id_))
             await connection.execute(delete(conversations).where(conversations.c.id == id_))
             unused = await self._media.forget(connection, shown, uploaded=False)
         await self._media.collect(unused)
 
     @uninterrupted
-    async def truncate(self, tenant: str, id_: str, from_number: int) -> None:
-        """Take a turn and all later turns back; the media that came with them stay for an hour."""
+    async def delete_turns(
+        self, tenant: str, id_: str, number: int, expected: int | None = None
+    ) -> None:
+        """Delete a turn and all that follow it; the media that came with them stay for an hour.
+
+        Raises:
+            ConflictError: that are not as many turns as ``expected``.
+        """
         async with self._database.writing() as connection:
-            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-            if not 1 <= from_number <= await _last_number(connection, id_):
-                raise NotFoundError(f"conversation {id_} has no turn {from_number}")
-            if from_number == 1:
+            row = await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+            parents = await _parents(connection, id_)
+            if number not in parents:
+                raise NotFoundError(f"conversation {id_} has no turn {number}")
+            gone = {number, *_behind(parents, number)}
+            if expected is not None and len(gone) != expected:
+                raise ConflictError(
+                    f"conversation {id_}: {len(gone)} turns would go, and not {expected}: it was "
+                    "changed meanwhile; load the conversation again"
+                )
+            left = {child: parent for child, parent in parents.items() if child not in gone}
+            head = row.head if row.head in left else _leaf_near(left, parents[number])
+            if parents[number] == 0:
                 # The first turn's words leave the title, unless the user chose the title.
-                first = turns.c.conversation_id == id_, turns.c.number == 1
-                row = (await connection.execute(select(turns).where(*first))).one()
-                title = title_of(Turn.model_validate(dict(row._mapping)).parts)
-                await _retitle(connection, id_, title, UNTITLED)
-            shown = await _media_of(connection, id_, from_number)
-            await connection.execute(
-                delete(turns).where(turns.c.conversation_id == id_, turns.c.number >= from_number)
-            )
+                first = await _titles(connection, id_, [number])
+                others = await _titles(connection, id_, [n for n, p in left.items() if p == 0])
+                await _retitle(connection, id_, first, others[-1] if others else UNTITLED)
+            shown = await _media_of(connection, id_, gone)
+            await connection.execute(delete(turns).where(_numbered(id_, gone)))
+            await _changed(connection, id_, head=head or None)
             await self._media.let_go(connection, shown)
+
+
+def _path(parents: Mapping[int, int], last: int) -> list[int]:
+    """The turns from the beginning to ``last``; none for 0."""
+    found = []
+    while last:
+        found.append(last)
+        last = parents[last]
+    return found[::-1]
+
+
+def _behind(parents: Mapping[int, int], number: int) -> set[int]:
+    """All turns that follow a turn. A turn's number is above its parent's."""
+    found = {number}
+    for child in sorted(parents):
+        if parents[child] in found:
+            found.add(child)
+    return found - {number}
+
+
+def _leaf_near(parents: Mapping[int, int], number: int) -> int:
+    """The last turn of the newest path through a turn, or of the newest one at all (0)."""
+    return max({*_behind(parents, number), number} - set(parents.values()), default=0)
 
 
 def with_question(messages: Sequence[Message], question: Message) -> list[Message]:
@@ -360,18 +515,44 @@ async def _create(
         raise NotFoundError(f"no conversation {id_!r}") from error
 
 
-async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) -> None:
+async def _changed(connection: AsyncConnection, id_: str, **values: Any) -> None:
+    """Change a conversation, so that :meth:`ConversationStore.state` tells."""
+    values["revision"] = conversations.c.revision + 1
+    await connection.execute(
+        update(conversations).where(conversations.c.id == id_).values(**values)
+    )
+
+
+async def _retitle(connection: AsyncConnection, id_: str, old: Collection[str], new: str) -> None:
     await connection.execute(
         update(conversations)
-        .where(conversations.c.id == id_, conversations.c.title == old)
+        .where(conversations.c.id == id_, conversations.c.title.in_(old))
         .values(title=new, title_folded=folded(new))
     )
 
 
+async def _retitle_first(connection: AsyncConnection, id_: str, title: str) -> None:
+    """A title that no user chose becomes that of the newest first question."""
+    parents = await _parents(connection, id_)
+    firsts = await _titles(connection, id_, [n for n, parent in parents.items() if parent == 0])
+    await _retitle(connection, id_, [UNTITLED, *firsts], title)
+
+
+async def _titles(connection: AsyncConnection, id_: str, numbers: Collection[int]) -> list[str]:
+    """The titles that these turns give a conversation."""
+    rows = select(turns).where(_numbered(id_, numbers)).order_by(turns.c.number)
+    found = await connection.execute(rows)
+    return [title_of(Turn.model_validate(dict(row._mapping)).parts) for row in found]
+
+
 def _answer(turn: NewTurn) -> dict[str, Any]:
+    texts = [text_in(turn.parts), turn.answer]
+    for report in turn.reports:
+        texts += [report.name, *(one.text for one in report.written or ())]
+        texts += [one.text for one in report.spoken or ()]
     return {
         "answer": cleaned(turn.answer),
-        "text_folded": folded(f"{text_in(turn.parts)}\n{cleaned(turn.answer)}"),
+        "text_folded": folded(cleaned("\n".join(texts))),
         "finish_reason": turn.finish_reason,
         "usage": None if turn.usage is None else turn.usage.model_dump(),
         "reports": [report_json(report) for report in turn.reports],
@@ -389,9 +570,15 @@ def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
     )
 
 
-async def _last_number(connection: AsyncConnection, id_: str) -> int:
-    last = select(func.max(turns.c.number)).where(turns.c.conversation_id == id_)
-    return await connection.scalar(last) or 0
+def _numbered(id_: str, numbers: Collection[int]) -> Any:
+    return and_(turns.c.conversation_id == id_, turns.c.number.in_(numbers))
+
+
+async def _parents(connection: AsyncConnection, id_: str) -> dict[int, int]:
+    """The parent of each turn of a conversation, the oldest turn first."""
+    rows = select(turns.c.number, turns.c.parent).where(turns.c.conversation_id == id_)
+    found = await connection.execute(rows.order_by(turns.c.number))
+    return {row.number: row.parent for row in found}
 
 
 _CONVERSATIONS = Rows(
@@ -401,8 +588,8 @@ _CONVERSATIONS = Rows(
 )
 
 
-async def _media_of(connection: AsyncConnection, id_: str, from_number: int = 1) -> set[str]:
+async def _media_of(connection: AsyncConnection, id_: str, numbers: Collection[int]) -> set[str]:
     shown = select(turn_media.c.media_id).where(
-        turn_media.c.conversation_id == id_, turn_media.c.number >= from_number
+        turn_media.c.conversation_id == id_, turn_media.c.number.in_(numbers)
     )
     return set(await connection.scalars(shown))

@@ -178,10 +178,14 @@ conversations = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
+    # The turn that is shown last; NULL: the one with the highest number.
+    sa.Column("head", sa.Integer),
+    sa.Column("revision", sa.Integer, nullable=False, server_default="0"),  # counts its changes
     sa.Index(None, "tenant", "updated_at", "id"),
 )
 
-# A user's message and its answer.
+# A user's message and its answer, behind the turn ``parent`` (0: at the beginning). Turns with the
+# same parent are versions of each other.
 turns = sa.Table(
     "turns",
     metadata,
@@ -198,6 +202,7 @@ turns = sa.Table(
     sa.Column("confidence", sa.Double),
     sa.Column("unsure", sa.Boolean),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("parent", sa.Integer, nullable=False, server_default="0"),
 )
 
 # Which turn shows which medium: a medium that is shown cannot be deleted.

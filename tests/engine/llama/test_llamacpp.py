@@ -118,7 +118,8 @@ SCHEMA: dict[str, Any] = {
 
 def texts(model: Any, options: GenerationOptions) -> list[str]:
     tokenizer = byte_level()
-    grammar = Grammars(tokenizer.backend_tokenizer, model.ends).compile(options.json_schema or {})
+    assert options.form is not None
+    grammar = Grammars(tokenizer.backend_tokenizer, model.ends).compile(*options.form)
     scheduler = Scheduler(model, model.ends, max_running=4)
     many = [Sequence(prompt, options, 0, grammar.copy()) for prompt in prompts()[:8]]
     for sequence in many:

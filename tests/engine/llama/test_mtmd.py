@@ -21,8 +21,9 @@ from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ConfigError, ContextLengthError, MediaError, ModelError, RequestError
 from mico_chat.load import EngineOptions, input_modalities, load_assistant
 from mico_chat.media import Audio, Image, Medium, Video
+from mico_chat.media.view import Detail, View
 from mico_chat.messages import Message
-from mico_chat.prompt_parts import control_tokens
+from mico_chat.prompt_parts import control_tokens, plain_tokens
 from tests.engine.tiny_llm import answer
 from tests.support.fakes import FakeDecoder
 from tests.support.replicas.equal import Answered
@@ -196,6 +197,9 @@ def test_a_harmless_prompt_is_tokenized_as_llama_cpp_does(loaded: Loaded) -> Non
     text = TURNS.get(loaded.name, CHATML).format("The cat's END")
     vocabulary = loaded.assistant.adapter.tokenizer
     assert ids == vocabulary._tokenized(text.encode(), True)
+    assert plain_tokens(vocabulary, text)[-len(ids) :] == tuple(ids), "its start may be added"
+    with pytest.raises(RequestError, match=r"^prompt: the model's tokens are 0 to"):
+        plain_tokens(vocabulary, (0, len(vocabulary)))
 
 
 def test_what_cannot_be_answered_is_refused_and_the_next_is_served(loaded: Loaded) -> None:
@@ -246,6 +250,24 @@ def test_a_picture_too_large_for_a_step_that_must_hold_it(tmp_path: Path) -> Non
         gemma.answers((picture(), "?"))
     assert len(gemma.answers(("What?",))[0]) == OPTIONS.max_tokens
     loading.close()
+
+
+def test_a_picture_has_the_tokens_of_its_detail_and_of_the_bounds(tmp_path: Path) -> None:
+    pair = REPLICAS["qwen_omni"](tmp_path)
+
+    def tokens(detail: Detail = "auto", asked: Any = None, **bounds: int) -> int:
+        given = {"threads": 1, "n_cells": 8192, **bounds}
+        options = GenerationOptions.of({"mm_processor_kwargs": asked or {}})
+        page = Image(np.zeros((1754, 1240, 3), np.uint8), view=View(detail))
+        engine = EngineOptions(arguments=given, media_token_budget=0.9)
+        with closing(load_assistant(pair.model, FakeDecoder(), engine)) as assistant:
+            return run(assistant.estimate(Ask([Message.user(page, "?")], options))).media_tokens
+
+    whole, low, bounded = tokens(), tokens("low"), tokens(image_max_tokens=512)
+    assert low <= 256 < bounded <= 512 < whole, "a page at 150 dots an inch"
+    assert whole == 44 * 63
+    with pytest.raises(RequestError, match=r"mm_processor_kwargs\.size: with llama.cpp, image_min"):
+        tokens(asked={"size": 4})
 
 
 def test_a_closed_model_is_not_read_from_freed_memory(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from mico_chat.adapters.base import segments_of
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.cli.evaluate import main
+from mico_chat.engine.base import Prompt
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.evaluation.chat import language_model, log_likelihoods
 from mico_chat.evaluation.store import PREDICTIONS, read_store
@@ -172,8 +175,11 @@ def test_a_batch_of_likelihoods_is_the_models_own(loaded: tuple[str, Assistant])
     pairs = list(zip(asyncio.run(prompts()), ids, strict=True))
     found = log_likelihoods(language_model(adapter), pairs, assistant.engine.max_position)
     for (prompt, more), (logprobs, _), message in zip(pairs, found, asked, strict=True):
-        inputs = [adapter.prepare(medium, [medium.kind]).inputs for medium in message.media]
-        given = adapter.whole_inputs(prompt, *inputs)
+        adapter.encodes = False  # the inputs of the whole prompt, by the model's own processor
+        prepared = [adapter.prepare(medium, [medium.kind]) for medium in message.media]
+        blocks = zip(prepared, adapter.encode(prepared), strict=True)
+        layout = adapter.layout([message], [replace(one, block=block) for one, block in blocks])
+        given = adapter.whole_inputs(Prompt(segments_of(layout)))
         given["input_ids"] = torch.cat([given["input_ids"], torch.tensor([more])], 1)
         if "mm_token_type_ids" in given:
             text = torch.zeros(1, len(more), dtype=torch.long)

@@ -17,6 +17,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.options import FORMS
 from mico_server.app import serve
 from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
@@ -40,7 +41,8 @@ def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
     assert body["answer"] == "[audio purr.ogg, image cat.jpg, audio meow.ogg] Match?"
     assert body["finish_reason"] == "stop"
     tokens = {"prompt_tokens": 10, "completion_tokens": 2, "media_tokens": 3, "cached_tokens": 0}
-    assert body["usage"] == {**tokens, "reasoning_tokens": 0}
+    none = dict.fromkeys(("reasoning_tokens", "turns_left_out", "media_left_out"), 0)
+    assert body["usage"] == {**tokens, **none}
     assert (body["choices"], body["logprobs"]) == ([], [])
     assert [report["bytes"] for report in body["media"]] == [3, 5, 3_000_000]
 
@@ -67,11 +69,25 @@ def test_every_option_of_the_form(start: Start) -> None:
         "estimate_depth": False,
         "thinking": False,
         "reasoning_effort": "low",
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "stop_token_ids": (5, 7),
+        "logit_bias": {7: 1.5},
+        "truncation": "auto",
+        "mm_processor_kwargs": {"max_pixels": 65536},
+        "media_io_kwargs": {"video": {"num_frames": 3}},
     }
-    assert {*given} == set(GenerationOptions.model_fields)
+    others = {*FORMS} - {"json_schema"}  # an answer has one form
+    assert {*given} == {*GenerationOptions.model_fields} - others
     assistant = FakeAssistant()
-    form = {**{k: str(v) for k, v in given.items()}, "json_schema": json.dumps(schema)}
-    form["stop"] = given["stop"]
+    form: dict[str, Any] = {k: str(v) for k, v in given.items()}
+    form |= {
+        "json_schema": json.dumps(schema),
+        "logit_bias": '{"7": 1.5}',
+        **{name: json.dumps(given[name]) for name in ("mm_processor_kwargs", "media_io_kwargs")},
+        "stop_token_ids": ["5", "7"],
+        "stop": given["stop"],
+    }
     response = start(assistant).post("/v1/chat", data={"message": "Hi", **form})
     assert response.status_code == 200
     assert assistant.options == [GenerationOptions(**given)]
@@ -179,6 +195,11 @@ JSON = {"headers": {"content-type": "application/json"}}
         (400, {"data": {"message": "x", "picture": "y"}}, "unknown field 'picture'; known are mes"),
         (400, {"data": {"message": "x", "image": "y"}}, "image: expected media:ID"),
         (400, {"files": [("seed", ("a", b"1"))]}, "seed: expected text, got a file"),
+        (
+            413,
+            {"files": [A], "data": {"message": "x" * 2000}},
+            "more than 1,024 bytes .MICO_SERVER",
+        ),
         (400, {"data": {"message": "x", "top_p": "7"}}, "top_p: .*got '7'"),
         (400, {"data": {"message": "x", "min_p": ["0", "1"]}}, "min_p: given several times"),
         (400, {"data": {"message": "x", "json_schema": "{"}}, r"json_schema: not JSON \("),
@@ -190,7 +211,6 @@ JSON = {"headers": {"content-type": "application/json"}}
         ),
         (422, {"files": [("image", ("a.png", b""))]}, r"^a\.png: the upload is empty"),
         (400, {"files": [A] * 4}, "[Tt]oo many files"),
-        (400, {"data": {"message": "x" * 2000}, "files": [A]}, "[Mm]aximum size"),
         (400, {"data": {"message": "refuse"}}, "^refused"),
         (400, {"content": b"{", **JSON}, r"^request body: not JSON \("),
         (400, {"content": b"\xff", **JSON}, "^request body: not JSON"),

@@ -237,6 +237,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_prompt(
         return run(model, batch)
 
     monkeypatch.setattr(FakeModel, "run", held)
+    caplog.set_level("INFO", "mico_server.service")
     client = start(tiny, max_requests=1)
     form = {**LONG, "store": "true"}
     with client.stream("POST", "/v1/chat?progress=true", data=form) as response:
@@ -244,6 +245,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_prompt(
         read_to(lines, "event: progress")
         first = json.loads(read_to(lines, "data: ").removeprefix("data: "))
         assert 0 < first["done"] < first["total"]
+    until(lambda: "the client disconnected" in caplog.text)  # else the first word may come before
     gate.set()
     until(lambda: not tiny.engine.stats().running)
     until(lambda: not client.get("/v1/conversations").json()["data"])

@@ -1,5 +1,6 @@
 """Conversations over HTTP: several turns of /v1/chat, and what /v1/conversations does with them."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_what_a_stored_answer_rests_on(start: Start) -> None:
     for turn in (0, 3):
         response = client.post(f"{url}/{turn}/explanation")
         assert response.status_code == 404
-        assert f"no answer in turn {turn}" in error_of(response)["message"]
+        assert f"no turn {turn}" in error_of(response)["message"]
     plain = ask(client, "Hi")["conversation_id"]
     response = client.post(f"/v1/conversations/{plain}/turns/1/explanation")
     assert (response.status_code, error_of(response)["message"]) == (400, "explain: no medium")
@@ -246,3 +247,43 @@ def test_a_question_is_seen_while_it_is_answered(start: Start) -> None:
     assert (turn["answer"], turn["finish_reason"]) == (answer["answer"], "stop")
     (medium,) = turn["media"]
     assert client.get(f"/v1/media/{medium['id']}").json()["report"] == answer["media"][0]
+
+
+def test_a_conversation_is_imported_as_it_was_exported(start: Start) -> None:
+    client = start(FakeAssistant())
+    first = ask(client, "One?", ("image", ("a.png", b"x")))
+    id_ = first["conversation_id"]
+    for message, after in (("Two?", 1), ("Gone?", 2), ("Zwei?", 1)):
+        ask(client, message, conversation_id=id_, after=str(after))
+    url = f"/v1/conversations/{id_}"
+    assert client.delete(f"{url}/turns/3").status_code == 200
+    client.patch(url, json={"title": "Mine"})
+    exported = client.get(url, params={"all_versions": True}).json()
+    tree = [(turn["turn"], turn["parent"]) for turn in exported["turns"]]
+    assert tree == [(1, 0), (2, 1), (4, 1)]
+    copy = client.post("/v1/conversations", json=exported)
+    assert copy.status_code == 201, copy.text
+    assert copy.json()["title"] == "Mine"
+    there = f"/v1/conversations/{copy.json()['id']}"
+    found = client.get(there, params={"all_versions": True}).json()["turns"]
+    assert [(turn["turn"], turn["parent"]) for turn in found] == [(1, 0), (2, 1), (3, 1)]
+    for old, new in zip(exported["turns"], found, strict=True):
+        changed = {name for name in old if new[name] != old[name]}
+        assert changed <= {"turn", "versions"}, changed
+    client.delete(url)
+    last = ask(client, "And?", conversation_id=copy.json()["id"])
+    assert last["answer"].startswith("[image a.png]")
+    listed = client.get("/v1/conversations").json()["data"]
+    wrong: list[tuple[dict[str, Any], int, str]] = [
+        ({"turns": []}, 400, "turns"),
+        ({"turns": [exported["turns"][1]]}, 400, r"turns\[0\]: turn 2 behind 1"),
+        ({"turns": exported["turns"][:1] * 2}, 400, r"turns\[1\]: turn 1 behind 0"),
+        ({"title": ""}, 400, "title"),
+    ]
+    other = {**exported["turns"][0], "media": [{"kind": "image", "id": "media-0", "name": "a"}]}
+    wrong.append(({"turns": [other]}, 404, "no medium"))
+    for changes, status, said in wrong:
+        response = client.post("/v1/conversations", json={**exported, **changes})
+        assert response.status_code == status, changes
+        assert re.search(said, error_of(response)["message"]), changes
+    assert client.get("/v1/conversations").json()["data"] == listed, "nothing is left of them"

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import anthropic
@@ -614,6 +615,23 @@ def test_an_answer_continues_the_assistants_last_message(claude: Anthropic) -> N
     request: Any = {"model": "tiny", "max_tokens": 60, "messages": begun}
     with claude.messages.stream(**request) as stream:
         assert "".join(stream.text_stream) == " is needed."
+
+
+def test_a_completion_continues_the_assistants_last_message(client: OpenAI) -> None:
+    asked: Any = [by("user", "text?"), by("assistant", "No call")]
+    goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+    create: Any = partial(client.chat.completions.create, model="tiny", messages=asked, n=2)
+    answer = create(extra_body=goes_on)
+    assert [choice.message.content for choice in answer.choices] == [" is needed."] * 2
+    texts = ["", ""]
+    for chunk in create(extra_body=goes_on, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [" is needed."] * 2
+    with pytest.raises(openai.BadRequestError, match="the last message must be the assistant's"):
+        create(messages=asked[:1], extra_body=goes_on)
+    with pytest.raises(openai.BadRequestError, match="the opposite of continue_final_message"):
+        create(extra_body={"continue_final_message": True, "add_generation_prompt": True})
 
 
 def test_the_count_is_what_the_request_then_takes(claude: Anthropic) -> None:

@@ -29,8 +29,8 @@ from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
 from mico_ui.browser.app import WEB
 from mico_ui.browser.cards import MediaDesk, Previewer
+from mico_ui.browser.markup import html_of
 from mico_ui.browser.page import EXAMPLES_FOLDER, Page
-from mico_ui.browser.turns import html_of
 from tests.server.conftest import Start
 from tests.server.dialects.test_batches import CHAT, jsonl, line
 from tests.server.door.test_auth import OURS, bearer
@@ -98,8 +98,10 @@ def test_no_credential_but_a_key_opens_a_route(closed: Any, tmp_path: Path) -> N
     right = {f"bearer {chat}": "chat", f"Bearer {metrics}": "metrics", f"BEARER {admin}": "admin"}
     given += [((("authorization", value),), "", scope) for value, scope in right.items()]
     n, bad = 0, []
+    own = {"/metrics": "metrics", "/v1/keys": "admin"}
+    own |= {f"/v1/{do}_lora_adapter": "admin" for do in ("load", "unload")}
     for method, path in routes:
-        needs = {"/metrics": "metrics", "/v1/keys": "admin"}.get(path.removesuffix("/x"), "chat")
+        needs = own.get(path.removesuffix("/x"), "chat")
         opening = {needs, "admin"} if (method, path) in ADMIN_TOO else {needs}
         for headers, query, scope in given:
             n += 1

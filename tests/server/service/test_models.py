@@ -2,15 +2,17 @@
 
 import itertools
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import numpy as np
 import pytest
 
 from mico_chat.assistant import Assistant
@@ -255,6 +257,29 @@ def test_a_model_that_never_fits_is_refused_with_both_numbers(tmp_path: Path) ->
         assert states(client) == {"a": "loaded", "b": "failed"}
         said(ask(client, "a"))
     assert shelf.events == ["+a", "-a"]
+
+
+def test_what_a_model_takes_beyond_its_estimate_counts(tmp_path: Path) -> None:
+    """Others make room for it once it is measured; one beyond the bound does not stay."""
+
+    def make(name: str) -> FakeAssistant:
+        made: Any = FakeAssistant()
+        made.weights = np.ones((200 if name == "c" else 100) * MB, np.uint8)
+        return cast(FakeAssistant, made)
+
+    shelf = Shelf(needs=dict.fromkeys("abc", 20 * MB), make=make)
+    with shelf.served(tmp_path, "abc", max_models_bytes=150 * MB) as client:
+        said(ask(client, "b"))
+        assert shelf.events == ["+a", "+b", "-a"]
+        shelf.events.clear()
+        response = ask(client, "c")
+        assert response.status_code == 507
+        refusal = re.match(r"c needs (\d+) MB, but .* 150 MB", error_of(response)["message"])
+        assert refusal
+        assert 150 < int(refusal[1]) < 300
+        assert shelf.events[-1] == "-c"
+        assert states(client)["c"] == "failed"
+        said(ask(client, "b"))
 
 
 @pytest.mark.parametrize(

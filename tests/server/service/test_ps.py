@@ -10,6 +10,7 @@ from mico_chat.cli.main import main
 from mico_chat.errors import ModelError
 from tests.server.service.test_models import MB, Shelf, ask
 from tests.server.support.running import new_key
+from tests.support.fakes import FakeAssistant
 
 Run = Callable[..., str]
 
@@ -50,6 +51,19 @@ def test_what_is_loaded_and_in_use(
         monkeypatch.setenv("MICO_API_KEY", key)
         monkeypatch.setenv("MICO_API", url)
         assert "unloaded" in ps()
+
+
+def test_what_a_model_does_in_another_way_is_said(tmp_path: Path, ps: Run) -> None:
+    note = "requests run alone, without batching: its layers of mamba cannot be batched"
+
+    def make(name: str) -> FakeAssistant:
+        made = FakeAssistant()
+        made.notes = (note,)
+        return made
+
+    with Shelf(make=make).served(tmp_path, "a") as client:
+        assert client.get("/v1/models/a").json()["notes"] == [note]
+        assert ps("--url", str(client.base_url)).rstrip().endswith(note)
 
 
 def test_no_service(ps: Run) -> None:

@@ -41,3 +41,12 @@ def test_arguments_that_are_no_json(given: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MICO_SERVER_ENGINE_ARGS", given)
     with pytest.raises((ConfigError, ValueError), match=r"engine_args"):
         read_settings([])
+
+
+def test_a_preference_is_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings([]).prefer is None
+    assert read_settings(["--prefer", "first-token"]).prefer == "first-token"
+    with pytest.raises(ValueError, match="should be 'pauses' or 'first-token'"):
+        read_settings(["--prefer", "both"])
+    monkeypatch.setenv("MICO_SERVER_PREFER", "pauses")
+    assert read_settings([]).prefer == "pauses"

@@ -74,6 +74,23 @@ def test_answers_that_have_begun_come_to_their_end(tmp_path: Path) -> None:
     assert {turn["finish_reason"] for turn in turns_kept(tmp_path)} == {"stop"}
 
 
+def test_who_waits_for_news_alone_does_not_hold_the_service(tmp_path: Path) -> None:
+    path = "/v1/conversations/state?wait_s=300&known="
+
+    async def asked(server: ServerProcess) -> None:
+        _, body = await fetch(server.address, request("GET", path))
+        state = json.loads(body)["state"]
+        with closing(await sent(server, request("GET", path + state))) as connection:
+            await fetch(server.address, request("GET", "/health/live"))
+            server.terminate()
+            head = await connection.head()
+            assert (head.status, json.loads(await connection.body(head))["state"]) == (200, state)
+
+    with ServerProcess(data_dir=tmp_path) as server:
+        asyncio.run(asked(server))
+        assert server.exit_code() == 0
+
+
 def test_an_answer_that_takes_too_long_is_cut(tmp_path: Path) -> None:
     async def asked(server: ServerProcess) -> float:
         with closing(await sent(server, CHAT)) as connection:

@@ -8,7 +8,7 @@ import pytest
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import MediaReport
+from mico_chat.media.medium import MediaReport, SpokenText, WrittenText
 from mico_chat.messages import Message
 from mico_chat.wire import Usage
 from mico_server.errors import ConflictError, NotFoundError
@@ -90,7 +90,7 @@ async def test_anothers_conversation_is_as_none(stores: Stores) -> None:
             conversations.load(tenant, other),
             conversations.delete(tenant, other),
             conversations.rename(tenant, other, "x"),
-            conversations.truncate(tenant, other, 1),
+            conversations.delete_turns(tenant, other, 1),
             conversations.add_turn(tenant, other, 2, turn),
             conversations.answer_turn(tenant, other, 1, turn),
             conversations.take_back(tenant, other, 1, turn),
@@ -110,7 +110,7 @@ async def test_turns_that_are_refused_leave_nothing(stores: Stores) -> None:
     (shown,) = (await stores.load(id_)).media
     other = await stores.add(b"secret", tenant="other")
     before = stores.files()
-    depth = NewTurn([StoredMedium(type="depth", media_id=shown)], "mini")
+    depth = NewTurn([StoredMedium(type="depth", media_id=shown)], "mini", parent=1)
     with pytest.raises(RequestError, match="kind image, but"):
         await stores.conversations.add_turn("t", id_, 2, depth)
     with pytest.raises(NotFoundError, match=other.id):
@@ -130,7 +130,7 @@ async def test_one_of_two_requests_continues(stores: Stores) -> None:
     )
     lost = [result for result in results if isinstance(result, ConflictError)]
     assert len(lost) == 7
-    assert "turn 2 was to be added, but the next one is 3" in str(lost[0])
+    assert "turn 2 was to be added behind turn 1, but the next one is 3" in str(lost[0])
     assert [turn.number for turn in (await stores.load(id_)).turns] == [1, 2]
     assert len(stores.files()) == len(await stores.media.list("t", limit=9)) == 1
     for other in (id_, None):
@@ -158,7 +158,7 @@ async def test_deleting_takes_what_nothing_else_shows(stores: Stores) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("method", ["delete", "truncate"])
+@pytest.mark.parametrize("method", ["delete", "delete_turns"])
 async def test_nothing_is_left_of_a_turn_that_comes_while_others_go(
     stores: Stores, method: str
 ) -> None:
@@ -166,7 +166,7 @@ async def test_nothing_is_left_of_a_turn_that_comes_while_others_go(
         id_ = await stores.say()
         delete = method == "delete"
         store = stores.conversations
-        go = store.delete("t", id_) if delete else store.truncate("t", id_, 1)
+        go = store.delete("t", id_) if delete else store.delete_turns("t", id_, 1)
         come = stores.say(id_=id_, send=[bytes([number])])
         await asyncio.gather(come, go, return_exceptions=True)
 
@@ -188,9 +188,9 @@ async def test_taking_turns_back(stores: Stores) -> None:
     await stores.say("Three", id_=id_)
     for number in (-1, 0, 4, 10**30):
         with pytest.raises(NotFoundError, match=f"no turn {number}"):
-            await conversations.truncate("t", id_, number)
+            await conversations.delete_turns("t", id_, number)
 
-    await conversations.truncate("t", id_, 2)
+    await conversations.delete_turns("t", id_, 2)
     found = await stores.load(id_)
     assert ([turn.number for turn in found.turns], found.media) == ([1], {})
     assert (await media.get("t", shown)).expires_at is not None, "not for ever"
@@ -198,7 +198,7 @@ async def test_taking_turns_back(stores: Stores) -> None:
     await stores.say(id_=id_, number=2, show=[shown])
     assert (await media.get("t", shown)).expires_at is None
 
-    await conversations.truncate("t", id_, 1)
+    await conversations.delete_turns("t", id_, 1)
     await stores.expire()
     assert await media.sweep() == 1
     assert (await stores.load(id_)).turns == ()
@@ -210,13 +210,98 @@ async def test_a_title_follows_the_first_message_until_a_user_chooses_one(stores
     for message, title in (("a goat", "a goat"), ("a cow", "Mine")):
         if title == "Mine":
             await conversations.rename("t", id_, title)
-        await conversations.truncate("t", id_, 1)
+        await conversations.delete_turns("t", id_, 1)
         await stores.say(message, id_=id_)
         await stores.say("and then?", id_=id_)
         assert [c.title for c in await conversations.list("t", limit=9)] == [title]
         assert len(await conversations.list("t", query=title, limit=9)) == 1
-    await conversations.truncate("t", id_, 2)
+    await conversations.delete_turns("t", id_, 2)
     assert (await stores.load(id_)).title == "Mine"
+
+
+async def test_a_turn_that_is_asked_differently_keeps_its_versions(stores: Stores) -> None:
+    """Each path reads as if the others were not there, whichever of them was asked last."""
+    store, id_ = stores.conversations, await stores.say("One", "1")
+    await stores.say("Two", "2", id_=id_)
+    await stores.say("Three", "3", id_=id_)
+    await stores.say("Zwei", "II", id_=id_, after=1, send=[b"cat"])
+
+    async def path(through: int | None = None) -> list[int]:
+        return [turn.number for turn in (await store.load("t", id_, through)).turns]
+
+    assert await path() == [1, 4], "the one asked last"
+    assert await path(2) == [1, 2, 3]
+    assert await path(1) == [1, 4]
+    found = await stores.load(id_)
+    assert [list(found.versions[turn.parent]) for turn in found.turns] == [[1], [2, 4]]
+    assert {number: found.later[number] for number in found.tree} == {1: 3, 2: 1, 3: 0, 4: 0}
+    said = [message.text for message in store.messages(found)]
+    assert said == ["One", "1", "Zwei", "II"]
+
+    await store.choose("t", id_, 2)
+    assert await path() == [1, 2, 3], "the newest path through the one that was chosen"
+    await stores.say("Four", "4", id_=id_)
+    assert await path() == [1, 2, 3, 5]
+    for other in (0, 9):
+        with pytest.raises(NotFoundError, match=f"no turn {other}"):
+            await store.choose("t", id_, other)
+        with pytest.raises(NotFoundError, match=f"no turn {other}"):
+            await store.load("t", id_, other)
+    with pytest.raises(ConflictError, match="3 turns would go, and not 2"):
+        await store.delete_turns("t", id_, 2, 2)
+    await store.delete_turns("t", id_, 2, 3)
+    assert await path() == [1, 4], "the version that is left"
+    with pytest.raises(ConflictError, match="behind turn 3, but the next one is 5"):
+        await stores.say("Late", id_=id_, number=5, after=3)
+    await store.delete_turns("t", id_, 4)
+    assert await path() == [1]
+    await stores.expire()
+    assert await stores.media.sweep() == 1
+
+
+async def test_a_question_asked_again_replaces_the_one_without_an_answer(stores: Stores) -> None:
+    store, id_ = stores.conversations, await stores.say("One", "1")
+    for words in ("Two", "Two", "Zwei"):
+        number = max((await stores.load(id_)).tree) + 1
+        turn = NewTurn([StoredText(text=words)], "mini", parent=1)
+        await store.add_turn("t", id_, number, turn)
+    found = await stores.load(id_)
+    assert [title_of(turn.parts) for turn in found.tree.values()] == ["One", "Two", "Zwei"]
+    await store.answer_so_far(id_, 4, turn, "zw")
+    assert [message.text for message in store.messages(await stores.load(id_))][-1] == "zw"
+    again = NewTurn([StoredText(text="Zwei")], "mini", parent=1)
+    await store.add_turn("t", id_, 5, again)
+    assert set((await stores.load(id_)).tree) == {1, 3, 4, 5}, "some words of it are there"
+    await store.take_back("t", id_, 5, again)
+    assert [turn.number for turn in (await stores.load(id_)).turns] == [1, 4]
+
+
+async def test_each_change_of_conversations_is_told(stores: Stores) -> None:
+    store = stores.conversations
+    states = [await store.state("t")]
+
+    async def changed(by: object) -> None:
+        states.append(await store.state("t"))
+        assert states[-1] != states[-2], by
+
+    id_ = await stores.say()
+    await changed("a new one")
+    await stores.say(id_=id_)
+    await changed("a turn")
+    await stores.say(id_=id_, after=0)
+    await changed("a version")
+    await store.choose("t", id_, 2)
+    await changed("a choice")
+    await store.rename("t", id_, "Mine")
+    await changed("a title")
+    await store.delete_turns("t", id_, 3)
+    await changed("turns less")
+    other = await stores.say()
+    await changed("another one")
+    await store.delete("t", other)
+    await changed("one less")
+    await stores.say(tenant="other")
+    assert await store.state("t") == states[-1], "another's"
 
 
 SEARCHES = [
@@ -226,17 +311,24 @@ SEARCHES = [
     *((text, "") for text in ("c_t", "c%t", "' OR 1=1 --")),
     *(("renamed", "B"), ("second answer", "A")),
     ("first message here", "B"),  # still said, if not in the title
+    *(("here first", "B"), ('"here first"', ""), ('"first message"', "B")),
+    *(("concatenated message", "B"), ("cat 100%", ""), ('"', "")),
+    *(("SIGN.jpg", "D"), ("0199", "D"), ("hello there 0199", "D"), ("sign hello cat", "")),
 ]
 
 
 @BOTH
 async def test_search(stores: Stores) -> None:
     conversations = stores.conversations
+    written = WrittenText(text="555-0199", box=(0, 0, 1, 1), confidence=1)
+    spoken = SpokenText(text="Hello there", start=0, end=1, confidence=1)
+    seen = MediaReport(name="sign.jpg", kind="image", written=(written,))
+    heard = MediaReport(name="a.wav", kind="image", spoken=(spoken,))
     ids = {
         await stores.say("A Cat?"): "A",
         await stores.say("The first message here", "concatenated"): "B",
         await stores.say("Äpfel", "Straße"): "C",
-        await stores.say("100% of a_b\\c/d"): "D",
+        await stores.say("100% of a_b\\c/d", send=[b"1", b"2"], reports=[seen, heard]): "D",
     }
     first, second, *_ = ids
     await stores.say("cat Äpfel 100%", tenant="other")

@@ -15,7 +15,7 @@ from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.errors import UnavailableError
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
-from mico_server.store.tables import blobs, media, metadata, now
+from mico_server.store.tables import blobs, conversations, media, metadata, now, turns
 from tests.server.conftest import BOTH, POSTGRES
 from tests.server.support.postgres import Postgres
 
@@ -43,10 +43,24 @@ async def test_a_database_of_the_first_version_is_upgraded(
         await connection.execute(insert(blobs).values(id="a", bytes=7))
         old = {"id": "m", "tenant": "t/anna", "blob_id": "a", "kind": "image", "name": "x"}
         await connection.execute(insert(media).values(**old, uploaded=True, created_at=now()))
+        at = {"created_at": now(), "updated_at": now()}
+        chat = {"id": "c", "tenant": "t", "title": "x", "title_folded": "x", "model": "mini"}
+        await connection.execute(insert(conversations).values(**chat, **at))
+        said: dict[str, Any] = {
+            "parts": [],
+            "answer": "",
+            "text_folded": "",
+            "finish_reason": "stop",
+        }
+        said |= {"conversation_id": "c", "reports": [], "created_at": now()}
+        await connection.execute(insert(turns), [{**said, "number": n} for n in (1, 2, 3)])
         for change in (
             "ALTER TABLE keys DROP COLUMN scopes",
             "ALTER TABLE turns DROP COLUMN confidence",
             "ALTER TABLE turns DROP COLUMN unsure",
+            "ALTER TABLE turns DROP COLUMN parent",
+            "ALTER TABLE conversations DROP COLUMN head",
+            "ALTER TABLE conversations DROP COLUMN revision",
             "DROP TABLE rate_limit_hits",
             "DROP TABLE files",
             "DROP TABLE batches",
@@ -68,6 +82,8 @@ async def test_a_database_of_the_first_version_is_upgraded(
         assert await connection.run_sync(differences) == []
         sizes = await connection.execute(select(media.c.owner, media.c.blob_bytes))
         assert sizes.one() == ("t", 7)
+        behind = await connection.execute(select(turns.c.number, turns.c.parent))
+        assert sorted(behind.all()) == [(1, 0), (2, 1), (3, 2)], "one path, as before versions"
         if not database.is_sqlite:
             logged = text(
                 "SELECT relpersistence FROM pg_class WHERE oid = 'rate_limit_hits'::regclass"

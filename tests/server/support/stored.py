@@ -53,17 +53,24 @@ class Stores:
         tenant: str = "t",
         id_: str | None = None,
         number: int | None = None,
+        after: int | None = None,
         system: str | None = None,
         show: Sequence[str] = (),
         send: Sequence[bytes] = (),
+        reports: Sequence[MediaReport] = (),
     ) -> str:
         """Store a question and its answer in a conversation, or in a new one; returns its id.
 
-        The question shows stored images by their ids, and sends new ones.
+        The question shows stored images by their ids, and sends new ones. It follows the turn
+        ``after``, or the last one.
         """
         create, id_ = id_ is None, id_ or new_id("conv")
         if number is None:
-            number = 1 if create else len((await self.load(id_, tenant)).turns) + 1
+            earlier = None if create else await self.load(id_, tenant)
+            number = 1 if earlier is None else max(earlier.tree, default=0) + 1
+            if after is None and earlier is not None and earlier.turns:
+                after = earlier.turns[-1].number
+        after = number - 1 if after is None else after
         async with self.media.work_folder() as work:
             new: list[NewMedium] = []
             for n, data in enumerate(send):
@@ -71,11 +78,12 @@ class Stores:
                 new.append(await self.media.prepare("image", work.file(str(n)), f"{n}.jpg"))
             ids = [*show, *(medium.id for medium in new)]
             parts: list[StoredPart] = [StoredMedium(type="image", media_id=one) for one in ids]
-            turn = NewTurn([*parts, StoredText(text=question)], "mini", new_media=new)
+            parts.append(StoredText(text=question))
+            turn = NewTurn(parts, "mini", new_media=new, parent=after)
             await self.conversations.add_turn(
                 tenant, id_, number, turn, create=create, system=system
             )
-        reports = [MediaReport(name="0.jpg", kind="image")] * len(ids)
+        reports = reports or [MediaReport(name="0.jpg", kind="image")] * len(ids)
         ended = replace(turn, answer=answer, finish_reason="stop", reports=reports)
         await self.conversations.answer_turn(tenant, id_, number, ended, system=system)
         return id_

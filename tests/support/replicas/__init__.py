@@ -23,11 +23,11 @@ from transformers import (
     Qwen2_5OmniForConditionalGeneration,
 )
 
+from tests.support.replicas import towers
 from tests.support.replicas.gemma import gemma3n
-from tests.support.replicas.gemma3 import gemma3
-from tests.support.replicas.llava import llava_onevision
-from tests.support.replicas.qwen import qwen2_5_omni, qwen2_audio, qwen3_vl
+from tests.support.replicas.qwen import qwen2_5_omni, qwen2_5_vl, qwen2_audio, qwen3_5, qwen3_vl
 from tests.support.replicas.smolvlm import smolvlm
+from tests.support.replicas.voxtral import voxtral
 
 Conversation = list[dict[str, Any]]
 
@@ -35,16 +35,28 @@ _FAMILIES: dict[str, tuple[Callable[..., tuple[PreTrainedModel, ProcessorMixin]]
 _FAMILIES = {
     "qwen2_5_omni": (qwen2_5_omni, ("image", "audio", "video")),
     "qwen3_vl": (qwen3_vl, ("image", "video")),
-    "llava_onevision": (llava_onevision, ("image", "video")),
+    "llava_onevision": (towers.llava_onevision, ("image", "video")),
     "qwen2_audio": (qwen2_audio, ("audio",)),
     "smolvlm": (smolvlm, ("image", "video")),
     "gemma3n": (gemma3n, ("image", "audio")),
-    "gemma3": (gemma3, ("image",)),
+    "qwen3_5": (qwen3_5, ("image", "video")),
+    "lfm2_vl": (towers.lfm2_vl, ("image",)),
+    "gemma3": (towers.gemma3, ("image",)),
+    "phi4_multimodal": (towers.phi4_multimodal, ("image", "audio")),
+    "mllama": (towers.mllama, ("image",)),
+    "idefics2": (towers.idefics2, ("image",)),
+    "instructblip": (towers.instructblip, ("image",)),
+    "ovis2": (towers.ovis2, ("image",)),
+    "minicpmv": (towers.minicpmv, ("image", "video")),
+    "gemma4": (towers.gemma4, ("image", "video")),
+    "paligemma": (towers.paligemma, ("image",)),
+    "qwen2_5_vl": (qwen2_5_vl, ("image", "video")),
+    "voxtral": (voxtral, ("audio",)),
 }
-ALONE = ("gemma3",)
+ALONE = tuple(_FAMILIES)[8:-2]
 """Families whose prompts do not batch."""
 
-NAMES = tuple(name for name in _FAMILIES if name not in ALONE)
+NAMES = tuple(_FAMILIES)[:8]
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_utterance>", "<end_of_turn>", "<eos>")
 _FPS = 1000
 """Frames a second that metadata names: a frame's number is its time in milliseconds."""
@@ -86,6 +98,11 @@ def build(name: str, folder: Path, **options: Any) -> Path:
     control = {i for i, word in words.added_tokens_decoder.items() if word.special}
     ends = {words.convert_tokens_to_ids(end) for end in _ENDS if end in words.get_vocab()}
     _spread(model, seldom=sorted(ends), never=sorted(control - ends))
+    # As they begin, these forget a picture within the question, and attend to all tokens alike.
+    for part, weight in model.named_parameters() if name in ("qwen3_5", "lfm2_vl") else ():
+        for end, value in (("A_log", -4.0), ("q_norm.weight", 8.0), ("q_layernorm.weight", 8.0)):
+            if part.endswith(end):
+                torch.nn.init.constant_(weight, value)
     model.generation_config = GenerationConfig(
         eos_token_id=sorted(ends), pad_token_id=words.pad_token_id
     )
@@ -166,7 +183,9 @@ def inputs(processor: ProcessorMixin, conversation: Conversation, **settings: An
 def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A replica and its processor, as the Auto classes load them."""
     model = AutoModelForMultimodalLM.from_pretrained(folder)
-    return model.train(False), AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return model.train(False), processor
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ They have the real architectures of llama.cpp (``src/models``, ``tools/mtmd/clip
 that load in milliseconds. :func:`qwen_omni` has positions of several axes (M-RoPE), and sees and
 hears. :func:`smolvlm` cuts a picture into tiles with text between them. A picture of
 :func:`gemma3` is attended to in both directions, so it must be computed as a whole. In
-:func:`qwen3_vl` a token of a picture has more numbers than a token of text (deepstack).
+:func:`qwen3_vl` a token of a picture has more numbers than a token of text (deepstack). The first
+layer of :func:`qwen35` and :func:`lfm2_vl` has a recurrent state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,21 @@ from tests.support.tiny import byte_level
 WIDTH = 32  # of the language model; the heads of all models have 16 numbers
 VISION = 32
 LAYERS = 2
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _shapes(listed: str) -> Shapes:
+    """The shapes of a layer's tensors, for a width of 32."""
+    words = (one.split() for one in listed.split(","))
+    return {name: tuple(map(int, sizes)) for name, *sizes in words}
+
+
+_ATTENTION = _shapes("attn_q 32 32, attn_k 16 32, attn_v 16 32, attn_output 32 32")
+_QK_NORM = _shapes("attn_q_norm 16, attn_k_norm 16")
+_FEED_FORWARD = _shapes("attn_norm 32, ffn_gate 64 32, ffn_up 64 32, ffn_down 32 64")
+_LAYER = _ATTENTION | _FEED_FORWARD | _shapes("ffn_norm 32")
+_SSM = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 2, "ssm.group_count": 1}
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -74,12 +90,9 @@ def qwen_omni(folder: Path) -> Pair:
 def qwen3_vl(folder: Path) -> Pair:
     markup = ("<|vision_start|>", "<|vision_end|>")
     rope = {"rope.dimension_sections": [3, 3, 2, 0], "n_deepstack_layers": 1}
-    model = _model(folder, "qwen3vl", _chatml(markup), rope, qk_norm=True)
+    model = _model(folder, "qwen3vl", _chatml(markup), rope, [_LAYER | _QK_NORM] * LAYERS)
     weights = _Weights(2)
-    weights.layers("v", ("attn_qkv",))
-    _qwen_vision(weights)
-    weights["v.patch_embd.bias"] = (VISION,)
-    weights["v.position_embd.weight"] = (16, VISION)
+    _qwen3_vision(weights)
     for name, shape in (("norm", (4 * VISION,)), ("fc1", (64, 4 * VISION)), ("fc2", (WIDTH, 64))):
         weights.linear(f"v.deepstack.0.{name}", *shape)
     values = _vision(image_size=56, patch_size=14)
@@ -103,7 +116,8 @@ def gemma3(folder: Path) -> Pair:
     markup = ("<start_of_turn>", "<start_of_image>", "<end_of_image>")
     tokenizer = _tokenizer(("<end_of_turn>", *markup), GEMMA)
     window = {"attention.sliding_window": 64, "rope.freq_base_swa": 10_000.0}
-    model = _model(folder, "gemma3", tokenizer, window, qk_norm=True, post_norms=True)
+    layers = [_LAYER | _QK_NORM | _shapes("post_attention_norm 32, post_ffw_norm 32")] * LAYERS
+    model = _model(folder, "gemma3", tokenizer, window, layers)
     weights = _Weights(4)
     _siglip(weights, patches=64, patch=8)
     weights["mm.input_projection.weight"] = (VISION, WIDTH)
@@ -112,8 +126,62 @@ def gemma3(folder: Path) -> Pair:
     return Pair(model, _mmproj(folder, "gemma3", values, weights))
 
 
+def qwen35(folder: Path) -> Pair:
+    """Gated delta nets; positions of several axes."""
+    net = _shapes(
+        "attn_qkv 64 32, attn_gate 32 32, ssm_conv1d 64 4, ssm_dt.bias 2, ssm_a 2, ssm_beta 2 32,"
+        "ssm_alpha 2 32, ssm_norm 16, ssm_out 32 32"
+    )
+    own = _FEED_FORWARD | _shapes("post_attention_norm 32")
+    attention = _ATTENTION | _QK_NORM | _shapes("attn_q 64 32")  # half of it is a gate
+    values: dict[str, Any] = {**_SSM, "ssm.inner_size": 32, "full_attention_interval": 2}
+    values["rope.dimension_sections"] = [3, 3, 2, 0]
+    words = _chatml(("<|vision_start|>", "<|vision_end|>"))
+    model = _model(folder, "qwen35", words, values, [own | net, own | attention])
+    weights = _Weights(5)
+    _qwen3_vision(weights)
+    sizes = _vision(image_size=56, patch_size=14)
+    return Pair(model, _mmproj(folder, "qwen3vl_merger", sizes, weights))
+
+
+def lfm2_vl(folder: Path) -> Pair:
+    """Short convolutions."""
+    own = _FEED_FORWARD | _shapes("ffn_norm 32")
+    net = _shapes("shortconv.conv 32 3, shortconv.in_proj 96 32, shortconv.out_proj 32 32")
+    values = {"shortconv.l_cache": 3, "attention.head_count_kv": [0, 1]}
+    words = _chatml(("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"))
+    model = _model(folder, "lfm2", words, values, [own | net, own | _ATTENTION | _QK_NORM])
+    weights = _Weights(10)
+    _siglip(weights, patches=64, patch=8)
+    weights["mm.input_norm.weight"] = weights["mm.input_norm.bias"] = (4 * VISION,)
+    weights.linear("mm.1", 64, 4 * VISION)
+    weights.linear("mm.2", WIDTH, 64)
+    sizes = _vision(image_size=64, patch_size=8) | {"clip.vision.projector.scale_factor": 2}
+    return Pair(model, _mmproj(folder, "lfm2", sizes, weights))
+
+
+def granite_hybrid(folder: Path) -> Path:
+    """Mamba 2's layer, then one of attention; it reads text alone."""
+    net = _shapes(
+        "ssm_in 162 32, ssm_conv1d 96 4, ssm_conv1d.bias 96, ssm_dt.bias 2, ssm_a 2 1, ssm_d 2 1,"
+        "ssm_norm 1 64, ssm_out 32 64, ffn_norm 32"
+    )
+    scales = dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale"), 1.0)
+    values = {**_SSM, "ssm.inner_size": 64, "attention.head_count_kv": [0, 1], **scales}
+    return _model(folder, "granitehybrid", _chatml(()), values, [_FEED_FORWARD | net, _LAYER])
+
+
+def mamba(folder: Path) -> Path:
+    """Nothing but recurrent states; it reads text alone."""
+    net = _shapes(
+        "attn_norm 32, ssm_in 128 32, ssm_conv1d 64 4, ssm_conv1d.bias 64, ssm_x 34 64,"
+        "ssm_dt 64 2, ssm_dt.bias 64, ssm_a 64 16, ssm_d 64, ssm_out 32 64"
+    )
+    return _model(folder, "mamba", _chatml(()), {**_SSM, "ssm.inner_size": 64}, [net] * LAYERS)
+
+
 REPLICAS: Mapping[str, Callable[[Path], Pair]] = {
-    made.__name__: made for made in (qwen_omni, qwen3_vl, smolvlm, gemma3)
+    made.__name__: made for made in (qwen_omni, qwen3_vl, smolvlm, gemma3, qwen35, lfm2_vl)
 }
 
 
@@ -155,6 +223,8 @@ class _Weights(dict[str, tuple[int, ...]]):
             numbers = self._random.normal(0, deviation, shape)
             if len(shape) == 1 and name.endswith("weight"):  # of a norm
                 numbers += 1
+            if name.endswith("ssm_a"):  # a decay
+                numbers = -np.abs(numbers) - 0.1
             # llama.cpp convolves sounds in half precision alone.
             half = ".conv1d" in name and name.endswith("weight")
             writer.add_tensor(name, numbers.astype(np.float16 if half else np.float32))
@@ -183,8 +253,7 @@ def _model(
     architecture: str,
     tokenizer: Any,
     values: Mapping[str, Any] | None = None,
-    qk_norm: bool = False,
-    post_norms: bool = False,
+    layers: Sequence[Shapes] = (_LAYER,) * LAYERS,
 ) -> Path:
     """A language model of two layers and a tokenizer of bytes."""
     file = folder / f"{architecture}.gguf"
@@ -206,25 +275,13 @@ def _model(
     add_tokenizer(writer, tokenizer, len(tokenizer))
     weights = _Weights(0)
     weights["token_embd.weight"] = weights["output.weight"] = (len(tokenizer), WIDTH)
-    weights["output_norm.weight"] = (WIDTH,)
-    for layer in range(LAYERS):
-        shapes = {
-            "attn_norm": (WIDTH,),
-            "attn_q": (32, WIDTH),
-            "attn_k": (16, WIDTH),
-            "attn_v": (16, WIDTH),
-            "attn_output": (WIDTH, 32),
-            "ffn_norm": (WIDTH,),
-            "ffn_gate": (2 * WIDTH, WIDTH),
-            "ffn_up": (2 * WIDTH, WIDTH),
-            "ffn_down": (WIDTH, 2 * WIDTH),
-        }
-        shapes |= dict.fromkeys(("attn_q_norm", "attn_k_norm"), (16,)) if qk_norm else {}
-        shapes |= (
-            dict.fromkeys(("post_attention_norm", "post_ffw_norm"), (WIDTH,)) if post_norms else {}
-        )
-        for name, shape in shapes.items():
-            weights[f"blk.{layer}.{name}.weight"] = shape
+    norm = "token_embd_norm" if architecture == "lfm2" else "output_norm"
+    weights[f"{norm}.weight"] = (WIDTH,)
+    for number, layer in enumerate(layers):
+        for name, shape in layer.items():
+            bare = name in ("ssm_a", "ssm_d") or name.endswith(".bias")
+            whole = name if bare else f"{name}.weight"
+            weights[f"blk.{number}.{whole}"] = shape
     weights.write(writer)
     return file
 
@@ -265,6 +322,13 @@ def _qwen_vision(weights: _Weights) -> None:
     weights["v.post_ln.weight"] = (VISION,)
     weights.linear("mm.0", 4 * VISION, 4 * VISION)
     weights.linear("mm.2", WIDTH, 4 * VISION)
+
+
+def _qwen3_vision(weights: _Weights) -> None:
+    weights.layers("v", ("attn_qkv",))
+    _qwen_vision(weights)
+    weights["v.patch_embd.bias"] = (VISION,)
+    weights["v.position_embd.weight"] = (16, VISION)
 
 
 def _siglip(weights: _Weights, patches: int, patch: int) -> None:

@@ -1,10 +1,14 @@
-"""Replicas of Qwen's families: Qwen2.5-Omni's Thinker, Qwen3-VL and Qwen2-Audio."""
+"""Replicas of Qwen's families: Qwen2.5-Omni's Thinker, Qwen3-VL, Qwen3.5 and Qwen2-Audio."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import (
     PreTrainedModel,
     ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
@@ -13,6 +17,8 @@ from transformers import (
     Qwen2AudioProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -27,6 +33,18 @@ _CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _TOOLS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 _ROLES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _N_MELS = 128
+_SEEN = {
+    "vision_bos_token": "<|vision_start|>",
+    "vision_eos_token": "<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+}
+_VL_TEMPLATE = templates.qwen(
+    {
+        "image": "<|vision_start|><|image_pad|><|vision_end|>",
+        "video": "<|vision_start|><|video_pad|><|vision_end|>",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -116,15 +134,68 @@ def qwen2_5_omni(size: Size = _TINY) -> tuple[PreTrainedModel, ProcessorMixin]:
     return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
 
 
-def qwen3_vl(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
-    named = {
-        "vision_bos_token": "<|vision_start|>",
-        "vision_eos_token": "<|vision_end|>",
-        "image_token": "<|image_pad|>",
-        "video_token": "<|video_pad|>",
+def _vision_ids(words: Any) -> dict[str, Any]:
+    ids, places = words.get_vocab(), ("vision_start", "vision_end", "image", "video")
+    return {
+        f"{name}_token_id": ids[mark] for name, mark in zip(places, _SEEN.values(), strict=True)
     }
-    words = tokenizer([*_CHATML, *named.values()], _TOOLS, named=named, **_ROLES)
-    ids = words.get_vocab()
+
+
+def qwen2_5_vl(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Its processor has the bounds of the published one: 4 to 16,384 tokens of a picture."""
+    words = tokenizer([*_CHATML, *_SEEN.values()], _TOOLS, named=_SEEN, **_ROLES)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": n_heads,
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1_000_000.0,
+                "mrope_section": [8 // n_heads, 4 // n_heads, 4 // n_heads],
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 32,
+        },
+        **_vision_ids(words),
+    )
+    pixels = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16_384 * 28 * 28}
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(size=pixels),
+        words,
+        Qwen2VLVideoProcessor(cap_pixels_per_frame=True),
+        chat_template=_VL_TEMPLATE,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_5() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Qwen3-VL's processor and tower, and a language model with a recurrent state."""
+    model, processor = qwen3_vl()
+    config = model.config.to_dict()
+    text, tower = config.pop("text_config"), config.pop("vision_config")
+    text |= {f"linear_num_{one}_heads": 2 for one in ("key", "value")}
+    text |= {f"linear_{one}_head_dim": 8 for one in ("key", "value")}
+    text["rope_parameters"]["partial_rotary_factor"] = 1.0
+    text |= {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
+    del text["model_type"], tower["model_type"], tower["deepstack_visual_indexes"]
+    ids = {name: value for name, value in config.items() if name.endswith("_token_id")}
+    own = Qwen3_5Config(text_config=text, vision_config=tower, **ids)
+    return Qwen3_5ForConditionalGeneration(own), processor
+
+
+def qwen3_vl(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
+    words = tokenizer([*_CHATML, *_SEEN.values()], _TOOLS, named=_SEEN, **_ROLES)
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(words),
@@ -150,10 +221,7 @@ def qwen3_vl(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
+        **_vision_ids(words),
     )
     # A clip's bounds are those of all its frames together.
     processor = Qwen3VLProcessor(
@@ -168,12 +236,7 @@ def qwen3_vl(n_heads: int = 2) -> tuple[PreTrainedModel, ProcessorMixin]:
             size={"shortest_edge": 4 * 32 * 32, "longest_edge": 64 * 32 * 32},
             cap_pixels_per_frame=True,
         ),
-        chat_template=templates.qwen(
-            {
-                "image": "<|vision_start|><|image_pad|><|vision_end|>",
-                "video": "<|vision_start|><|video_pad|><|vision_end|>",
-            }
-        ),
+        chat_template=_VL_TEMPLATE,
     )
     return Qwen3VLForConditionalGeneration(config), processor
 

@@ -17,7 +17,7 @@ _N_MERGES = 120
 
 
 @cache
-def _trained() -> str:
+def trained() -> str:
     """The tokenizer of bytes and merges as JSON: training it is the slow part."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +38,7 @@ def tokenizer(
     ``named`` gives the processor's names of tokens (``image_token``), ``roles`` those of every
     tokenizer (``eos_token``).
     """
-    backend = Tokenizer.from_str(_trained())
+    backend = Tokenizer.from_str(trained())
     backend.add_special_tokens([AddedToken(word, special=True) for word in control])
     backend.add_tokens([AddedToken(word, special=False, normalized=False) for word in plain])
     return PreTrainedTokenizerFast(

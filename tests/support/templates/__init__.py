@@ -30,15 +30,30 @@ THINKING = _read("thinking")
 VISION = _read("vision")
 """Qwen3-VL's, in short: contents are strings or lists, and the template marks the media."""
 
+THOUGHTS = _read("thoughts")
+"""Qwen3-VL-Thinking's, in short: thoughts of turns before the last question are left out."""
+
+CHANNELS = _read("channels")
+"""Gemma 4's, in short: channels are left out of earlier answers, and contents are trimmed."""
+
 LISTS = _read("lists")
 """LLaVA-OneVision's: contents are lists alone."""
 
 _SPECIAL = (
     "<|im_start|> <|vision_start|> <|image_pad|> <|vision_end|> <s> </s> <|start_header_id|> "
     "<|end_header_id|> <|eot_id|> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] "
-    "[/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS]"
+    "[/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] <|turn> <turn|> "
+    '<|channel> <channel|> <|tool> <tool|> <|tool_call> <tool_call|> <|image|> <|"|>'
 )
-_ADDED = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "    ")
+_ADDED = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "    ",
+)
 
 
 def tokenizer_with(template: str) -> PreTrainedTokenizerFast:

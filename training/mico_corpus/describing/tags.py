@@ -109,7 +109,7 @@ class OwnSpace:
             decoder = opened.enter_context(MediaDecoder())
             chat, processor = load_encoder(model, device=device)
             branch, tokenizer = load_pretraining(model, chat)
-            self._space = Similarity(branch, tokenizer, processor, decoder, cache_bytes=0)
+            self._space = Similarity(lambda: (branch, tokenizer), processor, decoder, cache_bytes=0)
             opened.callback(self._space.close)
             self._open = opened.pop_all()
         self._weights = fingerprint(branch)

@@ -290,7 +290,9 @@ def curves(results: Results, path: Path) -> Path:
                     shown_values = np.array(
                         [smoothed([line[step] for step in steps]) for line in lines]
                     )
-                    (line,) = axes.plot(steps, shown_values.mean(0), label=row.label)
+                    (line,) = axes.plot(
+                        steps, shown_values.mean(0), label=f"({row.letter}) {row.label}"
+                    )
                     band = shown_values.min(0), shown_values.max(0)
                     axes.fill_between(steps, *band, alpha=0.2, color=line.get_color())
             axes.set(title=table.name, ylabel=name.replace("_", " "), xlabel="step")

@@ -2,7 +2,8 @@
 
 ``prepare`` writes stage 1's starting point, the text-only turns and the evaluation items;
 ``items`` writes the evaluation items alone, whatever shards there are; ``heads`` fits the concept
-heads of that starting point; ``pack`` writes the trained parts as one folder in bfloat16, without
+heads of that starting point; ``start`` puts a former version's bridge and queries before it, where
+stage 2 goes on; ``pack`` writes the trained parts as one folder in bfloat16, without
 the base LLM.
 """
 
@@ -219,6 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     second.set_defaults(run=mini_init.fit_heads)
     second.add_argument("--config", type=Path, default=Path("training/recipes/mini-stage1.yaml"))
     second.add_argument("--output", type=Path, help="default: the folder that the recipe names")
+    third = steps.add_parser(
+        "start", help="begin stage 2 where a former version ended: run it after heads"
+    )
+    third.set_defaults(run=mini_init.start_chat)
+    third.add_argument("--pretrained", type=Path, default=Path("runs/mini-init"))
+    third.add_argument("--former", type=Path, default=MODELS / "mini", help="a trained chat model")
+    third.add_argument("--output", type=Path, default=Path("runs/mini-start"))
     last = steps.add_parser("pack", help="pack the finished model: run it after stage 3")
     last.set_defaults(run=pack)
     last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1"))

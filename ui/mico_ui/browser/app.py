@@ -6,16 +6,14 @@ queue is not used: an answer would end with the browser's connection. Its upload
 door takes them.
 """
 
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from fastapi import FastAPI
-from gradio.themes import Base
-from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +24,23 @@ from mico_ui.browser.door import Door, Uploads, places
 from mico_ui.browser.page import Page, PageFunction
 from mico_ui.browser.visitor import NO_ACCESS, Access
 from mico_ui.client import AsyncClient
+
+_find = inspect.getfile
+
+
+def _getfile(searched: Any) -> str:
+    if isinstance(searched, type):  # Gradio writes it a stub for editors, at each import
+        raise OSError(f"{searched}: its source is not looked for")
+    return _find(searched)
+
+
+vars(inspect)["getfile"] = _getfile
+try:
+    import gradio as gr
+    from gradio.themes import Base
+    from gradio.utils import get_upload_folder
+finally:
+    vars(inspect)["getfile"] = _find
 
 WEB = Path(__file__).parent / "web"
 

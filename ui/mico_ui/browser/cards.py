@@ -211,13 +211,18 @@ class MediaDesk:
 
     async def attach(self, visitor: Visitor, file: Attached) -> Card:
         """Send an upload to the server; any other path is refused, as a page must name none."""
-        path = file.path.resolve()
-        if not path.is_relative_to(self.uploads.resolve()) or not path.is_file():
-            raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
+        path = self.uploaded(file.path)
         try:
             return await self.attach_path(visitor, file.model_copy(update={"path": path}))
         finally:
             self.drop(path)
+
+    def uploaded(self, path: Path) -> Path:
+        """The path of an upload; an error for any other path."""
+        path = path.resolve()
+        if not path.is_relative_to(self.uploads.resolve()) or not path.is_file():
+            raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
+        return path
 
     async def attach_path(self, visitor: Visitor, file: Attached) -> Card:
         with file.path.open("rb") as opened:

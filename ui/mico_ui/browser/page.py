@@ -5,6 +5,8 @@ brings its browser's user, because no function stores one.
 """
 
 import asyncio
+import base64
+import json
 import logging
 import re
 from collections.abc import Callable, Coroutine
@@ -20,7 +22,14 @@ from pydantic import Field, TypeAdapter, ValidationError, validate_call
 
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import ChatEvent, ConversationList, Estimate, ModelInfo, Progress
+from mico_chat.wire import (
+    ChatEvent,
+    ConversationList,
+    ConversationObject,
+    Estimate,
+    ModelInfo,
+    Progress,
+)
 from mico_ui import describe, routes
 from mico_ui.browser.cards import Attached, Card, MediaDesk
 from mico_ui.browser.turns import (
@@ -34,7 +43,7 @@ from mico_ui.browser.turns import (
 )
 from mico_ui.browser.visitor import NO_ACCESS, Access, Frozen, Visitor
 from mico_ui.client import ApiError
-from mico_ui.routes import Call, MediumId, read_as
+from mico_ui.routes import Call, MediumId, Upload, read_as
 
 logger = logging.getLogger(__name__)
 
@@ -73,18 +82,23 @@ def read_examples() -> Examples:
 
 class Compared(Frozen):
     model: str
-    media: tuple[MediumId, ...] = Field((), max_length=MAX_COMPARED)
-    texts: tuple[str, ...] = Field((), max_length=MAX_COMPARED)
+    media: tuple[MediumId, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 class Grid(Frozen):
-    """``similarity[i][j]`` of items i and j, media first: the cosine of their embeddings.
-
-    ``match[m][t]`` of medium m and text t: the matching head's probability, None without a head.
-    """
+    """``similarity[i][j]`` of items i and j, media first: the cosine of their embeddings."""
 
     similarity: list[list[float]]
-    match: list[list[float | None]]
+
+
+class Exported(ConversationObject):
+    """A conversation as it is exported: ``files`` has its media by their ids, in base64."""
+
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+_EXPORTED = TypeAdapter(list[Exported])
 
 
 class _Items(Frozen):
@@ -111,11 +125,21 @@ class Page:
         media = (desk.attach, self.forget, desk.preview, desk.estimate_depth, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
+        versions = (self.choose, self.changes, self.bring)
         others = (self.teach, self.explaining)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
             _page_function(function)
-            for function in (*server, *media, *answers, *stored, *others, self.export, *examples)
+            for function in (
+                *server,
+                *media,
+                *answers,
+                *stored,
+                *versions,
+                *others,
+                self.export,
+                *examples,
+            )
         ]
 
     async def health(self, visitor: Visitor) -> dict[str, Any]:
@@ -144,26 +168,39 @@ class Page:
         call = routes.conversations(limit=CONVERSATIONS, before=before, query=wanted)
         return await visitor.send(self.api, call)
 
-    async def open(self, visitor: Visitor, id: str) -> ConversationView:
+    async def changes(self, visitor: Visitor, known: str = "") -> str:
+        """The state of all conversations, once it is another one than ``known``."""
+        return await visitor.send(self.api, routes.conversations_state(known))
+
+    async def choose(self, visitor: Visitor, id: str, turn: int) -> ConversationView:
+        """Show another version of a turn from now on."""
+        await visitor.send(self.api, routes.change_conversation(id, turn=turn))
+        return await self.open(visitor, id)
+
+    async def open(self, visitor: Visitor, id: str, turn: int | None = None) -> ConversationView:
+        """A conversation; with ``turn`` along the newest path through it, if it still exists."""
         # First, because an answer that ends while the server is asked must not get lost.
         answering = self.answers.answering(visitor, id)
         try:
-            stored = await visitor.send(self.api, routes.conversation(id))
+            stored = await visitor.send(self.api, routes.conversation(id, turn))
             found = await asyncio.to_thread(views_of, self.desk, visitor, stored)
         except ApiError as error:
+            if turn is not None and error.status == HTTPStatus.NOT_FOUND:
+                return await self.open(visitor, id)
             if answering is None or error.status != HTTPStatus.NOT_FOUND:
                 raise
             found = ConversationView(id=id, title="", system=None, turns=())  # not stored yet
         return found if answering is None else with_answering(found, answering)
 
     async def rename(self, visitor: Visitor, id: str, title: str) -> str:
-        return (await visitor.send(self.api, routes.rename_conversation(id, title))).title
+        return (await visitor.send(self.api, routes.change_conversation(id, title=title))).title
 
     async def delete(self, visitor: Visitor, id: str) -> None:
         await visitor.send(self.api, routes.delete_conversation(id))
 
-    async def delete_turns(self, visitor: Visitor, id: str, first: int) -> None:
-        await visitor.send(self.api, routes.delete_turns(id, first))
+    async def delete_turns(self, visitor: Visitor, id: str, first: int, turns: int) -> None:
+        """Delete turn ``first`` and all that follow it, which are ``turns`` as the page knows."""
+        await visitor.send(self.api, routes.delete_turns(id, first, turns))
 
     async def explain(self, visitor: Visitor, id: str, turn: int) -> ChatEvent:
         asked = routes.explanation(id, turn)
@@ -195,13 +232,53 @@ class Page:
     async def export(
         self, visitor: Visitor, id: str, form: Literal["markdown", "json"]
     ) -> dict[str, str]:
-        found = await visitor.send(self.api, routes.conversation(id))
+        whole = form == "json"  # with all versions
+        found = await visitor.send(self.api, routes.conversation(id, all_versions=whole))
         name = re.sub(r"[^\w-]+", "-", found.title).strip("-")[:60] or "conversation"
         if form == "json":
-            text = found.model_dump_json(indent=2)
+            exported = found.model_dump(mode="json") | {"files": await self._files(visitor, found)}
+            text = json.dumps(exported, indent=1, ensure_ascii=False)
             return {"name": f"{name}.json", "type": "application/json", "text": text}
         text = describe.markdown(found)
         return {"name": f"{name}.md", "type": "text/markdown", "text": text}
+
+    async def _files(self, visitor: Visitor, chat: ConversationObject) -> dict[str, str]:
+        """The media of a conversation by their ids, in base64."""
+        found: dict[str, str] = {}
+        for medium in (medium for turn in chat.turns for medium in turn.media):
+            if medium.id not in found:
+                content = await visitor.send(self.api, routes.medium_content(medium.id))
+                found[medium.id] = base64.b64encode(content).decode("ascii")
+        return found
+
+    async def bring(self, visitor: Visitor, file: Attached) -> list[str]:
+        """Store the conversations of an upload that :meth:`export` wrote, one or a list of them."""
+        path = self.desk.uploaded(file.path)
+        try:
+            data = json.loads(await asyncio.to_thread(path.read_bytes))
+            chats = _EXPORTED.validate_python(data if isinstance(data, list) else [data])
+            return [await self._bring(visitor, chat) for chat in chats]
+        except (ValueError, RecursionError) as error:
+            reason = f"{file.name}: it holds no chats as they are exported here, as JSON"
+            raise ApiError(reason, status=415) from error
+        finally:
+            self.desk.drop(path)
+
+    async def _bring(self, visitor: Visitor, chat: Exported) -> str:
+        """Store the media of a conversation, then its turns, which name them by their new ids."""
+        ids: dict[str, str] = {}
+        for medium in (medium for turn in chat.turns for medium in turn.media):
+            if medium.id in ids:
+                continue
+            if medium.id not in chat.files:
+                raise ApiError(f"{chat.title}: the file of {medium.name} is missing", status=415)
+            data = base64.b64decode(chat.files[medium.id], validate=True)
+            upload = Upload(medium.kind, data, medium.name)
+            ids[medium.id] = (await visitor.send(self.api, routes.upload(upload))).id
+        exported = chat.model_dump(mode="json", exclude={"files"})
+        for turn in exported["turns"]:
+            turn["media"] = [{**medium, "id": ids[medium["id"]]} for medium in turn["media"]]
+        return (await visitor.send(self.api, routes.import_conversation(exported))).id
 
     async def examples(self, visitor: Visitor) -> list[Example]:
         self._shown_examples = self._shown_examples or [
@@ -228,19 +305,15 @@ class Page:
         if len(media) + len(texts) < 2:
             reason = "Compare needs at least two: add a file, or write a sentence on each line"
             raise ApiError(reason, status=415)
-
-        async def asked(path: str, **body: Any) -> list[dict[str, Any]]:
-            call = Call("POST", path, read_as(_Items), body={"model": compared.model, **body})
-            return (await visitor.send(self.api, call)).data
-
-        found = await asked("/v1/embeddings", input=[*media, *texts])
+        for n, what in ((len(media), "files"), (len(texts), "sentences")):
+            if n > MAX_COMPARED:
+                reason = f"Compare takes at most {MAX_COMPARED} {what}, and these are {n}"
+                raise ApiError(reason, status=415)
+        body = {"model": compared.model, "input": [*media, *texts]}
+        call = Call("POST", "/v1/embeddings", read_as(_Items), body=body)
+        found = (await visitor.send(self.api, call)).data
         vectors = np.array([one["embedding"] for one in found])  # of unit length
-        match: list[list[float | None]] = []
-        if media and texts:
-            pairs = await asked("/v1/score", queries=media, documents=texts)
-            by_place = {(pair["query"], pair["document"]): pair["match"] for pair in pairs}
-            match = [[by_place[m, t] for t in range(len(texts))] for m in range(len(media))]
-        return Grid(similarity=(vectors @ vectors.T).tolist(), match=match)
+        return Grid(similarity=(vectors @ vectors.T).tolist())
 
     async def _example_cards(self, files: tuple[ExampleFile, ...]) -> tuple[Card, ...]:
         cards = []
@@ -262,7 +335,9 @@ def _shown(model: ModelInfo) -> dict[str, Any]:
     """A model as the page shows it."""
     defaults = {} if model.defaults is None else model.defaults.model_dump()
     return {
-        **model.model_dump(include={"id", "context_length", "embeddings", "depth_model"}),
+        **model.model_dump(
+            include={"id", "context_length", "embeddings", "depth_model", "max_media"}
+        ),
         "kinds": model.modalities,
         "status": model.status.value,
         "reason": model.status.reason,
@@ -280,6 +355,7 @@ def _page_function(method: Callable[..., Coroutine[Any, Any, Any]]) -> PageFunct
         return method(*arguments, **named)
 
     async def called(sent: dict[str, Any], access: Access = NO_ACCESS) -> dict[str, Any]:
+        visitor = None
         try:
             visitor = Visitor.of(sent.get("profile"), access)
             given = {name: value for name, value in sent.items() if name != "profile"}
@@ -290,7 +366,7 @@ def _page_function(method: Callable[..., Coroutine[Any, Any, Any]]) -> PageFunct
                 raise ApiError(f"{first['loc'][0]}: {first['msg']}", status=415) from error
             value = await work
         except ApiError as error:
-            return {"problem": problem_of(error).model_dump(mode="json")}
+            return {"problem": problem_of(error, visitor).model_dump(mode="json")}
         except Exception:
             logger.exception("%s failed", method.__name__)
             return {"problem": problem_of().model_dump(mode="json")}

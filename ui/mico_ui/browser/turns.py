@@ -7,33 +7,32 @@ page is closed still comes to its end.
 
 import asyncio
 import logging
+import secrets
 import time
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from markdown_it import MarkdownIt
 from pydantic import Field
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
 from mico_chat import wire
 from mico_chat.wire import ChatResponse, ConversationObject, DeltaEvent, TurnObject, Usage
 from mico_ui import describe, routes
 from mico_ui.browser.cards import Card, MediaDesk
+from mico_ui.browser.markup import html_of
 from mico_ui.browser.visitor import Frozen, Visitor
-from mico_ui.client import STORED_S, ApiError, AsyncClient
+from mico_ui.client import STORED_S, ApiError
 from mico_ui.routes import MediumId, Question
 
 logger = logging.getLogger(__name__)
 
 # The settings of a visitor that are options of an answer, too.
 OPTIONS = {"temperature", "max_tokens", "top_p", "repetition_penalty", "seed"}
+
+AGAIN_TEMPERATURE = 0.7  # of an answer that is asked for again, where the setting is 0
 
 PATIENCE_S = 20.0  # a page that follows an answer gets the same view again after this time
 ENDED_S = 60.0  # the last view of an answer stays for this time
@@ -46,33 +45,6 @@ ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")  # no other stat
 
 # The error that a visitor sees where nobody foresaw one; the log alone has the reason.
 _FAILED = ApiError("a defect of this page; its log has the details", status=500)
-
-
-@lru_cache(maxsize=64)
-def _coloured(code: str, language: str, attributes: str) -> str:
-    """Code as HTML with Pygments' short class names behind ``hl-``.
-
-    For an unknown language the result is empty, and the parser escapes the code as it is.
-    """
-    if not language or len(code) > 20_000:  # an answer is drawn anew while it grows
-        return ""
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    except ClassNotFound:
-        return ""
-    return str(highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-")))
-
-
-# HTML in an answer is shown as text, and nothing in it loads a picture from anywhere.
-_MARKDOWN = (
-    MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _coloured})
-    .enable(["table", "strikethrough"])
-    .disable(["image", "html_block", "html_inline"])
-)
-
-
-def html_of(text: str) -> str:
-    return str(_MARKDOWN.render(text))
 
 
 class Problem(Frozen):
@@ -89,11 +61,13 @@ class Problem(Frozen):
 
 
 class TurnView(Frozen):
-    """A question and its answer. ``turn`` counts from 1, and is None where nothing was stored.
+    """A question and its answer. ``turn`` is its number, and None where nothing was stored.
 
-    ``version`` counts the views of an answer that grows, ``progress`` says what it waits for.
-    ``media`` has the question's cards; ``media_total`` counts the media of the whole conversation.
-    ``thoughts`` and ``tokens_per_second`` are known if this process has seen the answer grow.
+    ``parent``, ``versions`` and ``later`` are as in :class:`TurnObject`. ``sampled`` is the
+    temperature of an answer that was asked for again. ``version`` counts the views of an answer
+    that grows, ``progress`` says what it waits for. ``media`` has the question's cards;
+    ``media_total`` counts the media of the whole conversation. ``thoughts`` and
+    ``tokens_per_second`` are known if this process has seen the answer grow.
     """
 
     ask: str = ""
@@ -101,6 +75,10 @@ class TurnView(Frozen):
     state: State
     conversation_id: str | None = None
     turn: int | None = None
+    parent: int = 0
+    versions: tuple[int, ...] = ()
+    later: int = 0
+    sampled: float | None = None
     message: str = ""
     progress: str = ""
     media: tuple[Card, ...] = ()
@@ -133,7 +111,10 @@ def view_of(desk: MediaDesk, visitor: Visitor, turn: TurnObject, conversation_id
         media=desk.cards(visitor, turn.media, turn.reports),
         html=html_of(turn.answer),
         **turn.model_dump(
-            include={"turn", "message", "answer", "finish_reason", "unsure", "usage"}
+            include={
+                *("turn", "parent", "versions", "later", "message"),
+                *("answer", "finish_reason", "unsure", "usage"),
+            }
         ),
     )
 
@@ -148,12 +129,15 @@ def views_of(
 
 
 def with_answering(conversation: ConversationView, view: TurnView) -> ConversationView:
-    """A stored conversation with the turn that is being answered, as far as the answer is."""
+    """A stored path of a conversation, and the turn that is being answered if it belongs there."""
     turns = conversation.turns
     last = turns[-1] if turns else None
     if last is None or last.state != "unanswered" or last.message != view.message:
-        return conversation.model_copy(update={"turns": (*turns, view)})
-    asked = {"turn": last.turn, "media": view.media or last.media}
+        here = view.parent == (0 if last is None else last.turn)
+        added = (*turns, view) if here else turns
+        return conversation.model_copy(update={"turns": added})
+    asked = last.model_dump(include={"turn", "parent", "versions", "later"})
+    asked |= {"media": view.media or last.media}
     return conversation.model_copy(update={"turns": (*turns[:-1], view.model_copy(update=asked))})
 
 
@@ -164,21 +148,24 @@ def words() -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
-def problem_of(error: ApiError = _FAILED) -> Problem:
+def problem_of(error: ApiError = _FAILED, visitor: Visitor | None = None) -> Problem:
+    code = error.code
+    if code == "invalid_api_key" and visitor is not None and not visitor.key:
+        code = "missing_api_key"  # the page's own secret was refused: the visitor gave no key
     advice = words()["advice"].get(error.status or "unreachable", words()["advice"]["other"])
     if error.status == HTTPStatus.TOO_MANY_REQUESTS and error.retry_after_s:
         advice = f"Ask again in {error.retry_after_s:g} s."
     away = error.status in (None, HTTPStatus.SERVICE_UNAVAILABLE)
     found = {"message": str(error), "advice": advice, "away": away}
-    return Problem(**{**found, **words()["faults"].get(error.code, {})})
+    return Problem(**{**found, **words()["faults"].get(code, {})})
 
 
 class PageQuestion(Frozen):
     """A question as the page sends it; ``ask`` is the page's name for the question.
 
-    With ``create`` the conversation is new, and the page has made its id. ``replaces`` is the first
-    turn to delete. ``again`` is an earlier message that the server may have stored unanswered.
-    ``prefix`` is the beginning of an answer that the model continues.
+    With ``create`` the conversation is new, and the page has made its id. It follows the turn
+    ``after``, 0 at the beginning. ``prefix`` is the beginning of an answer that the model
+    continues. ``again`` asks for another answer than the one that exists: it is drawn at random.
     """
 
     ask: str = Field(max_length=64)
@@ -186,19 +173,24 @@ class PageQuestion(Frozen):
     media: tuple[MediumId, ...] = ()
     conversation_id: str | None = None
     create: bool = False
-    replaces: int | None = None
-    again: str | None = None
+    after: int | None = None
+    again: bool = False
     prefix: str = ""
 
     def for_server(self, visitor: Visitor) -> Question:
+        options = visitor.model_dump(include=OPTIONS) | {"truncation": "auto"}
+        if self.again:
+            options |= {"temperature": options["temperature"] or AGAIN_TEMPERATURE}
+            options |= {"seed": secrets.randbelow(2**31)}
         return Question(
             self.message,
             self.media,
             model=visitor.model or None,
             conversation_id=self.conversation_id,
             create=self.create,
+            after=self.after,
             system=visitor.system or None,
-            options={**visitor.model_dump(include=OPTIONS), "prefix": self.prefix or None},
+            options={**options, "prefix": self.prefix or None},
         )
 
 
@@ -244,7 +236,7 @@ class Answers:
         if key in self._answers:
             return
         known = asked.model_dump(include={"ask", "conversation_id", "message"})
-        view = TurnView(state="waiting", **known)
+        view = TurnView(state="waiting", parent=asked.after or 0, **known)
         answer = self._answers[key] = _Answer(asked, view)
         loop = asyncio.get_running_loop()
         answer.growing = loop.create_task(self._grow(visitor, answer))
@@ -284,7 +276,7 @@ class Answers:
             elif error := growing.exception():
                 raise error
         except ApiError as error:
-            answer.show(state="error", problem=problem_of(error))
+            answer.show(state="error", problem=problem_of(error, visitor))
         except Exception:
             logger.exception("a question failed")
             answer.show(state="error", problem=problem_of())
@@ -292,8 +284,9 @@ class Answers:
     async def _grow(self, visitor: Visitor, answer: _Answer) -> None:
         question, text, thoughts, began = answer.question, "", "", time.monotonic()
         async with visitor.client(self.desk.api) as client:
-            await _make_room(client, question)
-            async with client.stream(question.for_server(visitor)) as events:
+            asked = question.for_server(visitor)
+            sampled = asked.options["temperature"] if question.again else None
+            async with client.stream(asked) as events:
                 async for event in events:
                     if isinstance(event, wire.Progress):
                         answer.show(progress=describe.progress(event))
@@ -311,7 +304,7 @@ class Answers:
                         self.desk.kept(visitor, shown.id, report)
                         for shown, report in zip(question.media, own, strict=False)
                     )
-                    changes = {"media": cards, "media_total": len(event.media)}
+                    changes = {"media": cards, "sampled": sampled, "media_total": len(event.media)}
                     changes |= event.model_dump(include={"conversation_id", "turn"})
                     if isinstance(event, ChatResponse):
                         seconds, rest = time.monotonic() - began, event.usage.completion_tokens
@@ -348,22 +341,3 @@ class Answers:
                 return
             await asyncio.sleep(0.1)  # the server still stores the turn, or deletes it
         answer.show(state="stopped", finish_reason="cancelled", turn=None)
-
-
-async def _make_room(client: AsyncClient, question: PageQuestion) -> None:
-    """Delete the turns in whose place a question is asked."""
-    if question.conversation_id is None:
-        return
-    first = question.replaces
-    try:
-        if first is None and question.again is not None:
-            # The server may have stored the question, but ended before it sent the turn's number.
-            turns = (await client.send(routes.conversation(question.conversation_id))).turns
-            last = turns[-1] if turns else None
-            if last and last.finish_reason == "unanswered" and last.message == question.again:
-                first = last.turn
-        if first is not None:
-            await client.send(routes.delete_turns(question.conversation_id, first))
-    except ApiError as error:
-        if error.status != HTTPStatus.NOT_FOUND:  # then there is room already
-            raise

@@ -148,6 +148,8 @@ class Screen:
         if whole is None:
             return
         self.note(describe.usage(whole.usage, time.monotonic() - start))
+        if left_out := describe.left_out(whole.usage):
+            self.note(f"(answered {left_out}: the whole conversation does not fit)")
         if whole.finish_reason == "length":
             tokens = describe.count(whole.usage.completion_tokens, "token")
             self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
@@ -180,7 +182,8 @@ class Screen:
             for medium in turn.media:
                 self.note(f"[{medium.kind} {medium.name}]")
             self.line(f"> {turn.message}", "cyan")
-            ends = {"cancelled": " (stopped)", "unanswered": "(not answered)"}
+            broke_off = describe.BROKEN_OFF if turn.answer else "(not answered)"
+            ends = {"cancelled": " (stopped)", "unanswered": broke_off}
             unsure = describe.UNSURE * bool(turn.unsure)
             self.line(turn.answer + ends.get(turn.finish_reason, "") + unsure)
 

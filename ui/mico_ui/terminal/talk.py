@@ -190,7 +190,7 @@ class Talk:
         yield from self._answer(text, media)
 
     def retry(self) -> Generator[wire.ChatEvent, None, None]:
-        """Ask the last question again with the present settings; its turn replaces the old one."""
+        """Ask the last question again with the present settings; the old turn stays a version."""
         turns = [] if self.id is None else self.conversation().turns
         if (last := self._unanswered) is not None:
             text, media = last.text, last.media
@@ -201,10 +201,9 @@ class Talk:
             media = [self.client.send(routes.medium(medium.id)) for medium in turns[-1].media]
         else:
             raise ApiError("no question has been asked yet")
-        if self.id is not None and turns:
-            self.client.send(routes.delete_turns(self.id, turns[-1].turn))
+        after = turns[-1].parent if self.id is not None and turns else None
         self.attached = [medium for medium in self.attached if medium not in media]
-        yield from self._answer(text, media)
+        yield from self._answer(text, media, after)
 
     def estimate(self, text: str) -> wire.Estimate:
         return self.client.send(routes.estimate(self._question(text, self.attached)))
@@ -234,12 +233,12 @@ class Talk:
     def _question(self, text: str, media: list[wire.MediaObject]) -> Question:
         shown = [MediumId(medium.kind, medium.id) for medium in media]
         question = Question(text, shown, self.id, self.system, model=self.model)
-        return applied(self.settings, question)
+        return applied({"truncation": "auto", **self.settings}, question)
 
     def _answer(
-        self, text: str, media: list[wire.MediaObject]
+        self, text: str, media: list[wire.MediaObject], after: int | None = None
     ) -> Generator[wire.ChatEvent, None, None]:
-        question = self._question(text, media)
+        question = replace(self._question(text, media), after=after)
         self._unanswered = asked = _Unanswered(text, media)
         try:
             with self.client.stream(question) as events:

@@ -27,6 +27,8 @@
     });
   }
 
+  mico.upload = (file) => upload(file, () => undefined);
+
   // A list of chips; `onchange` is called whenever it changes.
   mico.Attachments = class {
     constructor(list, problem, onchange) {
@@ -34,6 +36,7 @@
       this.problem = problem;
       this.onchange = onchange;
       this.items = [];
+      this.failed = [];
     }
 
     get cards() {
@@ -45,8 +48,27 @@
     }
 
     add(files, kind = null) {
+      this.clear();
+      const most = mico.model()?.max_media ?? 32;
+      const [all, room] = [Array.from(files), most - this.items.length];
+      if (all.length > room) {
+        const names = all.slice(Math.max(0, room)).map((file) => file.name);
+        const left = names.length > 3 ? `${names[0]}, ${names[1]} and ${names.length - 2} others` : names.join(", ");
+        this.fail(new mico.Problem({ message: `${left}: not added. A message takes at most ${most} files.`, advice: "Ask about some of them first.", away: false }));
+      }
+      return Promise.all(all.slice(0, Math.max(0, room)).map((file) => this.send({ file, kind, card: null })));
+    }
+
+    // Whatever went wrong since the last step of the user's, each on a line of its own.
+    fail(error) {
+      this.failed.push(mico.problemOf(error));
+      const told = (name) => [...new Set(this.failed.map((one) => one[name]).filter(Boolean))].join("\n");
+      mico.tell(this.problem, new mico.Problem({ ...this.failed.at(-1), message: told("message"), advice: told("advice") }));
+    }
+
+    clear() {
+      this.failed = [];
       mico.tell(this.problem, null);
-      return Promise.all(Array.from(files, (file) => this.send({ file, kind, card: null })));
     }
 
     restore(cards) {
@@ -56,6 +78,7 @@
 
     async send(item) {
       if (!this.items.includes(item)) this.items.push(item);
+      const former = item.card;
       item.card = null;
       this.draw();
       try {
@@ -64,9 +87,12 @@
         });
         item.card = await mico.call("attach", { file: { path, name: item.file.name || "pasted", kind: item.kind, reads: mico.reads() } });
         if (!this.items.includes(item)) this.forget(item); // taken away meanwhile
+        if (former) this.forget({ ...item, card: former });
       } catch (error) {
-        this.items = this.items.filter((other) => other !== item);
-        mico.tell(this.problem, error);
+        // A file that cannot be shown as another kind stays what it was.
+        if (former) Object.assign(item, { card: former, kind: former.kind });
+        else this.items = this.items.filter((other) => other !== item);
+        this.fail(error);
       }
       this.draw();
     }
@@ -79,7 +105,7 @@
         mico.focusMessage();
         return;
       }
-      this.forget(item);
+      this.clear();
       item.kind = kind;
       await this.send(item);
       if (this.items.includes(item)) item.element.querySelector("select").focus();
@@ -89,7 +115,7 @@
     // The estimated depth map of a picture, behind it.
     async estimateDepth(item, button) {
       button.disabled = true;
-      mico.tell(this.problem, null);
+      this.clear();
       try {
         const card = await mico.call("estimate_depth", { id: item.card.id });
         button.remove();
@@ -101,7 +127,7 @@
         item.element.after(found.element);
       } catch (error) {
         button.disabled = false;
-        mico.tell(this.problem, error);
+        this.fail(error);
       }
     }
 
@@ -121,7 +147,7 @@
     take() {
       const cards = this.cards;
       this.items = [];
-      mico.tell(this.problem, null);
+      this.clear();
       this.draw();
       return cards;
     }
@@ -233,14 +259,29 @@
     film.hidden = !mico.recorded("film");
     dialog.querySelector("[data-do=snap]").hidden = !mico.recorded("camera");
     let stream, recording = null;
+    let facing = matchMedia("(pointer: coarse)").matches ? "environment" : "user"; // what is before a phone
+    const look = async () => {
+      if (stream) end(stream);
+      const wanted = { facingMode: { ideal: facing } };
+      stream = await devices({ video: wanted, audio: true }, "camera").catch(() => devices({ video: wanted }, "camera"));
+      video.srcObject = stream;
+      video.play();
+    };
     try {
-      stream = await devices({ video: true, audio: true }, "camera").catch(() => devices({ video: true }, "camera"));
+      await look();
     } catch (error) {
       mico.tell(attachments.problem, error);
       return;
     }
-    video.srcObject = stream;
-    video.play();
+    const flip = dialog.querySelector("[data-do=flip]");
+    flip.hidden = (await navigator.mediaDevices.enumerateDevices()).filter((one) => one.kind === "videoinput").length < 2;
+    flip.onclick = async () => {
+      if (recording) return;
+      facing = facing === "user" ? "environment" : "user";
+      await look();
+    };
+    // Esc takes nothing along.
+    dialog.oncancel = () => recording && (recording.onstop = null);
     dialog.querySelector("[data-do=snap]").onclick = () => {
       const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);

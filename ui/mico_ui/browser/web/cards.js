@@ -119,7 +119,7 @@
   mico.report = function (view) {
     const usage = view.usage;
     const n = view.media.length;
-    if (!n) return usage && cost(view);
+    if (!n) return usage && el("details", { class: "report cost" }, el("summary", { "aria-label": "What the answer cost", title: "What the answer cost" }, mico.icon("info")), cost(view));
     const tokens = view.media.reduce((sum, card) => sum + (card.tokens || 0), 0);
     const head = `What was taken from ${n === 1 ? "the " + mico.kinds[view.media[0].kind].noun : n + " media"}: ${tokens} tokens`;
     const details = el("details", { class: "report" }, el("summary", {}, head));

@@ -60,15 +60,11 @@
     const names = [...cards.map((card) => card.name), ...texts];
     const values = found.similarity.flatMap((row, i) => row.filter((_, j) => i !== j));
     const [least, most] = [Math.min(...values), Math.max(...values)];
-    const n = cards.length;
     const cell = (i, j) => {
       if (i === j) return el("td", { class: "self" }, "-");
       const value = found.similarity[i][j];
       const warmth = most > least ? (value - least) / (most - least) : 1;
-      const match = i < n && j >= n ? found.match[i]?.[j - n] : j < n && i >= n ? found.match[j]?.[i - n] : null;
-      const words = [el("strong", {}, value.toFixed(2))];
-      if (match !== null && match !== undefined) words.push(el("span", {}, `match\u00a0${Math.round(match * 100)}\u00a0%`));
-      return el("td", { style: `--warmth:${warmth.toFixed(3)}`, class: "value", title: `${names[i]} / ${names[j]}` }, words);
+      return el("td", { style: `--warmth:${warmth.toFixed(3)}`, class: "value", title: `${names[i]} / ${names[j]}` }, el("strong", {}, value.toFixed(2)));
     };
     place.replaceChildren(
       el(

@@ -23,11 +23,11 @@
       }
     });
     box.addEventListener("input", changed);
-    box.addEventListener("paste", (event) => {
-      if (event.clipboardData.files.length) {
-        event.preventDefault();
-        attachments.add(event.clipboardData.files);
-      }
+    // Files are pasted wherever the focus is.
+    document.addEventListener("paste", (event) => {
+      if (event.defaultPrevented || !event.clipboardData.files.length || mico.root.querySelector("dialog[open]")) return;
+      event.preventDefault();
+      (mico.page === "compare" ? mico.compareAttachments : attachments).add(event.clipboardData.files);
     });
     offering(input);
     mico.recordSound(form.querySelector("[data-do=microphone]"), form.querySelector(".timer"), attachments);
@@ -173,7 +173,7 @@
       const cost = await mico.call("estimate", { asked: { ask: "estimate", message, media, ...mico.place() } });
       const percent = Math.min(100, Math.ceil((100 * (cost.prompt_tokens + cost.max_tokens)) / cost.context_length));
       const words = `${cost.prompt_tokens} tokens + up to ${cost.max_tokens} of ${cost.context_length}`;
-      meter.replaceChildren(el("span", { class: `fill${cost.fits ? "" : " over"}`, "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })), el("span", {}, cost.fits ? words : `${words}: too long. Start a new chat, or lower the longest answer in Settings.`));
+      meter.replaceChildren(el("span", { class: `fill${cost.fits ? "" : " over"}`, "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })), el("span", {}, cost.fits ? words + (cost.turns_left_out ? `; without the ${cost.turns_left_out} oldest of the chat` : "") : `${words}: too long. Start a new chat, or lower the longest answer in Settings.`));
     } catch {
       meter.replaceChildren(); // asking tells what is wrong
     }
@@ -185,7 +185,7 @@
 
   let examples = null;
   mico.showWelcome = async function (log) {
-    const place = el("div", { class: "welcome" }, el("h2", {}, "Ask about what you see and hear"), el("p"));
+    const place = el("div", { class: "welcome" }, el("h2", {}, mico.reads().length ? "Ask about what you see and hear" : "Ask anything"), el("p"));
     const list = el("div", { class: "examples" });
     place.append(list);
     log.replaceChildren(place);

@@ -34,6 +34,7 @@ window.mico = { parts: [] };
     depth: "M3 8l9-5 9 5-9 5zM3 12l9 5 9-5M3 16l9 5 9-5",
     down: "M7 10l5 5 5-5",
     play: "M8 5l11 7-11 7z",
+    info: "M12 8h.01M12 11v5M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18z",
     why: "M9 9a3 3 0 1 1 4.200 2.700c-.800.400-1.200 1-1.200 1.900v.900M12 17.500h.01M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18z",
   };
   mico.icon = function (name) {
@@ -50,17 +51,19 @@ window.mico = { parts: [] };
 
   // --- what the browser keeps ---
 
+  // What is being written belongs to its tab, all else to the browser.
+  const storage = (name) => (/-(draft|edit)$/.test(name) ? sessionStorage : localStorage);
   const read = (name, otherwise) => {
     try {
-      return JSON.parse(localStorage.getItem(name)) ?? otherwise;
+      return JSON.parse(storage(name).getItem(name)) ?? otherwise;
     } catch {
       return otherwise;
     }
   };
   mico.keep = function (name, value) {
     try {
-      if (value === null) localStorage.removeItem(name);
-      else localStorage.setItem(name, JSON.stringify(value));
+      if (value === null) storage(name).removeItem(name);
+      else storage(name).setItem(name, JSON.stringify(value));
     } catch (error) {
       console.warn(`${name} is not kept: ${error.message}`); // full, or switched off
     }

@@ -33,7 +33,70 @@
     document.addEventListener("click", (event) => !event.target.closest("details.menu") && closeMenus());
     mico.on("list", () => refresh());
     mico.on("conversation", mark);
+    watch();
+    const [menu, input] = [side.querySelector(".all-chats"), side.querySelector(".imported")];
+    menu.firstElementChild.append(mico.icon("more"));
+    mico.menu(menu);
+    act("export-all", () => {
+      menu.open = false;
+      exportAll();
+    });
+    act("import", () => {
+      menu.open = false;
+      input.click();
+    });
+    input.addEventListener("change", () => {
+      bring(input.files[0]);
+      input.value = "";
+    });
   };
+
+  // All chats in one file, which `bring` reads.
+  async function exportAll() {
+    const texts = [];
+    try {
+      for (let before = null, more = true; more; ) {
+        const page = await mico.call("conversations", { query: "", before });
+        for (const one of page.data) texts.push((await mico.call("export", { id: one.id, form: "json" })).text);
+        before = page.data.at(-1)?.id;
+        more = page.has_more;
+        note.textContent = `${texts.length} chats exported`;
+      }
+      mico.save({ name: "chats.json", type: "application/json", text: `[${texts.join(",\n")}]` });
+    } catch (error) {
+      mico.banner(error);
+    }
+  }
+
+  async function bring(file) {
+    try {
+      const path = await mico.upload(file);
+      const ids = await mico.call("bring", { file: { path, name: file.name } });
+      mico.say(ids.length === 1 ? "1 chat imported." : `${ids.length} chats imported.`);
+      await show(ids[0]);
+    } catch (error) {
+      mico.banner(error);
+    }
+    refresh();
+  }
+
+  // Chats change in other tabs, browsers and programs too. A tab that nobody sees does not ask.
+  async function watch() {
+    let known = "";
+    for (;;) {
+      if (document.hidden) await new Promise((seen) => document.addEventListener("visibilitychange", seen, { once: true }));
+      try {
+        const state = await mico.call("changes", { known });
+        if (known && state !== known) {
+          mico.emit("list", null);
+          mico.emit("changed", null);
+        }
+        known = state;
+      } catch {
+        await new Promise((done) => setTimeout(done, 4000)); // `check` says why
+      }
+    }
+  }
 
   mico.searchConversations = function () {
     if (getComputedStyle(side).visibility === "hidden") open(true);
@@ -55,9 +118,10 @@
   async function refresh(older = false) {
     try {
       const page = await mico.call("conversations", { query: search.value, before: older ? last : null });
+      if (list.querySelector("li input")) return; // a title is being written
       // A conversation stays as it is while its menu is open or has the focus.
       const focused = document.activeElement;
-      const used = [...list.querySelectorAll("li")].find((one) => one.querySelector("details[open]") || (one.contains(focused) && !focused.matches("input")));
+      const used = [...list.querySelectorAll("li")].find((one) => one.querySelector("details[open]") || one.contains(focused));
       if (!older) list.replaceChildren();
       for (const one of page.data) group(one.updated_at).append(one.id === used?.dataset.id ? used : item(one));
       if (used?.contains(focused)) focused.focus();
@@ -154,6 +218,7 @@
     const end = async (keep) => {
       if (done) return;
       done = true;
+      input.remove();
       const title = input.value.trim();
       try {
         if (keep && title && title !== one.title) await mico.call("rename", { id: one.id, title });

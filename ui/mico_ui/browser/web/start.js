@@ -23,6 +23,7 @@
     window.addEventListener("hashchange", () => {
       const id = location.hash.slice(1);
       if (id && id !== mico.chat.id) mico.openConversation(id);
+      else if (!id && mico.chat.id) mico.showConversation(null);
     });
     check();
     mico.on("away", () => away === false && !checking && check());
@@ -45,6 +46,7 @@
       if (id && !away && !setting) mico.banner(error);
       else if (id) waiting = id;
     }
+    mico.begun = true;
   }
   let waiting = null; // a conversation that could not be opened while the server was away, or asked for a key
 

@@ -36,15 +36,20 @@
       pinned = false;
       mico.showWelcome(log);
     }
-    mico.showTitle();
+    mico.showTitle(mico.begun);
+    const { id, turn, text } = mico.kept("mico-edit", {});
+    const edited = id && id === mico.chat.id && mico.chat.turns.find(({ view }) => view.turn === turn);
+    if (edited) edit(edited, text);
     scroll();
   };
 
-  mico.showTitle = function () {
+  // With `step` the way back leads to what was shown before.
+  mico.showTitle = function (step = false) {
     mico.root.querySelector("h1").textContent = mico.chat.title || "New chat";
     document.title = mico.chat.title ? `${mico.chat.title} - MiCo-Chat` : "MiCo-Chat";
     const hash = mico.chat.id ? `#${mico.chat.id}` : "";
-    history.replaceState(null, "", location.pathname + location.search + hash);
+    const how = step && hash !== location.hash ? "pushState" : "replaceState";
+    history[how](null, "", location.pathname + location.search + hash);
     mico.emit("conversation", mico.chat.id);
   };
 
@@ -60,7 +65,7 @@
 
   // --- questions that the server may not have: they outlive the page ---
 
-  // Each is {ask, conversation_id, number, replaces, message, media}; `number` is the turn it would be.
+  // Each is {ask, conversation_id, after, message, media}; it follows the turn `after`.
   const unkept = () => [].concat(mico.kept("mico-asking", [])).filter((one) => one.ask && one.conversation_id);
   const keepUnkept = (list) => mico.keep("mico-asking", list.length ? list.slice(-50) : null);
   const forget = (ask) => keepUnkept(unkept().filter((one) => one.ask !== ask));
@@ -69,7 +74,11 @@
   mico.lastUnkept = () => unkept().at(-1)?.conversation_id || null;
 
   // Where the next question belongs; the page itself names a conversation that is to begin.
-  mico.place = () => ({ conversation_id: mico.chat.id, create: mico.chat.id !== null && !mico.chat.turns.some(isKept) });
+  const lastKept = (turns) => turns.findLast(isKept)?.view.turn ?? 0;
+  mico.place = () => {
+    const begun = mico.chat.turns.some(isKept);
+    return { conversation_id: mico.chat.id, create: mico.chat.id !== null && !begun, after: begun ? lastKept(mico.chat.turns) : null };
+  };
 
   // A conversation as the server has it. One that it does not have may have questions here.
   mico.load = async function (id) {
@@ -99,8 +108,8 @@
     if (asked) {
       if (!asked.view.media.length) asked.view.media = one.media; // what it was shown is not known yet
       drawQuestion(asked);
-    } else if (turns.some(({ view }) => view.turn >= one.number && view.message === one.message)) forget(one.ask);
-    else addTurn({ ...BLANK, ask: one.ask, state: "unanswered", message: one.message, media: one.media }).replaces = one.replaces;
+    } else if (turns.some(({ view }) => view.parent === one.after && view.message === one.message)) forget(one.ask);
+    else addTurn({ ...BLANK, ask: one.ask, state: "unanswered", message: one.message, media: one.media }).follows = one.after;
   }
 
   mico.forgetIn = (id) => keepUnkept(unkept().filter((one) => one.conversation_id !== id));
@@ -108,6 +117,7 @@
   // What is being changed when its turn goes is written on in the message box.
   function keepEdited(turn) {
     const box = turn.element.querySelector(".editing textarea");
+    if (box) mico.keep("mico-edit", null);
     if (box && box.value.trim() !== turn.view.message) mico.draft(box.value, []);
   }
 
@@ -124,26 +134,29 @@
 
   const UPDATE_MS = 60;
   const UNSURE = "The model gave the words of this answer a low probability. Such answers are wrong more often than others.";
-  const BLANK = { ask: "", version: -1, state: "waiting", message: "", media: [], answer: "", html: "", turn: null, usage: null, problem: null, finish_reason: "" };
+  const BLANK = { ask: "", version: -1, state: "waiting", message: "", media: [], answer: "", html: "", turn: null, parent: 0, versions: [], later: 0, usage: null, problem: null, finish_reason: "" };
   const name = (bytes = 12) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   let running = null;
   mico.isAnswering = () => running !== null;
 
-  // Ask; `replaces` is the turn that is asked again, with all after it; `again` is what
-  // it said before, `begun` the view of an answer that goes on.
-  mico.ask = function (message, cards, replaces = null, again = null, begun = null) {
+  // Ask: at the end, or in the place of `instead`, which the server keeps as a version. `again`: for
+  // another answer than the one that exists. `begun` is the view of an answer that goes on.
+  mico.ask = function (message, cards, { instead = null, again = false, begun = null } = {}) {
     if (running) return;
-    if (replaces !== null) dropFrom(mico.chat.turns.findIndex((turn) => turn.view.turn === replaces));
+    const at = mico.chat.turns.indexOf(instead);
+    const before = at < 0 ? mico.chat.turns : mico.chat.turns.slice(0, at);
+    const follows = instead?.follows ?? null; // of a question that the server does not have
+    const after = follows !== null && (follows === 0 || before.some(({ view }) => view.turn === follows)) ? follows : lastKept(before);
+    dropFrom(at);
     if (!mico.chat.id) {
       mico.chat.id = `conv-${name()}`;
       mico.showTitle();
     }
-    const number = replaces ?? 1 + Math.max(0, ...mico.chat.turns.map((turn) => turn.view.turn));
-    const asked = { ask: name(), message, media: cards.map(({ id, kind }) => ({ id, kind })), ...mico.place(), replaces, again, prefix: begun?.answer || "" };
+    const asked = { ask: name(), message, media: cards.map(({ id, kind }) => ({ id, kind })), ...mico.place(), after, again, prefix: begun?.answer || "" };
     pinned = true;
-    const turn = addTurn({ ...BLANK, ask: asked.ask, message, media: cards, html: begun?.html || "" });
-    turn.replaces = replaces;
-    keepUnkept([...unkept(), { ask: asked.ask, conversation_id: mico.chat.id, number, replaces, message, media: cards.map(mico.bare) }]);
+    const turn = addTurn({ ...BLANK, ask: asked.ask, parent: after, message, media: cards, html: begun?.html || "" });
+    turn.follows = after;
+    keepUnkept([...unkept(), { ask: asked.ask, conversation_id: mico.chat.id, after, message, media: cards.map(mico.bare) }]);
     follow(turn, asked);
     scroll();
   };
@@ -193,6 +206,34 @@
     }
   };
 
+  // What has changed elsewhere is shown, and what is being written or read here stays.
+  async function sync() {
+    const { id, turns } = mico.chat;
+    if (running || !id || !turns.some(isKept) || log.querySelector(".editing")) return;
+    const last = lastKept(turns);
+    let found;
+    try {
+      found = await mico.call("open", { id, turn: last });
+    } catch (error) {
+      const { away, setting } = mico.problemOf(error);
+      if (away || setting || mico.chat.id !== id) return;
+      mico.banner(error);
+      mico.showConversation(null);
+      return;
+    }
+    if (running || mico.chat.id !== id || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
+    const shown = mico.chat.turns.filter(isKept);
+    const same = shown.every(({ view }, n) => view.turn === found.turns[n]?.turn && view.state === found.turns[n].state && view.answer === found.turns[n].answer);
+    if (!same || found.turns.length !== shown.length || isGrowing(found.turns.at(-1))) return mico.showConversation(found);
+    for (const [n, turn] of shown.entries()) {
+      const { versions, later } = found.turns[n];
+      if (String([versions, later]) === String([turn.view.versions, turn.view.later])) continue;
+      turn.view = { ...turn.view, versions, later };
+      drawQuestion(turn);
+    }
+  }
+  mico.on("changed", sync);
+
   // The next state of the answer that is under way.
   function grow(view) {
     if (view.state === "gone") {
@@ -232,10 +273,10 @@
     if (!isKept(turn)) setTimeout(() => mico.emit("list", null), 2000);
   }
 
-  function dropFrom(index, asked = null) {
+  function dropFrom(index) {
     if (index < 0) return;
     for (const turn of mico.chat.turns.splice(index)) {
-      if (turn !== asked) keepEdited(turn);
+      keepEdited(turn);
       forget(turn.view.ask);
       turn.element.remove();
     }
@@ -251,6 +292,7 @@
     const actions = el(
       "div",
       { class: "actions" },
+      ...versions(turn),
       button("edit", "Edit the question", () => edit(turn)),
       button("copy", "Copy the question", (event) => copy(event, view.message)),
       button("trash", "Delete from here", () => remove(turn), { disabled: busy }),
@@ -259,6 +301,26 @@
     const old = turn.element.querySelector(".question");
     if (old) old.replaceWith(question);
     else turn.element.prepend(question);
+  }
+
+  // The way to what was asked or answered in this place before, or later: < 2/3 >.
+  function versions(turn) {
+    const all = turn.view.versions || [];
+    if (all.length < 2) return [];
+    const at = all.indexOf(turn.view.turn);
+    const way = (label, next) => el("button", { type: "button", class: "version", "aria-label": label, title: label, disabled: next === undefined, onclick: () => choose(next) }, label.startsWith("Former") ? "\u2039" : "\u203a");
+    return [el("span", { class: "versions" }, way("Former version", all[at - 1]), el("span", { "aria-label": `Version ${at + 1} of ${all.length}` }, `${at + 1}/${all.length}`), way("Later version", all[at + 1]))];
+  }
+
+  async function choose(turn) {
+    const { id } = mico.chat;
+    try {
+      const found = await mico.call("choose", { id, turn });
+      if (mico.chat.id === id) mico.showConversation(found);
+    } catch (error) {
+      mico.banner(error);
+      sync();
+    }
   }
 
   function drawAnswer(turn) {
@@ -296,14 +358,19 @@
     }
     const limit = view.usage ? `the ${view.usage.completion_tokens}-token limit` : "the limit of tokens";
     const notes = { length: `Stopped at ${limit}. Raise it in Settings.`, cancelled: view.answer ? "Stopped." : "Stopped before the first word." };
-    const note = view.state === "unanswered" ? "This question has no answer yet." : notes[view.finish_reason];
+    const cut = view.answer && (view.state === "unanswered" || view.finish_reason === "cancelled");
+    const note = view.state === "unanswered" ? (cut ? "Not finished: the answer broke off here, or is still written elsewhere." : "This question has no answer yet.") : notes[view.finish_reason];
+    const { turns_left_out: gone = 0, media_left_out: unshown = 0 } = view.usage || {};
+    const left = [gone && `${gone === 1 ? "1 earlier question is" : `${gone} earlier questions are`} not sent; ${gone === 1 ? "its" : "their"} media neither.`, unshown && `${unshown === 1 ? "1 earlier medium is" : `${unshown} earlier media are`} named, but not shown to the model.`];
     const problem = view.problem && el("p", { class: "problem", role: "alert" });
     if (problem) mico.tell(problem, new mico.Problem(view.problem));
     turn.after.replaceChildren(
       ...[
         view.unsure && el("small", { class: "unsure", title: UNSURE }, "(not sure)"),
         note && el("p", { class: "note" }, note),
-        view.finish_reason === "length" && el("button", { type: "button", class: "continue", onclick: () => mico.ask(view.message, view.media, view.turn, view.message, view) }, "Continue"),
+        left.some(Boolean) && el("p", { class: "note left-out" }, left.filter(Boolean).join(" ")),
+        view.sampled && el("p", { class: "note" }, `Another answer, drawn at random (temperature ${view.sampled}).`),
+        (cut || view.finish_reason === "length") && el("button", { type: "button", class: "continue", onclick: () => mico.ask(view.message, view.media, { instead: turn, begun: view }) }, "Continue"),
         problem,
         view.state !== "unanswered" && mico.report(view),
         turn.why,
@@ -341,38 +408,32 @@
     mico.say("Copied.");
   }
 
-  const later = (turn) => mico.chat.turns.length - 1 - mico.chat.turns.indexOf(turn);
   const count = (n) => (n === 1 ? "the turn after it" : `the ${n} turns after it`);
 
-  async function retry(turn) {
-    const n = later(turn);
-    if (n && !(await mico.confirm(`Answer this again? This deletes ${count(n)}.`, "Answer again"))) return;
-    again(turn, turn.view.message);
-  }
+  const retry = (turn) => again(turn, turn.view.message, turn.view.state === "done");
 
-  // Whatever is being answered meanwhile is stopped.
-  async function again(turn, message) {
+  // Whatever is being answered meanwhile is stopped. What stood here stays, as a version.
+  async function again(turn, message, another = false, media = turn.view.media) {
     await stopped();
-    if (!mico.chat.turns.includes(turn)) return; // it has gone with another one
-    const { view } = turn;
-    dropFrom(mico.chat.turns.indexOf(turn), turn);
-    mico.ask(message, view.media, view.turn ?? turn.replaces ?? null, view.message);
+    if (mico.chat.turns.includes(turn)) mico.ask(message, media, { instead: turn, again: another });
   }
 
-  function edit(turn) {
+  function edit(turn, written = turn.view.message) {
     const question = turn.element.querySelector(".question");
     const box = el("textarea", { "aria-label": "Edit the question", rows: 3 });
-    box.value = turn.view.message;
+    box.value = written;
+    box.addEventListener("input", () => mico.keep("mico-edit", { id: mico.chat.id, turn: turn.view.turn, text: box.value }));
     const cancel = () => {
+      mico.keep("mico-edit", null);
       question.querySelector(".editing").remove();
       drawQuestion(turn);
       turn.element.querySelector(".question .icon").focus();
     };
     const ask = async () => {
-      const n = later(turn);
-      if (!box.value.trim() && !turn.view.media.length) return;
-      if (n && !(await mico.confirm(`Ask the changed question? This deletes ${count(n)}.`, "Ask"))) return;
-      again(turn, box.value.trim());
+      if (attachments.busy || (!box.value.trim() && !attachments.items.length)) return;
+      mico.keep("mico-edit", null);
+      form.remove();
+      again(turn, box.value.trim(), false, attachments.take());
     };
     box.addEventListener("keydown", (event) => {
       if (event.key === "Escape") cancel();
@@ -381,22 +442,41 @@
         ask();
       }
     });
-    const row = el("div", { class: "row end" }, el("button", { type: "button", onclick: cancel }, "Cancel"), el("button", { type: "button", class: "primary", onclick: ask }, "Ask"));
-    question.querySelector(".said")?.remove();
-    question.querySelector(".actions").replaceWith(el("div", { class: "editing" }, box, row));
+    const [list, problem] = [el("ul", { class: "chips", "aria-label": "Media of the question" }), el("p", { class: "problem", role: "alert", hidden: true })];
+    const send = el("button", { type: "button", class: "primary", onclick: ask }, "Ask");
+    const input = el("input", { type: "file", multiple: true, hidden: true, tabindex: -1, "aria-label": "Files of the question" });
+    const row = el("div", { class: "row end" }, mico.reads().length ? el("button", { type: "button", onclick: () => input.click() }, "Add files") : null, el("button", { type: "button", onclick: cancel }, "Cancel"), send);
+    const form = el("form", { class: "editing" }, list, problem, box, input, row);
+    const attachments = new mico.Attachments(list, problem, () => (send.disabled = attachments?.busy));
+    input.addEventListener("change", () => {
+      attachments.add(input.files);
+      input.value = "";
+    });
+    form.addEventListener("paste", (event) => {
+      if (!event.clipboardData.files.length) return;
+      event.preventDefault();
+      attachments.add(event.clipboardData.files);
+    });
+    for (const old of [".said", ".cards"]) question.querySelector(old)?.remove();
+    question.querySelector(".actions").replaceWith(form);
+    attachments.restore(turn.view.media);
     box.focus();
   }
 
   async function remove(turn) {
-    const n = later(turn);
-    if (!(await mico.confirm(n ? `Delete this turn and ${count(n)}?` : "Delete this turn?", "Delete"))) return;
+    const { later, versions } = turn.view;
+    const what = versions.length > 1 ? "this version of the turn" : "this turn";
+    if (!(await mico.confirm(later ? `Delete ${what} and ${count(later)}?` : `Delete ${what}?`, "Delete"))) return;
     try {
-      if (turn.view.turn !== null) await mico.call("delete_turns", { id: mico.chat.id, first: turn.view.turn });
-      dropFrom(mico.chat.turns.indexOf(turn));
+      if (isKept(turn)) {
+        await mico.call("delete_turns", { id: mico.chat.id, first: turn.view.turn, turns: 1 + later });
+        mico.showConversation(await mico.call("open", { id: mico.chat.id }));
+      } else dropFrom(mico.chat.turns.indexOf(turn));
       if (!mico.chat.turns.length) mico.showWelcome(log);
       mico.root.querySelector("#mico-message").focus();
     } catch (error) {
       mico.banner(error);
+      sync();
     }
   }
 })(window.mico);

@@ -1,0 +1,111 @@
+"""A conversation that does not fit: what is oldest is left out, is counted, and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from random import Random
+from string import ascii_lowercase
+
+import pytest
+
+from mico_chat.ask import Ask
+from mico_chat.assistant import Answer, Assistant
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.errors import ContextLengthError
+from mico_chat.messages import LEAST_ANSWER, Conversation, Message
+from mico_chat.model.processing import MicoChatProcessor
+from tests.assistant.test_assistant import sharp_chat, tiny_assistant
+from tests.support.tiny import picture, run, shown
+
+AUTO = GenerationOptions(max_tokens=20, truncation="auto")
+
+
+@pytest.fixture(scope="module")
+def chat() -> MicoChatForConditionalGeneration:
+    return sharp_chat()
+
+
+@pytest.fixture
+def assistant(
+    chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> Iterator[Assistant]:
+    with closing(tiny_assistant(chat, processor)) as assistant:
+        yield assistant
+
+
+def answered(assistant: Assistant, messages: list[Message], **options: object) -> Answer:
+    return run(assistant.answer(Ask(messages, AUTO.model_copy(update=options))))
+
+
+def letters(seed: int, n: int) -> str:
+    """Text of ``n`` tokens: each letter is one."""
+    random = Random(seed)
+    return "".join(random.choice(ascii_lowercase) for _ in range(n))
+
+
+def talk(n: int, *, system: bool = True, pictures: bool = False) -> list[Message]:
+    """A conversation of ``n`` turns and a question."""
+    messages = [Message.system("Be brief.")] if system else []
+    for number in range(n):
+        words = f"{letters(number, 12)}?"
+        messages.append(shown(picture(number), words) if pictures else Message.user(words))
+        messages.append(Message.assistant(letters(100 + number, 12)))
+    return [*messages, Message.user("and now?")]
+
+
+def test_each_step_leaves_out_the_oldest_medium_then_the_oldest_turn() -> None:
+    messages = talk(3, pictures=True)
+    whole = Conversation.of(messages)
+    assert (whole.steps, whole.media) == (6, 3)
+    for steps in range(7):
+        short = whole.shortened(steps)
+        media = [medium.name for message in short.messages for medium in message.media]
+        assert len(media) == 3 - min(steps, 3)
+        assert short.first == min(steps, 3)
+        assert short.turns == max(0, steps - 3)
+        assert short.media == min(steps, 3) - short.turns
+        assert short.messages[0] == messages[0], "the system message stays"
+        assert short.messages[-1] == messages[-1]
+        assert sum(message.text.count("[image ") for message in short.messages) == short.media
+    assert Conversation.of([Message.user("alone")]).steps == 0
+
+
+def test_what_does_not_fit_is_left_out_and_counted(assistant: Assistant) -> None:
+    most = assistant.engine.max_position
+    messages = talk(most // 10)
+    with pytest.raises(ContextLengthError):
+        answered(assistant, messages, truncation="disabled")
+    found = answered(assistant, messages)
+    left = found.usage.turns_left_out
+    assert 0 < left < most // 10
+    kept = [messages[0], *messages[1 + 2 * left :]]
+    assert found.choices[0].text == answered(assistant, kept, truncation="disabled").choices[0].text
+    one_more = [messages[0], *messages[2 * left - 1 :]]
+    with pytest.raises(ContextLengthError):
+        answered(assistant, one_more, truncation="disabled")
+    told = run(assistant.estimate(Ask(messages, AUTO)))
+    assert (told.fits, told.turns_left_out) == (True, left)
+    assert told.prompt_tokens == found.usage.prompt_tokens
+
+
+def test_media_of_earlier_turns_go_first(assistant: Assistant) -> None:
+    most = assistant.engine.max_position
+    per = run(assistant.estimate(Ask(talk(1, pictures=True)[1:], AUTO))).media_tokens
+    turns = most // (per + 40) + 2
+    found = answered(assistant, talk(turns, pictures=True))
+    assert found.usage.media_left_out > 0
+    assert len(found.media) == turns - found.usage.media_left_out - found.usage.turns_left_out
+    assert found.usage.media_tokens == per * len(found.media)
+
+
+def test_an_answer_gets_less_room_before_its_question_is_refused(assistant: Assistant) -> None:
+    most = assistant.engine.max_position
+    asked = Message.user(letters(1, most - 60))
+    fixed = run(assistant.estimate(Ask([asked], GenerationOptions()))).prompt_tokens
+    found = answered(assistant, [asked], max_tokens=most)
+    assert found.usage.prompt_tokens == fixed
+    assert LEAST_ANSWER <= found.usage.completion_tokens <= most - fixed
+    with pytest.raises(ContextLengthError):
+        answered(assistant, [Message.user(letters(1, most))])
+    with pytest.raises(ContextLengthError):
+        answered(assistant, [*talk(3)[:-1], Message.user(letters(1, 40 * most))])

@@ -1,0 +1,190 @@
+"""What limits answers, in OpenAI's and vLLM's names; prompts without a template; tokens."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from openai import BadRequestError, OpenAI
+
+from mico_chat.adapters.text import TextAdapter
+from mico_chat.assistant import Assistant
+from mico_chat.encode import MediaEncoder
+from mico_chat.engine.base import Prompt
+from mico_chat.engine.batching import BatchingEngine
+from mico_chat.engine.transformers import TransformersModel
+from mico_chat.options import GenerationOptions
+from tests.engine.tiny_llm import generated, tiny_llm
+from tests.server.conftest import Start
+from tests.server.support.running import error_of, openai_to
+from tests.support.fakes import FakeAssistant, FakeDecoder
+from tests.support.tiny import byte_level
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TAG = {"triggers": ["<f"], "structures": [{"begin": "<f>", "schema": SCHEMA, "end": "</f>"}]}
+NAMED = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+FORMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"response_format": {"type": "text"}}, {}),
+    ({"response_format": {"type": "json_object"}}, {"json_schema": {"type": "object"}}),
+    ({"response_format": NAMED}, {"json_schema": SCHEMA}),
+    ({"response_format": {"type": "structural_tag", **TAG}}, {"structural_tag": TAG}),
+    ({"structured_outputs": {"json": SCHEMA}}, {"json_schema": SCHEMA}),
+    ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, {"json_schema": SCHEMA}),
+    ({"structured_outputs": {"json_object": True}}, {"json_schema": {"type": "object"}}),
+    ({"structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+    ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ("a", "b")}),
+    ({"structured_outputs": {"grammar": 'start: "a"'}}, {"grammar": 'start: "a"'}),
+    ({"structured_outputs": {"structural_tag": json.dumps(TAG)}}, {"structural_tag": TAG}),
+    ({"guided_json": SCHEMA}, {"json_schema": SCHEMA}),
+    ({"guided_regex": "a+"}, {"regex": "a+"}),
+    ({"guided_choice": ["a", "b"]}, {"choice": ("a", "b")}),
+    ({"guided_grammar": 'start: "a"'}, {"grammar": 'start: "a"'}),
+]
+
+
+def asked(client: httpx.Client, **body: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "Hi"}]
+    return client.post("/v1/chat/completions", json={"model": "fake", "messages": messages, **body})
+
+
+def test_each_name_of_a_form_reaches_the_engine(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    for body, _ in FORMS:
+        assert asked(client, **body).status_code == 200, body
+    assert assistant.options == [GenerationOptions(**form) for _, form in FORMS]
+    form = {"message": "Hi", "choice": ["a", "b"]}
+    assert client.post("/v1/chat", data=form).status_code == 200
+    assert assistant.options[-1].choice == ("a", "b")
+    loose = {**NAMED, "json_schema": {"schema": SCHEMA, "strict": False}}
+    assert asked(client, response_format=loose).status_code == 200
+    assert assistant.options[-1].form == (
+        "json_schema",
+        {"x-guidance": {"lenient": True}, **SCHEMA},
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'json_object'"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "not JSON"),
+        ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json", "an object"),
+        ({"structured_outputs": {"lark": "x"}}, "structured_outputs.lark", "not permitted"),
+        ({"structured_outputs": {"whitespace_pattern": "x"}}, ".*whitespace_pattern", "permitted"),
+        ({"guided_decoding_backend": "outlines"}, "guided_decoding_backend", "not permitted"),
+        ({"guided_choice": []}, "choice", "at least 1"),
+        ({"guided_choice": [1]}, r"guided_choice\[0\]", "a valid string"),
+        (
+            {"guided_regex": "a", "guided_choice": ["a"]},
+            "choice",
+            "regex limits the answer already",
+        ),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, ".*regex", "another field"),
+        ({"guided_json": {}, "response_format": NAMED}, "guided_json", "response_format"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(
+    start: Start, body: dict[str, Any], param: str, said: str
+) -> None:
+    response = asked(start(FakeAssistant()), **body)
+    error = error_of(response)
+    assert response.status_code == 400
+    assert re.fullmatch(param, error["param"])
+    assert re.search(said, error["message"])
+
+
+# --- Prompts without a template -------------------------------------------------------------------
+
+TEXT = "The cat and the dog: "
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    """A tiny random model that reads text alone."""
+    llm, tokenizer = tiny_llm(), byte_level()
+    engine = BatchingEngine(
+        TransformersModel(llm), tokenizer, [tokenizer.eos_token_id], name="transformers"
+    )
+    encoder = MediaEncoder(TextAdapter(llm, tokenizer), FakeDecoder())
+    assistant = Assistant(engine, encoder, name="fake")
+    with openai_to(assistant, tmp_path_factory.mktemp("data")) as one:
+        yield one
+
+
+def said(client: OpenAI, prompt: Any = TEXT, **options: Any) -> Any:
+    given = {"max_tokens": 12, "temperature": 0, **options}
+    return client.completions.create(model="fake", prompt=prompt, **given)
+
+
+def test_a_prompt_is_continued_as_the_library_does(client: OpenAI) -> None:
+    tokenizer = byte_level()
+    for text in (TEXT, "<|im_start|>user\nHi<|im_end|>\n", " \n猫"):
+        ids = tokenizer(text).input_ids
+        expected = tokenizer.decode(generated(tiny_llm(), Prompt((tuple(ids),))))
+        answer = said(client, text)
+        assert answer.choices[0].text == expected
+        assert (answer.object, answer.choices[0].finish_reason) == ("text_completion", "length")
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), 12)
+        assert said(client, ids).choices[0].text == said(client, [text]).choices[0].text == expected
+        pieces = list(said(client, text, stream=True, stream_options={"include_usage": True}))
+        assert "".join(c.text for piece in pieces for c in piece.choices) == expected
+        assert pieces[-1].usage == answer.usage or pieces[-1].usage.total_tokens == len(ids) + 12
+    assert said(client, max_tokens=None).usage.completion_tokens == 16
+
+
+def test_options_of_a_plain_prompt(client: OpenAI) -> None:
+    text = said(client).choices[0].text
+    ids = byte_level()(TEXT).input_ids
+    assert said(client, echo=True).choices[0].text == TEXT + text
+    assert said(client, ids, echo=True).choices[0].text == TEXT + text
+    echoed = said(client, echo=True, stream=True, n=2, temperature=1, seed=3)
+    texts = ["", ""]
+    for choice in (choice for piece in echoed for choice in piece.choices):
+        texts[choice.index] += choice.text
+    whole = said(client, n=2, temperature=1, seed=3)
+    assert texts == [TEXT + choice.text for choice in whole.choices]
+    assert texts[0] != texts[1]
+    assert said(client, stop=text[2:5]).choices[0].text == text[: text.index(text[2:5])]
+    known = said(client, logprobs=2).choices[0].logprobs
+    cut = "\ufffd"  # a piece of a character
+    assert "".join(known.tokens).replace(cut, "") == text.replace(cut, "")
+    assert known.text_offset == [len("".join(known.tokens[:n])) for n in range(12)]
+    assert all(
+        top[token] == value == max(top.values())
+        for top, token, value in zip(
+            known.top_logprobs, known.tokens, known.token_logprobs, strict=True
+        )
+    )
+    form = {"structured_outputs": {"choice": ["red", "blue"]}}
+    assert said(client, extra_body=form).choices[0].text in ("red", "blue")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"extra_body": {"thinking": True}}, "thinking"),
+        *(({"prompt": one}, "prompt") for one in (["a", "b"], [[1, 2], [3]], [1, "a"], [])),
+        *(({"prompt": [token]}, "prompt") for token in (300, -1, 10**30)),
+        ({"prompt": ""}, None),
+        ({"prompt": "a" * 20_000}, "messages"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_what_a_plain_prompt_cannot_have(
+    client: OpenAI, body: dict[str, Any], param: str | None
+) -> None:
+    with pytest.raises(BadRequestError) as failed:
+        said(client, **body)
+    assert failed.value.param == param
+    assert said(client).choices[0].text
+
+
+def test_the_route_has_keys_and_metrics(start: Start) -> None:
+    assert start(FakeAssistant(), require_keys=True).post("/v1/completions").status_code == 401
