@@ -15,7 +15,7 @@ from mico_chat.checkpoints.marks import Marks
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ConversationObject, TurnObject
 from mico_ui import describe
-from mico_ui.browser import turns
+from mico_ui.browser import share, turns
 from mico_ui.browser.cards import MediaDesk, Previewer
 from mico_ui.browser.markup import html_of
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
@@ -139,6 +139,39 @@ def test_chats_are_exported_with_their_media_and_imported(page: Page) -> None:
     lacking = {**json.loads(text), "files": {}}
     assert "the file of sheep.jpg is missing" in brought(json.dumps(lacking))
     assert "no such upload" in call(page, "bring", file={"path": "/etc/passwd", "name": "x"})
+
+
+def test_what_is_too_large_for_a_shared_chat_is_named(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = attach(page)
+    path = page.desk.uploads / "drum.flac"
+    path.write_bytes((FOLDER / "snare-drum.flac").read_bytes())
+    drum = call(page, "attach", file={"path": str(path), "name": "drum.flac"})
+    media = [{"id": one["id"], "kind": one["kind"]} for one in (card, drum)]
+    asked = ask(page, "What is it?", media=media)[-1]
+    chat = asked["conversation_id"]
+    ask(page, "And again?", conversation_id=chat, media=media[:1])
+
+    def figures() -> list[str]:
+        text = call(page, "export", id=chat, form="html")["text"]
+        return [one.split("</figure>")[0] for one in text.split("<figure>")[1:]]
+
+    sheep, sound, again = figures()
+    assert sheep.count("<img") == 1
+    assert "only" not in sheep + sound + again
+    assert "<audio controls" in sound
+    assert "the same as above" in again
+    assert "<img" not in again
+    monkeypatch.setattr(share, "MOST_OF_ONE", 1000)
+    sheep, sound, _ = figures()
+    assert "only" not in sheep
+    assert "<audio" not in sound
+    assert "only a small preview is here: the file is too large for this page" in sound
+    monkeypatch.setattr(share, "MOST_OF_ALL", 1000)
+    for figure in figures()[:2]:
+        assert "<img" not in figure
+        assert "only its name is here" in figure
 
 
 def test_another_answer_is_drawn_at_random(page: Page, assistant: FakeAssistant) -> None:

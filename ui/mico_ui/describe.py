@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from mico_chat.media import Depth, MediaReport
 from mico_chat.media.kinds import TABLE
 from mico_chat.media.medium import SpokenText, WrittenText
-from mico_chat.wire import ConversationObject, Estimate, Progress, Usage
+from mico_chat.wire import ConversationObject, Estimate, Progress, TurnObject, Usage
 
 # viridis at equal steps, from Matplotlib (CC0): even in lightness, and safe for colour-blind eyes.
 _VIRIDIS = np.array(
@@ -144,6 +144,13 @@ def left_out(usage: Usage) -> str:
     return " and ".join(filter(None, (gone, named)))
 
 
+def mark(turn: TurnObject) -> str:
+    """What stands behind an answer that is unsure or not whole; empty behind any other."""
+    if turn.finish_reason == "unanswered":
+        return BROKEN_OFF.strip() if turn.answer else "(not answered)"
+    return UNSURE.strip() if turn.unsure else ""
+
+
 def markdown(conversation: ConversationObject) -> str:
     lines = [f"# {conversation.title}", ""]
     if conversation.system:
@@ -153,9 +160,7 @@ def markdown(conversation: ConversationObject) -> str:
         for number, medium in enumerate(turn.media):
             found = in_short(turn.reports[number]) if number < len(turn.reports) else ""
             lines.append(f"- {medium.kind}: {medium.name}" + (f" ({found})" if found else ""))
-        answer = turn.answer + UNSURE * bool(turn.unsure)
-        if turn.finish_reason == "unanswered":
-            answer = turn.answer + BROKEN_OFF if turn.answer else "(not answered)"
+        answer = f"{turn.answer} {mark(turn)}".strip()
         lines += ["", turn.message, "", f"## Answer ({conversation.model})", "", answer, ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 

@@ -104,7 +104,8 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
     raise ApiError(f"{name}: the bytes {formats.looks_like(fmt, head)}. {known}", status=415)
 
 
-def preview_of(medium: Medium, name: str) -> Preview:
+def preview_of(medium: Medium, name: str, side: int = STILL_SIDE) -> Preview:
+    """Pictures of a medium; a still and a page have at most ``side`` pixels on a side."""
     match medium:
         case Audio():
             return Preview(pictures=_of_sound(medium, f"the sound {name}"))
@@ -123,15 +124,15 @@ def preview_of(medium: Medium, name: str) -> Preview:
             if medium.estimated:
                 alt, caption = f"estimated {alt}", f"estimated: {caption}"
             colours = depth_pixels(medium.values)
-            shown = _picture(colours, STILL_SIDE, alt, caption, lossless=True)
+            shown = _picture(colours, side, alt, caption, lossless=True)
             return Preview(pictures=(shown,), facts=tuple(facts))
         case Pages():
             piece = TABLE[medium.kind].piece
             numbered = [(f"{piece} {n}", page) for n, page in enumerate(medium.pages, 1)]
-            pages = (_picture(p.pixels, STILL_SIDE, f"{n} of {name}", n) for n, p in numbered)
+            pages = (_picture(p.pixels, side, f"{n} of {name}", n) for n, p in numbered)
             return Preview(pictures=tuple(pages))
     noun = TABLE[medium.kind].noun
-    return Preview(pictures=(_picture(medium.pixels, STILL_SIDE, f"{noun} {name}"),))
+    return Preview(pictures=(_picture(medium.pixels, side, f"{noun} {name}"),))
 
 
 def _of_sound(sound: Audio, name: str) -> tuple[Picture, Picture]:
@@ -170,7 +171,7 @@ class Previewer:
     async def make(
         self, user: str, medium_id: str, source: Path | bytes, report: MediaReport
     ) -> Preview:
-        preview = await asyncio.to_thread(self._make, source, report)
+        preview = await asyncio.to_thread(self.draw, source, report)
         self._kept[user, medium_id, report.kind] = preview
         n_bytes = sum(len(p.src) for kept in self._kept.values() for p in kept.pictures)
         while n_bytes > self.max_bytes:
@@ -178,7 +179,8 @@ class Previewer:
             n_bytes -= sum(len(picture.src) for picture in oldest.pictures)
         return preview
 
-    def _make(self, source: Path | bytes, report: MediaReport) -> Preview:
+    def draw(self, source: Path | bytes, report: MediaReport, side: int = STILL_SIDE) -> Preview:
+        """Decode a file and draw it, and keep nothing."""
         file = MediaFile(report.kind, source, report.name)
         medium = self._decoder.decode(file)
         if isinstance(medium, Video) and not _same_frames(medium, report):
@@ -186,7 +188,7 @@ class Previewer:
             limits = MediaLimits(max_frames=max(1, report.frames_used or 1))
             with MediaDecoder(limits) as decoder:
                 medium = decoder.decode(file)
-        return preview_of(medium, report.name)
+        return preview_of(medium, report.name, side)
 
     def close(self) -> None:
         self._decoder.close()
@@ -230,7 +232,7 @@ class MediaDesk:
         kinds = file.readable(kinds, visitor.model)
         upload = Upload(file.kind or kinds[0], file.path, file.name)
         stored = await visitor.send(self.api, routes.upload(upload, model=visitor.model or None))
-        card = await self._card(visitor, stored.id, _report_of(stored), file.path)
+        card = await self._card(visitor, stored.id, report_of(stored), file.path)
         return card.model_copy(update={"kinds": kinds})
 
     async def estimate_depth(self, visitor: Visitor, id: str) -> Card:
@@ -238,14 +240,14 @@ class MediaDesk:
         call = routes.estimate_depth(id, model=visitor.model or None)
         stored = await visitor.send(self.api, call)
         content = await visitor.send(self.api, routes.medium_content(stored.id))
-        card = await self._card(visitor, stored.id, _report_of(stored), content)
+        card = await self._card(visitor, stored.id, report_of(stored), content)
         return card.model_copy(update={"kinds": (stored.kind,)})
 
     async def preview(self, visitor: Visitor, shown: MediumId) -> Card:
         """The card of a medium that the server has, with pictures."""
         stored = await visitor.send(self.api, routes.medium(shown.id))
         changed = {"kind": shown.kind, "name": stored.name}
-        report = _report_of(stored).model_copy(update=changed)
+        report = report_of(stored).model_copy(update=changed)
         if (kept := self.kept(visitor, shown.id, report)).pictures:
             return kept
         content = await visitor.send(self.api, routes.medium_content(shown.id))
@@ -297,5 +299,5 @@ class MediaDesk:
         return self.kept(visitor, medium_id, report)
 
 
-def _report_of(stored: MediaObject) -> MediaReport:
+def report_of(stored: MediaObject) -> MediaReport:
     return stored.report or MediaReport(name=stored.name, kind=stored.kind)

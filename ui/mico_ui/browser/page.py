@@ -32,6 +32,7 @@ from mico_chat.wire import (
 )
 from mico_ui import describe, routes
 from mico_ui.browser.cards import Attached, Card, MediaDesk
+from mico_ui.browser.share import shared
 from mico_ui.browser.turns import (
     Answers,
     ConversationView,
@@ -230,15 +231,19 @@ class Page:
         return (await visitor.send(self.api, call)).name
 
     async def export(
-        self, visitor: Visitor, id: str, form: Literal["markdown", "json"]
+        self, visitor: Visitor, id: str, form: Literal["markdown", "json", "html"]
     ) -> dict[str, str]:
-        whole = form == "json"  # with all versions
+        """A conversation as a file: all versions as JSON, else the path that is shown."""
+        whole = form == "json"
         found = await visitor.send(self.api, routes.conversation(id, all_versions=whole))
         name = re.sub(r"[^\w-]+", "-", found.title).strip("-")[:60] or "conversation"
         if form == "json":
             exported = found.model_dump(mode="json") | {"files": await self._files(visitor, found)}
             text = json.dumps(exported, indent=1, ensure_ascii=False)
             return {"name": f"{name}.json", "type": "application/json", "text": text}
+        if form == "html":
+            text = await shared(self.desk, visitor, found)
+            return {"name": f"{name}.html", "type": "text/html", "text": text}
         text = describe.markdown(found)
         return {"name": f"{name}.md", "type": "text/markdown", "text": text}
 

@@ -181,6 +181,7 @@
         "div",
         { class: "menu-list" },
         choice("Rename", () => rename(element, one)),
+        choice("Share as a page", () => save(one, "html")),
         choice("Export as Markdown", () => save(one, "markdown")),
         choice("Export as JSON", () => save(one, "json")),
         choice("Delete", () => remove(one)),
