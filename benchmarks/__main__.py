@@ -33,6 +33,7 @@ NAMES = {
     "frames": "benchmarks.model.frames:measure",
     "hour": "benchmarks.service.users:hour",
     "open-models": "benchmarks.service.open_models:measure",
+    "page": "benchmarks.service.page:measure",
     "preprocessing": "benchmarks.model.preprocessing:measure",
     "race": "benchmarks.engines.race:measure",
     "reading": "benchmarks.model.reading:measure",

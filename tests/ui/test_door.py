@@ -54,7 +54,7 @@ def browser(client: Client, folder: Path) -> Iterator[TestClient]:
 
 
 def call(browser: TestClient, name: str, /, **sent: Any) -> Any:
-    id_ = re.search(r'"id":\s*(\d+),\s*"type":\s*"html"', browser.get("/").text)
+    id_ = re.search(r"mico\.serverOf\((\d+)\), \{", browser.get("/").text)
     data = {"profile": ME, **sent.pop("data", {})}
     body = {"data": data, "fn_name": name, "session_hash": "a", "component_id": int(id_[1])}  # type: ignore[index]
     return browser.post(CALL, **{"json": body, **sent})
@@ -146,16 +146,28 @@ def test_gradios_other_routes_are_closed(browser: TestClient) -> None:
                 yield from ((method, route.path) for method in sorted(route.methods))
 
     found = set(walk(browser.app.routes))  # type: ignore[attr-defined]
-    kept = {"/", "/theme.css", "/robots.txt", "/manifest.json", "/favicon.ico", CALL, UPLOAD}
-    kept |= {"/assets/{path:path}", "/static/{path:path}"}  # of Gradio's own files
+    kept = {"/", "/robots.txt", "/favicon.ico", CALL, UPLOAD}
     closed = [(method, path) for method, path in found if path not in kept]
     assert len(closed) > 30
     for method, path in closed:
         path = re.sub(r"\{.*?\}", "1", path)
         assert browser.request(method, path).status_code == 404, (method, path)
-    for path in kept - {CALL, UPLOAD} - {p for p in kept if "{" in p}:
+    for path in kept - {CALL, UPLOAD}:
         assert browser.get(f"{path}?x=1").status_code == 200, path
         assert browser.post(path).status_code == 404, path
+
+
+def test_the_whole_page_comes_in_one_small_piece(browser: TestClient) -> None:
+    found = browser.get("/")
+    n_bytes = int(found.headers["content-length"])
+    assert (found.headers["content-encoding"], n_bytes < 60_000) == ("gzip", True)
+    assert not re.findall(r'(?:src|href)="(?!#)|@import|url\(', found.text), "it needs another file"
+    assert "unsafe-eval" not in found.headers["content-security-policy"]
+    tag = {"if-none-match": found.headers["etag"]}
+    again = browser.get("/", headers=tag)
+    assert (again.status_code, again.content) == (304, b"")
+    plain = browser.get("/", headers={"accept-encoding": "identity"})
+    assert (plain.text, "content-encoding" in plain.headers) == (found.text, False)
 
 
 def test_no_other_file_is_read(

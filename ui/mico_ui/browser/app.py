@@ -1,11 +1,14 @@
-"""The application: one Gradio page, mounted in an application of its own with a strict policy.
+"""The application: the page, and Gradio mounted behind it, with a strict policy.
 
 The page is a component of our own (``gr.HTML``): ``gr.Chatbot`` and ``gr.MultimodalTextbox`` have
 no place for a medium's report, a file's kind or the camera. Gradio does the calls to Python. Its
 queue is not used: an answer would end with the browser's connection. Its uploads are not used: the
-door takes them.
+door takes them. Its scripts are not used: they are ten times the page, and a slow connection would
+show nothing before it has them all.
 """
 
+import gzip
+import hashlib
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Collection
@@ -13,7 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,7 +40,6 @@ def _getfile(searched: Any) -> str:
 vars(inspect)["getfile"] = _getfile
 try:
     import gradio as gr
-    from gradio.themes import Base
     from gradio.utils import get_upload_folder
 finally:
     vars(inspect)["getfile"] = _find
@@ -50,12 +52,15 @@ SCRIPTS = (
     *("compare", "start"),
 )
 
-# Nothing is loaded from another site, and no other site may frame the page. Gradio's templates and
-# scripts are compiled in the browser, hence 'unsafe-eval'.
+# The first paint has the system's colours; the user may have chosen others.
+_DRESS = """document.currentScript.parentNode.dataset.theme =
+matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";"""
+
+# Nothing is loaded from another site, and no other site may frame the page.
 POLICY = "; ".join(
     (
         "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "script-src 'self' 'unsafe-inline'",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "media-src 'self' blob:",
@@ -79,7 +84,7 @@ def create_app(
     previewer = Previewer()
     uploads, written = Uploads(Path(get_upload_folder())), set[str]()
     desk = MediaDesk(api, previewer, uploads.folder, uploads.drop)
-    blocks = _blocks(desk, written, access)
+    blocks, component = _blocks(desk, written, access)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,13 +96,11 @@ def create_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, api, access, uploads, written, loopback, places(origins))
     app.add_middleware(Policy)  # the outermost: its headers are on refusals, too
+    _serve_page(app, component)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
         blocks,
         "/",
-        # Gradio's own parts, its toasts, use the machine's fonts: none comes from another site.
-        theme=Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
-        css_paths=WEB / "style.css",
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -108,13 +111,12 @@ def create_app(
     return mounted
 
 
-def _blocks(desk: MediaDesk, written: set[str], access: Access) -> gr.Blocks:
-    scripts = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+def _blocks(desk: MediaDesk, written: set[str], access: Access) -> tuple[gr.Blocks, int]:
+    """Gradio's application, and the id of its component, whose functions the page calls."""
     blocks: gr.Blocks
     with gr.Blocks(
         title="MiCo-Chat",
         analytics_enabled=False,
-        fill_width=True,
         delete_cache=(300, 1800),  # seconds between two clean-ups, and seconds that a file stays
     ) as blocks:
         blocks.temp_file_sets.append(written)
@@ -127,16 +129,49 @@ def _blocks(desk: MediaDesk, written: set[str], access: Access) -> gr.Blocks:
             called.__name__ = function.__name__
             return called
 
-        start = {"largest": MediaLimits().max_bytes, "kinds": listed()}
-        gr.HTML(
-            html_template=(WEB / "page.html").read_text(encoding="utf-8"),
-            head=f"<script>{scripts}</script>",
-            js_on_load=f"mico.start(element, server, {json.dumps(start)});",
-            apply_default_css=False,
-            server_functions=[for_visitors(function) for function in page.functions()],
-            elem_id="mico-page",
-        )
-    return blocks
+        functions = [for_visitors(function) for function in page.functions()]
+        component = gr.HTML(server_functions=functions)
+    return blocks, int(component._id)
+
+
+def _serve_page(app: FastAPI, component: int) -> None:
+    """Answer ``GET /`` with the whole page in one piece: its words, its style and its scripts."""
+    style, html, *scripts = (
+        (WEB / name).read_text(encoding="utf-8")
+        for name in ("style.css", "page.html", *(f"{name}.js" for name in SCRIPTS))
+    )
+    known = json.dumps({"largest": MediaLimits().max_bytes, "kinds": listed()})
+    start = (
+        f"mico.start(document.querySelector('#mico-page'), mico.serverOf({component}), {known});"
+    )
+    text = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>MiCo-Chat</title>
+<style>{style}</style>
+</head>
+<body>
+<div id="mico-page" class="mico">
+<script>{_DRESS}</script>
+{html}</div>
+<script>{"".join(scripts)}{start}</script>
+</body>
+</html>
+"""
+    whole = text.encode()
+    packed, tag = gzip.compress(whole), f'"{hashlib.sha256(whole).hexdigest()}"'
+    headers = {"etag": tag, "cache-control": "no-cache", "vary": "accept-encoding"}
+
+    @app.api_route("/", methods=["GET", "HEAD"])
+    async def page(request: Request) -> Response:
+        if request.headers.get("if-none-match") in (tag, f"W/{tag}"):
+            return Response(status_code=304, headers=headers)
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            more = {**headers, "content-encoding": "gzip"}
+            return Response(packed, headers=more, media_type="text/html")
+        return Response(whole, headers=headers, media_type="text/html")
 
 
 class Policy:

@@ -32,8 +32,8 @@ from mico_ui.browser.turns import problem_of
 from mico_ui.browser.visitor import Access, Visitor
 from mico_ui.client import ApiError, is_local
 
-_NAMES = r"/|/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)|/(assets|static)(/\w[\w.@+-]*)+"
-FILES, WRITTEN = re.compile(_NAMES), "/gradio_api/file="  # and the path of one that the page wrote
+FILES = re.compile(r"/|/(favicon\.ico|robots\.txt)")
+WRITTEN = "/gradio_api/file="  # and the path of a file that the page wrote
 CALL, UPLOAD = "/gradio_api/component_server/", "/gradio_api/upload"
 
 CALL_BYTES = 4 << 20  # the server takes texts of 1 MiB; JSON may escape letters

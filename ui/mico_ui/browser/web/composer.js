@@ -148,7 +148,6 @@
   // What was written and not sent, or sent and not answered, before the page was loaded anew.
   function restore() {
     const draft = mico.kept("mico-draft", null);
-    box.value = "";
     if (draft) mico.draft(draft.message, draft.media);
     changed();
   }

@@ -97,11 +97,21 @@ window.mico = { parts: [] };
     advice: "Check that mico-chat ui still runs. Everything that you sent is kept.",
     away: true,
   };
+  // The functions of Gradio's component, by their names.
+  const session = newUser();
+  mico.serverOf = (component) =>
+    new Proxy({}, {
+      get: (_, name) => async (data) => {
+        const body = JSON.stringify({ data, component_id: component, fn_name: name, session_hash: session });
+        const sent = { method: "POST", headers: { "content-type": "application/json" }, body };
+        return fetch("gradio_api/component_server/", sent).then((answer) => answer.json()).catch(() => null);
+      },
+    });
   mico.lostServer = () => new mico.Problem(LOST);
   mico.call = async function (name, data = {}) {
     const answer = await mico.server[name]({ ...data, profile: mico.profile() });
-    if (answer === undefined || answer === null) throw mico.failed(LOST);
-    if (answer.problem) throw mico.failed(answer.problem);
+    if (answer?.problem) throw mico.failed(answer.problem);
+    if (answer?.value === undefined) throw mico.failed(LOST);
     return answer.value;
   };
   // Whoever watches the server's state looks again when it could not be reached.
