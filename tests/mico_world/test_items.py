@@ -26,10 +26,14 @@ def test_real_items_are_written_with_their_media(
     asked = [(left, "What is on the left?"), (heard, "What do you hear?")]
     monkeypatch.setattr(items, "real_items", lambda: asked)
     monkeypatch.setattr(items, "talks", lambda *_: [])
-    assert write_real_items(tmp_path) == 2
-    photo, sound = read_items(tmp_path / "items.jsonl")
+    media = [{"kind": "image", "path": "media/a.jpg"}]
+    row = {"id": "c", "skill": "unscripted", "message": "A cat?", "media": media, "accept": ["no"]}
+    monkeypatch.setattr(items, "unscripted", lambda _: [row])
+    assert write_real_items(tmp_path) == 3
+    photo, sound, unscripted = read_items(tmp_path / "items.jsonl")
     assert (photo.question, photo.answers, photo.reject) == (asked[0][1], ("dog",), ("cat",))
     assert (sound.skill, sound.media[0].kind, sound.reject) == ("real sounds", "audio", ())
+    assert (unscripted.question, unscripted.media) == ("A cat?", photo.media)
     assert Path(str(photo.media[0].source)).read_bytes() == b"photo"
     assert Path(str(sound.media[0].source)).read_bytes() == b"sound"
 

@@ -1,29 +1,35 @@
 """Real media: the table, files in packages and archives, and what is made of photographs."""
 
 import io
+import json
 import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import label
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.metrics.answers import NUMBERS
+from mico_chat.evaluation.metrics.answers import NUMBERS, is_right
+from mico_chat.evaluation.task import read_items
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_world import sources
-from mico_world.mini import real
+from mico_world.mini import real, unscripted
 from mico_world.mini.real import TABLE, Real, disparity, media_at, pairs, read_rcc, real_items
+from mico_world.mini.unscripted import Unscripted
 from mico_world.motion.motion import encode_video
 from mico_world.pictures.compose import encoded
-from mico_world.sounds.synth import flac
+from mico_world.sounds.synth import decode, flac
 
 PLAIN, ZLIB, ZSTD = 0, 1, 4
 FOLDER = 2
@@ -86,8 +92,11 @@ def places(table: Real) -> list[str]:
     return [place for listed in lists for place in listed]
 
 
-def test_the_packages_of_the_table_are_known_and_train_nothing(table: Real) -> None:
-    used = {Path(place).parts[0] for place in places(table)}
+def test_the_packages_of_the_tables_are_known_and_train_nothing(table: Real) -> None:
+    others = Unscripted.read(unscripted.TABLE).media
+    real_ones, used = ({Path(place).parts[0] for place in of} for of in (places(table), others))
+    assert real_ones.isdisjoint(used)
+    used |= real_ones
     assert used <= set(sources.packages())
     folder = Path(real.__file__).parents[1]
     texts = {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("*.py")}
@@ -107,6 +116,20 @@ def test_the_table_is_large_and_names_each_medium_once(table: Real) -> None:
         assert len(set(ids)) == len(ids)
     depths = sum(map(len, table.stereo.values())) + real.ROOMS
     assert (depths >= 20, len(table.cut_outs) >= 12) == (True, True)
+
+
+def test_the_unscripted_questions_are_sixty_whose_answers_can_be_right() -> None:
+    table = Unscripted.read(unscripted.TABLE)
+    assert len(table.questions) == 60
+    turns = [turn for question in table.questions for turn in (question, *question.earlier)]
+    names = [name for of in table.media.values() for (name,) in of.values()]
+    assert len(set(names)) == len(names)
+    assert set(names) == {name for turn in turns for name in turn.media}
+    for question in table.questions:
+        for answer in question.accept:
+            assert is_right(answer, question.accept, question.choices, question.reject), question
+    sides = Counter(q.accept[0] for q in table.questions if q.choices == ("yes", "no"))
+    assert sides["yes"] == sides["no"] == 5
 
 
 # --- tiny packages --------------------------------------------------------------------------------
@@ -256,6 +279,53 @@ def test_the_items_of_a_tiny_table(package: Path) -> None:
         near = [np.percentile(part[part > 0], 20) for part in parts]
         assert item.accept == (real.SIDES[int(np.argmin(near))],), item.id
     assert {item.accept[0] for item, _ in of["real nearer"]} == {"left", "right"}
+
+
+def test_unscripted_questions_are_written_with_their_media(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (package / "photos" / "ring.flac").write_bytes(flac(np.sin(np.arange(16000 * 12) / 5)))
+    place = "pack/photos"
+    rows: dict[str, Any] = {
+        "media": {place: {"ball": ["ball"], "ring": ["ring"], "film@1-2": ["film"]}},
+        "questions": [
+            {
+                "media": ["ball", "film"],
+                "message": "The same?",
+                "accept": ["no"],
+                "choices": ["yes"],
+            },
+            {
+                "earlier": [{"media": ["ring"], "message": "And this?", "answer": "A bell."}],
+                "message": "How loud?",
+                "accept": ["loud"],
+                "reject": ["silent"],
+            },
+        ],
+    }
+    (path := tmp_path / "unscripted.yaml").write_text(yaml.safe_dump(rows))
+    monkeypatch.setattr(unscripted, "TABLE", path)
+    (tmp_path / "media").mkdir()
+    written = tmp_path / "items.jsonl"
+    made = list(unscripted.unscripted(tmp_path))
+    written.write_text("".join(json.dumps(row) + "\n" for row in made))
+    same, loud = read_items(written)
+    assert (same.skill, same.question, same.answers, same.choices) == (
+        ("unscripted", "The same?", ("no",), ("yes",))
+    )
+    assert (loud.question, loud.answers, loud.reject) == ("How loud?", ("loud",), ("silent",))
+    assert loud.earlier == ((1, "And this?", "A bell."),)
+    media = [*same.media, *loud.media]
+    assert [medium.kind for medium in media] == ["image", "video", "audio"]
+    assert Path(str(media[0].source)).read_bytes() == picture("red")
+    assert len(decode(Path(str(media[2].source)).read_bytes(), 60)) == 10 * 16000
+    with MediaDecoder() as decoder:
+        for medium in media:
+            decoder.decode(medium)
+    rows["questions"][0]["media"] = ["moon"]
+    path.write_text(yaml.safe_dump(rows))
+    with pytest.raises(DataError, match="'moon' is not among the media"):
+        list(unscripted.unscripted(tmp_path))
 
 
 def test_pairs_share_neither_a_word_nor_a_colour(table: Real) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from mico_training.data.sources.written import kind_of, read_shard
 from mico_world.mini.real import real_items
 from mico_world.mini.talks import talks
+from mico_world.mini.unscripted import unscripted
 
 MOST_OF_A_SKILL = 300
 
@@ -51,6 +52,7 @@ def write_real_items(output: Path) -> int:
         media = [{"kind": item.kind, "path": path}]
         rows.append({**row, "media": media, "choices": item.choices, "reject": item.reject})
     rows += talks([item for item, _ in asked], output / "media")
+    rows += unscripted(output)
     return _write(output / "items.jsonl", rows)
 
 

@@ -38,8 +38,8 @@ from mico_world.things.colours import COLOURS
 
 TABLE = Path(__file__).with_name("real.yaml")
 PICTURES = (".webp", ".png", ".jpg", ".jpeg")
-SOUNDS = (".ogg", ".wav", ".mp3")
-VIDEOS = (".mp4",)
+SOUNDS = (".ogg", ".wav", ".mp3", ".flac")
+VIDEOS = (".mp4", ".avi")
 SECONDS = 10.0  # of a recording
 VIDEO_SIDE, VIDEO_FPS = 320, 8
 COMPOSITES = 50
@@ -105,19 +105,16 @@ def _items(table: Real) -> Iterator[Item]:
     shown: dict[str, Image.Image] = {}
     words: dict[str, tuple[str, ...]] = {}
     wanted = {*table.things, *table.cut_outs, *table.backgrounds}
-    for id, name, data, accept in _listed(table.photographs, PICTURES):
+    for id, name, data, accept in listed(table.photographs, PICTURES):
         yield Item(id, "real photographs", "image", name, data, accept)
         if id in wanted:
             shown[id], words[id] = _picture(data), accept
     if missing := wanted - set(shown):
         raise DataError(Path("real.yaml"), None, f"{min(missing)} is not among the photographs")
-    for id, name, data, accept in _listed(table.sounds, SOUNDS):
-        sound = flac(decode(data, SECONDS))
-        yield Item(f"sound-{id}", "real sounds", "audio", f"{Path(name).stem}.flac", sound, accept)
-    for id, name, data, accept in _listed(table.clips, VIDEOS):
-        start, end = map(float, id.rpartition("@")[2].split("-"))
-        clip = encode_video(frames_between(data, start, end), VIDEO_FPS)
-        yield Item(id, "real clips", "video", f"{Path(name).stem}.mp4", clip, accept)
+    for id, name, data, accept in listed(table.sounds, SOUNDS):
+        yield Item(f"sound-{id}", "real sounds", *medium(name, data), accept)
+    for id, name, data, accept in listed(table.clips, VIDEOS):
+        yield Item(id, "real clips", *medium(name, data), accept)
     yield from _composites(table, shown, words)
     yield from _moving(table, shown)
     yield from _counted(table, shown)
@@ -127,7 +124,7 @@ def _items(table: Real) -> Iterator[Item]:
 # --- listed media -------------------------------------------------------------------------------
 
 
-def _listed(
+def listed(
     table: Words, suffixes: Sequence[str]
 ) -> Iterator[tuple[str, str, bytes, tuple[str, ...]]]:
     """The id, file name, bytes and accepted words of each listed medium."""
@@ -140,6 +137,18 @@ def _listed(
             suffix, read = there[file]
             id = id_of(place, stem)
             yield id, id + suffix, read(), accept
+
+
+def medium(file: str, data: bytes) -> tuple[Kind, str, bytes]:
+    """The kind, file name and bytes of what an item shows of a file: a picture as it is, of a
+    recording ``SECONDS`` at most, of a video the seconds that the name has after an @."""
+    name, suffix = Path(file).stem, Path(file).suffix
+    if suffix in PICTURES:
+        return "image", file, data
+    if suffix in SOUNDS:
+        return "audio", f"{name}.flac", flac(decode(data, SECONDS))
+    start, end = map(float, name.rpartition("@")[2].split("-"))
+    return "video", f"{name}.mp4", encode_video(frames_between(data, start, end), VIDEO_FPS)
 
 
 def id_of(place: str, stem: str) -> str:
