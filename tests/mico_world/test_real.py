@@ -121,10 +121,11 @@ def test_the_table_is_large_and_names_each_medium_once(table: Real) -> None:
 def test_the_unscripted_questions_are_sixty_whose_answers_can_be_right() -> None:
     table = Unscripted.read(unscripted.TABLE)
     assert len(table.questions) == 60
-    turns = [turn for question in table.questions for turn in (question, *question.earlier)]
+    used = {name for question in table.questions for name in question.media}
+    used |= {n for question in table.questions for turn in question.earlier for n in turn.media}
     names = [name for of in table.media.values() for (name,) in of.values()]
     assert len(set(names)) == len(names)
-    assert set(names) == {name for turn in turns for name in turn.media}
+    assert set(names) == used
     for question in table.questions:
         for answer in question.accept:
             assert is_right(answer, question.accept, question.choices, question.reject), question
