@@ -285,13 +285,15 @@ class TurnObject(_Answer):
 
 
 class ConversationSummary(_Answer):
-    """A conversation without its turns."""
+    """A conversation without its turns. ``pinned`` ones stand first in lists."""
 
     id: str
     object: Literal["conversation"] = "conversation"
     title: str
     system: str | None
     model: str
+    pinned: bool = False
+    archived: bool = False
     created_at: Seconds
     updated_at: Seconds
 
@@ -303,8 +305,8 @@ class ConversationObject(ConversationSummary):
 
 
 class ConversationList(_Answer):
-    """Conversations, the last one answered first. ``before`` with the id of the last one gives the
-    next page."""
+    """Conversations: pinned ones first, and among both the last one answered first. ``before`` with
+    the id of the last one gives the next page."""
 
     object: Literal["list"] = "list"
     data: list[ConversationSummary]

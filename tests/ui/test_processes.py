@@ -252,12 +252,15 @@ def test_a_chat(
 def test_in_a_pipe_there_is_the_answer_alone(
     client: Client, piped: Piped, picture: Path, assistant: FakeAssistant
 ) -> None:
+    piped("--api", client.api, text=b"Older\n")
+    (older,) = client.send(routes.conversations()).data
+    client.send(routes.change_conversation(older.id, pinned=True))
     first = ("--api", client.api, "--image", str(picture), "--set", "seed=3")
     assert piped(*first, text=b"What?\n") == (0, "[image red circle.png] What?\n", "")
-    assert assistant.options[0].seed == 3
+    assert assistant.options[1].seed == 3
     again = piped("--api", client.api, "--continue", "Sum up:", text=b"one\ntwo\xff\n")
     assert again == (0, "[image red circle.png] Sum up:\n\none\ntwo\ufffd\n", "")
-    (summary,) = client.send(routes.conversations()).data
+    (summary,) = client.send(routes.conversations(pinned=False)).data
     assert len(client.send(routes.conversation(summary.id)).turns) == 2
 
 

@@ -209,6 +209,25 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     )
 
 
+def test_archived_chats_are_found_and_a_system_text_set_elsewhere_stays(
+    type_in: Type, client: Client, talk: Talk
+) -> None:
+    type_in("/system Be kind.", "First", "/new", "Second")
+    first = client.send(routes.conversations()).data[1].id
+    client.send(routes.change_conversation(first, archived=True))
+    shown = type_in("/history", "/history first")
+    assert re.search(r"1 +just now +Second\n", shown)
+    assert re.search(r"1 +just now +First \(archived\)", shown)
+    talk.open(first)
+    for system in ("Be brief.", None):
+        client.send(routes.change_conversation(first, system=system))
+        whole(talk.ask("And?"))
+        assert client.send(routes.conversation(first)).system == system
+    talk.system = "Rhyme."
+    whole(talk.ask("And?"))
+    assert client.send(routes.conversation(first)).system == "Rhyme."
+
+
 def test_an_answer_that_is_not_sure(
     type_in: Type, assistant: FakeAssistant, tmp_path: Path, picture: Path
 ) -> None:

@@ -129,10 +129,19 @@ def estimate(question: Question) -> Call[wire.Estimate]:
 
 
 def conversations(
-    *, limit: int = 20, before: str | None = None, query: str | None = None
+    *,
+    limit: int = 20,
+    before: str | None = None,
+    query: str | None = None,
+    pinned: bool | None = None,
+    archived: bool | None = None,
 ) -> Call[wire.ConversationList]:
-    """Stored conversations, the last one answered first; ``before`` is the last id of a page."""
+    """Stored conversations: pinned ones first, and among both the last one answered first.
+
+    ``before`` is the last id of a page. ``pinned`` and ``archived``: only these, or only others.
+    """
     params = {"limit": limit, "before": before, "query": query}
+    params |= {"pinned": pinned, "archived": archived}
     return Call("GET", "/v1/conversations", read_as(wire.ConversationList), params)
 
 
@@ -157,13 +166,11 @@ def conversations_state(known: str) -> Call[str]:
     return Call("GET", path, lambda response: str(response.json()["state"]), params)
 
 
-def change_conversation(
-    id_: str, *, title: str | None = None, turn: int | None = None
-) -> Call[wire.ConversationSummary]:
-    """Give a conversation a title, or choose the path through a turn."""
-    path, changes = f"/v1/conversations/{_quoted(id_)}", {"title": title, "turn": turn}
-    body = {name: value for name, value in changes.items() if value is not None}
-    return Call("PATCH", path, read_as(wire.ConversationSummary), body=body)
+def change_conversation(id_: str, **changes: Any) -> Call[wire.ConversationSummary]:
+    """Change the ``title``, ``pinned``, ``archived``, the ``system`` prompt (None: the model's
+    own), or read the conversation along the path through ``turn``."""
+    path = f"/v1/conversations/{_quoted(id_)}"
+    return Call("PATCH", path, read_as(wire.ConversationSummary), body=changes)
 
 
 def delete_conversation(id_: str) -> Call[wire.Deleted]:

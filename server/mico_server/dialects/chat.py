@@ -321,8 +321,10 @@ class ChatTurn(Question):
         self._waiting = None  # if storing fails, the question stays as it is
         own = reports[len(reports) - len(self._form.media) :]  # the last ones are this message's
         turn = replace(turn, reports=own, **said)
+        system = self._form.fields.system
+        former = system if self._earlier is None else self._earlier.system
         await self._service.conversations.answer_turn(
-            self._tenant, id_, number, turn, system=self._form.fields.system
+            self._tenant, id_, number, turn, system=system, former=former
         )
 
     # --- Writing ---

@@ -49,6 +49,8 @@ router = APIRouter(route_class=JsonRoute)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
+_LATEST = 253_370_764_800  # the year 9999, Python's last
+
 LOOKED_S = 1.0  # changes may come from another process
 
 
@@ -56,17 +58,27 @@ LOOKED_S = 1.0  # changes may come from another process
 
 
 class Changes(BaseModel):
-    """What changes of a conversation: its title, the turn whose path is read, or both."""
+    """What changes of a conversation; what is not named stays."""
 
     model_config = ConfigDict(extra="forbid")
 
     title: str | None = Field(None, min_length=1, max_length=MAX_TITLE)
     turn: int | None = Field(None, description="read along the newest path through this turn")
+    system: str | None = Field(
+        None, description="instructions for all answers from now on, or null"
+    )
+    pinned: bool | None = Field(None, description="it stands first in the list")
+    archived: bool | None = Field(None, description="lists without archived ones leave it out")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        found = self.model_dump(exclude_none=True)
+        return found | ({"system": self.system} if "system" in self.model_fields_set else {})
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.title is None and self.turn is None:
-            raise ValueError("give a title, a turn, or both")
+        if not self.given:
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
         return self
 
 
@@ -84,6 +96,8 @@ class ImportedConversation(BaseModel):
     title: str = Field(min_length=1, max_length=MAX_TITLE)
     system: str | None = None
     model: str = Field("", max_length=512)
+    pinned: bool = False
+    archived: bool = False
     turns: list[wire.TurnObject] = Field(min_length=1, fail_fast=True)
 
     def renumbered(self) -> list[NewTurn]:
@@ -93,6 +107,9 @@ class ImportedConversation(BaseModel):
             if turn.turn in numbers or turn.parent not in numbers:
                 reason = f"turn {turn.turn} behind {turn.parent}: expected each turn once, and"
                 raise RequestError.at(f"turns[{at}]", f"{reason} behind one that stands before it")
+            if not 0 <= turn.created_at <= _LATEST:
+                reason = f"{turn.created_at}: expected seconds since 1970, at most {_LATEST}"
+                raise RequestError.at(f"turns[{at}].created_at", reason)
             numbers[turn.turn] = at + 1
             shown = [StoredMedium(type=one.kind, media_id=one.id) for one in turn.media]
             said = [StoredText(text=turn.message)] if turn.message or not shown else []
@@ -135,10 +152,18 @@ async def list_conversations(
             description='words or "phrases" in titles, turns, file names and texts of media',
         ),
     ] = None,
+    pinned: Annotated[bool | None, Query(description="only these, or only others")] = None,
+    archived: Annotated[bool | None, Query(description="only these, or only others")] = None,
 ) -> wire.ConversationList:
-    """Conversations, the last one answered first."""
-    found = await client.service.conversations.list(
-        client.tenant, query=query, limit=limit + 1, before=before
+    """Conversations: pinned ones first, and among both the last one answered first."""
+    store = client.service.conversations
+    found = await store.list(
+        client.tenant,
+        query=query,
+        limit=limit + 1,
+        before=before,
+        pinned=pinned,
+        archived=archived,
     )
     page = {"data": found[:limit], "has_more": len(found) > limit}
     return wire.ConversationList.model_validate(page)
@@ -153,8 +178,8 @@ async def import_conversation(
     Its media must be stored already: upload them to /v1/media, and name them by their new ids.
     """
     store, id_ = client.service.conversations, new_id("conv")
-    turns = body.renumbered()
-    await store.import_turns(client.tenant, id_, turns, body.title, body.system)
+    turns, order = body.renumbered(), body.model_dump(include={"title", "pinned", "archived"})
+    await store.import_turns(client.tenant, id_, turns, body.system, **order)
     return wire.ConversationSummary.model_validate(await store.load(client.tenant, id_))
 
 
@@ -193,14 +218,12 @@ async def get_conversation(
 async def change_conversation(
     conversation_id: str, body: Changes, client: CurrentClient
 ) -> wire.ConversationSummary:
-    """Give a conversation another title, or choose among the versions of its turns."""
+    """Rename a conversation, pin or archive it, give it a system prompt, or choose among the
+    versions of its turns. The answer that is under way keeps the system prompt that it began with.
+    """
     store = client.service.conversations
-    if body.title is not None:
-        await store.rename(client.tenant, conversation_id, body.title)
-    if body.turn is not None:
-        await store.choose(client.tenant, conversation_id, body.turn)
-    renamed = await client.service.conversations.load(client.tenant, conversation_id)
-    return wire.ConversationSummary.model_validate(renamed)
+    await store.change(client.tenant, conversation_id, **body.given)
+    return wire.ConversationSummary.model_validate(await store.load(client.tenant, conversation_id))
 
 
 @router.delete("/v1/conversations/{conversation_id}", responses=error_responses(404))

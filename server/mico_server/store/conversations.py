@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
-from sqlalchemy import and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -34,6 +34,7 @@ from mico_server.errors import ConflictError, NotFoundError
 from mico_server.store.blobs import blob_id
 from mico_server.store.database import Database, Rows, uninterrupted
 from mico_server.store.media import MediaRecord, MediaStore, NewMedium, report_json
+from mico_server.store.search import may_say
 from mico_server.store.tables import (
     check_text,
     cleaned,
@@ -114,6 +115,8 @@ class ConversationInfo:
     updated_at: datetime
     head: int | None
     revision: int
+    pinned: bool
+    archived: bool
 
 
 @dataclass(frozen=True)
@@ -232,12 +235,22 @@ class ConversationStore:
 
     @uninterrupted
     async def answer_turn(
-        self, tenant: str, id_: str, number: int, turn: NewTurn, *, system: str | None = None
+        self,
+        tenant: str,
+        id_: str,
+        number: int,
+        turn: NewTurn,
+        *,
+        system: str | None = None,
+        former: str | None = None,
     ) -> None:
-        """Answer a turn of :meth:`add_turn`; ``system`` replaces the old system message."""
+        """Answer a turn of :meth:`add_turn`.
+
+        ``system`` replaces the system message ``former``; one that was set meanwhile stays.
+        """
         values = await asyncio.to_thread(_answer, turn)
         async with self._database.writing() as connection:
-            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+            row = await _CONVERSATIONS.one(connection, tenant, id_, read=False)
             answered = await connection.execute(
                 update(turns).where(_waiting(id_, number, turn)).values(values)
             )
@@ -246,7 +259,7 @@ class ConversationStore:
                     f"conversation {id_}: turn {number} was taken back before it was answered"
                 )
             changed = {"model": turn.model, "updated_at": now()}
-            changed |= {} if system is None else {"system": system}
+            changed |= {} if system is None or row.system != former else {"system": system}
             await _changed(connection, id_, **changed)
             new = {medium.id for medium in turn.new_media}
             shown = [part.media_id for part in turn.parts if isinstance(part, StoredMedium)]
@@ -263,9 +276,12 @@ class ConversationStore:
 
     @uninterrupted
     async def import_turns(
-        self, tenant: str, id_: str, new: Sequence[NewTurn], title: str, system: str | None
+        self, tenant: str, id_: str, new: Sequence[NewTurn], system: str | None, **changes: Any
     ) -> None:
-        """Store a whole new conversation of turns, numbered from 1; nothing of it, if one fails."""
+        """Store a whole new conversation of turns, numbered from 1; nothing of it, if one fails.
+
+        ``changes`` are those of :meth:`change`.
+        """
         first = True
         try:
             for number, turn in enumerate(new, 1):
@@ -274,7 +290,7 @@ class ConversationStore:
                 first = False
                 if turn.finish_reason != "unanswered" or turn.answer:
                     await self.answer_turn(tenant, id_, number, turn)
-            await self.rename(tenant, id_, title)
+            await self.change(tenant, id_, **changes)
         except Exception:
             if not first:
                 await self.delete(tenant, id_)
@@ -352,46 +368,68 @@ class ConversationStore:
 
     @uninterrupted
     async def list(
-        self, tenant: str, *, query: str | None = None, limit: int, before: str | None = None
+        self,
+        tenant: str,
+        *,
+        query: str | None = None,
+        limit: int,
+        before: str | None = None,
+        pinned: bool | None = None,
+        archived: bool | None = None,
     ) -> tuple[ConversationInfo, ...]:
-        """Up to ``limit`` conversations, the last one answered first, from behind ``before`` on.
+        """Up to ``limit`` conversations, from behind ``before`` on: pinned ones first, and among
+        both the last one answered first.
 
         Those that a ``query`` finds have each of its words, or ``"its phrases"``, in the title, a
         question, an answer, a file's name, or what was read or heard in a file.
         """
         check_text(query or "", "query")
-        wanted = []
+        wanted = [] if pinned is None else [conversations.c.pinned == pinned]
+        wanted += [] if archived is None else [conversations.c.archived == archived]
         for quoted, word in re.findall(r'"([^"]+)"|(\S+)', query or "")[:MOST_WORDS]:
             text = folded(quoted or word)
-            said = exists().where(
-                turns.c.conversation_id == conversations.c.id,
-                turns.c.text_folded.contains(text, autoescape=True),
-            )
+            said = self._said(tenant, text)
             wanted.append(or_(conversations.c.title_folded.contains(text, autoescape=True), said))
         async with self._database.reading() as connection:
             rows = await _CONVERSATIONS.page(connection, tenant, limit, before, *wanted)
             return tuple(ConversationInfo(**row._mapping) for row in rows)
 
-    @uninterrupted
-    async def rename(self, tenant: str, id_: str, title: str) -> None:
-        check_text(title, "title")
-        if not title.strip() or len(title) > MAX_TITLE:
-            raise RequestError(
-                f"title: {len(title)} characters; it must have 1 to {MAX_TITLE}, not all spaces"
-            )
-        async with self._database.writing() as connection:
-            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-            await _changed(connection, id_, title=title, title_folded=folded(title))
+    def _said(self, tenant: str, text: str) -> ColumnElement[bool]:
+        """The conversations of a tenant in which a folded text was said."""
+        says = turns.c.text_folded.contains(text, autoescape=True)
+        indexed = may_say(text, sqlite=self._database.is_sqlite)
+        if indexed is None:
+            return exists().where(turns.c.conversation_id == conversations.c.id, says)
+        own = conversations.alias()
+        found = select(own.c.id).join(turns, turns.c.conversation_id == own.c.id)
+        return conversations.c.id.in_(found.where(own.c.tenant == tenant, indexed, says))
 
     @uninterrupted
-    async def choose(self, tenant: str, id_: str, number: int) -> None:
-        """Read the conversation along the newest path through a turn from now on."""
+    async def change(
+        self, tenant: str, id_: str, *, turn: int | None = None, **values: str | bool | None
+    ) -> None:
+        """Change the title, the ``system`` message, ``pinned`` or ``archived``.
+
+        From now on the conversation is read along the newest path through ``turn``.
+        """
+        title = values.get("title")
+        if isinstance(title, str):
+            check_text(title, "title")
+            if not title.strip() or len(title) > MAX_TITLE:
+                raise RequestError(
+                    f"title: {len(title)} characters; it must have 1 to {MAX_TITLE}, not all spaces"
+                )
+            values["title_folded"] = folded(title)
+        check_text(str(values.get("system") or ""), "system")
         async with self._database.writing() as connection:
             await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-            parents = await _parents(connection, id_)
-            if number not in parents:
-                raise NotFoundError(f"conversation {id_} has no turn {number}")
-            await _changed(connection, id_, head=_leaf_near(parents, number))
+            head = {}
+            if turn is not None:
+                parents = await _parents(connection, id_)
+                if turn not in parents:
+                    raise NotFoundError(f"conversation {id_} has no turn {turn}")
+                head["head"] = _leaf_near(parents, turn)
+            await _changed(connection, id_, **values, **head)
 
     @uninterrupted
     async def state(self, tenant: str) -> str:
@@ -584,7 +622,7 @@ async def _parents(connection: AsyncConnection, id_: str) -> dict[int, int]:
 _CONVERSATIONS = Rows(
     conversations,
     select(*(c for c in conversations.c if c.name != "title_folded")),
-    newest="updated_at",
+    order=("pinned", "updated_at"),
 )
 
 

@@ -27,13 +27,25 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.util import CommandError
 from filelock import FileLock, Timeout
-from sqlalchemy import URL, ColumnElement, Connection, Row, Select, Table, and_, event, or_, text
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    event,
+    literal,
+    text,
+    tuple_,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.errors import NotFoundError, UnavailableError
+from mico_server.store import search  # noqa: F401 - with the tables comes their index
 from mico_server.store.tables import is_id, metadata
 
 try:
@@ -89,12 +101,12 @@ _PREFIXES["taught"] = "taught"
 class Rows:
     """The rows of ``table`` that a tenant may see, as ``query`` selects them; None: of all tenants.
 
-    Lists begin with the newest by the column ``newest``.
+    Lists are in the descending order of the columns ``order``.
     """
 
     table: Table
     query: Select[Any]
-    newest: str = "created_at"
+    order: tuple[str, ...] = ("created_at",)
 
     def of(self, tenant: str | None) -> Select[Any]:
         return self.query if tenant is None else self.query.where(self.table.c.tenant == tenant)
@@ -122,11 +134,12 @@ class Rows:
         *wanted: ColumnElement[bool],
     ) -> Sequence[Row[Any]]:
         """Up to ``limit`` of the rows that are ``wanted``, from behind the row ``after`` on."""
-        newest, id_ = self.table.c[self.newest], self.table.c.id
-        query = self.of(tenant).where(*wanted).order_by(newest.desc(), id_.desc())
+        order = [self.table.c[name] for name in (*self.order, "id")]
+        query = self.of(tenant).where(*wanted).order_by(*(column.desc() for column in order))
         if after is not None:
-            last = (await self.one(connection, tenant, after))._mapping[self.newest]
-            query = query.where(or_(newest < last, and_(newest == last, id_ < after)))
+            row = (await self.one(connection, tenant, after))._mapping
+            last = (literal(row[column.name], column.type) for column in order)
+            query = query.where(tuple_(*order) < tuple_(*last))
         found: Sequence[Row[Any]] = (await connection.execute(query.limit(limit))).all()
         return found
 

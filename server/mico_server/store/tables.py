@@ -181,7 +181,10 @@ conversations = sa.Table(
     # The turn that is shown last; NULL: the one with the highest number.
     sa.Column("head", sa.Integer),
     sa.Column("revision", sa.Integer, nullable=False, server_default="0"),  # counts its changes
-    sa.Index(None, "tenant", "updated_at", "id"),
+    # Pinned ones stand first in the list; archived ones have left it.
+    sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("archived", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index(None, "tenant", "pinned", "updated_at", "id"),
 )
 
 # A user's message and its answer, behind the turn ``parent`` (0: at the beginning). Turns with the
@@ -195,7 +198,8 @@ turns = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),  # from 1
     sa.Column("parts", sa.JSON, nullable=False),
     sa.Column("answer", sa.Text, nullable=False),
-    sa.Column("text_folded", sa.Text, nullable=False),  # question and answer, for searches
+    # Question, answer, file names, and what was read or heard; mico_server.store.search indexes it.
+    sa.Column("text_folded", sa.Text, nullable=False),
     sa.Column("finish_reason", sa.String(16), nullable=False),
     sa.Column("usage", sa.JSON(none_as_null=True)),
     sa.Column("reports", sa.JSON, nullable=False),

@@ -156,12 +156,67 @@ def test_conversations_are_listed_renamed_and_deleted(start: Start) -> None:
     url = f"/v1/conversations/{ids['three']}"
     assert client.patch(url, json={"title": "Three"}).json()["title"] == "Three"
     bad: list[Any] = [{"title": title} for title in (" ", "x" * 201, "a\0b", 7)]
+    bad += [{"system": 7}, {"system": "a\0b"}, {"pinned": None}, {"archived": "perhaps"}]
     for body in (*bad, {}, [], {"title": "a", "id": "b"}):
         assert client.patch(url, json=body).status_code == 400
     assert client.delete(url).json() == {"id": ids["three"], "deleted": True}
     assert client.get(url).status_code == client.delete(url).status_code == 404
     for query in ("limit=0", "limit=101", "query=a%00b", "query=" + "x" * 1001):
         assert client.get(f"/v1/conversations?{query}").status_code == 400
+
+
+def test_conversations_are_pinned_and_archived(start: Start) -> None:
+    client = start(FakeAssistant())
+    ids = {title: ask(client, title)["conversation_id"] for title in "abcde"}
+
+    def change(title: str, **changes: bool) -> None:
+        told = client.patch(f"/v1/conversations/{ids[title]}", json=changes).json()
+        assert {name: told[name] for name in changes} == changes
+
+    def listed(**parameters: Any) -> str:
+        body = client.get("/v1/conversations", params=parameters).json()
+        return "".join(info["title"] for info in body["data"])
+
+    for title in "bd":
+        change(title, pinned=True)
+    assert listed() == "dbeca"
+    pages: list[str] = []
+    before: dict[str, str] = {}
+    while page := client.get("/v1/conversations", params={"limit": 1, **before}).json()["data"]:
+        pages.append(page[0]["title"])
+        before = {"before": page[0]["id"]}
+    assert pages == list("dbeca"), "pages go on behind the pinned ones"
+    ask(client, "b again", conversation_id=ids["b"])
+    change("d", archived=True)
+    change("c", archived=True)
+    assert (listed(archived=False), listed(archived=True)) == ("bea", "dc")
+    assert (listed(pinned=True), listed(pinned=False, archived=False)) == ("bd", "ea")
+    (found,) = client.get("/v1/conversations", params={"query": "c"}).json()["data"]
+    assert (found["title"], found["archived"], found["pinned"]) == ("c", True, False)
+    change("d", archived=False, pinned=False)
+    assert listed(archived=False) == "beda"
+
+
+def test_a_system_prompt_that_is_set_during_an_answer_stays(start: Start) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant)
+    id_ = "conv-" + "0" * 24
+    url = f"/v1/conversations/{id_}"
+    for number, given in enumerate(({"create": "true", "system": "Old."}, {"system": "Else."}, {})):
+        gate.clear()
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, client, "Hi", conversation_id=id_, **given)
+            assert assistant.started.acquire(timeout=PATIENCE_S)
+            before = client.get(url).json()["system"]
+            new = f"New {number}."
+            assert client.patch(url, json={"system": new}).json()["system"] == new
+            gate.set()
+            asked.result()
+        assert assistant.asked[-1][0] == Message.system(given.get("system", before))
+        assert client.get(url).json()["system"] == new
+    assert client.patch(url, json={"system": None}).json()["system"] is None
+    ask(client, "Hi", conversation_id=id_)
+    assert [message.role for message in assistant.asked[-1][:1]] == ["user"]
 
 
 def test_what_a_stored_answer_rests_on(start: Start) -> None:
@@ -257,13 +312,14 @@ def test_a_conversation_is_imported_as_it_was_exported(start: Start) -> None:
         ask(client, message, conversation_id=id_, after=str(after))
     url = f"/v1/conversations/{id_}"
     assert client.delete(f"{url}/turns/3").status_code == 200
-    client.patch(url, json={"title": "Mine"})
+    order = {"title": "Mine", "system": "Rhyme.", "pinned": True, "archived": True}
+    client.patch(url, json=order)
     exported = client.get(url, params={"all_versions": True}).json()
     tree = [(turn["turn"], turn["parent"]) for turn in exported["turns"]]
     assert tree == [(1, 0), (2, 1), (4, 1)]
     copy = client.post("/v1/conversations", json=exported)
     assert copy.status_code == 201, copy.text
-    assert copy.json()["title"] == "Mine"
+    assert order.items() <= copy.json().items()
     there = f"/v1/conversations/{copy.json()['id']}"
     found = client.get(there, params={"all_versions": True}).json()["turns"]
     assert [(turn["turn"], turn["parent"]) for turn in found] == [(1, 0), (2, 1), (3, 1)]
@@ -279,6 +335,12 @@ def test_a_conversation_is_imported_as_it_was_exported(start: Start) -> None:
         ({"turns": [exported["turns"][1]]}, 400, r"turns\[0\]: turn 2 behind 1"),
         ({"turns": exported["turns"][:1] * 2}, 400, r"turns\[1\]: turn 1 behind 0"),
         ({"title": ""}, 400, "title"),
+        ({"pinned": "perhaps"}, 400, "pinned"),
+        (
+            {"turns": [{**exported["turns"][0], "created_at": 2**60}]},
+            400,
+            r"turns\[0\].*created_at",
+        ),
     ]
     other = {**exported["turns"][0], "media": [{"kind": "image", "id": "media-0", "name": "a"}]}
     wrong.append(({"turns": [other]}, 404, "no medium"))

@@ -89,7 +89,7 @@ async def test_anothers_conversation_is_as_none(stores: Stores) -> None:
         for call in (
             conversations.load(tenant, other),
             conversations.delete(tenant, other),
-            conversations.rename(tenant, other, "x"),
+            conversations.change(tenant, other, title="x"),
             conversations.delete_turns(tenant, other, 1),
             conversations.add_turn(tenant, other, 2, turn),
             conversations.answer_turn(tenant, other, 1, turn),
@@ -209,7 +209,7 @@ async def test_a_title_follows_the_first_message_until_a_user_chooses_one(stores
     conversations, id_ = stores.conversations, await stores.say("a sheep")
     for message, title in (("a goat", "a goat"), ("a cow", "Mine")):
         if title == "Mine":
-            await conversations.rename("t", id_, title)
+            await conversations.change("t", id_, title=title)
         await conversations.delete_turns("t", id_, 1)
         await stores.say(message, id_=id_)
         await stores.say("and then?", id_=id_)
@@ -238,13 +238,13 @@ async def test_a_turn_that_is_asked_differently_keeps_its_versions(stores: Store
     said = [message.text for message in store.messages(found)]
     assert said == ["One", "1", "Zwei", "II"]
 
-    await store.choose("t", id_, 2)
+    await store.change("t", id_, turn=2)
     assert await path() == [1, 2, 3], "the newest path through the one that was chosen"
     await stores.say("Four", "4", id_=id_)
     assert await path() == [1, 2, 3, 5]
     for other in (0, 9):
         with pytest.raises(NotFoundError, match=f"no turn {other}"):
-            await store.choose("t", id_, other)
+            await store.change("t", id_, turn=other)
         with pytest.raises(NotFoundError, match=f"no turn {other}"):
             await store.load("t", id_, other)
     with pytest.raises(ConflictError, match="3 turns would go, and not 2"):
@@ -290,10 +290,13 @@ async def test_each_change_of_conversations_is_told(stores: Stores) -> None:
     await changed("a turn")
     await stores.say(id_=id_, after=0)
     await changed("a version")
-    await store.choose("t", id_, 2)
+    await store.change("t", id_, turn=2)
     await changed("a choice")
-    await store.rename("t", id_, "Mine")
+    await store.change("t", id_, title="Mine")
     await changed("a title")
+    for change in ({"pinned": True}, {"archived": True}, {"system": "Be brief."}):
+        await store.change("t", id_, **change)
+        await changed(change)
     await store.delete_turns("t", id_, 3)
     await changed("turns less")
     other = await stores.say()
@@ -313,6 +316,9 @@ SEARCHES = [
     ("first message here", "B"),  # still said, if not in the title
     *(("here first", "B"), ('"here first"', ""), ('"first message"', "B")),
     *(("concatenated message", "B"), ("cat 100%", ""), ('"', "")),
+    # Fewer characters than the index has, or more, and what its own language would mean.
+    *(("ca", "AB"), ("c", "ABD"), ("fe", "C"), ("NEAR(cat)", ""), ("cat*", ""), ("cat OR dog", "")),
+    *(('cat" OR "dog', ""), ("-cat", ""), ("text_folded:cat", ""), ("concatenate" * 40, "")),
     *(("SIGN.jpg", "D"), ("0199", "D"), ("hello there 0199", "D"), ("sign hello cat", "")),
 ]
 
@@ -333,7 +339,7 @@ async def test_search(stores: Stores) -> None:
     first, second, *_ = ids
     await stores.say("cat Äpfel 100%", tenant="other")
     await stores.say("More", "The SECOND answer", id_=first)
-    await conversations.rename("t", second, "Renamed")
+    await conversations.change("t", second, title="Renamed")
     newest = [ids[info.id] for info in await conversations.list("t", limit=9)]
     assert newest == ["A", "D", "C", "B"], "the last answered first"
     page = await conversations.list("t", limit=2)
@@ -355,7 +361,7 @@ async def test_text_that_cannot_be_stored(stores: Stores, text: str) -> None:
     for call in (
         stores.say(text, id_=id_),
         stores.say(system=text),
-        stores.conversations.rename("t", id_, text),
+        stores.conversations.change("t", id_, title=text),
     ):
         with pytest.raises(RequestError, match=r"NUL character|surrogate pair"):
             await call

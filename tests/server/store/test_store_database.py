@@ -1,7 +1,9 @@
 """The database starts from nothing, again, and at the same time; errors tell no password."""
 
 import asyncio
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,28 @@ import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, delete, insert, select, text
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.errors import UnavailableError
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
+from mico_server.store.search import may_say
 from mico_server.store.tables import blobs, conversations, media, metadata, now, turns
 from tests.server.conftest import BOTH, POSTGRES
 from tests.server.support.postgres import Postgres
+from tests.server.support.stored import Stores
 
 pytestmark = pytest.mark.anyio
+
+
+def differences(connection: Connection) -> Any:
+    """Between a database and the metadata, which lack the index of texts."""
+    opts = {
+        "compare_server_default": True,
+        "include_name": lambda name, *_: "search" not in (name or ""),
+    }
+    return compare_metadata(MigrationContext.configure(connection, opts=opts), metadata)
 
 
 @BOTH
@@ -30,6 +43,27 @@ async def test_servers_start_at_once_and_again(database_url: str, tmp_path: Path
         assert len(await KeyStore(databases[0]).list()) == made
         await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
         await asyncio.gather(*(database.close() for database in databases))
+
+
+def without_order(sqlite: bool) -> list[str]:
+    """What makes a database of today one of revision 0007."""
+    triggers = ("insert", "delete", "update")
+    sqlite_index = [
+        *(f"DROP TRIGGER turns_search_{one}" for one in triggers),
+        "DROP TABLE turns_search",
+        "DROP INDEX ix_turns_search_id",
+        "ALTER TABLE turns DROP COLUMN search_id",
+    ]
+    other = ["ALTER TABLE turns DROP COLUMN search", "DROP FUNCTION turns_search"]
+    return [
+        *(sqlite_index if sqlite else other),
+        "DROP INDEX ix_conversations_tenant_pinned_updated_at_id",
+        "CREATE INDEX ix_conversations_tenant_updated_at_id "
+        "ON conversations (tenant, updated_at, id)",
+        "ALTER TABLE conversations DROP COLUMN pinned",
+        "ALTER TABLE conversations DROP COLUMN archived",
+        "UPDATE alembic_version SET version_num = '0007'",
+    ]
 
 
 @BOTH
@@ -55,6 +89,7 @@ async def test_a_database_of_the_first_version_is_upgraded(
         said |= {"conversation_id": "c", "reports": [], "created_at": now()}
         await connection.execute(insert(turns), [{**said, "number": n} for n in (1, 2, 3)])
         for change in (
+            *without_order(database.is_sqlite),
             "ALTER TABLE keys DROP COLUMN scopes",
             "ALTER TABLE turns DROP COLUMN confidence",
             "ALTER TABLE turns DROP COLUMN unsure",
@@ -73,10 +108,6 @@ async def test_a_database_of_the_first_version_is_upgraded(
             await connection.execute(text(change))
     await database.close()
 
-    def differences(connection: Connection) -> Any:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
-        return compare_metadata(context, metadata)
-
     await database.start()
     async with database.reading() as connection:
         assert await connection.run_sync(differences) == []
@@ -93,6 +124,53 @@ async def test_a_database_of_the_first_version_is_upgraded(
     assert key is not None
     assert (key.name, key.scopes) == ("old", frozenset({"chat", "metrics"})), "as before scopes"
     await database.close()
+
+
+@BOTH
+async def test_what_was_said_before_the_index_is_found(stores: Stores, database_url: str) -> None:
+    database = stores.database
+    first, second = [await stores.say("A needle", "in straw 字字字") for _ in range(2)]
+    await stores.say("and nothing else", id_=second)
+    async with database.writing() as connection:
+        # SQLite gives rows other numbers in a VACUUM.
+        await connection.execute(delete(turns).where(turns.c.conversation_id == first))
+        for change in without_order(database.is_sqlite):
+            await connection.execute(text(change))
+    await database.close()
+    await database.start()
+    if database.is_sqlite:
+        with closing(sqlite3.connect(database.name)) as file:
+            file.execute("VACUUM")
+    await stores.say("another needle", id_=first, number=1, after=0)
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+
+    async def found(query: str) -> set[str]:
+        return {one.id for one in await stores.conversations.list("t", query=query, limit=9)}
+
+    assert await found("needle") == {first, second}
+    assert await found("字字字") == await found("nothing") == {second}
+    await stores.conversations.delete_turns("t", second, 2)
+    assert await found("nothing") == set()
+    await stores.conversations.delete("t", first)
+    assert await found("needle") == {second}
+    if database.is_sqlite:
+        async with database.writing() as connection:
+            check = "INSERT INTO turns_search(turns_search, rank) VALUES ('integrity-check', 1)"
+            await connection.execute(text(check))
+            await connection.execute(
+                text("INSERT INTO turns_search(turns_search) VALUES ('delete-all')")
+            )
+        assert await found("straw") == set(), "the index alone says where to look"
+    else:
+        async with database.reading() as connection:
+            await connection.execute(text("SET LOCAL enable_seqscan = off"))
+            condition = may_say("needle", sqlite=False)
+            assert condition is not None
+            query = select(turns.c.number).where(condition)
+            plain = query.compile(connection.engine, compile_kwargs={"literal_binds": True})
+            plan = await connection.exec_driver_sql(f"EXPLAIN {plain}")
+            assert "ix_turns_search" in str(plan.all())
 
 
 @BOTH

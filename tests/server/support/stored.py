@@ -65,6 +65,7 @@ class Stores:
         ``after``, or the last one.
         """
         create, id_ = id_ is None, id_ or new_id("conv")
+        former = None if create else (await self.load(id_, tenant)).system
         if number is None:
             earlier = None if create else await self.load(id_, tenant)
             number = 1 if earlier is None else max(earlier.tree, default=0) + 1
@@ -85,7 +86,8 @@ class Stores:
             )
         reports = reports or [MediaReport(name="0.jpg", kind="image")] * len(ids)
         ended = replace(turn, answer=answer, finish_reason="stop", reports=reports)
-        await self.conversations.answer_turn(tenant, id_, number, ended, system=system)
+        told = {"system": system, "former": former}
+        await self.conversations.answer_turn(tenant, id_, number, ended, **told)
         return id_
 
     async def load(self, id_: str, tenant: str = "t") -> Conversation:

@@ -226,7 +226,9 @@ class Chat:
 
     @_command("[TEXT]", "list stored conversations, or those that contain TEXT")
     def history(self, text: str) -> None:
-        page = self.talk.client.send(routes.conversations(query=text or None))
+        archived = None if text else False  # a text is looked for in all of them
+        found = routes.conversations(query=text or None, archived=archived)
+        page = self.talk.client.send(found)
         self.listed = page.data
         if not page.data:
             self.screen.note("no conversation" + (f" with {text!r} in it" if text else " yet"))

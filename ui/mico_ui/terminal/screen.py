@@ -168,7 +168,8 @@ class Screen:
         for number, summary in enumerate(found, 1):
             title = Text(" ".join(printable(summary.title).split()))
             title.truncate(room, overflow="ellipsis")
-            here = " (this one)" if summary.id == current else ""
+            here = " (archived)" if summary.archived else ""
+            here += " (this one)" if summary.id == current else ""
             when = describe.age(time.time() - summary.updated_at)
             rows.append((str(number), when, f"{title.plain}{here}"))
         self.table(rows)

@@ -108,8 +108,9 @@ def _models(client: Client, progress: Screen) -> list[ModelInfo]:
 
 
 def _last(client: Client) -> str | None:
-    found = client.send(routes.conversations(limit=1)).data
-    return found[0].id if found else None
+    calls = (routes.conversations(limit=1, pinned=one, archived=False) for one in (False, True))
+    found = [summary for call in calls for summary in client.send(call).data]
+    return max(found, key=lambda summary: summary.updated_at).id if found else None
 
 
 def _answer(client: Client, command: ChatCommand, settings: dict[str, Any], text: str) -> None:

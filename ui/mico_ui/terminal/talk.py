@@ -152,6 +152,7 @@ class Talk:
     settings: dict[str, Any] = field(default_factory=dict)
     attached: list[wire.MediaObject] = field(default_factory=list)
     _unanswered: _Unanswered | None = None
+    _told: str | None = None  # the system text that the server has
 
     def set(self, name: str, text: str) -> None:
         """Set an option; an empty text takes it back to the server's default."""
@@ -209,12 +210,13 @@ class Talk:
         return self.client.send(routes.estimate(self._question(text, self.attached)))
 
     def new(self) -> None:
-        self.id = self._unanswered = None
+        self.id = self._unanswered = self._told = None
 
     def open(self, id_: str) -> wire.ConversationObject:
         found = self.client.send(routes.conversation(id_))
         self.new()
         self.id, self.system = found.id, found.system
+        self._told = found.system
         return found
 
     def conversation(self) -> wire.ConversationObject:
@@ -232,7 +234,9 @@ class Talk:
 
     def _question(self, text: str, media: list[wire.MediaObject]) -> Question:
         shown = [MediumId(medium.kind, medium.id) for medium in media]
-        question = Question(text, shown, self.id, self.system, model=self.model)
+        # One that was set elsewhere meanwhile stays, if nobody sets another one here.
+        system = None if self.id and self.system == self._told else self.system
+        question = Question(text, shown, self.id, system, model=self.model)
         return applied({"truncation": "auto", **self.settings}, question)
 
     def _answer(
@@ -250,6 +254,7 @@ class Talk:
                             asked.said = asked.said or bool(event.text)
                         case wire.ChatResponse():
                             self._unanswered = None
+                            self._told = self.system
                     yield event
         finally:
             if not asked.said and self._unanswered is asked:
