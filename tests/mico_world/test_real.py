@@ -217,6 +217,8 @@ def test_files_of_folders_and_archives(package: Path) -> None:
     write_rcc(package / "x.rcc", folders)
     found = media_at("pack/x.rcc", (".webp",))
     assert {name: read() for name, (_, read) in found.items()} == {"cat": b"meow", "dog": b"woof"}
+    (package / "photos" / "film.avi").write_bytes(b"the same film")
+    assert media_at("pack/photos", real.VIDEOS)["film"][0] == ".mp4"
     with pytest.raises(DataError, match="no such folder or archive"):
         media_at("pack/nothing", (".png",))
 

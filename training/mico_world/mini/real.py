@@ -38,8 +38,8 @@ from mico_world.things.colours import COLOURS
 
 TABLE = Path(__file__).with_name("real.yaml")
 PICTURES = (".webp", ".png", ".jpg", ".jpeg")
-SOUNDS = (".ogg", ".wav", ".mp3", ".flac")
-VIDEOS = (".mp4", ".avi")
+SOUNDS = (".ogg", ".wav", ".mp3")
+VIDEOS = (".mp4",)
 SECONDS = 10.0  # of a recording
 VIDEO_SIDE, VIDEO_FPS = 320, 8
 COMPOSITES = 50
@@ -141,11 +141,11 @@ def listed(
 
 def medium(file: str, data: bytes) -> tuple[Kind, str, bytes]:
     """The kind, file name and bytes of what an item shows of a file: a picture as it is, of a
-    recording ``SECONDS`` at most, of a video the seconds that the name has after an @."""
+    recording ``SECONDS`` at most, of a video the seconds that its name has after an @."""
     name, suffix = Path(file).stem, Path(file).suffix
     if suffix in PICTURES:
         return "image", file, data
-    if suffix in SOUNDS:
+    if "@" not in name:
         return "audio", f"{name}.flac", flac(decode(data, SECONDS))
     start, end = map(float, name.rpartition("@")[2].split("-"))
     return "video", f"{name}.mp4", encode_video(frames_between(data, start, end), VIDEO_FPS)

@@ -12,6 +12,7 @@ from mico_training.data.table import Table
 from mico_world.mini.real import PICTURES, SOUNDS, VIDEOS, Words, listed, medium
 
 TABLE = Path(__file__).with_name("unscripted.yaml")
+SUFFIXES = (*PICTURES, *SOUNDS, *VIDEOS, ".flac", ".avi")
 
 
 class Turn(Table):
@@ -42,7 +43,7 @@ def unscripted(folder: Path) -> Iterator[dict[str, Any]]:
     """The items, whose media are written into ``folder``/media."""
     table = Unscripted.read(TABLE)
     shown = {}
-    for _, file, data, (name,) in listed(table.media, PICTURES + SOUNDS + VIDEOS):
+    for _, file, data, (name,) in listed(table.media, SUFFIXES):
         kind, file, data = medium(file, data)
         path = f"media/unscripted-{file}"
         (folder / path).write_bytes(data)
