@@ -41,6 +41,7 @@ class Ask:
     plain: str | tuple[int, ...] | None = None
     turns_left_out: int = 0
     media_left_out: int = 0
+    pages_sent: tuple[str, ...] = ()
 
 
 class Tally:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import uuid
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -28,9 +31,9 @@ from mico_chat.fields import BYTES_PER_TOKEN, check_bytes
 from mico_chat.late import late
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import TABLE, Kind
-from mico_chat.media.medium import MeasuredMedium, MediaReport
+from mico_chat.media.medium import SENT, MeasuredMedium, MediaReport
 from mico_chat.media.taught import MOST_EXAMPLES, NAMED_AS, TaughtName
-from mico_chat.media.view import View
+from mico_chat.media.view import View, named_pages
 from mico_chat.messages import (
     LEAST_ANSWER,
     Conversation,
@@ -251,7 +254,7 @@ class Assistant:
             RequestError: the model has no tools, no estimator of depth is loaded, or the question
                 is too long.
         """
-        stages = (self._with_depth_scale, self._with_depth, self._with_views)
+        stages = (self._with_depth_scale, self._with_depth, self._with_views, self._with_pages)
         for stage in (*stages, self._with_tools, self._with_thinking, self._with_room):
             ask = await stage(ask)
         return ask
@@ -285,13 +288,21 @@ class Assistant:
         for kind in self.adapter.input_modalities:
             self.adapter.viewed(kind, View().over_all(kind, io, processor))
 
-        def seen(part: Part) -> Part:
-            if isinstance(part, TextPart):
-                return part
-            return replace(part, view=part.view.over_all(part.kind, io, processor))
+        def seen(part: AnyMedium) -> View:
+            return part.view.over_all(part.kind, io, processor)
 
-        messages = [replace(m, content=tuple(map(seen, m.content))) for m in ask.messages]
-        return replace(ask, messages=messages)
+        return replace(ask, messages=_viewed(ask.messages, seen))
+
+    async def _with_pages(self, ask: Ask) -> Ask:
+        """Show first the pages of documents that the questions name, the last question's before
+        those of others."""
+        texts = (named_pages(m.text) for m in reversed(ask.messages) if m.role == "user")
+        pages = tuple(dict.fromkeys(chain.from_iterable(texts)))
+
+        def seen(part: AnyMedium) -> View:
+            return replace(part.view, pages=pages) if _has_pages(part) else part.view
+
+        return replace(ask, messages=_viewed(ask.messages, seen)) if pages else ask
 
     async def _with_tools(self, ask: Ask) -> Ask:
         use = ask.tools
@@ -320,35 +331,45 @@ class Assistant:
         return _without_thoughts(ask) if given else ask
 
     async def _with_room(self, ask: Ask) -> Ask:
-        """Leave out what is oldest of a conversation that does not fit, if the request says so."""
-        if ask.options.truncation != "auto" or ask.plain is not None:
+        """Leave out pages of documents that do not fit; then, if the request says so, what is
+        oldest of the conversation."""
+        auto, given = ask.options.truncation == "auto", [m for a in ask.messages for m in a.media]
+        documents = any(map(_has_pages, given))
+        if not (auto or documents) or ask.plain is not None:
             return ask
         wanted, most = ask.options.over(self.defaults).max_tokens, self.engine.max_position
-        whole = Conversation.of(ask.messages)
-        if not whole.steps and 2 * sum(message.n_bytes for message in whole.last) < most:
+        whole = Conversation.of(ask.messages) if auto else Conversation((), (), ask.messages)
+        n_bytes = sum(message.n_bytes for message in whole.last)
+        if not (documents or whole.steps) and 2 * n_bytes < most:
             return ask  # short, and nothing to leave out: not worth decoding its media for
         LORA.set(self._worn(ask))
         media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
+        pages = max((len(one.report.pages or ()) for one in media), default=1)
 
-        def tokens(short: Shortened) -> int:
-            layout = self._layout(replace(ask, messages=short.messages), media[short.first :])
+        def tokens(short: Shortened, n: int) -> int:
+            views = (replace(one.view, most_pages=n) for one in given)
+            shown = [one.within(view) for one, view in zip(media, views, strict=True)]
+            layout = self._layout(replace(ask, messages=short.messages), shown[short.first :])
             return sum(map(len, layout))
 
-        def fits(short: Shortened) -> bool:
+        def fits(short: Shortened, n: int = 1) -> bool:
             n_bytes = sum(message.n_bytes for message in short.messages)
-            return n_bytes <= BYTES_PER_TOKEN * most and tokens(short) + wanted <= most
+            return n_bytes <= BYTES_PER_TOKEN * most and tokens(short, n) + wanted <= most
 
-        def fitted() -> tuple[Shortened, int]:
-            short = whole.fitted(fits)
+        def fitted() -> tuple[Shortened, int, int]:
+            short = whole.fitted(fits)  # with a page of each document; then with more
+            n = bisect_left(range(1, pages + 1), True, key=lambda n: not fits(short, n))
             self.check_length(replace(ask, messages=short.messages))
-            return short, most - tokens(short)
+            return short, max(1, n), most - tokens(short, max(1, n))
 
-        short, room = await self._tokenizing.run(ask.tenant, fitted)
+        short, n, room = await self._tokenizing.run(ask.tenant, fitted)
         left_out: dict[str, Any] = {"turns_left_out": short.turns, "media_left_out": short.media}
-        options = ask.options
-        if LEAST_ANSWER <= room < wanted:
+        options, messages = ask.options, short.messages
+        if n < pages:
+            messages = _viewed(messages, lambda part: replace(part.view, most_pages=n))
+        if auto and LEAST_ANSWER <= room < wanted:
             options = options.model_copy(update={"max_tokens": room})
-        return replace(ask, messages=short.messages, options=options, **left_out)
+        return replace(ask, messages=messages, options=options, **left_out)
 
     # --- teaching ---
 
@@ -465,6 +486,8 @@ class Assistant:
         if options.prefix and options.form is not None:
             raise RequestError.at("prefix", f"it cannot be combined with {options.form[0]}")
         prompt, reports = await self.prepare(ask)
+        sent = [(one.name, cut) for one in reports for cut in one.cut if SENT.search(cut)]
+        ask = replace(ask, pages_sent=tuple(f"{Path(name).name}: {cut}" for name, cut in sent))
         yield reports
         if options.prefix:
             for index in range(options.n):
@@ -504,7 +527,8 @@ class Assistant:
 
     def _counted(self, ask: Ask, deltas: Deltas) -> Deltas:
         """Say in the usage what was left out of the conversation."""
-        left_out = {name: getattr(ask, name) for name in ("turns_left_out", "media_left_out")}
+        names = ("turns_left_out", "media_left_out", "pages_sent")
+        left_out = {name: getattr(ask, name) for name in names}
         if not any(left_out.values()):
             return deltas
 
@@ -689,6 +713,19 @@ def pieces_of(delta: Delta, reader: calls.CallReader) -> list[Delta]:
     own = {"logprobs": delta.logprobs, "reasoning_content": delta.reasoning_content}
     found[0] = found[0].model_copy(update=own)
     return found
+
+
+def _has_pages(medium: AnyMedium) -> bool:
+    return bool(TABLE[medium.kind].made_of)
+
+
+def _viewed(messages: Sequence[Message], seen: Callable[[AnyMedium], View]) -> list[Message]:
+    """Messages whose media are shown as ``seen`` says."""
+
+    def one(part: Part) -> Part:
+        return part if isinstance(part, TextPart) else replace(part, view=seen(part))
+
+    return [replace(m, content=tuple(map(one, m.content))) for m in messages]
 
 
 def _without_thoughts(ask: Ask) -> Ask:

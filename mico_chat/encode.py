@@ -332,7 +332,7 @@ class MediaEncoder:
         key = await self._in_decoding(tenant, self._key, medium, how.shown, tenant) + _variant()
         taught = await self.names_of(tenant)
         # The words in a medium do not depend on taught names, and so are not read again.
-        base = key + digest_of(taught) + b"unread" * (not read) + b"alone" * alone
+        base = key + _most(medium) + digest_of(taught) + b"unread" * (not read) + b"alone" * alone
         seen = self._viewed(medium, how.shown)
         own = self._sized(base, seen)
 
@@ -342,7 +342,7 @@ class MediaEncoder:
             if not read:
                 return await encoding
             encoded, words = await asyncio.gather(encoding, self._words_of(key, decoded, tenant))
-            return replace(encoded, words=words)
+            return _with_words(encoded, words)
 
         encoded, cached = await self._encodings.get(own, medium.name, encode)
         if seen.view.tokens is not None and not (encoded.cut or encoded.report.cut):
@@ -356,7 +356,8 @@ class MediaEncoder:
     ) -> MeasuredMedium:
         key = await self._in_decoding(tenant, self._key, medium, shown, tenant) + _variant()
         seen = self._viewed(medium, shown)
-        found = self.cache.get(self._sized(key + digest_of(await self.names_of(tenant)), seen))
+        whole = key + _most(medium) + digest_of(await self.names_of(tenant))
+        found = self.cache.get(self._sized(whole, seen))
         if found is not None:
             return replace(found, report=_report(medium, found, cached=True))
         decoded = await self._decoded(seen, tenant)
@@ -364,7 +365,7 @@ class MediaEncoder:
             self._in_decoding(tenant, self._prepared, decoded, shown),
             self._words_of(key, decoded, tenant),
         )
-        measured = replace(prepared, words=words)
+        measured = _with_words(prepared, words)
         return replace(measured, report=_report(medium, measured, cached=False))
 
     def _viewed(self, medium: AnyMedium, shown: Sequence[Kind]) -> AnyMedium:
@@ -390,7 +391,7 @@ class MediaEncoder:
         """A medium with the media in it; a sound track only if the model reads sounds."""
         kinds, view = shown_kinds(self.adapter.input_modalities), medium.view
         if view.tokens is not None and isinstance(medium, Pages):
-            view = replace(view, tokens=view.tokens // len(medium.pages))
+            view = replace(view, tokens=view.tokens // max(1, len(medium.pages)))
         within = (replace(part, view=view) for part in parts_of(medium) if part.kind in kinds)
         parts = [self.adapter.prepare(part, shown) for part in within]
         if self._context is not None and sum(map(len, parts)) > self._context:
@@ -398,7 +399,8 @@ class MediaEncoder:
             raise ContextLengthError(f"{reason}, more than the context of {self._context}")
         if TABLE[medium.kind].made_of:
             cut = tuple(dict.fromkeys(chain.from_iterable(part.cut for part in parts)))
-            return MeasuredMedium(medium.kind, 0, tuple(parts), medium.report, cut=cut)
+            document = MeasuredMedium(medium.kind, 0, tuple(parts), medium.report, cut=cut)
+            return document.within(medium.view)
         whole = replace(parts[0], inner=tuple(parts[1:]))
         if len(parts) > len(medium.inner):
             return whole
@@ -488,7 +490,8 @@ class MediaEncoder:
         scale = medium.depth_scale if isinstance(medium, MediaFile) and scaled else None
         settings: tuple[Any, ...] = (tenant, medium.kind, scale)
         settings += (self.adapter.setting(shown), self.variant)
-        settings += () if medium.view == View() else (medium.view,)
+        view = replace(medium.view, most_pages=None)  # which the words do not depend on
+        settings += () if view == View() else (view,)
         digest = hashlib.sha256(repr(settings).encode())
         if not isinstance(medium, MediaFile):
             _update(digest, medium)
@@ -575,6 +578,25 @@ class MediaEncoder:
                 job.done.set_result(block)
 
 
+def _most(medium: AnyMedium) -> bytes:
+    """The part of a document's key that its words do not depend on."""
+    most = medium.view.most_pages
+    return b"" if most is None else b"first %d" % most
+
+
+def _with_words(medium: MeasuredMedium, words: Words) -> MeasuredMedium:
+    """A medium with its words, of a document with those on its pages."""
+    pages = medium.report.pages
+    if not TABLE[medium.kind].made_of or pages is None:
+        return replace(medium, words=words)
+    if not (medium.inner or words.written):
+        reason = "this model cannot see its pages, and they have no text of their own"
+        raise RequestError(
+            f"{medium.report.name}: {reason}; choose a model that reads pictures", medium.kind
+        )
+    return replace(medium, words=words.on_pages(pages))
+
+
 def _of_media() -> Any:
     """The request's adapter, if media are encoded in another way with it."""
     lora = LORA.get()
@@ -589,7 +611,7 @@ def _variant() -> bytes:
 def _report(medium: AnyMedium, known: MeasuredMedium, *, cached: bool) -> MediaReport:
     """A medium's report in this request, of which another request may have been the first."""
     # The same arrays may come from different files.
-    report = known.report if isinstance(medium, MediaFile) else medium.report
+    report = known.report if isinstance(medium, MediaFile | Pages) else medium.report
     words = known.words
     return report.model_copy(
         update={

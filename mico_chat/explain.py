@@ -76,17 +76,19 @@ class Part:
     page: int | None = None
 
 
-def parts_of(place: int, medium: Medium, words: Words) -> Iterator[Part]:
-    """The whole medium first, then its parts."""
+def parts_of(
+    place: int, medium: Medium, words: Words, pages: Sequence[int] | None = None
+) -> Iterator[Part]:
+    """The whole medium first, then its parts; of a document's pages those that are used."""
     empty = blanked(medium)
     yield Part(place, blank=empty)
     if words.written or words.spoken:
         yield Part(place, "words")
     if isinstance(medium, Pages):
-        for at, page in enumerate(medium.pages):
-            pages = (*medium.pages[:at], blanked(page), *medium.pages[at + 1 :])
-            blank = replace(medium, pages=pages)
-            yield Part(place, f"{TABLE[medium.kind].piece} {at + 1}", blank, page=at + 1)
+        for n in pages if pages is not None else medium.report.pages or ():
+            seen = (blanked(p) if n in (p.report.pages or ()) else p for p in medium.pages)
+            blank = replace(medium, pages=tuple(seen))
+            yield Part(place, f"{TABLE[medium.kind].piece} {n}", blank, page=n)
         return
     for where, part in _places(place, medium):
         cut = medium.own_arrays[0].copy()
@@ -187,7 +189,10 @@ async def explain(
     parts: list[Part] = []
     variants: list[list[MeasuredMedium]] = [list(whole)]
     nothing: list[MeasuredMedium] = []
-    coming = chain.from_iterable(parts_of(at, one, known[at]) for at, one in enumerate(decoded))
+    used = [one.report.pages for one in whole]
+    coming = chain.from_iterable(
+        parts_of(at, one, known[at], used[at]) for at, one in enumerate(decoded)
+    )
     # In a thread, and few at once: each is as large as its medium.
     while group := await asyncio.to_thread(lambda: list(islice(coming, AT_ONCE))):
         blanks = [part.blank for part in group if part.blank is not None]

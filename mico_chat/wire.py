@@ -46,7 +46,8 @@ class Usage(_Answer):
     that an earlier request had left computed. ``completion_tokens`` counts all ``n`` answers,
     ``reasoning_tokens`` those of them with which the model thinks before it answers. With
     ``truncation`` ``turns_left_out`` counts the earlier turns that did not fit, ``media_left_out``
-    the media of other earlier turns that were named and not shown.
+    the media of other earlier turns that were named and not shown. ``pages_sent`` has a sentence
+    for each document, of any turn, of which only some pages were shown.
     """
 
     prompt_tokens: int
@@ -56,6 +57,7 @@ class Usage(_Answer):
     reasoning_tokens: int = 0
     turns_left_out: int = 0
     media_left_out: int = 0
+    pages_sent: tuple[str, ...] = ()
 
 
 class TokenLogprob(_Answer):

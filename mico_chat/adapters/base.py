@@ -93,12 +93,6 @@ def check_settings(view: View, known: Collection[str], why: str = "the model tak
         raise RequestError.at(f"mm_processor_kwargs.{name}", reason)
 
 
-def own_words(medium: MeasuredMedium) -> list[str]:
-    """The text of a medium that is made of others, for a prompt: other media show it themselves."""
-    made_of, found = TABLE[medium.kind].made_of, medium.words.written_line(medium.kind)
-    return [f"{found}\n"] if made_of and found else []
-
-
 def check_reads(adapter: ModelAdapter, name: str, kind: Kind) -> None:
     """Refuse a medium of a kind that the model cannot be shown in any form."""
     if kind in shown_kinds(adapter.input_modalities):
@@ -109,13 +103,14 @@ def check_reads(adapter: ModelAdapter, name: str, kind: Kind) -> None:
 
 
 def shown_kinds(input_modalities: Sequence[Kind]) -> tuple[Kind, ...]:
-    """The kinds that a model can be shown: those that it reads itself, and those made of them.
+    """The kinds that a model can be shown: those that it reads itself, and those that are made
+    of others, which bring their text.
 
     Maps become pictures for a model that reads pictures.
     """
 
     def can_be_shown(kind: Kind) -> bool:
-        made_of = ("image",) if TABLE[kind].is_map else TABLE[kind].made_of
-        return kind in input_modalities or (bool(made_of) and set(made_of) <= {*input_modalities})
+        as_picture = TABLE[kind].is_map and "image" in input_modalities
+        return kind in input_modalities or as_picture or bool(TABLE[kind].made_of)
 
     return tuple(kind for kind in KINDS if can_be_shown(kind))

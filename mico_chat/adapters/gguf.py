@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from mico_chat.adapters.base import PromptLayout, check_settings, measured, own_words
+from mico_chat.adapters.base import PromptLayout, check_settings, measured
 from mico_chat.adapters.mtmd import Chunks, Part, Projector, Rows
 from mico_chat.adapters.pictures import USUAL_FPS, Shown, roomy, within
 from mico_chat.adapters.pictures import shown as shown_as
@@ -81,11 +81,13 @@ class GgufAdapter:
 
         def show(medium: MediaFile | Medium) -> list[PromptPart]:
             parts: list[PromptPart] = []
-            whole = next(waiting)
-            for own in whole.parts:
+            for own in next(waiting).pieces:
+                if isinstance(own, str):
+                    parts.append(PromptText(own))
+                    continue
                 parts += [Placeholders(len(shown), own.n_tokens), PromptText(own.notes.legend)]
                 shown.append(own)
-            return [*parts, *map(PromptText, own_words(whole))]
+            return parts
 
         parts = self.template.parts(messages, show, options)
         order = [part.token for part in parts if isinstance(part, Placeholders)]

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from mico_chat.adapters.base import PromptLayout, check_settings, measured, own_words
+from mico_chat.adapters.base import PromptLayout, check_settings, measured
 from mico_chat.adapters.pictures import USUAL_FPS, roomy, within
 from mico_chat.adapters.pictures import Shown as AnyShown
 from mico_chat.adapters.pictures import shown as shown_as
@@ -207,11 +207,12 @@ class ProcessorAdapter(ABC):
                 if isinstance(part, TextPart):
                     content.append(part)
                     continue
-                own = next(waiting)
-                shown += own.parts
-                for one in own.parts:
+                for one in next(waiting).pieces:
+                    if isinstance(one, str):
+                        content.append(TextPart(one))
+                        continue
+                    shown.append(one)
                     content += [one, *([TextPart(one.notes.legend)] * one.as_picture)]
-                content += map(TextPart, own_words(own))
             listed.append(replace(message, content=tuple(content)))
         return self._joined(self._parts(listed, options), shown)
 

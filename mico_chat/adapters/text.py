@@ -10,12 +10,13 @@ from mico_chat.adapters.base import PromptLayout
 from mico_chat.chat_template import ChatTemplate
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import RequestError
+from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import ContextBlock, MeasuredMedium, Medium
 from mico_chat.media.view import View
 from mico_chat.messages import Message
 from mico_chat.options import GREEDY, GenerationOptions
-from mico_chat.prompt_parts import PromptText, string_tokenizer
+from mico_chat.prompt_parts import PromptPart, PromptText, string_tokenizer
 
 
 class TextAdapter:
@@ -47,7 +48,12 @@ class TextAdapter:
         media: Sequence[MeasuredMedium],
         options: GenerationOptions = GREEDY,
     ) -> PromptLayout:
-        parts = cast("list[PromptText]", self.template.parts(messages, options=options))
+        texts = (["".join(map(str, medium.pieces))] for medium in media)
+
+        def show(_: MediaFile | Medium) -> list[PromptPart]:
+            return [PromptText(text) for text in next(texts)]
+
+        parts = cast("list[PromptText]", self.template.parts(messages, show, options))
         return [tuple(token for token, _ in self._tokens(parts))]
 
     def whole_inputs(self, prompt: Prompt) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A medium before it is decoded: its file or bytes, its format, and the limits it must keep."""
 
+import codecs
 import io
 import os
 import stat
@@ -15,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
 from mico_chat.media.addresses import Location, file_system, read_part
-from mico_chat.media.kinds import IMAGES, SOUNDS, TABLE, Kind, kinds_of_format
+from mico_chat.media.kinds import IMAGES, SOUNDS, TABLE, TEXTS, Kind, kinds_of_format
 from mico_chat.media.medium import MediaReport
 from mico_chat.media.sampling import Sampling
 from mico_chat.media.view import MOST_FRAMES, View
@@ -48,8 +49,10 @@ class MediaLimits(BaseSettings):
     )
     max_seconds: float = Field(600.0, gt=0, description="seconds of sound kept")
     max_frames: int = Field(8, ge=1, le=1024, description="frames taken from a video")
-    max_pages: int = Field(8, ge=1, le=1024, description="pages taken from a document")
-    max_characters: int = Field(8000, ge=0, description="characters of a document's text kept")
+    max_pages: int = Field(8, ge=1, le=1024, description="pages of a document shown as pictures")
+    max_characters: int = Field(
+        100_000, ge=0, le=1_000_000, description="characters of a document's text kept"
+    )
     timeout_s: float = Field(30.0, gt=0, description="seconds one medium may take to decode")
     memory_mb: int = Field(
         1024, ge=128, description="address space of the decoder process, MiB (POSIX)"
@@ -140,7 +143,7 @@ _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pno
 def format_of(head: bytes) -> str | None:
     """The format of a file by its first bytes; None if it is unknown.
 
-    "gzip", "SVG", "HTML" and "text" are not decoded, but named in errors.
+    "gzip" is not decoded, but named in errors. "SVG", "HTML" and "text" are text.
     """
     for start, name in _STARTS:
         if head.startswith(start):
@@ -159,7 +162,21 @@ def format_of(head: bytes) -> str | None:
         return "AVIF" if codec else "HEIC"
     if head[4:8] in _QUICKTIME_ATOMS:
         return "MOV"
-    return _text_format(head) or _mpeg_audio_format(head)
+    return _text_format(head) or _mpeg_audio_format(head) or _other_text_format(head)
+
+
+_CONTROLS = bytes({*range(32), 127} - {*b"\t\n\r\f\x1b"})
+
+
+def _other_text_format(head: bytes) -> str | None:
+    """Text that is not UTF-8 has a byte order mark, or no control characters, or as UTF-16 none
+    but zeros in every other place."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # and UTF-32's
+        return "text"
+    halves = sorted((head[::2], head[1::2]), key=lambda half: half.count(0))
+    wide = len(head) > 3 and 2 * halves[1].count(0) > len(halves[1])
+    held = halves[0] if wide else head
+    return "text" if held and held == held.translate(None, _CONTROLS) else None
 
 
 def _text_format(head: bytes) -> str | None:
@@ -194,13 +211,13 @@ def looks_like(fmt: str | None, head: bytes) -> str:
         return f"are of no known format (they begin {head[:8].hex(' ')})"
     if fmt == "NPZ":
         return "are a ZIP or NPZ archive"
-    kinds = kinds_of_format(fmt)
+    kinds = () if fmt in TEXTS else kinds_of_format(fmt)
     return f"are {TABLE[kinds[0]].words} ({fmt})" if kinds else f"look like {fmt}"
 
 
 _ISO_MEDIA = frozenset({"MP4", "MOV", "M4A"})
 _MIME = {"MP3": "audio/mpeg", "AVI": "video/x-msvideo", "WebM": "video/webm"}
-_MIME |= {"PDF": "application/pdf"}
+_MIME |= {"PDF": "application/pdf"} | dict.fromkeys(TEXTS, "text/plain")  # never as HTML
 
 
 def mime_type(kind: Kind, head: bytes) -> str:

@@ -28,7 +28,10 @@ IMAGES = ("JPEG", "PNG", "WebP", "HEIC", "AVIF", "GIF", "TIFF", "BMP")
 SOUNDS = ("WAV", "FLAC", "MP3", "OGG", "M4A", "AAC", "AIFF")
 VIDEOS = ("MP4", "WebM", "MOV", "AVI")
 ARRAYS = ("NPY", "NPZ")
+TEXTS = ("text", "HTML", "SVG")
 
+_TEXTS = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".tex", ".log", ".yaml", ".toml")
+_CODE = (".py", ".js", ".ts", ".c", ".h", ".cpp", ".java", ".go", ".rs", ".sh", ".sql", ".css")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -71,7 +74,7 @@ class KindRow:
     piece: str = "frame"
     """What the report's ``frames_used`` counts."""
     made_of: tuple[Kind, ...] = ()
-    """The kinds that it consists of; empty: the encoder reads it itself."""
+    """The kinds that it consists of, beside text; empty: the encoder reads it itself."""
 
     @property
     def plural(self) -> str:
@@ -158,8 +161,9 @@ TABLE: dict[Kind, KindRow] = {
         label="Document: ",
         layout="still",
         decoder="document.decode_document",
-        formats=("PDF",),
-        endings=(".pdf",),
+        formats=("PDF", *TEXTS),
+        files="PDF, text",
+        endings=(".pdf", *_TEXTS, *_CODE),
         piece="page",
         made_of=("image",),
     ),

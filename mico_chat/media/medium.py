@@ -9,10 +9,12 @@ Legend: H height, W width, T frames, n samples or context tokens, L width of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -74,6 +76,8 @@ class MediaReport(BaseModel):
     frames_used: int | None = None
     frames_total: int | None = None
     frame_times: list[float] | None = None
+    pages: tuple[int, ...] | None = None
+    """The numbers, from 1, of a document's pages that are used; of a page's picture, its number."""
     sample_rate: int | None = None
     channels: int | None = None
     audio_used: bool | None = None
@@ -99,6 +103,32 @@ class MediaReport(BaseModel):
     """These are milliseconds in the media encoder, waiting included. ``decode_ms`` and
     ``encode_ms`` are None if the context tokens were cached."""
 
+    def of_pages(self, pages: Sequence[int]) -> MediaReport:
+        """The report of a document of which these pages are used."""
+        cut = [line for line in self.cut if not SENT.search(line)]
+        if self.frames_total != len(pages):
+            cut.insert(0, _sent(pages, self.frames_total))
+        found = {"pages": tuple(pages), "frames_used": len(pages), "cut": cut}
+        return self.model_copy(update=found)
+
+
+SENT = re.compile(r"^pages? .* of \d+ (is|are) sent$")
+"""The sentence of ``cut`` that says which pages are used."""
+
+
+def _sent(pages: Sequence[int], total: int | None) -> str:
+    """``pages 1 to 4 and 12 of 30 are sent``; the numbers ascend."""
+    runs: list[list[int]] = []
+    for n in pages:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1][1:] = [n]
+        else:
+            runs.append([n])
+    *texts, last = (" to ".join(map(str, run)) for run in runs or [[0]])
+    said = " and ".join(filter(None, (", ".join(texts), last)))
+    page, are = ("page", "is") if len(pages) == 1 else ("pages", "are")
+    return f"{page} {said} of {total} {are} sent"
+
 
 _NO_REPORT = MediaReport(name="", kind="image")
 
@@ -106,6 +136,16 @@ _NO_REPORT = MediaReport(name="", kind="image")
 def _quoted(texts: Iterable[WrittenText | SpokenText]) -> str:
     """Texts in one line, which holds no quotation mark: the mark behind it ends it."""
     return " ".join(" ".join(one.text for one in texts).split()).replace('"', "'")
+
+
+def _whole(texts: Iterable[WrittenText]) -> str:
+    """The text of a page as it is. Of several lines, or with a quotation mark, it stands between
+    lines of grave accents: more of them than it has in a row."""
+    text = "\n".join(one.text for one in texts)
+    if not re.search(r'[\n"]', text):
+        return f' "{text}"'
+    fence = "`" * (1 + max(map(len, re.findall("``+", text)), default=2))
+    return f"\n{fence}\n{text}\n{fence}"
 
 
 @dataclass(frozen=True)
@@ -128,14 +168,21 @@ class Words:
         """The text as a prompt has it, which was read in a medium of this kind: a line a page."""
         lines = []
         for page, texts in groupby(self.written or (), lambda one: one.page):
-            where = f"in the {TABLE[kind].noun}" if page is None else f"on page {page}"
-            lines.append(f'Text {where}: "{_quoted(texts)}"')
+            if page is None:
+                lines.append(f'Text in the {TABLE[kind].noun}: "{_quoted(texts)}"')
+            else:
+                lines.append(f"Text on page {page}:{_whole(texts)}")
         return "\n".join(lines)
 
     def without_page(self, page: int | None) -> Words:
         """The words without those on a page; None takes none away."""
         kept = (one for one in self.written or () if page is None or one.page != page)
         return replace(self, written=tuple(kept))
+
+    def on_pages(self, pages: Iterable[int]) -> Words:
+        """The words on some pages."""
+        kept = tuple(one for one in self.written or () if one.page in {*pages})
+        return replace(self, written=kept if self.written is not None else None)
 
     @property
     def nbytes(self) -> int:
@@ -212,25 +259,41 @@ class Normal(_Picture):
 
 @dataclass(frozen=True, eq=False)
 class Pages(_Decoded):
-    """Pictures that are one medium of a kind that is made of them; its text is in the report."""
+    """Pictures that are one medium of a kind that is made of them; its text is in the report.
+
+    Some pages have no picture: of a text file none has one.
+    """
 
     kind: Kind
     pages: tuple[Image, ...]
 
     def __post_init__(self) -> None:
-        if not self.pages:
+        numbers = tuple(range(1, len(self.pages) + 1))
+        self._describe(self.kind, frames_used=len(numbers), frames_total=len(numbers))
+        if self.report.pages is None:
+            pages = zip(self.pages, numbers, strict=True)
+            named = ((page, page.report.model_copy(update={"pages": (n,)})) for page, n in pages)
+            pictures = tuple(replace(page, report=report) for page, report in named)
+            object.__setattr__(self, "pages", pictures)
+            report = self.report.model_copy(update={"pages": numbers})
+            object.__setattr__(self, "report", report)
+        if not self.report.pages:
             raise ValueError(f"a medium of kind {self.kind} needs at least one page")
-        self._describe(self.kind, frames_used=len(self.pages), frames_total=len(self.pages))
 
     @property
     def inner(self) -> tuple[Medium, ...]:
         return self.pages
 
     @property
+    def numbered(self) -> dict[int, Image]:
+        """The pictures by the numbers of their pages."""
+        return {n: page for page in self.pages for n in page.report.pages or ()}
+
+    @property
     def unread(self) -> dict[int, Image]:
         """The pages, by number, whose text the report does not have."""
         read = {one.page for one in self.report.written or ()}
-        return {n: page for n, page in enumerate(self.pages, 1) if n not in read}
+        return {n: page for n, page in self.numbered.items() if n not in read}
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,8 +448,34 @@ class MeasuredMedium:
         return self.inner if TABLE[self.kind].made_of else (self, *self.inner)
 
     @property
+    def pieces(self) -> Iterator[MeasuredMedium | str]:
+        """The medium as a prompt has it: its parts; of a document the parts and texts of pages."""
+        row, report = TABLE[self.kind], self.report
+        if not row.made_of:
+            yield from self.parts
+            return
+        sent = "".join(f" ({line})" for line in report.cut if SENT.search(line))
+        yield f"{row.label}{Path(report.name).name}{sent}\n"
+        for n in report.pages or ():
+            for one in (one for one in self.inner if n in (one.report.pages or ())):
+                yield from (f"{row.piece.capitalize()} {n}: ", one, "\n")
+            if text := self.words.on_pages([n]).written_line(self.kind):
+                yield f"{text}\n"
+
+    @property
     def all_tokens(self) -> int:
         return sum(len(part) for part in self.parts)
+
+    def within(self, view: View) -> MeasuredMedium:
+        """A document with the most pages that its view says."""
+        known, most = self.report.pages, view.most_pages
+        if known is None or most is None or len(known) <= most:
+            return self
+        turn = (n for n in view.in_turn(self.report.frames_total or max(known)) if n in known)
+        kept = sorted(islice(turn, most))
+        inner = tuple(one for one in self.inner if set(one.report.pages or ()) <= set(kept))
+        report, words = self.report.of_pages(kept), self.words.on_pages(kept)
+        return replace(self, inner=inner, report=report, words=words)
 
     @property
     def encoded(self) -> ContextBlock:

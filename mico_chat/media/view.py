@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import sqrt
 from typing import Any, Literal, get_args
 
@@ -33,21 +35,48 @@ def frames_at(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+_NUMBERS = r"\d{1,9}(?:\s*(?:-|–|,|&|and|to)\s*\d{1,9})*"  # noqa: RUF001
+_NAMED_PAGES = re.compile(
+    rf"\b(?:pages?|pp?\.|seiten?|páginas?|pagin[ae]|страниц\w*)\s*(?:no\.?\s*)?({_NUMBERS})"
+    rf"|第\s*(\d{{1,9}})\s*[页頁ページ]|\b(\d{{1,9}})(?:st|nd|rd|th)\s+page|\b(first|last)\s+page\b",
+    re.IGNORECASE,
+)
+_MOST_NAMED = 64  # pages of a question
+
+
+def named_pages(text: str) -> tuple[int, ...]:
+    """The pages that a question names by number, from 1: "pages 3 to 5"; -1 is the last one."""
+    found: dict[int, None] = {}
+    for several, *others in _NAMED_PAGES.findall(text):
+        one = "".join(others)
+        if one:
+            found[{"first": 1, "last": -1}.get(one.lower()) or int(one)] = None
+        before, ranged = 0, False
+        for number, mark in re.findall(r"(\d+)\s*(-|–|to)?", several):  # noqa: RUF001
+            first = before + 1 if ranged else int(number)
+            found |= dict.fromkeys(range(first, min(int(number), first + _MOST_NAMED) + 1))
+            before, ranged = int(number), bool(mark)
+    return tuple(n for n in found if n)[:_MOST_NAMED]
+
+
 @dataclass(frozen=True)
 class View:
     """How a medium is shown.
 
     A request sets the first four: ``detail``, the frames that are taken of a clip, by ``fps`` or
     ``num_frames`` (with both, the fewer), and settings of the model's own ``processor`` by its
-    names. The encoder adds the most ``tokens`` that the medium may take. The model's adapter adds
-    the ``pixels`` to decode of all frames or pages together, and, for a clip of which the request
-    says no frames, ``usual_fps`` and ``usual_frames``.
+    names. Its questions name ``pages`` (:func:`named_pages`); of a document ``most_pages`` fit,
+    these first. The encoder adds the most ``tokens`` that the medium may take. The model's adapter
+    adds the ``pixels`` to decode of all frames or pages together, and, for a clip of which the
+    request says no frames, ``usual_fps`` and ``usual_frames``.
     """
 
     detail: Detail = "auto"
     fps: float | None = None
     num_frames: int | None = None
     processor: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    pages: tuple[int, ...] = ()
+    most_pages: int | None = None
     tokens: int | None = None
     pixels: int | None = None
     usual_fps: float | None = None
@@ -67,6 +96,12 @@ class View:
         sampled = processor.get("do_sample_frames", True) is True
         others = {k: v for k, v in processor.items() if k not in (_OURS if sampled else _OURS[:2])}
         return replace(self, **({} if own or kind != "video" else asked), processor=others)
+
+    def in_turn(self, total: int) -> Iterator[int]:
+        """The numbers of a document's pages: those first that the questions name."""
+        named = (n if n > 0 else total + 1 + n for n in self.pages)
+        first = dict.fromkeys(n for n in named if 0 < n <= total)
+        return chain(first, (n for n in range(1, total + 1) if n not in first))
 
     def scale(self, area: int) -> float:
         """The factor, at most 1, by which pictures of an area shrink to ``pixels``."""

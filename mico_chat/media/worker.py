@@ -62,7 +62,7 @@ _END_GRACE_S = 5.0
 
 _FILE_FIELDS = ("kind", "name", "depth_scale", "sampling", "seed", "view")
 _LENGTH = struct.Struct("<Q")
-_MAX_HEADER = 1 << 20
+_MAX_HEADER = 16 << 20  # a million characters of a document, each escaped
 _DTYPES = {"uint8": np.uint8, "float32": np.float32, "float64": np.float64}
 _ERRORS: dict[str, type[MediaError]] = {
     error.__name__: error for error in (MediaError, LimitError, MissingFileError)
@@ -138,7 +138,10 @@ def main(channel: int | None = None) -> None:
     os.dup2(2, 1)
     files = None if channel is None else socket.socket(fileno=channel)
     limits = MediaLimits.model_validate(read_header(requests))
-    for module in _IMPORTED_LATE:
+    # Imported here: it takes a tenth of a second, and this process alone needs it.
+    from charset_normalizer.constant import IANA_SUPPORTED
+
+    for module in (*_IMPORTED_LATE, *(f"encodings.{name}" for name in IANA_SUPPORTED)):
         import_module(module)
     for kind in TABLE:  # a worker that is isolated can open no file, not even a module's
         _decoder(kind)
@@ -262,7 +265,7 @@ def write_file(stream: IO[bytes], file: MediaFile, files: socket.socket | None =
 
 def _read_file(stream: IO[bytes], files: socket.socket | None, max_bytes: int) -> MediaFile:
     header = read_header(stream)
-    header["view"] = View(**header["view"])
+    header["view"] = View(**header["view"] | {"pages": tuple(header["view"]["pages"])})
     size = header.pop("size")
     if size is None:
         return MediaFile(source=read_frame(stream, max_bytes), **header)

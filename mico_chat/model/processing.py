@@ -151,7 +151,8 @@ class MicoChatProcessor:
     def _measured(self, medium: Medium) -> tuple[MeasuredMedium, list[Tensor]]:
         parts = parts_of(medium)
         units = [self.units(part) for part in parts]
-        own = tuple(map(MeasuredMedium, (part.kind for part in parts), map(len, units)))
+        known = zip(parts, units, strict=True)
+        own = tuple(MeasuredMedium(part.kind, len(u), report=part.report) for part, u in known)
         report = medium.report
         words = Words(report.written, report.spoken)
         if TABLE[medium.kind].made_of:
@@ -176,19 +177,17 @@ class MicoChatProcessor:
         """The parts of a prompt that stand in place of a medium."""
         label = ESTIMATED if medium.report.estimated else TABLE[medium.kind].label
         written, spoken = medium.words.written_line(medium.kind), medium.words.spoken_line
-        if TABLE[medium.kind].made_of:
-            inner = [(f"\n{TABLE[one.kind].label}", one) for one in medium.inner]
-            shown = [(label, None), *inner, (f"\n{written}" if written else "", None)]
-        else:
-            inner = [(f"\n{SOUND_TRACK}", one) for one in medium.inner]
-            shown = [(label, medium), (f"\n{written}" if written else "", None), *inner]
-        parts: list[PromptPart] = []
+        inner = [part for one in medium.inner for part in (f"\n{SOUND_TRACK}", one)]
+        said = f"\n{spoken}" * bool(spoken)
+        shown = [label, medium, f"\n{written}" * bool(written), *inner, said, "\n"]
         # Text that was read is text that anybody may have written: never markup.
-        for text, one in [*shown, (f"\n{spoken}" if spoken else "", None), ("\n", None)]:
-            parts += [PromptText(text)] if text else []
-            if one is not None:
-                parts.append(Placeholders(self.context_token_id, self._own_length(one)))
-        return parts
+        return [
+            PromptText(one)
+            if isinstance(one, str)
+            else Placeholders(self.context_token_id, self._own_length(one))
+            for one in (medium.pieces if TABLE[medium.kind].made_of else shown)
+            if one != ""
+        ]
 
     def words(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that somebody wrote, in which nothing is markup."""

@@ -12,6 +12,7 @@ from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ContextLengthError
+from mico_chat.media import MediaFile, Medium, decode
 from mico_chat.messages import LEAST_ANSWER, Conversation, Message
 from mico_chat.model.processing import MicoChatProcessor
 from tests.assistant.test_assistant import sharp_chat, tiny_assistant
@@ -109,3 +110,82 @@ def test_an_answer_gets_less_room_before_its_question_is_refused(assistant: Assi
         answered(assistant, [Message.user(letters(1, most))])
     with pytest.raises(ContextLengthError):
         answered(assistant, [*talk(3)[:-1], Message.user(letters(1, 40 * most))])
+
+
+class InThisProcess:
+    """A decoder that starts no process."""
+
+    def decode(self, file: MediaFile) -> Medium:
+        return decode(file)
+
+
+@pytest.fixture
+def reading(
+    chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> Iterator[Assistant]:
+    with closing(tiny_assistant(chat, processor, decoder=InThisProcess())) as assistant:
+        yield assistant
+
+
+def paged(name: str, n: int, size: int) -> MediaFile:
+    """A text of ``n`` pages of ``size`` letters."""
+    leaves = (letters(page, size) for page in range(1, n + 1))
+    return MediaFile("document", "\f".join(leaves).encode(), f"/folder/{name}.txt")
+
+
+def test_of_a_long_document_the_pages_that_fit_are_sent(reading: Assistant) -> None:
+    size = reading.engine.max_position // 8
+    asked = [Message.user(paged("doc", 30, size), "What?")]
+    for truncation in ("auto", "disabled"):
+        found = answered(reading, asked, truncation=truncation)
+        (report,) = found.media
+        assert report.pages is not None
+        n = len(report.pages)
+        assert 2 < n < 8
+        assert report.pages == tuple(range(1, n + 1))
+        assert [one.page for one in report.written or ()] == [*report.pages]
+        assert report.cut == [f"pages 1 to {n} of 30 are sent"]
+        assert found.usage.pages_sent == (f"doc.txt: pages 1 to {n} of 30 are sent",)
+        told = run(reading.estimate(Ask(asked, AUTO.model_copy(update={"truncation": truncation}))))
+        assert (told.fits, told.prompt_tokens) == (True, found.usage.prompt_tokens)
+        room = reading.engine.max_position - found.usage.prompt_tokens - AUTO.max_tokens
+        assert 0 <= room < size + 100, "one more page does not fit"
+    whole = answered(reading, [Message.user(paged("doc", 2, size), "page 2?")])
+    assert (whole.media[0].pages, whole.usage.pages_sent) == ((1, 2), ())
+    with pytest.raises(ContextLengthError):
+        answered(reading, [Message.user(paged("doc", 1, 10 * size), "?")], truncation="disabled")
+
+
+def test_a_page_is_asked_for_by_number_in_a_later_turn(reading: Assistant) -> None:
+    size = reading.engine.max_position // 8
+    document = [Message.user(paged("doc", 30, size), picture(1), "What?"), Message.assistant("ok")]
+    for later, wanted in (
+        ([Message.user("And page 27?")], {27}),
+        ([Message.user("page 27?"), Message.assistant("ok"), Message.user("Why?")], {27}),
+        ([Message.user("page 27?"), Message.assistant("ok"), Message.user("p. 9?")], {9, 27}),
+        ([Message.user("the last page, and page 31")], {30}),
+    ):
+        found = answered(reading, [*document, *later])
+        report = found.media[0]
+        assert (found.usage.media_left_out, found.usage.turns_left_out) == (0, 0)
+        assert wanted <= {*(report.pages or ())}
+        assert 1 in (report.pages or ()), "the first ones come next"
+        assert ("there is no page 31: it has 30" in report.cut) == (wanted == {30})
+        assert found.media[1].pages is None
+
+
+def test_pages_go_before_media_and_media_before_turns(reading: Assistant) -> None:
+    most = reading.engine.max_position
+    old = [Message.user(paged("old", 9, most // 12), "?"), Message.assistant("ok")]
+    talk_of = [*old, shown(picture(1), "What?"), Message.assistant("ok")]
+    new = Message.user(paged("new", 30, most // 12), "page 20?")
+    found = answered(reading, [*talk_of, new])
+    assert found.usage.media_left_out == 0
+    first, second = (len(one.pages or ()) for one in found.media if one.kind == "document")
+    assert first == second > 1
+    assert 20 in (found.media[2].pages or ())
+    crowd = [m for n in range(4) for m in (Message.user(letters(n, most // 8)), old[1])]
+    tight = answered(reading, [*talk_of, *crowd, new])
+    assert tight.usage.turns_left_out + tight.usage.media_left_out > 0
+    assert [one.name for one in tight.media if one.kind == "document"] == ["/folder/new.txt"]
+    assert tight.media[-1].pages == (20,)

@@ -4,6 +4,7 @@ import base64
 import io
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mico_chat.explain import n_prompts, parts_of
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Pages
 from mico_chat.media.file import mime_type
 from mico_chat.media.medium import WrittenText
+from mico_chat.media.view import View, named_pages
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.reading import MediaReader
 from mico_chat.reading.pictures import PictureReader
@@ -67,8 +69,9 @@ def test_what_is_beyond_the_limits_is_left_out() -> None:
     assert max(medium.pages[0].pixels.shape) == 64
     assert texts(medium) == [(1, "Invoice 17"), (2, "Sum:…")]
     assert (medium.report.frames_used, medium.report.frames_total) == (2, 4)
+    assert medium.report.pages == (1, 2)
     assert medium.report.cut == [
-        "only the first 2 of 4 pages are used",
+        "pages 1 to 2 of 4 are sent",
         "only the first 14 characters of its text are used",
     ]
 
@@ -101,7 +104,10 @@ ENCRYPTED = b"/Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O (%s) /U (%s) >> /
         (THREE[:400], "damaged PDF (its pages cannot be read)"),
         (THREE.replace(b"/Type /Page ", b"/Type /Pagx "), "damaged PDF (none of its 3 pages can"),
         (b"", "file is empty (0 bytes)"),
-        (b"\x89PNG\r\n\x1a\n", "not a document: the bytes are a picture (PNG); use one of PDF"),
+        (
+            b"\x89PNG\r\n\x1a\n",
+            "not a document: the bytes are a picture (PNG); use one of HTML, PDF, ",
+        ),
     ],
 )
 def test_what_is_no_document_is_refused(decoder: MediaDecoder, data: bytes, reason: str) -> None:
@@ -156,6 +162,40 @@ def test_a_bomb_costs_one_error(content: bytes, coding: bytes, limits: dict[str,
         assert texts(decoded(decoder, pdf(line("next")))) == [(1, "next")]
 
 
+LONG = pdf(*[line(f"Code {n}") for n in range(1, 31)])
+
+
+@pytest.mark.parametrize(
+    ("text", "pages"),
+    [
+        ("What is on page 12?", (12,)),
+        ("Compare pages 3 to 5 and 9 with p. 20.", (3, 4, 5, 9, 20)),
+        ("The 2nd page, then the last page", (2, -1)),
+        ("Seite 7; страница 8; 第9页", (7, 8, 9)),
+        ("3 pages of my homepage 4, page zero, page 0", ()),
+    ],
+)
+def test_a_question_names_pages(text: str, pages: tuple[int, ...]) -> None:
+    assert named_pages(text) == pages
+    assert len(named_pages("pages 1 to 999999999")) == 64
+
+
+def test_a_named_page_comes_before_the_first_ones() -> None:
+    with MediaDecoder(MediaLimits(max_pages=2, max_characters=30)) as decoder:
+        for asked, pictured, sent in (
+            ((), [1, 2], (1, 2, 3, 4, 5)),
+            ((12, 99, -1), [12, 30], (1, 2, 12, 30)),
+        ):
+            medium = decoder.decode(replace(document(LONG), view=View(pages=asked)))
+            assert isinstance(medium, Pages)
+            assert [*medium.numbered] == pictured
+            assert medium.report.pages is not None
+            assert {*sent} <= {*medium.report.pages}
+            assert set(sent) <= {one.page for one in medium.report.written or ()}
+            assert ("there is no page 99: it has 30" in medium.report.cut) == (99 in asked)
+            assert medium.report.cut[0].endswith(" of 30 are sent")
+
+
 class Sign(PictureReader):
     def read(self, pixels: NDArray[np.uint8], enough: Any = None) -> list[WrittenText]:
         return [WrittenText(text="EXIT", box=(0, 0, 1, 1), confidence=0.97)]
@@ -191,10 +231,18 @@ def test_an_estimate_is_what_is_taken_and_a_follow_up_is_cached(
     assert n_prompts([whole.report]) == 2 + len(parts)
 
 
-def test_a_model_without_pictures_refuses_it(encoder: MediaEncoder) -> None:
+def test_a_model_without_pictures_gets_its_text(encoder: MediaEncoder) -> None:
     encoder.adapter.input_modalities = ("audio",)
-    with pytest.raises(RequestError, match=r"a\.pdf: this model cannot read a document; it reads"):
-        run(encoder.measure([document(THREE)]))
+    encoder.reader = None
+    for work in (encoder.measure, encoder.encode):
+        (medium,) = run(work([document(THREE)]))
+        assert (medium.all_tokens, medium.parts, texts(medium)) == (0, (), texts(medium))
+        pieces = ["Document: a.pdf\n", 'Text on page 1: "Invoice 17"\n']
+        assert [*medium.pieces] == [*pieces, 'Text on page 3: "Sum: 9 <|im_end|>"\n']
+        with pytest.raises(
+            RequestError, match=r"a\.pdf: this model cannot see its pages, and they"
+        ):
+            run(work([document(pdf(b""))]))
 
 
 def test_every_door_takes_it(decoder: MediaDecoder, tmp_path: Any) -> None:

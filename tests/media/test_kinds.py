@@ -94,7 +94,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("guessed", ["scan"]),
         ("looks", "are a scan (gzip)"),
         ("of_pictures", ["image", "depth", "normal", "document", "scan"]),
-        ("of_sounds", ["audio"]),
+        ("of_sounds", ["audio", "document", "scan"]),
         ("modalities", list(kinds.MODALITIES)),
     ],
 )

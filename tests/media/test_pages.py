@@ -110,9 +110,11 @@ def test_each_page_is_encoded_and_the_report_says_how_many(
     ids, _ = processor.tokenize([shown(pages(), "What?")], True, [whole])
     places = processor.context_token_id
     words = ["*" if i == places else processor.tokenizer.convert_ids_to_tokens(i) for i in ids]
-    page = "\nPicture: " + "*" * single.all_tokens
-    text = '\nText on page 1: "Invoice of \'x\'"\nText on page 2: "Sum Text on page 3: 9"'
-    assert f"Pages: {page}{page}{text}\nWhat?" in "".join(words)
+    prompt, picture_of = "".join(words), "*" * single.all_tokens
+    one, two = ('Invoice\nof "x"', "Sum\nText on page 3: 9")
+    expected = f"Page 1: {picture_of}\nText on page 1:\n```\n{one}\n```\n"
+    expected += f"Page 2: {picture_of}\nText on page 2:\n```\n{two}\n```\n"
+    assert f"Pages: a.pdf\n{expected}What?" in prompt
 
 
 class Sign(PictureReader):
