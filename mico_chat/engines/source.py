@@ -70,7 +70,7 @@ class Source:
         """The kinds of media that the model reads."""
         if self.files is not None:
             mmproj = self.files.mmproj
-            return () if mmproj is None else shown_kinds(mtmd.reads(mmproj))
+            return shown_kinds(() if mmproj is None else mtmd.reads(mmproj))
         if self.form == "chat":
             return KINDS
         named = processor.class_reads(self.config.get("architectures") or ())
@@ -78,7 +78,7 @@ class Source:
         clips = "video_processor" in json_of(self.folder / "processor_config.json")
         if named and (clips or (self.folder / "video_preprocessor_config.json").is_file()):
             named |= {"video"}
-        return shown_kinds([kind for kind in KINDS if kind in named])
+        return shown_kinds([kind for kind in KINDS if kind in named]) if named else ()
 
     @property
     def reads_text_alone(self) -> bool:

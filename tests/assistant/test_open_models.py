@@ -502,7 +502,7 @@ def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
         assert len(new) == N_TOKENS, "it ends early: another seed shows more"
         right.append((ids[0].tolist(), new.tolist()))
     with loaded(tmp_path) as assistant:
-        assert assistant.input_modalities == ()
+        assert assistant.input_modalities == ("document",)
 
         async def answers() -> list[Any]:
             work = (tokens_of(assistant, *from_openai(chat)) for chat in chats * 2)
