@@ -82,7 +82,7 @@ def create_key(
                 return
         elif not take_history:
             return
-        _tell(f"Moved to the key: {await history.move(LOCAL, key.tenant)}")
+        _tell(f"Moved to the key: {await _given(history, key.tenant)}")
 
     _with_stores(create, database_url, data_dir, media_dir)
 
@@ -98,7 +98,7 @@ def take_history(
 
     async def take(store: stores.KeyStore, history: stores.History) -> None:
         key = await store.get(key_id)
-        _tell(f"Moved to the key {key.name!r}: {await history.move(LOCAL, key.tenant)}")
+        _tell(f"Moved to the key {key.name!r}: {await _given(history, key.tenant)}")
 
     _with_stores(take, database_url, data_dir, media_dir)
 
@@ -157,6 +157,12 @@ def revoke_key(
             _tell(f"Seen without a key now: {await history.move(key.tenant, LOCAL)}")
 
     _with_stores(revoke, database_url, data_dir, media_dir)
+
+
+async def _given(history: stores.History, tenant: str) -> stores.Amount:
+    moved = await history.move(LOCAL, tenant)
+    await history.adopt(tenant)  # a key's chats are its owner's, in every browser
+    return moved
 
 
 async def _in_force(store: stores.KeyStore) -> list[stores.Key]:

@@ -62,7 +62,7 @@ from mico_server.settings import ServerSettings
 from mico_server.store.batches import BatchStore
 from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
-from mico_server.store.keys import KeyStore
+from mico_server.store.keys import History, KeyStore
 from mico_server.store.media import MediaStore
 from mico_server.store.quota import Quota
 from mico_server.store.taught import TaughtStore
@@ -141,6 +141,8 @@ def create_app(
         required=settings.require_keys or not (loopback or settings.insecure),
         insecure=settings.insecure,
         local_secret=local_secret,
+        loopback=loopback,
+        adopt=History(database, settings.media_folder).adopt,
     )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))

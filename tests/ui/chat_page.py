@@ -6,6 +6,8 @@ from typing import Any
 from playwright.sync_api import Locator, Page, expect
 
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
+# A page behind a proxy cannot know whether two browsers are one person's.
+OTHERS = {"extra_http_headers": {"x-forwarded-for": "203.0.113.7"}}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 
 

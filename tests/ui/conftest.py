@@ -145,7 +145,8 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[OpenPage]:
-    """Opens the page in a browser of its own, as another user has it.
+    """Opens the page in a browser of its own, as another user has it, or with ``home`` in one more
+    browser of the person at this machine.
 
     A test that is marked with ``base_llm`` has the page in front of the mini, one that is marked
     with ``two_models`` in front of those, any other test in front of the fake assistant. No page
@@ -153,7 +154,7 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ope
     """
     from playwright.sync_api import expect
 
-    from tests.ui.chat_page import DESK, ChatPage
+    from tests.ui.chat_page import DESK, OTHERS, ChatPage
 
     if request.node.get_closest_marker("base_llm"):
         site: Command = request.getfixturevalue("mini")
@@ -164,8 +165,9 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ope
         site = request.getfixturevalue("site")
     opened: list[ChatPage] = []
 
-    def open_one(*, wait: bool = True, **context: Any) -> ChatPage:
-        page = ChatPage(chromium.new_context(**{**DESK, **context}).new_page(), site.url)
+    def open_one(*, wait: bool = True, home: bool = False, **context: Any) -> ChatPage:
+        context = {**DESK, **({} if home else OTHERS), **context}
+        page = ChatPage(chromium.new_context(**context).new_page(), site.url)
         page.page.set_default_timeout(300_000)
         opened.append(page)
         page.page.goto(site.url)

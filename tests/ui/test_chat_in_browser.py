@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("playwright.sync_api")
@@ -87,6 +88,32 @@ def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     assert chat.turns.nth(1).locator(".card").count() == 0
     expect(chat.answer(2).locator(".usage")).to_contain_text("76 of media")
     expect(chat.conversations.first).to_have_text("Which way is the dragon going?")
+
+
+def test_a_person_has_the_same_chats_in_every_browser_and_the_terminal(
+    open_page: OpenPage, server: FakeServer
+) -> None:
+    first = open_page(home=True)
+    first.attach(EXAMPLES / "sheep.jpg")
+    first.ask("Where is my sheep?")
+    answer = first.text(1)
+    other = open_page(home=True)  # without cookies or storage
+    other.conversations.first.click()
+    assert other.text(1) == answer
+    other.ask("And its dog?")
+    assert other.text(2)
+    expect(first.turns).to_have_count(2)
+    server.allow(1)
+    first.ask("Tell me more")
+    expect(other.turns.nth(2).locator(".text")).to_have_text("[image")  # it grows in both
+    server.allow()
+    assert other.text(3) == first.text(3) == "[image sheep.jpg] Tell me more"
+    asked, home = f"{server.url}/v1/conversations", {"x-mico-home": "1"}  # as /history asks
+    found = httpx.get(asked, headers=home, trust_env=False).json()["data"]
+    assert found[0]["title"] == "Where is my sheep?"
+    stranger = open_page()
+    expect(stranger.page.locator(".side-note")).to_have_text("Your conversations appear here.")
+    expect(stranger.conversations).to_have_count(0)
 
 
 def test_an_answer_grows_and_stops(chat: ChatPage, server: FakeServer) -> None:

@@ -23,7 +23,7 @@ from mico_chat.media.kinds import KINDS
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, Progress
 from mico_ui import routes
 from mico_ui.client import ApiError, Client
-from mico_ui.routes import Upload
+from mico_ui.routes import Question, Upload
 from mico_ui.terminal.chat import Chat
 from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
 from mico_ui.terminal.screen import Screen
@@ -77,6 +77,22 @@ def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
     shown = type_in(f"'{picture}'", "/drop 1", f"'{picture}'", colours=True)
     assert "\x1b[38;2;255;255;255;48;2;255;255;255m▀" in shown
     assert stored_media(client) == asked_about  # the others are deleted
+
+
+def test_a_person_at_this_machine_finds_the_chats_of_the_page(client: Client) -> None:
+    browsers = [f"b-{n:036x}" for n in range(3)]
+    for given in ({"user": browsers[0]}, {"browser": browsers[1], "home": True}):
+        with Client(client.api, **given) as page, page.stream(Question(str(given))) as events:
+            list(events)
+    with Client(client.api, browser=browsers[2]) as other, other.stream(Question("Mine")) as events:
+        list(events)
+    with Client(client.api, home=True) as terminal:
+        chat, out = chat_of(terminal)
+        chat.take("/history")
+        # The first is of an earlier version, whose page sent each browser's name as a user.
+        assert re.findall(r"b-0+([0-2])", out.getvalue()) == ["1", "0"]
+        chat.take("/open 2")
+        assert chat.talk.ask("And now?")
 
 
 def chat_of(client: Client) -> tuple[Chat, io.StringIO]:

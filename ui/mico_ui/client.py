@@ -80,11 +80,15 @@ class AsyncClient:
         key: str | None = None,
         *,
         user: str | None = None,
+        browser: str | None = None,
+        home: bool = False,
         require_key: bool = False,
     ) -> None:
         """``user`` names for whom the requests are, where one key serves many.
 
-        With ``require_key`` the server asks for a key even where this machine needs none.
+        ``browser`` has its own things where no key says whose requests they are. With ``home`` they
+        are the person's who sits at this machine, if the server is here too. With ``require_key``
+        the server asks for a key even where this machine needs none.
         """
         url = _address(api)
         self.api = str(url).rstrip("/")
@@ -92,6 +96,8 @@ class AsyncClient:
             raise ApiError("the key has characters in it that no key has")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         headers |= {} if user is None else {"x-mico-user": user}
+        headers |= {} if browser is None else {"x-mico-browser": browser}
+        headers |= {"x-mico-home": "1"} if home and is_local(url.host) else {}
         headers |= {"x-mico-require-key": "1"} if require_key else {}
         self._http = httpx.AsyncClient(
             base_url=self.api,

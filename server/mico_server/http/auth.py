@@ -13,13 +13,14 @@ its own name resolve to 127.0.0.1 (DNS rebinding), so that the browser takes the
 page's own. So, where no key is needed, the ``Host`` of a request must be a name of this machine.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -28,9 +29,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, MicoError
-from mico_chat.fair import USER_SEPARATOR
+from mico_chat.fair import MOST_REMEMBERED, USER_SEPARATOR
 from mico_server.http.errors import error_response, mico_error_response
-from mico_server.store.keys import KeyScope, KeyStore
+from mico_server.store.keys import BROWSER, KeyScope, KeyStore
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,11 @@ USER_HEADER = "x-mico-user"
 
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+BROWSER_HEADER, HOME_HEADER = "x-mico-browser", "x-mico-home"
+"""What the page and the terminal chat send: the browser's name, and that a person at this machine
+asks. A key's tenant has the same chats everywhere. Without a key, so has the person at the machine
+of a service on loopback; of all others each browser has its own."""
+
 REQUIRE_KEY_HEADER = "x-mico-require-key"
 """The header that a program sends with the requests of other people. Such a request needs a key,
 even where the service asks its own machine for none."""
@@ -146,13 +152,18 @@ class Auth(Guard):
     CORS preflights pass without a caller. Each request looks its key up anew, so that a revoked key
     stops at once. With ``required`` a key is needed even while none is in force; with ``insecure``
     none is needed although there are keys. A request that sends ``local_secret`` needs no key
-    unless keys are ``required``.
+    unless keys are ``required``. ``adopt`` gives a tenant what its browsers had in earlier
+    versions; it is called once for each.
     """
 
     keys: KeyStore
     required: bool
     insecure: bool = False
     local_secret: str | None = None
+    loopback: bool = False
+    adopt: Callable[[str], Awaitable[None]] | None = None
+    _adopted: set[str] = field(default_factory=set)
+    _adopting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         if self.required and self.insecure:
@@ -164,9 +175,10 @@ class Auth(Guard):
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             return  # a preflight
         user = headers.get(USER_HEADER)
-        if user is not None and not _USER.fullmatch(user):
-            message = f"{USER_HEADER}: expected 1 to 64 letters, digits, '.', '_' or '-'"
-            raise Refused("user", error_response(400, message, "invalid_value", USER_HEADER))
+        for name in (USER_HEADER, BROWSER_HEADER):
+            if not _USER.fullmatch(headers.get(name, "-")):
+                message = f"{name}: expected 1 to 64 letters, digits, '.', '_' or '-'"
+                raise Refused("user", error_response(400, message, "invalid_value", name))
         given = headers.getlist("authorization")
         given += [f"Bearer {key}" for key in headers.getlist("x-api-key")]
         caller = await self._caller(given, self.required or REQUIRE_KEY_HEADER in headers)
@@ -189,7 +201,24 @@ class Auth(Guard):
             raise Refused("scope", error_response(403, message, code, headers=challenge))
         if user is not None:
             caller = replace(caller, tenant=f"{caller.tenant}{USER_SEPARATOR}{user}")
+        elif BROWSER_HEADER in headers or HOME_HEADER in headers:
+            caller = await self._person(caller, headers)
         scope.setdefault("state", {})["caller"] = caller
+
+    async def _person(self, caller: Caller, headers: Headers) -> Caller:
+        """The caller of a page or terminal chat: a person, or a browser of people unknown."""
+        browser = headers.get(BROWSER_HEADER)
+        known = caller.key_id is not None or (self.loopback and HOME_HEADER in headers)
+        if browser is not None and not known:
+            caller = replace(caller, tenant=f"{caller.tenant}{USER_SEPARATOR}{BROWSER}{browser}")
+        if self.adopt is not None and (known or browser is not None):
+            async with self._adopting:
+                if caller.tenant not in self._adopted:
+                    await self.adopt(caller.tenant)
+                    if len(self._adopted) >= MOST_REMEMBERED:
+                        self._adopted.clear()
+                    self._adopted.add(caller.tenant)
+        return caller
 
     async def _caller(self, given: list[str], required: bool) -> Caller | None:
         scheme, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")

@@ -14,7 +14,7 @@ import limits
 from sqlalchemy import Select, exists, func, insert, select, update
 
 from mico_chat.errors import ConfigError, RequestError
-from mico_chat.fair import USER_SEPARATOR
+from mico_chat.fair import USER_SEPARATOR, owner_of
 from mico_server.errors import NotFoundError
 from mico_server.store.blobs import blob_id, blob_path, copy
 from mico_server.store.database import Database, uninterrupted
@@ -33,6 +33,7 @@ from mico_server.store.tables import (
     now,
     taught,
 )
+from mico_server.store.taught import LOCAL
 
 KeyScope = Literal["chat", "metrics", "admin"]
 SCOPES: dict[KeyScope, str] = {
@@ -42,6 +43,10 @@ SCOPES: dict[KeyScope, str] = {
 }
 """The scopes that a key can have, and what each opens."""
 
+BROWSER = "page-"
+"""The beginning of the user in the tenant of a browser, where no key says whose it is."""
+
+_BROWSER = re.compile(r"(page-)?b-[0-9a-f]{36}")  # earlier versions named all browsers without it
 _SECRET = re.compile("mico-[A-Za-z0-9_-]{43}")
 _LONGEST_NAME = 100
 
@@ -214,8 +219,28 @@ class History:
         return Amount(*(count or 0 for count in counts))
 
     @uninterrupted
-    async def move(self, source: str, target: str) -> Amount:
-        """Give everything of a tenant to another: ``source/USER`` becomes ``target/USER``."""
+    async def adopt(self, tenant: str) -> None:
+        """Give a key's tenant, or ``local``, what its browsers have, or ``OWNER/page-X`` what
+        ``OWNER/X`` has: earlier versions had a tenant for each browser.
+        """
+        owner, _, user = tenant.partition(USER_SEPARATOR)
+        found = {f"{owner}{USER_SEPARATOR}{user.removeprefix(BROWSER)}"} if user else set()
+        for table in (conversations, media, taught) if not user else ():
+            async with self.database.reading() as connection:
+                named = select(table.c.tenant).where(belongs(table, owner)).distinct()
+                found |= set(await connection.scalars(named))
+        for former in sorted(found):
+            browser = _BROWSER.fullmatch(former.partition(USER_SEPARATOR)[2])
+            if browser and not (browser[1] and owner == LOCAL):  # that is another person's
+                await self.move(former, tenant, check_folder=False)
+
+    @uninterrupted
+    async def move(self, source: str, target: str, *, check_folder: bool = True) -> Amount:
+        """Give everything of a tenant to another: ``source/USER`` becomes ``target/USER``.
+
+        Raises:
+            ConfigError: with ``check_folder``, if the folder has no file of theirs.
+        """
         old: set[str] = set()
         found = 0
         async with self.database.writing() as connection:
@@ -225,7 +250,7 @@ class History:
             for table in (conversations, files, batches, taught):
                 rest = func.substr(table.c.tenant, len(source) + 1)
                 changed = update(table).where(belongs(table, source))
-                owner = {"owner": target} if "owner" in table.c else {}
+                owner = {"owner": owner_of(target)} if "owner" in table.c else {}
                 done = await connection.execute(changed.values(tenant=target + rest, **owner))
                 moved[table.name] = done.rowcount
             rows = (
@@ -245,10 +270,10 @@ class History:
                 await connection.execute(
                     update(media)
                     .where(media.c.id == row.id)
-                    .values(tenant=tenant, owner=target, blob_id=new)
+                    .values(tenant=tenant, owner=owner_of(target), blob_id=new)
                 )
                 old.add(row.blob_id)
-            if rows and not found:
+            if rows and not found and check_folder:
                 raise ConfigError(
                     f"{blob_path(self.folder, rows[0].blob_id)}: there is no such file: "
                     "name the media folder of the service with --media-dir"

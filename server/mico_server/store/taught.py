@@ -19,7 +19,7 @@ MOST_NAMES = 200
 """A key or user may teach so many names."""
 MOST_KEPT = 20
 """A name keeps so many examples, of all requests that taught it."""
-_LOCAL = "local"
+LOCAL = "local"
 _TAUGHT = Rows(taught, select(taught))
 
 Record: TypeAlias = Mapping[str, Any]
@@ -30,7 +30,7 @@ def teacher(tenant: str) -> str:
 
     Without a key there is one set, which terminal and page share.
     """
-    return _LOCAL if owner_of(tenant) == _LOCAL else tenant
+    return LOCAL if owner_of(tenant) == LOCAL else tenant
 
 
 def checked_name(name: str) -> str:

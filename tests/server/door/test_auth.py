@@ -283,3 +283,32 @@ def test_only_loopback_needs_no_key() -> None:
             check_binding(host, insecure=False, has_keys=False)
         check_binding(host, insecure=True, has_keys=False)
         check_binding(host, insecure=False, has_keys=True)
+
+
+def test_a_person_has_one_tenant_and_of_people_unknown_each_browser(start: Start) -> None:
+    adopted: list[str] = []
+
+    async def adopt(tenant: str) -> None:
+        adopted.append(tenant)
+
+    b, home, remote = {"x-mico-browser": "b-1"}, {"x-mico-home": "1"}, {"x-mico-user": "anna"}
+    here = start(alice(), required=False, local_secret=OURS, loopback=True, adopt=adopt)
+    there = start(FakeKeys(), required=False, adopt=adopt)
+    cases: list[tuple[httpx.Client, dict[str, str], str]] = [
+        (here, {**bearer("alice"), **b}, "team"),
+        (here, {**bearer("alice"), **b, **home}, "team"),
+        (here, {**bearer(OURS), **b, **home}, "local"),
+        (here, {**bearer(OURS), **home}, "local"),
+        (here, {**bearer(OURS), **b}, "local/page-b-1"),
+        (here, {**bearer(OURS), **b, **home, **remote}, "local/anna"),
+        (there, {**b, **home}, "local/page-b-1"),  # other machines reach this service
+        (there, {**bearer("made-up"), **b}, "local/page-b-1"),
+        (there, home, "local"),
+    ]
+    for client, headers, tenant in cases:
+        assert caller(client.get("/a", headers=headers))["tenant"] == tenant, headers
+    once = ["team", "local", "local/page-b-1"]  # by each of the services
+    assert adopted == [*once, "local/page-b-1"]
+    for wrong in ("", "a/b", "x" * 65):
+        refused = here.get("/a", headers={**bearer(OURS), "x-mico-browser": wrong})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "x-mico-browser")

@@ -219,3 +219,37 @@ async def test_files_and_batches_move_too(stores: Stores, history: History, tmp_
     await store.move(batch, "completed", counts={"completed": 1})
     ended = await store.batch("key-1/anna", batch.id)
     assert (await store.file("key-1/anna", ended.output_file_id)).purpose == "batch_output"
+
+
+@BOTH
+async def test_a_person_gets_what_browsers_of_their_own_had(
+    stores: Stores, history: History
+) -> None:
+    one, two = (f"b-{n:036x}" for n in (1, 2))
+    tenants = (f"local/{one}", f"local/{two}", f"local/page-{two}", "local/anna", f"locals/{one}")
+    asked = {t: await stores.say(tenant=t, send=[t.encode()]) for t in (*tenants, f"key-1/{one}")}
+
+    async def seen(tenant: str) -> set[str]:
+        found = await stores.conversations.list(tenant, limit=9)
+        return {t for t, id_ in asked.items() if id_ in {chat.id for chat in found}}
+
+    await history.adopt(f"local/page-{one}")  # its browser comes back to a shared page
+    assert await seen(f"local/page-{one}") == {f"local/{one}"}
+    for _ in range(2):
+        await history.adopt("local")
+    assert await seen("local") == {f"local/{two}"}
+    chat = await stores.load(asked[f"local/{two}"], "local")
+    (medium,) = chat.media.values()
+    assert stores.media.path(medium).read_bytes() == f"local/{two}".encode()
+    for others in tenants[2:]:
+        assert await seen(others) == {others}
+    await history.move("local", "key-1")
+    await history.adopt("key-1")
+    mine = {f"local/{one}", f"local/{two}", f"local/page-{two}", f"key-1/{one}"}
+    assert await seen("key-1") == mine
+    assert await files(stores) == 6
+    chat = await stores.load(await stores.say(tenant=f"key-1/{two}", send=[b"x"]), f"key-1/{two}")
+    (medium,) = chat.media.values()
+    os.remove(stores.media.path(medium))
+    await history.adopt("key-1")  # the chat comes along without its file
+    assert len(await stores.conversations.list("key-1", limit=9)) == 5

@@ -39,14 +39,16 @@ def main(
 
     A server that was started beside the page takes ``secret`` in the place of a key. A page that
     other machines can reach does not use the secret, and its visitors need keys of the server,
-    unless the page is ``insecure``.
+    unless the page is ``insecure``: then each browser has its own chats. Else all browsers of this
+    machine have the same.
     """
     with tempfile.TemporaryDirectory(prefix="mico-ui-") as folder, _bound(host, port) as listening:
         try:
             shared = not is_local(host)
             if shared and not insecure:
                 _check_keys(api, host)
-            access = Access(None if shared else secret, require_key=shared and not insecure)
+            secret = None if shared else secret
+            access = Access(secret, require_key=shared and not insecure, home=not shared)
             # Gradio reads these when it makes components: the folder of its cache, which is removed
             # at the end, and that it must send no statistics to anybody.
             os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}

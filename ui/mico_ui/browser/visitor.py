@@ -25,14 +25,16 @@ class Access:
     """The rights of a visitor who gives no API key.
 
     The server that was started beside the page takes ``secret`` in the place of a key. With
-    ``require_key`` the server must ask for a key, even where this machine needs none.
+    ``require_key`` the server must ask for a key, even where this machine needs none. With ``home``
+    all browsers of this machine are one person's.
     """
 
     secret: str | None = None
     require_key: bool = False
+    home: bool = False
 
     def for_visitor(self, headers: Mapping[str, str]) -> Access:
-        """The access of the request with these headers: the secret is for this machine alone."""
+        """The access of the request with these headers; only this machine has secret and home."""
         return self if is_at_home(headers) else Access(None, self.require_key)
 
 
@@ -61,8 +63,8 @@ class Frozen(BaseModel):
 class Visitor(Frozen):
     """A browser's opaque id and its user's settings.
 
-    Each ``user`` is a tenant of its own. ``key`` is the server's API key, empty where it needs
-    none. ``model`` is empty where the server has one. For options that are None the model has its
+    ``user`` is the browser's name. ``key`` is the server's API key, empty where it needs none.
+    ``model`` is empty where the server has one. For options that are None the model has its
     own values.
     """
 
@@ -91,13 +93,18 @@ class Visitor(Frozen):
 
     @property
     def owner(self) -> tuple[str, str]:
-        """Whose things are this visitor's: the user, and a hash of the key, empty without one."""
+        """Whose things are this visitor's: a browser's, or a person's in every browser.
+
+        The browser's name, empty for a person, and a hash of the key, empty without one.
+        """
         key = self.key or self._access.secret
-        return self.user, hashlib.sha256(key.encode()).hexdigest() if key else ""
+        user = "" if self.key or self._access.home else self.user
+        return user, hashlib.sha256(key.encode()).hexdigest() if key else ""
 
     def client(self, api: str) -> AsyncClient:
-        key = self.key or self._access.secret
-        return AsyncClient(api, key, user=self.user, require_key=self._access.require_key)
+        access, key = self._access, self.key or self._access.secret
+        who: dict[str, Any] = {"browser": self.user, "home": access.home}
+        return AsyncClient(api, key, **who, require_key=access.require_key)
 
     async def send(self, api: str, call: Call[T]) -> T:
         async with self.client(api) as client:

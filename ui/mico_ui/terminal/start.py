@@ -67,7 +67,7 @@ def main(command: ChatCommand) -> int:
                 with progress.waiting("starting a server and loading the model"):
                     api, secret = stack.enter_context(local_server(command.serve))
                 key = key or secret
-            client = stack.enter_context(Client(api, key))
+            client = stack.enter_context(Client(api, key, home=True))
             model = named(_models(client, progress), command.model)
             if question is not None:
                 _answer(client, command, settings, question)
