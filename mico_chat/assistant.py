@@ -24,7 +24,7 @@ from mico_chat.ask import LORA, Ask
 from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import Delta, Engine, Prompt, TakesLoras, equal_start
 from mico_chat.engines.table import ENGINES
-from mico_chat.errors import MicoError, ModelError, RequestError
+from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.explain import explain, n_prompts
 from mico_chat.fair import FairQueue
 from mico_chat.fields import BYTES_PER_TOKEN, check_bytes
@@ -345,11 +345,13 @@ class Assistant:
         LORA.set(self._worn(ask))
         media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
         pages = max((len(one.report.pages or ()) for one in media), default=1)
+        least = min(wanted, LEAST_ANSWER)
 
-        def tokens(short: Shortened, n: int) -> int:
+        def tokens(short: Shortened, n: int = 1) -> int:
             views = (replace(one.view, most_pages=n) for one in given)
-            shown = [one.within(view) for one, view in zip(media, views, strict=True)]
-            layout = self._layout(replace(ask, messages=short.messages), shown[short.first :])
+            seen = [one.within(view) for one, view in zip(media, views, strict=True)]
+            shown = [seen[number] for number in short.kept]
+            layout = self._layout(replace(ask, messages=short.messages), shown)
             return sum(map(len, layout))
 
         def fits(short: Shortened, n: int = 1) -> bool:
@@ -360,6 +362,15 @@ class Assistant:
             short = whole.fitted(fits)  # with a page of each document; then with more
             n = bisect_left(range(1, pages + 1), True, key=lambda n: not fits(short, n))
             self.check_length(replace(ask, messages=short.messages))
+            if short.pinned and tokens(short) + least > most:
+                others = tokens(whole.unpinned.shortened(whole.unpinned.steps))
+                if others + least <= most:
+                    names = ", ".join(media[number].report.name for number in short.pinned)
+                    raise ContextLengthError(
+                        f"this model's maximum context length is {most} tokens, but the question "
+                        f"takes {others}, the answer {least} or more, and the pinned media "
+                        f"({names}) {tokens(short) - others}: unpin some of them"
+                    )
             return short, max(1, n), most - tokens(short, max(1, n))
 
         short, n, room = await self._tokenizing.run(ask.tenant, fitted)

@@ -19,7 +19,7 @@ from mico_chat.checkpoints.folders import model_name
 from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import memory
-from mico_chat.engines.base import EngineOptions, Loaded
+from mico_chat.engines.base import OFFERED, EngineOptions, Loaded
 from mico_chat.engines.source import Source
 from mico_chat.engines.table import candidates, choose
 from mico_chat.errors import ConfigError, MicoError, MissingLoraError, ModelError, RequestError
@@ -81,14 +81,16 @@ def load_assistant(
     """
     options = options or EngineOptions()
     with without_collection():
-        depths = None
-        if options.depth_model is not None:
-            depths = depth_models.depth_estimator(options.depth_model, options.device)
+        depths, estimating = None, options.depth_model
+        if estimating is not None and estimating != OFFERED:
+            depths = depth_models.depth_estimator(estimating, options.device)
         with _readable(model):
             source = Source.of(model, options.mmproj)
             if (base := source.config.get("base_llm")) in folders.PACKAGED:
                 folders.fetch_base_llm(base)
             loaded = _loaded(source, options)
+        if estimating == OFFERED and (name := depth_models.offered(source.input_modalities)):
+            depths = depth_models.depth_estimator(name)
         reads = Settings().reads
         if reads is None and not (options.chat_defaults and source.form == "chat"):
             reads = False  # other models read for themselves

@@ -257,7 +257,10 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | M
     view = _view(_URL_PARTS[kind], {**part, **value}, inner)
     at = inner if url else f"{inner}.url"
     file = _load_url(_URL_PARTS[kind], string_at(value, "url", inner), at, resolve)
-    return replace(file, view=view)
+    pinned = {**part, **value}.get("pinned") or False
+    if not isinstance(pinned, bool):
+        raise RequestError.at(f"{inner}.pinned", f"expected true or false, got {type_of(pinned)}")
+    return replace(file, view=view, pinned=pinned)
 
 
 def _view(kind: Kind, given: Mapping[str, Any], where: str) -> View:
@@ -447,12 +450,14 @@ LEAST_ANSWER = 16
 @dataclass(frozen=True)
 class Shortened:
     """A conversation without ``turns`` of its turns, and without ``media`` of the other turns'
-    media; ``first`` is the number of the first medium, of all, that is still shown."""
+    media; ``kept`` are the numbers, among all media, of those that are still shown, and ``pinned``
+    of those among them that are pinned in earlier turns."""
 
     messages: Sequence[Message]
-    turns: int = 0
-    media: int = 0
-    first: int = 0
+    turns: int
+    media: int
+    kept: Sequence[int]
+    pinned: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -461,7 +466,7 @@ class Conversation:
 
     First media of earlier turns are named and no longer shown, the oldest first, then the oldest
     turns are left out. The system message and the last turn stay. A turn begins with a user's
-    message.
+    message. Pinned media stay: those of a turn that is left out stand before the next question.
     """
 
     start: Sequence[Message]
@@ -479,8 +484,15 @@ class Conversation:
 
     @property
     def media(self) -> int:
-        """How many media earlier turns have."""
-        return sum(len(message.media) for turn in self.earlier for message in turn)
+        """How many media of earlier turns may go."""
+        all_ = (part for turn in self.earlier for message in turn for part in message.media)
+        return sum(not _pinned(part) for part in all_)
+
+    @property
+    def unpinned(self) -> Conversation:
+        """The conversation with no medium pinned."""
+        all_ = [*self.start, *(message for turn in self.earlier for message in turn), *self.last]
+        return Conversation.of([m.with_files(lambda f: replace(f, pinned=False)) for m in all_])
 
     @property
     def steps(self) -> int:
@@ -490,15 +502,31 @@ class Conversation:
         """The conversation after so many steps."""
         unshown = min(steps, self.media)
         gone = steps - unshown
-        left, media, rest = unshown, 0, list[Message]()
+        at = sum(len(message.media) for message in self.start)
+        left, media, rest, moved = unshown, 0, list[Message](), list[Part]()
+        kept, pinned = list(range(at)), list[int]()
         for number, turn in enumerate(self.earlier):
             for message in turn:
-                n = min(left, len(message.media))
-                left -= n
+                parts = list(message.content)
+                for place, part in enumerate(parts):
+                    if isinstance(part, TextPart):
+                        continue
+                    if _pinned(part):
+                        pinned.append(at)
+                        moved += [part] if number < gone else []
+                    if left and not _pinned(part):
+                        parts[place] = TextPart(f"[{part.kind} {part.name}]\n")
+                        left, media = left - 1, media + (number >= gone)
+                    else:
+                        kept.append(at)
+                    at += 1
                 if number >= gone:
-                    media += n
-                    rest.append(_named(message, n) if n else message)
-        return Shortened([*self.start, *rest, *self.last], gone, media, unshown)
+                    rest.append(replace(message, content=tuple(parts)))
+        rest += self.last
+        if moved:
+            rest[0] = replace(rest[0], content=(*moved, *rest[0].content))
+        kept += range(at, at + sum(len(message.media) for message in self.last))
+        return Shortened([*self.start, *rest], gone, media, kept, pinned)
 
     def fitted(self, fits: Callable[[Shortened], bool]) -> Shortened:
         """The conversation after the fewest steps with which it fits, or after all of them."""
@@ -506,11 +534,5 @@ class Conversation:
         return self.shortened(least)
 
 
-def _named(message: Message, n: int) -> Message:
-    """A message whose first ``n`` media are named in words."""
-    parts, left = list(message.content), n
-    for at, part in enumerate(parts):
-        if left and not isinstance(part, TextPart):
-            parts[at] = TextPart(f"[{part.kind} {part.name}]\n")
-            left -= 1
-    return replace(message, content=tuple(parts))
+def _pinned(part: Part) -> bool:
+    return isinstance(part, MediaFile) and part.pinned

@@ -23,7 +23,8 @@ class Settings(BaseSettings):
     None: where the parts for it are installed, and not in evaluations."""
     depth_model: str | None = None
     """Estimates the distances in a picture, where a question asks for it: mini, or a depth
-    estimator of transformers. None: a server refuses to."""
+    estimator of transformers. None: a server takes the network of the mini, if it is there. Empty:
+    it refuses to."""
 
 
 def cache_dir() -> Path:

@@ -251,11 +251,13 @@ class MediaList(_Answer):
 
 
 class ShownMedium(_Answer):
-    """A medium of a message; its file is at /v1/media/{id}/content."""
+    """A medium of a message; its file is at /v1/media/{id}/content. A pinned one stays where
+    ``truncation`` leaves its turn out."""
 
     kind: Kind
     id: str
     name: str
+    pinned: bool = False
 
 
 class TurnObject(_Answer):

@@ -31,6 +31,9 @@ MAX_RUNNING = 16
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+OFFERED = "offered"
+"""A ``depth_model`` of :class:`EngineOptions` that nobody has named."""
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -49,7 +52,8 @@ class EngineOptions:
     measures the weights alone. Python code that a model's folder brings is run only with
     ``trust_remote_code``. ``mmproj`` is the projector of a GGUF model's media; by default the one
     beside it. ``depth_model`` estimates the depth of pictures, where a question asks for it
-    (:func:`mico_chat.reading.depths.depth_estimator`).
+    (:func:`mico_chat.reading.depths.depth_estimator`); :data:`OFFERED` is the small network, where
+    it is there and the model reads depth maps.
     """
 
     engine: str = AUTO

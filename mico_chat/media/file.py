@@ -274,7 +274,8 @@ class MediaFile:
     Errors and reports use ``name``. ``depth_scale`` is how many metres one unit of a depth map of
     16-bit integers means. ``sampling`` decides which frames of a clip are taken; with a ``seed``
     they are drawn, one of each of equal runs of frames. ``id`` is that of a stored medium of a
-    service. The ``view`` says how finely it is shown.
+    service. The ``view`` says how finely it is shown. A ``pinned`` one stays where a conversation
+    is shortened.
     """
 
     kind: Kind
@@ -285,6 +286,7 @@ class MediaFile:
     seed: int | None = None
     id: str | None = None
     view: View = NO_VIEW
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,9 +20,10 @@ from mico_chat.checkpoints.configs import named_folder
 from mico_chat.checkpoints.folders import model_folder
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError
 from mico_chat.late import late
+from mico_chat.media.kinds import Kind
 from mico_chat.media.maps import encode_depth
 from mico_chat.media.medium import Image
-from mico_chat.model.mini.depth import WEIGHTS, load_depth_net
+from mico_chat.model.mini.depth import WEIGHTS, DepthNet, load_depth_net
 
 # It brings transformers.
 with late():
@@ -59,7 +60,7 @@ class DepthModel(Protocol):
 
 
 class SmallDepth:
-    """The mini's network, on the CPU."""
+    """The mini's network, on the CPU. Its weights are read for the first picture."""
 
     name = "mini-depth"
     unit: Literal["metre", "inverse"] = "inverse"
@@ -67,7 +68,10 @@ class SmallDepth:
     def __init__(self) -> None:
         _, folder = named_folder(SMALL)
         self.files = [folder / "model.safetensors", folder / WEIGHTS]
-        self._net = load_depth_net(folder)
+
+    @functools.cached_property
+    def _net(self) -> DepthNet:
+        return load_depth_net(self.files[0].parent)
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> Guesses:
         return ((place, self._net.nearness(one)) for place, one in enumerate(pictures))
@@ -139,6 +143,13 @@ class DepthEstimator:
         if data is None:
             raise MediaError(picture.name, f"no depth can be estimated: {self.name} sees none")
         return data
+
+
+def offered(kinds: Collection[Kind]) -> str | None:
+    """What estimates depth where nobody chose it, for a model that reads ``kinds``: the small
+    network, if it is on this machine."""
+    here = "depth" in kinds and all(file.is_file() for file in SmallDepth().files)
+    return SMALL if here else None
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import model_name
+from mico_chat.engines.base import OFFERED
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.load import (
     EngineOptions,
@@ -245,6 +246,7 @@ def main(
     quantization = asked_quantization(
         settings.quantization, settings.load_in_4bit, settings.load_in_8bit
     )
+    depth = Settings().depth_model
     # Twice: beside one tenant's media there is a process for another tenant's.
     with MediaDecoder(MediaLimits(), workers=2 * settings.decoder_workers) as decoder:
         options = EngineOptions(
@@ -260,7 +262,7 @@ def main(
             arguments=settings.engine_arguments,
             trust_remote_code=settings.trust_remote_code,
             mmproj=settings.mmproj,
-            depth_model=Settings().depth_model,
+            depth_model=OFFERED if depth is None else depth or None,
         )
         names = settings.model or (Settings().model,)
         if settings.max_models_bytes is None and len(names) > 1:

@@ -20,8 +20,10 @@ from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import Depth, Image, MediaDecoder, MediaFile, MediaLimits, decode
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
+from mico_chat.model.mini.depth import load_depth_net
 from mico_chat.model.processing import MicoChatProcessor
-from mico_chat.reading.depths import DepthEstimator, depth_estimator
+from mico_chat.reading import depths
+from mico_chat.reading.depths import DepthEstimator, SmallDepth, depth_estimator
 from tests.assistant.test_assistant import tiny_assistant
 from tests.server.support import sent
 from tests.support.depth_models import depth_model
@@ -209,6 +211,28 @@ def test_metres_stay_metres_and_the_small_one_gives_none(tmp_path: Path) -> None
     small = seen("mini")
     assert (small.metric, small.estimated) == (False, "mini-depth")
     assert np.ptp(small.values) > 0.1
+
+
+def test_the_small_network_is_offered_and_loaded_for_the_first_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loads: list[Path] = []
+
+    def counted(folder: Path) -> Any:
+        loads.append(folder)
+        return load_depth_net(folder)
+
+    monkeypatch.setattr(depths, "load_depth_net", counted)
+    name = depths.offered(["image", "depth"])
+    assert name == "mini"
+    assert depths.offered(["image"]) is None, "a model that reads no depth map"
+    estimator = DepthEstimator(SmallDepth())
+    assert (estimator.name, loads) == ("mini-depth", [])
+    for _ in range(2):
+        estimator.estimate(Image(sent.square()))
+    assert len(loads) == 1
+    monkeypatch.setattr(depths, "named_folder", lambda name: (name, tmp_path))
+    assert depths.offered(["image", "depth"]) is None, "it is not there"
 
 
 def test_models_that_cannot_are_refused_at_the_start(

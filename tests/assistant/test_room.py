@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from random import Random
 from string import ascii_lowercase
 
@@ -62,7 +63,7 @@ def test_each_step_leaves_out_the_oldest_medium_then_the_oldest_turn() -> None:
         short = whole.shortened(steps)
         media = [medium.name for message in short.messages for medium in message.media]
         assert len(media) == 3 - min(steps, 3)
-        assert short.first == min(steps, 3)
+        assert list(short.kept) == [0, 1, 2][min(steps, 3) :]
         assert short.turns == max(0, steps - 3)
         assert short.media == min(steps, 3) - short.turns
         assert short.messages[0] == messages[0], "the system message stays"
@@ -189,3 +190,48 @@ def test_pages_go_before_media_and_media_before_turns(reading: Assistant) -> Non
     assert tight.usage.turns_left_out + tight.usage.media_left_out > 0
     assert [one.name for one in tight.media if one.kind == "document"] == ["/folder/new.txt"]
     assert tight.media[-1].pages == (20,)
+
+
+PIN = MediaFile("image", b"x", "cat.png", pinned=True)
+
+
+def test_pins_stay_with_each_step() -> None:
+    first = Message.user("a", PIN, replace(PIN, name="dog.png", pinned=False))
+    second = Message.user(replace(PIN, name="cow.png"), "b")
+    said, last = Message.assistant("yes"), shown(picture(0), "and?")
+    whole = Conversation.of([Message.system("Be brief."), first, said, second, said, last])
+    assert (whole.steps, whole.media) == (3, 1)
+    shorts = [whole.shortened(steps) for steps in range(4)]
+    assert [list(short.kept) for short in shorts] == [[0, 1, 2, 3], *[[0, 2, 3]] * 3]
+    for short in shorts:
+        assert list(short.pinned) == [0, 2]
+        assert [m for message in short.messages for m in message.media][-1] == last.media[0]
+    assert shorts[2].messages[1].content == (PIN, *second.content)
+    assert shorts[3].messages[1].content == (PIN, second.content[0], *last.content)
+    assert (shorts[3].turns, shorts[3].media, len(shorts[3].messages)) == (2, 0, 2)
+
+
+def test_a_pinned_medium_answers_after_its_turn_was_left_out(assistant: Assistant) -> None:
+    messages = talk(assistant.engine.max_position // 10)
+    at: dict[bool, list[Message]] = {}
+    for pinned in (True, False):
+        words = messages[1].text
+        at[pinned] = [messages[0], Message.user(replace(PIN, pinned=pinned), words), *messages[2:]]
+    found = answered(assistant, at[True])
+    left = found.usage.turns_left_out
+    assert left > 0
+    assert [report.name for report in found.media] == ["cat.png"]
+    assert answered(assistant, at[False]).media == ()
+    head, *rest = messages[1 + 2 * left :]
+    kept = [messages[0], replace(head, content=(PIN, *head.content)), *rest]
+    assert found.choices[0].text == answered(assistant, kept, truncation="disabled").choices[0].text
+
+
+def test_pins_that_do_not_fit_are_named(assistant: Assistant) -> None:
+    most = assistant.engine.max_position
+    pins = [replace(PIN, name=f"{n}.png") for n in range(most // 4)]
+    asked = [Message.user(*pins, "?"), Message.assistant("yes"), Message.user("and now?")]
+    with pytest.raises(ContextLengthError, match=rf"{most} tokens.*\(0\.png, 1\.png.*unpin some"):
+        answered(assistant, asked)
+    with pytest.raises(ContextLengthError, match="shorten the conversation"):  # no pin's fault
+        answered(assistant, [Message.user(PIN), asked[1], Message.user(letters(1, most))])

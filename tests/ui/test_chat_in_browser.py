@@ -26,6 +26,7 @@ def test_every_modality_at_once_and_its_report(chat: ChatPage) -> None:
     chat.attach(*(EXAMPLES / name for name in names))
     kinds = [chip.get_attribute("data-kind") for chip in chat.chips.all()]
     assert sorted(kinds, key=str) == ["audio", "depth", "image", "image", "video"]
+    expect(chat.page.get_by_label("Estimate the depth of sheep.jpg")).to_be_visible()
     # Nothing in an 8-bit file tells a normal map from a picture: the user does.
     chat.page.get_by_label("Show box.normal.png as").select_option("as normal map")
     expect(chat.page.locator(".chip[data-kind=normal]")).to_be_visible()
@@ -228,10 +229,15 @@ def test_media_of_a_question_are_changed_and_bad_files_are_named(
     expect(chat.chips).to_have_count(2)
     for file in bad:
         expect(chat.page.locator(".composer .chips-problem")).to_contain_text(file.name)
-    # A photograph that is no depth map stays a photograph.
-    chat.page.get_by_label("Show sheep.jpg as").select_option("depth")
-    expect(chat.page.locator(".composer .chips-problem")).to_contain_text("sheep.jpg")
+    # Nobody takes a colour photograph for a depth map. Where another kind fails, it stays.
+    kinds = chat.page.get_by_label("Show sheep.jpg as")
+    assert kinds.locator("option").all_inner_texts() == ["as picture", "as normal map"]
+    chat.page.route("**/gradio_api/upload", lambda route: route.abort())
+    kinds.select_option("normal")
+    expect(chat.page.locator(".composer .chips-problem")).to_contain_text("does not answer")
+    chat.page.unroute("**/gradio_api/upload")
     expect(chat.chips).to_have_count(2)
+    expect(kinds).to_have_value("image")
     many = [tmp_path / f"{n}.jpg" for n in range(33)]
     for file in many:
         file.write_bytes(files[0].read_bytes())

@@ -82,7 +82,7 @@ def attach(page: Page) -> Any:
 
 def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) -> None:
     card = attach(page)
-    assert (card["kind"], card["kinds"]) == ("image", ["image", "depth", "normal"])
+    assert (card["kind"], card["kinds"]) == ("image", ["image", "normal"])
     assert card["pictures"][0]["src"].startswith("data:image/webp;base64,")
     states = ask(page, "What is <b>it</b>?", media=[{"id": card["id"], "kind": "image"}])
     assert states[0]["state"] == "waiting"

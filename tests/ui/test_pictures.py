@@ -47,6 +47,16 @@ def test_the_kinds_that_a_file_can_be() -> None:
     assert kinds_of(b"\x1aE\xdf\xa3", "a.webm") == ("video", "audio")
 
 
+def test_the_kinds_that_pixels_cannot_be() -> None:
+    grey = np.full((4, 4, 3), 90, np.uint8)
+    colours = (grey + np.arange(3)).astype(np.uint8)
+    assert preview_of(Image(grey), "a").never == ("normal",)
+    assert preview_of(Image(colours), "a").never == preview_of(Normal(colours), "a").never
+    assert preview_of(Normal(colours), "a").never == ("depth",)
+    assert preview_of(Depth(np.ones((4, 4), np.float32)), "a").never == ("normal",)
+    assert preview_of(Audio(np.zeros(16_000, np.float32)), "a").never == ()
+
+
 @pytest.mark.parametrize(
     ("head", "reason"),
     [

@@ -168,7 +168,8 @@ def conversations_state(known: str) -> Call[str]:
 
 def change_conversation(id_: str, **changes: Any) -> Call[wire.ConversationSummary]:
     """Change the ``title``, ``pinned``, ``archived``, the ``system`` prompt (None: the model's
-    own), or read the conversation along the path through ``turn``."""
+    own), ``pinned_media`` by their ids, or read the conversation along the path through ``turn``.
+    """
     path = f"/v1/conversations/{_quoted(id_)}"
     return Call("PATCH", path, read_as(wire.ConversationSummary), body=changes)
 

@@ -69,6 +69,12 @@ class Changes(BaseModel):
     )
     pinned: bool | None = Field(None, description="it stands first in the list")
     archived: bool | None = Field(None, description="lists without archived ones leave it out")
+    pinned_media: dict[str, bool] | None = Field(
+        None,
+        min_length=1,
+        description="ids of media of the conversation: true pins one, so that it stays where "
+        "truncation leaves its turn out",
+    )
 
     @property
     def given(self) -> dict[str, Any]:
@@ -111,7 +117,10 @@ class ImportedConversation(BaseModel):
                 reason = f"{turn.created_at}: expected seconds since 1970, at most {_LATEST}"
                 raise RequestError.at(f"turns[{at}].created_at", reason)
             numbers[turn.turn] = at + 1
-            shown = [StoredMedium(type=one.kind, media_id=one.id) for one in turn.media]
+            shown = [
+                StoredMedium(type=one.kind, media_id=one.id, pinned=one.pinned)
+                for one in turn.media
+            ]
             said = [StoredText(text=turn.message)] if turn.message or not shown else []
             reports = [MediaReport(name=one.name, kind=one.kind) for one in turn.media]
             ended = {"answer", "finish_reason", "usage", "confidence", "unsure"}
@@ -129,10 +138,11 @@ class ImportedConversation(BaseModel):
 
 
 def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
+    parts = [p for p in turn.parts if isinstance(p, StoredMedium)]
+    named = [(p.type, conversation.media[p.media_id]) for p in parts]
     shown = [
-        wire.ShownMedium(kind=p.type, id=p.media_id, name=conversation.media[p.media_id].name)
-        for p in turn.parts
-        if isinstance(p, StoredMedium)
+        wire.ShownMedium(kind=kind, id=m.id, name=m.name, pinned=m.id in conversation.pinned_media)
+        for kind, m in named
     ]
     told = {"turn": turn.number, "message": text_in(turn.parts), "media": shown}
     told |= {"versions": conversation.versions[turn.parent]}
@@ -218,8 +228,8 @@ async def get_conversation(
 async def change_conversation(
     conversation_id: str, body: Changes, client: CurrentClient
 ) -> wire.ConversationSummary:
-    """Rename a conversation, pin or archive it, give it a system prompt, or choose among the
-    versions of its turns. The answer that is under way keeps the system prompt that it began with.
+    """Rename a conversation, pin or archive it, give it a system prompt, pin its media, or choose
+    among the versions of its turns. The answer that is under way keeps the system prompt that it began with.
     """
     store = client.service.conversations
     await store.change(client.tenant, conversation_id, **body.given)

@@ -63,6 +63,7 @@ class StoredText(BaseModel):
 class StoredMedium(BaseModel):
     type: Kind
     media_id: str
+    pinned: bool = False
 
 
 StoredPart: TypeAlias = Annotated[StoredText | StoredMedium, Field(discriminator="type")]
@@ -137,6 +138,12 @@ class Conversation(ConversationInfo):
         for turn in self.tree.values():
             found.setdefault(turn.parent, []).append(turn.number)
         return found
+
+    @cached_property
+    def pinned_media(self) -> frozenset[str]:
+        """The ids of the media that stay where the conversation is shortened."""
+        parts = (part for turn in self.tree.values() for part in turn.parts)
+        return frozenset(p.media_id for p in parts if isinstance(p, StoredMedium) and p.pinned)
 
     @cached_property
     def later(self) -> Mapping[int, int]:
@@ -360,7 +367,8 @@ class ConversationStore:
                     parts.append(TextPart(part.text))
                 else:
                     record = conversation.media[part.media_id]
-                    parts.append(MediaFile(record.kind, self._media.path(record), record.name))
+                    medium = MediaFile(record.kind, self._media.path(record), record.name)
+                    parts.append(replace(medium, pinned=record.id in conversation.pinned_media))
             found = with_question(found, Message("user", tuple(parts)))
             if turn.answer or turn.finish_reason != "unanswered":
                 found.append(Message.assistant(turn.answer))
@@ -406,11 +414,18 @@ class ConversationStore:
 
     @uninterrupted
     async def change(
-        self, tenant: str, id_: str, *, turn: int | None = None, **values: str | bool | None
+        self,
+        tenant: str,
+        id_: str,
+        *,
+        turn: int | None = None,
+        pinned_media: Mapping[str, bool] | None = None,
+        **values: str | bool | None,
     ) -> None:
         """Change the title, the ``system`` message, ``pinned`` or ``archived``.
 
-        From now on the conversation is read along the newest path through ``turn``.
+        From now on the conversation is read along the newest path through ``turn``. Media are
+        pinned, or unpinned, by their ids in all turns that show them.
         """
         title = values.get("title")
         if isinstance(title, str):
@@ -429,6 +444,7 @@ class ConversationStore:
                 if turn not in parents:
                     raise NotFoundError(f"conversation {id_} has no turn {turn}")
                 head["head"] = _leaf_near(parents, turn)
+            await _pin(connection, id_, pinned_media or {})
             await _changed(connection, id_, **values, **head)
 
     @uninterrupted
@@ -559,6 +575,22 @@ async def _changed(connection: AsyncConnection, id_: str, **values: Any) -> None
     await connection.execute(
         update(conversations).where(conversations.c.id == id_).values(**values)
     )
+
+
+async def _pin(connection: AsyncConnection, id_: str, pinned: Mapping[str, bool]) -> None:
+    if not pinned:
+        return
+    all_ = select(turns.c.number, turns.c.parts).where(turns.c.conversation_id == id_)
+    found = (await connection.execute(all_)).all()
+    shown = {part.get("media_id") for row in found for part in row.parts}
+    for wrong in sorted(pinned.keys() - shown):
+        raise NotFoundError(f"conversation {id_} shows no medium {wrong!r}")
+    for number, old in found:
+        own = ({"pinned": pinned[m]} if (m := p.get("media_id")) in pinned else {} for p in old)
+        new = [{**part, **change} for part, change in zip(old, own, strict=True)]
+        if new != old:
+            change = update(turns).where(_numbered(id_, [number])).values(parts=new)
+            await connection.execute(change)
 
 
 async def _retitle(connection: AsyncConnection, id_: str, old: Collection[str], new: str) -> None:

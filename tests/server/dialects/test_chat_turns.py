@@ -219,6 +219,36 @@ def test_a_system_prompt_that_is_set_during_an_answer_stays(start: Start) -> Non
     assert [message.role for message in assistant.asked[-1][:1]] == ["user"]
 
 
+def test_media_of_a_conversation_are_pinned(start: Start) -> None:
+    client = start(FakeAssistant())
+    first = ask(client, "What?", ("image", ("cat.jpg", b"one")), ("image", ("dog.jpg", b"two")))
+    url = f"/v1/conversations/{first['conversation_id']}"
+
+    def pinned(path: str = url) -> list[list[bool]]:
+        turns = client.get(path, params={"all_versions": True}).json()["turns"]
+        return [[one["pinned"] for one in turn["media"]] for turn in turns]
+
+    cat, dog = (one["id"] for one in client.get(url).json()["turns"][0]["media"])
+    assert client.patch(url, json={"pinned_media": {dog: True}}).status_code == 200
+    # Another version of the question shows the same media.
+    again = {"conversation_id": first["conversation_id"], "after": "0"}
+    client.post("/v1/chat", data={"message": "Who?", "image": f"media:{dog}", **again})
+    assert pinned() == [[False, True], [True]]
+    wrong = f"media-{7:024x}"
+    assert (
+        wrong
+        in error_of(client.patch(url, json={"pinned_media": {dog: False, wrong: True}}))["message"]
+    )
+    assert pinned() == [[False, True], [True]], "all or nothing"
+    for bad in ({}, {dog: "perhaps"}, [dog], {"": True}):
+        assert client.patch(url, json={"pinned_media": bad}).status_code in (400, 404)
+    exported = client.get(url, params={"all_versions": True}).json()
+    copied = client.post("/v1/conversations", json=exported).json()["id"]
+    assert pinned(f"/v1/conversations/{copied}") == pinned()
+    assert client.patch(url, json={"pinned_media": {dog: False, cat: True}}).status_code == 200
+    assert pinned() == [[True, False], [False]]
+
+
 def test_what_a_stored_answer_rests_on(start: Start) -> None:
     assistant = FakeAssistant()
     client = start(assistant)

@@ -398,3 +398,16 @@ def test_titles(text: str, kinds: tuple[Kind, ...], title: str) -> None:
     media = [StoredMedium(type=kind, media_id="media-1") for kind in kinds]
     assert title_of([StoredText(text=text), *media]) == title
     assert len(title) <= 60
+
+
+async def test_a_pinned_medium_is_pinned_in_the_messages(stores: Stores) -> None:
+    id_ = await stores.say("What?", send=[b"cat", b"dog"])
+    cat, dog = (await stores.load(id_)).turns[0].parts[:2]
+    assert isinstance(cat, StoredMedium)
+    assert isinstance(dog, StoredMedium)
+    await stores.conversations.change("t", id_, pinned_media={dog.media_id: True})
+    (asked, _) = stores.conversations.messages(await stores.load(id_))
+    assert [file.pinned for file in asked.files] == [False, True]
+    for wrong in ((id_, "u"), (new_id("conv"), "t")):
+        with pytest.raises(NotFoundError):
+            await stores.conversations.change(wrong[1], wrong[0], pinned_media={cat.media_id: True})

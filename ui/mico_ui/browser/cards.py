@@ -39,8 +39,11 @@ class Picture(Frozen):
 
 
 class Preview(Frozen):
+    """``never`` are the kinds as which such pixels are refused."""
+
     pictures: tuple[Picture, ...]
     facts: tuple[str, ...] = ()
+    never: tuple[Kind, ...] = ()
 
 
 class Card(Frozen):
@@ -48,7 +51,7 @@ class Card(Frozen):
 
     A card without ``pictures`` makes the page ask for them. ``facts`` describe the part of the
     medium that the model gets, ``cut`` the part that it does not get. ``spoken`` is what is said in
-    it.
+    it. A ``pinned`` one stays where its conversation is shortened.
     """
 
     id: str
@@ -60,6 +63,7 @@ class Card(Frozen):
     facts: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
     spoken: str = ""
+    pinned: bool = False
 
 
 class Attached(Frozen):
@@ -125,14 +129,15 @@ def preview_of(medium: Medium, name: str, side: int = STILL_SIDE) -> Preview:
                 alt, caption = f"estimated {alt}", f"estimated: {caption}"
             colours = depth_pixels(medium.values)
             shown = _picture(colours, side, alt, caption, lossless=True)
-            return Preview(pictures=(shown,), facts=tuple(facts))
+            return Preview(pictures=(shown,), facts=tuple(facts), never=("normal",))
         case Pages():
             piece = TABLE[medium.kind].piece
             numbered = [(f"{piece} {n}", page) for n, page in enumerate(medium.pages, 1)]
             pages = (_picture(p.pixels, side, f"{n} of {name}", n) for n, p in numbered)
             return Preview(pictures=tuple(pages))
-    noun = TABLE[medium.kind].noun
-    return Preview(pictures=(_picture(medium.pixels, side, f"{noun} {name}"),))
+    noun, in_colour = TABLE[medium.kind].noun, bool(np.ptp(medium.pixels, axis=2).any())
+    still = _picture(medium.pixels, side, f"{noun} {name}")
+    return Preview(pictures=(still,), never=("depth" if in_colour else "normal",))
 
 
 def _of_sound(sound: Audio, name: str) -> tuple[Picture, Picture]:
@@ -233,7 +238,9 @@ class MediaDesk:
         upload = Upload(file.kind or kinds[0], file.path, file.name)
         stored = await visitor.send(self.api, routes.upload(upload, model=visitor.model or None))
         card = await self._card(visitor, stored.id, report_of(stored), file.path)
-        return card.model_copy(update={"kinds": kinds})
+        made = self.previewer.kept(visitor.user, stored.id, card.kind)
+        never = () if made is None else made.never
+        return card.model_copy(update={"kinds": tuple(one for one in kinds if one not in never)})
 
     async def estimate_depth(self, visitor: Visitor, id: str) -> Card:
         """The card of a depth map that the server estimates of a stored picture."""
@@ -284,7 +291,9 @@ class MediaDesk:
         if len(reports) != len(media):
             reports = [MediaReport(name=m.name, kind=m.kind) for m in media]
         return tuple(
-            self.kept(visitor, m.id, r.model_copy(update={"name": m.name, "kind": m.kind}))
+            self.kept(
+                visitor, m.id, r.model_copy(update={"name": m.name, "kind": m.kind})
+            ).model_copy(update={"pinned": m.pinned})
             for m, r in zip(media, reports, strict=True)
         )
 

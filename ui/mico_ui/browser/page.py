@@ -126,7 +126,7 @@ class Page:
         media = (desk.attach, self.forget, desk.preview, desk.estimate_depth, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
-        versions = (self.choose, self.changes, self.bring)
+        versions = (self.choose, self.changes, self.bring, self.pin)
         others = (self.teach, self.explaining)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
@@ -195,6 +195,10 @@ class Page:
 
     async def rename(self, visitor: Visitor, id: str, title: str) -> str:
         return (await visitor.send(self.api, routes.change_conversation(id, title=title))).title
+
+    async def pin(self, visitor: Visitor, id: str, medium: str, pinned: bool) -> None:
+        """Pin a medium of a conversation, so that it stays where this is shortened, or unpin it."""
+        await visitor.send(self.api, routes.change_conversation(id, pinned_media={medium: pinned}))
 
     async def delete(self, visitor: Visitor, id: str) -> None:
         await visitor.send(self.api, routes.delete_conversation(id))

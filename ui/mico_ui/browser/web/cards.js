@@ -69,6 +69,25 @@
     return el("button", { type: "button", class: "card-open", "aria-label": `${action} ${card.name}`, onclick: () => open(card) }, mico.thumbnail(card), play);
   };
 
+  // What is pinned stays in the chat when the chat no longer fits and its oldest turns are left out.
+  function pin(card) {
+    const label = () => `${card.pinned ? "Unpin" : "Pin"} ${card.name}`;
+    const place = mico.button("pin", label(), async () => {
+      try {
+        await mico.call("pin", { id: mico.chat.id, medium: card.id, pinned: !card.pinned });
+        card.pinned = !card.pinned;
+        for (const name of ["aria-label", "title"]) place.setAttribute(name, label());
+        place.classList.toggle("pinned", card.pinned);
+        mico.say(card.pinned ? "Pinned: it stays when the chat no longer fits." : "Unpinned.");
+      } catch (error) {
+        mico.banner(error);
+      }
+    });
+    place.classList.add("pin");
+    place.classList.toggle("pinned", Boolean(card.pinned));
+    return place;
+  }
+
   mico.smallCard = function (card, view) {
     const facts = el("span", { class: "facts" });
     show(facts, card, () => {
@@ -79,6 +98,7 @@
       "figure",
       { class: `card ${look(card)}`, "data-kind": card.kind, "data-medium": card.id },
       mico.openable(card),
+      typeof view.turn === "number" && pin(card),
       el("figcaption", {}, el("span", { class: "name" }, card.name), facts, mico.teaches(card) && el("button", { type: "button", "aria-label": `Teach ${card.name}`, onclick: () => mico.teach(card, view) }, "Teach")),
     );
   };

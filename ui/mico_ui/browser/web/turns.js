@@ -225,10 +225,12 @@
     const shown = mico.chat.turns.filter(isKept);
     const same = shown.every(({ view }, n) => view.turn === found.turns[n]?.turn && view.state === found.turns[n].state && view.answer === found.turns[n].answer);
     if (!same || found.turns.length !== shown.length || isGrowing(found.turns.at(-1))) return mico.showConversation(found);
+    const told = ({ versions, later, media }) => String([versions, later, media.map((one) => one.pinned)]);
     for (const [n, turn] of shown.entries()) {
-      const { versions, later } = found.turns[n];
-      if (String([versions, later]) === String([turn.view.versions, turn.view.later])) continue;
+      const { versions, later, media } = found.turns[n];
+      if (told(found.turns[n]) === told(turn.view)) continue;
       turn.view = { ...turn.view, versions, later };
+      for (const [m, one] of media.entries()) if (turn.view.media[m]) turn.view.media[m].pinned = one.pinned;
       drawQuestion(turn);
     }
   }
@@ -243,7 +245,8 @@
       return;
     }
     const began = view.turn !== null && running.view.turn === null;
-    const cards = view.media.map((card) => ({ ...card, cut: [...card.cut], pictures: card.pictures.length ? card.pictures : running.view.media.find((old) => old.id === card.id)?.pictures || [] }));
+    const old = (card) => running.view.media.find((one) => one.id === card.id);
+    const cards = view.media.map((card) => ({ ...card, cut: [...card.cut], pinned: old(card)?.pinned, pictures: card.pictures.length ? card.pictures : old(card)?.pictures || [] }));
     // Until there are words, an answer that goes on shows those that it had.
     running.view = { ...view, html: view.html || running.view.html, message: running.view.message, media: cards.length ? cards : running.view.media };
     drawAnswer(running);
