@@ -229,7 +229,8 @@ async def change_conversation(
     conversation_id: str, body: Changes, client: CurrentClient
 ) -> wire.ConversationSummary:
     """Rename a conversation, pin or archive it, give it a system prompt, pin its media, or choose
-    among the versions of its turns. The answer that is under way keeps the system prompt that it began with.
+    among the versions of its turns. The answer that is under way keeps the system prompt that it
+    began with.
     """
     store = client.service.conversations
     await store.change(client.tenant, conversation_id, **body.given)
