@@ -259,6 +259,35 @@ def test_media_of_a_question_are_changed_and_bad_files_are_named(
     assert "[image coffee.jpg, depth near.depth.png] And now?" in chat.text(1)
 
 
+def test_a_medium_is_pinned_and_every_tab_shows_it(chat: ChatPage) -> None:
+    chat.attach(EXAMPLES / "sheep.jpg", EXAMPLES / "coffee.jpg")
+    chat.ask("What is it?")
+    chat.answer(1)
+    tab = ChatPage(chat.page.context.new_page(), chat.url)
+    tab.page.goto(chat.page.url)
+
+    def pins(page: ChatPage, **names: str) -> None:
+        for name, does in names.items():
+            button = page.page.get_by_role("button", name=f"{does} {name}.jpg", exact=True)
+            expect(button).to_be_visible()
+
+    pins(tab, sheep="Pin", coffee="Pin")
+    chat.page.get_by_role("button", name="Pin coffee.jpg", exact=True).click()
+    for page in (chat, tab):
+        pins(page, sheep="Pin", coffee="Unpin")
+    chat.page.reload()
+    chat.edit("What else?").press("Enter")  # a version of the question shows the same media
+    expect(chat.versions).to_have_text("2/2")
+    chat.answer(1)
+    pins(chat, sheep="Pin", coffee="Unpin")
+    chat.page.reload()
+    pins(chat, sheep="Pin", coffee="Unpin")
+    tab.page.get_by_role("button", name="Unpin coffee.jpg").click()
+    for page in (tab, chat):
+        pins(page, coffee="Pin")
+    assert tab.trouble == []
+
+
 def test_back_leads_to_the_former_chat_and_each_tab_keeps_what_is_written(chat: ChatPage) -> None:
     for question in ("One?", "Two?"):
         chat.press("New chat")

@@ -118,8 +118,9 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         told = client.post("/v1/chat", data={"message": "x"}, files=picture).json()
         url = f"/v1/conversations/{told['conversation_id']}/turns/1/explanation"
         assert client.post(url).status_code == 200
-        shown = client.get(f"/v1/conversations/{told['conversation_id']}").json()["turns"][0]
-        url = f"/v1/media/{shown['media'][0]['id']}/depth"
+        chat = client.get(f"/v1/conversations/{told['conversation_id']}").json()
+        assert client.post("/v1/conversations", json=chat).status_code == 201
+        url = f"/v1/media/{chat['turns'][0]['media'][0]['id']}/depth"
         assert client.post(url).status_code == 201
         # No random picture or name is one.
         taught = client.post("/v1/teach", data={"name": "Z"}, files=picture).json()["id"]
