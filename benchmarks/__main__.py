@@ -17,6 +17,7 @@ with late():
 
 RESULTS = Path("benchmarks/results")
 NAMES = {
+    "architectures": "benchmarks.model.architectures:measure",
     "attacks": "benchmarks.service.attacks:measure",
     "busy": "benchmarks.service.busy:measure",
     "capacity": "benchmarks.capacity:measure",

@@ -23,9 +23,11 @@ from transformers import (
     Qwen2_5OmniForConditionalGeneration,
 )
 
+from mico_chat.tools import Tool
 from tests.support.replicas import towers
 from tests.support.replicas.gemma import gemma3n
 from tests.support.replicas.qwen import qwen2_5_omni, qwen2_5_vl, qwen2_audio, qwen3_5, qwen3_vl
+from tests.support.replicas.shrunk import MEDIA_TYPES, WIDTH, shrunk, widened
 from tests.support.replicas.smolvlm import smolvlm
 from tests.support.replicas.voxtral import voxtral
 
@@ -57,6 +59,9 @@ ALONE = tuple(_FAMILIES)[8:-2]
 """Families whose prompts do not batch."""
 
 NAMES = tuple(_FAMILIES)[:8]
+_BY_HAND = {"qwen2_5_omni_thinker": "qwen2_5_omni", "minicpmv4_6": "minicpmv"}
+ARCHITECTURES = MEDIA_TYPES
+"""The architectures of the installed transformers that read media and answer in text."""
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_utterance>", "<end_of_turn>", "<eos>")
 _FPS = 1000
 """Frames a second that metadata names: a frame's number is its time in milliseconds."""
@@ -71,15 +76,18 @@ def pixels(seed: int, *shape: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def medium(kind: str, seed: int) -> dict[str, Any]:
-    """A part of a message; another seed is another content of the same size."""
+def medium(kind: str, seed: int, *, other: bool = False) -> dict[str, Any]:
+    """A part of a message; another seed is another content of the same size, or of the ``other``
+    size."""
     if kind == "image":
-        return {"type": kind, "image": Image.fromarray(pixels(seed, 48, 80))}
+        shape = (100, 60) if other else (48, 80)
+        return {"type": kind, "image": Image.fromarray(pixels(seed, *shape))}
     if kind == "audio":
-        time = np.arange(16_000) / 16_000
+        time = np.arange(9_000 if other else 16_000) / 16_000
         sound = (0.5 * np.sin(2 * np.pi * (200 + 300 * seed) * time)).astype(np.float32)
         return {"type": kind, "audio": sound}
-    return {"type": kind, "video": pixels(seed, 4, 40, 56), "times": [0.0, 0.5, 1.0, 1.5]}
+    clip = pixels(seed, 4, 40, 56)[:, : 32 if other else 40, : 32 if other else 56]
+    return {"type": kind, "video": clip, "times": [0.0, 0.5, 1.0, 1.5]}
 
 
 def user(*content: dict[str, Any] | str) -> dict[str, Any]:
@@ -87,13 +95,19 @@ def user(*content: dict[str, Any] | str) -> dict[str, Any]:
     return {"role": "user", "content": parts}
 
 
-def build(name: str, folder: Path, **options: Any) -> Path:
+def build(name: str, folder: Path, *, seed: int = 0, width: int = WIDTH, **options: Any) -> Path:
     """Save a replica, its processor and its generation settings to ``folder``.
 
+    ``name`` is a family's or an architecture's. ``width`` is that of its layers, a multiple of 32;
     ``options`` are those of the family: ``size`` of Qwen2.5-Omni, ``n_heads`` of others.
     """
-    torch.manual_seed(0)
-    model, processor = _FAMILIES[name][0](**options)
+    torch.manual_seed(seed)
+    name = _BY_HAND.get(name, name)
+    if name in _FAMILIES:
+        model, processor = _FAMILIES[name][0](**options)
+        model = model if width == WIDTH else widened(model, width // WIDTH)
+    else:
+        model, processor = shrunk(name, width)
     words = processor.tokenizer
     control = {i for i, word in words.added_tokens_decoder.items() if word.special}
     ends = {words.convert_tokens_to_ids(end) for end in _ENDS if end in words.get_vocab()}
@@ -109,6 +123,24 @@ def build(name: str, folder: Path, **options: Any) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    conversation: Conversation,
+    tools: Sequence[Tool],
+    n: int,
+    **settings: Any,
+) -> list[int]:
+    """At most ``n`` tokens of the library's own greedy answer; ``settings`` are for the
+    processor."""
+    given = inputs(processor, conversation, tools, **settings)
+    generate = cast(Callable[..., torch.Tensor], model.generate)
+    output = generate(**given, do_sample=False, max_new_tokens=n)
+    tokens: list[int] = output[0, given["input_ids"].shape[1] :].tolist()
+    return tokens
 
 
 def whole_omni(thinker: Path, folder: Path) -> Path:
@@ -151,7 +183,12 @@ def metadata(times: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def inputs(processor: ProcessorMixin, conversation: Conversation, **settings: Any) -> Any:
+def inputs(
+    processor: ProcessorMixin,
+    conversation: Conversation,
+    tools: Sequence[Tool] = (),
+    **settings: Any,
+) -> Any:
     """The library's own inputs of a conversation.
 
     A part of type ``video`` has its frames' ``times`` in seconds beside the array. ``settings``
@@ -170,8 +207,10 @@ def inputs(processor: ProcessorMixin, conversation: Conversation, **settings: An
             "video_metadata": [metadata(times) for times in clips],
             **settings,
         }
+    declared: Any = [{"type": "function", "function": tool.declaration} for tool in tools]
     return processor.apply_chat_template(
         conversation,
+        tools=declared or None,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -188,14 +227,8 @@ def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     return model.train(False), processor
 
 
-@torch.no_grad()
 def reference(
     folder: Path, conversation: Conversation, max_new_tokens: int, **settings: Any
 ) -> list[int]:
-    """The tokens of the library's own greedy answer; ``settings`` are for the processor."""
-    model, processor = load(folder)
-    given = inputs(processor, conversation, **settings)
-    generate = cast(Callable[..., torch.Tensor], model.generate)
-    output = generate(**given, do_sample=False, max_new_tokens=max_new_tokens)
-    tokens: list[int] = output[0, given["input_ids"].shape[1] :].tolist()
-    return tokens
+    """:func:`answer` of a replica in a folder."""
+    return answer(*load(folder), conversation, (), max_new_tokens, **settings)

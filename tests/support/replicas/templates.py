@@ -21,7 +21,9 @@ _TURNS = (
     "{%- if message.role == 'user' %}{{- '<|im_start|>user\\n' }}{{- shown(message.content) }}"
     "{{- '<|im_end|>\\n' }}"
     "{%- elif message.role == 'assistant' %}{{- '<|im_start|>assistant\\n' }}"
-    "{{- text(message.content) }}"
+    # Thoughts of earlier turns are left out.
+    "{%- set said = text(message.content) %}{%- if '</think>' in said %}"
+    "{%- set said = said.split('</think>')[-1].lstrip('\\n') %}{%- endif %}{{- said }}"
     "{%- for call in message.tool_calls or [] %}"
     "{%- if not loop.first or message.content %}{{- '\\n' }}{%- endif %}"
     "{%- set call = call.function or call %}"

@@ -16,7 +16,7 @@ _TOWER |= {"num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 _SIZE = {"height": 56, "width": 56}
 
 
-def _words(
+def words_of(
     named: dict[str, str], *more: str
 ) -> tuple[PreTrainedTokenizerFast, dict[str, int], dict[str, Any]]:
     """A tokenizer, its tokens' ids, and the config of a language model for it."""
@@ -31,7 +31,7 @@ def _words(
 
 def llava_onevision(n_heads: int = 2) -> Made:
     """SigLIP's tower, Qwen2's language model. A single picture is cut into up to 2 x 2 tiles."""
-    words, ids, text = _words({"image_token": "<image>", "video_token": "<video>"})
+    words, ids, text = words_of({"image_token": "<image>", "video_token": "<video>"})
     text |= {"model_type": "qwen2", "num_attention_heads": n_heads}
     grids = [[56 * rows, 56 * columns] for rows in (1, 2) for columns in (1, 2)]
     config = hf.LlavaOnevisionConfig(
@@ -56,7 +56,7 @@ def lfm2_vl() -> Made:
     """SigLIP 2's tower; a language model with short convolutions."""
     named = {"image_token": "<image>", "image_thumbnail_token": "<|img_thumbnail|>"}
     named |= {f"image_{end}_token": f"<|image_{end}|>" for end in ("start", "end")}
-    words, ids, text = _words(named)
+    words, ids, text = words_of(named)
     text |= {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
     tower = {**_TOWER, "model_type": "siglip2_vision_model", "num_patches": 16}
     config = hf.Lfm2VlConfig(
@@ -76,7 +76,7 @@ def lfm2_vl() -> Made:
 def gemma3() -> Made:
     """The tokens of a picture attend to each other; the template's mark is the first of them."""
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    words, ids, text = _words({**named, "image_token": "<image_soft_token>"})
+    words, ids, text = words_of({**named, "image_token": "<image_soft_token>"})
     text |= {"hidden_size": 64, "head_dim": 32, "num_hidden_layers": 4, "sliding_window": 8}
     text |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
     config = hf.Gemma3Config(
@@ -97,7 +97,7 @@ def gemma3() -> Made:
 def phi4_multimodal() -> Made:
     """Its pictures have masks and tiles of different numbers; its sounds an ``audio_processor``."""
     marks = {kind: f"<|{kind}|>" for kind in ("image", "audio")}
-    words, ids, text = _words({f"{kind}_token": mark for kind, mark in marks.items()})
+    words, ids, text = words_of({f"{kind}_token": mark for kind, mark in marks.items()})
     audio = {"hidden_size": 32, "intermediate_size": 64, "num_blocks": 2, "num_attention_heads": 2}
     wide = ("ext_pw_out_channel", "depthwise_separable_out_channel", "nemo_conv_channels")
     config = hf.Phi4MultimodalConfig(
@@ -115,7 +115,7 @@ def phi4_multimodal() -> Made:
 
 def mllama() -> Made:
     """Llama 3.2 Vision: one token for a picture, which layers of cross-attention see."""
-    words, ids, text = _words({"image_token": "<|image|>"}, "<|python_tag|>")
+    words, ids, text = words_of({"image_token": "<|image|>"}, "<|python_tag|>")
     text |= {"num_hidden_layers": 4, "cross_attention_layers": [1]}
     tower = {**_TOWER, "attention_heads": 2, "num_global_layers": 1, "vision_output_dim": 64}
     del tower["num_attention_heads"]
@@ -135,7 +135,7 @@ def mllama() -> Made:
 
 def idefics2() -> Made:
     named = {"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}
-    words, ids, text = _words(named, "<end_of_utterance>")
+    words, ids, text = words_of(named, "<end_of_utterance>")
     perceiver = {"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1}
     perceiver |= {"resampler_n_heads": 2, "resampler_head_dim": 16, "num_key_value_heads": 1}
     config = hf.Idefics2Config(
@@ -153,7 +153,7 @@ def idefics2() -> Made:
 
 def instructblip() -> Made:
     """A second tokenizer shows the question to its Q-Former; image tokens come before the text."""
-    words, ids, text = _words({}, "<image>")
+    words, ids, text = words_of({}, "<image>")
     former = {name: text[name] for name in ("vocab_size", "hidden_size", "intermediate_size")}
     former |= {"num_hidden_layers": 2, "num_attention_heads": 2, "encoder_hidden_size": 32}
     config = hf.InstructBlipConfig(
@@ -172,7 +172,7 @@ def instructblip() -> Made:
 def ovis2() -> Made:
     """The template writes ``<image>``, of which the processor makes ``<IMG_ATOM>`` and others."""
     marks = [f"<IMG_{name}>" for name in ("START", "GRID", "COL", "ROW", "END")]
-    words, ids, text = _words({"image_token": "<image>"}, "<IMG_ATOM>", *marks)
+    words, ids, text = words_of({"image_token": "<image>"}, "<IMG_ATOM>", *marks)
     config = hf.Ovis2Config(
         vision_config={**_TOWER, "vocab_size": 64},
         text_config={"model_type": "qwen2", **text},
@@ -194,7 +194,7 @@ def minicpmv() -> Made:
     named = {f"{kind}_token": mark for kind, mark in marks.items()}
     for name in ("image", "slice", "image_id"):
         named |= {f"{name}_start_token": f"<{name}>", f"{name}_end_token": f"</{name}>"}
-    words, ids, text = _words(named)
+    words, ids, text = words_of(named)
     text |= {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"]}
     heads = {f"linear_num_{one}_heads": 2 for one in ("key", "value")}
     heads |= {f"linear_{one}_head_dim": 8 for one in ("key", "value")}
@@ -215,7 +215,7 @@ def minicpmv() -> Made:
 def gemma4() -> Made:
     """Gemma 4 of the larger sizes: the tokens of a picture attend to each other."""
     names = ("image", "boi", "eoi", "audio", "boa", "eoa")
-    words, ids, text = _words({f"{name}_token": f"<|{name}|>" for name in names}, "<|video|>")
+    words, ids, text = words_of({f"{name}_token": f"<|{name}|>" for name in names}, "<|video|>")
     text |= {"head_dim": 32, "global_head_dim": 32, "sliding_window": 8}
     text |= {"layer_types": ["sliding_attention", "full_attention"]}
     text |= {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"}
@@ -241,7 +241,7 @@ def gemma4() -> Made:
 
 def paligemma() -> Made:
     """Its processor puts ``<bos>`` behind the pictures by itself."""
-    words, ids, text = _words({"image_token": "<image>"})
+    words, ids, text = words_of({"image_token": "<image>"})
     config = hf.PaliGemmaConfig(
         vision_config={**_TOWER, "model_type": "siglip_vision_model", "vision_use_head": False},
         text_config={"model_type": "gemma", **text, "head_dim": 16},

@@ -1,0 +1,194 @@
+"""Other projects' architectures: are the answers those of the library's own ``generate``?
+
+For each architecture of the installed transformers that reads media, a replica is made: its classes
+and structure, tiny and random, from a seed. Each kind of medium is shown to it in several ways, and
+the greedy tokens of mico-chat are compared with the library's. ``--page`` gets the table, between
+two marks.
+"""
+
+import asyncio
+import logging
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.harness import Report, write
+from mico_chat.adapters.processor import reads
+from mico_chat.ask import Ask
+from mico_chat.assistant import Assistant
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.errors import ConfigError, MicoError
+from mico_chat.load import EngineOptions, load_assistant
+from mico_chat.media.medium import Audio, Image, Medium, Video
+from mico_chat.messages import Message, TextPart
+from mico_chat.tools import Tool
+from tests.support import replicas
+from tests.support.fakes import FakeDecoder
+from tests.support.replicas import Conversation, medium, user
+from tests.support.replicas.equal import Answered
+from tests.support.replicas.shrunk import KINDS
+
+N_TOKENS = 8
+CASES = ("alone", "four at once", "second turn", "two media", "of different sizes")
+ASKED = "What is this?"
+TOOL = Tool("weather", "The weather of a city.", {"type": "object", "properties": {"city": {}}})
+THOUGHT = "<think>\nA cat.\n</think>\n\n A cat, I think.\n"
+MARKS = "<!-- architectures -->", "<!-- end of architectures -->"
+EQUAL = "equal"
+ORDER = "5", "differs", "not", "4", "answered"
+TEMPLATES = Path(__file__).parents[1] / "reports.yaml"
+
+Asked = tuple[Conversation, tuple[Tool, ...]]
+"""A conversation as the library takes it, and its tools."""
+
+
+def cases(kind: str) -> Iterator[list[Asked]]:
+    """The conversations of each case; those of one case are asked at the same time, but for those
+    of the first, whose text has spaces, newlines, a system prompt, tools and thoughts."""
+    one, *three = (medium(kind, seed) for seed in range(1, 5))
+    other = medium(kind, 5, other=True)
+    history = [user(one, " Look.\n"), said_before(THOUGHT)]
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief. "}]}
+    texts = [ASKED, f"\n  {ASKED}\n\n", "a < b, [c] > d?\t"]
+    alone: list[Asked] = [([user(one, text)], ()) for text in texts]
+    alone += [([system, user("This:", one, "\nis what? ")], ()), ([user(one, ASKED)], (TOOL,))]
+    yield [*alone, ([user(ASKED), said_before(THOUGHT), user(one, ASKED)], ())]
+    yield [([user(shown, ASKED)], ()) for shown in (one, *three)]
+    yield [([*history, user("And now? ")], ()), ([*history, user(three[0], ASKED)], ())]
+    yield [([user(one, three[0], ASKED)], ()), ([user(one, "and", three[0], ASKED)], ())]
+    yield [([user(shown, ASKED)], ()) for shown in (one, other)] + [([user(one, other, ASKED)], ())]
+
+
+def said_before(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def decoded(part: dict[str, Any]) -> Medium | TextPart:
+    """A part of the library's messages as mico-chat's own decoder would give it."""
+    if part["type"] == "text":
+        return TextPart(part["text"])
+    if part["type"] == "image":
+        return Image(np.asarray(part["image"]))
+    if part["type"] == "audio":
+        return Audio(part["audio"])
+    return Video(part["video"], np.array(part["times"], np.float64))
+
+
+async def together(assistant: Assistant, asked: Sequence[Asked]) -> list[Any]:
+    """The greedy tokens of each conversation, or its error."""
+
+    async def tokens(conversation: Conversation, tools: tuple[Tool, ...]) -> list[int]:
+        messages = [Message(m["role"], tuple(map(decoded, m["content"]))) for m in conversation]
+        messages[0] = replace(messages[0], tools=tools)
+        prompt, _ = await assistant.prepare(Ask(messages))
+        options = GenerationOptions(max_tokens=N_TOKENS, logprobs=3).over(assistant.defaults)
+        return Answered([d async for d in assistant.engine.generate(prompt, options)])
+
+    work = [tokens(*one) for one in asked]
+    return await asyncio.gather(*work, return_exceptions=True)
+
+
+def measure(
+    *names: str,
+    seed: int = 0,
+    width: Annotated[int, "of the replicas' layers, a multiple of 32"] = 32,
+    page: Annotated[Path | None, "a Markdown file that gets the table"] = None,
+) -> Report:
+    """Compare each architecture's answers with those of its own library."""
+    if unknown := set(names) - set(replicas.ARCHITECTURES):
+        raise ConfigError(f"no architecture {', '.join(sorted(unknown))} reads media")
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+    rows, missing, reasons = list[list[str]](), dict[str, str](), list[str]()
+    for name in names or replicas.ARCHITECTURES:
+        with TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                replicas.build(name, Path(folder) / name, seed=seed, width=width)
+                compared = _Compared(Path(folder) / name)
+            except Exception as error:  # the library's, or the replica's
+                missing[name] = said(error)
+                print(f"{name}: {missing[name]}", flush=True)
+                continue
+            for kind, *cells in compared.rows(name):
+                known = [_numbered(cell, reasons) for cell in cells]
+                rows.append([f"`{name}`", kind, *known])
+                print(*rows[-1], *(cell for cell in cells if cell != EQUAL), sep=" | ", flush=True)
+    found: dict[str, Any] = {"rows": rows, "missing": missing, "reasons": reasons}
+    found |= {"cases": "|".join(CASES), "n": len({row[0] for row in rows})}
+    found |= {"seed": seed, "width": width, "equal": sum(row.count(EQUAL) for row in rows)}
+    if page is not None:
+        text = page.read_text(encoding="utf-8")
+        before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+        template = yaml.safe_load(TEMPLATES.read_text("utf-8"))["architectures"]["text"]
+        between = f"{MARKS[0]}\n\n{write(template, found)}\n\n{MARKS[1]}"
+        page.write_text(f"{before}{between}{after}", encoding="utf-8")
+    return Report(found)
+
+
+def _numbered(cell: str, reasons: list[str]) -> str:
+    """A cell with the number of its reason, if it has one."""
+    what, _, why = cell.partition(": ")
+    if why and why not in reasons:
+        reasons.append(why)
+    return f"{what} ({reasons.index(why) + 1})" if why else what
+
+
+def said(error: BaseException) -> str:
+    text = " ".join((str(error) or type(error).__name__).split()).replace("|", "/")
+    return textwrap.shorten(text, 200, placeholder=" ...")
+
+
+class _Compared:
+    """A replica in mico-chat and in its own library."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._model, self._processor = replicas.load(folder)
+        self._known: dict[Any, list[int] | str] = {}
+
+    def rows(self, name: str) -> Iterator[tuple[str, ...]]:
+        """The kind, how requests run, and a cell for each case."""
+        try:
+            assistant = load_assistant(self._folder, FakeDecoder(), EngineOptions(dtype="float32"))
+        except MicoError as error:
+            yield "-", "-", *[f"not loaded: {said(error)}"] * len(CASES)
+            return
+        with closing(assistant):
+            kinds = [kind for kind in KINDS if kind in reads(self._processor)]
+            way = "together" if getattr(assistant.adapter, "encodes", True) else "alone"
+            for kind in kinds:
+                if kind not in assistant.adapter.input_modalities:
+                    notes = (one for one in assistant.notes if f"the kind {kind} here: " in one)
+                    why = next(notes, "its class does not name the kind").partition(" here: ")
+                    yield kind, way, *[f"not advertised: {why[2] or why[0]}"] * len(CASES)
+                    continue
+                cells = [self._cell(assistant, asked) for asked in cases(kind)]
+                yield kind, way, *cells
+
+    def _cell(self, assistant: Assistant, asked: Sequence[Asked]) -> str:
+        """Whether all answers of a case are equal; else the worst of them, and why."""
+        assistant.encoder.cache.clear()
+        found = asyncio.run(together(assistant, asked))
+        return max(map(self._judged, asked, found), key=lambda one: (*map(one.startswith, ORDER),))
+
+    def _judged(self, asked: Asked, found: list[int] | Exception) -> str:
+        try:
+            right = replicas.answer(self._model, self._processor, *asked, N_TOKENS)
+        except Exception as error:  # the library's own
+            if isinstance(found, Exception):
+                status = getattr(found, "status", 500)
+                return f"{status}: the library fails too: {said(error)}"
+            return f"answered: the library itself fails: {said(error)}"
+        if isinstance(found, Exception):
+            return f"{getattr(found, 'status', 500)}: {said(found)}"
+        return EQUAL if found == right else f"differs: {list(found)} for {right}"
