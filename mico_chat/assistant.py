@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -25,7 +26,7 @@ from mico_chat.checkpoints.marks import Marks
 from mico_chat.engine.base import Delta, Engine, Prompt, TakesLoras, equal_start
 from mico_chat.engines.table import ENGINES
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
-from mico_chat.explain import explain, n_prompts
+from mico_chat.explain import explain, n_prompts, score
 from mico_chat.fair import FairQueue
 from mico_chat.fields import BYTES_PER_TOKEN, check_bytes
 from mico_chat.late import late
@@ -469,11 +470,7 @@ class Assistant:
 
     async def estimate(self, ask: Ask) -> Estimate:
         """How many tokens a question would take. Its media are decoded, but not encoded."""
-        ask = await self.shown(ask)
-        self.check_length(ask)
-        LORA.set(self._worn(ask))
-        media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
-        layout = await self._tokenizing.run(ask.tenant, self._layout, ask, media)
+        ask, media, layout = await self._laid_out(ask)
         n_tokens = sum(len(part) for part in layout)
         length = self.engine.max_position
         max_tokens = ask.options.over(self.defaults).max_tokens
@@ -489,6 +486,43 @@ class Assistant:
             media=reports,
             explain_prompts=n_prompts(reports) if ask.options.explain else None,
         )
+
+    async def _laid_out(self, ask: Ask) -> tuple[Ask, list[MeasuredMedium], PromptLayout]:
+        ask = await self.shown(ask)
+        self.check_length(ask)
+        LORA.set(self._worn(ask))
+        media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
+        return ask, media, await self._tokenizing.run(ask.tenant, self._layout, ask, media)
+
+    async def tokens(self, ask: Ask, *, special: bool = True) -> tuple[int, ...]:
+        """The tokens of a prompt of text; a plain one has the ``special`` ones around it or not."""
+        if media_of(ask.messages):
+            reason = "a medium has no token ids; /v1/estimate counts its tokens"
+            raise RequestError.at("messages", reason)
+        if ask.plain is None:
+            _, _, layout = await self._laid_out(ask)
+            return Prompt(segments_of(layout)).tokens(0, sum(map(len, layout)))[0]
+        self.check_length(ask)
+        plain = partial(prompt_parts.plain_tokens, special=special)
+        return await self._tokenizing.run(ask.tenant, plain, self.adapter.tokenizer, ask.plain)
+
+    async def text_of(self, ids: tuple[int, ...], tenant: str = "") -> str:
+        """The text of tokens, markup too."""
+        tokenizer = self.adapter.tokenizer
+        check = partial(prompt_parts.plain_tokens, where="tokens")
+        known = await self._tokenizing.run(tenant, check, tokenizer, ids)
+        return str(tokenizer.backend_tokenizer.decode(known, False))
+
+    async def scored(self, ask: Ask) -> list[TokenLogprob]:
+        """The log-probability of each token of a plain prompt but the first, after those before it.
+
+        Raises:
+            RequestError: the engine scores no tokens that are given.
+        """
+        self._check_scores("echo")
+        prompt = await self._tokenizing.run(ask.tenant, self._prompt, ask, ())
+        prompt = replace(prompt, scored=len(prompt) - 1)
+        return await score(self.engine, prompt, ask.options.logprobs or 0) if prompt.scored else []
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """The reports of the media, then the answer's deltas. Closing it stops the model."""
@@ -625,11 +659,14 @@ class Assistant:
         return await explain(self.engine, self.encoder, prompts, media, tenant=ask.tenant)
 
     def _check_explains(self, ask: Ask) -> None:
-        if not self.engine.scores:
-            able = " and ".join(sorted(row.name for row in ENGINES.values() if row.scores))
-            raise RequestError.at("explain", f"the {self.engine.name} engine cannot; {able} can")
+        self._check_scores("explain")
         if not media_of(ask.messages):
             raise RequestError.at("explain", "no medium, on which an answer could rest")
+
+    def _check_scores(self, field: str) -> None:
+        if not self.engine.scores:
+            able = " and ".join(sorted(row.name for row in ENGINES.values() if row.scores))
+            raise RequestError.at(field, f"the {self.engine.name} engine cannot; {able} can")
 
     async def answer(self, ask: Ask) -> Answer:
         gathered = GatheredAnswer(ask.options.n)

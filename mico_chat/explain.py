@@ -232,13 +232,13 @@ async def explain(
     )
 
 
-async def score(engine: Engine, prompt: Prompt) -> list[TokenLogprob]:
+async def score(engine: Engine, prompt: Prompt, top: int = 1) -> list[TokenLogprob]:
     """The log-probability of each token of a prompt's answer, and the likeliest at its place.
 
     A token's text is what it adds to the answer.
     """
     found: list[TokenLogprob] = []
-    options = GenerationOptions(max_tokens=1, logprobs=1)
+    options = GenerationOptions(max_tokens=1, logprobs=top)
     async with aclosing(engine.generate(prompt, options)) as deltas:
         async for delta in deltas:
             for one in delta.logprobs:

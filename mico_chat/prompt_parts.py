@@ -104,15 +104,25 @@ def string_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PartTokenizer:
     return joined if joined is not None and joined.agrees() else part_tokenizer(tokenizer)
 
 
-def plain_tokens(tokenizer: Any, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
-    """The tokens of a whole prompt; a :class:`RequestError` if one is none of the model's."""
+def plain_tokens(
+    tokenizer: Any, prompt: str | tuple[int, ...], *, special: bool = True, where: str = "prompt"
+) -> tuple[int, ...]:
+    """The tokens of a whole prompt, with the ``special`` ones that the tokenizer puts around it.
+
+    Raises:
+        RequestError: one of the ids, which are the field ``where``, is none of the model's.
+    """
     if isinstance(prompt, tuple):
-        if not 0 <= min(prompt) <= max(prompt) < len(tokenizer):
-            raise RequestError.at("prompt", f"the model's tokens are 0 to {len(tokenizer) - 1}")
+        if prompt and not 0 <= min(prompt) <= max(prompt) < len(tokenizer):
+            raise RequestError.at(where, f"the model's tokens are 0 to {len(tokenizer) - 1}")
         return prompt
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return cast("tuple[int, ...]", tokenizer.whole(prompt))
-    return tuple(n for n, _ in _may_panic(lambda: [(n, 0) for n in tokenizer(prompt).input_ids])())
+        whole = tokenizer.whole if special else tokenizer.inner
+        return cast("tuple[int, ...]", whole(prompt))
+    ids = _may_panic(
+        lambda: [(n, 0) for n in tokenizer(prompt, add_special_tokens=special).input_ids]
+    )
+    return tuple(n for n, _ in ids())
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

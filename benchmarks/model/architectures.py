@@ -8,13 +8,14 @@ two marks.
 
 import asyncio
 import logging
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,7 +23,6 @@ import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness import Report, write
-from mico_chat.adapters.processor import reads
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions
@@ -108,24 +108,24 @@ def measure(
         raise ConfigError(f"no architecture {', '.join(sorted(unknown))} reads media")
     logging.disable(logging.WARNING)
     disable_progress_bar()
-    rows, missing, reasons = list[list[str]](), dict[str, str](), list[str]()
+    rows, reasons = list[list[str]](), list[str]()
+    missing, refused = dict[str, str](), dict[str, str]()
     for name in names or replicas.ARCHITECTURES:
         with TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 replicas.build(name, Path(folder) / name, seed=seed, width=width)
-                compared = _Compared(Path(folder) / name)
+                compared = _Compared(name, Path(folder) / name)
             except Exception as error:  # the library's, or the replica's
                 missing[name] = said(error)
-                print(f"{name}: {missing[name]}", flush=True)
                 continue
-            for kind, *cells in compared.rows(name):
-                known = [_numbered(cell, reasons) for cell in cells]
-                rows.append([f"`{name}`", kind, *known])
-                print(*rows[-1], *(cell for cell in cells if cell != EQUAL), sep=" | ", flush=True)
+            for kind, *cells in compared.rows(missing, refused):
+                rows.append([f"`{name}`", kind, *(_numbered(cell, reasons) for cell in cells)])
+                print(*rows[-1], sep=" | ", flush=True)
     found: dict[str, Any] = {"rows": rows, "missing": missing, "reasons": reasons}
-    found |= {"cases": "|".join(CASES), "n": len({row[0] for row in rows})}
+    found |= {"cases": "|".join(CASES), "n": len({row[0] for row in rows}), "refused": refused}
     found |= {"seed": seed, "width": width, "equal": sum(row.count(EQUAL) for row in rows)}
+    found["cells"] = len(rows) * len(CASES)
     if page is not None:
         text = page.read_text(encoding="utf-8")
         before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
@@ -144,40 +144,56 @@ def _numbered(cell: str, reasons: list[str]) -> str:
 
 
 def said(error: BaseException) -> str:
-    text = " ".join((str(error) or type(error).__name__).split()).replace("|", "/")
-    return textwrap.shorten(text, 200, placeholder=" ...")
+    """An error in a line of a table, without the folder of the replica."""
+    text = str(error) if isinstance(error, MicoError) else f"{type(error).__name__}: {error}"
+    text = re.sub(rf"{gettempdir()}/[^/\s]+/", "", text).replace("|", "/").replace("`", "")
+    return textwrap.shorten(text, 160, placeholder=" ...")
 
 
 class _Compared:
     """A replica in mico-chat and in its own library."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._folder = name, folder
         self._model, self._processor = replicas.load(folder)
-        self._known: dict[Any, list[int] | str] = {}
 
-    def rows(self, name: str) -> Iterator[tuple[str, ...]]:
-        """The kind, how requests run, and a cell for each case."""
+    def rows(self, missing: dict[str, str], refused: dict[str, str]) -> Iterator[tuple[str, ...]]:
+        """The kind, how requests run, and a cell for each case. What the library itself cannot do
+        with a replica is ``missing``; what is not loaded, and says why, is ``refused``."""
+        kinds = []
+        for kind in KINDS if hasattr(self._processor, "tokenizer") else ():
+            if getattr(self._processor, f"{kind}_token", None) is None:
+                continue
+            try:
+                asked = [user(medium(kind, 1), ASKED)]
+                replicas.answer(self._model, self._processor, asked, (), N_TOKENS)
+                kinds.append(kind)
+            except Exception as error:  # the library's own
+                missing[f"{self._name}, {kind}"] = said(error)
+        if not kinds:
+            missing.setdefault(self._name, "its processor names no media")
+            return
         try:
             assistant = load_assistant(self._folder, FakeDecoder(), EngineOptions(dtype="float32"))
         except MicoError as error:
-            yield "-", "-", *[f"not loaded: {said(error)}"] * len(CASES)
+            refused[self._name] = said(error)
             return
         with closing(assistant):
-            kinds = [kind for kind in KINDS if kind in reads(self._processor)]
-            way = "together" if getattr(assistant.adapter, "encodes", True) else "alone"
+            why = next((one for one in assistant.notes if "run alone" in one), "").partition(": ")
+            way = f"alone: {why[2]}" if why[2] else "together"
             for kind in kinds:
-                if kind not in assistant.adapter.input_modalities:
-                    notes = (one for one in assistant.notes if f"the kind {kind} here: " in one)
-                    why = next(notes, "its class does not name the kind").partition(" here: ")
-                    yield kind, way, *[f"not advertised: {why[2] or why[0]}"] * len(CASES)
+                if kind in assistant.adapter.input_modalities:
+                    yield kind, way, *[self._cell(assistant, asked) for asked in cases(kind)]
                     continue
-                cells = [self._cell(assistant, asked) for asked in cases(kind)]
-                yield kind, way, *cells
+                notes = (one for one in assistant.notes if f"the kind {kind} here: " in one)
+                reason = next(notes, " here: its class names no such kind").partition(" here: ")
+                yield kind, way, *[f"not advertised: {reason[2]}"] * len(CASES)
 
     def _cell(self, assistant: Assistant, asked: Sequence[Asked]) -> str:
         """Whether all answers of a case are equal; else the worst of them, and why."""
         assistant.encoder.cache.clear()
+        if not assistant.adapter.template.takes_tools:
+            asked = [(conversation, ()) for conversation, _ in asked]
         found = asyncio.run(together(assistant, asked))
         return max(map(self._judged, asked, found), key=lambda one: (*map(one.startswith, ORDER),))
 

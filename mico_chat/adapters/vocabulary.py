@@ -109,7 +109,10 @@ class Vocabulary:
         return [token for ids in apart for token in ids]
 
     def whole(self, text: str) -> tuple[int, ...]:
-        return self.with_bos(self._tokens(text, markup=True))
+        return self.with_bos(self.inner(text))
+
+    def inner(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokens(text, markup=True))
 
     def __len__(self) -> int:
         return int(llama_cpp.llama_vocab_n_tokens(self._vocab))

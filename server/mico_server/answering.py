@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.ask import Ask
-from mico_chat.assistant import Answer, GatheredAnswer
+from mico_chat.assistant import Answer, Assistant, Event, GatheredAnswer
 from mico_chat.engine.base import Delta
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import without_depth
@@ -35,6 +35,7 @@ from mico_server.service import (
 )
 
 B = TypeVar("B", bound="RequestBody")
+T = TypeVar("T")
 
 WrittenEvent: TypeAlias = tuple[Any, str | None]
 """A server-sent event: its data, which is JSON text or becomes it, and its name."""
@@ -68,6 +69,14 @@ class Question(ABC):
     async def prepare(self, host: ModelHost, reader: MediaReader) -> None:
         """Refuse what the loaded model cannot answer, before anything is computed or stored."""
         check_depths(self.ask, host, reader)
+
+    @property
+    def n_choices(self) -> int:
+        return self.ask.options.n
+
+    def events(self, host: ModelHost) -> AsyncGenerator[Event, None]:
+        """The events of the answer; closing it stops the model."""
+        return host.stream(self.ask)
 
     @asynccontextmanager
     async def stored(self) -> AsyncIterator[None]:
@@ -149,17 +158,22 @@ async def answer(client: Client, read: Read) -> BaseModel | EventStream:
         return question.whole(found)
 
 
-async def estimate(client: Client, read: Read) -> Estimate:
-    """What the answer would cost."""
+async def about(client: Client, read: Read, work: Callable[[Assistant, Ask], Awaitable[T]]) -> T:
+    """What an assistant says about a question that it does not answer."""
     async with AsyncExitStack() as stack:
         question, reader = await _read(client, read, stack)
         host = await _admitted(client, question, reader, stack)
-        return await client.connected(host.guarded(host.assistant.estimate(question.ask)))
+        return await client.connected(host.guarded(work(host.assistant, question.ask)))
+
+
+async def estimate(client: Client, read: Read) -> Estimate:
+    """What the answer would cost."""
+    return await about(client, read, Assistant.estimate)
 
 
 async def _gathered(question: Question, host: ModelHost) -> Answer:
-    gathered = GatheredAnswer(question.ask.options.n)
-    async with aclosing(host.stream(question.ask)) as events:
+    gathered = GatheredAnswer(question.n_choices)
+    async with aclosing(question.events(host)) as events:
         async for one in events:
             gathered.add(one)
     return gathered.answer()
@@ -169,11 +183,11 @@ async def _streamed(
     question: Question, host: ModelHost, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
     """The events of an answer. If the client leaves, the question keeps the text so far."""
-    gathered = GatheredAnswer(question.ask.options.n)
+    gathered = GatheredAnswer(question.n_choices)
     begun = False
     async with stack:
         try:
-            async with aclosing(host.stream(question.ask)) as events:
+            async with aclosing(question.events(host)) as events:
                 async for one in events:
                     gathered.add(one)
                     if not isinstance(one, Delta):

@@ -55,6 +55,7 @@ from mico_server.routes import (
     estimate,
     stored,
     teach,
+    tokens,
     transcriptions,
 )
 from mico_server.routes.bodies import schema_of
@@ -194,7 +195,8 @@ def _add_routes(app: FastAPI) -> None:
     add_error_handlers(app, forms)
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)
-    for routes in (estimate, batches, stored, teach, embeddings, transcriptions, adapters, about):
+    asked = (estimate, tokens, batches, stored, teach, embeddings, transcriptions)
+    for routes in (*asked, adapters, about):
         app.include_router(routes.router)
 
 

@@ -1,5 +1,6 @@
 """What limits answers, in OpenAI's and vLLM's names; prompts without a template; tokens."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from openai import BadRequestError, OpenAI
 
 from mico_chat.adapters.text import TextAdapter
@@ -100,6 +102,7 @@ def test_what_cannot_be_followed_is_refused(
 # --- Prompts without a template -------------------------------------------------------------------
 
 TEXT = "The cat and the dog: "
+CHAT: Any = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
@@ -163,17 +166,63 @@ def test_options_of_a_plain_prompt(client: OpenAI) -> None:
     assert said(client, extra_body=form).choices[0].text in ("red", "blue")
 
 
+def test_several_prompts_are_answered_as_each_alone(client: OpenAI) -> None:
+    prompts = [TEXT, " \n猫", "a"]
+    alone = [said(client, one) for one in prompts]
+    right = [one.choices[0].text for one in alone]
+    found = said(client, prompts)
+    assert [(one.index, one.text) for one in found.choices] == list(enumerate(right))
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert getattr(found.usage, name) == sum(getattr(one.usage, name) for one in alone)
+    ids = [byte_level()(one).input_ids for one in prompts]
+    assert [one.text for one in said(client, ids).choices] == right
+    texts = [""] * 6
+    for piece in said(client, prompts, n=2, echo=True, stream=True, temperature=1, seed=1):
+        for choice in piece.choices:
+            texts[choice.index] += choice.text
+    drawn = said(client, prompts, n=2, temperature=1, seed=1).choices
+    assert texts == [prompts[n // 2] + one.text for n, one in enumerate(drawn)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_with_logprobs_scores_the_prompt(client: OpenAI, stream: bool) -> None:
+    ids = byte_level()(TEXT).input_ids
+    with torch.no_grad():
+        right = tiny_llm()(torch.tensor([ids])).logits[0].log_softmax(-1)
+    found = said(client, [TEXT, "a"], echo=True, logprobs=3, max_tokens=1, stream=stream)
+    chunks = list(found) if stream else [found]
+    tokens, logprobs, tops, offsets = [], [], [], []
+    for choice in (one for chunk in chunks for one in chunk.choices):
+        if choice.index == 0 and (known := choice.logprobs):
+            tokens += known.tokens
+            logprobs += known.token_logprobs
+            tops += known.top_logprobs
+            offsets += known.text_offset
+    assert "".join(tokens[: len(ids)]) == TEXT
+    assert offsets == [len("".join(tokens[:n])) for n in range(len(ids) + 1)]
+    assert logprobs[0] is tops[0] is None
+    expected = [float(right[n, token]) for n, token in enumerate(ids[1:])]
+    assert logprobs[1:-1] == pytest.approx(expected, abs=1e-4)
+    for token, own, top in zip(tokens[1:-1], logprobs[1:-1], tops[1:-1], strict=True):
+        assert top[token] == own
+        assert 1 <= len(top) <= 4
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"extra_body": {"thinking": True}}, "thinking"),
-        *(({"prompt": one}, "prompt") for one in (["a", "b"], [[1, 2], [3]], [1, "a"], [])),
+        *(
+            ({"prompt": one}, "prompt")
+            for one in ([1, "a"], [], ["a", 1], [[]], [["a"]], ["a"] * 65)
+        ),
+        ({"prompt": ["a", "b" * 20_000]}, "messages"),
+        ({"prompt": ["a", [300]], "echo": True}, "prompt"),
         *(({"prompt": [token]}, "prompt") for token in (300, -1, 10**30)),
         ({"prompt": ""}, None),
         ({"prompt": "a" * 20_000}, "messages"),
-        ({"echo": True, "logprobs": 1}, "echo"),
         ({"max_tokens": 0}, "max_tokens"),
     ],
 )
@@ -186,5 +235,75 @@ def test_what_a_plain_prompt_cannot_have(
     assert said(client).choices[0].text
 
 
+# --- Token ids ------------------------------------------------------------------------------------
+
+
+def posted(client: OpenAI, path: str, **body: Any) -> httpx.Response:
+    url = str(client.base_url).removesuffix("v1/") + path
+    return httpx.post(url, json=body, headers={"authorization": f"Bearer {client.api_key}"})
+
+
+def test_texts_and_conversations_become_tokens_and_texts_again(client: OpenAI) -> None:
+    tokenizer = byte_level()
+    for text in (TEXT, "<|im_start|>user\nHi<|im_end|>\n", " \n猫", ""):
+        found = posted(client, "tokenize", model="fake", prompt=text, return_token_strs=True).json()
+        ids = tokenizer(text).input_ids
+        assert (found["tokens"], found["count"]) == (ids, len(ids))
+        assert found["token_strs"] == tokenizer.convert_ids_to_tokens(ids)
+        bare = posted(client, "tokenize", prompt=text, add_special_tokens=False).json()
+        assert bare["tokens"] == tokenizer(text, add_special_tokens=False).input_ids
+        assert posted(client, "detokenize", tokens=ids).json() == {"prompt": text}
+    assert (found["max_model_len"], bare["token_strs"]) == (
+        tiny_llm().config.max_position_embeddings,
+        None,
+    )
+    chat = CHAT
+    found = posted(client, "tokenize", messages=chat).json()
+    said = client.chat.completions.create(model="fake", messages=chat, max_tokens=1)
+    assert said.usage is not None
+    assert found["count"] == len(found["tokens"]) == said.usage.prompt_tokens
+    assert (
+        found["tokens"]
+        == tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    )
+    begun = [*chat, {"role": "assistant", "content": "Yes"}]
+    more = posted(client, "tokenize", messages=begun, continue_final_message=True).json()
+    assert more["tokens"] == [*found["tokens"], *tokenizer("Yes").input_ids]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("tokenize", {}, 400, "prompt"),
+        ("tokenize", {"prompt": "a", "messages": CHAT}, 400, "prompt"),
+        ("tokenize", {"prompt": ["a"]}, 400, "prompt"),
+        ("tokenize", {"prompt": "a", "tools": []}, 400, "tools"),
+        ("tokenize", {"prompt": "a" * 20_000}, 400, "messages"),
+        ("tokenize", {"prompt": "a", "model": "x"}, 404, None),
+        ("tokenize", {"messages": []}, 400, "messages"),
+        ("tokenize", {"messages": CHAT, "add_special_tokens": True}, 400, "add_special_tokens"),
+        ("detokenize", {"tokens": [300]}, 400, "tokens"),
+        ("detokenize", {"tokens": [-1]}, 400, "tokens"),
+        ("detokenize", {"tokens": ["1"]}, 400, "tokens[0]"),
+        ("detokenize", {}, 400, "tokens"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_and_no_tokens(
+    client: OpenAI, path: str, body: dict[str, Any], status: int, param: str | None
+) -> None:
+    response = posted(client, path, **body)
+    assert (response.status_code, error_of(response)["param"]) == (status, param), response.text
+
+
+def test_a_medium_has_no_token_ids(start: Start) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(b'x').decode()}"
+    chat = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    response = start(FakeAssistant()).post("/tokenize", json={"messages": chat})
+    assert response.status_code == 400
+    assert "/v1/estimate counts its tokens" in error_of(response)["message"]
+
+
 def test_the_route_has_keys_and_metrics(start: Start) -> None:
-    assert start(FakeAssistant(), require_keys=True).post("/v1/completions").status_code == 401
+    locked = start(FakeAssistant(), require_keys=True)
+    for path in ("/v1/completions", "/tokenize", "/detokenize"):
+        assert locked.post(path).status_code == 401

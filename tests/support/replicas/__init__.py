@@ -207,6 +207,8 @@ def inputs(
             "video_metadata": [metadata(times) for times in clips],
             **settings,
         }
+    if hasattr(processor, "_retrieve_input_features"):
+        raise LookupError("the library reads Voxtral's conversations by mistral-common alone")
     declared: Any = [{"type": "function", "function": tool.declaration} for tool in tools]
     return processor.apply_chat_template(
         conversation,

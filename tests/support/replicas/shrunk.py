@@ -44,6 +44,7 @@ _GRIDS = [[56 * rows, 56 * columns] for rows in (1, 2) for columns in (1, 2)]
 _CLASS = {"processor": {"num_additional_image_tokens": 1}}  # CLIP's tower has a token of the whole
 _GLM = {"marks": {k: f"<|begin_of_{k}|><|{k}|><|end_of_{k}|>" for k in ("image", "video")}}
 _QWEN = {"marks": {k: f"<|vision_start|><|{k}_pad|><|vision_end|>" for k in ("image", "video")}}
+_DEEP = {"config": {"vision_config": {"deepstack_visual_indexes": [0]}}}
 _MERGED = {"processor": {"spatial_merge_size": 2}}
 
 OWN: dict[str, dict[str, Any]] = {
@@ -53,11 +54,12 @@ OWN: dict[str, dict[str, Any]] = {
     "glm4v_moe": _GLM,
     "glm_ocr": _GLM | {"like": "glm46v"},
     "glmga": _GLM | {"like": "glm46v"},
-    "cosmos3_omni": _QWEN | {"like": "qwen3_vl"},
+    "cosmos3_omni": _QWEN | _DEEP | {"like": "qwen3_vl"},
     "qwen2_vl": _QWEN,
-    "qwen3_vl_moe": _QWEN,
+    "qwen3_vl_moe": _QWEN | _DEEP,
     "qwen3_5_moe": _QWEN,
-    "qwen3_omni_moe_thinker": {
+    "qwen3_omni_moe_thinker": _DEEP
+    | {
         "like": "qwen3_omni_moe",
         "ids": {"vision_start_token_id": "<|vision_bos|>"},
     },
@@ -65,13 +67,13 @@ OWN: dict[str, dict[str, Any]] = {
     "llava_next": _CLASS,
     "llava_next_video": _CLASS,
     "vipllava": _CLASS | {"config": {"vision_feature_layers": [-1, -2]}},
-    "video_llava": _CLASS | {"image_processor": {"size": {"height": 56, "width": 56}}},
+    "video_llava": _CLASS | {"image_processor": {"size": {"shortest_edge": 56}, "crop_size": 56}},
     "mistral3": _MERGED,
     "mistral_large4": _MERGED,
     "deepseek_vl": {"processor": {"num_image_tokens": 16}},
     "janus": {"processor": {"num_image_tokens": 16}},
     "aya_vision": {
-        "processor": {"img_size": 56, "patch_size": 14},
+        "processor": {"img_size": 56, "patch_size": 28},
         "ids": {"image_token_id": "<|IMG_PATCH|>"},
     },
     "gemma4_unified": {
