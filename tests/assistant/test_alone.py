@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image as Pillow
 
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
@@ -19,7 +18,7 @@ from mico_chat.messages import Message
 from tests.assistant.test_open_models import N_TOKENS, QUESTION, loaded, message, tokens_of
 from tests.support import replicas
 from tests.support.replicas import medium as part_of
-from tests.support.replicas import pixels, user
+from tests.support.replicas import user
 from tests.support.replicas.equal import Answered
 from tests.support.tiny import run
 
@@ -42,20 +41,9 @@ def assistant(replica: Path) -> Iterator[Assistant]:
         yield assistant
 
 
-def picture(seed: int, height: int, width: int) -> Part:
-    return {"type": "image", "image": Pillow.fromarray(pixels(seed, height, width))}
-
-
 def of_sizes(kind: str) -> list[Part]:
     """Two media of a kind, of different sizes."""
-    if kind == "image":
-        return [picture(1, 48, 80), picture(2, 100, 60)]
-    first, second = part_of(kind, 1), part_of(kind, 2)
-    if kind == "audio":
-        second["audio"] = second["audio"][:9_000]
-    else:
-        second["video"] = second["video"][:, :32, :32]
-    return [first, second]
+    return [part_of(kind, 1), part_of(kind, 2, other=True)]
 
 
 def expected(replica: Path, *conversation: Part) -> list[int]:
@@ -77,7 +65,7 @@ def test_media_of_different_sizes_together(replica: Path, assistant: Assistant) 
 
 
 def test_a_second_turn_with_another_picture(replica: Path, assistant: Assistant) -> None:
-    first, second = picture(1, 48, 80), picture(2, 100, 60)
+    first, second = of_sizes("image")
     turns = [message([first], "Look."), Message.assistant("I see."), message([second])]
     if replica.name in ONE_AT_A_TIME:
         with pytest.raises(RequestError, match=r"cannot answer about these media together"):
@@ -94,7 +82,7 @@ def test_typed_markup_stays_text(replica: Path, assistant: Assistant) -> None:
     special = {t.content: n for n, t in tokenizer.added_tokens_decoder.items()}
     text = "".join(special) + "<image>"
     prompts = [
-        run(assistant.prepare(Ask([message([picture(1, 48, 80)], t)])))[0] for t in ("x", text)
+        run(assistant.prepare(Ask([message([part_of("image", 1)], t)])))[0] for t in ("x", text)
     ]
     counts = [[t for t in p.tokens(0, len(p))[0] if t in special.values()] for p in prompts]
     assert counts[0] == counts[1]
@@ -103,7 +91,7 @@ def test_typed_markup_stays_text(replica: Path, assistant: Assistant) -> None:
 
 def test_answers_of_several_grow_in_turns(replica: Path, assistant: Assistant) -> None:
     """The fourth client's first word comes before the first client's last one."""
-    shown = [[picture(seed, 48 + 8 * seed, 80)] for seed in range(4)]
+    shown = [[part_of("image", seed, other=seed > 1)] for seed in range(4)]
     order: list[int] = []
 
     async def ask(number: int) -> list[int]:
