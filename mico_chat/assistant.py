@@ -501,7 +501,7 @@ class Assistant:
             raise RequestError.at("messages", reason)
         if ask.plain is None:
             _, _, layout = await self._laid_out(ask)
-            return Prompt(segments_of(layout)).tokens(0, sum(map(len, layout)))[0]
+            return tuple(Prompt(segments_of(layout)).tokens(0, sum(map(len, layout)))[0])
         self.check_length(ask)
         plain = partial(prompt_parts.plain_tokens, special=special)
         return await self._tokenizing.run(ask.tenant, plain, self.adapter.tokenizer, ask.plain)

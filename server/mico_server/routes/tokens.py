@@ -20,8 +20,8 @@ from mico_server.service import CurrentClient
 router = APIRouter(route_class=JsonRoute, tags=["tokens"])
 
 _ERRORS = error_responses(400, 404, 413, 422, 504)
-_OF_MESSAGES = ("messages", "tools", "continue_final_message", "add_generation_prompt")
-_OF_MESSAGES += ("chat_template_kwargs",)
+_OF_MESSAGES = {"messages", "tools", "continue_final_message", "add_generation_prompt"}
+_OF_MESSAGES |= {"chat_template_kwargs"}
 
 
 class TokenizeRequest(BaseModel):
@@ -65,7 +65,7 @@ class Detokenized(BaseModel):
 @router.post("/tokenize", responses=_ERRORS)
 async def tokenize(body: TokenizeRequest, client: CurrentClient) -> Tokenized:
     """The token ids of a prompt, or of a conversation's prompt."""
-    given = body.model_dump(exclude_none=True, include=set(_OF_MESSAGES))
+    given = body.model_dump(exclude_none=True, include=_OF_MESSAGES)
     given["model"] = client.service.models.named(body.model).name
     if (body.prompt is None) == (body.messages is None):
         raise RequestError.at("prompt", "expected prompt or messages, and one of them alone")

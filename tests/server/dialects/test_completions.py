@@ -102,6 +102,7 @@ def test_what_cannot_be_followed_is_refused(
 # --- Prompts without a template -------------------------------------------------------------------
 
 TEXT = "The cat and the dog: "
+WRONG: list[Any] = [[1, "a"], [], ["a", 1], [[]], [["a"]], ["a"] * 65]
 CHAT: Any = [{"role": "user", "content": "Hi"}]
 
 
@@ -177,11 +178,12 @@ def test_several_prompts_are_answered_as_each_alone(client: OpenAI) -> None:
     ids = [byte_level()(one).input_ids for one in prompts]
     assert [one.text for one in said(client, ids).choices] == right
     texts = [""] * 6
-    for piece in said(client, prompts, n=2, echo=True, stream=True, temperature=1, seed=1):
+    pieces: Any = said(client, prompts, n=2, echo=True, stream=True, temperature=1, seed=1)
+    for piece in pieces:
         for choice in piece.choices:
             texts[choice.index] += choice.text
-    drawn = said(client, prompts, n=2, temperature=1, seed=1).choices
-    assert texts == [prompts[n // 2] + one.text for n, one in enumerate(drawn)]
+    drawn = [one.text for one in said(client, prompts, n=2, temperature=1, seed=1).choices]
+    assert texts == [prompts[n // 2] + text for n, text in enumerate(drawn)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -214,10 +216,7 @@ def test_an_echo_with_logprobs_scores_the_prompt(client: OpenAI, stream: bool) -
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"extra_body": {"thinking": True}}, "thinking"),
-        *(
-            ({"prompt": one}, "prompt")
-            for one in ([1, "a"], [], ["a", 1], [[]], [["a"]], ["a"] * 65)
-        ),
+        *(({"prompt": one}, "prompt") for one in WRONG),
         ({"prompt": ["a", "b" * 20_000]}, "messages"),
         ({"prompt": ["a", [300]], "echo": True}, "prompt"),
         *(({"prompt": [token]}, "prompt") for token in (300, -1, 10**30)),
@@ -262,10 +261,8 @@ def test_texts_and_conversations_become_tokens_and_texts_again(client: OpenAI) -
     said = client.chat.completions.create(model="fake", messages=chat, max_tokens=1)
     assert said.usage is not None
     assert found["count"] == len(found["tokens"]) == said.usage.prompt_tokens
-    assert (
-        found["tokens"]
-        == tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
-    )
+    shown: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+    assert found["tokens"] == shown["input_ids"]
     begun = [*chat, {"role": "assistant", "content": "Yes"}]
     more = posted(client, "tokenize", messages=begun, continue_final_message=True).json()
     assert more["tokens"] == [*found["tokens"], *tokenizer("Yes").input_ids]

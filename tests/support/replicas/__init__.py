@@ -5,6 +5,7 @@ in milliseconds. It shows that code works, never that an answer is right.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any, cast
@@ -46,10 +47,10 @@ _FAMILIES = {
     "gemma3": (towers.gemma3, ("image",)),
     "phi4_multimodal": (towers.phi4_multimodal, ("image", "audio")),
     "mllama": (towers.mllama, ("image",)),
-    "idefics2": (towers.idefics2, ("image",)),
+    "idefics2": (partial(shrunk, "idefics2"), ("image",)),
     "instructblip": (towers.instructblip, ("image",)),
     "ovis2": (towers.ovis2, ("image",)),
-    "minicpmv": (towers.minicpmv, ("image", "video")),
+    "minicpmv4_6": (partial(shrunk, "minicpmv4_6"), ("image", "video")),
     "gemma4": (towers.gemma4, ("image", "video")),
     "paligemma": (towers.paligemma, ("image",)),
     "qwen2_5_vl": (qwen2_5_vl, ("image", "video")),
@@ -59,7 +60,7 @@ ALONE = tuple(_FAMILIES)[8:-2]
 """Families whose prompts do not batch."""
 
 NAMES = tuple(_FAMILIES)[:8]
-_BY_HAND = {"qwen2_5_omni_thinker": "qwen2_5_omni", "minicpmv4_6": "minicpmv"}
+_BY_HAND = {"qwen2_5_omni_thinker": "qwen2_5_omni"}
 ARCHITECTURES = MEDIA_TYPES
 """The architectures of the installed transformers that read media and answer in text."""
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_utterance>", "<end_of_turn>", "<eos>")

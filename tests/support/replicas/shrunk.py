@@ -192,7 +192,7 @@ def _part(name: str, like: str, own: Mapping[str, Any], patch: int | None) -> An
     alike = [
         t for t, kind in PROCESSOR_MAPPING_NAMES.items() if kind == PROCESSOR_MAPPING_NAMES[like]
     ]
-    found = next(filter(None, (table.get(one) for one in (like, *alike))))
+    found: Any = next(filter(None, (table.get(one) for one in (like, *alike))))
     found = max(found.items())[1] if isinstance(found, dict) else found
     part = getattr(hf, found)
     given = dict(own)

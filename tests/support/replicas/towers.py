@@ -133,24 +133,6 @@ def mllama() -> Made:
     return model, hf.MllamaProcessor(pictures, words, chat_template=template)
 
 
-def idefics2() -> Made:
-    named = {"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}
-    words, ids, text = words_of(named, "<end_of_utterance>")
-    perceiver = {"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1}
-    perceiver |= {"resampler_n_heads": 2, "resampler_head_dim": 16, "num_key_value_heads": 1}
-    config = hf.Idefics2Config(
-        vision_config=_TOWER,
-        perceiver_config=perceiver,
-        text_config={"model_type": "mistral", **text, "sliding_window": None},
-        image_token_id=ids["<image>"],
-    )
-    size = {"shortest_edge": 28, "longest_edge": 56}
-    pictures = hf.Idefics2ImageProcessor(size=size, do_image_splitting=False)
-    template = templates.qwen({"image": "<image>"})
-    processor = hf.Idefics2Processor(pictures, words, image_seq_len=4, chat_template=template)
-    return hf.Idefics2ForConditionalGeneration(config), processor
-
-
 def instructblip() -> Made:
     """A second tokenizer shows the question to its Q-Former; image tokens come before the text."""
     words, ids, text = words_of({}, "<image>")
@@ -186,30 +168,6 @@ def ovis2() -> Made:
     template = templates.qwen({"image": "<image>"})
     processor = hf.Ovis2Processor(pictures, words, chat_template=template, image_seq_length=16)
     return hf.Ovis2ForConditionalGeneration(config), processor
-
-
-def minicpmv() -> Made:
-    """MiniCPM-V 4.6: recurrent layers, and pictures of any size and number of slices."""
-    marks = {kind: f"<|{kind}_pad|>" for kind in ("image", "video")}
-    named = {f"{kind}_token": mark for kind, mark in marks.items()}
-    for name in ("image", "slice", "image_id"):
-        named |= {f"{name}_start_token": f"<{name}>", f"{name}_end_token": f"</{name}>"}
-    words, ids, text = words_of(named)
-    text |= {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"]}
-    heads = {f"linear_num_{one}_heads": 2 for one in ("key", "value")}
-    heads |= {f"linear_{one}_head_dim": 8 for one in ("key", "value")}
-    config = hf.MiniCPMV4_6Config(
-        vision_config={**_TOWER, "image_size": 224},
-        text_config={"model_type": "qwen3_5_text", **text, **heads},
-        insert_layer_id=0,
-        image_token_id=ids[marks["image"]],
-        video_token_id=ids[marks["video"]],
-    )
-    sizes: Any = {"scale_resolution": 112, "patch_size": 14}
-    pictures, clips = hf.MiniCPMV4_6ImageProcessor(**sizes), hf.MiniCPMV4_6VideoProcessor(**sizes)
-    template = templates.qwen(marks)
-    processor = hf.MiniCPMV4_6Processor(pictures, clips, words, chat_template=template)
-    return hf.MiniCPMV4_6ForConditionalGeneration(config), processor
 
 
 def gemma4() -> Made:
