@@ -122,6 +122,8 @@ def measure(
             for kind, *cells in compared.rows(missing, refused):
                 rows.append([f"`{name}`", kind, *(_numbered(cell, reasons) for cell in cells)])
                 print(*rows[-1], sep=" | ", flush=True)
+    for one, why in missing.items():
+        print(f"no replica of {one}: {why}")
     found: dict[str, Any] = {"rows": rows, "missing": missing, "reasons": reasons}
     found |= {"cases": "|".join(CASES), "n": len({row[0] for row in rows}), "refused": refused}
     found |= {"seed": seed, "width": width, "equal": sum(row.count(EQUAL) for row in rows)}
@@ -169,9 +171,10 @@ class _Compared:
                 replicas.answer(self._model, self._processor, asked, (), N_TOKENS)
                 kinds.append(kind)
             except Exception as error:  # the library's own
-                missing[f"{self._name}, {kind}"] = said(error)
+                missing[f"{self._name} ({kind})"] = said(error)
         if not kinds:
-            missing.setdefault(self._name, "its processor names no media")
+            if not any(one.startswith(f"{self._name} (") for one in missing):
+                missing[self._name] = "its processor names no media"
             return
         try:
             assistant = load_assistant(self._folder, FakeDecoder(), EngineOptions(dtype="float32"))

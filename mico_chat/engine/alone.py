@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from functools import partial
+from inspect import signature
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from mico_chat.checkpoints.lora import Lora, Wardrobe, wearing
 from mico_chat.engine.base import Prompt
@@ -139,7 +140,10 @@ class AloneModel:
         # The sampler does what the request's options say, and so ``generate`` must not.
         own: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
         own["cache_implementation"] = "dynamic"
-        return partial(self._model.generate, **given, **own, max_new_tokens=room)
+        generate = type(self._model).generate
+        if "logits_processor" in signature(generate).parameters:
+            generate = GenerationMixin.generate  # Janus keeps them for pictures that it draws
+        return partial(generate, self._model, **given, **own, max_new_tokens=room)
 
     def copy(self, source: int, target: int, length: int) -> None:
         raise NotImplementedError("a prompt's start is not reused")

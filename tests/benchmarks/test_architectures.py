@@ -21,8 +21,9 @@ def page(tmp_path: Path) -> Path:
 
 
 def test_equal_answers_of_another_seed_and_size_stand_in_the_page(page: Path) -> None:
-    found = measure("glm4v", "voxtral", "git", seed=3, width=64, page=page)
-    rows = [["`glm4v`", kind, "together", *["equal"] * len(CASES)] for kind in ("image", "video")]
+    found = measure("glm4v", "janus", "voxtral", "git", seed=3, width=64, page=page)
+    compared = (("glm4v", "image"), ("glm4v", "video"), ("janus", "image"))
+    rows = [[f"`{name}`", kind, "together", *["equal"] * len(CASES)] for name, kind in compared]
     assert found.values["rows"] == rows
     text = page.read_text(encoding="utf-8")
     assert text.startswith("Before\n<!--")
@@ -30,7 +31,9 @@ def test_equal_answers_of_another_seed_and_size_stand_in_the_page(page: Path) ->
     assert "old" not in text
     assert "| `glm4v` | video | together | equal | equal | equal | equal | equal |" in text
     assert "--seed 3 --width 64" in text
-    assert "- voxtral, audio: LookupError: the library reads Voxtral's conversations" in text
+    assert "voxtral (audio), git." in text
+    reason = "LookupError: the library reads Voxtral's conversations by mistral-common alone"
+    assert found.values["missing"]["voxtral (audio)"] == reason
     publish([found], "architectures", {}, "x", None)
 
 

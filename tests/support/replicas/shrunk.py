@@ -68,6 +68,11 @@ OWN: dict[str, dict[str, Any]] = {
     "llava_next_video": _CLASS,
     "vipllava": _CLASS | {"config": {"vision_feature_layers": [-1, -2]}},
     "video_llava": _CLASS | {"image_processor": {"size": {"shortest_edge": 56}, "crop_size": 56}},
+    "paddleocr_vl": {
+        "marks": {"image": "<|IMAGE_START|><|image|><|IMAGE_END|>"},
+        "tokens": {f"image_{end}_token": f"<|IMAGE_{end.upper()}|>" for end in ("start", "end")},
+        "ids": {"vision_start_token_id": "<|IMAGE_START|>"},
+    },
     "mistral3": _MERGED,
     "mistral_large4": _MERGED,
     "deepseek_vl": {"processor": {"num_image_tokens": 16}},
