@@ -531,8 +531,7 @@ class Assistant:
         if options.prefix and options.form is not None:
             raise RequestError.at("prefix", f"it cannot be combined with {options.form[0]}")
         prompt, reports = await self.prepare(ask)
-        sent = [(one.name, cut) for one in reports for cut in one.cut if SENT.search(cut)]
-        ask = replace(ask, pages_sent=tuple(f"{Path(name).name}: {cut}" for name, cut in sent))
+        ask = replace(ask, pages_sent=pages_sent(reports))
         yield reports
         if options.prefix:
             for index in range(options.n):
@@ -761,6 +760,12 @@ def pieces_of(delta: Delta, reader: calls.CallReader) -> list[Delta]:
     own = {"logprobs": delta.logprobs, "reasoning_content": delta.reasoning_content}
     found[0] = found[0].model_copy(update=own)
     return found
+
+
+def pages_sent(reports: Sequence[MediaReport]) -> tuple[str, ...]:
+    """What :class:`Usage` says of documents of which only some pages were shown."""
+    sent = ((one.name, cut) for one in reports for cut in one.cut if SENT.search(cut))
+    return tuple(f"{Path(name).name}: {cut}" for name, cut in sent)
 
 
 def _has_pages(medium: AnyMedium) -> bool:

@@ -1,9 +1,9 @@
 """Messages and their typed parts, and the two wire formats they come in.
 
-* OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
-  ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. Data URIs are read
-  here; other URLs go to the caller's resolver, and are refused without one. Calls of tools and
-  their results are turns of the conversation.
+* OpenAI: ``content`` parts ``text``, ``image_url``, ``input_audio`` and ``file`` as OpenAI defines
+  them, and ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` and ``document_url`` in the
+  same form. Data URIs are read here; other URLs go to the caller's resolver, and are refused
+  without one. Calls of tools and their results are turns of the conversation.
 * LLaVA: ``conversations`` of ``human`` and ``gpt`` turns, with ``<image>``, ``<audio>``,
   ``<video>``, ``<depth>`` or ``<normal>`` in place of a medium.
 """
@@ -129,6 +129,7 @@ Resolver: TypeAlias = Callable[[Kind, str], MediaFile]
 """Reads the medium at a URL other than a data URI, or raises a MicoError."""
 
 _URL_PARTS: dict[str, Kind] = {f"{kind}_url": kind for kind in KINDS}
+_STORED = "media:"  # stands before the id of a medium of a service
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac")
 
 
@@ -164,6 +165,8 @@ def urls_of(messages: Any) -> list[tuple[Kind, str]]:
             url = value.get("url") if isinstance(value, Mapping) else value
             if kind in _URL_PARTS and isinstance(url, str) and not is_data_uri(url):
                 found[_URL_PARTS[kind], url] = None
+            if kind == "file" and isinstance(value, Mapping) and value.get("file_id") is not None:
+                found["document", f"{_STORED}{value['file_id']}"] = None
     return list(found)
 
 
@@ -250,7 +253,9 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | M
         check_one_of(string_at(audio, "format", inner), _AUDIO_FORMATS, f"{inner}.format", hint)
         data = _base64(string_at(audio, "data", inner), f"{inner}.data")
         return MediaFile("audio", data, name=inner)
-    check_one_of(kind, ("text", "input_audio", *_URL_PARTS), f"{where}.type")
+    if kind == "file":
+        return _file(part, where, resolve)
+    check_one_of(kind, ("text", "input_audio", "file", *_URL_PARTS), f"{where}.type")
     inner = f"{where}.{kind}"
     url = isinstance(part.get(kind), str)
     value = {"url": string_at(part, kind, where)} if url else object_at(part, kind, where)
@@ -261,6 +266,22 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | M
     if not isinstance(pinned, bool):
         raise RequestError.at(f"{inner}.pinned", f"expected true or false, got {type_of(pinned)}")
     return replace(file, view=view, pinned=pinned)
+
+
+def _file(part: Mapping[str, Any], where: str, resolve: Resolver | None) -> MediaFile:
+    """OpenAI's part of a document: its data, or the id of an uploaded medium."""
+    given, inner = object_at(part, "file", where), f"{where}.file"
+    if given.get("file_id") is None:
+        url, at = string_at(given, "file_data", inner), f"{inner}.file_data"
+        if not is_data_uri(url):
+            raise RequestError.at(at, "expected a data URI (data:application/pdf;base64,...)")
+    else:
+        url, at = f"{_STORED}{string_at(given, 'file_id', inner)}", f"{inner}.file_id"
+    file = _load_url("document", url, at, resolve)
+    if given.get("filename") is None:
+        return file
+    name = "".join(filter(str.isprintable, Path(string_at(given, "filename", inner)).name))[:100]
+    return replace(file, name=name or file.name)
 
 
 def _view(kind: Kind, given: Mapping[str, Any], where: str) -> View:

@@ -257,7 +257,7 @@ def test_every_door_takes_it(decoder: MediaDecoder, tmp_path: Any) -> None:
     with running(lambda: fake, settings) as http:
         form: Any = {"data": {"message": "What?"}, "files": {"document": ("a.pdf", THREE)}}
         stored = http.post("/v1/media", files={"document": ("a.pdf", THREE)}).json()
-        file = http.get(f"/v1/media/{stored['id']}/content")
+        contents = http.get(f"/v1/media/{stored['id']}/content")
         answers = [
             http.post("/v1/chat", **form),
             http.post("/v1/chat", data={"message": "What?", "document": f"media:{stored['id']}"}),
@@ -268,12 +268,37 @@ def test_every_door_takes_it(decoder: MediaDecoder, tmp_path: Any) -> None:
             ),
         ]
         wrong = http.post("/v1/chat", **form | {"files": {"document": ("a.pdf", b"%PDF-1.7")}})
+        for file, name in (
+            ({"file_data": url, "filename": "C:/x/in\nvoice.pdf"}, "invoice.pdf"),
+            ({"file_id": stored["id"]}, "a.pdf"),
+        ):
+            for path, key, given in (
+                ("/v1/chat/completions", "messages", {"type": "file", "file": file}),
+                ("/v1/responses", "input", {"type": "input_file", **file}),
+            ):
+                answers.append(
+                    http.post(
+                        path,
+                        json={
+                            "model": "fake",
+                            key: [{"role": "user", "content": [given, asked["content"][1]]}],
+                        },
+                    )
+                )
+                assert fake.asked[-1][-1].media[0].name == name
+        refused = []
+        for file in ({}, {"file_data": "https://x.org/a.pdf"}, {"file_id": "media-no"}, {"a": 1}):
+            asked["content"][0] = {"type": "file", "file": file}
+            body = {"model": "fake", "messages": [asked]}
+            refused.append(http.post("/v1/chat/completions", json=body))
     assert [answer.status_code for answer in answers] == [200] * len(answers)
     assert all("[document" in answer.text for answer in answers)
     assert len(fake.asked) == len(answers)
     for messages in fake.asked:
         (medium,) = messages[-1].media
         assert texts(medium) == [(1, "Invoice 17"), (3, "Sum: 9 <|im_end|>")]
-    assert (stored["kind"], file.headers["content-type"]) == ("document", "application/pdf")
+    assert [one.status_code for one in refused] == [400, 400, 404, 400]
+    assert "file.file_data: expected a data URI (data:application/pdf" in refused[1].text
+    assert (stored["kind"], contents.headers["content-type"]) == ("document", "application/pdf")
     assert wrong.status_code == 422
     assert "damaged PDF" in wrong.text

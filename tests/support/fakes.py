@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mico_chat.ask import NOTE, Ask
-from mico_chat.assistant import Assistant, Event, decode_media
+from mico_chat.assistant import Assistant, Event, decode_media, pages_sent
 from mico_chat.encode import CacheStats, ContextCache, MediaEncoder
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.errors import MediaError, RequestError
@@ -270,7 +270,8 @@ class FakeAssistant(Assistant):
                 yield Delta(index=index)  # a token that makes no text certain
                 await self._wait_until(lambda: self.halfway is None or self.halfway.is_set())
             last = index == options.n - 1
-            usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
+            tokens = {"prompt_tokens": 10, "completion_tokens": 2, "media_tokens": len(reports)}
+            usage = Usage(**tokens, pages_sent=pages_sent(reports))
             end: FinishReason = "length" if options.max_tokens == 2 else "stop"
             mean = math.log(0.25 if "perhaps" in question else 0.75) if reports else None
             delta = Delta(

@@ -32,7 +32,8 @@ def test_files_are_refused_in_words_or_taken(chat: ChatPage, tmp_path: Path) -> 
     problem = chat.page.locator(".composer .chips-problem")
     sheep = (EXAMPLES / "sheep.jpg").read_bytes()
     for name, content, reason in (
-        ("notes.txt", b"hello there", "the bytes look like text"),
+        ("notes.txt", bytes(range(9)) * 9, "the bytes are of no known format"),
+        ("blank.md", b" \n", "the file has no text"),
         ("empty.png", b"", "the file is empty"),
         ("broken.jpg", sheep[:700], "broken.jpg: damaged JPEG"),
         (f"{HOSTILE}.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "onerror=alert(1)"),
@@ -523,6 +524,41 @@ def test_a_document_is_dropped_and_its_pages_are_looked_at(chat: ChatPage) -> No
     report.locator("summary").click()
     expect(report).to_contain_text("What was taken from the document")
     expect(report.locator("figcaption", has_text="page 2")).to_be_visible()
+
+
+def test_a_text_is_read_page_by_page(chat: ChatPage, tmp_path: Path) -> None:
+    leaves = [f"This is leaf {n}, <b>{HOSTILE}</b>\n{'x' * 1900}" for n in range(1, 61)]
+    (tmp_path / "notes.md").write_text("\f".join(leaves))
+    chat.attach(tmp_path / "notes.md")
+    assert chat.chips.get_attribute("data-kind") == "document"
+    expect(chat.chips).to_contain_text("of 60 pages")
+    expect(chat.chips.locator(".leaf")).to_contain_text("This is leaf 1,")
+    chat.press("Open notes.md")
+    viewer = chat.page.locator("dialog.viewer")
+    expect(viewer.locator("pre").first).to_contain_text("This is leaf 1,")
+    assert barriers(chat) == []
+    chat.page.keyboard.press("Escape")
+    chat.ask("What is on page 58?")
+    sent = chat.answer(1).locator(".left-out")
+    expect(sent).to_contain_text(re.compile(r"notes.md: pages 1 to 5\d and 58 of 60 are sent\."))
+    report = chat.answer(1).locator("details.report")
+    report.locator("summary").first.click()
+    report.get_by_text("Text of page 58").click()
+    expect(report.locator("pre", has_text="This is leaf 58,")).to_be_visible()
+    expect(report.locator("pre", has_text="This is leaf 57,")).to_have_count(0)
+    assert barriers(chat) == []
+    chat.ask("And the last page?")
+    expect(chat.answer(2).locator(".left-out")).to_contain_text("58 and 60 of 60 are sent")
+    chat.page.reload()
+    expect(chat.answer(2).locator(".left-out")).to_contain_text("58 and 60 of 60 are sent")
+    expect(chat.turns.nth(0).locator(".leaf")).to_contain_text("This is leaf 1,")
+    first = chat.turns.nth(0)
+    first.get_by_role("button", name="Edit the question").click()
+    first.locator(".editing textarea").fill("No page at all?")
+    chat.press("Remove notes.md")
+    first.get_by_role("button", name="Ask", exact=True).click()
+    expect(chat.answer(1)).to_contain_text("[] No page at all?")
+    expect(chat.answer(1).locator(".left-out")).to_have_count(0)
 
 
 def test_a_picture_is_taught_a_name_and_a_wrong_answer_put_right(

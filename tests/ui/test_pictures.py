@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from rich.console import Console
 
 from mico_chat.errors import MediaError
-from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
+from mico_chat.media import Audio, Depth, Image, MediaFile, Medium, Normal, Video, decode
 from mico_chat.media.file import HEAD_BYTES
 from mico_chat.media.medium import MediaReport
 from mico_ui import describe
@@ -23,6 +23,7 @@ from mico_ui.browser.page import read_examples
 from mico_ui.client import ApiError
 from mico_ui.describe import depth_pixels, mel_pixels, wave_pixels
 from mico_ui.terminal.screen import MAX_ROWS, fitted, preview, waveform
+from tests.support.pdf import line, pdf
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_the_kinds_that_a_file_can_be() -> None:
     assert kinds_of(b"PK\x03\x04", "a.npz") == ("depth",)
     assert kinds_of(b"fLaC", "a") == ("audio",)
     assert kinds_of(b"\x1aE\xdf\xa3", "a.webm") == ("video", "audio")
+    assert kinds_of(b"<html><script>", "a.html") == kinds_of(b"a,b", "a.csv") == ("document",)
 
 
 def test_the_kinds_that_pixels_cannot_be() -> None:
@@ -61,7 +63,6 @@ def test_the_kinds_that_pixels_cannot_be() -> None:
     ("head", "reason"),
     [
         (b"", "a.png: the file is empty"),
-        (b"<html><script>", "look like HTML"),
         (b"\x1f\x8b", "look like gzip"),
         (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08", "are of no known format"),
     ],
@@ -129,17 +130,17 @@ def test_previews_are_kept_for_their_user_alone_and_not_without_end(previewer: P
     report = MediaReport(name="sheep.jpg", kind="image")
     for n in range(40):
         asyncio.run(previewer.make("me", f"m{n}", FOLDER / "sheep.jpg", report))
-    assert previewer.kept("me", "m39", "image") is not None
-    assert previewer.kept("you", "m39", "image") is None
-    assert previewer.kept("me", "m39", "normal") is None
-    assert previewer.kept("me", "m0", "image") is None
+    assert previewer.kept("me", "m39", MediaReport(name="", kind="image")) is not None
+    assert previewer.kept("you", "m39", MediaReport(name="", kind="image")) is None
+    assert previewer.kept("me", "m39", MediaReport(name="", kind="normal")) is None
+    assert previewer.kept("me", "m0", MediaReport(name="", kind="image")) is None
 
 
 def test_a_hostile_file_costs_an_error_and_no_more(previewer: Previewer, tmp_path: Path) -> None:
     report = MediaReport(name="bad.png", kind="image")
     with pytest.raises(MediaError, match=r"bad\.png"):
         asyncio.run(previewer.make("me", "bad", b"\x89PNG\r\n\x1a\n" + bytes(100), report))
-    assert previewer.kept("me", "bad", "image") is None
+    assert previewer.kept("me", "bad", MediaReport(name="", kind="image")) is None
     good = asyncio.run(previewer.make("me", "good", (FOLDER / "sheep.jpg").read_bytes(), report))
     assert good.pictures
 
@@ -150,6 +151,22 @@ def drawn(medium: Medium, columns: int = 60) -> list[str]:
     for part in preview(medium, columns):
         console.print(part)
     return out.getvalue().splitlines()
+
+
+def test_pages_are_shown_as_they_were_sent(previewer: Previewer) -> None:
+    data = "\f".join(f"leaf {n}\x1b[31m" for n in range(1, 31)).encode()
+    report = MediaReport(name="a.txt", kind="document", pages=(2, 30))
+    shown = asyncio.run(previewer.make("me", "m1", data, report)).pictures
+    assert [(one.src, one.caption, one.alt) for one in shown] == [
+        ("", f"page {n}", f"page {n} of a.txt") for n in (2, 30)
+    ]
+    assert shown[1].text == "leaf 30[31m"
+    assert previewer.kept("me", "m1", report) is not None
+    assert previewer.kept("me", "m1", report.model_copy(update={"pages": (1,)})) is None
+    scan = pdf(line("Invoice"), b"")
+    seen = asyncio.run(previewer.make("me", "m2", scan, report.model_copy(update={"pages": None})))
+    assert [(bool(one.src), one.text) for one in seen.pictures] == [(True, "Invoice"), (True, "")]
+    assert "leaf 1[31m" in drawn(decode(MediaFile("document", data, "a.txt")))[0]
 
 
 def halves(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -41,7 +41,7 @@ def test_text_without_spaces_is_shown_before_its_end() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("cat.jpg", "my cat.png", "it's.wav", "ü.mp4", "notes.txt", "map.npy"):
+    for name in ("cat.jpg", "my cat.png", "it's.wav", "ü.mp4", "notes.bin", "map.npy"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "pictures.png").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("it's.wav", ["it's.wav"]),
         ("'it'\\''s.wav' cat.jpg", ["it's.wav", "cat.jpg"]),
         ("~/cat.jpg ./cat.jpg", ["cat.jpg", "cat.jpg"]),
-        ("notes.txt", ["notes.txt"]),
+        ("notes.bin", ["notes.bin"]),
         ("{folder}/cat.jpg", ["cat.jpg"]),
         ("file://{folder}/my%20cat.png", ["my cat.png"]),
     ],
@@ -98,7 +98,7 @@ def test_a_path_without_a_file_is_an_error(folder: Path, text: str, said: str) -
         ("Is ~/cat.jpg like '~/ü.mp4', you think?", "Is like, you think?", ["cat.jpg", "ü.mp4"]),
         ("It's ./it's.wav that's heard", "It's that's heard", ["it's.wav"]),
         ("cat.jpg alone is a word", "cat.jpg alone is a word", []),
-        ("./notes.txt and ./nothing.png", "./notes.txt and ./nothing.png", []),
+        ("./notes.bin and ./nothing.png", "./notes.bin and ./nothing.png", []),
         ("./pictures.png", "./pictures.png", []),
         ("keep   the\n  spaces of code", "keep   the\n  spaces of code", []),
         ("/" * 5000 + ".png", "/" * 5000 + ".png", []),

@@ -37,8 +37,11 @@ class Upload:
 
 @dataclass(frozen=True)
 class MediumId:
+    """A stored medium, and the ``pages`` of it to look at; none: all that are used."""
+
     kind: Kind
     id: str
+    pages: tuple[int, ...] = ()
 
 
 Field: TypeAlias = tuple[str, str | Upload]

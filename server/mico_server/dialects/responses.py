@@ -414,8 +414,12 @@ def _content(content: Any, where: str) -> Any:
                 reason = "send the picture as image_url: files of /v1/files are for batches"
                 raise RequestError.at(f"{where}[{number}]", reason)
             parts.append({**part, "type": "image_url"})
+        elif kind == "input_file" and part.get("file_url") is not None:
+            parts.append({"type": "document_url", "document_url": part["file_url"]})
+        elif kind == "input_file":
+            parts.append({"type": "file", "file": part})
         else:
-            parts.append(part)  # input_audio, audio_url, video_url, depth_url, normal_url
+            parts.append(part)  # input_audio, audio_url, video_url, document_url, ...
     return parts
 
 

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, 
 from mico_chat.media import file as formats
 from mico_chat.media.kinds import KINDS, TABLE, Kind, kinds_of_format
 from mico_chat.media.medium import MediaReport
+from mico_chat.media.view import View
 from mico_chat.wire import MediaObject, ShownMedium
 from mico_ui import describe, routes
 from mico_ui.browser.visitor import Frozen, Visitor
@@ -31,11 +33,13 @@ STILL_SIDE, FRAME_SIDE = 360, 176  # longest sides of preview pictures, in pixel
 
 
 class Picture(Frozen):
-    """``src`` is a data URI, ``alt`` is for people who cannot see the picture."""
+    """``src`` is a data URI, ``alt`` is for people who cannot see the picture. Of a page there is
+    its ``text``, and maybe nothing else."""
 
     src: str
     alt: str
     caption: str = ""
+    text: str = ""
 
 
 class Preview(Frozen):
@@ -51,7 +55,8 @@ class Card(Frozen):
 
     A card without ``pictures`` makes the page ask for them. ``facts`` describe the part of the
     medium that the model gets, ``cut`` the part that it does not get. ``spoken`` is what is said in
-    it. A ``pinned`` one stays where its conversation is shortened.
+    it, ``pages`` the numbers of those of a document. A ``pinned`` one stays where its
+    conversation is shortened.
     """
 
     id: str
@@ -64,6 +69,7 @@ class Card(Frozen):
     cut: tuple[str, ...] = ()
     spoken: str = ""
     pinned: bool = False
+    pages: tuple[int, ...] = ()
 
 
 class Attached(Frozen):
@@ -108,8 +114,11 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
     raise ApiError(f"{name}: the bytes {formats.looks_like(fmt, head)}. {known}", status=415)
 
 
-def preview_of(medium: Medium, name: str, side: int = STILL_SIDE) -> Preview:
-    """Pictures of a medium; a still and a page have at most ``side`` pixels on a side."""
+def preview_of(
+    medium: Medium, name: str, side: int = STILL_SIDE, pages: Sequence[int] | None = None
+) -> Preview:
+    """Pictures of a medium, of a document these ``pages``; a still and a page have at most ``side``
+    pixels on a side."""
     match medium:
         case Audio():
             return Preview(pictures=_of_sound(medium, f"the sound {name}"))
@@ -131,10 +140,16 @@ def preview_of(medium: Medium, name: str, side: int = STILL_SIDE) -> Preview:
             shown = _picture(colours, side, alt, caption, lossless=True)
             return Preview(pictures=(shown,), facts=tuple(facts), never=("normal",))
         case Pages():
-            piece = TABLE[medium.kind].piece
-            numbered = [(f"{piece} {n}", page) for n, page in enumerate(medium.pages, 1)]
-            pages = (_picture(p.pixels, side, f"{n} of {name}", n) for n, p in numbered)
-            return Preview(pictures=tuple(pages))
+            texts = {one.page: one.text for one in medium.report.written or ()}
+            drawn = list[Picture]()
+            for n in pages or medium.report.pages or ():
+                caption, page = f"{TABLE[medium.kind].piece} {n}", medium.numbered.get(n)
+                alt, text = f"{caption} of {name}", texts.get(n, "")
+                found = Picture(src="", alt=alt, caption=caption)
+                if page is not None:
+                    found = _picture(page.pixels, side, alt, caption)
+                drawn += [found.model_copy(update={"text": text})] if page or text else []
+            return Preview(pictures=tuple(drawn))
     noun, in_colour = TABLE[medium.kind].noun, bool(np.ptp(medium.pixels, axis=2).any())
     still = _picture(medium.pixels, side, f"{noun} {name}")
     return Preview(pictures=(still,), never=("depth" if in_colour else "normal",))
@@ -167,33 +182,33 @@ class Previewer:
     """Makes previews and keeps the last ones, for each user apart, within ``max_bytes``."""
 
     max_bytes: int = 64 << 20
-    _kept: dict[tuple[str, str, Kind], Preview] = field(default_factory=dict)  # the oldest first
+    _kept: dict[Any, Preview] = field(default_factory=dict)  # the oldest first
     _decoder: MediaDecoder = field(default_factory=MediaDecoder)
 
-    def kept(self, user: str, medium_id: str, kind: Kind) -> Preview | None:
-        return self._kept.get((user, medium_id, kind))
+    def kept(self, user: str, medium_id: str, report: MediaReport) -> Preview | None:
+        return self._kept.get((user, medium_id, report.kind, report.pages))
 
     async def make(
         self, user: str, medium_id: str, source: Path | bytes, report: MediaReport
     ) -> Preview:
         preview = await asyncio.to_thread(self.draw, source, report)
-        self._kept[user, medium_id, report.kind] = preview
-        n_bytes = sum(len(p.src) for kept in self._kept.values() for p in kept.pictures)
+        self._kept[user, medium_id, report.kind, report.pages] = preview
+        n_bytes = sum(len(p.src + p.text) for kept in self._kept.values() for p in kept.pictures)
         while n_bytes > self.max_bytes:
             oldest = self._kept.pop(next(iter(self._kept)))
-            n_bytes -= sum(len(picture.src) for picture in oldest.pictures)
+            n_bytes -= sum(len(picture.src + picture.text) for picture in oldest.pictures)
         return preview
 
     def draw(self, source: Path | bytes, report: MediaReport, side: int = STILL_SIDE) -> Preview:
         """Decode a file and draw it, and keep nothing."""
-        file = MediaFile(report.kind, source, report.name)
+        file = MediaFile(report.kind, source, report.name, view=View(pages=report.pages or ()))
         medium = self._decoder.decode(file)
         if isinstance(medium, Video) and not _same_frames(medium, report):
             # The server uses another number of frames than this machine's limits say.
             limits = MediaLimits(max_frames=max(1, report.frames_used or 1))
             with MediaDecoder(limits) as decoder:
                 medium = decoder.decode(file)
-        return preview_of(medium, report.name, side)
+        return preview_of(medium, report.name, side, report.pages)
 
     def close(self) -> None:
         self._decoder.close()
@@ -253,9 +268,10 @@ class MediaDesk:
     async def preview(self, visitor: Visitor, shown: MediumId) -> Card:
         """The card of a medium that the server has, with pictures."""
         stored = await visitor.send(self.api, routes.medium(shown.id))
-        changed = {"kind": shown.kind, "name": stored.name}
+        changed: dict[str, Any] = {"kind": shown.kind, "name": stored.name}
+        changed |= {"pages": shown.pages} if shown.pages else {}
         report = report_of(stored).model_copy(update=changed)
-        if (kept := self.kept(visitor, shown.id, report)).pictures:
+        if (kept := self.kept(visitor, shown.id, report, whole=True)).pictures:
             return kept
         content = await visitor.send(self.api, routes.medium_content(shown.id))
         return await self._card(visitor, shown.id, report, content)
@@ -274,11 +290,15 @@ class MediaDesk:
         await asyncio.to_thread(write)
         return path
 
-    def kept(self, visitor: Visitor, medium_id: str, report: MediaReport) -> Card:
-        preview = self.previewer.kept(visitor.user, medium_id, report.kind) or Preview(pictures=())
+    def kept(
+        self, visitor: Visitor, medium_id: str, report: MediaReport, *, whole: bool = False
+    ) -> Card:
+        """A card; that of a document has pages if it is ``whole``: they are sent once."""
+        preview = self.previewer.kept(visitor.user, medium_id, report) or Preview(pictures=())
         return Card(
             id=medium_id,
-            pictures=preview.pictures,
+            pictures=preview.pictures if whole or report.pages is None else (),
+            pages=report.pages or (),
             facts=(*describe.facts(report), *preview.facts),
             cut=describe.cuts(report),
             spoken=describe.joined(report.spoken or ()),
@@ -303,9 +323,9 @@ class MediaDesk:
         try:
             await self.previewer.make(visitor.user, medium_id, source, report)
         except MicoError as error:
-            card = self.kept(visitor, medium_id, report)
+            card = self.kept(visitor, medium_id, report, whole=True)
             return card.model_copy(update={"cut": (*card.cut, f"no preview: {error}")})
-        return self.kept(visitor, medium_id, report)
+        return self.kept(visitor, medium_id, report, whole=True)
 
 
 def report_of(stored: MediaObject) -> MediaReport:

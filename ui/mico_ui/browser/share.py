@@ -130,4 +130,9 @@ class _Media:
 
 
 def _pictures(pictures: Sequence[Picture]) -> str:
-    return "".join(f'<img src="{one.src}" alt="{escape(one.alt)}">' for one in pictures)
+    return "".join(
+        f'<img src="{one.src}" alt="{escape(one.alt)}">'
+        if one.src
+        else f'<pre tabindex="0">{escape(one.text)}</pre>'
+        for one in pictures
+    )

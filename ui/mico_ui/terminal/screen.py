@@ -150,6 +150,8 @@ class Screen:
         self.note(describe.usage(whole.usage, time.monotonic() - start))
         if left_out := describe.left_out(whole.usage):
             self.note(f"(answered {left_out}: the whole conversation does not fit)")
+        for sent in whole.usage.pages_sent:
+            self.note(printable(sent))
         if whole.finish_reason == "length":
             tokens = describe.count(whole.usage.completion_tokens, "token")
             self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
@@ -209,6 +211,9 @@ def preview(medium: Medium, columns: int) -> list[Segments | Text]:
             shown.append(waveform(medium.audio.samples, frames[0].shape[1] * len(frames)))
         return shown
     if isinstance(medium, Pages):
+        if not medium.pages:
+            text = printable(medium.report.written[0].text if medium.report.written else "")
+            return [Text("\n".join(line[:width] for line in text.splitlines()[:4]), style="dim")]
         medium = medium.pages[0]
     return [_blocks(fitted(medium.pixels, width))]
 

@@ -11,8 +11,9 @@
     if (card.pictures.length || card.asked) return;
     card.asked = true;
     try {
-      const { pictures, facts, cut } = await mico.call("preview", { shown: { id: card.id, kind: card.kind } });
-      Object.assign(card, { pictures, facts, cut });
+      const { pictures, facts, cut } = await mico.call("preview", { shown: { id: card.id, kind: card.kind, pages: card.pages || [] } });
+      // What is known of the pages that were sent is this turn's.
+      Object.assign(card, card.pages?.length ? { pictures } : { pictures, facts, cut });
     } catch (error) {
       card.cut = [...card.cut, mico.problemOf(error).message];
     }
@@ -21,7 +22,9 @@
 
   const look = (card) => mico.kinds[card.kind].layout; // of style.css
   const plays = (card) => !["img", ""].includes(mico.kinds[card.kind].player);
-  const picture = (one) => el("img", { src: one.src, alt: one.alt, loading: "lazy" });
+  const picture = (one) => (one.src ? el("img", { src: one.src, alt: one.alt, loading: "lazy" }) : el("span", { class: "leaf", "aria-hidden": "true" }, one.text.slice(0, 500)));
+  // The text of a page, to fold out; of one without a picture it is all that there is.
+  const read = (one, open = false) => one.text && el("details", { class: "read", open }, el("summary", {}, `Text of ${one.caption}`), el("pre", { tabindex: "0" }, one.text));
 
   // The file itself, fetched when it is asked for: large, or with sound.
   async function open(card) {
@@ -33,11 +36,13 @@
       const url = await mico.call("original", { id: card.id });
       const player = mico.kinds[card.kind].player;
       const alt = card.pictures[0]?.alt || card.name;
-      const shown = player ? el(player, { src: url, ...(plays(card) ? { controls: true, autoplay: true, playsinline: true } : { alt }) }) : el("span", {}, card.pictures.map(picture));
+      const seen = card.pictures.filter((one) => one.src);
+      const shown = player ? el(player, { src: url, ...(plays(card) ? { controls: true, autoplay: true, playsinline: true } : { alt }) }) : el("span", {}, seen.map(picture));
       shown.addEventListener("error", () =>
         body.append(el("p", { class: "problem" }, "This browser cannot show this format. ", el("a", { href: url, download: card.name }, "Save the file"))),
       );
-      body.replaceChildren(plays(card) ? shown : zoomable(shown), el("p", {}, card.name, " ", el("a", { href: url, download: card.name }, "Save")));
+      const looked = plays(card) ? [shown] : player || seen.length ? [zoomable(shown)] : [];
+      body.replaceChildren(...looked, ...card.pictures.map((one) => read(one, !one.src)).filter(Boolean), el("p", {}, card.name, " ", el("a", { href: url, download: card.name }, "Save")));
     } catch (error) {
       const place = el("p", { class: "problem", role: "alert" });
       mico.tell(place, error);
@@ -119,7 +124,7 @@
     const words = el("ul", { class: "facts" });
     show(pictures, card, () => {
       pictures.replaceChildren(
-        ...card.pictures.map((one) => el("figure", { class: /^[\d.]+ s$/.test(one.caption) ? null : "wide" }, picture(one), one.caption && el("figcaption", {}, one.caption))),
+        ...card.pictures.map((one) => el("figure", { class: /^[\d.]+ s$/.test(one.caption) ? null : "wide" }, one.src && picture(one), one.caption && el("figcaption", {}, one.caption), read(one))),
       );
       words.replaceChildren(...card.facts.map((fact) => el("li", {}, fact)), ...card.cut.map((cut) => el("li", { class: "cut" }, cut)));
     });

@@ -184,7 +184,7 @@
 
   let examples = null;
   mico.showWelcome = async function (log) {
-    const place = el("div", { class: "welcome" }, el("h2", {}, mico.reads().length ? "Ask about what you see and hear" : "Ask anything"), el("p"));
+    const place = el("div", { class: "welcome" }, el("h2", {}, mico.reads().some((kind) => !mico.kinds[kind].made_of.length) ? "Ask about what you see and hear" : "Ask anything"), el("p"));
     const list = el("div", { class: "examples" });
     place.append(list);
     log.replaceChildren(place);

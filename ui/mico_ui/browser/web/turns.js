@@ -246,7 +246,7 @@
     }
     const began = view.turn !== null && running.view.turn === null;
     const old = (card) => running.view.media.find((one) => one.id === card.id);
-    const cards = view.media.map((card) => ({ ...card, cut: [...card.cut], pinned: old(card)?.pinned, pictures: card.pictures.length ? card.pictures : old(card)?.pictures || [] }));
+    const cards = view.media.map((card) => ({ ...card, cut: [...card.cut], pinned: old(card)?.pinned, pictures: card.pictures.length ? card.pictures : (String(old(card)?.pages) === String(card.pages) && old(card)?.pictures) || [] }));
     // Until there are words, an answer that goes on shows those that it had.
     running.view = { ...view, html: view.html || running.view.html, message: running.view.message, media: cards.length ? cards : running.view.media };
     drawAnswer(running);
@@ -364,7 +364,7 @@
     const cut = view.answer && (view.state === "unanswered" || view.finish_reason === "cancelled");
     const note = view.state === "unanswered" ? (cut ? "Not finished: the answer broke off here, or is still written elsewhere." : "This question has no answer yet.") : notes[view.finish_reason];
     const { turns_left_out: gone = 0, media_left_out: unshown = 0 } = view.usage || {};
-    const left = [gone && `${gone === 1 ? "1 earlier question is" : `${gone} earlier questions are`} not sent; ${gone === 1 ? "its" : "their"} media neither.`, unshown && `${unshown === 1 ? "1 earlier medium is" : `${unshown} earlier media are`} named, but not shown to the model.`];
+    const left = [gone && `${gone === 1 ? "1 earlier question is" : `${gone} earlier questions are`} not sent; ${gone === 1 ? "its" : "their"} media neither.`, unshown && `${unshown === 1 ? "1 earlier medium is" : `${unshown} earlier media are`} named, but not shown to the model.`, ...(view.usage?.pages_sent || []).map((line) => `${line}.`)];
     const problem = view.problem && el("p", { class: "problem", role: "alert" });
     if (problem) mico.tell(problem, new mico.Problem(view.problem));
     turn.after.replaceChildren(
