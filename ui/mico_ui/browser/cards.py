@@ -253,7 +253,7 @@ class MediaDesk:
         upload = Upload(file.kind or kinds[0], file.path, file.name)
         stored = await visitor.send(self.api, routes.upload(upload, model=visitor.model or None))
         card = await self._card(visitor, stored.id, report_of(stored), file.path)
-        made = self.previewer.kept(visitor.user, stored.id, card.kind)
+        made = self.previewer.kept(visitor.user, stored.id, report_of(stored))
         never = () if made is None else made.never
         return card.model_copy(update={"kinds": tuple(one for one in kinds if one not in never)})
 
@@ -269,7 +269,7 @@ class MediaDesk:
         """The card of a medium that the server has, with pictures."""
         stored = await visitor.send(self.api, routes.medium(shown.id))
         changed: dict[str, Any] = {"kind": shown.kind, "name": stored.name}
-        changed |= {"pages": shown.pages} if shown.pages else {}
+        changed |= {"pages": tuple(dict.fromkeys(shown.pages))} if shown.pages else {}
         report = report_of(stored).model_copy(update=changed)
         if (kept := self.kept(visitor, shown.id, report, whole=True)).pictures:
             return kept
