@@ -43,6 +43,7 @@ from mico_chat.messages import (
     Shortened,
     TextPart,
     media_of,
+    named,
     with_depth_scale,
     with_system,
     without_depth,
@@ -255,10 +256,30 @@ class Assistant:
             RequestError: the model has no tools, no estimator of depth is loaded, or the question
                 is too long.
         """
-        stages = (self._with_depth_scale, self._with_depth, self._with_views, self._with_pages)
-        for stage in (*stages, self._with_tools, self._with_thinking, self._with_room):
+        stages = (self._with_read, self._with_depth_scale, self._with_depth, self._with_views)
+        for stage in (
+            *stages,
+            self._with_pages,
+            self._with_tools,
+            self._with_thinking,
+            self._with_room,
+        ):
             ask = await stage(ask)
         return ask
+
+    async def _with_read(self, ask: Ask) -> Ask:
+        """Name media of earlier turns that the model does not read, if the request says so: another
+        model may have answered those."""
+        if ask.options.truncation != "auto":
+            return ask
+        messages, unread = list(ask.messages), 0
+        for at, message in enumerate(messages[: -len(Conversation.of(messages).last)]):
+            parts = list(message.content)
+            for place, part in enumerate(parts):
+                if not isinstance(part, TextPart) and part.kind not in self.input_modalities:
+                    parts[place], unread = named(part), unread + 1
+            messages[at] = replace(message, content=tuple(parts))
+        return replace(ask, messages=messages, media_left_out=unread) if unread else ask
 
     async def _with_depth_scale(self, ask: Ask) -> Ask:
         options = ask.options
@@ -375,7 +396,8 @@ class Assistant:
             return short, max(1, n), most - tokens(short, max(1, n))
 
         short, n, room = await self._tokenizing.run(ask.tenant, fitted)
-        left_out: dict[str, Any] = {"turns_left_out": short.turns, "media_left_out": short.media}
+        left_out: dict[str, Any] = {"turns_left_out": short.turns}
+        left_out["media_left_out"] = ask.media_left_out + short.media
         options, messages = ask.options, short.messages
         if n < pages:
             messages = _viewed(messages, lambda part: replace(part.view, most_pages=n))

@@ -536,7 +536,7 @@ class Conversation:
                         pinned.append(at)
                         moved += [part] if number < gone else []
                     if left and not _pinned(part):
-                        parts[place] = TextPart(f"[{part.kind} {part.name}]\n")
+                        parts[place] = named(part)
                         left, media = left - 1, media + (number >= gone)
                     else:
                         kept.append(at)
@@ -553,6 +553,11 @@ class Conversation:
         """The conversation after the fewest steps with which it fits, or after all of them."""
         least = bisect_left(range(self.steps), True, key=lambda n: fits(self.shortened(n)))
         return self.shortened(least)
+
+
+def named(medium: MediaFile | Medium) -> TextPart:
+    """What stands in the place of a medium that is not shown."""
+    return TextPart(f"[{medium.kind} {medium.name}]\n")
 
 
 def _pinned(part: Part) -> bool:

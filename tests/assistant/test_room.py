@@ -235,3 +235,20 @@ def test_pins_that_do_not_fit_are_named(assistant: Assistant) -> None:
         answered(assistant, asked)
     with pytest.raises(ContextLengthError, match="shorten the conversation"):  # no pin's fault
         answered(assistant, [Message.user(PIN), asked[1], Message.user(letters(1, most))])
+
+
+def test_media_that_another_model_was_shown_are_named(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = talk(1, pictures=True)
+    assert len(answered(assistant, messages).media) == 1
+    monkeypatch.setattr(Assistant, "input_modalities", ("audio",))
+    found = answered(assistant, messages)
+    assert (found.media, found.usage.media_left_out) == ((), 1)
+    name = messages[1].media[0].name
+    asked = Message.user(f"[image {name}]\n{messages[1].text}")
+    kept = [messages[0], asked, *messages[2:]]
+    assert found.choices[0].text == answered(assistant, kept).choices[0].text
+    for still in ({"truncation": "disabled"}, {}):  # and the question's own are not left out
+        shown_now = messages if still else messages[:2]
+        assert len(answered(assistant, shown_now, **still).media) == 1

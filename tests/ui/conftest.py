@@ -101,9 +101,10 @@ def site(fake_server: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """The page in front of two models: ``fake`` reads everything, ``ear`` hears alone."""
+    """The page in front of two models: ``fake`` reads everything, ``ear`` hears alone; and a third
+    one, ``reader``, that reads text alone."""
     folder = tmp_path_factory.mktemp("two")
-    server = FakeServer(folder, {"fake": KINDS, "ear": ("audio",)})
+    server = FakeServer(folder, {"fake": KINDS, "ear": ("audio",), "reader": ()})
     command = Command(folder, "/robots.txt", "--api", server.url)
     yield command
     command.stop()

@@ -63,9 +63,10 @@ def test_a_model_that_hears_alone_is_offered_no_picture(
     expect(picker(chat)).to_have_text("fake")
     picker(chat).click()
     listed = chat.page.locator(".picker .menu-list button small")
-    everything, hearing = listed.all_inner_texts()
+    everything, hearing, reading = listed.all_inner_texts()
     assert everything == "text, pictures, sounds, videos, depth maps, normal maps, documents"
     assert hearing.split(" · ")[0] == "text, sounds"
+    assert reading.split(" · ")[0] == "text"
     chat.page.keyboard.press("Escape")
     expect(listed.first).to_be_hidden()
     expect(offered(chat)).to_have_text(EVERYTHING)
@@ -104,6 +105,31 @@ def test_what_another_model_cannot_read_is_not_sent(chat: ChatPage, picture: Pat
     choose(chat, "fake")
     chat.message.press("Enter")
     assert chat.text(1) == "[image red circle.png] What is it?"
+
+
+def test_a_model_that_reads_text_alone_greets_with_no_media(chat: ChatPage) -> None:
+    greeting = chat.page.locator(".welcome h2")
+    expect(greeting).to_have_text("Ask about what you see and hear")
+    choose(chat, "reader")
+    expect(greeting).to_have_text("Ask anything")
+    for device in ("microphone", "camera"):
+        expect(chat.page.locator(f"[data-do={device}]")).to_be_hidden()
+    expect(chat.page.locator("details.attach")).to_be_hidden()
+    expect(chat.page.locator(".example")).to_have_count(0)
+    chat.ask("Hello")
+    assert chat.text(1) == "[] Hello"
+
+
+def test_a_chat_about_a_picture_goes_on_with_a_model_that_sees_none(
+    chat: ChatPage, picture: Path
+) -> None:
+    chat.attach(picture)
+    chat.ask("What is it?")
+    assert chat.text(1) == "[image red circle.png] What is it?"
+    for turn, model in enumerate(("ear", "reader"), 2):
+        choose(chat, model)
+        chat.ask("And now?")
+        assert chat.text(turn) == "[] And now?"
 
 
 def test_a_conversation_and_a_browser_keep_their_model(chat: ChatPage) -> None:

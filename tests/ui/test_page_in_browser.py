@@ -80,11 +80,45 @@ def test_a_sound_a_picture_and_a_video_are_recorded(chat: ChatPage) -> None:
     chat.press("Take a picture")
     expect(chat.page.locator(".chip[data-kind=image]")).to_be_visible()
     open_camera()
+    chat.press("Record a video")
+    expect(timer).to_have_text("0:01")
+    chat.page.keyboard.press("Escape")  # takes nothing along
+    expect(chat.page.locator("dialog.camera")).to_be_hidden()
+    open_camera()
     record("Record a video", "Stop and attach")
+    expect(chat.page.locator(".chip[data-kind=video]")).to_be_visible()
+    expect(chat.chips).to_have_count(3)
     for kind in ("audio", "image", "video"):
         expect(chat.page.locator(f".chip[data-kind={kind}]")).to_be_visible()
     chat.ask("What is this?")
     assert chat.text(1).startswith("[audio ")
+
+
+@pytest.mark.parametrize(("device", "first"), [(DESK, "user"), (PHONE, "environment")])
+def test_the_camera_is_turned_round(
+    open_page: OpenPage, device: dict[str, Any], first: str
+) -> None:
+    chat = open_page(**device, is_mobile=device is PHONE)
+    chat.page.evaluate(
+        """() => {
+            const { mediaDevices } = navigator;
+            const ask = mediaDevices.getUserMedia.bind(mediaDevices);
+            window.asked = [];
+            mediaDevices.getUserMedia = (wanted) => {
+                window.asked.push(wanted.video.facingMode.ideal);
+                return ask({ video: true });
+            };
+            mediaDevices.enumerateDevices = async () => [1, 2].map(() => ({ kind: "videoinput" }));
+        }"""
+    )
+    chat.press("Camera")
+    for n in range(2):
+        chat.press("Other camera")
+        until(lambda n=n: chat.page.evaluate("window.asked.length") > n + 1)
+    other = "user" if first == "environment" else "environment"
+    assert chat.page.evaluate("window.asked") == [first, other, first]
+    chat.press("Close")
+    expect(chat.chips).to_have_count(0)
 
 
 @pytest.mark.base_llm
