@@ -19,6 +19,7 @@ from playwright.sync_api import expect
 from mico_ui.browser.markup import html_of
 from tests.server.support.running import new_key
 from tests.support.pdf import line, pdf
+from tests.support.waiting import until
 from tests.ui.chat_page import DESK, PHONE, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
 from tests.ui.live import FakeServer, MiniSite
