@@ -265,7 +265,6 @@
       const wanted = { facingMode: { ideal: facing } };
       stream = await devices({ video: wanted, audio: true }, "camera").catch(() => devices({ video: wanted }, "camera"));
       video.srcObject = stream;
-      video.play();
     };
     try {
       await look();
@@ -278,7 +277,9 @@
     flip.onclick = async () => {
       if (recording) return;
       facing = facing === "user" ? "environment" : "user";
-      await look();
+      flip.disabled = true;
+      await look().catch((error) => mico.tell(attachments.problem, error));
+      flip.disabled = false;
     };
     // Esc takes nothing along.
     dialog.oncancel = () => recording && (recording.onstop = null);
