@@ -303,8 +303,9 @@ class ConversationSummary(_Answer):
 
 
 class ConversationObject(ConversationSummary):
-    """A whole conversation."""
+    """A whole conversation; ``head`` is the last turn of the path that was chosen."""
 
+    head: int | None = None
     turns: list[TurnObject]
 
 

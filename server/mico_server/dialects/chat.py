@@ -145,6 +145,7 @@ class ChatTurn(Question):
         self._service, self._tenant = reader.service, reader.tenant
         self._form, self._earlier = form, earlier
         self._waiting: tuple[str, int, NewTurn] | None = None  # a stored turn without an answer
+        self._former: int | None = None  # the conversation's last turn before it
         self._saving: asyncio.Task[None] | None = None
         self.conversation_id: str | None = None
         self.number: int | None = None
@@ -152,7 +153,7 @@ class ChatTurn(Question):
         model = self._service.models.named(fields.model or self._kept_model()).name
         if fields.store:
             self.conversation_id = fields.conversation_id or new_id("conv")
-            self.number = 1 if earlier is None else max(earlier.tree, default=0) + 1
+            self.number = 1 if earlier is None else earlier.next_number
         before = [] if earlier is None else self._service.conversations.messages(earlier)
         if fields.system is not None:
             before = [m for m in before if m.role != "system"]
@@ -244,7 +245,7 @@ class ChatTurn(Question):
                     self._saving.cancel()
                 if self._waiting is not None:
                     try:
-                        await store.take_back(self._tenant, *self._waiting)
+                        await store.take_back(self._tenant, *self._waiting, self._former)
                     except MicoError as error:
                         logger.warning("a question without an answer is not taken back: %s", error)
 
@@ -268,7 +269,7 @@ class ChatTurn(Question):
         earlier = () if self._earlier is None else self._earlier.turns
         parent = earlier[-1].number if earlier else 0
         turn = NewTurn(parts, self.model, new_media=new, parent=parent)
-        await self._service.conversations.add_turn(
+        self._former = await self._service.conversations.add_turn(
             self._tenant,
             conversation_id,
             number,
@@ -310,6 +311,7 @@ class ChatTurn(Question):
         except MicoError as error:
             logger.warning("a part of an answer is not kept: %s", error)
 
+    @uninterrupted  # a client that leaves now has seen the answer
     async def _keep(self, reports: Sequence[MediaReport], **said: Any) -> None:
         """Store the fields ``said`` of the turn; ``reports`` has all media of the conversation."""
         if self._waiting is None:

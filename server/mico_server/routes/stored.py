@@ -104,6 +104,7 @@ class ImportedConversation(BaseModel):
     model: str = Field("", max_length=512)
     pinned: bool = False
     archived: bool = False
+    head: int | None = None
     turns: list[wire.TurnObject] = Field(min_length=1, fail_fast=True)
 
     def renumbered(self) -> list[NewTurn]:
@@ -189,7 +190,8 @@ async def import_conversation(
     """
     store, id_ = client.service.conversations, new_id("conv")
     turns, order = body.renumbered(), body.model_dump(include={"title", "pinned", "archived"})
-    await store.import_turns(client.tenant, id_, turns, body.system, **order)
+    chosen = next((n for n, one in enumerate(body.turns, 1) if one.turn == body.head), None)
+    await store.import_turns(client.tenant, id_, turns, body.system, turn=chosen, **order)
     return wire.ConversationSummary.model_validate(await store.load(client.tenant, id_))
 
 

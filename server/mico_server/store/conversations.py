@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, Field
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
@@ -118,6 +118,7 @@ class ConversationInfo:
     revision: int
     pinned: bool
     archived: bool
+    last_number: int
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ class Conversation(ConversationInfo):
     turns: tuple[Turn, ...]
     media: Mapping[str, MediaRecord]
     tree: Mapping[int, Turn]
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next turn, which no turn has had before."""
+        return max(self.last_number, *self.tree, 0) + 1
 
     @cached_property
     def versions(self) -> Mapping[int, Sequence[int]]:
@@ -181,47 +187,56 @@ class ConversationStore:
         *,
         create: bool = False,
         system: str | None = None,
-    ) -> None:
+    ) -> int | None:
         """Store an unanswered turn, whose number in the conversation must be ``number``.
 
-        It becomes the head. With ``create`` it begins a new conversation, with this ``system``
-        message. A version of it without an answer and with the same question goes.
+        It becomes the head; the former one is returned. With ``create`` it begins a new
+        conversation, with this ``system`` message. A version of it without an answer and with the
+        same question goes.
         """
-        for part in turn.parts:
-            if isinstance(part, StoredText):
-                check_text(part.text, "message")
-        check_text(system or "", "system")
-        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
-        links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
-        row = {"conversation_id": id_, "number": number, "created_at": turn.created_at}
-        row |= {"parts": [part.model_dump() for part in turn.parts], "parent": turn.parent}
-        row |= await asyncio.to_thread(_answer, turn)
+        new = await _row(id_, number, turn, system)
         try:
             async with self._database.writing() as connection:
-                if create:
-                    await _create(connection, tenant, id_, turn.model, system)
-                else:
-                    await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-                parents = await _parents(connection, id_)
-                next_ = max(parents, default=0) + 1
-                if number != next_ or turn.parent not in {0, *parents}:
-                    raise ConflictError(
-                        f"conversation {id_}: turn {number} was to be added behind turn "
-                        f"{turn.parent}, but the next one is {next_}, and there are "
-                        f"{sorted(parents)}; load the conversation again"
-                    )
-                if turn.parent == 0:
-                    await _retitle_first(connection, id_, title_of(turn.parts))
-                await self._media.put(connection, tenant, turn.new_media, uploaded=False)
-                await self._media.show(connection, tenant, kinds)
-                await connection.execute(insert(turns).values(row))
-                if links:
-                    await connection.execute(insert(turn_media), links)
-                await self._drop_repeated(connection, id_, number, row)
-                await _changed(connection, id_, head=number)
+                return await self._add(connection, tenant, new, turn, create=create, system=system)
         except Exception:
-            await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
+            await self._media.collect([blob_id(tenant, one.sha256) for one in turn.new_media])
             raise
+
+    async def _add(
+        self,
+        connection: AsyncConnection,
+        tenant: str,
+        new: Mapping[str, Any],
+        turn: NewTurn,
+        *,
+        create: bool,
+        system: str | None,
+    ) -> int | None:
+        """:meth:`add_turn` in a transaction; ``new`` is the row of the turn."""
+        id_, number = new["conversation_id"], new["number"]
+        if create:
+            await _create(connection, tenant, id_, turn.model, system)
+        row = await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+        parents = await _parents(connection, id_)
+        next_ = max(row.last_number, *parents, 0) + 1
+        if number != next_ or turn.parent not in {0, *parents}:
+            raise ConflictError(
+                f"conversation {id_}: turn {number} was to be added behind turn {turn.parent}, but "
+                f"the next one is {next_}, and there are {sorted(parents)}; load the conversation "
+                "again"
+            )
+        if turn.parent == 0:
+            await _retitle_first(connection, id_, title_of(turn.parts))
+        await self._media.put(connection, tenant, turn.new_media, uploaded=False)
+        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
+        await self._media.show(connection, tenant, kinds)
+        await connection.execute(insert(turns).values(new))
+        links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
+        if links:
+            await connection.execute(insert(turn_media), links)
+        await self._drop_repeated(connection, id_, number, new)
+        await _changed(connection, id_, head=number)
+        return cast("int | None", row.head)
 
     async def _drop_repeated(
         self, connection: AsyncConnection, id_: str, number: int, row: Mapping[str, Any]
@@ -285,39 +300,39 @@ class ConversationStore:
     async def import_turns(
         self, tenant: str, id_: str, new: Sequence[NewTurn], system: str | None, **changes: Any
     ) -> None:
-        """Store a whole new conversation of turns, numbered from 1; nothing of it, if one fails.
+        """Store a whole new conversation of turns, numbered from 1, in one transaction.
 
         ``changes`` are those of :meth:`change`.
         """
-        first = True
-        try:
-            for number, turn in enumerate(new, 1):
-                begun = replace(turn, answer="", finish_reason="unanswered", reports=())
-                await self.add_turn(tenant, id_, number, begun, create=first, system=system)
-                first = False
-                if turn.finish_reason != "unanswered" or turn.answer:
-                    await self.answer_turn(tenant, id_, number, turn)
-            await self.change(tenant, id_, **changes)
-        except Exception:
-            if not first:
-                await self.delete(tenant, id_)
-            raise
+        rows = [await _row(id_, number, turn, system) for number, turn in enumerate(new, 1)]
+        async with self._database.writing() as connection:
+            for row, turn in zip(rows, new, strict=True):
+                first = row["number"] == 1
+                await self._add(connection, tenant, row, turn, create=first, system=system)
+            await self._change(connection, tenant, id_, **changes)
 
     @uninterrupted
-    async def take_back(self, tenant: str, id_: str, number: int, turn: NewTurn) -> None:
+    async def take_back(
+        self, tenant: str, id_: str, number: int, turn: NewTurn, former: int | None = None
+    ) -> None:
         """Undo :meth:`add_turn` of an unanswered turn, and the conversation that it began.
 
-        Nothing happens if the turn does not exist any more.
+        The head is what it was ``former``ly, unless another one was chosen meanwhile. Nothing
+        happens if the turn does not exist any more.
         """
         async with self._database.writing() as connection:
-            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+            row = await _CONVERSATIONS.one(connection, tenant, id_, read=False)
             shown = await _media_of(connection, id_, [number])
+            titled = await _titles(connection, id_, [number]) if turn.parent == 0 else []
             gone = await connection.execute(delete(turns).where(_waiting(id_, number, turn)))
             if not gone.rowcount:
                 return
             parents = await _parents(connection, id_)
+            await _untitle(connection, id_, titled, parents)
             if parents:
-                await _changed(connection, id_, head=_leaf_near(parents, turn.parent))
+                heads = [one for one in (row.head, former) if one in parents]
+                near = _leaf_near(parents, turn.parent)
+                await _changed(connection, id_, head=heads[0] if heads else near)
             else:
                 # An older conversation that has lost all its turns stays.
                 await connection.execute(
@@ -427,6 +442,18 @@ class ConversationStore:
         From now on the conversation is read along the newest path through ``turn``. Media are
         pinned, or unpinned, by their ids in all turns that show them.
         """
+        async with self._database.writing() as connection:
+            await self._change(connection, tenant, id_, turn, pinned_media, **values)
+
+    async def _change(
+        self,
+        connection: AsyncConnection,
+        tenant: str,
+        id_: str,
+        turn: int | None = None,
+        pinned_media: Mapping[str, bool] | None = None,
+        **values: str | bool | None,
+    ) -> None:
         title = values.get("title")
         if isinstance(title, str):
             check_text(title, "title")
@@ -436,16 +463,15 @@ class ConversationStore:
                 )
             values["title_folded"] = folded(title)
         check_text(str(values.get("system") or ""), "system")
-        async with self._database.writing() as connection:
-            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
-            head = {}
-            if turn is not None:
-                parents = await _parents(connection, id_)
-                if turn not in parents:
-                    raise NotFoundError(f"conversation {id_} has no turn {turn}")
-                head["head"] = _leaf_near(parents, turn)
-            await _pin(connection, id_, pinned_media or {})
-            await _changed(connection, id_, **values, **head)
+        await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+        head = {}
+        if turn is not None:
+            parents = await _parents(connection, id_)
+            if turn not in parents:
+                raise NotFoundError(f"conversation {id_} has no turn {turn}")
+            head["head"] = _leaf_near(parents, turn)
+        await _pin(connection, id_, pinned_media or {})
+        await _changed(connection, id_, **values, **head)
 
     @uninterrupted
     async def state(self, tenant: str) -> str:
@@ -494,13 +520,11 @@ class ConversationStore:
             left = {child: parent for child, parent in parents.items() if child not in gone}
             head = row.head if row.head in left else _leaf_near(left, parents[number])
             if parents[number] == 0:
-                # The first turn's words leave the title, unless the user chose the title.
-                first = await _titles(connection, id_, [number])
-                others = await _titles(connection, id_, [n for n, p in left.items() if p == 0])
-                await _retitle(connection, id_, first, others[-1] if others else UNTITLED)
+                await _untitle(connection, id_, await _titles(connection, id_, [number]), left)
             shown = await _media_of(connection, id_, gone)
             await connection.execute(delete(turns).where(_numbered(id_, gone)))
-            await _changed(connection, id_, head=head or None)
+            last = max(row.last_number, *parents)
+            await _changed(connection, id_, head=head or None, last_number=last)
             await self._media.let_go(connection, shown)
 
 
@@ -555,6 +579,17 @@ def text_in(parts: Sequence[StoredPart]) -> str:
     return " ".join(part.text for part in parts if isinstance(part, StoredText))
 
 
+async def _row(id_: str, number: int, turn: NewTurn, system: str | None) -> dict[str, Any]:
+    """A turn as the database has it; its texts and the ``system`` message are checked."""
+    for part in turn.parts:
+        if isinstance(part, StoredText):
+            check_text(part.text, "message")
+    check_text(system or "", "system")
+    row = {"conversation_id": id_, "number": number, "created_at": turn.created_at}
+    row |= {"parts": [part.model_dump() for part in turn.parts], "parent": turn.parent}
+    return row | await asyncio.to_thread(_answer, turn)
+
+
 async def _create(
     connection: AsyncConnection, tenant: str, id_: str, model: str, system: str | None
 ) -> None:
@@ -606,6 +641,14 @@ async def _retitle_first(connection: AsyncConnection, id_: str, title: str) -> N
     parents = await _parents(connection, id_)
     firsts = await _titles(connection, id_, [n for n, parent in parents.items() if parent == 0])
     await _retitle(connection, id_, [UNTITLED, *firsts], title)
+
+
+async def _untitle(
+    connection: AsyncConnection, id_: str, gone: Collection[str], left: Mapping[int, int]
+) -> None:
+    """The words of a first turn that goes leave the title, unless the user chose the title."""
+    others = await _titles(connection, id_, [n for n, parent in left.items() if parent == 0])
+    await _retitle(connection, id_, gone, others[-1] if others else UNTITLED)
 
 
 async def _titles(connection: AsyncConnection, id_: str, numbers: Collection[int]) -> list[str]:

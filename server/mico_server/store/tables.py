@@ -184,6 +184,8 @@ conversations = sa.Table(
     # Pinned ones stand first in the list; archived ones have left it.
     sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("archived", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The highest number of a turn that was there when one was deleted: none is given twice.
+    sa.Column("last_number", sa.Integer, nullable=False, server_default="0"),
     sa.Index(None, "tenant", "pinned", "updated_at", "id"),
 )
 

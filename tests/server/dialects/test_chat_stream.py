@@ -1,5 +1,6 @@
 """/v1/chat as server-sent events: their order, errors, and clients that go away."""
 
+import asyncio
 import itertools
 import json
 import socket
@@ -7,7 +8,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -17,13 +18,14 @@ from benchmarks.http_client import address_of, form_request
 from mico_chat.assistant import Assistant
 from mico_chat.media import MediaDecoder
 from mico_chat.messages import Message
+from mico_server.dialects.chat import ChatTurn
 from tests.engine.fake_model import FakeModel
 from tests.server.conftest import Start
 from tests.server.support.echo import decoding_assistant
 from tests.server.support.running import events_of
 from tests.server.support.sent import png
 from tests.support.fakes import FakeAssistant
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S, until, until_it
 
 
 def test_events_tell_the_answer_that_is_given_otherwise(start: Start) -> None:
@@ -279,3 +281,34 @@ def test_an_explanation_tells_its_steps(start: Start, tiny: Assistant) -> None:
     assert {name for name, _ in events_of(text)[:-1]} == {"progress"}
     assert not told(text, "prompt")
     assert events_of(text)[-1] == ("done", client.post(path).json())
+
+
+def test_a_client_that_leaves_while_the_answer_is_kept_loses_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, keep_so_far = threading.Event(), ChatTurn.keep_so_far
+    answering: list[asyncio.Task[Any]] = []
+
+    def noted(turn: ChatTurn, gathered: Any) -> None:
+        answering.append(cast("asyncio.Task[Any]", asyncio.current_task()))
+        keep_so_far(turn, gathered)
+
+    async def saving(turn: ChatTurn, gathered: Any) -> None:
+        """A part is being saved as the answer ends, until its client has left."""
+        try:
+            await asyncio.sleep(PATIENCE_S)
+        finally:
+            ending.set()
+            await until_it(lambda: answering[-1].cancelling())
+
+    monkeypatch.setattr(ChatTurn, "keep_so_far", noted)
+    monkeypatch.setattr(ChatTurn, "_save", saving)
+    client = start(FakeAssistant())
+    with client.stream("POST", "/v1/chat", data={"message": "Hi", "stream": "true"}) as response:
+        lines = response.iter_lines()
+        read_to(lines, "event: media")
+        path = f"/v1/conversations/{json.loads(next(lines)[len('data: ') :])['conversation_id']}"
+        assert ending.wait(PATIENCE_S)
+    until(lambda: "unanswered" not in client.get(path).text)
+    (turn,) = client.get(path).json()["turns"]
+    assert (turn["answer"], turn["finish_reason"]) == ("[] Hi", "stop")

@@ -137,9 +137,41 @@ def test_turns_taken_back_and_asked_again(start: Start) -> None:
         assert client.delete(f"{turns}/{number}").status_code == status
     assert client.delete(f"{turns}/2").json() == {"id": id_, "deleted": True}
     again = ask(client, "two, please", conversation_id=id_, image=f"media:{medium}")
-    assert again["turn"] == 2
+    assert again["turn"] == 3, "whoever saw turn 2 must not take another one for it"
     assert [m.text for m in assistant.asked[-1]] == ["one", "[] one", "two, please"]
     assert shown(assistant.asked[-1][2]) == [("image", "cat.jpg", 4)]
+
+
+def test_a_tab_cannot_delete_a_turn_that_it_did_not_see(start: Start) -> None:
+    client = start(FakeAssistant())
+    id_ = ask(client, "one")["conversation_id"]
+    ask(client, "two", conversation_id=id_)
+    last = f"/v1/conversations/{id_}/turns/2?turns=1"
+    assert client.delete(last).status_code == 200
+    assert ask(client, "three", conversation_id=id_)["turn"] == 3
+    form = {"message": "four", "conversation_id": id_, "after": "2"}
+    assert client.delete(last).status_code == client.post("/v1/chat", data=form).status_code == 404
+    turns = client.get(f"/v1/conversations/{id_}").json()["turns"]
+    assert [turn["message"] for turn in turns] == ["one", "three"]
+
+
+def test_a_refused_question_and_an_import_keep_the_chosen_version(start: Start) -> None:
+    client = start(FakeAssistant())
+    id_ = ask(client, "one")["conversation_id"]
+    ask(client, "two", conversation_id=id_, after="0")
+    path = f"/v1/conversations/{id_}"
+    client.patch(path, json={"turn": 1})
+
+    def shown(path: str) -> tuple[str, list[str]]:
+        found = client.get(path).json()
+        return found["title"], [turn["message"] for turn in found["turns"]]
+
+    refused = {"message": "refuse", "conversation_id": id_, "after": "0"}
+    assert client.post("/v1/chat", data=refused).status_code == 400
+    assert shown(path) == ("two", ["one"])
+    exported = client.get(f"{path}?all_versions=true").json()
+    new = client.post("/v1/conversations", json=exported).json()["id"]
+    assert shown(f"/v1/conversations/{new}") == ("two", ["one"])
 
 
 def test_conversations_are_listed_renamed_and_deleted(start: Start) -> None:

@@ -156,7 +156,7 @@ def test_a_question_outlives_the_process_that_was_to_answer_it(
         answer = json.loads(body)
         # Both questions are one message of the user's, with the medium of the first.
         assert answer["answer"].startswith(f"{question(2)} n1 ")
-        assert (answer["turn"], len(answer["media"])) == (2, 1)
+        assert (answer["turn"], len(answer["media"])) == (3, 1)
 
     image = [("image", ("a.png", b"pixels"))]
     with ServerProcess(pause_s=600, **settings) as server:

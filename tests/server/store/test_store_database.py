@@ -62,6 +62,7 @@ def without_order(sqlite: bool) -> list[str]:
         "ON conversations (tenant, updated_at, id)",
         "ALTER TABLE conversations DROP COLUMN pinned",
         "ALTER TABLE conversations DROP COLUMN archived",
+        "ALTER TABLE conversations DROP COLUMN last_number",
         "UPDATE alembic_version SET version_num = '0007'",
     ]
 

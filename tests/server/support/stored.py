@@ -68,9 +68,9 @@ class Stores:
         former = None if create else (await self.load(id_, tenant)).system
         if number is None:
             earlier = None if create else await self.load(id_, tenant)
-            number = 1 if earlier is None else max(earlier.tree, default=0) + 1
-            if after is None and earlier is not None and earlier.turns:
-                after = earlier.turns[-1].number
+            number = 1 if earlier is None else earlier.next_number
+            if after is None and earlier is not None:
+                after = earlier.turns[-1].number if earlier.turns else 0
         after = number - 1 if after is None else after
         async with self.media.work_folder() as work:
             new: list[NewMedium] = []
