@@ -219,6 +219,7 @@ def test_an_echo_with_logprobs_scores_the_prompt(client: OpenAI, stream: bool) -
         *(({"prompt": one}, "prompt") for one in WRONG),
         ({"prompt": ["a", "b" * 20_000]}, "messages"),
         ({"prompt": ["a", [300]], "echo": True}, "prompt"),
+        ({"prompt": ["a", [1] * 5000], "echo": True, "logprobs": 1}, "messages"),
         *(({"prompt": [token]}, "prompt") for token in (300, -1, 10**30)),
         ({"prompt": ""}, None),
         ({"prompt": "a" * 20_000}, "messages"),
