@@ -168,7 +168,11 @@ def widened(model: Any, times: int) -> Any:
     config = deepcopy(model.config)
     for part in (config, *(v for v in vars(config).values() if isinstance(v, hf.PretrainedConfig))):
         for name, value in vars(part).items():
-            if name in _WIDE | _WIDER | {"head_dim", "global_head_dim"} and isinstance(value, int):
+            if name in _WIDE | _WIDER | {
+                "head_dim",
+                "global_head_dim",
+                "vision_output_dim",
+            } and isinstance(value, int):
                 setattr(part, name, times * value)
             elif name == "rope_parameters" and value and "mrope_section" in value:
                 value["mrope_section"] = [times * n for n in value["mrope_section"]]
