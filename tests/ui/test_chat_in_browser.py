@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from tests.support.waiting import until
 from tests.ui.chat_page import PHONE, ChatPage
@@ -375,6 +375,78 @@ def test_conversations_are_found_renamed_exported_and_deleted(chat: ChatPage) ->
     chat.page.locator("input.imported").set_input_files(str(saved.value.path()))
     expect(chat.conversations).to_have_text(["About <b>you</b>"])
     assert chat.text(1) == said
+
+
+def test_chats_are_pinned_and_archived_in_all_tabs(chat: ChatPage) -> None:
+    for question in ("Who are you?", "What is a harp?", "Why?"):
+        chat.press("New chat")
+        chat.ask(question)
+        chat.answer(1)
+    other = ChatPage(chat.page.context.new_page(), chat.url)
+    other.page.goto(chat.url)
+    expect(other.conversations).to_have_count(3)
+    chat.choose("Who are you?", "Pin")
+    pinned = ["Who are you?", "Why?", "What is a harp?"]
+    for tab in (chat, other):
+        expect(tab.conversations).to_have_text(pinned)
+        expect(tab.page.get_by_role("list", name="Pinned").get_by_role("listitem")).to_have_count(1)
+    other.choose("What is a harp?", "Archive")
+    for tab in (other, chat):
+        expect(tab.conversations).to_have_text(pinned[:2])
+    # A search finds it, and says where it is.
+    chat.page.get_by_label("Search conversations").fill("harp")
+    expect(chat.conversations).to_have_text(["What is a harp? (archived)"])
+    chat.page.get_by_label("All chats").click()
+    chat.page.get_by_role("button", name="Archive", exact=True).click()
+    expect(chat.conversations).to_have_text(["What is a harp?"])
+    chat.conversations.first.click()
+    expect(chat.page.get_by_role("heading", name="What is a harp?")).to_be_visible()
+    chat.choose("What is a harp?", "Bring back")
+    expect(chat.page.locator(".side-note")).to_have_text("Archived chats appear here.")
+    chat.page.locator(".in-archive").get_by_role("button").click()
+    for tab in (chat, other):
+        expect(tab.conversations).to_have_text(pinned)
+    chat.choose("Who are you?", "Unpin")
+    expect(other.conversations).to_have_text([*pinned[1:], pinned[0]])
+    assert other.trouble == []
+
+
+def test_a_system_prompt_is_set_shown_and_changed_elsewhere(
+    chat: ChatPage, server: FakeServer
+) -> None:
+    def write(tab: ChatPage, text: str) -> None:
+        tab.press("System prompt of this chat")
+        box = tab.page.get_by_role("textbox", name="System prompt of this chat")
+        box.fill(text)
+        tab.press("Save")
+        expect(box).to_be_hidden()
+
+    def shown(tab: ChatPage) -> Locator:
+        return tab.page.locator(".prompt summary")
+
+    expect(shown(chat)).to_be_hidden()
+    write(chat, "Be brief.\nRhyme.")
+    expect(shown(chat)).to_have_text("System prompt: Be brief.")
+    chat.ask("Why?")
+    chat.answer(1)
+    other = ChatPage(chat.page.context.new_page(), chat.url)
+    other.page.goto(chat.page.url)
+    expect(shown(other)).to_have_text("System prompt: Be brief.")
+    shown(other).click()
+    expect(other.page.locator(".prompt p")).to_have_text("Be brief.\nRhyme.")
+    # It is changed while the first tab answers.
+    server.allow(1)
+    chat.ask("Tell me more")
+    expect(chat.turns.nth(1).locator(".text")).to_have_text("Tell")
+    write(other, "Sing.")
+    server.allow()
+    chat.answer(2)
+    for tab in (chat, other):
+        expect(shown(tab)).to_have_text("System prompt: Sing.")
+    write(chat, "")
+    for tab in (chat, other):
+        expect(shown(tab)).to_be_hidden()
+    assert other.trouble == []
 
 
 def test_a_reload_during_the_first_answer(chat: ChatPage, server: FakeServer) -> None:

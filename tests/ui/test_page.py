@@ -136,6 +136,14 @@ def test_chats_are_exported_with_their_media_and_imported(page: Page) -> None:
         assert call(page, "preview", YOU, shown={"id": medium, "kind": "image"})["pictures"]
     for wrong in ("{", "[1]", '{"title": "x"}', "[" * 100_000):
         assert "it holds no chats" in brought(wrong)
+    order = {"title": "Mine", "system": "Rhyme.", "pinned": True, "archived": True}
+    assert call(page, "change", YOU, id=ids[0], changes=order) is None
+    (again,) = brought(call(page, "export", YOU, id=ids[0], form="json")["text"])
+    assert [one["id"] for one in call(page, "conversations", YOU, query="")["data"]] == [ids[1]]
+    for query, archived in (("", True), ("mine", False)):
+        found = call(page, "conversations", YOU, query=query, archived=archived)["data"]
+        assert {one["id"] for one in found} == {ids[0], again}
+        assert all(order.items() <= one.items() for one in found)
     lacking = {**json.loads(text), "files": {}}
     assert "the file of sheep.jpg is missing" in brought(json.dumps(lacking))
     assert "no such upload" in call(page, "bring", file={"path": "/etc/passwd", "name": "x"})
@@ -172,6 +180,26 @@ def test_what_is_too_large_for_a_shared_chat_is_named(
     for figure in figures()[:2]:
         assert "<img" not in figure
         assert "only its name is here" in figure
+
+
+def test_a_chat_has_its_own_system_prompt(page: Page, assistant: FakeAssistant) -> None:
+    rhyme = {**ME, "system": "Rhyme."}
+
+    def told(**asked: Any) -> str:
+        ask(page, "hello", rhyme, **asked)
+        first = assistant.asked[-1][0]
+        return first.text if first.role == "system" else ""
+
+    first = "conv-" + "1" * 24
+    assert told() == told(conversation_id=first, create=True) == "Rhyme."
+    for own in ("Sing.", ""):
+        assert told(system=own) == own
+    for new in ("Be brief.", None):
+        assert call(page, "change", id=first, changes={"system": new}) is None
+        assert told(conversation_id=first, system="Late.") == (new or "")
+        assert call(page, "open", id=first)["system"] == new
+    assert "20000" in call(page, "change", id=first, changes={"system": "x" * 20_001})
+    assert "give at least one" in call(page, "change", id=first, changes={})
 
 
 def test_another_answer_is_drawn_at_random(page: Page, assistant: FakeAssistant) -> None:
@@ -348,7 +376,11 @@ def test_users_see_their_own_alone(page: Page) -> None:
     conversation = ask(page, "mine", media=[shown])[-1]["conversation_id"]
     assert call(page, "conversations", YOU, query="")["data"] == []
     assert len(call(page, "conversations", ME, query="")["data"]) == 1
-    calls: dict[str, dict[str, Any]] = {"open": {}, "rename": {"title": "x"}, "delete": {}}
+    calls: dict[str, dict[str, Any]] = {
+        "open": {},
+        "change": {"changes": {"title": "x"}},
+        "delete": {},
+    }
     calls |= {
         "delete_turns": {"first": 1, "turns": 1},
         "explain": {"turn": 1},

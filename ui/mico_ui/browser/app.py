@@ -48,7 +48,18 @@ WEB = Path(__file__).parent / "web"
 
 # In the order in which they build on each other; `start` is last.
 SCRIPTS = (
-    *("core", "models", "cards", "attachments", "why", "teach", "turns", "composer", "library"),
+    *(
+        "core",
+        "models",
+        "cards",
+        "attachments",
+        "why",
+        "teach",
+        "turns",
+        "prompt",
+        "composer",
+        "library",
+    ),
     *("compare", "start"),
 )
 

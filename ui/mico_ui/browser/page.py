@@ -93,6 +93,15 @@ class Grid(Frozen):
     similarity: list[list[float]]
 
 
+class Changes(Frozen):
+    """What changes of a conversation; without ``system`` the model's own is used."""
+
+    title: str = ""
+    pinned: bool = False
+    archived: bool = False
+    system: str | None = Field(None, max_length=20_000)
+
+
 class Exported(ConversationObject):
     """A conversation as it is exported: ``files`` has its media by their ids, in base64."""
 
@@ -125,7 +134,7 @@ class Page:
         desk = self.desk
         media = (desk.attach, self.forget, desk.preview, desk.estimate_depth, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
-        stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
+        stored = (self.conversations, self.open, self.change, self.delete, self.delete_turns)
         versions = (self.choose, self.changes, self.bring, self.pin)
         others = (self.teach, self.explaining)
         examples = (self.examples, self.attach_example, self.compare_example)
@@ -163,10 +172,18 @@ class Page:
         return await visitor.send(self.api, routes.estimate(asked.for_server(visitor)))
 
     async def conversations(
-        self, visitor: Visitor, query: str, before: str | None = None
+        self,
+        visitor: Visitor,
+        query: str,
+        before: str | None = None,
+        archived: bool | None = False,
     ) -> ConversationList:
+        """Chats, or those of the archive; a search looks in both."""
         wanted = query.strip() or None
-        call = routes.conversations(limit=CONVERSATIONS, before=before, query=wanted)
+        archived = archived if wanted is None else None
+        call = routes.conversations(
+            limit=CONVERSATIONS, before=before, query=wanted, archived=archived
+        )
         return await visitor.send(self.api, call)
 
     async def changes(self, visitor: Visitor, known: str = "") -> str:
@@ -193,8 +210,9 @@ class Page:
             found = ConversationView(id=id, title="", system=None, turns=())  # not stored yet
         return found if answering is None else with_answering(found, answering)
 
-    async def rename(self, visitor: Visitor, id: str, title: str) -> str:
-        return (await visitor.send(self.api, routes.change_conversation(id, title=title))).title
+    async def change(self, visitor: Visitor, id: str, changes: Changes) -> None:
+        call = routes.change_conversation(id, **changes.model_dump(exclude_unset=True))
+        await visitor.send(self.api, call)
 
     async def pin(self, visitor: Visitor, id: str, medium: str, pinned: bool) -> None:
         """Pin a medium of a conversation, so that it stays where this is shortened, or unpin it."""

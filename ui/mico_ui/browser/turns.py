@@ -163,7 +163,8 @@ def problem_of(error: ApiError = _FAILED, visitor: Visitor | None = None) -> Pro
 class PageQuestion(Frozen):
     """A question as the page sends it; ``ask`` is the page's name for the question.
 
-    With ``create`` the conversation is new, and the page has made its id. It follows the turn
+    With ``create`` the conversation is new, and the page has made its id. A new one begins with
+    ``system``, or else with the visitor's setting. It follows the turn
     ``after``, 0 at the beginning. ``prefix`` is the beginning of an answer that the model
     continues. ``again`` asks for another answer than the one that exists: it is drawn at random.
     """
@@ -173,6 +174,7 @@ class PageQuestion(Frozen):
     media: tuple[MediumId, ...] = ()
     conversation_id: str | None = None
     create: bool = False
+    system: str | None = Field(None, max_length=20_000)
     after: int | None = None
     again: bool = False
     prefix: str = ""
@@ -182,6 +184,8 @@ class PageQuestion(Frozen):
         if self.again:
             options |= {"temperature": options["temperature"] or AGAIN_TEMPERATURE}
             options |= {"seed": secrets.randbelow(2**31)}
+        begins = self.create or self.conversation_id is None
+        system = visitor.system if self.system is None else self.system
         return Question(
             self.message,
             self.media,
@@ -189,7 +193,7 @@ class PageQuestion(Frozen):
             conversation_id=self.conversation_id,
             create=self.create,
             after=self.after,
-            system=visitor.system or None,
+            system=(system or None) if begins else None,
             options={**options, "prefix": self.prefix or None},
         )
 

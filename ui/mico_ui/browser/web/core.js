@@ -33,6 +33,7 @@ window.mico = { parts: [] };
     trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
     depth: "M3 8l9-5 9 5-9 5zM3 12l9 5 9-5M3 16l9 5 9-5",
     pin: "M9 3h6l-1 7 4 3v2H6v-2l4-3zM12 15v6",
+    prompt: "M4 5h16v11H9l-5 4zM8 9h8M8 12h5",
     down: "M7 10l5 5 5-5",
     play: "M8 5l11 7-11 7z",
     info: "M12 8h.01M12 11v5M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18z",

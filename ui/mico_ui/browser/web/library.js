@@ -2,7 +2,7 @@
 (function (mico) {
   const { el } = mico;
   let side, list, note, search, more;
-  let last = null;
+  let last = null, archive = false;
 
   mico.startLibrary = function () {
     side = mico.root.querySelector(".side");
@@ -37,6 +37,12 @@
     const [menu, input] = [side.querySelector(".all-chats"), side.querySelector(".imported")];
     menu.firstElementChild.append(mico.icon("more"));
     mico.menu(menu);
+    act("archive", () => {
+      [menu.open, archive, search.value] = [false, !archive, ""];
+      side.querySelector(".in-archive").hidden = !archive;
+      menu.querySelector("[data-do=archive]").textContent = archive ? "Back to the chats" : "Archive";
+      refresh();
+    });
     act("export-all", () => {
       menu.open = false;
       exportAll();
@@ -56,7 +62,7 @@
     const texts = [];
     try {
       for (let before = null, more = true; more; ) {
-        const page = await mico.call("conversations", { query: "", before });
+        const page = await mico.call("conversations", { query: "", before, archived: null });
         for (const one of page.data) texts.push((await mico.call("export", { id: one.id, form: "json" })).text);
         before = page.data.at(-1)?.id;
         more = page.has_more;
@@ -117,18 +123,18 @@
 
   async function refresh(older = false) {
     try {
-      const page = await mico.call("conversations", { query: search.value, before: older ? last : null });
+      const page = await mico.call("conversations", { query: search.value, before: older ? last : null, archived: archive });
       if (list.querySelector("li input")) return; // a title is being written
       // A conversation stays as it is while its menu is open or has the focus.
       const focused = document.activeElement;
       const used = [...list.querySelectorAll("li")].find((one) => one.querySelector("details[open]") || one.contains(focused));
       if (!older) list.replaceChildren();
-      for (const one of page.data) group(one.updated_at).append(one.id === used?.dataset.id ? used : item(one));
+      for (const one of page.data) group(one).append(one.id === used?.dataset.id ? used : item(one));
       if (used?.contains(focused)) focused.focus();
       last = page.data.at(-1)?.id || last;
       more.hidden = !page.has_more;
       const shown = list.childElementCount;
-      note.textContent = shown ? "" : search.value ? "No conversation has this text." : "Your conversations appear here.";
+      note.textContent = shown ? "" : search.value ? "No conversation has this text." : archive ? "Archived chats appear here." : "Your conversations appear here.";
       const current = page.data.find((one) => one.id === mico.chat.id);
       if (current && current.title !== mico.chat.title) {
         mico.chat.title = current.title;
@@ -140,9 +146,9 @@
     }
   }
 
-  // The list of the conversations of the same time, which is the last one or begins behind it.
-  function group(seconds) {
-    const name = when(new Date(1000 * seconds));
+  // The list of the pinned conversations, or of those of the same time: the last one, or a new one.
+  function group({ pinned, updated_at: seconds }) {
+    const name = pinned ? "Pinned" : when(new Date(1000 * seconds));
     let found = list.lastElementChild;
     if (found?.getAttribute("aria-label") !== name) {
       found = el("ul", { "aria-label": name });
@@ -170,7 +176,7 @@
   }
 
   function item(one) {
-    const button = el("button", { type: "button", class: "open", title: one.title, onclick: () => show(one.id) }, one.title);
+    const button = el("button", { type: "button", class: "open", title: one.title, onclick: () => show(one.id) }, one.title, one.archived && !archive && el("small", {}, " (archived)"));
     const choice = (label, work) => el("button", { type: "button", onclick: () => { closeMenus(); work(); } }, label);
     const element = el("li", { "data-id": one.id }, button);
     const menu = el(
@@ -182,6 +188,8 @@
         { class: "menu-list" },
         choice("Rename", () => rename(element, one)),
         choice("Share as a page", () => save(one, "html")),
+        choice(one.pinned ? "Unpin" : "Pin", () => change(one, { pinned: !one.pinned })),
+        choice(one.archived ? "Bring back" : "Archive", () => change(one, { archived: !one.archived })),
         choice("Export as Markdown", () => save(one, "markdown")),
         choice("Export as JSON", () => save(one, "json")),
         choice("Delete", () => remove(one)),
@@ -222,12 +230,11 @@
       input.remove();
       const title = input.value.trim();
       try {
-        if (keep && title && title !== one.title) await mico.call("rename", { id: one.id, title });
+        if (keep && title && title !== one.title) await mico.call("change", { id: one.id, changes: { title } });
       } catch (error) {
         mico.banner(error);
       }
-      await refresh();
-      list.querySelector(`[data-id="${CSS.escape(one.id)}"] .open`)?.focus();
+      await again(one);
     };
     input.addEventListener("keydown", (event) => {
       if (event.key === "Enter") end(true);
@@ -237,6 +244,25 @@
     element.replaceChildren(input);
     input.select();
     input.focus();
+  }
+
+  async function change(one, changes) {
+    try {
+      await mico.call("change", { id: one.id, changes });
+      find(one)?.remove(); // its menu is out of date
+      mico.say("archived" in changes ? (changes.archived ? "Archived." : "Brought back.") : changes.pinned ? "Pinned." : "Unpinned.");
+    } catch (error) {
+      mico.banner(error);
+    }
+    await again(one);
+  }
+
+  const find = (one) => list.querySelector(`[data-id="${CSS.escape(one.id)}"]`);
+
+  // Show the list anew, with the focus on one of its conversations, if it is still there.
+  async function again(one) {
+    await refresh();
+    (find(one)?.querySelector(".open") || side.querySelector("[data-do=new-chat]")).focus();
   }
 
   async function save(one, form) {

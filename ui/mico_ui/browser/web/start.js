@@ -14,6 +14,7 @@
     dress();
     mico.startModels();
     mico.startTurns();
+    mico.startPrompt();
     mico.startComposer();
     mico.startLibrary();
     mico.startCompare();

@@ -4,7 +4,7 @@
   let log, pinned = true;
 
   // A turn is the view that Python makes (turns.py), and `element`, where it is shown.
-  mico.chat = { id: null, title: "", turns: [] };
+  mico.chat = { id: null, title: "", system: null, turns: [] };
 
   mico.startTurns = function () {
     log = mico.root.querySelector(".log");
@@ -24,7 +24,7 @@
     leave();
     if (conversation?.id !== mico.chat.id) keepUnfindable();
     mico.chat.turns.forEach(keepEdited);
-    mico.chat = { id: conversation?.id || null, title: conversation?.title || "", turns: [] };
+    mico.chat = { id: conversation?.id || null, title: conversation?.title || "", system: conversation?.system ?? null, turns: [] };
     if (conversation?.model) mico.chooseModel(conversation.model);
     log.replaceChildren();
     pinned = true;
@@ -77,7 +77,8 @@
   const lastKept = (turns) => turns.findLast(isKept)?.view.turn ?? 0;
   mico.place = () => {
     const begun = mico.chat.turns.some(isKept);
-    return { conversation_id: mico.chat.id, create: mico.chat.id !== null && !begun, after: begun ? lastKept(mico.chat.turns) : null };
+    const fresh = !begun; // it may have a prompt that the server does not know
+    return { conversation_id: mico.chat.id, create: mico.chat.id !== null && fresh, fresh, system: fresh ? mico.chat.system ?? mico.settings.system : null, after: begun ? lastKept(mico.chat.turns) : null };
   };
 
   // A conversation as the server has it. One that it does not have may have questions here.
@@ -85,8 +86,9 @@
     try {
       return await mico.call("open", { id });
     } catch (error) {
-      if (!unkept().some((one) => one.conversation_id === id)) throw error;
-      return { id, title: "", turns: [] };
+      const begun = unkept().find((one) => one.conversation_id === id);
+      if (!begun) throw error;
+      return { id, title: "", system: begun.system, turns: [] };
     }
   };
 
@@ -136,7 +138,7 @@
   const UNSURE = "The model gave the words of this answer a low probability. Such answers are wrong more often than others.";
   const BLANK = { ask: "", version: -1, state: "waiting", message: "", media: [], answer: "", html: "", turn: null, parent: 0, versions: [], later: 0, usage: null, problem: null, finish_reason: "" };
   const name = (bytes = 12) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  let running = null;
+  let running = null, stale = false;
   mico.isAnswering = () => running !== null;
 
   // Ask: at the end, or in the place of `instead`, which the server keeps as a version. `again`: for
@@ -153,10 +155,11 @@
       mico.showTitle();
     }
     const asked = { ask: name(), message, media: cards.map(({ id, kind }) => ({ id, kind })), ...mico.place(), after, again, prefix: begun?.answer || "" };
+    if (asked.fresh) mico.chat.system = asked.system;
     pinned = true;
     const turn = addTurn({ ...BLANK, ask: asked.ask, parent: after, message, media: cards, html: begun?.html || "" });
     turn.follows = after;
-    keepUnkept([...unkept(), { ask: asked.ask, conversation_id: mico.chat.id, after, message, media: cards.map(mico.bare) }]);
+    keepUnkept([...unkept(), { ask: asked.ask, conversation_id: mico.chat.id, after, message, media: cards.map(mico.bare), system: asked.system }]);
     follow(turn, asked);
     scroll();
   };
@@ -209,6 +212,7 @@
   // What has changed elsewhere is shown, and what is being written or read here stays.
   async function sync() {
     const { id, turns } = mico.chat;
+    stale = running !== null;
     if (running || !id || !turns.some(isKept) || log.querySelector(".editing")) return;
     const last = lastKept(turns);
     let found;
@@ -222,6 +226,10 @@
       return;
     }
     if (running || mico.chat.id !== id || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
+    if (found.system !== mico.chat.system) {
+      mico.chat.system = found.system;
+      mico.emit("conversation", id);
+    }
     const shown = mico.chat.turns.filter(isKept);
     const same = shown.every(({ view }, n) => view.turn === found.turns[n]?.turn && view.state === found.turns[n].state && view.answer === found.turns[n].answer);
     if (!same || found.turns.length !== shown.length || isGrowing(found.turns.at(-1))) return mico.showConversation(found);
@@ -274,6 +282,7 @@
     mico.emit("list", null);
     // The server may store a question that was stopped on its way, and then take it back.
     if (!isKept(turn)) setTimeout(() => mico.emit("list", null), 2000);
+    if (stale) sync(); // something was changed elsewhere during the answer
   }
 
   function dropFrom(index) {
