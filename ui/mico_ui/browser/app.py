@@ -48,19 +48,8 @@ WEB = Path(__file__).parent / "web"
 
 # In the order in which they build on each other; `start` is last.
 SCRIPTS = (
-    *(
-        "core",
-        "models",
-        "cards",
-        "attachments",
-        "why",
-        "teach",
-        "turns",
-        "prompt",
-        "composer",
-        "library",
-    ),
-    *("compare", "start"),
+    *("core", "models", "cards", "attachments", "why", "teach", "turns", "prompt"),
+    *("composer", "library", "compare", "start"),
 )
 
 # The first paint has the system's colours; the user may have chosen others.
