@@ -334,7 +334,7 @@ def test_settings_that_are_empty_or_wrong(chat: ChatPage) -> None:
         """Fill in fields, by their labels, and check the settings that the browser keeps then."""
         chat.press("Settings")
         for label, value in fields.items():
-            chat.page.get_by_label(label).fill(value)
+            chat.page.locator("dialog.settings").get_by_label(label).fill(value)
         chat.press("Done")
         found = """wanted => {
             const kept = JSON.parse(localStorage.getItem("mico-settings")) || {};
