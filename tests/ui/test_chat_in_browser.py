@@ -49,7 +49,7 @@ def test_every_modality_at_once_and_its_report(chat: ChatPage) -> None:
     shown.filter(has_text="snare-drum.flac").locator(".card-open").click()
     player = chat.page.locator("dialog.viewer audio")
     expect(player).to_be_visible()
-    chat.page.wait_for_function("document.querySelector('dialog.viewer audio').duration > 2")
+    chat.page.wait_for_function("() => document.querySelector('dialog.viewer audio').duration > 2")
 
 
 def test_the_page_shows_what_an_answer_waits_for(chat: ChatPage, server: FakeServer) -> None:

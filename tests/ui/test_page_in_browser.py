@@ -322,7 +322,7 @@ def test_a_menu_stays_open_when_the_list_is_loaded_anew(chat: ChatPage) -> None:
     chat.page.evaluate(
         "document.querySelector('.conversations ul').dataset.old = 'yes'; mico.emit('list')"
     )
-    chat.page.wait_for_function("document.querySelector('.conversations ul:not([data-old])')")
+    expect(chat.page.locator(".conversations ul[data-old]")).to_have_count(0)
     chat.page.get_by_role("button", name="Rename").click()
     chat.page.get_by_label("New title").fill("Because")
     chat.page.keyboard.press("Enter")
@@ -350,7 +350,7 @@ def test_settings_that_are_empty_or_wrong(chat: ChatPage) -> None:
     # The dialog stays, and says what is wrong.
     expect(chat.page.get_by_role("heading", name="Settings")).to_be_visible()
     chat.page.keyboard.press("Escape")
-    seedless = "JSON.parse(localStorage.getItem('mico-settings')).seed === null"
+    seedless = "() => JSON.parse(localStorage.getItem('mico-settings')).seed === null"
     chat.page.wait_for_function(seedless)
     chat.ask("Hello!")
     assert chat.text(1)
