@@ -168,7 +168,7 @@ async def about(client: Client, read: Read, work: Callable[[Assistant, Ask], Awa
 
 async def estimate(client: Client, read: Read) -> Estimate:
     """What the answer would cost."""
-    return await about(client, read, Assistant.estimate)
+    return await about(client, read, lambda assistant, ask: assistant.estimate(ask))
 
 
 async def _gathered(question: Question, host: ModelHost) -> Answer:

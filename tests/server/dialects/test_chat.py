@@ -42,7 +42,7 @@ def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
     assert body["finish_reason"] == "stop"
     tokens = {"prompt_tokens": 10, "completion_tokens": 2, "media_tokens": 3, "cached_tokens": 0}
     none = dict.fromkeys(("reasoning_tokens", "turns_left_out", "media_left_out"), 0)
-    assert body["usage"] == {**tokens, **none}
+    assert body["usage"] == {**tokens, **none, "pages_sent": []}
     assert (body["choices"], body["logprobs"]) == ([], [])
     assert [report["bytes"] for report in body["media"]] == [3, 5, 3_000_000]
 

@@ -392,7 +392,7 @@ WRONG: dict[type[Any], list[tuple[dict[str, Any], str]]] = {
         (item(role="robot", content="x"), "input[0].role: 'robot' is none of"),
         (
             item(role="user", content=[{"type": "input_file"}]),
-            "input[0].content[0].type: 'input_file' is none of",
+            "input[0].content[0].file.file_data: expected a string, got nothing",
         ),
         (
             item(role="user", content=[{"type": "input_image", "file_id": "a"}]),
