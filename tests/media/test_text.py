@@ -116,8 +116,8 @@ def test_a_model_of_text_alone_reads_it_and_no_markup_in_it(decoder: MediaDecode
             run(encoder.encode([MediaFile("image", data, "b.png")]))
     (ids,) = adapter.layout([Message.user(file, "What?")], [medium])
     assert isinstance(ids, tuple)
-    marks = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    assert [ids.count(mark) for mark in marks] == [2, 1]
+    names = ("<|im_start|>", "<|im_end|>")
+    assert [ids.count(tokenizer.convert_tokens_to_ids(name)) for name in names] == [2, 1]
     text = "".join(map(str, tokenizer.convert_ids_to_tokens(list(ids))))
     expected = f"Document: a.md\nText on page 1:\n`````\n{data.decode()}\n`````\nWhat?"
     assert expected in text.replace("<unk>", "?")
