@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from mico_ui.browser.markup import html_of
-from tests.server.support.running import new_key
+from tests.server.support.running import new_key, revoke_keys
 from tests.support.pdf import line, pdf
 from tests.ui.chat_page import DESK, PHONE, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
@@ -485,12 +486,17 @@ def test_everybody_can_use_it(open_page: OpenPage, scheme: str, size: dict[str, 
 
 @pytest.mark.base_llm
 def test_only_visitors_through_a_proxy_need_a_key(
-    chat: ChatPage, mini: MiniSite, open_page: OpenPage
+    mini: MiniSite, open_page: OpenPage, request: pytest.FixtureRequest
 ) -> None:
+    def apart(work: Callable[..., Any], *given: Any) -> Any:
+        with ThreadPoolExecutor(1) as thread:  # Playwright has the loop of this thread
+            return thread.submit(work, *given).result()
+
+    chat = open_page(home=True)
     chat.ask("Name a colour.")
     assert chat.text(1)
-    with ThreadPoolExecutor(1) as thread:  # Playwright has the loop of this thread
-        key = thread.submit(new_key, mini.data, "me").result()
+    key = apart(new_key, mini.data, "me")
+    request.addfinalizer(lambda: apart(revoke_keys, mini.data))
     # The first key leaves the page of this machine as it was.
     chat.page.reload()
     expect(chat.page.locator(".model")).to_contain_text("tokens")
@@ -501,7 +507,7 @@ def test_only_visitors_through_a_proxy_need_a_key(
     expect(chat.banner).to_be_hidden()
     assert "ours-" not in mini.said()
 
-    proxied = open_page(wait=False, extra_http_headers={"x-forwarded-for": "203.0.113.7"})
+    proxied = open_page(wait=False)
     expect(proxied.banner).to_contain_text("This server asks for a key.")
     expect(proxied.page.locator(".model")).to_be_empty()
 

@@ -87,6 +87,18 @@ def new_key(data_dir: Path, name: str, **options: Any) -> str:
     return asyncio.run(create())
 
 
+def revoke_keys(data_dir: Path) -> None:
+    async def revoke() -> None:
+        database = Database(None, data_dir)
+        await database.start()
+        store = KeyStore(database)
+        for key in await store.list():
+            await store.revoke(key.id)
+        await database.close()
+
+    asyncio.run(revoke())
+
+
 class Echo:
     """An application that reads its body and tells what reached it, its caller above all."""
 
