@@ -28,8 +28,8 @@ def _whole_seconds(time: Any) -> Any:
     return int(time.timestamp()) if isinstance(time, datetime) else time
 
 
-Seconds = Annotated[int, BeforeValidator(_whole_seconds), Field(ge=0, le=253_402_300_799)]
-"""It is a time in whole seconds since 1970, at most the end of the year 9999."""
+Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
+"""It is a time in whole seconds since 1970."""
 
 
 class _Answer(BaseModel):

@@ -198,6 +198,8 @@ def test_a_harmless_prompt_is_tokenized_as_llama_cpp_does(loaded: Loaded) -> Non
     vocabulary = loaded.assistant.adapter.tokenizer
     assert ids == vocabulary._tokenized(text.encode(), True)
     assert plain_tokens(vocabulary, text)[-len(ids) :] == tuple(ids), "its start may be added"
+    assert plain_tokens(vocabulary, text, special=False)[-len(ids) :] == tuple(ids)
+    assert plain_tokens(vocabulary, "a", special=False) == tuple(vocabulary._tokenized(b"a", True))
     with pytest.raises(RequestError, match=r"^prompt: the model's tokens are 0 to"):
         plain_tokens(vocabulary, (0, len(vocabulary)))
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
+from tokenizers.processors import TemplateProcessing
 
 from mico_chat.adapters.text import TextAdapter
 from mico_chat.assistant import Assistant
@@ -18,6 +19,7 @@ from mico_chat.engine.base import Prompt
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.options import GenerationOptions
+from mico_chat.prompt_parts import plain_tokens
 from tests.engine.tiny_llm import generated, tiny_llm
 from tests.server.conftest import Start
 from tests.server.support.running import error_of, openai_to
@@ -267,6 +269,16 @@ def test_texts_and_conversations_become_tokens_and_texts_again(client: OpenAI) -
     begun = [*chat, {"role": "assistant", "content": "Yes"}]
     more = posted(client, "tokenize", messages=begun, continue_final_message=True).json()
     assert more["tokens"] == [*found["tokens"], *tokenizer("Yes").input_ids]
+
+
+def test_what_a_tokenizer_puts_around_a_prompt_can_be_left_out() -> None:
+    tokenizer = byte_level()
+    (end,), ends = tokenizer.all_special_ids, str(tokenizer.eos_token)
+    around = TemplateProcessing(single=f"{ends} $A", special_tokens=[(ends, end)])
+    tokenizer.backend_tokenizer.post_processor = around
+    bare = plain_tokens(tokenizer, TEXT, special=False)
+    assert plain_tokens(tokenizer, TEXT) == (end, *bare)
+    assert end not in bare
 
 
 @pytest.mark.parametrize(
