@@ -113,7 +113,8 @@ def test_json_is_one_object(terminal: Terminal) -> None:
     assert set(answer) == {"answer", "finish_reason", *rated, "usage", "media"}
     assert (answer["confidence"], answer["unsure"]) == (pytest.approx(0.75), None)
     kinds = ("prompt", "completion", "media", "cached", "reasoning")
-    assert set(answer["usage"]) == {f"{kind}_tokens" for kind in kinds}
+    sent = {"turns_left_out", "media_left_out", "pages_sent"}
+    assert set(answer["usage"]) == {f"{kind}_tokens" for kind in kinds} | sent
     assert (answer["media"][0]["kind"], answer["media"][0]["name"]) == ("depth", "e.png")
     assert terminal.decoder.depth_scales == [0.01]
 

@@ -37,8 +37,9 @@ def test_what_was_uploaded_comes_back_byte_for_byte(client: httpx.Client) -> Non
 @pytest.mark.parametrize(
     ("data", "mime"),
     [
-        (b"<script>alert(1)</script>", "application/octet-stream"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "application/octet-stream"),
+        (b"<script>alert(1)</script>", "text/plain; charset=utf-8"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "text/plain; charset=utf-8"),
+        (b"\x00\x01<script>", "application/octet-stream"),
         (b"\x89PNG\r\n\x1a\n<script>", "image/png"),
     ],
 )
