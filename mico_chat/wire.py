@@ -271,6 +271,8 @@ class TurnObject(_Answer):
     second before. The next question includes an unanswered message; deleting the turn removes it.
     ``reports`` has one report for each of ``media``, and is empty for an unanswered message.
     ``confidence`` and ``unsure`` are as in ``Choice``, and null if the answer was cancelled.
+    ``model`` answered. ``rival`` is the version with which it was answered side by side, and
+    ``preferred`` the better one of both; null: there is none.
     """
 
     turn: int
@@ -285,6 +287,9 @@ class TurnObject(_Answer):
     reports: tuple[MediaReport, ...]
     confidence: float | None = None
     unsure: bool | None = None
+    model: str = ""
+    rival: int | None = None
+    preferred: int | None = None
     created_at: Seconds
 
 

@@ -53,6 +53,7 @@ from mico_server.routes import (
     batches,
     embeddings,
     estimate,
+    preferences,
     stored,
     teach,
     tokens,
@@ -195,8 +196,8 @@ def _add_routes(app: FastAPI) -> None:
     add_error_handlers(app, forms)
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)
-    asked = (estimate, tokens, batches, stored, teach, embeddings, transcriptions)
-    for routes in (*asked, adapters, about):
+    kept = (batches, stored, preferences, teach)
+    for routes in (estimate, tokens, *kept, embeddings, transcriptions, adapters, about):
         app.include_router(routes.router)
 
 

@@ -255,6 +255,9 @@ class FakeAssistant(Assistant):
         if "crash" in question:
             raise ZeroDivisionError("secret")
         reports = _reports(decoded)
+        for report in reports:
+            if report.kind not in self.reads:
+                raise RequestError(f"{self.name} cannot read {report.name}", report.kind)
         yield reports
         shown = ", ".join(f"{report.kind} {Path(report.name).name}" for report in reports)
         # Words with the space behind them: together they are the text.

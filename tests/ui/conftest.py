@@ -100,15 +100,23 @@ def site(fake_server: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """The page in front of two models: ``fake`` reads everything, ``ear`` hears alone; and a third
-    one, ``reader``, that reads text alone."""
-    folder = tmp_path_factory.mktemp("two")
-    server = FakeServer(folder, {"fake": KINDS, "ear": ("audio",), "reader": ()})
-    command = Command(folder, "/robots.txt", "--api", server.url)
+def two_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+    """``fake`` reads everything, ``ear`` hears alone, and ``reader`` reads text alone."""
+    models = {"fake": KINDS, "ear": ("audio",), "reader": ()}
+    server = FakeServer(tmp_path_factory.mktemp("two"), models)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def two_models(
+    two_server: FakeServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Command]:
+    """The page in front of them."""
+    folder = tmp_path_factory.mktemp("two-page")
+    command = Command(folder, "/robots.txt", "--api", two_server.url)
     yield command
     command.stop()
-    server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ class Question:
 
     With ``create`` a conversation of that id begins if there is none: ``conv-`` and 24 random
     hexadecimal digits. The message follows the turn ``after`` (0: none; None: the last one).
+    ``beside`` is the turn whose question the model answers, too.
     ``options`` are generation options by name; the server replaces None.
     ``depth_scale`` is in metres for one unit of a 16-bit depth map.
     """
@@ -66,13 +67,14 @@ class Question:
     create: bool = False
     after: int | None = None
     model: str | None = None
+    beside: int | None = None
 
     def form(self) -> list[Field]:
         fields: list[Field] = [("message", _text(self.message))]
         for medium in self.media:
             value = medium if isinstance(medium, Upload) else f"media:{medium.id}"
             fields.append((medium.kind, value))
-        names = ("conversation_id", "model", "system", "depth_scale", "after")
+        names = ("conversation_id", "model", "system", "depth_scale", "after", "beside")
         more = {name: getattr(self, name) for name in names} | {"create": self.create or None}
         for name, value in {**more, **self.options}.items():
             # Several values of one name are several fields: the stop texts.
@@ -175,6 +177,17 @@ def change_conversation(id_: str, **changes: Any) -> Call[wire.ConversationSumma
     """
     path = f"/v1/conversations/{_quoted(id_)}"
     return Call("PATCH", path, read_as(wire.ConversationSummary), body=changes)
+
+
+def prefer(id_: str, turn: int, over: int) -> Call[wire.ConversationSummary]:
+    """Keep that a turn has a better answer than the one that stood beside it."""
+    path = f"/v1/conversations/{_quoted(id_)}/turns/{turn}/preference"
+    return Call("PUT", path, read_as(wire.ConversationSummary), body={"over": over})
+
+
+def preferences() -> Call[str]:
+    """All preferences, as JSON Lines."""
+    return Call("GET", "/v1/preferences", lambda response: response.text)
 
 
 def delete_conversation(id_: str) -> Call[wire.Deleted]:

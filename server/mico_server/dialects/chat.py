@@ -85,6 +85,12 @@ class ChatFields(BaseModel):
         description="the turn that the message follows, 0 for the beginning; by default the last "
         "one. Turns that follow it already stay, as versions",
     )
+    beside: int | None = Field(
+        None,
+        ge=1,
+        description="the turn whose question another model answers here, too, as a version that "
+        "the conversation does not go on with. That turn may still be under way",
+    )
     system: str | None = Field(None, description="instructions for a new conversation")
     stream: bool = Field(False, description="answer with server-sent events")
     store: bool = Field(True, description="keep the conversation, to continue it by its id")
@@ -170,18 +176,23 @@ class ChatTurn(Question):
         if wanted is not None:
             if not form.fields.store:
                 raise RequestError.at("store", "false, but conversation_id names a stored one")
-            await stack.enter_async_context(service.conversations.answering(tenant, wanted))
-            after = form.fields.after
+            after, beside = form.fields.after, form.fields.beside
+            if beside is not None and after is not None:
+                raise RequestError.at("after", "given, but beside says where the message stands")
+            held = service.conversations.answering(tenant, wanted, beside=beside is not None)
+            await stack.enter_async_context(held)
             try:
-                earlier = await service.conversations.load(tenant, wanted, after or None)
+                earlier = await service.conversations.load(tenant, wanted, beside or after or None)
             except NotFoundError:
-                if not (form.fields.create and is_id("conv", wanted)) or after:
+                if not (form.fields.create and is_id("conv", wanted)) or after or beside:
                     raise
+            if earlier is not None and beside is not None:
+                after = earlier.tree[beside].parent
             if earlier is not None and after is not None:
                 before = tuple(turn for turn in earlier.turns if turn.number <= after)
                 earlier = replace(earlier, turns=before)
         else:
-            for name in ("create", "after"):
+            for name in ("create", "after", "beside"):
                 if getattr(form.fields, name):
                     raise RequestError.at(name, "given, but conversation_id does not say where")
         return cls(reader, form, earlier)
@@ -268,7 +279,10 @@ class ChatTurn(Question):
             parts.append(StoredText(text=self._form.fields.message))
         earlier = () if self._earlier is None else self._earlier.turns
         parent = earlier[-1].number if earlier else 0
-        turn = NewTurn(parts, self.model, new_media=new, parent=parent)
+        beside = self._form.fields.beside
+        if self._earlier is not None and beside is not None:
+            beside = self._earlier.tree[beside].beside or beside  # all are beside the first
+        turn = NewTurn(parts, self.model, new_media=new, parent=parent, beside=beside)
         self._former = await self._service.conversations.add_turn(
             self._tenant,
             conversation_id,

@@ -125,13 +125,17 @@ class ImportedConversation(BaseModel):
             said = [StoredText(text=turn.message)] if turn.message or not shown else []
             reports = [MediaReport(name=one.name, kind=one.kind) for one in turn.media]
             ended = {"answer", "finish_reason", "usage", "confidence", "unsure"}
+            beside = numbers.get(turn.rival or -1)  # of a pair the later turn names the other
+            preferred = None if beside is None else numbers.get(turn.preferred or -1)
             found.append(
                 NewTurn(
                     (*shown, *said),
-                    self.model,
+                    turn.model or self.model,
                     reports=turn.reports if len(turn.reports) == len(shown) else reports,
                     created_at=datetime.fromtimestamp(turn.created_at, UTC),
                     parent=numbers[turn.parent],
+                    beside=beside,
+                    preferred=preferred,
                     **{name: getattr(turn, name) for name in ended},
                 )
             )
@@ -147,7 +151,10 @@ def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
     ]
     told = {"turn": turn.number, "message": text_in(turn.parts), "media": shown}
     told |= {"versions": conversation.versions[turn.parent]}
-    told |= {"later": conversation.later[turn.number]}
+    told |= {"later": conversation.later[turn.number], "model": turn.model or ""}
+    if (pair := conversation.rivals.get(turn.number)) is not None:
+        rival = pair.beside if pair.number == turn.number else pair.number
+        told |= {"rival": rival, "preferred": pair.preferred}
     return wire.TurnObject.model_validate({**dict(turn), **told})
 
 

@@ -75,6 +75,8 @@ class NewTurn:
 
     ``reports`` has one report for each medium. ``created_at`` distinguishes the turn from a later
     turn of the same number. It stands behind the turn ``parent``, or at the beginning (0).
+    ``beside`` is the version whose question another model answers here, too, and ``preferred`` the
+    better one of both.
     """
 
     parts: Sequence[StoredPart]
@@ -88,6 +90,8 @@ class NewTurn:
     new_media: Sequence[NewMedium] = ()
     created_at: datetime = field(default_factory=now)
     parent: int = 0
+    beside: int | None = None
+    preferred: int | None = None
 
 
 class Turn(BaseModel):
@@ -101,6 +105,9 @@ class Turn(BaseModel):
     confidence: float | None
     unsure: bool | None
     created_at: datetime
+    model: str | None
+    beside: int | None
+    preferred: int | None
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,17 @@ class Conversation(ConversationInfo):
         parts = (part for turn in self.tree.values() for part in turn.parts)
         return frozenset(p.media_id for p in parts if isinstance(p, StoredMedium) and p.pinned)
 
+    def path(self, number: int) -> tuple[Turn, ...]:
+        """The turns from the beginning to this one."""
+        parents = {turn.number: turn.parent for turn in self.tree.values()}
+        return tuple(self.tree[one] for one in _path(parents, number))
+
+    @cached_property
+    def rivals(self) -> Mapping[int, Turn]:
+        """For each turn that was answered beside another, and for that one: the later of both."""
+        pairs = [turn for turn in self.tree.values() if turn.beside in self.tree]
+        return {one: turn for turn in pairs for one in (turn.beside or 0, turn.number)}
+
     @cached_property
     def later(self) -> Mapping[int, int]:
         """How many turns follow each turn, on any path."""
@@ -168,9 +186,15 @@ class ConversationStore:
         self._media = media_store
 
     @asynccontextmanager
-    async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
-        """Hold a conversation, so that nobody else asks in it, at this or another replica."""
-        async with self._database.claim(f"{tenant} {id_}") as alone:
+    async def answering(
+        self, tenant: str, id_: str, *, beside: bool = False
+    ) -> AsyncIterator[None]:
+        """Hold a conversation, so that nobody else asks in it, at this or another replica.
+
+        One question more may be answered at the same time: ``beside`` another.
+        """
+        name = f"{tenant} {id_} beside" if beside else f"{tenant} {id_}"
+        async with self._database.claim(name) as alone:
             if not alone:
                 raise ConflictError(
                     f"conversation {id_}: another question is being answered; wait for it"
@@ -190,9 +214,9 @@ class ConversationStore:
     ) -> int | None:
         """Store an unanswered turn, whose number in the conversation must be ``number``.
 
-        It becomes the head; the former one is returned. With ``create`` it begins a new
-        conversation, with this ``system`` message. A version of it without an answer and with the
-        same question goes.
+        It becomes the head, unless it is ``beside`` another; the former one is returned. With
+        ``create`` it begins a new conversation, with this ``system`` message. A version of it
+        without an answer and with the same question goes.
         """
         new = await _row(id_, number, turn, system)
         try:
@@ -234,8 +258,12 @@ class ConversationStore:
         links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
         if links:
             await connection.execute(insert(turn_media), links)
-        await self._drop_repeated(connection, id_, number, new)
-        await _changed(connection, id_, head=number)
+        if turn.beside is None:
+            await self._drop_repeated(connection, id_, number, new)
+        else:
+            await _check_beside(connection, id_, number)
+        stays = turn.beside is not None and turn.preferred != number
+        await _changed(connection, id_, **({} if stays else {"head": number}))
         return cast("int | None", row.head)
 
     async def _drop_repeated(
@@ -249,6 +277,7 @@ class ConversationStore:
                 turns.c.number != number,
                 turns.c.finish_reason == "unanswered",
                 turns.c.answer == "",
+                turns.c.beside.is_(None),  # such a one may still be answered
             )
         )
         parents = await _parents(connection, id_)
@@ -280,7 +309,8 @@ class ConversationStore:
                 raise ConflictError(
                     f"conversation {id_}: turn {number} was taken back before it was answered"
                 )
-            changed = {"model": turn.model, "updated_at": now()}
+            changed: dict[str, Any] = {"updated_at": now()}
+            changed |= {"model": turn.model} if turn.beside is None else {}
             changed |= {} if system is None or row.system != former else {"system": system}
             await _changed(connection, id_, **changed)
             new = {medium.id for medium in turn.new_media}
@@ -474,6 +504,43 @@ class ConversationStore:
         await _changed(connection, id_, **values, **head)
 
     @uninterrupted
+    async def prefer(self, tenant: str, id_: str, number: int, over: int) -> None:
+        """Keep that a turn has a better answer than the one ``over`` that was answered beside it.
+
+        The conversation goes on with the better one.
+        """
+        found = await self.load(tenant, id_, number)
+        later = max(number, over)
+        pair = found.tree.keys() >= {number, over} and {later, found.tree[later].beside}
+        if pair != {number, over}:
+            raise RequestError.at("over", f"turn {over} was not answered beside turn {number}")
+        for one in (number, over):
+            if not found.tree[one].answer or found.tree[one].finish_reason == "unanswered":
+                raise ConflictError(f"conversation {id_}: turn {one} has no answer yet")
+        async with self._database.writing() as connection:
+            await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+            kept = update(turns).where(_numbered(id_, [later]), turns.c.beside == min(number, over))
+            parents = await _parents(connection, id_)
+            changed = await connection.execute(kept.values(preferred=number))
+            if not changed.rowcount or number not in parents:
+                raise ConflictError(f"conversation {id_} was changed meanwhile; load it again")
+            model = found.tree[number].model or found.model
+            await _changed(connection, id_, head=_leaf_near(parents, number), model=model)
+
+    @uninterrupted
+    async def with_preferences(self, tenant: str) -> Sequence[str]:
+        """The ids of the conversations with a preference, the oldest first."""
+        query = select(conversations.c.id).where(
+            conversations.c.tenant == tenant,
+            exists().where(
+                turns.c.conversation_id == conversations.c.id, turns.c.preferred.is_not(None)
+            ),
+        )
+        ordered = query.order_by(conversations.c.created_at, conversations.c.id)
+        async with self._database.reading() as connection:
+            return (await connection.scalars(ordered)).all()
+
+    @uninterrupted
     async def state(self, tenant: str) -> str:
         """A text that is another one after each change of the tenant's conversations."""
         count = select(
@@ -587,6 +654,7 @@ async def _row(id_: str, number: int, turn: NewTurn, system: str | None) -> dict
     check_text(system or "", "system")
     row = {"conversation_id": id_, "number": number, "created_at": turn.created_at}
     row |= {"parts": [part.model_dump() for part in turn.parts], "parent": turn.parent}
+    row |= {"model": turn.model, "beside": turn.beside, "preferred": turn.preferred}
     return row | await asyncio.to_thread(_answer, turn)
 
 
@@ -681,6 +749,23 @@ def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
         turns.c.created_at == turn.created_at,
         turns.c.finish_reason == "unanswered",
     )
+
+
+async def _check_beside(connection: AsyncConnection, id_: str, number: int) -> None:
+    """Refuse a turn that asks something else than the one beside it, or somewhere else."""
+    own, other = turns.alias(), turns.alias()
+    pair = and_(other.c.conversation_id == own.c.conversation_id, other.c.number == own.c.beside)
+    pair &= other.c.number < own.c.number
+    asked = select(own.c.parts, other.c.parts, own.c.parent, other.c.parent).join(other, pair)
+    found = await connection.execute(
+        asked.where(own.c.conversation_id == id_, own.c.number == number)
+    )
+    row = found.one_or_none()
+    asked_here = [[{**part, "pinned": None} for part in parts] for parts in row[:2]] if row else []
+    if row is None or asked_here[0] != asked_here[1] or row[2] != row[3]:
+        raise RequestError.at(
+            "beside", "that turn asks something else; send its message, and its media by their ids"
+        )
 
 
 def _numbered(id_: str, numbers: Collection[int]) -> Any:

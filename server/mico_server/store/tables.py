@@ -209,6 +209,10 @@ turns = sa.Table(
     sa.Column("unsure", sa.Boolean),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("parent", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("model", sa.Text),  # that answers; NULL: unknown
+    # The version beside which another model answers the same question, and the better one of both.
+    sa.Column("beside", sa.Integer),
+    sa.Column("preferred", sa.Integer),
 )
 
 # Which turn shows which medium: a medium that is shown cannot be deleted.

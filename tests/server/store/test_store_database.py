@@ -57,6 +57,7 @@ def without_order(sqlite: bool) -> list[str]:
     other = ["ALTER TABLE turns DROP COLUMN search", "DROP FUNCTION turns_search"]
     return [
         *(sqlite_index if sqlite else other),
+        *(f"ALTER TABLE turns DROP COLUMN {one}" for one in ("model", "beside", "preferred")),
         "DROP INDEX ix_conversations_tenant_pinned_updated_at_id",
         "CREATE INDEX ix_conversations_tenant_updated_at_id "
         "ON conversations (tenant, updated_at, id)",

@@ -135,7 +135,7 @@ class Page:
         media = (desk.attach, self.forget, desk.preview, desk.estimate_depth, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.change, self.delete, self.delete_turns)
-        versions = (self.choose, self.changes, self.bring, self.pin)
+        versions = (self.choose, self.prefer, self.preferences, self.changes, self.bring, self.pin)
         others = (self.teach, self.explaining)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
@@ -202,6 +202,7 @@ class Page:
         try:
             stored = await visitor.send(self.api, routes.conversation(id, turn))
             found = await asyncio.to_thread(views_of, self.desk, visitor, stored)
+            found = await self._with_rival(visitor, found)
         except ApiError as error:
             if turn is not None and error.status == HTTPStatus.NOT_FOUND:
                 return await self.open(visitor, id)
@@ -213,6 +214,28 @@ class Page:
     async def change(self, visitor: Visitor, id: str, changes: Changes) -> None:
         call = routes.change_conversation(id, **changes.model_dump(exclude_unset=True))
         await visitor.send(self.api, call)
+
+    async def _with_rival(self, visitor: Visitor, chat: ConversationView) -> ConversationView:
+        """The last turn with the answer beside it, as long as neither is preferred."""
+        last = chat.turns[-1] if chat.turns else None
+        if last is None or last.rival is None or last.preferred is not None:
+            return chat
+        other = self.answers.answering(visitor, chat.id, last.rival)
+        if other is None:
+            stored = await visitor.send(self.api, routes.conversation(chat.id, last.rival))
+            viewed = await asyncio.to_thread(views_of, self.desk, visitor, stored)
+            other = next(turn for turn in viewed.turns if turn.turn == last.rival)
+        shown = last.model_copy(update={"other": other})
+        return chat.model_copy(update={"turns": (*chat.turns[:-1], shown)})
+
+    async def prefer(self, visitor: Visitor, id: str, turn: int, over: int) -> ConversationView:
+        """Go on with the better one of two answers, and keep that it is."""
+        await visitor.send(self.api, routes.prefer(id, turn, over))
+        return await self.open(visitor, id)
+
+    async def preferences(self, visitor: Visitor) -> dict[str, str]:
+        text = await visitor.send(self.api, routes.preferences())
+        return {"name": "preferences.jsonl", "type": "application/jsonl", "text": text}
 
     async def pin(self, visitor: Visitor, id: str, medium: str, pinned: bool) -> None:
         """Pin a medium of a conversation, so that it stays where this is shortened, or unpin it."""

@@ -67,7 +67,8 @@ class TurnView(Frozen):
     temperature of an answer that was asked for again. ``version`` counts the views of an answer
     that grows, ``progress`` says what it waits for. ``media`` has the question's cards;
     ``media_total`` counts the media of the whole conversation. ``thoughts`` and
-    ``tokens_per_second`` are known if this process has seen the answer grow.
+    ``tokens_per_second`` are known if this process has seen the answer grow. ``rival`` and
+    ``preferred`` are as in :class:`TurnObject`; ``other`` is the rival while neither is preferred.
     """
 
     ask: str = ""
@@ -88,6 +89,10 @@ class TurnView(Frozen):
     html: str = ""
     finish_reason: str = ""
     unsure: bool | None = None
+    model: str = ""
+    rival: int | None = None
+    preferred: int | None = None
+    other: "TurnView | None" = None
     usage: Usage | None = None
     tokens_per_second: float | None = None
     problem: Problem | None = None
@@ -113,7 +118,7 @@ def view_of(desk: MediaDesk, visitor: Visitor, turn: TurnObject, conversation_id
         **turn.model_dump(
             include={
                 *("turn", "parent", "versions", "later", "message"),
-                *("answer", "finish_reason", "unsure", "usage"),
+                *("answer", "finish_reason", "unsure", "usage", "model", "rival", "preferred"),
             }
         ),
     )
@@ -136,8 +141,8 @@ def with_answering(conversation: ConversationView, view: TurnView) -> Conversati
         here = view.parent == (0 if last is None else last.turn)
         added = (*turns, view) if here else turns
         return conversation.model_copy(update={"turns": added})
-    asked = last.model_dump(include={"turn", "parent", "versions", "later"})
-    asked |= {"media": view.media or last.media}
+    asked = last.model_dump(include={"turn", "parent", "versions", "later", "model", "rival"})
+    asked |= {"media": view.media or last.media, "other": last.other}
     return conversation.model_copy(update={"turns": (*turns[:-1], view.model_copy(update=asked))})
 
 
@@ -167,6 +172,7 @@ class PageQuestion(Frozen):
     ``system``, or else with the visitor's setting. It follows the turn
     ``after``, 0 at the beginning. ``prefix`` is the beginning of an answer that the model
     continues. ``again`` asks for another answer than the one that exists: it is drawn at random.
+    ``model`` answers instead of the visitor's, ``beside`` the question of that name.
     """
 
     ask: str = Field(max_length=64)
@@ -178,8 +184,10 @@ class PageQuestion(Frozen):
     after: int | None = None
     again: bool = False
     prefix: str = ""
+    model: str = Field("", max_length=512)
+    beside: str = Field("", max_length=64)
 
-    def for_server(self, visitor: Visitor) -> Question:
+    def for_server(self, visitor: Visitor, beside: int | None = None) -> Question:
         options = visitor.model_dump(include=OPTIONS) | {"truncation": "auto"}
         if self.again:
             options |= {"temperature": options["temperature"] or AGAIN_TEMPERATURE}
@@ -189,11 +197,12 @@ class PageQuestion(Frozen):
         return Question(
             self.message,
             self.media,
-            model=visitor.model or None,
+            model=self.model or visitor.model or None,
             conversation_id=self.conversation_id,
-            create=self.create,
-            after=self.after,
-            system=(system or None) if begins else None,
+            create=self.create and beside is None,
+            after=self.after if beside is None else None,
+            beside=beside,
+            system=(system or None) if begins and beside is None else None,
             options={**options, "prefix": self.prefix or None},
         )
 
@@ -240,7 +249,8 @@ class Answers:
         if key in self._answers:
             return
         known = asked.model_dump(include={"ask", "conversation_id", "message"})
-        view = TurnView(state="waiting", parent=asked.after or 0, **known)
+        model = asked.model or visitor.model
+        view = TurnView(state="waiting", parent=asked.after or 0, model=model, **known)
         answer = self._answers[key] = _Answer(asked, view)
         loop = asyncio.get_running_loop()
         answer.growing = loop.create_task(self._grow(visitor, answer))
@@ -263,12 +273,23 @@ class Answers:
         if answer is not None and answer.growing is not None:
             answer.growing.cancel()
 
-    def answering(self, visitor: Visitor, conversation_id: str) -> TurnView | None:
+    def answering(
+        self, visitor: Visitor, conversation_id: str, turn: int | None = None
+    ) -> TurnView | None:
+        """The answer in a conversation that still grows; with ``turn`` that of this turn."""
         for (owner, _), answer in self._answers.items():
             here = owner == visitor.owner and answer.question.conversation_id == conversation_id
+            here = here and turn in (None, answer.view.turn)
             if here and answer.view.state not in ENDED:
                 return answer.with_html()
         return None
+
+    async def _turn_beside(self, visitor: Visitor, ask: str) -> int | None:
+        """The number of a turn, once it has one; None if it ended without."""
+        other = self._answers.get((visitor.owner, ask))
+        while other is not None and other.view.turn is None and other.view.state not in ENDED:
+            await other.changed.wait()
+        return None if other is None else other.view.turn
 
     async def _follow_to_end(
         self, visitor: Visitor, answer: _Answer, growing: asyncio.Task[None]
@@ -287,8 +308,9 @@ class Answers:
 
     async def _grow(self, visitor: Visitor, answer: _Answer) -> None:
         question, text, thoughts, began = answer.question, "", "", time.monotonic()
+        beside = await self._turn_beside(visitor, question.beside) if question.beside else None
         async with visitor.client(self.desk.api) as client:
-            asked = question.for_server(visitor)
+            asked = question.for_server(visitor, beside)
             sampled = asked.options["temperature"] if question.again else None
             async with client.stream(asked) as events:
                 async for event in events:
@@ -325,9 +347,10 @@ class Answers:
         """
         view = answer.view
         deadline = time.monotonic() + STORED_S
-        while view.conversation_id and time.monotonic() < deadline:
+        beside = bool(answer.question.beside) and view.turn is None  # the other one has a number
+        while view.conversation_id and not beside and time.monotonic() < deadline:
             try:
-                call = routes.conversation(view.conversation_id)
+                call = routes.conversation(view.conversation_id, view.turn)
                 found = await visitor.send(self.desk.api, call)
             except ApiError as error:
                 if error.status != HTTPStatus.NOT_FOUND:

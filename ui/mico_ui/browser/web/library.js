@@ -47,6 +47,14 @@
       menu.open = false;
       exportAll();
     });
+    act("export-preferences", async () => {
+      menu.open = false;
+      try {
+        mico.save(await mico.call("preferences"));
+      } catch (error) {
+        mico.banner(error);
+      }
+    });
     act("import", () => {
       menu.open = false;
       input.click();

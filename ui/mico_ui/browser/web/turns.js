@@ -31,7 +31,7 @@
     for (const view of conversation?.turns || []) addTurn(view);
     for (const one of unkept()) if (one.conversation_id === mico.chat.id) showUnkept(one);
     const last = mico.chat.turns.at(-1);
-    if (last && isGrowing(last.view)) follow(last);
+    for (const turn of [last, last?.other]) if (turn && isGrowing(turn.view) && turn.view.ask) follow(turn);
     if (!mico.chat.turns.length) {
       pinned = false;
       mico.showWelcome(log);
@@ -59,8 +59,17 @@
     mico.chat.turns.push(turn);
     log.append(turn.element);
     drawQuestion(turn);
+    if (view.other) stand(turn, view.other);
     drawAnswer(turn);
+    if (turn.other) drawAnswer(turn.other);
     return turn;
+  }
+
+  // Two models answer one question side by side: `other` has the second answer of a turn.
+  function stand(turn, view) {
+    turn.place = el("div", { class: "pair" });
+    turn.other = { view, other: turn, place: turn.place, second: true };
+    turn.element.append(turn.place);
   }
 
   // --- questions that the server may not have: they outlive the page ---
@@ -95,10 +104,10 @@
   // Look again at what the server has: it was away, or an answer has ended unseen.
   mico.reopen = async function () {
     const { id } = mico.chat;
-    if (running || !id || log.querySelector(".editing")) return;
+    if (growing.size || !id || log.querySelector(".editing")) return;
     try {
       const found = await mico.load(id);
-      if (!running && mico.chat.id === id) mico.showConversation(found);
+      if (!growing.size && mico.chat.id === id) mico.showConversation(found);
     } catch (error) {
       mico.banner(error);
     }
@@ -138,13 +147,14 @@
   const UNSURE = "The model gave the words of this answer a low probability. Such answers are wrong more often than others.";
   const BLANK = { ask: "", version: -1, state: "waiting", message: "", media: [], answer: "", html: "", turn: null, parent: 0, versions: [], later: 0, usage: null, problem: null, finish_reason: "" };
   const name = (bytes = 12) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  let running = null, stale = false;
-  mico.isAnswering = () => running !== null;
+  const growing = new Set(); // the turns whose answers are under way, and second answers of them
+  let stale = false;
+  mico.isAnswering = () => growing.size > 0;
 
   // Ask: at the end, or in the place of `instead`, which the server keeps as a version. `again`: for
   // another answer than the one that exists. `begun` is the view of an answer that goes on.
   mico.ask = function (message, cards, { instead = null, again = false, begun = null } = {}) {
-    if (running) return;
+    if (growing.size) return;
     const at = mico.chat.turns.indexOf(instead);
     const before = at < 0 ? mico.chat.turns : mico.chat.turns.slice(0, at);
     const follows = instead?.follows ?? null; // of a question that the server does not have
@@ -157,7 +167,9 @@
     const asked = { ask: name(), message, media: cards.map(({ id, kind }) => ({ id, kind })), ...mico.place(), after, again, prefix: begun?.answer || "" };
     if (asked.fresh) mico.chat.system = asked.system;
     pinned = true;
-    const turn = addTurn({ ...BLANK, ask: asked.ask, parent: after, message, media: cards, html: begun?.html || "" });
+    const blank = { ...BLANK, ask: asked.ask, parent: after, message, media: cards, model: mico.chosen, html: begun?.html || "" };
+    const second = !begun && mico.second();
+    const turn = addTurn({ ...blank, other: second ? { ...blank, ask: name(), model: second } : null });
     turn.follows = after;
     keepUnkept([...unkept(), { ask: asked.ask, conversation_id: mico.chat.id, after, message, media: cards.map(mico.bare), system: asked.system }]);
     follow(turn, asked);
@@ -166,18 +178,19 @@
 
   // Ask, if there is something to ask, and look how the answer grows until it ends or `leave`.
   async function follow(turn, asked = null) {
-    running = turn;
+    growing.add(turn);
     mico.emit("answering", true);
-    while (running === turn) {
+    while (growing.has(turn)) {
       try {
         if (asked) await (turn.sent = mico.call("ask", { asked }));
+        if (asked && turn.other && !turn.second) follow(turn.other, { ...asked, ask: turn.other.view.ask, model: turn.other.view.model, beside: asked.ask });
         asked = null;
         const view = await mico.call("follow", { ask: turn.view.ask, version: turn.view.version });
-        if (running === turn) grow(view);
+        if (growing.has(turn)) grow(turn, view);
         await new Promise((done) => setTimeout(done, UPDATE_MS));
       } catch (error) {
         const problem = mico.problemOf(error);
-        if (running === turn && !problem.away) grow({ ...turn.view, state: "error", problem });
+        if (growing.has(turn) && !problem.away) grow(turn, { ...turn.view, state: "error", problem });
         mico.check(); // which says what is wrong, or `lost`
         await new Promise((done) => setTimeout(done, 1000));
       }
@@ -186,38 +199,39 @@
 
   // The answer goes on without this page.
   function leave() {
-    if (!running) return;
-    running = null;
+    if (!growing.size) return;
+    growing.clear();
     mico.emit("answering", false);
   }
 
   // When nothing is being answered any more.
-  function stopped() {
-    if (!running) return Promise.resolve();
+  async function stopped() {
     mico.stop();
-    return new Promise((done) => mico.events.addEventListener("answering", done, { once: true }));
+    while (growing.size) await new Promise((done) => mico.events.addEventListener("answering", done, { once: true }));
   }
 
   // A question that is still on its way cannot be stopped before it has arrived.
-  mico.stop = async function () {
-    const turn = running;
+  mico.stop = () => [...growing].forEach(stop);
+  async function stop(turn) {
     try {
-      await turn?.sent;
-      if (turn) await mico.call("stop", { ask: turn.view.ask });
+      await turn.sent;
+      await mico.call("stop", { ask: turn.view.ask });
     } catch {
       // `follow` says why
     }
-  };
+  }
 
   // What has changed elsewhere is shown, and what is being written or read here stays.
   async function sync() {
     const { id, turns } = mico.chat;
-    stale = running !== null;
-    if (running || !id || !turns.some(isKept) || log.querySelector(".editing")) return;
+    stale = growing.size > 0;
+    if (growing.size || !id || !turns.some(isKept) || log.querySelector(".editing")) return;
     const last = lastKept(turns);
     let found;
     try {
       found = await mico.call("open", { id, turn: last });
+      // Somebody has said elsewhere which answer is better.
+      if (rivalOf(turns.at(-1)) && found.turns.at(-1)?.preferred) found = await mico.call("open", { id });
     } catch (error) {
       const { away, setting } = mico.problemOf(error);
       if (away || setting || mico.chat.id !== id) return;
@@ -225,13 +239,13 @@
       mico.showConversation(null);
       return;
     }
-    if (running || mico.chat.id !== id || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
+    if (growing.size || mico.chat.id !== id || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
     if (found.system !== mico.chat.system) {
       mico.chat.system = found.system;
       mico.emit("conversation", id);
     }
     const shown = mico.chat.turns.filter(isKept);
-    const same = shown.every(({ view }, n) => view.turn === found.turns[n]?.turn && view.state === found.turns[n].state && view.answer === found.turns[n].answer);
+    const same = shown.every(({ view }, n) => view.turn === found.turns[n]?.turn && view.state === found.turns[n].state && view.answer === found.turns[n].answer && beside(shown[n].other?.view) === beside(found.turns[n].other));
     if (!same || found.turns.length !== shown.length || isGrowing(found.turns.at(-1))) return mico.showConversation(found);
     const told = ({ versions, later, media }) => String([versions, later, media.map((one) => one.pinned)]);
     for (const [n, turn] of shown.entries()) {
@@ -243,46 +257,73 @@
     }
   }
   mico.on("changed", sync);
+  const rivalOf = (turn) => turn.other?.view.turn ?? null;
+  const beside = (view) => (view?.turn ? [view.turn, view.state, view.answer].join() : "");
 
   // The next state of the answer that is under way.
-  function grow(view) {
+  function grow(turn, view) {
     if (view.state === "gone") {
-      running = null;
-      mico.emit("answering", false);
+      growing.delete(turn);
+      mico.emit("answering", growing.size > 0);
       mico.reopen();
       return;
     }
-    const began = view.turn !== null && running.view.turn === null;
-    const old = (card) => running.view.media.find((one) => one.id === card.id);
+    const began = view.turn !== null && turn.view.turn === null;
+    const old = (card) => turn.view.media.find((one) => one.id === card.id);
     const cards = view.media.map((card) => ({ ...card, cut: [...card.cut], pinned: old(card)?.pinned, pictures: card.pictures.length ? card.pictures : (String(old(card)?.pages) === String(card.pages) && old(card)?.pictures) || [] }));
     // Until there are words, an answer that goes on shows those that it had.
-    running.view = { ...view, html: view.html || running.view.html, message: running.view.message, media: cards.length ? cards : running.view.media };
-    drawAnswer(running);
+    turn.view = { ...view, html: view.html || turn.view.html, message: turn.view.message, media: cards.length ? cards : turn.view.media };
+    drawAnswer(turn);
     scroll();
     if (began) mico.emit("list", null); // a new conversation is in it from now on
-    if (["done", "stopped", "error"].includes(view.state)) finish(view);
+    if (["done", "stopped", "error"].includes(view.state)) finish(turn, view);
   }
 
   // The page's own server broke the stream off.
   mico.lost = function () {
-    if (running) grow({ ...running.view, state: "error", problem: new mico.Problem({ message: "The answer broke off.", advice: "Ask again when the server is back; the question is kept.", away: true }).problem });
+    for (const turn of [...growing]) grow(turn, { ...turn.view, state: "error", problem: new mico.Problem({ message: "The answer broke off.", advice: "Ask again when the server is back; the question is kept.", away: true }).problem });
   };
 
-  function finish(view) {
-    const turn = running;
-    running = null;
-    drawQuestion(turn);
+  function finish(turn, view) {
+    growing.delete(turn);
+    if (turn.other && !growing.has(turn.other)) settle(turn.second ? turn.other : turn);
+    if (!turn.second) drawQuestion(turn);
     if (view.problem?.away) mico.emit("away");
     if (mico.model()?.status !== "loaded") mico.check();
     if (isKept(turn)) forget(view.ask);
     const refused = view.problem && !view.problem.away;
     // One that was refused is not offered again once another has taken its place.
     keepUnkept(unkept().filter((one) => one.conversation_id !== mico.chat.id || !(one.refused && isKept(turn))).map((one) => (one.ask === view.ask ? { ...one, refused } : one)));
-    mico.emit("answering", false);
+    mico.emit("answering", growing.size > 0);
     mico.emit("list", null);
     // The server may store a question that was stopped on its way, and then take it back.
     if (!isKept(turn)) setTimeout(() => mico.emit("list", null), 2000);
     if (stale) sync(); // something was changed elsewhere during the answer
+  }
+
+  // Both answers have ended. If the server kept the second alone, the chat goes on with that one.
+  function settle(turn) {
+    const { other } = turn;
+    if (isGrowing(other.view)) other.view = { ...other.view, state: "error", problem: turn.view.problem }; // it was never sent
+    if (!isKept(turn) && isKept(other)) {
+      for (const part of ["view", "answer", "text", "thoughts", "after", "why", "shown"]) [turn[part], other[part]] = [other[part], turn[part]];
+      forget(other.view.ask);
+    }
+    drawQuestion(turn);
+    [turn, other].forEach(drawAnswer);
+  }
+
+  async function prefer(turn, over) {
+    const { id } = mico.chat;
+    try {
+      const found = await mico.call("prefer", { id, turn: turn.view.turn, over });
+      if (mico.chat.id === id) mico.showConversation(found);
+      mico.focusMessage();
+      mico.say("Kept: the chat goes on with this answer.");
+    } catch (error) {
+      mico.banner(error);
+      sync();
+    }
   }
 
   function dropFrom(index) {
@@ -342,8 +383,8 @@
       turn.thoughts = el("details", { class: "thoughts" }, el("summary", {}, "Thoughts"), el("p"));
       turn.after = el("div", { class: "after" });
       turn.why = el("section", { class: "why", hidden: true, "aria-label": "What the answer rests on" });
-      turn.answer = el("div", { class: "answer" }, turn.text, turn.after);
-      turn.element.append(turn.answer);
+      turn.answer = el("div", { class: "answer" }, turn.place && el("h2", {}, view.model), turn.text, turn.after);
+      (turn.place || turn.element).append(turn.answer);
     }
     const busy = view.state === "waiting" || view.state === "answering";
     turn.answer.setAttribute("aria-busy", String(busy));
@@ -357,17 +398,21 @@
     else if (!turn.thoughts.isConnected) turn.text.before(turn.thoughts);
     turn.thoughts.lastChild.textContent = view.thoughts || "";
     turn.text.classList.toggle("growing", view.state === "answering");
+    const stopping = turn.place && el("button", { type: "button", class: "stop-one", "aria-label": `Stop ${view.model}`, onclick: () => stop(turn) }, "Stop");
     if (view.state === "waiting") {
       const { id, status } = mico.model() || {};
       const does = view.media_total ? "answering" : view.media.length ? "looking and listening" : "thinking";
       const what = view.progress || (status && status !== "loaded" && !view.media_total ? `loading ${id}` : does);
-      turn.after.replaceChildren(el("span", { class: "waiting" }, what, el("span", { class: "dots", "aria-hidden": "true" })));
+      turn.after.replaceChildren(el("span", { class: "waiting" }, what, el("span", { class: "dots", "aria-hidden": "true" })), ...(turn.place ? [stopping] : []));
       return;
     }
     if (busy) {
-      turn.after.replaceChildren();
+      if (!turn.place) turn.after.replaceChildren();
+      else if (!turn.after.querySelector(".stop-one:only-child")) turn.after.replaceChildren(stopping);
       return;
     }
+    const rival = turn.place ? (isKept(turn.other) && !isGrowing(turn.other.view) && turn.other.view.answer ? rivalOf(turn) : null) : view.rival;
+    const chosen = view.preferred && (view.preferred === view.turn ? "You found this answer better than another one." : "You found another answer better.");
     const limit = view.usage ? `the ${view.usage.completion_tokens}-token limit` : "the limit of tokens";
     const notes = { length: `Stopped at ${limit}. Raise it in Settings.`, cancelled: view.answer ? "Stopped." : "Stopped before the first word." };
     const cut = view.answer && (view.state === "unanswered" || view.finish_reason === "cancelled");
@@ -382,11 +427,13 @@
         note && el("p", { class: "note" }, note),
         left.some(Boolean) && el("p", { class: "note left-out" }, left.filter(Boolean).join(" ")),
         view.sampled && el("p", { class: "note" }, `Another answer, drawn at random (temperature ${view.sampled}).`),
-        (cut || view.finish_reason === "length") && el("button", { type: "button", class: "continue", onclick: () => mico.ask(view.message, view.media, { instead: turn, begun: view }) }, "Continue"),
+        chosen && el("p", { class: "note" }, chosen),
+        rival && isKept(turn) && view.answer && view.preferred !== view.turn && el("button", { type: "button", class: "better", onclick: () => prefer(turn, rival) }, "This answer is better"),
+        !turn.place && (cut || view.finish_reason === "length") && el("button", { type: "button", class: "continue", onclick: () => mico.ask(view.message, view.media, { instead: turn, begun: view }) }, "Continue"),
         problem,
         view.state !== "unanswered" && mico.report(view),
         turn.why,
-        el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), view.answer && isKept(turn) && mediaUpTo(turn).length > 0 && button("why", "Which medium made this answer?", () => mico.why(turn.why, view.turn, mediaUpTo(turn))), view.answer && !view.problem ? button("retry", "Answer again", () => retry(turn)) : el("button", { type: "button", onclick: () => retry(turn) }, "Ask again")),
+        el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), view.answer && isKept(turn) && mediaUpTo(turn).length > 0 && button("why", "Which medium made this answer?", () => mico.why(turn.why, view.turn, mediaUpTo(turn))), turn.second ? null : view.answer && !view.problem ? button("retry", "Answer again", () => retry(turn)) : el("button", { type: "button", onclick: () => retry(turn) }, "Ask again")),
       ].filter(Boolean),
     );
   }
