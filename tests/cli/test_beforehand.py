@@ -26,10 +26,10 @@ def folder_of(folder: Path, *architectures: str, weights: int = 0) -> Path:
 @pytest.mark.parametrize(
     ("architecture", "kinds"),
     [
-        ("Qwen2AudioForConditionalGeneration", ("audio",)),
+        ("Qwen2AudioForConditionalGeneration", ("audio", "document")),
         ("SmolVLMForConditionalGeneration", ("image", "depth", "normal", "document")),
         ("Qwen2_5OmniThinkerForConditionalGeneration", KINDS),
-        ("LlamaForCausalLM", ()),
+        ("LlamaForCausalLM", ("document",)),
         ("NobodyKnowsThis", ()),
     ],
 )
