@@ -361,7 +361,7 @@ class Assistant:
             return ask
         wanted, most = ask.options.over(self.defaults).max_tokens, self.engine.max_position
         whole = Conversation.of(ask.messages) if auto else Conversation((), (), ask.messages)
-        n_bytes = sum(message.n_bytes for message in whole.last)
+        n_bytes = sum(message.n_bytes for message in (*whole.start, *whole.last))
         if not (documents or whole.steps) and 2 * n_bytes < most:
             return ask  # short, and nothing to leave out: not worth decoding its media for
         LORA.set(self._worn(ask))
@@ -392,6 +392,14 @@ class Assistant:
                         f"this model's maximum context length is {most} tokens, but the question "
                         f"takes {others}, the answer {least} or more, and the pinned media "
                         f"({names}) {tokens(short) - others}: unpin some of them"
+                    )
+            elif whole.start and tokens(short) + least > most:
+                others = tokens(replace(short, messages=whole.last))
+                if others + least <= most:
+                    raise ContextLengthError(
+                        f"this model's maximum context length is {most} tokens, but the question "
+                        f"takes {others}, the answer {least} or more, and the system message "
+                        f"{tokens(short) - others}: shorten the system message"
                     )
             return short, max(1, n), most - tokens(short, max(1, n))
 

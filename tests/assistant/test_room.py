@@ -100,6 +100,22 @@ def test_media_of_earlier_turns_go_first(assistant: Assistant) -> None:
     assert found.usage.media_tokens == per * len(found.media)
 
 
+def test_a_long_system_message_stays_until_it_leaves_no_room(assistant: Assistant) -> None:
+    most = assistant.engine.max_position
+    messages = talk(5)
+    messages[0] = Message.system(letters(7, most // 2))
+    found = answered(assistant, messages)
+    assert found.usage.turns_left_out > 0
+    assert found.usage.prompt_tokens > most // 2, "it is sent whole"
+    first = [Message.system(letters(7, most - 80)), Message.user("and now?")]
+    assert answered(assistant, first, max_tokens=most).usage.completion_tokens >= LEAST_ANSWER
+    for n in (most, 10 * most):
+        for asked in (messages, first):
+            asked[0] = Message.system(letters(7, n))
+            with pytest.raises(ContextLengthError, match="shorten the system message"):
+                answered(assistant, asked)
+
+
 def test_an_answer_gets_less_room_before_its_question_is_refused(assistant: Assistant) -> None:
     most = assistant.engine.max_position
     asked = Message.user(letters(1, most - 60))
