@@ -319,6 +319,7 @@ SEARCHES = [
     # Fewer characters than the index has, or more, and what its own language would mean.
     *(("ca", "AB"), ("c", "ABD"), ("fe", "C"), ("NEAR(cat)", ""), ("cat*", ""), ("cat OR dog", "")),
     *(('cat" OR "dog', ""), ("-cat", ""), ("text_folded:cat", ""), ("concatenate" * 40, "")),
+    ("catenatenated", ""),  # its runs of three are all there, and it is not
     *(("SIGN.jpg", "D"), ("0199", "D"), ("hello there 0199", "D"), ("sign hello cat", "")),
 ]
 
