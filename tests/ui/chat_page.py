@@ -74,8 +74,8 @@ class ChatPage:
         box.fill(text)
         return box
 
-    def expect_stopped(self, note: str = "Stopped.") -> None:
-        expect(self.answer(1).locator(".note")).to_have_text(note)
+    def expect_stopped(self, note: str = "Stopped.", *, turn: int = 1) -> None:
+        expect(self.answer(turn).locator(".note")).to_have_text(note)
 
     def attach(self, *files: Path) -> None:
         """Add files, and wait until the server has them."""
