@@ -7,7 +7,6 @@ two marks.
 """
 
 import asyncio
-import logging
 import re
 import textwrap
 import warnings
@@ -106,7 +105,6 @@ def measure(
     """Compare each architecture's answers with those of its own library."""
     if unknown := set(names) - set(replicas.ARCHITECTURES):
         raise ConfigError(f"no architecture {', '.join(sorted(unknown))} reads media")
-    logging.disable(logging.WARNING)
     disable_progress_bar()
     rows, reasons = list[list[str]](), list[str]()
     missing, refused = dict[str, str](), dict[str, str]()

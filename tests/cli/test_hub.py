@@ -136,7 +136,7 @@ def test_a_pull_goes_on_where_it_broke(hub: FakeHub, run: Run) -> None:
     assert 0 < starts[1] < len(WEIGHTS)  # the rest alone
     assert hub.names() == ["config.json", "model.safetensors"]
     one = listed(run)["org/ear"]
-    assert one["reads"] == ["audio"]
+    assert one["reads"] == ["audio", "document"]
     assert not one["partial"]
     assert one["bytes"] == len(WEIGHTS) + len(CONFIG)
     hub.sent.clear()

@@ -220,8 +220,8 @@ def test_two_tabs_lose_nothing_of_each_other(chat: ChatPage) -> None:
 def test_media_of_a_question_are_changed_and_bad_files_are_named(
     chat: ChatPage, tmp_path: Path
 ) -> None:
-    bad = [tmp_path / "a.txt", tmp_path / "b.bin"]
-    bad[0].write_text("no medium")
+    bad = [tmp_path / "a.png", tmp_path / "b.bin"]
+    bad[0].write_bytes(b"\0 no medium")
     bad[1].write_bytes(bytes(range(256)))
     files = [EXAMPLES / "sheep.jpg", EXAMPLES / "coffee.jpg"]
     picked = chat.page.locator(".composer input[type=file]")

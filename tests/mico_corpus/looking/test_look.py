@@ -272,7 +272,7 @@ def test_shards_without_tables(tmp_path: Path) -> None:
         assert page.get(page.address("file", "mp4"))[2] == video("blue")
         assert page.get(page.address("sheet", "mp4"))[0] == 200
         status, headers, _ = page.get(page.address("file", "jpg"))
-        assert (status, headers["Content-Type"]) == (200, "application/octet-stream")
+        assert (status, headers["Content-Type"]) == (200, "text/plain")
 
 
 def test_one_page_that_needs_no_server(output: Path, tmp_path: Path) -> None:

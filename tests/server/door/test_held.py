@@ -346,7 +346,7 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
             shown = [{"id": card["id"], "kind": "image"}]
             done = ask(page, payload, me, media=shown)[-1]
             id_ = done["conversation_id"]
-            call(page, "rename", me, id=id_, title=payload)
+            call(page, "change", me, id=id_, changes={"title": payload})
             opened = call(page, "open", me, id=id_)
             assert (opened["title"], opened["system"]) == (payload, payload)
             assert payload in done["answer"]

@@ -385,9 +385,8 @@ def _shown(model: ModelInfo) -> dict[str, Any]:
     """A model as the page shows it."""
     defaults = {} if model.defaults is None else model.defaults.model_dump()
     return {
-        **model.model_dump(
-            include={"id", "context_length", "embeddings", "depth_model", "max_media"}
-        ),
+        **model.model_dump(include={"id", "context_length", "embeddings", "max_media"}),
+        "depth_model": model.depth_model if "depth" in model.modalities else None,
         "kinds": model.modalities,
         "status": model.status.value,
         "reason": model.status.reason,

@@ -189,7 +189,7 @@
             )
           : el("span", { class: "kind" }, mico.kinds[card.kind].noun);
       const facts = [...card.facts.filter((f) => /^(nearest|estimated)/.test(f) || /^([\d.]+ s|\d+ of \d+ pages?)$/.test(f)), card.tokens ? `${card.tokens} tokens` : ""];
-      const estimates = mico.kinds[card.kind].estimates_depth && this === mico.attachments && mico.model()?.depth_model && mico.reads().includes("depth");
+      const estimates = mico.kinds[card.kind].estimates_depth && this === mico.attachments && mico.model()?.depth_model;
       const depth = estimates && mico.button("depth", `Estimate the depth of ${name}`, (event) => this.estimateDepth(item, event.currentTarget));
       return el(
         "li",
