@@ -119,6 +119,12 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         url = f"/v1/conversations/{told['conversation_id']}/turns/1/explanation"
         assert client.post(url).status_code == 200
         chat = client.get(f"/v1/conversations/{told['conversation_id']}").json()
+        # No random turn is beside another.
+        first = client.post("/v1/chat", data={"message": "x"}).json()
+        given = {"message": "x", "conversation_id": first["conversation_id"]}
+        other = client.post("/v1/chat", data={**given, "beside": first["turn"]}).json()["turn"]
+        url = f"/v1/conversations/{first['conversation_id']}/turns/{other}/preference"
+        assert client.put(url, json={"over": first["turn"]}).status_code == 200
         assert client.post("/v1/conversations", json=chat).status_code == 201
         url = f"/v1/media/{chat['turns'][0]['media'][0]['id']}/depth"
         assert client.post(url).status_code == 201

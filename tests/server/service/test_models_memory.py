@@ -63,7 +63,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     options = EngineOptions("transformers", dtype="float32", context_cache_bytes=1 << 20)
     omni = replicas.build("qwen2_5_omni", tmp_path / "two")
     folders = {"one": saved(tmp_path / "one"), "two": omni}
-    needed = 40_000_000  # more than either takes, by its files or as measured when it is loaded
+    needed = 90_000_000  # more than either takes, by its files or as measured when it is loaded
     assert needed > max(needed_bytes(folder, options) for folder in folders.values())
     drawn = random.Random(0)
     order = [(drawn.choice(["one", "two"]), drawn.randrange(3)) for _ in range(REQUESTS)]
