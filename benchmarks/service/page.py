@@ -63,7 +63,7 @@ def measure(repeats: int = 5, photographs: int = 20) -> Report:
 
 
 def opened(page: Page, url: str) -> dict[str, float]:
-    """The seconds of one visit over a slow connection, and the kB that came before it took text."""
+    """The seconds of one visit over a slow connection, and the kB of its files."""
     network, came = page.context.new_cdp_session(page), list[float]()
     network.send("Network.enable")
     network.send("Network.emulateNetworkConditions", SLOW)
@@ -75,6 +75,7 @@ def opened(page: Page, url: str) -> dict[str, float]:
         box.fill("What is it?")
     seconds = time.perf_counter() - start
     page.wait_for_function(PAINT)
+    page.wait_for_load_state("load")
     return {
         "first paint": page.evaluate(PAINT) / 1000,
         "takes text": seconds,

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import cast
 
+import httpx
 import jsonschema_rs
 import pytest
 import torch
@@ -53,6 +54,15 @@ def embedding_assistant(decoder: Decoder) -> Assistant:
         lambda: (branch, letters()), mico_of(assistant.adapter).processor, decoder
     )
     return assistant
+
+
+def prefer_an_answer(client: httpx.Client) -> None:
+    """No random turn is beside another."""
+    first = client.post("/v1/chat", data={"message": "x"}).json()
+    given = {"message": "x", "conversation_id": first["conversation_id"]}
+    other = client.post("/v1/chat", data={**given, "beside": first["turn"]}).json()["turn"]
+    url = f"/v1/conversations/{first['conversation_id']}/turns/{other}/preference"
+    assert client.put(url, json={"over": first["turn"]}).status_code == 200
 
 
 def many_requests() -> bytes:
@@ -119,12 +129,7 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         url = f"/v1/conversations/{told['conversation_id']}/turns/1/explanation"
         assert client.post(url).status_code == 200
         chat = client.get(f"/v1/conversations/{told['conversation_id']}").json()
-        # No random turn is beside another.
-        first = client.post("/v1/chat", data={"message": "x"}).json()
-        given = {"message": "x", "conversation_id": first["conversation_id"]}
-        other = client.post("/v1/chat", data={**given, "beside": first["turn"]}).json()["turn"]
-        url = f"/v1/conversations/{first['conversation_id']}/turns/{other}/preference"
-        assert client.put(url, json={"over": first["turn"]}).status_code == 200
+        prefer_an_answer(client)
         assert client.post("/v1/conversations", json=chat).status_code == 201
         url = f"/v1/media/{chat['turns'][0]['media'][0]['id']}/depth"
         assert client.post(url).status_code == 201
