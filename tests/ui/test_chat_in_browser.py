@@ -250,8 +250,9 @@ def test_media_of_a_question_are_changed_and_bad_files_are_named(
     expect(chat.chips).to_have_count(2)
     chat.ask("What is it?")
     assert chat.text(1) == "[image sheep.jpg, image coffee.jpg] What is it?"
-    log, form = (chat.page.locator(name).bounding_box() for name in (".log", ".composer"))
-    assert log and form and log["y"] < form["y"]  # messages stand above what is written next
+    places = [chat.page.locator(name).bounding_box() for name in (".log", ".composer")]
+    log, form = (0 if place is None else place["y"] for place in places)
+    assert 0 < log < form  # messages stand above what is written next
     box = chat.edit("And now?")
     chat.turns.nth(0).get_by_role("button", name="Remove sheep.jpg").click()
     chat.turns.nth(0).locator("input[type=file]").set_input_files(str(EXAMPLES / "near.depth.png"))
