@@ -12,7 +12,7 @@ import pytest
 
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
-from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.errors import RequestError
 from mico_chat.messages import Message
 from tests.assistant.test_open_models import N_TOKENS, QUESTION, loaded, message, tokens_of
@@ -94,9 +94,7 @@ def test_answers_of_several_grow_in_turns(replica: Path, assistant: Assistant) -
     shown = [[part_of("image", seed, other=seed > 1)] for seed in range(4)]
     order: list[int] = []
 
-    async def ask(number: int) -> list[int]:
-        asked = Ask([message(shown[number], QUESTION * 8)], tenant=f"tenant {number % 2}")
-        prompt, _ = await assistant.prepare(asked)
+    async def ask(number: int, prompt: Prompt) -> list[int]:
         deltas, options = [], GenerationOptions(max_tokens=N_TOKENS, logprobs=3)
         async for delta in assistant.engine.generate(prompt, options):
             order.append(number)
@@ -104,7 +102,9 @@ def test_answers_of_several_grow_in_turns(replica: Path, assistant: Assistant) -
         return Answered(deltas)
 
     async def all_four() -> list[list[int]]:
-        return await asyncio.gather(*map(ask, range(4)))
+        asked = [Ask([message(shown[n], QUESTION * 8)], tenant=f"tenant {n % 2}") for n in range(4)]
+        prompts = [(await assistant.prepare(one))[0] for one in asked]
+        return await asyncio.gather(*map(ask, range(4), prompts))
 
     found = run(all_four())
     assert found == [expected(replica, user(*media, QUESTION * 8)) for media in shown]

@@ -291,6 +291,80 @@ def test_a_medium_is_pinned_and_every_tab_shows_it(chat: ChatPage) -> None:
     assert tab.trouble == []
 
 
+# The first call of this name waits before it is sent, or before its answer is heard, until `go`.
+HOLD = """
+([name, after]) => {
+  const { server } = mico;
+  const gate = new Promise((go) => (mico.go = async () => (go(), new Promise((done) => setTimeout(done)))));
+  Object.assign(mico, { asked: 0, heard: 0, news: 0 });
+  mico.on("changed", () => mico.news++);
+  mico.server = new Proxy(server, {
+    get: (_, called) => async (data) => {
+      if (called !== name) return server[called](data);
+      const first = ++mico.asked === 1;
+      if (first && !after) await gate;
+      const found = await server[called](data);
+      mico.found = true;
+      if (first && after) await gate;
+      else mico.heard++;
+      return found;
+    },
+  });
+}
+"""
+
+
+@pytest.mark.parametrize("held", ["open", "pin, unsent", "pin, unheard"])
+def test_an_answer_of_the_server_that_comes_late_undoes_nothing(chat: ChatPage, held: str) -> None:
+    """A tab pins one medium, and another tab the other one, while the network is slow."""
+    chat.attach(EXAMPLES / "sheep.jpg", EXAMPLES / "coffee.jpg")
+    chat.ask("What is it?")
+    chat.answer(1)
+    tab = ChatPage(chat.page.context.new_page(), chat.url)
+    tab.page.goto(chat.page.url)
+    name = held.partition(",")[0]
+    chat.page.evaluate(HOLD, [name, held != "pin, unsent"])
+
+    def button(page: ChatPage, name: str) -> Locator:
+        return page.page.get_by_role("button", name=name, exact=True)
+
+    if name == "pin":
+        button(chat, "Pin coffee.jpg").click()
+        chat.page.wait_for_function("mico.asked" if held == "pin, unsent" else "mico.found")
+    button(tab, "Pin sheep.jpg").click()
+    if name == "open":
+        chat.page.wait_for_function("mico.found")
+        news = chat.page.evaluate("mico.news")
+        button(chat, "Pin coffee.jpg").click()
+        chat.page.wait_for_function(
+            "news => mico.news > news && mico.heard + 1 === mico.asked", arg=news
+        )
+    else:
+        expect(button(chat, "Unpin sheep.jpg")).to_be_visible()
+    chat.page.evaluate("mico.go()")
+    for page in (chat, tab):
+        for medium in ("sheep", "coffee"):
+            expect(button(page, f"Unpin {medium}.jpg")).to_be_visible()
+    expect(chat.page.locator(".quiet")).to_have_text(re.compile(r"^Pinned"))
+    assert tab.trouble == []
+
+
+def test_what_changes_elsewhere_while_a_question_is_edited_shows_afterwards(chat: ChatPage) -> None:
+    chat.attach(EXAMPLES / "sheep.jpg")
+    chat.ask("What is it?")
+    chat.answer(1)
+    tab = ChatPage(chat.page.context.new_page(), chat.url)
+    tab.page.goto(chat.page.url)
+    box = chat.edit("And now?")
+    news = chat.page.evaluate("mico.news = 0, mico.on('changed', () => mico.news++), mico.news")
+    tab.press("Pin sheep.jpg")
+    chat.page.wait_for_function("news => mico.news > news", arg=news)
+    expect(box).to_have_value("And now?")
+    box.press("Escape")
+    expect(chat.page.get_by_role("button", name="Unpin sheep.jpg")).to_be_visible()
+    assert tab.trouble == []
+
+
 def test_back_leads_to_the_former_chat_and_each_tab_keeps_what_is_written(chat: ChatPage) -> None:
     for question in ("One?", "Two?"):
         chat.press("New chat")

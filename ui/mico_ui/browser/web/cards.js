@@ -76,21 +76,25 @@
 
   // What is pinned stays in the chat when the chat no longer fits and its oldest turns are left out.
   function pin(card) {
-    const label = () => `${card.pinned ? "Unpin" : "Pin"} ${card.name}`;
-    const place = mico.button("pin", label(), async () => {
+    const place = mico.button("pin", "", async () => {
+      const pinned = !card.pinned;
       try {
-        await mico.call("pin", { id: mico.chat.id, medium: card.id, pinned: !card.pinned });
-        card.pinned = !card.pinned;
-        for (const name of ["aria-label", "title"]) place.setAttribute(name, label());
-        place.classList.toggle("pinned", card.pinned);
-        mico.say(card.pinned ? "Pinned: it stays when the chat no longer fits." : "Unpinned.");
+        await mico.call("pin", { id: mico.chat.id, medium: card.id, pinned });
+        card.pinned = pinned;
+        // The card may have been drawn anew meanwhile.
+        for (const one of mico.root.querySelectorAll(`[data-medium="${CSS.escape(card.id)}"] .pin`)) label(one, card);
+        mico.say(pinned ? "Pinned: it stays when the chat no longer fits." : "Unpinned.");
       } catch (error) {
         mico.banner(error);
       }
     });
     place.classList.add("pin");
-    place.classList.toggle("pinned", Boolean(card.pinned));
+    label(place, card);
     return place;
+  }
+  function label(place, { name, pinned }) {
+    for (const attribute of ["aria-label", "title"]) place.setAttribute(attribute, `${pinned ? "Unpin" : "Pin"} ${name}`);
+    place.classList.toggle("pinned", Boolean(pinned));
   }
 
   mico.smallCard = function (card, view) {

@@ -221,8 +221,24 @@
     }
   }
 
-  // What has changed elsewhere is shown, and what is being written or read here stays.
+  // One look at a time: an older answer that comes late must not undo a newer one.
+  let looking = false, outdated = false;
   async function sync() {
+    outdated = true;
+    if (looking) return;
+    looking = true;
+    try {
+      while (outdated) {
+        outdated = false;
+        await look();
+      }
+    } finally {
+      looking = false;
+    }
+  }
+
+  // What has changed elsewhere is shown, and what is being written or read here stays.
+  async function look() {
     const { id, turns } = mico.chat;
     stale = growing.size > 0;
     if (growing.size || !id || !turns.some(isKept) || log.querySelector(".editing")) return;
@@ -239,7 +255,8 @@
       mico.showConversation(null);
       return;
     }
-    if (growing.size || mico.chat.id !== id || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
+    stale = growing.size > 0; // of a question that was asked meanwhile
+    if (stale || mico.chat.id !== id || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
     if (found.system !== mico.chat.system) {
       mico.chat.system = found.system;
       mico.emit("conversation", id);
@@ -487,6 +504,7 @@
       question.querySelector(".editing").remove();
       drawQuestion(turn);
       turn.element.querySelector(".question .icon").focus();
+      sync(); // nothing of elsewhere was shown meanwhile
     };
     const ask = async () => {
       if (attachments.busy || (!box.value.trim() && !attachments.items.length)) return;
