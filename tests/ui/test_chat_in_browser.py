@@ -295,7 +295,7 @@ def test_a_medium_is_pinned_and_every_tab_shows_it(chat: ChatPage) -> None:
 HOLD = """
 ([name, after]) => {
   const { server } = mico;
-  const gate = new Promise((go) => (mico.go = () => new Promise((done) => setTimeout(done, 0, go()))));
+  const gate = new Promise((go) => (mico.go = () => new Promise((ok) => setTimeout(ok, 0, go()))));
   Object.assign(mico, { asked: 0, heard: 0, news: 0 });
   mico.on("changed", () => mico.news++);
   mico.server = new Proxy(server, {
