@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     """Estimates the distances in a picture, where a question asks for it: mini, or a depth
     estimator of transformers. None: a server takes the network of the mini, if it is there. Empty:
     it refuses to."""
+    voice: str = "heart"
+    """Reads answers aloud: a voice of hibari, or the ONNX file of one."""
 
 
 def cache_dir() -> Path:

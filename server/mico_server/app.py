@@ -54,6 +54,7 @@ from mico_server.routes import (
     embeddings,
     estimate,
     preferences,
+    speech,
     stored,
     teach,
     tokens,
@@ -197,7 +198,7 @@ def _add_routes(app: FastAPI) -> None:
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)
     kept = (batches, stored, preferences, teach)
-    for routes in (estimate, tokens, *kept, embeddings, transcriptions, adapters, about):
+    for routes in (estimate, tokens, *kept, embeddings, transcriptions, speech, adapters, about):
         app.include_router(routes.router)
 
 

@@ -24,6 +24,7 @@ from mico_chat.ask import NOTE
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
+from mico_chat.speech import Voices
 from mico_chat.wire import Progress
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.host import ModelHost
@@ -57,6 +58,7 @@ class Service:
     batches: BatchStore
     fetcher: Fetcher | None
     taught: TaughtStore
+    voices: Voices = field(default_factory=Voices)
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
@@ -140,10 +142,14 @@ def event(data: Any, name: str | None = None) -> bytes:
     return f"{head}data: {text}\n\n".encode()
 
 
+EVENTS = "text/event-stream"
+
+
 class EventStream(StreamingResponse):
     """Sends a first event, then each of ``events`` as soon as it exists.
 
-    A MicoError of ``events`` ends the stream with an event that is called ``error_name``.
+    A MicoError of ``events`` ends the stream with an event that is called ``error_name``; where the
+    ``media_type`` has no events, it breaks the connection.
     ``events`` is closed when the client leaves, or takes nothing for ``send_timeout_s`` seconds.
     """
 
@@ -159,6 +165,7 @@ class EventStream(StreamingResponse):
         send_timeout_s: float,
         error_name: str | None = None,
         error_form: ErrorForm | None = None,
+        media_type: str = EVENTS,
     ) -> EventStream:
         """The response, once its first event exists; an error before it gets its own status."""
         try:
@@ -173,12 +180,14 @@ class EventStream(StreamingResponse):
                 async for piece in events:
                     yield piece
             except MicoError as error:
+                if media_type != EVENTS:
+                    raise
                 body = mico_error_body(error)
                 yield event(error_form(error.status, body) if error_form else body, error_name)
 
         # A proxy must neither store nor buffer the stream.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        response = cls(pieces(), headers=headers, media_type="text/event-stream")
+        response = cls(pieces(), headers=headers, media_type=media_type)
         response._events, response._send_timeout_s = events, send_timeout_s
         return response
 

@@ -31,7 +31,7 @@ LAYERS = (
     ("model",),
     ("checkpoints",),
     ("engine",),
-    ("reading",),
+    ("reading", "speech"),
     ("adapters",),
     ("engines",),
     ("encode", "similarity", "assistant", "explain"),

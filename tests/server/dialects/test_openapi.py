@@ -115,6 +115,9 @@ def test_every_operation_answers_as_described(tmp_path: Path) -> None:
         # No random file is a sound.
         path, recording = "/v1/audio/transcriptions", {"file": ("a.wav", sent.wav())}
         assert client.post(path, data={"model": "tiny"}, files=recording).status_code == 200
+        # Nor is a random name a voice.
+        said = {"model": "hibari", "input": "Hello."}
+        assert client.post("/v1/audio/speech", json=said).status_code == 200
         # No random text is the id of a file.
         lines = {"file": ("a.jsonl", many_requests())}
         file = client.post("/v1/files", data={"purpose": "batch"}, files=lines).json()["id"]
