@@ -215,7 +215,6 @@ _COUNTERS = (
     ("media_tokens", "Context tokens of media."),
     ("cached_tokens", "Tokens of prompts whose state was reused."),
     ("completion_tokens", "Tokens of answers."),
-    ("spoken_seconds", "Seconds of speech that were made."),
     ("media", "Media of answered requests.", "kind"),
     ("media_failures", "Media that were refused.", "reason"),
 )
@@ -304,9 +303,6 @@ class Metrics(Collector):
         # The fault comes from the decoder's process, which a hostile file may control.
         fault = error.fault if error.fault in FAULTS else "unusable"
         self._counters["media_failures"].labels(fault).inc()
-
-    def spoke(self, seconds: float) -> None:
-        self._counters["spoken_seconds"].inc(seconds)
 
     def first_token(self, seconds: float) -> None:
         self._seconds["time_to_first_token"].observe(seconds)

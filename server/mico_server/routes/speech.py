@@ -137,7 +137,6 @@ async def _pieces(
                 else:
                     data = base64.b64encode(piece).decode()
                     yield event({"type": "speech.audio.delta", "audio": data})
-        client.service.models.metrics.spoke(seconds)
         if body.stream_format == "sse":
             usage: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
             yield event({"type": "speech.audio.done", "usage": usage})

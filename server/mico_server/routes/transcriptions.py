@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from mico_server.routes.bodies import (
     saved,
     validated,
 )
-from mico_server.service import CurrentClient
+from mico_server.service import EVENTS, CurrentClient, EventStream, event
 
 router = APIRouter()
 
@@ -55,7 +56,9 @@ class TranscriptionFields(BaseModel):
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = Field(
         (), alias=GRANULARITIES, description="times of what; for verbose_json alone"
     )
-    stream: Literal[False] = Field(False, description="events are not possible here")
+    stream: bool = Field(
+        False, description="events of the text so far; for response_format json and verbose_json"
+    )
 
 
 class Duration(BaseModel):
@@ -123,8 +126,11 @@ _BODY: dict[str, Any] = {
     response_model=Transcription | VerboseTranscription,
     responses={
         200: {
-            "description": "As JSON, or for `text`, `srt` and `vtt` as text.",
-            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "description": "As JSON, or for `text`, `srt` and `vtt` as text; with `stream` events "
+            "`transcript.text.delta`, then `transcript.text.done`.",
+            "content": {
+                **{kind: {"schema": {"type": "string"}} for kind in ("text/plain", EVENTS)},
+            },
         },
         **error_responses(400, 404, 413, 422, 501, 504),
     },
@@ -133,11 +139,8 @@ _BODY: dict[str, Any] = {
 async def transcribe(request: Request, client: CurrentClient) -> Transcription | Response:
     """Write down what is said in a sound file, or in a video's sound track."""
     client.service.models.check(client.tenant)
-    async with (
-        open_form(request, client.service.settings) as form,
-        client.service.media.work_folder() as folder,
-        AsyncExitStack() as stack,
-    ):
+    async with open_form(request, client.service.settings) as form, AsyncExitStack() as stack:
+        folder = await stack.enter_async_context(client.service.media.work_folder())
         file: MediaFile | None = None
         texts: dict[str, Any] = {}
         for name, value in form.multi_items():
@@ -153,6 +156,10 @@ async def transcribe(request: Request, client: CurrentClient) -> Transcription |
         if file is None:
             raise RequestError.at("file", "expected a recording, as a file of the form")
         fields = validated(TranscriptionFields, texts)
+        if fields.stream and fields.response_format not in ("json", "verbose_json"):
+            raise RequestError.at(
+                "stream", "only response_format json and verbose_json have events"
+            )
         if fields.timestamp_granularities and fields.response_format != "verbose_json":
             raise RequestError.at(GRANULARITIES, "only response_format verbose_json has times")
         wanted = None if fields.model in ALIASES else fields.model
@@ -161,9 +168,15 @@ async def transcribe(request: Request, client: CurrentClient) -> Transcription |
         listener = None if encoder.reader is None else encoder.reader.listener
         if listener is None:
             raise UnsupportedError(why_not_listening())
-        written = partial(_written_down, fields, listener)
-        work = encoder.listened(file, written, tenant=client.tenant)
-        found = await client.connected(host.guarded(work))
+        said: asyncio.Queue[str | None] = asyncio.Queue()
+        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, said.put_nowait)
+        written = partial(_written_down, fields, listener, tell)
+        work = host.guarded(encoder.listened(file, written, tenant=client.tenant))
+        if fields.stream:
+            events = _events(fields, work, said, stack.pop_all())
+            wait_s = client.service.settings.body_timeout_s
+            return await EventStream.started(events, client.receive, send_timeout_s=wait_s)
+        found = await client.connected(work)
     match fields.response_format:
         case "verbose_json":
             return found
@@ -174,8 +187,34 @@ async def transcribe(request: Request, client: CurrentClient) -> Transcription |
     return PlainTextResponse("".join(_subtitles(found, vtt=fields.response_format == "vtt")))
 
 
+async def _events(
+    fields: TranscriptionFields,
+    work: Awaitable[VerboseTranscription],
+    said: asyncio.Queue[str | None],
+    stack: AsyncExitStack,
+) -> AsyncGenerator[bytes, None]:
+    """An event for each piece of text as it is written down, then one for the whole."""
+    async with stack:
+        writing = asyncio.ensure_future(work)
+        writing.add_done_callback(lambda _: said.put_nowait(None))
+        try:
+            while (text := await said.get()) is not None:
+                yield event({"type": "transcript.text.delta", "delta": text})
+            found = await writing
+        finally:
+            writing.cancel()
+            await asyncio.wait((writing,))
+        kept = None if fields.response_format == "verbose_json" else {"text", "usage"}
+        whole = found.model_dump(include=kept)
+        yield event({"type": "transcript.text.done", **whole})
+
+
 def _written_down(
-    fields: TranscriptionFields, listener: Listener, sound: Audio, stop: threading.Event
+    fields: TranscriptionFields,
+    listener: Listener,
+    tell: Callable[[str], object],
+    sound: Audio,
+    stop: threading.Event,
 ) -> VerboseTranscription:
     limits = MediaLimits()
     if sound.seconds >= limits.max_seconds:
@@ -190,6 +229,7 @@ def _written_down(
     for segment in segments:
         if stop.is_set():  # nobody waits any more
             break
+        tell(segment.text if found else segment.text.lstrip())
         found.append(segment)
     words = [
         TranscribedWord(word=word.word.strip(), start=word.start, end=word.end)

@@ -1,16 +1,22 @@
 """POST /v1/audio/transcriptions: OpenAI's fields and formats; the listener is a stand-in."""
 
+import asyncio
+import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI, UnprocessableEntityError
 
+from mico_chat.media import MediaFile
 from mico_chat.reading import speech
 from mico_chat.reading.speech import Listening
 from tests.server.conftest import Start
 from tests.server.support import sent
 from tests.server.support.running import error_of, new_key
-from tests.support.fakes import FakeAssistant, FakeListener
+from tests.support.fakes import FakeAssistant, FakeEar, FakeListener
+from tests.support.waiting import PATIENCE_S
 
 SAID = ("Good morning.", "The train --> leaves now.")
 PATH = "/v1/audio/transcriptions"
@@ -56,6 +62,50 @@ def test_verbose_json(client: httpx.Client) -> None:
     assert by_word["words"][1] == {"word": "morning.", "start": 0.0, "end": 1.0}
 
 
+def test_events(client: httpx.Client) -> None:
+    """OpenAI's own client reads them; a refusal before the first has a status of its own."""
+    with OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as openai:
+        asked = {"model": "whisper-1", "file": ("talk.wav", b"x"), "stream": True}
+        events = list(openai.audio.transcriptions.create(**asked))  # type: ignore[call-overload]
+        assert [one.type for one in events] == [
+            *("transcript.text.delta", "transcript.text.delta", "transcript.text.done"),
+        ]
+        assert "".join(one.delta for one in events[:-1]) == events[-1].text == " ".join(SAID)
+        with pytest.raises(UnprocessableEntityError, match=r"talk\.wav"):
+            openai.audio.transcriptions.create(**{**asked, "file": ("talk.wav", b"broken")})  # type: ignore[call-overload]
+    verbose = post(client, stream="true", response_format="verbose_json").text.split("data: ")[-1]
+    done = json.loads(verbose)
+    assert (done["language"], len(done["segments"])) == ("english", 2)
+
+
+def test_events_come_while_the_rest_is_written(start: Start) -> None:
+    heard = threading.Event()
+
+    class Slow(FakeListener):
+        def _segment(self, number: int) -> Any:
+            assert number == 0 or heard.wait(PATIENCE_S)
+            return super()._segment(number)
+
+    class Aside(FakeEar):
+        async def listened(self, file: MediaFile, listen: Any, *, tenant: str) -> Any:
+            return await asyncio.to_thread(listen, self._decoder.decode(file), threading.Event())
+
+    assistant = FakeAssistant()
+    assistant.encoder = Aside(assistant.decoder, Slow(*SAID))
+    client = start(assistant)
+    fields, files = {"model": "whisper-1", "stream": "true"}, {"file": ("talk.wav", b"x")}
+    with client.stream("POST", PATH, data=fields, files=files) as response:
+        lines = response.iter_lines()
+        assert json.loads(next(lines)[6:])["delta"] == SAID[0]
+        heard.set()
+        assert SAID[1] in "".join(lines)
+
+
+def test_nobody_speaks_in_events(start: Start) -> None:
+    client = start(FakeAssistant(listener=FakeListener()))
+    assert json.loads(post(client, stream="true").text[6:])["text"] == ""
+
+
 def test_subtitles(client: httpx.Client) -> None:
     assert post(client, response_format="srt").text == (
         "1\n00:00:00,000 --> 00:00:01,250\nGood morning.\n\n"
@@ -79,7 +129,8 @@ def test_nobody_speaks(start: Start) -> None:
         ({"language": "xx"}, 400, "language", "none of de, en"),
         ({"temperature": "2"}, 400, "temperature", "less than or equal to 1"),
         ({"response_format": "xml"}, 400, "response_format", "'json', 'text'"),
-        ({"stream": "true"}, 400, "stream", "False"),
+        ({"stream": "soon"}, 400, "stream", "boolean"),
+        ({"stream": "true", "response_format": "srt"}, 400, "stream", "only response_format json"),
         ({"loudness": "1"}, 400, "loudness", "unknown field"),
         (
             {"timestamp_granularities[]": "word"},
