@@ -169,7 +169,11 @@ async def transcribe(request: Request, client: CurrentClient) -> Transcription |
         if listener is None:
             raise UnsupportedError(why_not_listening())
         said: asyncio.Queue[str | None] = asyncio.Queue()
-        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, said.put_nowait)
+        loop = asyncio.get_running_loop()
+
+        def tell(text: str) -> None:
+            loop.call_soon_threadsafe(said.put_nowait, text)
+
         written = partial(_written_down, fields, listener, tell)
         work = host.guarded(encoder.listened(file, written, tenant=client.tenant))
         if fields.stream:
@@ -225,7 +229,7 @@ def _written_down(
     by_word = "word" in fields.timestamp_granularities
     how = Listening(fields.language, fields.prompt, fields.temperature, words=by_word)
     segments, language = listener.segments(sound.samples, how)
-    found = []
+    found: list[Any] = []
     for segment in segments:
         if stop.is_set():  # nobody waits any more
             break
