@@ -39,7 +39,12 @@ from mico_chat.wire import Usage
 from mico_server.app import serve
 from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings
-from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
+from mico_server.store.conversation import (
+    NewTurn,
+    StoredMedium,
+    StoredText,
+)
+from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
 from mico_server.store.media import MediaStore
 from mico_server.store.tables import new_id

@@ -47,7 +47,7 @@ from mico_server.routes.bodies import (
     validated,
 )
 from mico_server.service import CLIENT_LEFT, CurrentClient, with_progress
-from mico_server.store.conversations import (
+from mico_server.store.conversation import (
     Conversation,
     NewTurn,
     StoredMedium,

@@ -14,7 +14,11 @@ from mico_server.errors import NotFoundError
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
 from mico_server.service import Client, CurrentClient
-from mico_server.store.conversations import Conversation, StoredMedium, Turn
+from mico_server.store.conversation import (
+    Conversation,
+    StoredMedium,
+    Turn,
+)
 
 router = APIRouter(route_class=JsonRoute)
 

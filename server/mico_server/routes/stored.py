@@ -34,8 +34,7 @@ from mico_server.routes.bodies import (
 )
 from mico_server.service import Client, CurrentClient, with_progress
 from mico_server.settings import MAX_TTL_S
-from mico_server.store.conversations import (
-    MAX_TITLE,
+from mico_server.store.conversation import (
     Conversation,
     NewTurn,
     StoredMedium,
@@ -43,6 +42,7 @@ from mico_server.store.conversations import (
     Turn,
     text_in,
 )
+from mico_server.store.conversations import MAX_TITLE
 from mico_server.store.tables import new_id
 
 router = APIRouter(route_class=JsonRoute)

@@ -1,8 +1,4 @@
-"""Stored conversations: trees of turns, each a user's message and its answer.
-
-A turn has a number, counted from 1 in its conversation, and stands behind its parent. Turns with
-the same parent are versions: a question that was changed or asked again keeps the former one. A
-conversation is read along one path, from the beginning to its head.
+"""Stores conversations.
 
 A turn is stored before it is answered, in one transaction: the message with its media, or nothing.
 Its answer is added later, and what is said of it so far now and then. If the process is killed
@@ -11,29 +7,36 @@ meanwhile, the turn stays unanswered, with the part that was kept.
 
 import asyncio
 import re
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from functools import cached_property
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from dataclasses import replace
+from typing import Any, cast
 
-from pydantic import BaseModel, Field
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
-from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, Part, TextPart
-from mico_chat.wire import TurnEnd, Usage
 from mico_server.errors import ConflictError, NotFoundError
 from mico_server.store.blobs import blob_id
+from mico_server.store.conversation import (
+    Conversation,
+    ConversationInfo,
+    NewTurn,
+    StoredMedium,
+    StoredText,
+    Turn,
+    leaf_near,
+    path_to,
+    text_in,
+    title_of,
+    turns_behind,
+    with_question,
+)
 from mico_server.store.database import Database, Rows, uninterrupted
-from mico_server.store.media import MediaRecord, MediaStore, NewMedium, report_json
+from mico_server.store.media import MediaStore, report_json
 from mico_server.store.search import may_say
 from mico_server.store.tables import (
     check_text,
@@ -49,133 +52,8 @@ MAX_TITLE = 200
 
 MOST_WORDS = 16  # of a search
 
-MOST_TITLED = 2000  # characters of a message, among which the words of its title are looked for
-
 UNTITLED = "New chat"
 """The title of a conversation whose first turn was taken back, until it has a first turn again."""
-
-
-class StoredText(BaseModel):
-    type: Literal["text"] = "text"
-    text: str
-
-
-class StoredMedium(BaseModel):
-    type: Kind
-    media_id: str
-    pinned: bool = False
-
-
-StoredPart: TypeAlias = Annotated[StoredText | StoredMedium, Field(discriminator="type")]
-
-
-@dataclass(frozen=True)
-class NewTurn:
-    """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
-
-    ``reports`` has one report for each medium. ``created_at`` distinguishes the turn from a later
-    turn of the same number. It stands behind the turn ``parent``, or at the beginning (0).
-    ``beside`` is the version whose question another model answers here, too, and ``preferred`` the
-    better one of both.
-    """
-
-    parts: Sequence[StoredPart]
-    model: str
-    answer: str = ""
-    finish_reason: TurnEnd = "unanswered"
-    usage: Usage | None = None
-    reports: Sequence[MediaReport] = ()
-    confidence: float | None = None
-    unsure: bool | None = None
-    new_media: Sequence[NewMedium] = ()
-    created_at: datetime = field(default_factory=now)
-    parent: int = 0
-    beside: int | None = None
-    preferred: int | None = None
-
-
-class Turn(BaseModel):
-    number: int
-    parent: int
-    parts: tuple[StoredPart, ...]
-    answer: str
-    finish_reason: TurnEnd
-    usage: Usage | None
-    reports: tuple[MediaReport, ...]
-    confidence: float | None
-    unsure: bool | None
-    created_at: datetime
-    model: str | None
-    beside: int | None
-    preferred: int | None
-
-
-@dataclass(frozen=True)
-class ConversationInfo:
-    """A conversation without its turns; ``model`` gave the last answer, at ``updated_at``."""
-
-    id: str
-    tenant: str
-    title: str
-    system: str | None
-    model: str
-    created_at: datetime
-    updated_at: datetime
-    head: int | None
-    revision: int
-    pinned: bool
-    archived: bool
-    last_number: int
-
-
-@dataclass(frozen=True)
-class Conversation(ConversationInfo):
-    """A conversation along one path, and the media that it shows, by their ids.
-
-    ``turns`` are those of the path, ``tree`` has all turns by their numbers.
-    """
-
-    turns: tuple[Turn, ...]
-    media: Mapping[str, MediaRecord]
-    tree: Mapping[int, Turn]
-
-    @property
-    def next_number(self) -> int:
-        """The number of the next turn, which no turn has had before."""
-        return max(self.last_number, *self.tree, 0) + 1
-
-    @cached_property
-    def versions(self) -> Mapping[int, Sequence[int]]:
-        """The numbers of the turns behind each parent, the oldest first."""
-        found: dict[int, list[int]] = {}
-        for turn in self.tree.values():
-            found.setdefault(turn.parent, []).append(turn.number)
-        return found
-
-    @cached_property
-    def pinned_media(self) -> frozenset[str]:
-        """The ids of the media that stay where the conversation is shortened."""
-        parts = (part for turn in self.tree.values() for part in turn.parts)
-        return frozenset(p.media_id for p in parts if isinstance(p, StoredMedium) and p.pinned)
-
-    def path(self, number: int) -> tuple[Turn, ...]:
-        """The turns from the beginning to this one."""
-        parents = {turn.number: turn.parent for turn in self.tree.values()}
-        return tuple(self.tree[one] for one in _path(parents, number))
-
-    @cached_property
-    def rivals(self) -> Mapping[int, Turn]:
-        """For each turn that was answered beside another, and for that one: the later of both."""
-        pairs = [turn for turn in self.tree.values() if turn.beside in self.tree]
-        return {one: turn for turn in pairs for one in (turn.beside or 0, turn.number)}
-
-    @cached_property
-    def later(self) -> Mapping[int, int]:
-        """How many turns follow each turn, on any path."""
-        found: Counter[int] = Counter()
-        for turn in reversed(list(self.tree.values())):  # children before their parents
-            found[turn.parent] += 1 + found[turn.number]
-        return found
 
 
 class ConversationStore:
@@ -361,7 +239,7 @@ class ConversationStore:
             await _untitle(connection, id_, titled, parents)
             if parents:
                 heads = [one for one in (row.head, former) if one in parents]
-                near = _leaf_near(parents, turn.parent)
+                near = leaf_near(parents, turn.parent)
                 await _changed(connection, id_, head=heads[0] if heads else near)
             else:
                 # An older conversation that has lost all its turns stays.
@@ -395,9 +273,9 @@ class ConversationStore:
             raise NotFoundError(f"conversation {id_} has no turn {through}")
         parents = {turn.number: turn.parent for turn in all_}
         head = row.head if row.head in tree else max(tree, default=0)
-        if through is not None and through not in _path(parents, head):
-            head = _leaf_near(parents, through)
-        turns_ = tuple(tree[number] for number in _path(parents, head))
+        if through is not None and through not in path_to(parents, head):
+            head = leaf_near(parents, through)
+        turns_ = tuple(tree[number] for number in path_to(parents, head))
         media = {medium.id: medium for medium in shown}
         return Conversation(**row._mapping, turns=turns_, media=media, tree=tree)
 
@@ -499,7 +377,7 @@ class ConversationStore:
             parents = await _parents(connection, id_)
             if turn not in parents:
                 raise NotFoundError(f"conversation {id_} has no turn {turn}")
-            head["head"] = _leaf_near(parents, turn)
+            head["head"] = leaf_near(parents, turn)
         await _pin(connection, id_, pinned_media or {})
         await _changed(connection, id_, **values, **head)
 
@@ -525,7 +403,7 @@ class ConversationStore:
             if not changed.rowcount or number not in parents:
                 raise ConflictError(f"conversation {id_} was changed meanwhile; load it again")
             model = found.tree[number].model or found.model
-            await _changed(connection, id_, head=_leaf_near(parents, number), model=model)
+            await _changed(connection, id_, head=leaf_near(parents, number), model=model)
 
     @uninterrupted
     async def with_preferences(self, tenant: str) -> Sequence[str]:
@@ -578,14 +456,14 @@ class ConversationStore:
             parents = await _parents(connection, id_)
             if number not in parents:
                 raise NotFoundError(f"conversation {id_} has no turn {number}")
-            gone = {number, *_behind(parents, number)}
+            gone = {number, *turns_behind(parents, number)}
             if expected is not None and len(gone) != expected:
                 raise ConflictError(
                     f"conversation {id_}: {len(gone)} turns would go, and not {expected}: it was "
                     "changed meanwhile; load the conversation again"
                 )
             left = {child: parent for child, parent in parents.items() if child not in gone}
-            head = row.head if row.head in left else _leaf_near(left, parents[number])
+            head = row.head if row.head in left else leaf_near(left, parents[number])
             if parents[number] == 0:
                 await _untitle(connection, id_, await _titles(connection, id_, [number]), left)
             shown = await _media_of(connection, id_, gone)
@@ -593,57 +471,6 @@ class ConversationStore:
             last = max(row.last_number, *parents)
             await _changed(connection, id_, head=head or None, last_number=last)
             await self._media.let_go(connection, shown)
-
-
-def _path(parents: Mapping[int, int], last: int) -> list[int]:
-    """The turns from the beginning to ``last``; none for 0."""
-    found = []
-    while last:
-        found.append(last)
-        last = parents[last]
-    return found[::-1]
-
-
-def _behind(parents: Mapping[int, int], number: int) -> set[int]:
-    """All turns that follow a turn. A turn's number is above its parent's."""
-    found = {number}
-    for child in sorted(parents):
-        if parents[child] in found:
-            found.add(child)
-    return found - {number}
-
-
-def _leaf_near(parents: Mapping[int, int], number: int) -> int:
-    """The last turn of the newest path through a turn, or of the newest one at all (0)."""
-    return max({*_behind(parents, number), number} - set(parents.values()), default=0)
-
-
-def with_question(messages: Sequence[Message], question: Message) -> list[Message]:
-    """Messages with a question behind them.
-
-    An unanswered question before it becomes its first part, because many chat templates want user
-    and assistant to take turns.
-    """
-    if not messages or messages[-1].role != "user":
-        return [*messages, question]
-    parts = (*messages[-1].content, TextPart("\n"), *question.content)
-    return [*messages[:-1], Message("user", parts)]
-
-
-def title_of(parts: Sequence[StoredPart]) -> str:
-    """The first words of a message, at most 60 characters, or the kinds of its media."""
-    start = text_in(parts)[:MOST_TITLED]
-    words = " ".join("".join(c if c.isprintable() else " " for c in start).split())
-    if not words:
-        return ", ".join(dict.fromkeys(part.type for part in parts if part.type != "text"))
-    if len(words) <= 60:
-        return words
-    # At the end of the last word; a script without spaces is cut anywhere.
-    return f"{words[:59].rsplit(' ', 1)[0]}…"
-
-
-def text_in(parts: Sequence[StoredPart]) -> str:
-    return " ".join(part.text for part in parts if isinstance(part, StoredText))
 
 
 async def _row(id_: str, number: int, turn: NewTurn, system: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mico_chat.media.medium import MediaReport, SpokenText, WrittenText
 from mico_chat.messages import Message
 from mico_chat.wire import Usage
 from mico_server.errors import ConflictError, NotFoundError
-from mico_server.store.conversations import (
+from mico_server.store.conversation import (
     NewTurn,
     StoredMedium,
     StoredPart,

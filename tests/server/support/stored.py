@@ -9,14 +9,14 @@ from typing import Any
 from sqlalchemy import update
 
 from mico_chat.media.medium import MediaReport
-from mico_server.store.conversations import (
+from mico_server.store.conversation import (
     Conversation,
-    ConversationStore,
     NewTurn,
     StoredMedium,
     StoredPart,
     StoredText,
 )
+from mico_server.store.conversations import ConversationStore
 from mico_server.store.database import Database
 from mico_server.store.media import MediaRecord, MediaStore, NewMedium
 from mico_server.store.tables import media as media_table
