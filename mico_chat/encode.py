@@ -54,6 +54,7 @@ from mico_chat.reading.depths import DepthEstimator
 DEFAULT_CACHE_BYTES = 256 << 20
 WORDS_CACHE_BYTES = 8 << 20
 DEPTHS_CACHE_BYTES = 32 << 20  # estimated depth maps, as files
+COUNTED_CACHE_BYTES = 64 << 20  # decoded media that were counted and are not encoded yet
 MAX_UNITS = 16  # a batch with this many units takes no more media: each takes 5 to 13 MB
 MOST_WHOLE = 4096  # media that are known to have been shown whole
 CLOSE_S = 5.0  # a batch may still take this long when the encoder is closed
@@ -108,6 +109,13 @@ class ContextCache(Generic[E]):
             while self._bytes > self.max_bytes:
                 _, gone = self._entries.popitem(last=False)
                 self._bytes -= gone.nbytes
+
+    def take(self, key: bytes) -> E | None:
+        """An entry, which is no longer there then."""
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            self._bytes -= 0 if entry is None else entry.nbytes
+            return entry
 
     def clear(self) -> None:
         with self._lock:
@@ -172,6 +180,18 @@ async def no_names(tenant: str) -> Sequence[TaughtName]:
     return ()
 
 
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """A medium of which the tokens are counted, and what it was decoded to."""
+
+    measured: MeasuredMedium
+    decoded: Medium
+
+    @property
+    def nbytes(self) -> int:
+        return self.measured.words.nbytes + sum(one.nbytes for one in self.decoded.all_arrays)
+
+
 @dataclass(eq=False)
 class _Job:
     medium: MeasuredMedium
@@ -214,6 +234,7 @@ class MediaEncoder:
         self._whole: dict[bytes, tuple[int, bytes]] = {}
         self._encodings: _Shared[MeasuredMedium] = _Shared(cache_bytes)
         self._words: _Shared[Words] = _Shared(WORDS_CACHE_BYTES)
+        self._counted: _Shared[_Counted] = _Shared(COUNTED_CACHE_BYTES)
         self.cache = self._encodings.cache
         self.reader = reader
         self.depths = depths
@@ -281,7 +302,11 @@ class MediaEncoder:
     async def measure(
         self, media: Sequence[AnyMedium], *, tenant: str = ""
     ) -> list[MeasuredMedium]:
-        """Like :meth:`encode`, but media that are not cached are only decoded and counted."""
+        """Like :meth:`encode`, but media that are not cached are only decoded and counted.
+
+        What they are decoded to is kept for a while: counting them again costs nothing, and
+        encoding them does not decode them again.
+        """
         shown = self._shown(media)
         return await asyncio.gather(*(self._measure(medium, shown, tenant) for medium in media))
 
@@ -337,7 +362,8 @@ class MediaEncoder:
         own = self._sized(base, seen)
 
         async def encode() -> MeasuredMedium:
-            decoded = await self._decoded(seen, tenant)
+            counted = self._counted.cache.take(_counted_key(key, taught, seen))
+            decoded = counted.decoded if counted else await self._decoded(seen, tenant)
             encoding = self._encoded(own, decoded, how, taught)
             if not read:
                 return await encoding
@@ -356,16 +382,22 @@ class MediaEncoder:
     ) -> MeasuredMedium:
         key = await self._in_decoding(tenant, self._key, medium, shown, tenant) + _variant()
         seen = self._viewed(medium, shown)
-        whole = key + _most(medium) + digest_of(await self.names_of(tenant))
+        taught = await self.names_of(tenant)
+        whole = key + _most(medium) + digest_of(taught)
         found = self.cache.get(self._sized(whole, seen))
         if found is not None:
             return replace(found, report=_report(medium, found, cached=True))
-        decoded = await self._decoded(seen, tenant)
-        prepared, words = await asyncio.gather(
-            self._in_decoding(tenant, self._prepared, decoded, shown),
-            self._words_of(key, decoded, tenant),
-        )
-        measured = _with_words(prepared, words)
+
+        async def count() -> _Counted:
+            decoded = await self._decoded(seen, tenant)
+            prepared, words = await asyncio.gather(
+                self._in_decoding(tenant, self._prepared, decoded, shown),
+                self._words_of(key, decoded, tenant),
+            )
+            return _Counted(_with_words(_bare(prepared), words), decoded)
+
+        at = _counted_key(key, taught, seen)
+        measured = (await self._counted.get(at, medium.name, count))[0].measured
         return replace(measured, report=_report(medium, measured, cached=False))
 
     def _viewed(self, medium: AnyMedium, shown: Sequence[Kind]) -> AnyMedium:
@@ -576,6 +608,15 @@ class MediaEncoder:
         if not self._given_up:
             for job, block in zip(batch, blocks, strict=True):
                 job.done.set_result(block)
+
+
+def _counted_key(key: bytes, taught: Sequence[TaughtName], seen: AnyMedium) -> bytes:
+    return key + digest_of(taught) + repr(seen.view).encode()
+
+
+def _bare(medium: MeasuredMedium) -> MeasuredMedium:
+    """A medium without what is encoded of it."""
+    return replace(medium, inputs=None, inner=tuple(map(_bare, medium.inner)))
 
 
 def _most(medium: AnyMedium) -> bytes:

@@ -241,6 +241,25 @@ def test_a_medium_shown_again_costs_nothing(
 
 
 @in_loop
+async def test_a_medium_that_was_counted_is_not_decoded_again(
+    encoder: MediaEncoder, decoder: NumberDecoder
+) -> None:
+    whole = await encoded(encoder, number(b"1"), tenant="other")
+    counts = [(await encoder.measure([number(b"1", f"{n}.png")]))[0] for n in range(3)]
+    found = await encoded(encoder, number(b"1", "asked.png"))
+    assert decoder.names == ["one.png", "0.png"]
+    assert [len(one) for one in (*counts, found)] == [len(whole)] * 4
+    assert [one.report.name for one in (*counts, found)] == ["0.png", "1.png", "2.png", "asked.png"]
+    assert torch.equal(found.block.tokens, whole.block.tokens)
+    assert not found.report.cached
+    assert all(one.inputs is None for one in counts)  # nothing that is encoded lies about
+    with pytest.raises(LimitError, match=r"b\.png"):
+        await encoder.measure([number(b"broken", "b.png")])
+    with pytest.raises(LimitError, match=r"c\.png"):
+        await encoder.measure([number(b"broken", "c.png")])
+
+
+@in_loop
 async def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -> None:
     reports = [MediaReport(name=f"{n}.png", kind="image", bytes=n) for n in (10, 20)]
     media = [Image(picture().pixels, report=report) for report in reports]
@@ -440,7 +459,9 @@ def test_the_least_recently_used_goes() -> None:
     assert cache.get(b"c") is None
     cache.put(b"large", medium_of(104))
     assert cache.get(b"large") is None
-    assert cache.get(b"a") is not None
+    assert cache.take(b"a") is not None
+    assert (cache.take(b"a"), cache.stats().bytes) == (None, 0)
+    cache.put(b"a", medium_of(40))
     cache.clear()
     assert (cache.stats().entries, cache.stats().bytes) == (0, 0)
 
