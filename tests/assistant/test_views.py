@@ -164,10 +164,10 @@ def test_a_limit_that_somebody_set_holds(
     qwen: Assistant, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HereDecoder, "limits", MediaLimits(max_frames=5, max_side=300))
-    assert reports(qwen, clip())[0].frames_used == 5
-    assert reports(qwen, page(*A4))[0].cut[0].endswith("to 212 x 300 pixels")
+    assert reports(qwen, clip(7))[0].frames_used == 5
+    assert reports(qwen, page(*A4, seed=6))[0].cut[0].endswith("to 212 x 300 pixels")
     with pytest.raises(RequestError, match=r"7 frames of a clip.*limit of 5 \(max_frames"):
-        reports(qwen, clip(num_frames=7))
+        reports(qwen, clip(7, num_frames=7))
 
 
 def test_settings_of_the_processor_act_on_a_batch_of_different_sizes(
