@@ -59,12 +59,14 @@ LEAST_SAMPLES = SAMPLE_RATE // 10
 @dataclass(frozen=True, eq=False)
 class Shown:
     """How a medium stands in a prompt: ``text`` in place of the template's one placeholder, ``ids``
-    that its context tokens replace, and the ``legend`` of a map that is shown as a picture.
+    that its context tokens replace, and the ``legend`` of a map that is shown as a picture. A model
+    that runs alone gets the ``medium`` itself with the whole prompt.
     """
 
     text: str
     ids: tuple[int, ...]
     legend: str = ""
+    medium: Any = None
 
 
 class ProcessorAdapter(ABC):

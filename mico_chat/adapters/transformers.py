@@ -99,7 +99,7 @@ class TransformersAdapter(ProcessorAdapter):
             text = self.tokenizer(self._alone(medium.kind, 0)).input_ids
             has = any(token in self._placeholders for token in ids)
             start, stop = self._span(ids, first=n > 1) if has else (0, len(ids) - len(text))
-            shown = Shown(self._marks[medium.kind], tuple(ids[start:stop]))
+            shown = Shown(self._marks[medium.kind], tuple(ids[start:stop]), medium=medium)
             return shown, max(0, stop - start), Given(medium)
         (replaced,) = output.pop("text_replacement_offsets")
         start, stop = self._span(ids, first=n > 1)
@@ -204,9 +204,9 @@ class TransformersAdapter(ProcessorAdapter):
         marked = any(mark in template for mark in self._marks.values())
         order = self._expanded(parts, shown)[1] if marked else shown  # some need no marks
         text = "".join(part.text if part.markup else self._plain(part.text) for part in parts)
-        held = [one.inputs if one.block is None else one.block.inputs for one in order]
-        asked = {name: v for one in held for name, v in one.medium.view.processor.items()}
-        output = self._processed(text, [one.medium for one in held], asked)
+        given = [one.notes.medium for one in order]
+        asked = {name: v for one in given for name, v in one.view.processor.items()}
+        output = self._processed(text, given, asked)
         ids: list[int] = output["input_ids"][0].tolist()
         layout: list[tuple[int, ...] | MeasuredMedium] = []
         at = 0
