@@ -251,7 +251,7 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | M
         inner = f"{where}.input_audio"
         hint = "; send other formats as audio_url"
         check_one_of(string_at(audio, "format", inner), _AUDIO_FORMATS, f"{inner}.format", hint)
-        data = _base64(string_at(audio, "data", inner), f"{inner}.data")
+        data = base64_data(string_at(audio, "data", inner), f"{inner}.data")
         return MediaFile("audio", data, name=inner)
     if kind == "file":
         return _file(part, where, resolve)
@@ -302,7 +302,7 @@ def data_of(uri: str, where: str) -> bytes:
     if comma < 0:
         raise RequestError.at(where, "a data URI without a comma before its data")
     if uri[max(5, comma - 7) : comma].lower() == ";base64":
-        return _base64(uri, where, comma + 1)
+        return base64_data(uri, where, comma + 1)
     found, at = io.BytesIO(), comma + 1
     while at < len(uri):
         end = at + _PIECE
@@ -350,8 +350,8 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> Med
     return MediaFile(kind, data_of(url, where), where)
 
 
-def _base64(text: str, where: str, start: int = 0) -> bytes:
-    """The data of a text from ``start`` on; white space does not count."""
+def base64_data(text: str, where: str, start: int = 0) -> bytes:
+    """The data of a text in base64 from ``start`` on; white space does not count."""
     found, rest = io.BytesIO(), b""
     try:
         for at in range(start, len(text), _PIECE):

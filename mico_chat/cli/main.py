@@ -58,6 +58,7 @@ from mico_chat.settings import Settings, unknown_option
 
 with late():
     from mico_chat import load
+    from mico_chat.cli import aloud
     from mico_chat.cli import ask as asked
     from mico_chat.cli import doctor as examination
     from mico_server import app as service
@@ -172,6 +173,35 @@ def ask(
         failed = asking.file(batch, batch_size, progress=sys.stderr)
     if failed:
         raise RequestError(f"{failed} of the lines of {batch} could not be answered")
+
+
+@app.command()
+def say(
+    text: str = typer.Argument(help="What to say; - reads it from standard input."),
+    output: Path | None = typer.Option(
+        None, metavar="FILE", help="A .wav, .mp3, .opus, .flac, .aac or .pcm file. Default: a pipe."
+    ),
+    voice: str | None = typer.Option(None, help="A voice. Default: MICO_VOICE, or else heart."),
+    speed: float = typer.Option(1.0, min=0.25, max=4.0, help="1 is the voice's own."),
+) -> None:
+    """Read a text aloud, in English.
+
+    mico-chat say "It is **5 km** to the station." --output hello.mp3
+    """
+    aloud.say(text, output, voice, speed)
+
+
+@app.command()
+def listen(
+    file: Path = typer.Argument(help="A recording, or a video."),
+    language: str | None = typer.Option(None, help="Its language, such as en. Default: found out."),
+) -> None:
+    """Write down what is said in a recording.
+
+    mico-chat listen talk.m4a
+    """
+    for line in aloud.listen(file, language):
+        print(line, flush=True)
 
 
 @app.command(context_settings=ALL_ARGUMENTS, add_help_option=False)

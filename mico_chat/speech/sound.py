@@ -79,3 +79,40 @@ def encoded(
         container.mux(stream.encode(None))
     if rest := pipe.taken():
         yield rest
+
+
+# --- Telephones (ITU-T G.711) ---
+
+
+def _expanded(mu: bool) -> NDArray[np.float32]:
+    """The sample that each of the 256 codes stands for, in [-1, 1]."""
+    code = np.arange(256) ^ (0xFF if mu else 0x55)
+    exponent, mantissa = (code >> 4) & 7, code & 15
+    if mu:
+        value = (((mantissa << 3) + 0x84) << exponent) - 0x84
+    else:
+        value = ((mantissa << 4) + 8 + (exponent > 0) * 0x100) << np.maximum(exponent - 1, 0)
+    positive = (code & 0x80) == (0 if mu else 0x80)
+    return (np.where(positive, value, -value) / 32768).astype(np.float32)
+
+
+_CODES = {"audio/pcmu": _expanded(True), "audio/pcma": _expanded(False)}
+RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
+"""Samples a second of each form of raw sound, in Hz."""
+
+
+def to_raw(samples: NDArray[np.float32], form: str) -> bytes:
+    """Samples (n,) in [-1, 1] at the form's rate, without a header."""
+    if form == "audio/pcm":
+        return pcm16(samples)
+    values = _CODES[form]
+    order = np.argsort(values, kind="stable")
+    edges = (values[order][1:] + values[order][:-1]) / 2
+    return order[np.searchsorted(edges, samples)].astype(np.uint8).tobytes()
+
+
+def from_raw(data: bytes, form: str) -> NDArray[np.float32]:
+    """Samples (n,) of raw sound; PCM must have whole samples."""
+    if form == "audio/pcm":
+        return np.frombuffer(data, "<i2").astype(np.float32) * np.float32(1 / 32768)
+    return _CODES[form][np.frombuffer(data, np.uint8)]

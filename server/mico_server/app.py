@@ -43,10 +43,11 @@ from mico_server.fetch.fetcher import Fetcher
 from mico_server.host import ModelSource
 from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
-from mico_server.http.limits import BodyLimit, RateLimit, counters
+from mico_server.http.limits import BodyLimit, RateLimit, Sessions, count, counters
 from mico_server.http.protocol import allow_open_files, bounded_protocol
 from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models
+from mico_server.realtime import routes as realtime
 from mico_server.routes import (
     about,
     adapters,
@@ -102,8 +103,10 @@ def create_app(
         fetcher = Fetcher.of(settings)
     conversations = ConversationStore(database, media_store)
     batch_store = BatchStore(database, settings.media_folder / "uploads", quota)
+    sessions = Sessions(settings.max_realtime_sessions)
     service = Service(
-        settings, models, keys, media_store, conversations, batch_store, fetcher, taught
+        *(settings, models, keys, media_store, conversations, batch_store, fetcher, taught),
+        *(sessions, functools.partial(count, counting, settings.rate_limit)),
     )
 
     @contextlib.asynccontextmanager
@@ -147,6 +150,7 @@ def create_app(
         local_secret=local_secret,
         loopback=loopback,
         adopt=History(database, settings.media_folder).adopt,
+        secrets=service.secrets,
     )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
@@ -198,7 +202,17 @@ def _add_routes(app: FastAPI) -> None:
     for router in (chat.router, *(dialect.router for dialect in DIALECTS)):
         app.include_router(router)
     kept = (batches, stored, preferences, teach)
-    for routes in (estimate, tokens, *kept, embeddings, transcriptions, speech, adapters, about):
+    for routes in (
+        estimate,
+        tokens,
+        *kept,
+        embeddings,
+        transcriptions,
+        speech,
+        realtime,
+        adapters,
+        about,
+    ):
         app.include_router(routes.router)
 
 
@@ -395,7 +409,9 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        cast(FastAPI, self.config.app).state.service.ending.set()
+        service: Service = cast(FastAPI, self.config.app).state.service
+        service.ending.set()
+        await service.sessions.ended(DRAIN_S)
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

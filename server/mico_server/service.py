@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, cast
@@ -28,8 +28,9 @@ from mico_chat.speech import Voices
 from mico_chat.wire import Progress
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.host import ModelHost
-from mico_server.http.auth import Caller
+from mico_server.http.auth import Caller, ClientSecrets
 from mico_server.http.errors import ErrorForm, mico_error_body
+from mico_server.http.limits import Sessions
 from mico_server.models import Models
 from mico_server.settings import ServerSettings
 from mico_server.store.batches import BatchStore
@@ -58,6 +59,9 @@ class Service:
     batches: BatchStore
     fetcher: Fetcher | None
     taught: TaughtStore
+    sessions: Sessions
+    counted: Callable[[Caller], Awaitable[None]]
+    secrets: ClientSecrets = field(default_factory=ClientSecrets)
     voices: Voices = field(default_factory=Voices)
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 

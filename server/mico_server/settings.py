@@ -194,6 +194,13 @@ class ServerSettings(BaseSettings):
     max_batch_requests: int = Field(
         2, ge=1, le=64, description="requests of batches that are answered at once"
     )
+    max_realtime_sessions: int = Field(8, ge=0, description="most sessions of /v1/realtime at once")
+    realtime_session_s: float = Field(
+        3600.0, gt=0, description="seconds after which a session of /v1/realtime ends"
+    )
+    realtime_idle_s: float = Field(
+        300.0, gt=0, description="seconds without an event of its client after which one ends"
+    )
     max_inputs: int = Field(64, ge=1, description="most inputs of an embeddings or score request")
     rate_limit: str | None = Field(
         None, description="requests of each key, such as '60/minute'; not limited if not set"

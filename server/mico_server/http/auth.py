@@ -18,6 +18,8 @@ import hmac
 import ipaddress
 import logging
 import re
+import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -30,6 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, MicoError
 from mico_chat.fair import MOST_REMEMBERED, USER_SEPARATOR
+from mico_server.errors import BusyError
 from mico_server.http.errors import error_response, mico_error_response
 from mico_server.store.keys import BROWSER, KeyScope, KeyStore
 
@@ -66,7 +69,7 @@ class Guard(ABC):
         """Raise :class:`Refused`, or a MicoError if the guard itself cannot work."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -144,6 +147,32 @@ class Caller:
         return None if all_ else self.tenant
 
 
+IN_PROTOCOL = "openai-insecure-api-key."
+
+
+@dataclass
+class ClientSecrets:
+    """Secrets that open sessions of /v1/realtime for a while, in place of the key of who made them.
+
+    They are in this process's memory.
+    """
+
+    _made: dict[str, tuple[float, Caller, dict[str, Any]]] = field(default_factory=dict)
+
+    def make(self, caller: Caller, expires_at: float, session: dict[str, Any]) -> str:
+        """``session`` has the settings of the sessions that the secret opens."""
+        self._made = {key: one for key, one in self._made.items() if one[0] > time.time()}
+        if len(self._made) >= MOST_REMEMBERED:
+            raise BusyError(f"{len(self._made)} secrets are in force, the most: wait for their end")
+        value = f"ek_{secrets.token_urlsafe(32)}"
+        self._made[value] = expires_at, caller, session
+        return value
+
+    def find(self, value: str) -> tuple[Caller, dict[str, Any]] | None:
+        expires_at, caller, session = self._made.get(value, (0.0, Caller(), {}))
+        return (caller, session) if expires_at > time.time() else None
+
+
 @dataclass
 class Auth(Guard):
     """Puts a :class:`Caller` into ``scope["state"]["caller"]``, or answers 401, or 403 if the key
@@ -162,6 +191,7 @@ class Auth(Guard):
     local_secret: str | None = None
     loopback: bool = False
     adopt: Callable[[str], Awaitable[None]] | None = None
+    secrets: ClientSecrets = field(default_factory=ClientSecrets)
     _adopted: set[str] = field(default_factory=set)
     _adopting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -172,7 +202,8 @@ class Auth(Guard):
             )
 
     async def check(self, scope: Scope, headers: Headers) -> None:
-        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+        method = scope.get("method", "GET")  # a WebSocket has none
+        if method == "OPTIONS" and "access-control-request-method" in headers:
             return  # a preflight
         user = headers.get(USER_HEADER)
         for name in (USER_HEADER, BROWSER_HEADER):
@@ -181,12 +212,21 @@ class Auth(Guard):
                 raise Refused("user", error_response(400, message, "invalid_value", name))
         given = headers.getlist("authorization")
         given += [f"Bearer {key}" for key in headers.getlist("x-api-key")]
+        # A page cannot give a WebSocket headers: OpenAI's clients offer the secret as a protocol.
+        for offered in headers.get("sec-websocket-protocol", "").split(","):
+            if offered.strip().startswith(IN_PROTOCOL):
+                given.append(f"Bearer {offered.strip().removeprefix(IN_PROTOCOL)}")
+        if scope["type"] == "websocket" and len(given) == 1:
+            found = self.secrets.find(given[0].partition(" ")[2].strip())
+            if found is not None:
+                scope.setdefault("state", {}).update(caller=found[0], session=found[1])
+                return
         caller = await self._caller(given, self.required or REQUIRE_KEY_HEADER in headers)
         if caller is None:
             code, message = _INVALID if any(given) else _MISSING
             challenge = {"www-authenticate": "Bearer"}
             raise Refused("auth", error_response(401, message, code, headers=challenge))
-        asked = f"{scope['method']} {scope['path']}"
+        asked = f"{method} {scope['path']}"
         opening = next(scopes for start, scopes in _SCOPES if re.match(start, asked))
         if caller.scopes.isdisjoint(opening):
             needed = opening[0]

@@ -11,8 +11,9 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -139,6 +140,40 @@ class BodyLimit:
             self.memory.free(tenant, taken)
 
 
+# --- Sessions of /v1/realtime ---
+
+
+@dataclass
+class Sessions:
+    """The open sessions of a service, ``most`` at once."""
+
+    most: int
+    n: int = 0
+    _none: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        if self.n >= self.most:
+            raise BusyError(
+                f"{self.n} sessions are open, the most at once "
+                "(MICO_SERVER_MAX_REALTIME_SESSIONS); try again soon"
+            )
+        self.n += 1
+        self._none.clear()
+        try:
+            yield
+        finally:
+            self.n -= 1
+            if not self.n:
+                self._none.set()
+
+    async def ended(self, timeout_s: float) -> None:
+        """Wait until all sessions have told their clients that they end, or for so long."""
+        if self.n:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._none.wait(), timeout_s)
+
+
 # --- Requests of each key ---
 
 
@@ -159,16 +194,27 @@ class RateLimit(Guard):
 
     async def check(self, scope: Scope, headers: Headers) -> None:
         caller: Caller | None = scope.get("state", {}).get("caller")
-        if caller is None or caller.key_id is None or scope["path"] == "/metrics":
+        if caller is None or scope["path"] == "/metrics":
             return
-        written = caller.rate_limit or self.default
-        for limit in parsed_limits(written) if written is not None else ():
-            wait_s = await self.counters.hit(limit, caller.key_id)
-            if wait_s is not None:
-                seconds = max(1, math.ceil(wait_s))
-                message = f"this key has reached its limit ({limit}): try again in {seconds} s"
-                wait, code = {"retry-after": str(seconds)}, "rate_limit_exceeded"
-                raise Refused("rate_limit", error_response(429, message, code, headers=wait))
+        try:
+            await count(self.counters, self.default, caller)
+        except BusyError as error:
+            wait, code = {"retry-after": str(error.retry_after_s)}, "rate_limit_exceeded"
+            refusal = error_response(429, str(error), code, headers=wait)
+            raise Refused("rate_limit", refusal) from None
+
+
+async def count(
+    counters: StoredCounters | DatabaseCounters, default: str | None, caller: Caller
+) -> None:
+    """Count a request of a caller; a BusyError if its key has had too many."""
+    written = caller.rate_limit or default
+    for limit in parsed_limits(written) if written is not None and caller.key_id else ():
+        wait_s = await counters.hit(limit, caller.key_id or "")
+        if wait_s is not None:
+            seconds = max(1, math.ceil(wait_s))
+            message = f"this key has reached its limit ({limit}): try again in {seconds} s"
+            raise BusyError(message, seconds)
 
 
 class StoredCounters:

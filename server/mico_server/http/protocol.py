@@ -8,11 +8,13 @@ import asyncio
 import ipaddress
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from mico_chat import system
 from mico_server.http.errors import error_response
@@ -32,6 +34,9 @@ MAX_HEAD_PIECES = 1000
 
 MAX_PIPELINED = 16
 """Most requests that wait on a connection for the answer to the one before; clients send none."""
+
+SOCKET_PATH = b"/v1/realtime"
+"""Elsewhere a request for a WebSocket is answered as if it had not asked for one."""
 
 OTHER_FILES = 512
 """A service opens so many files beside its connections: media, the database, the decoders'
@@ -78,7 +83,8 @@ class BoundedProtocol(HttpToolsProtocol):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self.ws_protocol_class = None  # another protocol would take the connection from this one
+        # Another protocol takes the connection from this one, so it has to count it, too.
+        self.ws_protocol_class = cast(type[asyncio.Protocol], partial(BoundedSocket, self._left))
         self._counted, self._head_timeout_s = connections, head_timeout_s
         self._idle_s = self.timeout_keep_alive = idle_s
         self._arriving = True
@@ -100,10 +106,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._left()
+        super().connection_lost(exc)
+
+    def _left(self) -> None:
         if self._address is not None:
             self._counted.leave(self._address)
+            self._address = None
         self._stop_waiting()
-        super().connection_lost(exc)
+
+    def _should_upgrade(self) -> bool:
+        return self.url.partition(b"?")[0] == SOCKET_PATH and super()._should_upgrade()
 
     def data_received(self, data: bytes) -> None:
         self._pieces -= 1
@@ -186,6 +199,22 @@ class BoundedProtocol(HttpToolsProtocol):
             self._wait()  # the client still takes its answer, or has just taken it
         else:
             self.transport.abort()
+
+
+class BoundedSocket(WebSocketsSansIOProtocol):
+    """A WebSocket; ``left`` is called when its connection ends."""
+
+    def __init__(self, left: Callable[[], None], *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._left = left
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._left()
+        super().connection_lost(exc)
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        self.loop.call_later(self.close_timeout, self.transport.abort)  # whoever reads nothing
 
 
 def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:

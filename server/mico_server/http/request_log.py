@@ -79,7 +79,7 @@ class RequestLog:
         return self._idle.is_set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
@@ -92,20 +92,22 @@ class RequestLog:
         async def counted() -> Message:
             nonlocal bytes_in, gone
             message = await receive()
-            bytes_in += len(message.get("body", b""))
+            bytes_in += len(message.get("body") or message.get("text") or b"")
             gone = gone or (message["type"] == "http.disconnect" and not complete)
             return message
 
         async def labelled(message: Message) -> None:
             nonlocal status, bytes_out, complete
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            kind = message["type"].removeprefix("websocket.")
+            if kind in ("http.response.start", "accept"):
+                status = message.get("status", 101)
+                message.setdefault("headers", [])
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
                 headers.setdefault("content-security-policy", CONTENT_POLICY)
                 headers.setdefault("x-content-type-options", "nosniff")
-            elif message["type"] == "http.response.body":
-                bytes_out += len(message.get("body", b""))
+            elif kind in ("http.response.body", "send"):
+                bytes_out += len(message.get("body") or message.get("text") or b"")
                 complete = not message.get("more_body", False)
             await send(message)
 
@@ -123,7 +125,7 @@ class RequestLog:
                 logger.info(
                     "request",
                     extra={
-                        "method": scope["method"],
+                        "method": scope.get("method", "GET"),
                         # Quoted, so that no control character is in it; the query is left out.
                         "path": quote(scope["path"])[:200],
                         "status": status,
@@ -310,7 +312,8 @@ class Metrics(Collector):
     def request(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")
         path = "unmatched" if route is None else route.path
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = scope.get("method", "GET")
+        method = method if method in _METHODS else "other"
         self._counters["requests"].labels(path, method, str(status)).inc()
         self._seconds["request_duration"].labels(path).observe(seconds)
         reason = scope.get("state", {}).get("refused") or _REFUSED_BY_STATUS.get(status)

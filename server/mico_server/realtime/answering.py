@@ -1,0 +1,173 @@
+"""A response in real time: one task thinks; what it has thought is spoken by the sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+from mico_chat.ask import Ask
+from mico_chat.engine.base import Delta
+from mico_chat.errors import MicoError
+from mico_chat.messages import Message
+from mico_chat.options import GenerationOptions
+from mico_chat.speech import LanguageError, Voice, check_language
+from mico_chat.speech.events import Content, Item, Response, Session
+from mico_chat.speech.hearing import Resampler
+from mico_chat.speech.sound import RATES, to_raw
+from mico_chat.speech.speakable import Sentences
+from mico_chat.wire import Usage
+from mico_server.http.errors import mico_error_body
+from mico_server.realtime.conversation import Kept
+from mico_server.routes.speech import in_thread
+from mico_server.service import Client
+
+PIECE_BYTES = 24_000  # of sound in an event: half a second of PCM
+
+Say = Callable[..., Awaitable[None]]
+
+
+class Answering:
+    """Answers with the settings of a session at this time. ``say`` sends an event.
+
+    ``begun`` is called with the answer's item before its first word. ``reason`` is set by who
+    cancels the task, else the cancellation is the session's end.
+    """
+
+    def __init__(
+        self, client: Client, session: Session, response: Response, voice: Voice | None, say: Say
+    ) -> None:
+        self._client, self._session, self._voice, self._say = client, session, voice, say
+        self.response = response
+        self.reason: str | None = None
+        self.kept = Kept(Item(role="assistant", status="in_progress"), Message.assistant())
+        self._place = {"response_id": response.id, "item_id": self.kept.item.id}
+        self._text = self._spoken = ""
+        self._usage: Usage | None = None
+        self._finish = "stop"
+        self._begun = self._mute = False
+        self._thoughts: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def run(
+        self,
+        messages: Callable[[], Awaitable[list[Message]]],
+        begin: Callable[[Kept], Awaitable[None]],
+        language: Callable[[], str | None],
+    ) -> None:
+        await self._say("response.created", response=self.response)
+        thinking = asyncio.create_task(self._think(messages))
+        thinking.add_done_callback(lambda _: self._thoughts.put_nowait(None))
+        status, details = "completed", None
+        try:
+            sentences = Sentences()
+            while (piece := await self._thoughts.get()) is not None:
+                if not self._begun:
+                    await self._announce(begin)
+                if self._voice is None:
+                    self._text += piece
+                    await self._event("response.output_text.delta", delta=piece)
+                    continue
+                for sentence in sentences.feed(piece):
+                    await self._speak(sentence.text, language())
+            await thinking
+            for sentence in sentences.end():
+                await self._speak(sentence.text, language())
+            if self._finish == "length":
+                status, details = "incomplete", {"reason": "max_output_tokens"}
+        except asyncio.CancelledError:
+            if self.reason is None:
+                raise
+            status, details = "cancelled", {"reason": self.reason}
+        except MicoError as error:
+            body = mico_error_body(error)["error"]
+            status, details = "failed", {"error": body}
+            await self._say("error", error=body)
+        finally:
+            thinking.cancel()
+            await asyncio.gather(thinking, return_exceptions=True)
+        await self._end(status, details)
+
+    async def _think(self, messages: Callable[[], Awaitable[list[Message]]]) -> None:
+        most, given = self._session.max_output_tokens, {"truncation": "auto"}
+        options = GenerationOptions.of(given if most == "inf" else {**given, "max_tokens": most})
+        ask = Ask(await messages(), options, self._client.tenant)
+        async with AsyncExitStack() as stack:
+            host = await self._client.use(stack, self._session.model)
+            host.assistant.check_length(ask)
+            async with aclosing(host.stream(ask)) as events:
+                async for one in events:
+                    if isinstance(one, Delta):
+                        if one.text:
+                            self._thoughts.put_nowait(one.text)
+                        self._usage = one.usage or self._usage
+                        self._finish = one.finish_reason or self._finish
+
+    async def _announce(self, begin: Callable[[Kept], Awaitable[None]]) -> None:
+        self._begun = True
+        place = {"response_id": self.response.id, "output_index": 0, "item": self.kept.item}
+        await self._say("response.output_item.added", **place)
+        await begin(self.kept)
+        await self._event("response.content_part.added", part=self._part(""))
+
+    async def _speak(self, text: str, language: str | None) -> None:
+        """Say a sentence; nobody speaks a language without a voice, which is told once."""
+        assert self._voice is not None
+        self._text += text
+        await self._event("response.output_audio_transcript.delta", delta=text)
+        try:
+            check_language(self._voice, text, language)
+        except LanguageError as error:
+            if not self._mute:
+                self._mute = True
+                await self._say("error", error=mico_error_body(error)["error"])
+            return
+        output, rate = self._session.audio.output, self._voice.sample_rate
+        form, seconds = output.format.type, 0.0
+        made = self._voice.say(text, output.speed)
+        while (samples := await in_thread(made)) is not None:
+            seconds += len(samples) / rate
+            raw = to_raw(Resampler(rate, RATES[form])(samples, last=True), form)
+            for at in range(0, len(raw), PIECE_BYTES):
+                delta = base64.b64encode(raw[at : at + PIECE_BYTES]).decode()
+                await self._event("response.output_audio.delta", delta=delta)
+        self.kept.said.append((text, seconds))
+
+    async def _end(self, status: Any, details: dict[str, Any] | None) -> None:
+        response, item = self.response, self.kept.item
+        if self._begun:
+            if status == "cancelled" and self._voice is not None:  # what nobody can have heard
+                self._text = "".join(text for text, _ in self.kept.said)
+            item.status = "completed" if status == "completed" else "incomplete"
+            item.content = [Content(type="output_text" if self._voice is None else "output_audio")]
+            self.kept.set_text(self._text)
+            if self._voice is None:
+                await self._event("response.output_text.done", text=self._text)
+            else:
+                await self._event("response.output_audio.done")
+                kind = "response.output_audio_transcript.done"
+                await self._event(kind, transcript=self._text)
+            await self._event("response.content_part.done", part=self._part(self._text))
+            place = {"response_id": response.id, "output_index": 0, "item": item}
+            await self._say("response.output_item.done", **place)
+            await self._say("conversation.item.done", item=item)
+            response.output = [item]
+        response.status = status
+        response.status_details = {"type": status, **(details or {})}
+        if (used := self._usage) is not None:
+            given, made = used.prompt_tokens, used.completion_tokens
+            total = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
+            response.usage = {
+                **total,
+                "input_token_details": {"cached_tokens": used.cached_tokens},
+            }
+        await self._say("response.done", response=response)
+
+    def _part(self, text: str) -> Content:
+        if self._voice is None:
+            return Content(type="text", text=text)
+        return Content(type="audio", transcript=text)
+
+    async def _event(self, kind: str, **fields: Any) -> None:
+        await self._say(kind, **self._place, output_index=0, content_index=0, **fields)

@@ -1,0 +1,148 @@
+"""The items of a conversation in real time: as a client sees them, and as the model reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mico_chat.errors import RequestError
+from mico_chat.messages import Message, TextPart
+from mico_chat.speech.events import Content, Item
+from mico_server.fetch.media_reader import MediaReader
+from mico_server.store.tables import check_text
+
+MOST_ITEMS, MOST_TEXT_BYTES, MOST_MEDIA_BYTES = 256, 4 << 20, 64 << 20
+"""Of a longer conversation the oldest items are forgotten, or the oldest media."""
+
+_TEXTS = {"input_text", "output_text", "text", "output_audio", "audio"}
+
+
+@dataclass
+class Kept:
+    """An item, and the message that the model reads. ``heard`` comes to be what is said in its
+    sound. ``said`` has the sentences that were spoken, each with its seconds.
+    """
+
+    item: Item
+    read: Message
+    heard: asyncio.Task[str] | None = None
+    said: list[tuple[str, float]] = field(default_factory=list)
+
+    async def message(self) -> Message:
+        words = "" if self.heard is None else await asyncio.shield(self.heard)
+        more = [TextPart(words)] if words else []
+        return replace(self.read, content=(*self.read.content, *more))
+
+    def truncate(self, end_ms: int) -> None:
+        """Keep what was said until then; of a sentence within, the words up to its share.
+
+        Raises:
+            RequestError: it has no sound, or less of it.
+        """
+        whole = 1000 * sum(seconds for _, seconds in self.said)
+        if not self.said or end_ms > whole + 1:
+            reason = f"{end_ms}; {self.item.id} has {whole:.0f} ms of sound"
+            raise RequestError.at("audio_end_ms", reason)
+        kept, left = "", end_ms / 1000
+        for text, seconds in self.said:
+            part = text[: round(len(text) * min(1.0, left / seconds))]
+            kept += part if part == text else part.rpartition(" ")[0]
+            left -= seconds
+            if left <= 0:
+                break
+        self.set_text(kept)
+
+    def set_text(self, text: str) -> None:
+        self.read = Message.assistant(*([text] if text else []))
+        for part in self.item.content:
+            name = "transcript" if part.type == "output_audio" else "text"
+            setattr(part, name, text)
+
+
+async def read_item(item: Item, reader: MediaReader) -> Kept:
+    """An item of a client; its media are read, and left out of the item. Sounds are not."""
+    content: list[dict[str, Any]] = []
+    for number, part in enumerate(item.content):
+        where = f"item.content[{number}]"
+        data = part.model_dump(exclude_none=True)
+        if part.type in _TEXTS:
+            text = part.text if part.text is not None else part.transcript
+            if text is None:
+                raise RequestError.at(f"{where}.text", "missing")
+            check_text(text, where)
+            content.append({"type": "text", "text": text})
+        elif part.type == "input_image":
+            view = {"url": data.get("image_url"), "detail": data.get("detail", "auto")}
+            content.append({"type": "image_url", "image_url": view})
+        elif part.type != "input_audio":
+            content.append(data)
+    for number, part in enumerate(item.content):
+        if part.type not in _TEXTS:
+            item.content[number] = Content(type=part.type)
+    if not content:
+        return Kept(item, Message(item.role, ()))
+    (read,) = await reader.messages([{"role": item.role, "content": content}], "item")
+    return Kept(item, read)
+
+
+class Conversation:
+    """Items in their order. Of their media the newest ``most_media`` are kept."""
+
+    def __init__(self, most_media: int, items: Iterable[Kept] = ()) -> None:
+        self._most_media = most_media
+        self._items = list(items)
+
+    def named(self, id_: str, where: str = "item_id") -> Kept:
+        for kept in self._items:
+            if kept.item.id == id_:
+                return kept
+        raise RequestError.at(where, f"there is no item {id_[:64]!r} in this conversation")
+
+    def add(self, kept: Kept, after: str | None = None) -> tuple[str | None, list[str]]:
+        """Add an item at the end, or ``after`` another ("root": before all).
+
+        Returns:
+            the id of the item before it, and those of items that are forgotten for it.
+        """
+        if any(one.item.id == kept.item.id for one in self._items):
+            raise RequestError.at("item.id", f"there is an item {kept.item.id!r} already")
+        place = len(self._items)
+        if after is not None:
+            before = None if after == "root" else self.named(after, "previous_item_id")
+            place = 0 if before is None else self._items.index(before) + 1
+        self._items.insert(place, kept)
+        room, n_bytes, old = self._most_media, 0, []
+        for one in reversed(self._items):
+            for part in one.read.files:
+                room, n_bytes = room - 1, n_bytes + part.size
+            if room < 0 or n_bytes > MOST_MEDIA_BYTES:
+                texts = (part for part in one.read.content if isinstance(part, TextPart))
+                one.read = replace(one.read, content=tuple(texts))
+        while len(self._items) > MOST_ITEMS or (
+            len(self._items) > 1 and sum(one.read.n_bytes for one in self._items) > MOST_TEXT_BYTES
+        ):
+            old.append(self._items.pop(0).item.id)
+            place -= 1
+        return self._items[place - 1].item.id if place > 0 else None, old
+
+    def remove(self, id_: str) -> None:
+        self._items.remove(self.named(id_))
+
+    async def messages(self, instructions: str) -> list[Message]:
+        """What the model reads, once all sounds are written down; turns that follow each other
+        of one role are one message."""
+        found: list[Message] = []
+        system = [instructions] if instructions else []
+        for message in [await kept.message() for kept in list(self._items)]:
+            if message.role == "system":
+                system.append(message.text)
+            elif message.content and found and found[-1].role == message.role:
+                content = (*found[-1].content, TextPart("\n"), *message.content)
+                found[-1] = replace(found[-1], content=content)
+            elif message.content:
+                found.append(message)
+        if not found:
+            raise RequestError("the conversation is empty: there is nothing to answer")
+        return [*([Message.system("\n\n".join(system))] if system else []), *found]

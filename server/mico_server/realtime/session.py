@@ -1,0 +1,418 @@
+"""A session in real time: what a client says, what it hears and is answered, and how it ends.
+
+Small parts that tasks join: an :class:`~mico_chat.speech.hearing.Ear` finds turns, the listener
+writes them down, :class:`~mico_server.realtime.answering.Answering` thinks and speaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import wave
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import WebSocket, WebSocketDisconnect
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from mico_chat.assistant import Assistant
+from mico_chat.errors import MicoError, RequestError
+from mico_chat.media import Audio, MediaFile
+from mico_chat.messages import Message, base64_data
+from mico_chat.options import request_error
+from mico_chat.reading import why_not_listening
+from mico_chat.reading.speech import Listener, Listening
+from mico_chat.speech import Voice
+from mico_chat.speech import events as said
+from mico_chat.speech.events import CLIENT_EVENT, Content, Item, ServerEvent, Session, new_id
+from mico_chat.speech.hearing import LONGEST_S, RATE, Ear, Resampler, Turn
+from mico_chat.speech.sound import RATES, from_raw, pcm16
+from mico_server.errors import UnsupportedError
+from mico_server.fetch.media_reader import MediaReader
+from mico_server.http.auth import Caller
+from mico_server.http.errors import error_body, mico_error_body
+from mico_server.http.json_body import read_json
+from mico_server.realtime.answering import Answering
+from mico_server.realtime.conversation import Conversation, Kept, read_item
+from mico_server.routes.speech import voice_of
+from mico_server.service import Client
+
+logger = logging.getLogger(__name__)
+
+WATCH_S, CLOSE_S = 1.0, 5.0
+LEAST_S = 0.1  # of sound that may be committed
+
+
+@dataclass
+class Over(Exception):
+    """The session ends: for the client an error event with ``why``, then a close with ``code``."""
+
+    code: int
+    why: str
+    message: str
+
+
+class RealtimeSession:
+    """A client at the other end of ``socket``; ``valid`` says whether its key still is."""
+
+    def __init__(
+        self,
+        socket: WebSocket,
+        client: Client,
+        reader: Callable[[], Awaitable[MediaReader]],
+        config: Session,
+        caller: Caller,
+        valid: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._caller = caller
+        self._socket, self._client, self._reader, self._valid = socket, client, reader, valid
+        self._settings = client.service.settings
+        self.config = config
+        self._conversation = Conversation(self._settings.max_media)
+        self._ear = Ear(config.audio.input.turn_detection)
+        self._resampler = self._new_resampler()
+        self._item_id = new_id("item")
+        self._language: str | None = None
+        self._answering: Answering | None = None
+        self._answer: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sending = asyncio.Lock()
+        self._last_said = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Serve the client until it leaves or the session is over; nothing runs on after that."""
+        for work in (self._listen(), self._watch()):
+            self._spawn(work)
+        try:
+            await self._failed
+        except WebSocketDisconnect:
+            logger.info("a session ends: the client left")
+        except Over as over:
+            await self._close(over)
+        except Exception:
+            logger.exception("a session failed")
+            await self._close(Over(1011, "internal", "internal error; the server's log has more"))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _close(self, over: Over) -> None:
+        logger.info("a session ends: %s", over.message)
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                kind = error_body(400, over.message, over.why)["error"]
+                await self._say("error", error=kind)
+                await self._socket.close(over.code, over.message[:120])
+        except (TimeoutError, Over, WebSocketDisconnect):
+            logger.info("the client does not hear why")
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        def ended(task: asyncio.Task[Any]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) and not self._failed.done():
+                self._failed.set_exception(error)
+
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+        return task
+
+    async def _say(self, kind: str, **fields: Any) -> None:
+        wait_s = self._settings.body_timeout_s
+        text = ServerEvent(type=kind, **fields).json_text()
+        try:
+            async with asyncio.timeout(wait_s), self._sending:
+                await self._socket.send_text(text)
+        except TimeoutError as error:
+            raise Over(1008, "not_reading", f"the client read nothing for {wait_s:g} s") from error
+        except RuntimeError as error:  # Starlette's, once the client has left
+            raise WebSocketDisconnect(1006) from error
+
+    async def _watch(self) -> None:
+        """End the session for its length, silence of the client, a withdrawn key, the service."""
+        now, settings = asyncio.get_running_loop().time, self._settings
+        begun = now()
+        while True:
+            try:
+                await asyncio.wait_for(self._client.service.ending.wait(), WATCH_S)
+            except TimeoutError:
+                pass
+            else:
+                raise Over(1001, "service_ending", "the service ends; connect again soon")
+            if now() - begun > settings.realtime_session_s:
+                setting = "MICO_SERVER_REALTIME_SESSION_S"
+                why = f"the session is {settings.realtime_session_s:g} s old ({setting})"
+                raise Over(1000, "session_expired", why)
+            idle = now() - self._last_said > settings.realtime_idle_s
+            if idle and (self._answer is None or self._answer.done()):
+                setting = "MICO_SERVER_REALTIME_IDLE_S"
+                why = f"no event came for {settings.realtime_idle_s:g} s ({setting})"
+                raise Over(1000, "session_idle", why)
+            if not await self._valid():
+                raise Over(1008, "invalid_api_key", "the key of this session was withdrawn")
+
+    # --- What the client says ---
+
+    async def _listen(self) -> None:
+        await self._say("session.created", session=self.config)
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", 1005))
+            self._last_said = asyncio.get_running_loop().time()
+            id_, body = None, None
+            try:
+                if (text := message.get("text")) is None:
+                    raise RequestError("an event is JSON in a text message, but bytes came")
+                given = read_json(text)
+                if isinstance(given, dict) and isinstance(given.get("event_id"), str):
+                    id_ = given["event_id"][:512]
+                await self._do(CLIENT_EVENT.validate_python(given))
+            except ValidationError as error:
+                first = error.errors()[0]
+                outer = len(first["loc"]) and first["loc"][0] == given.get("type")
+                body = mico_error_body(request_error(first, outer=int(outer)))
+            except MicoError as error:
+                body = mico_error_body(error)
+            if body is not None:
+                await self._say("error", error={**body["error"], "event_id": id_})
+
+    async def _do(self, event: said.ClientEvent) -> None:
+        match event:
+            case said.SessionUpdate():
+                await self._update(event.session)
+            case said.AudioAppend():
+                await self._append(event.audio)
+            case said.AudioEnd(type="input_audio_buffer.clear"):
+                self._ear.clear()
+                await self._say("input_audio_buffer.cleared")
+            case said.AudioEnd():
+                if self._ear.seconds < LEAST_S:
+                    reason = f"{1000 * self._ear.seconds:.0f} ms of sound; at least 100 are needed"
+                    raise RequestError.at("input_audio_buffer", reason)
+                self._check_hearing()
+                await self._commit(self._ear.take())
+            case said.ItemCreate():
+                await self._create(event.item, event.previous_item_id)
+            case said.ItemNamed(type="conversation.item.delete"):
+                self._conversation.remove(event.item_id)
+                await self._say("conversation.item.deleted", item_id=event.item_id)
+            case said.ItemNamed():
+                item = self._conversation.named(event.item_id).item
+                await self._say("conversation.item.retrieved", item=item)
+            case said.ItemTruncate():
+                self._conversation.named(event.item_id).truncate(event.audio_end_ms)
+                told = event.model_dump(exclude={"type", "event_id"})
+                await self._say("conversation.item.truncated", **told)
+            case said.ResponseCreate():
+                await self._respond(event.response)
+            case said.ResponseCancel():
+                if self._answering is None or self._answer is None or self._answer.done():
+                    raise RequestError("response.cancel: no response is under way")
+                if event.response_id not in (None, self._answering.response.id):
+                    raise RequestError.at("response_id", "no such response is under way")
+                await self._interrupt("client_cancelled")
+
+    async def _update(self, given: dict[str, Any]) -> None:
+        before, config = self.config, configured(self.config, given)
+        if config.audio.output.voice != before.audio.output.voice:
+            await self._voice(config)
+        self.config = config
+        if config.audio.input.format != before.audio.input.format:
+            self._resampler = self._new_resampler()
+        if config.audio.input.turn_detection != before.audio.input.turn_detection:
+            self._ear = Ear(config.audio.input.turn_detection, self._ear.detector)
+        await self._say("session.updated", session=config)
+
+    async def _voice(self, config: Session) -> Voice:
+        voices, name = self._client.service.voices, config.audio.output.voice
+        return await asyncio.to_thread(voice_of, voices, name)
+
+    def _new_resampler(self) -> Resampler:
+        return Resampler(RATES[self.config.audio.input.format.type], RATE)
+
+    def _samples(self, audio: str, where: str) -> NDArray[np.float32]:
+        form, data = self.config.audio.input.format.type, base64_data(audio, where)
+        if form == "audio/pcm" and len(data) % 2:
+            raise RequestError.at(where, f"{len(data)} bytes; PCM of 16 bits has an even number")
+        return from_raw(data, form)
+
+    async def _append(self, audio: str) -> None:
+        if self._ear.detection is not None:
+            self._check_hearing()
+        samples = self._samples(audio, "audio")
+        if self._ear.seconds + len(samples) / RATES["audio/pcm"] > 2 * LONGEST_S:
+            reason = f"more than {2 * LONGEST_S:g} s of sound: commit or clear what is there"
+            raise RequestError.at("input_audio_buffer", reason)
+        ear, resampler = self._ear, self._resampler
+        for turn in await asyncio.to_thread(lambda: list(ear.hear(resampler(samples)))):
+            await self._turn(turn)
+
+    async def _turn(self, turn: Turn) -> None:
+        detection = self._ear.detection
+        assert detection is not None
+        if turn.sound is None:
+            self._item_id = new_id("item")
+            at = {"audio_start_ms": turn.at_ms, "item_id": self._item_id}
+            await self._say("input_audio_buffer.speech_started", **at)
+            if detection.interrupt_response:
+                await self._interrupt("turn_detected")
+            return
+        at = {"audio_end_ms": turn.at_ms, "item_id": self._item_id}
+        await self._say("input_audio_buffer.speech_stopped", **at)
+        kept = await self._commit(turn.sound)
+        if detection.create_response and kept.heard is not None:
+            self._spawn(self._respond_to(kept.heard))
+
+    async def _respond_to(self, heard: asyncio.Task[str]) -> None:
+        if await asyncio.shield(heard) and not self._ear.speaking and not self._busy:
+            try:
+                await self._respond(said.ResponseOptions())
+            except MicoError as error:
+                await self._say("error", error=mico_error_body(error)["error"])
+
+    async def _commit(self, sound: NDArray[np.float32]) -> Kept:
+        item = Item(id=self._item_id, role="user", content=[Content(type="input_audio")])
+        self._item_id = new_id("item")
+        kept = Kept(item, Message("user", ()))
+        await self._say("input_audio_buffer.committed", item_id=item.id)
+        await self._add(kept)
+        kept.heard = self._spawn(self._hear(kept, sound, 0))
+        return kept
+
+    async def _create(self, item: Item, after: str | None) -> None:
+        sounds = [
+            (number, self._samples(part.audio, f"item.content[{number}].audio"))
+            for number, part in enumerate(item.content)
+            if part.type == "input_audio" and part.audio
+        ]
+        kept = await read_item(item, await self._reader())
+        await self._add(kept, after)
+        if sounds:
+            form = self.config.audio.input.format.type
+            resampled = Resampler(RATES[form], RATE)(
+                np.concatenate([one for _, one in sounds]), last=True
+            )
+            kept.heard = self._spawn(self._hear(kept, resampled, sounds[0][0]))
+
+    async def _add(self, kept: Kept, after: str | None = None) -> None:
+        previous, forgotten = self._conversation.add(kept, after)
+        place = {"item": kept.item, "previous_item_id": previous}
+        await self._say("conversation.item.added", **place)
+        if kept.item.role != "assistant" or kept.item.status == "completed":
+            await self._say("conversation.item.done", **place)
+        for id_ in forgotten:
+            await self._say("conversation.item.deleted", item_id=id_)
+
+    # --- Hearing, thinking, speaking ---
+
+    def _check_hearing(self) -> None:
+        """Refuse sounds that nobody can write down, as far as that is known before."""
+        loaded = self._client.service.models.named(self.config.model).loaded
+        if loaded is not None:
+            _listener(loaded)
+
+    async def _hear(self, kept: Kept, sound: NDArray[np.float32], place: int) -> str:
+        """Write a recording down; "" if nothing is said in it, which then is shown as a sound."""
+        transcribing = self.config.audio.input.transcription
+        asked = transcribing or said.Transcribing()
+        how = Listening(asked.language or self._language, asked.prompt, quick=True)
+        file = MediaFile("audio", _wav(sound), "speech.wav")
+        name = "conversation.item.input_audio_transcription"
+        told = {"item_id": kept.item.id, "content_index": place}
+        try:
+            async with AsyncExitStack() as stack:
+                host = await self._client.use(stack, self.config.model)
+                listener = _listener(host.assistant)
+
+                def written(audio: Audio, stop: object) -> tuple[str, str]:
+                    segments, found = listener.segments(audio.samples, how)
+                    return "".join(one.text for one in segments).strip(), found
+
+                work = host.assistant.encoder.listened(file, written, tenant=self._client.tenant)
+                text, self._language = await host.guarded(work)
+                if not text and "audio" in host.reads:
+                    kept.read = Message.user(file)
+        except MicoError as error:
+            await self._say(f"{name}.failed", error=mico_error_body(error)["error"], **told)
+            return ""
+        kept.item.content[place].transcript = text
+        if transcribing is not None:
+            usage = {"type": "duration", "seconds": round(len(sound) / RATE, 2)}
+            await self._say(f"{name}.completed", transcript=text, usage=usage, **told)
+        return text
+
+    @property
+    def _busy(self) -> bool:
+        return self._answer is not None and not self._answer.done()
+
+    async def _respond(self, options: said.ResponseOptions) -> None:
+        if self._busy:
+            raise RequestError("response.create: a response is under way; cancel it, or wait")
+        await self._client.service.counted(self._caller)
+        names = ("output_modalities", "instructions", "max_output_tokens", "audio")
+        given = options.model_dump(include=set(names), exclude_none=True)
+        config = configured(self.config, given)
+        conversation = self._conversation
+        if options.input is not None:
+            items = [await self._input(one) for one in options.input]
+            conversation = Conversation(self._settings.max_media, items)
+        voice = await self._voice(config) if config.output_modalities == ["audio"] else None
+        response = said.Response(
+            output_modalities=config.output_modalities, metadata=options.metadata
+        )
+        answering = Answering(self._client, config, response, voice, self._say)
+
+        async def begin(kept: Kept) -> None:
+            if options.conversation == "auto":
+                await self._add(kept)
+
+        messages = partial(conversation.messages, config.instructions)
+        work = answering.run(messages, begin, lambda: self._language)
+        self._answering, self._answer = answering, self._spawn(work)
+
+    async def _input(self, given: dict[str, Any]) -> Kept:
+        if given.get("type") == "item_reference":
+            return self._conversation.named(str(given.get("id")), "response.input")
+        try:
+            return await read_item(Item.model_validate(given), await self._reader())
+        except ValidationError as error:
+            raise request_error(error.errors()[0]) from error
+
+    async def _interrupt(self, reason: str) -> None:
+        """End the response that is under way; it says so itself."""
+        if self._answering is not None and self._answer is not None and not self._answer.done():
+            self._answering.reason = reason
+            self._answer.cancel()
+            await asyncio.wait((self._answer,))
+
+
+def _listener(assistant: Assistant) -> Listener:
+    reader = assistant.encoder.reader
+    if reader is None or reader.listener is None:
+        raise UnsupportedError(why_not_listening())
+    return reader.listener
+
+
+def configured(session: Session, given: dict[str, Any]) -> Session:
+    try:
+        return session.updated(given)
+    except ValidationError as error:
+        found = request_error(error.errors()[0])
+        raise RequestError(f"session.{found}", f"session.{found.param}") from error
+
+
+def _wav(sound: NDArray[np.float32]) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setparams((1, 2, RATE, 0, "NONE", ""))
+        written.writeframes(pcm16(sound))
+    return file.getvalue()

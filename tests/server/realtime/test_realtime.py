@@ -1,0 +1,512 @@
+"""/v1/realtime: OpenAI's own client, unmodified, against a running service.
+
+Speech is made by the service's own voice; the listener is a stand-in, but for one test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from openai import OpenAI
+from openai.resources.realtime.realtime import RealtimeConnection
+from openai.types.realtime import RealtimeServerEvent
+from pydantic import TypeAdapter
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect as raw_connect
+
+from mico_chat.errors import RequestError
+from mico_chat.media import MediaDecoder, MediaFile
+from mico_chat.messages import Message
+from mico_chat.reading.speech import Listener, Listening, folder
+from mico_chat.speech import Voices
+from mico_chat.speech.events import Item
+from mico_chat.speech.hearing import Resampler
+from mico_chat.speech.sound import RATES, from_raw, to_raw
+from mico_server.realtime.conversation import MOST_ITEMS, MOST_TEXT_BYTES, Conversation, Kept
+from tests.server.conftest import Start
+from tests.server.support import sent
+from tests.server.support.running import new_key, revoke_keys
+from tests.server.support.server_process import ServerProcess
+from tests.support.fakes import FakeAssistant, FakeListener
+from tests.support.waiting import PATIENCE_S, until
+
+pytest.importorskip("hibari", reason="pip install 'mico-chat[speech]'")
+pytest.importorskip("faster_whisper", reason="pip install 'mico-chat[reads]'")
+
+# OpenAI's client connects as older websockets did.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:connect.. must be used as a context:DeprecationWarning"
+)
+
+ASKED = "What is in this picture?"
+EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
+PICTURE = sent.data_uri("image/png", sent.png(sent.square()))
+
+
+@pytest.fixture
+def assistant() -> FakeAssistant:
+    return FakeAssistant(listener=FakeListener(ASKED))
+
+
+class Talk:
+    """A session of the client; each event is what OpenAI says that it is."""
+
+    def __init__(self, connection: RealtimeConnection) -> None:
+        self.connection = connection
+        self.until("session.created")
+
+    def until(self, *kinds: str) -> list[Any]:
+        """The events up to the last of ``kinds``, which come in this order."""
+        found: list[Any] = []
+        for kind in kinds:
+            while True:
+                event = json.loads(self.connection.recv_bytes())
+                found.append(EVENT.validate_python(event))
+                if event["type"] == kind:
+                    break
+                assert event["type"] != "error", event
+        return found
+
+    def error(self) -> Any:
+        while (event := self.connection.recv()).type != "error":
+            pass
+        return event.error
+
+    def update(self, **session: Any) -> Any:
+        given: Any = {"type": "realtime", **session}
+        self.connection.session.update(session=given)
+        return self.until("session.updated")[-1].session
+
+    def write(self, *parts: dict[str, Any]) -> None:
+        item: Any = {"type": "message", "role": "user", "content": parts}
+        self.connection.conversation.item.create(item=item)
+        self.until("conversation.item.done")
+
+    def ask(self, text: str) -> list[Any]:
+        self.write({"type": "input_text", "text": text})
+        self.connection.response.create()
+        return self.until("response.done")
+
+    def speak(self, raw: bytes) -> None:
+        for at in range(0, len(raw), 9600):  # of uneven pieces in time
+            piece = base64.b64encode(raw[at : at + 9600]).decode()
+            self.connection.input_audio_buffer.append(audio=piece)
+
+
+@contextmanager
+def talking(http: httpx.Client, key: str = "none", **options: Any) -> Iterator[Talk]:
+    with (
+        OpenAI(base_url=f"{http.base_url}/v1", api_key=key, max_retries=0) as client,
+        client.realtime.connect(model="gpt-realtime", max_retries=0, **options) as connection,
+    ):
+        yield Talk(connection)
+
+
+def speech(text: str = ASKED, form: str = "audio/pcm", quiet_s: float = 1.0) -> bytes:
+    """A sentence and the silence behind it."""
+    voice = Voices().get()
+    samples = np.concatenate([*voice.say(text), np.zeros(int(24_000 * quiet_s), np.float32)])
+    return to_raw(Resampler(24_000, RATES[form])(samples, last=True), form)
+
+
+def sound_of(events: list[Any], form: str = "audio/pcm") -> Any:
+    kind = "response.output_audio.delta"
+    return from_raw(b"".join(base64.b64decode(e.delta) for e in events if e.type == kind), form)
+
+
+def texts_of(assistant: FakeAssistant) -> list[tuple[str, str]]:
+    return [(one.role, one.text) for one in assistant.asked[-1]]
+
+
+def test_text_and_pictures(start: Start, assistant: FakeAssistant) -> None:
+    with talking(start(assistant)) as talk:
+        session = talk.update(output_modalities=["text"], instructions="Be brief.")
+        assert (session.model, session.audio.input.turn_detection.type) == ("fake", "server_vad")
+        talk.write({"type": "input_image", "image_url": PICTURE})
+        events = talk.ask(ASKED)
+        kinds = [event.type for event in events]
+        assert kinds[0] == "response.created"
+        assert kinds[-6:] == [
+            "response.output_text.delta",
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "conversation.item.done",
+            "response.done",
+        ]
+        text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+        response = events[-1].response
+        assert text == response.output[0].content[0].text
+        assert text.startswith("[image item[0].content[0].image_url.url] ")
+        assert (response.status, response.usage.output_tokens) == ("completed", 2)
+        assert texts_of(assistant)[0] == ("system", "Be brief.")
+        talk.ask("And now?")
+        assert texts_of(assistant)[1:] == [
+            ("user", f"\n{ASKED}"),
+            ("assistant", text),
+            ("user", "And now?"),
+        ]
+        assert len(assistant.asked[-1][1].media) == 1
+
+
+def test_an_answer_is_spoken_and_truncated(start: Start, assistant: FakeAssistant) -> None:
+    with talking(start(assistant)) as talk:
+        events = talk.ask("Good morning. The train leaves at nine.")
+        item = events[-1].response.output[0]
+        said = item.content[0].transcript
+        assert said == "[] Good morning. The train leaves at nine."
+        kind = "response.output_audio_transcript.delta"
+        assert "".join(e.delta for e in events if e.type == kind) == said
+        seconds = len(sound_of(events)) / 24_000
+        assert 2 < seconds < 6
+        assert np.abs(sound_of(events)).max() > 0.05
+        cut: Any = {"item_id": item.id, "content_index": 0}
+        talk.connection.conversation.item.truncate(**cut, audio_end_ms=int(1000 * seconds) + 500)
+        assert "ms of sound" in talk.error().message
+        talk.connection.conversation.item.truncate(**cut, audio_end_ms=int(500 * seconds))
+        talk.until("conversation.item.truncated")
+        talk.connection.conversation.item.retrieve(item_id=item.id)
+        heard = talk.until("conversation.item.retrieved")[-1].item.content[0].transcript
+        assert heard.startswith("[] Good morning.")
+        assert "nine" not in heard
+        talk.ask("Go on.")
+        assert texts_of(assistant)[1] == ("assistant", heard)
+
+
+def test_push_to_talk(start: Start, assistant: FakeAssistant) -> None:
+    with talking(start(assistant)) as talk:
+        hearing = {"turn_detection": None, "transcription": {"language": "en"}}
+        talk.update(output_modalities=["text"], audio={"input": hearing})
+        talk.speak(speech())
+        talk.connection.input_audio_buffer.commit()
+        committed = talk.until("input_audio_buffer.committed")[-1]
+        done = talk.until("conversation.item.input_audio_transcription.completed")[-1]
+        assert (done.transcript, done.item_id) == (ASKED, committed.item_id)
+        talk.connection.response.create()
+        talk.until("response.done")
+        assert texts_of(assistant) == [("user", ASKED)]
+        listener: Any = assistant.encoder.reader.listener
+        assert listener.asked == [Listening("en", quick=True)]
+        talk.speak(speech())
+        talk.connection.input_audio_buffer.clear()
+        talk.until("input_audio_buffer.cleared")
+        talk.connection.input_audio_buffer.commit()
+        assert "0 ms of sound" in talk.error().message
+
+
+@pytest.mark.parametrize("form", ["audio/pcm", "audio/pcmu", "audio/pcma"])
+def test_turns_are_found(start: Start, assistant: FakeAssistant, form: Any) -> None:
+    with talking(start(assistant)) as talk:
+        both = {"format": {"type": form}}
+        talk.update(audio={"input": {**both, "transcription": {}}, "output": both})
+        for _ in range(2):
+            talk.speak(speech(form=form))
+            events = talk.until(
+                "input_audio_buffer.speech_started",
+                "input_audio_buffer.speech_stopped",
+                "input_audio_buffer.committed",
+                "conversation.item.input_audio_transcription.completed",
+                "response.done",
+            )
+            by_kind = {event.type: event for event in events}
+            started = by_kind["input_audio_buffer.speech_started"]
+            stopped = by_kind["input_audio_buffer.speech_stopped"]
+            assert started.item_id == stopped.item_id
+            assert 1000 < stopped.audio_end_ms - started.audio_start_ms < 4000
+            assert 1 < len(sound_of(events, form)) / RATES[form] < 6
+    assert texts_of(assistant)[-1] == ("user", ASKED)
+
+
+def test_silence_is_no_turn(start: Start, assistant: FakeAssistant) -> None:
+    with talking(start(assistant)) as talk:
+        noise = np.random.default_rng(0).normal(0, 0.003, 24_000 * 20).astype(np.float32)
+        talk.speak(to_raw(noise, "audio/pcm"))
+        talk.update()  # nothing came before it
+    assert assistant.asked == []
+
+
+def test_speaking_interrupts(start: Start) -> None:
+    halfway = threading.Event()
+    assistant = FakeAssistant(halfway=halfway, listener=FakeListener("Stop."))
+    with talking(start(assistant)) as talk:
+        talk.write({"type": "input_text", "text": "Tell me a story."})
+        talk.connection.response.create()
+        talk.until("response.created")
+        until(lambda: assistant.asked)
+        talk.speak(speech("Please stop now."))
+        response = talk.until("input_audio_buffer.speech_started", "response.done")[-1].response
+        assert (response.status, response.status_details.reason) == ("cancelled", "turn_detected")
+        until(assistant.cancelled.is_set)
+        halfway.set()
+        assert talk.until("response.done")[-1].response.status == "completed"
+        assert texts_of(assistant)[-1][1].endswith("Stop.")
+
+
+def test_a_client_cancels(start: Start) -> None:
+    assistant = FakeAssistant(halfway=threading.Event())
+    with talking(start(assistant)) as talk:
+        talk.update(output_modalities=["text"])
+        talk.write({"type": "input_text", "text": "Tell me a story."})
+        talk.connection.response.create()
+        talk.until("response.output_text.delta")
+        talk.connection.response.create()
+        assert "a response is under way" in talk.error().message
+        talk.connection.response.cancel()
+        response = talk.until("response.done")[-1].response
+        assert response.status_details.reason == "client_cancelled"
+        assert response.output[0].status == "incomplete"
+        talk.connection.response.cancel()
+        assert "no response is under way" in talk.error().message
+
+
+def test_responses_out_of_band(start: Start, assistant: FakeAssistant) -> None:
+    with talking(start(assistant)) as talk:
+        talk.update(output_modalities=["text"])
+        talk.ask("Remember this.")
+        content = [{"type": "input_text", "text": "Apart."}]
+        given: Any = {
+            **{"conversation": "none", "metadata": {"for": "test"}, "instructions": "Shout."},
+            "input": [{"type": "message", "role": "user", "content": content}],
+        }
+        talk.connection.response.create(response=given)
+        done = talk.until("response.done")[-1].response
+        assert done.metadata == {"for": "test"}
+        assert texts_of(assistant) == [("system", "Shout."), ("user", "Apart.")]
+        talk.ask("Again.")
+        assert "Apart." not in str(texts_of(assistant))
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "dictionary"),
+        ({"type": "response.explode"}, "response.explode"),
+        ({"type": "response.cancel", "loud": True}, "loud: extra inputs are not permitted"),
+        ({"type": "session.update", "session": {"audio": {"output": {"speed": 9}}}}, "1.5"),
+        ({"type": "session.update", "session": {"tools": [{}]}}, "session.tools"),
+        ({"type": "session.update", "session": {"audio": {"output": {"voice": "x"}}}}, "no voice"),
+        ({"type": "input_audio_buffer.append", "audio": "?"}, "not valid base64"),
+        ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "3 bytes; PCM"),
+        ({"type": "conversation.item.delete", "item_id": "x"}, "no item 'x'"),
+        ({"type": "conversation.item.create", "item": {"role": "user"}, "previous_item_id": "x"},
+         "previous_item_id: there is no item"),
+        ({"type": "conversation.item.create", "item": {"role": "user", "content": [
+            {"type": "input_image", "image_url": "http://10.0.0.1/a.png"}]}}, "not fetch URLs"),
+        ({"type": "conversation.item.create", "item": {"role": "user", "content": [
+            {"type": "input_smell"}]}}, "input_smell"),
+        ({"type": "response.create"}, "the conversation is empty"),
+        ({"type": "conversation.item.truncate", "item_id": "x", "audio_end_ms": -1}, "greater"),
+    ],
+)  # fmt: skip
+def test_errors_are_events(start: Start, assistant: FakeAssistant, event: Any, said: str) -> None:
+    with talking(start(assistant)) as talk:
+        raw = event if isinstance(event, str) else json.dumps({"event_id": "mine", **event})
+        talk.connection.send_raw(raw)
+        error = talk.error()
+        assert said in error.message
+        assert error.type == "invalid_request_error"
+        if isinstance(event, dict) and event["type"] != "response.create":
+            assert error.event_id == "mine"
+        if event == {"type": "response.create"}:
+            assert talk.until("response.done")[-1].response.status == "failed"
+        talk.connection.send_raw(b"\x00")
+        assert "bytes came" in talk.error().message
+        talk.update(output_modalities=["text"])
+        assert talk.ask("Hello.")[-1].response.status == "completed"
+
+
+def test_a_language_without_a_voice_is_answered_in_text(start: Start) -> None:
+    with talking(start(FakeAssistant())) as talk:
+        talk.write({"type": "input_text", "text": "Привет, мир"})
+        talk.connection.response.create()
+        assert "most of its letters are Cyrillic" in talk.error().message
+        part = talk.until("response.done")[-1].response.output[0].content[0]
+        assert part.transcript == "[] Привет, мир"
+
+
+def test_keys_and_client_secrets(start: Start, assistant: FakeAssistant, tmp_path: Path) -> None:
+    http = start(assistant)
+    key = new_key(tmp_path / "data", "someone")
+    url = f"ws{str(http.base_url)[4:]}/v1/realtime"
+    with pytest.raises(InvalidStatus) as refused, raw_connect(url):
+        pass
+    assert refused.value.response.status_code == 401
+    with OpenAI(base_url=f"{http.base_url}/v1", api_key=key, max_retries=0) as client:
+        asked: Any = {"type": "realtime", "instructions": "Be brief."}
+        made: Any = client.realtime.client_secrets.create(
+            session=asked, expires_after={"anchor": "created_at", "seconds": 60}
+        )
+    assert made.session.instructions == "Be brief."
+    with talking(http, made.value) as talk:
+        assert talk.update(output_modalities=["text"]).instructions == "Be brief."
+    offered: Any = ["realtime", f"openai-insecure-api-key.{made.value}"]
+    with raw_connect(url, subprotocols=offered) as socket:
+        assert (socket.subprotocol, json.loads(socket.recv())["type"]) == (
+            "realtime",
+            "session.created",
+        )
+    http.headers["authorization"] = f"Bearer {made.value}"
+    assert http.get("/v1/models").status_code == 401  # it opens sessions alone
+    with talking(http, key) as talk:
+        revoke_keys(tmp_path / "data")
+        assert talk.error().code == "invalid_api_key"
+        with pytest.raises(ConnectionClosed) as closed:
+            talk.connection.recv()
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (
+            1008,
+            "the key of this session was withdrawn",
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"realtime_idle_s": 0.001}, "session_idle"),
+        ({"realtime_session_s": 0.001}, "session_expired"),
+    ],
+)
+def test_sessions_end(
+    start: Start, assistant: FakeAssistant, settings: dict[str, Any], code: str
+) -> None:
+    with talking(start(assistant, **settings)) as talk:
+        assert talk.error().code == code
+        with pytest.raises(ConnectionClosed):
+            talk.connection.recv()
+
+
+def test_so_many_sessions_at_once(start: Start) -> None:
+    assistant = FakeAssistant(halfway=threading.Event())
+    http = start(assistant, max_realtime_sessions=1)
+    url = f"ws{str(http.base_url)[4:]}/v1/realtime"
+    with talking(http) as talk:
+        with pytest.raises(InvalidStatus) as refused, raw_connect(url):
+            pass
+        assert refused.value.response.status_code == 429
+        assert b"MICO_SERVER_MAX_REALTIME_SESSIONS" in refused.value.response.body
+        talk.write({"type": "input_text", "text": "Tell me a story."})
+        talk.connection.response.create()
+        until(lambda: assistant.asked)
+    until(assistant.cancelled.is_set)  # nothing runs on for who has left
+    until(lambda: served(http))
+    with raw_connect(url, max_size=None) as socket:
+        socket.recv()
+        socket.send("x" * (17 << 20))
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009  # too big
+    until(lambda: served(http))
+
+
+def test_answers_count_as_requests(start: Start, assistant: FakeAssistant, tmp_path: Path) -> None:
+    http = start(assistant)
+    key = new_key(tmp_path / "data", "someone", rate_limit="2/day")
+    with talking(http, key) as talk:
+        talk.update(output_modalities=["text"])
+        assert talk.ask("Hello.")[-1].response.status == "completed"
+        talk.connection.response.create()
+        assert "reached its limit" in talk.error().message
+
+
+def served(http: httpx.Client) -> bool:
+    try:
+        with talking(http):
+            return True
+    except InvalidStatus:
+        return False
+
+
+def test_who_reads_nothing_is_left(start: Start, assistant: FakeAssistant) -> None:
+    http = start(assistant, body_timeout_s=0.2, max_realtime_sessions=1)
+    content = [{"type": "input_text", "text": "A long story is told here, and nobody hears. " * 60}]
+    item = {"type": "message", "role": "user", "content": content}
+    with raw_connect(f"ws{str(http.base_url)[4:]}/v1/realtime", max_queue=1) as socket:
+        socket.recv()
+        socket.send(json.dumps({"type": "conversation.item.create", "item": item}))
+        socket.send(json.dumps({"type": "response.create"}))
+        until(lambda: assistant.asked)
+        until(lambda: served(http))
+
+
+def test_what_is_oldest_is_forgotten() -> None:
+    conversation = Conversation(most_media=2)
+    for number in range(3):
+        picture = MediaFile("image", b"x", f"{number}.png")
+        conversation.add(Kept(Item(id=f"p{number}", role="user"), Message.user(picture, "Look.")))
+    shown = asyncio.run(conversation.messages(""))[0]
+    assert [one.name for one in shown.files] == ["1.png", "2.png"]
+    assert shown.text == "Look.\nLook.\nLook."
+    old = [
+        conversation.add(Kept(Item(id=f"t{number}", role="user"), Message.user("x")))[1]
+        for number in range(MOST_ITEMS)
+    ]
+    assert [id_ for one in old for id_ in one] == ["p0", "p1", "p2"]
+    long = Message.user("x" * (MOST_TEXT_BYTES + 1))
+    assert len(conversation.add(Kept(Item(id="long", role="user"), long))[1]) == MOST_ITEMS
+    with pytest.raises(RequestError, match="there is an item 'long' already"):
+        conversation.add(Kept(Item(id="long", role="user"), long))
+
+
+def test_other_models_and_pages_are_refused(start: Start, assistant: FakeAssistant) -> None:
+    http = start(assistant)
+    url = f"ws{str(http.base_url)[4:]}"
+    for path, headers, status in (
+        ("/v1/realtime?model=gpt-9", {}, 404),
+        ("/v1/realtime", {"origin": "https://evil.example"}, 403),
+        ("/v1/realtime", {"host": "evil.example"}, 403),
+        ("/v1/models", {}, 200),
+    ):
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            raw_connect(url + path, additional_headers=headers),
+        ):
+            pass
+        assert refused.value.response.status_code == status
+    text = http.get("/metrics").text
+    assert 'mico_requests_total{method="GET",route="/v1/realtime",status="404"} 1.0' in text
+
+
+def test_a_service_that_ends_says_so(tmp_path: Path) -> None:
+    with ServerProcess(data_dir=tmp_path) as process:
+        with raw_connect(f"ws{process.url[4:]}/v1/realtime") as socket:
+            assert json.loads(socket.recv())["type"] == "session.created"
+            process.terminate()
+            assert json.loads(socket.recv(PATIENCE_S))["error"]["code"] == "service_ending"
+            with pytest.raises(ConnectionClosed) as closed:
+                socket.recv(PATIENCE_S)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1001
+        assert process.exit_code() == 0
+
+
+@pytest.mark.slow
+def test_by_ear(start: Start) -> None:
+    """A spoken question is written down by Whisper, and so is the spoken answer."""
+    if not folder().is_dir():
+        pytest.skip("the weights are not there: mico-chat setup")
+    listener: Any = Listener()
+    with MediaDecoder() as decoder:
+        http = start(FakeAssistant(decoder=decoder, listener=listener))
+        with talking(http) as talk:
+            talk.update(audio={"input": {"transcription": {"language": "en"}}})
+            talk.speak(speech("The train to Berlin leaves at nine."))
+            events = talk.until("response.done")
+            done = next(e for e in events if e.type.endswith("transcription.completed"))
+            assert "train to Berlin leaves at" in done.transcript
+            heard = listener.segments(
+                Resampler(24_000, 16_000)(sound_of(events), last=True), Listening("en")
+            )[0]
+            assert "train to Berlin leaves at" in "".join(one.text for one in heard)
