@@ -381,9 +381,11 @@ def test_back_leads_to_the_former_chat_and_each_tab_keeps_what_is_written(chat: 
     other.page.goto(chat.page.url)
     expect(other.page.locator(".said")).to_have_text("Two?")
     expect(other.message).to_have_value("")
+    other.message.fill("nor this")
     chat.edit("Two and a half?")
-    chat.page.reload()
-    expect(chat.message).to_have_value("not sent yet")
+    for tab, draft in ((chat, "not sent yet"), (other, "nor this")):
+        tab.page.reload()
+        expect(tab.message).to_have_value(draft)
     box = chat.page.get_by_label("Edit the question").last
     expect(box).to_have_value("Two and a half?")
     box.press("Escape")

@@ -484,13 +484,22 @@ def test_everybody_can_use_it(open_page: OpenPage, scheme: str, size: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("scheme", "size"), [("light", DESK), ("dark", PHONE)], ids=["light desk", "dark phone"]
+    ("scheme", "size", "way"),
+    [
+        ("light", DESK, "ltr"),
+        ("dark", PHONE, "ltr"),
+        ("dark", DESK, "rtl"),
+        ("light", PHONE, "rtl"),
+    ],
+    ids=["light desk", "dark phone", "dark desk to the left", "light phone to the left"],
 )
 def test_no_state_of_the_page_has_a_barrier(
     open_page: OpenPage, server: FakeServer, tmp_path: Path,
-    scheme: str, size: dict[str, Any],
+    scheme: str, size: dict[str, Any], way: str,
 ) -> None:  # fmt: skip
     chat = open_page(color_scheme=scheme, bypass_csp=False, **size)
+    if way:  # as a browser's translation makes it
+        chat.page.evaluate("Object.assign(document.documentElement, { dir: 'rtl', lang: 'ar' })")
     found: dict[str, list[Any]] = {}
 
     def check(state: str, *shown: str) -> None:
@@ -545,6 +554,42 @@ def test_no_state_of_the_page_has_a_barrier(
     check("a server that is away", ".banner")
     server.start()
     assert {state: bad for state, bad in found.items() if bad} == {}
+
+
+def test_a_page_that_runs_to_the_left_is_mirrored_and_texts_run_as_their_letters_do(
+    open_page: OpenPage,
+) -> None:
+    chat = open_page()
+    for n, question in enumerate(("ما هذا؟\n\n- اثنان", "What is it?\n\n- one\n\n```\nx\n```"), 1):
+        chat.ask(question)
+        chat.answer(n)
+
+    def middles(*selectors: str) -> list[float]:
+        boxes = [chat.page.locator(one).first.bounding_box() or {} for one in selectors]
+        return [box["x"] + box["width"] / 2 for box in boxes]
+
+    def turn(way: str) -> None:
+        chat.page.evaluate("way => document.documentElement.dir = way", way)
+
+    parts = (".side", ".model", ".said", "button.send", "[data-do=settings]", "[role=tab]")
+    usual = middles(*parts)
+    assert usual[0] < 200 < 800 < usual[1]
+    turn("rtl")
+    assert middles(*parts) == pytest.approx([DESK["viewport"]["width"] - x for x in usual], abs=12)
+
+    # By how much a text is nearer to the right edge of its paragraph than to the left one.
+    nearer = """([selector, n]) => {
+      const [range, element] = [new Range(), document.querySelectorAll(selector)[n]];
+      range.selectNodeContents(element);
+      const [text, box] = [range, element].map((one) => one.getBoundingClientRect());
+      return text.left - box.left - (box.right - text.right);
+    }"""
+    for way in ("rtl", "ltr"):
+        turn(way)
+        for selector in (".answer .text p", ".answer .text li"):
+            found = [chat.page.evaluate(nearer, [selector, n]) for n in (0, 1)]
+            assert found[0] > 100 > -100 > found[1], (way, selector)
+        assert chat.page.evaluate(nearer, [".code pre", 0]) < -100, way
 
 
 @pytest.mark.base_llm

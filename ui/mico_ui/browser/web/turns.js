@@ -408,6 +408,7 @@
     if (view.html !== turn.shown) {
       turn.text.innerHTML = view.html; // from markup.py, which lets no HTML of an answer through
       for (const link of turn.text.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer nofollow" });
+      for (const list of turn.text.querySelectorAll("ul, ol, table")) list.dir = "auto";
       for (const pre of turn.text.querySelectorAll("pre")) codeBlock(pre);
       turn.shown = view.html;
     }
