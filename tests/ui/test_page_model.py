@@ -76,6 +76,7 @@ class Tabs(RuleBasedStateMachine):
         act: Callable[[ChatPage, int], None] = getattr(self, f"_{do}")
         act(tab, which % max(len(shown), 1))
         self._learn(tab)
+        self._agree()
 
     def _ask(self, tab: ChatPage, turn: int) -> None:
         tab.ask(f"q{next(NUMBERS)}")
@@ -108,8 +109,11 @@ class Tabs(RuleBasedStateMachine):
             self.kept.pop((id_, one), None)
 
     def _open(self, tab: ChatPage, turn: int) -> None:
-        if n := tab.conversations.count():
-            tab.conversations.nth(turn % n).click()
+        """The chat that the other tab shows."""
+        (other,) = (one for one in self.tabs if one is not tab)
+        chat = "mico.chat.turns.some(({ view }) => view.turn) ? mico.chat.id : null"
+        if id_ := other.page.evaluate(chat):
+            tab.page.locator(f'.conversations [data-id="{id_}"] .open').click()
 
     def _begin(self, tab: ChatPage, turn: int) -> None:
         tab.page.locator("[data-do=new-chat]:visible").first.click()
@@ -166,6 +170,9 @@ class Tabs(RuleBasedStateMachine):
         for (id_, number), said in self.kept.items():
             found = self._stored(id_)[number]
             assert (found["message"], found["answer"]) == said
+        self._agree()
+
+    def _agree(self) -> None:
         for tab in self.tabs:
             tab.page.bring_to_front()
             until(partial(self._agrees, tab), pause_s=0.1)
