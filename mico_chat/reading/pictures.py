@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mico_chat.engine.cpu import free_cores
+from mico_chat.engine.cpu import free_cores, usable_cores
 from mico_chat.media.medium import WrittenText
 
 SIDES = 640, 960
@@ -53,12 +54,14 @@ class PictureReader:
 
     Finding the lines of a picture is a step, and so is each line. Pictures that are read at the
     same time take turns: a page with many lines does not hold up a sign.
+
+    As many ``threads`` as there are cores compute the steps, in the order in which they were asked
+    for. Finding takes 0.3 s for a photograph: most of the time in which twenty are attached.
     """
 
-    def __init__(self, engine: PaddleEngine | None = None) -> None:
-        self._engine = engine
-        # One thread computes all steps, in the order in which they were asked for.
-        self._steps = ThreadPoolExecutor(1, "mico-ocr")
+    def __init__(self, engine: PaddleEngine | None = None, threads: int | None = None) -> None:
+        self._engine, self._lock = engine, threading.Lock()
+        self._steps = ThreadPoolExecutor(threads or usable_cores(), "mico-ocr")
 
     def read(
         self,
@@ -96,8 +99,9 @@ class PictureReader:
 
     def _find(self, picture: NDArray[np.uint8]) -> tuple[NDArray[np.float64], list[Line]]:
         with free_cores().take(1):
-            self._engine = self._engine or PaddleEngine()
-            return self._engine.find(picture)
+            with self._lock:
+                self._engine = engine = self._engine or PaddleEngine()
+            return engine.find(picture)
 
     def _recognise(self, line: Line) -> tuple[str, float]:
         assert self._engine is not None
@@ -106,7 +110,7 @@ class PictureReader:
 
 
 class PaddleEngine:
-    """Finds lines of text and recognises one at a time, by ``rapidocr``."""
+    """Finds lines of text and recognises one at a time, by ``rapidocr``. Threads may share it."""
 
     def __init__(self) -> None:
         import rapidocr

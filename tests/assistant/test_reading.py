@@ -305,6 +305,15 @@ def test_pictures_that_are_read_together_take_turns() -> None:
     assert engine.log in ([1, 2] * 6, [2, 1] * 6)
 
 
+def test_several_pictures_are_read_at_the_same_time() -> None:
+    engine, meeting = Counted(3), threading.Barrier(2)
+    engine.before = lambda: meeting.wait(PATIENCE_S)  # each step waits for one of the other picture
+    reader = PictureReader(engine, threads=2)
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(reader.read, (grey(shade).pixels for shade in (1, 2))))
+    assert [len(lines) for lines in found] == [3, 3]
+
+
 def test_long_speech_is_cut_with_a_note() -> None:
     talker = Talker("word " * 40)
     words = MediaReader(listener=talker).read(silence(100), NEVER)

@@ -224,3 +224,26 @@ def test_a_clip_is_four_frames_and_its_sound() -> None:
     for columns in (4, 6, 20):
         assert drawn(Video(frames, np.arange(8.0)), columns)
         assert drawn(Normal(halves(4, 9)), columns)
+
+
+def test_a_photograph_is_decoded_about_as_small_as_it_is_drawn(
+    previewer: Previewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+    decoder = previewer._decoder
+
+    def noted(file: MediaFile) -> Medium:
+        medium = decode(file, decoder.limits)
+        assert isinstance(medium, Image)
+        sizes.append(medium.pixels.shape[:2])
+        return medium
+
+    monkeypatch.setattr(decoder, "decode", noted)
+    for size in ((2000, 1500), (300, 2400)):
+        buffer = io.BytesIO()
+        Pillow.new("RGB", size, "teal").save(buffer, "JPEG")
+        report = MediaReport(name="a.jpg", kind="image")
+        (shown,) = previewer.draw(buffer.getvalue(), report).pictures
+        with Pillow.open(io.BytesIO(base64.b64decode(shown.src.partition(",")[2]))) as drawn:
+            assert max(drawn.size) == 360
+    assert all(max(size) >= 360 and size[0] * size[1] <= 1.3 * 360**2 for size in sizes), sizes
