@@ -565,7 +565,7 @@ def test_a_page_that_runs_to_the_left_is_mirrored_and_texts_run_as_their_letters
         chat.answer(n)
 
     def middles(*selectors: str) -> list[float]:
-        boxes = [chat.page.locator(one).first.bounding_box() or {} for one in selectors]
+        boxes: list[Any] = [chat.page.locator(one).first.bounding_box() for one in selectors]
         return [box["x"] + box["width"] / 2 for box in boxes]
 
     def turn(way: str) -> None:
