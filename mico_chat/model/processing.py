@@ -267,12 +267,13 @@ class MicoChatProcessor:
         *,
         add_generation_prompt: bool = True,
         train: bool = False,
+        options: GenerationOptions = GREEDY,
     ) -> BatchFeature:
         """B conversations, whose media are decoded, to ``input_ids``, ``attention_mask`` (B, S).
 
         With media also ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``,
         ``media_row`` (M,). ``train`` adds ``labels``, pads on the right and opens no turn of the
-        assistant.
+        assistant. Each prompt ends with the ``prefix`` of the ``options``.
         """
         rows = []
         pixels: list[Tensor] = []
@@ -286,7 +287,8 @@ class MicoChatProcessor:
                 media.append(measured)
                 shown += [(KINDS.index(part.kind), part.units, row) for part in measured.parts]
                 pixels += units
-            rows.append(self.tokenize(messages, add_generation_prompt and not train, media))
+            opens = add_generation_prompt and not train
+            rows.append(self.tokenize(messages, opens, media, options))
         data: dict[str, Tensor] = self.pad(rows, train=train)
         if shown:
             names = ("media_kind", "media_units", "media_row")

@@ -26,7 +26,7 @@ LAYERS = (
     ("errors", "late", "settings", "system"),
     ("fair", "fields", "media", "prompt_parts"),
     ("options",),
-    ("ask", "calls", "client_text", "messages", "thoughts", "tools", "wire"),
+    ("ask", "calls", "chats", "client_text", "messages", "thoughts", "tools", "wire"),
     ("chat_template",),
     ("model",),
     ("checkpoints",),

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant
+from mico_chat.chats import conversation
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engines.base import MAX_RUNNING, EngineOptions
 from mico_chat.engines.table import ENGINES, reference
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
 from mico_chat.evaluation.chat import ChatModel, language_model, log_likelihoods
-from mico_chat.evaluation.lmms.requests import conversation, options_of, question
+from mico_chat.evaluation.lmms.requests import options_of, question
 from mico_chat.evaluation.task import chunks
 from mico_chat.messages import Message
 

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from mico_chat.chats import conversation, png, wav
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import MediaError, RequestError
-from mico_chat.evaluation.lmms.requests import conversation, options_of, png, question, wav
+from mico_chat.evaluation.lmms.requests import options_of, question
 from mico_chat.media import Audio, MediaFile, MediaLimits, decode
 from mico_chat.media import Image as Picture
 from mico_chat.messages import Message, TextPart
