@@ -18,14 +18,7 @@ from mico_chat.engine.scheduler import Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError
 from tests.engine.tiny_llm import answer, generated, prompts, text, tiny_llm
-from tests.support.made_lora import lora_folder, merged
-
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {},
-    {"use_rslora": True, "r": 2},
-    {"target_modules": "all-linear", "alpha_pattern": {"q_proj": 3}, "rank_pattern": {"v_proj": 7}},
-    {"target_modules": ["lm_head", "o_proj"]},
-)
+from tests.support.made_lora import SETTINGS, left_by_twenty, lora_folder, merged
 
 
 @pytest.fixture
@@ -97,6 +90,10 @@ def test_loading_and_unloading_twenty_leaves_the_model_as_it_was(
     assert _tensors() == tensors
     assert not any(module._forward_hooks for module in llm.modules())
     assert before == ([name for name, _ in llm.named_modules()], [*dict(llm.named_parameters())])
+
+
+def test_twenty_in_turn_leave_the_memory_flat(llm: LlamaForCausalLM, tmp_path: Path) -> None:
+    assert left_by_twenty(TransformersModel(llm), lora_folder(llm, tmp_path, r=4096)) < 4
 
 
 def _tensors() -> int:

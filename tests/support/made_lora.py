@@ -8,6 +8,19 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.processes import memory
+from mico_chat.checkpoints.lora import read_lora
+from mico_chat.engine.base import Prompt
+from tests.engine.tiny_llm import answer, text
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"use_rslora": True, "r": 2},
+    {"target_modules": "all-linear", "alpha_pattern": {"q_proj": 3}, "rank_pattern": {"v_proj": 7}},
+    {"target_modules": ["lm_head", "o_proj"]},
+)
+"""Four adapters that differ in all that a config says."""
+
 
 def lora_folder(llm: Any, folder: Path, seed: int = 1, base: str = "tiny", **changes: Any) -> Path:
     """An adapter of ``llm``, random and strong, which says that it is made for ``base``."""
@@ -32,3 +45,23 @@ def merged(llm: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(copy.deepcopy(llm), str(folder)).merge_and_unload().eval()
+
+
+def left_by_twenty(model: Any, folder: Path) -> float:
+    """Anonymous memory that twenty loads of an adapter in turn leave, in sizes of the adapter.
+
+    Each is worn by a request before it is unloaded.
+    """
+
+    def turn() -> int:
+        lora = read_lora("x", folder, "tiny", ["tiny"])
+        model.loras.load(lora)
+        answer(model, [Prompt((text(5),), lora=lora)])
+        model.loras.unload(lora)
+        return lora.bytes
+
+    for _ in range(4):  # allocators take the room that they keep
+        turn()
+    before = memory(["RssAnon", "VmSwap"])
+    (size,) = {turn() for _ in range(20)}
+    return (memory(["RssAnon", "VmSwap"]) - before) / size
