@@ -262,6 +262,33 @@ def test_media_of_a_question_are_changed_and_bad_files_are_named(
     assert "[image coffee.jpg, depth near.depth.png] And now?" in chat.text(1)
 
 
+def test_an_answer_is_read_aloud(chat: ChatPage) -> None:
+    chat.page.evaluate(
+        """() => {
+            const play = Audio.prototype.play;
+            window.heard = [];
+            Audio.prototype.play = function () {
+                this.addEventListener("ended", () => heard.push(this.duration), { once: true });
+                return play.call(this);
+            };
+        }"""
+    )
+    chat.ask("Who is the old man by the sea?")
+    chat.answer(1)
+    chat.press("Read aloud")
+    expect(chat.page.get_by_role("button", name="Stop reading")).to_be_visible()
+    expect(chat.page.get_by_role("button", name="Read aloud")).to_be_visible()
+    (seconds,) = chat.page.evaluate("heard")
+    assert 0.8 < seconds < 10
+    chat.press("Read aloud")
+    chat.page.keyboard.press("Escape")
+    expect(chat.page.get_by_role("button", name="Read aloud")).to_be_visible()
+    assert len(chat.page.evaluate("heard")) == 1  # what was stopped did not end by itself
+    chat.ask("```\nx = 1\n```")
+    chat.answer(2).get_by_role("button", name="Read aloud").click()
+    expect(chat.page.get_by_text("Nothing in this answer can be read aloud.")).to_be_visible()
+
+
 def test_a_medium_is_pinned_and_every_tab_shows_it(chat: ChatPage) -> None:
     chat.attach(EXAMPLES / "sheep.jpg", EXAMPLES / "coffee.jpg")
     chat.ask("What is it?")

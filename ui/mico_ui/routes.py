@@ -234,6 +234,12 @@ def delete_medium(id_: str) -> Call[wire.Deleted]:
     return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(wire.Deleted))
 
 
+def speech(text: str) -> Call[bytes]:
+    """A text read aloud, as MP3."""
+    body = {"model": "hibari", "input": text}
+    return Call("POST", "/v1/audio/speech", lambda response: response.content, body=body)
+
+
 def teach(
     name: str,
     examples: Sequence[Upload | MediumId],

@@ -48,7 +48,7 @@ WEB = Path(__file__).parent / "web"
 
 # In the order in which they build on each other; `start` is last.
 SCRIPTS = (
-    *("core", "models", "cards", "attachments", "why", "teach", "turns", "prompt"),
+    *("core", "models", "cards", "attachments", "why", "teach", "aloud", "turns", "prompt"),
     *("composer", "library", "compare", "start"),
 )
 

@@ -136,7 +136,7 @@ class Page:
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.change, self.delete, self.delete_turns)
         versions = (self.choose, self.prefer, self.preferences, self.changes, self.bring, self.pin)
-        others = (self.teach, self.explaining)
+        others = (self.teach, self.explaining, self.speak)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
             _page_function(function)
@@ -257,6 +257,10 @@ class Page:
                     break
                 self._explaining[visitor.owner] = describe.progress(event)
         return event
+
+    async def speak(self, visitor: Visitor, text: str) -> str:
+        """A text read aloud: MP3, in base64."""
+        return base64.b64encode(await visitor.send(self.api, routes.speech(text))).decode("ascii")
 
     async def explaining(self, visitor: Visitor) -> str:
         """What the explanation of an answer waits for."""
