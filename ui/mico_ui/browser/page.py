@@ -260,7 +260,8 @@ class Page:
 
     async def speak(self, visitor: Visitor, text: str) -> str:
         """A text read aloud: MP3, in base64."""
-        return base64.b64encode(await visitor.send(self.api, routes.speech(text))).decode("ascii")
+        said = await visitor.send(self.api, routes.speech(text))
+        return base64.b64encode(said).decode("ascii")
 
     async def explaining(self, visitor: Visitor) -> str:
         """What the explanation of an answer waits for."""
