@@ -267,21 +267,17 @@ class _ObjectEnd:
     """Finds the end of a JSON object that comes in pieces."""
 
     def __init__(self) -> None:
-        self._depth, self._in_string, self._escaped = 0, False, False
+        self._depth, self._inside = 0, ""  # a string, or behind its backslash
 
     def find(self, text: str) -> int | None:
         for at, character in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._in_string:
-                self._in_string = character != '"'
-                self._escaped = character == "\\"
+            if self._inside:
+                after = {'"': "", "\\": "\\"} if self._inside == '"' else {}
+                self._inside = after.get(character, '"')
             elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
+                self._inside = '"'
+            else:
+                self._depth += (character in "{[") - (character in "}]")
+                if character in "}]" and self._depth == 0:
                     return at + 1
         return None
