@@ -94,11 +94,6 @@ class Voices:
                 self._loaded[name] = HibariVoice(name, _weights(name))
             return self._loaded[name]
 
-    def names(self) -> list[str]:
-        """The voices that are here, ``MICO_VOICE`` first."""
-        found = [name for name in _known() if _weights_of(name).is_file()]
-        return list(dict.fromkeys([Settings().voice, *found]))
-
 
 def _known() -> dict[str, Any]:
     if not installed():

@@ -11,7 +11,7 @@ import io
 import logging
 import wave
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,7 +88,7 @@ class RealtimeSession:
 
     async def run(self) -> None:
         """Serve the client until it leaves or the session is over; nothing runs on after that."""
-        for work in (self._listen(), self._watch()):
+        for work in (self._listen(), self._watch(), self._warm()):
             self._spawn(work)
         try:
             await self._failed
@@ -135,6 +135,15 @@ class RealtimeSession:
             raise Over(1008, "not_reading", f"the client read nothing for {wait_s:g} s") from error
         except RuntimeError as error:  # Starlette's, once the client has left
             raise WebSocketDisconnect(1006) from error
+
+    async def _warm(self) -> None:
+        """Load what the first turn would wait for; what is missing is told when it is needed."""
+        with suppress(MicoError):
+            if self.config.output_modalities == ["audio"]:
+                await self._voice(self.config)
+            loaded = self._client.service.models.named(self.config.model).loaded
+            if loaded is not None and self.config.audio.input.turn_detection is not None:
+                await asyncio.to_thread(lambda: _listener(loaded).languages)
 
     async def _watch(self) -> None:
         """End the session for its length, silence of the client, a withdrawn key, the service."""
