@@ -178,8 +178,11 @@ def test_many_files_leave_the_message_box_in_the_window(open_page: OpenPage) -> 
     expect(chat.chips).to_have_count(n)
     chat.message.fill("What are they?\n" * 40)
     send = chat.page.get_by_role("button", name="Send")
+    cost = chat.page.locator(".meter > span").last
+    expect(cost).to_contain_text("tokens + up to")
     for size in (PHONE, DESK):
         chat.page.set_viewport_size(size["viewport"])
+        assert cost.evaluate("element => element.offsetHeight") < 30, "it is in one line"
         for needed in (chat.message, send):
             expect(needed).to_be_in_viewport(ratio=1)
     expect(send).to_be_enabled()
