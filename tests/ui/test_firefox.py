@@ -81,7 +81,7 @@ def firefox(tmp_path: Path) -> Iterator[Firefox]:
         process = subprocess.Popen([*command, str(tmp_path)], stdout=said, stderr=said)
     try:
         listening = re.compile(r"BiDi listening on (ws://\S+)\n")
-        url = until(lambda: listening.search(log.read_text(errors="replace")), pause_s=0.1)[1]
+        (url,) = until(lambda: listening.findall(log.read_text(errors="replace")), pause_s=0.1)
         with connect(f"{url}/session", max_size=None, proxy=None) as socket:
             yield Firefox(socket)
     finally:
