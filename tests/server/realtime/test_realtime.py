@@ -70,15 +70,20 @@ class Talk:
         found: list[Any] = []
         for kind in kinds:
             while True:
-                event = json.loads(self.connection.recv_bytes())
-                found.append(EVENT.validate_python(event))
-                if event["type"] == kind:
+                event = self.event()
+                found.append(event)
+                if event.type == kind:
                     break
-                assert event["type"] != "error", event
+                assert event.type != "error", event
         return found
 
+    def event(self) -> Any:
+        """The next one, as the client reads it, but not for ever."""
+        text = self.connection._connection.recv(PATIENCE_S)
+        return EVENT.validate_python(json.loads(text))
+
     def error(self) -> Any:
-        while (event := self.connection.recv()).type != "error":
+        while (event := self.event()).type != "error":
             pass
         return event.error
 
@@ -353,7 +358,7 @@ def test_keys_and_client_secrets(start: Start, assistant: FakeAssistant, tmp_pat
         assert talk.update(output_modalities=["text"]).instructions == "Be brief."
     offered: Any = ["realtime", f"openai-insecure-api-key.{made.value}"]
     with raw_connect(url, subprotocols=offered) as socket:
-        assert (socket.subprotocol, json.loads(socket.recv())["type"]) == (
+        assert (socket.subprotocol, json.loads(socket.recv(PATIENCE_S))["type"]) == (
             "realtime",
             "session.created",
         )
@@ -363,7 +368,7 @@ def test_keys_and_client_secrets(start: Start, assistant: FakeAssistant, tmp_pat
         revoke_keys(tmp_path / "data")
         assert talk.error().code == "invalid_api_key"
         with pytest.raises(ConnectionClosed) as closed:
-            talk.connection.recv()
+            talk.event()
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (
             1008,
@@ -384,7 +389,7 @@ def test_sessions_end(
     with talking(start(assistant, **settings)) as talk:
         assert talk.error().code == code
         with pytest.raises(ConnectionClosed):
-            talk.connection.recv()
+            talk.event()
 
 
 def test_so_many_sessions_at_once(start: Start) -> None:
@@ -402,10 +407,10 @@ def test_so_many_sessions_at_once(start: Start) -> None:
     until(assistant.cancelled.is_set)  # nothing runs on for who has left
     until(lambda: served(http))
     with raw_connect(url, max_size=None) as socket:
-        socket.recv()
+        socket.recv(PATIENCE_S)
         socket.send("x" * (17 << 20))
         with pytest.raises(ConnectionClosed) as closed:
-            socket.recv()
+            socket.recv(PATIENCE_S)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009  # too big
     until(lambda: served(http))
@@ -434,7 +439,7 @@ def test_who_reads_nothing_is_left(start: Start, assistant: FakeAssistant) -> No
     content = [{"type": "input_text", "text": "A long story is told here, and nobody hears. " * 60}]
     item = {"type": "message", "role": "user", "content": content}
     with raw_connect(f"ws{str(http.base_url)[4:]}/v1/realtime", max_queue=1) as socket:
-        socket.recv()
+        socket.recv(PATIENCE_S)
         socket.send(json.dumps({"type": "conversation.item.create", "item": item}))
         socket.send(json.dumps({"type": "response.create"}))
         until(lambda: assistant.asked)
@@ -482,7 +487,7 @@ def test_other_models_and_pages_are_refused(start: Start, assistant: FakeAssista
 def test_a_service_that_ends_says_so(tmp_path: Path) -> None:
     with ServerProcess(data_dir=tmp_path) as process:
         with raw_connect(f"ws{process.url[4:]}/v1/realtime") as socket:
-            assert json.loads(socket.recv())["type"] == "session.created"
+            assert json.loads(socket.recv(PATIENCE_S))["type"] == "session.created"
             process.terminate()
             assert json.loads(socket.recv(PATIENCE_S))["error"]["code"] == "service_ending"
             with pytest.raises(ConnectionClosed) as closed:
