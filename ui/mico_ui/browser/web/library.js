@@ -144,7 +144,7 @@
       const shown = list.childElementCount;
       note.textContent = shown ? "" : search.value ? "No conversation has this text." : archive ? "Archived chats appear here." : "Your conversations appear here.";
       const current = page.data.find((one) => one.id === mico.chat.id);
-      if (current && current.title !== mico.chat.title) {
+      if (current && current.title !== mico.chat.title && mico.stays(current.id)) {
         mico.chat.title = current.title;
         mico.showTitle();
       }

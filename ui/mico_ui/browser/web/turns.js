@@ -48,10 +48,13 @@
     mico.root.querySelector("h1").textContent = mico.chat.title || "New chat";
     document.title = mico.chat.title ? `${mico.chat.title} - MiCo-Chat` : "MiCo-Chat";
     const hash = mico.chat.id ? `#${mico.chat.id}` : "";
-    const how = step && hash !== location.hash ? "pushState" : "replaceState";
-    history[how](null, "", location.pathname + location.search + hash);
+    // An address that stays is not written again: that would end a step back or forward on its way.
+    if (hash !== location.hash) history[step ? "pushState" : "replaceState"](null, "", location.pathname + location.search + hash);
     mico.emit("conversation", mico.chat.id);
   };
+
+  // Whether this chat is shown, and the user is not on the way to another one.
+  mico.stays = (id) => mico.chat.id === id && location.hash === `#${id}`;
 
   function addTurn(view) {
     if (!mico.chat.turns.length) log.replaceChildren();
@@ -256,7 +259,7 @@
       return;
     }
     stale = growing.size > 0; // of a question that was asked meanwhile
-    if (stale || mico.chat.id !== id || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
+    if (stale || !mico.stays(id) || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
     if (found.system !== mico.chat.system) {
       mico.chat.system = found.system;
       mico.emit("conversation", id);
