@@ -84,7 +84,7 @@ def voice_of(voices: Voices, name: str | None) -> Voice:
             "description": "The sound file, sent while it is made; or events of it.",
             "content": {
                 **{kind: {"schema": FILE_SCHEMA} for kind in KINDS},
-                **{EVENTS: {"schema": {"type": "string"}}},
+                **{EVENTS: {"schema": {"type": "object"}}},
             },
         },
         **error_responses(400, 404, 413, 501, 504),
