@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import get_args
 
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits
 from mico_chat.reading import speech, why_not_listening
 from mico_chat.reading.speech import Listening
 from mico_chat.speech import Voices, check_language
-from mico_chat.speech.sound import SoundFormat, encoded
+from mico_chat.speech.sound import TYPES, SoundFormat, encoded
 
 
 def say(text: str, output: Path | None, voice: str | None, speed: float) -> None:
@@ -20,19 +20,19 @@ def say(text: str, output: Path | None, voice: str | None, speed: float) -> None
     form: SoundFormat = "wav"
     if output is not None:
         named = output.suffix.lower().removeprefix(".").replace("ogg", "opus")
-        known = dict(zip(get_args(SoundFormat), get_args(SoundFormat), strict=True))
-        if named not in known:
-            raise RequestError(f"{output}: its name must end with one of .{', .'.join(known)}")
-        form = known[named]
+        found = next((known for known in TYPES if known == named), None)
+        if found is None:
+            raise RequestError(f"{output}: its name must end with one of .{', .'.join(TYPES)}")
+        form = found
     elif sys.stdout.isatty():
         raise RequestError("say where the sound goes: --output hello.wav, or a pipe to a player")
     text = sys.stdin.read() if text == "-" else text
-    found = Voices().get(voice)
-    check_language(found, text)
-    spoken = found.say(text, speed)
+    speaker = Voices().get(voice)
+    check_language(speaker, text)
+    spoken = speaker.say(text, speed)
     if (first := next(spoken, None)) is None:
         raise RequestError("nothing in this text can be read aloud")
-    pieces = encoded((one for part in ([first], spoken) for one in part), found.sample_rate, form)
+    pieces = encoded(chain([first], spoken), speaker.sample_rate, form)
     if output is None:
         for piece in pieces:
             sys.stdout.buffer.write(piece)

@@ -47,7 +47,8 @@ class Kept:
             raise RequestError.at("audio_end_ms", reason)
         kept, left = "", end_ms / 1000
         for text, seconds in self.said:
-            part = text[: round(len(text) * min(1.0, left / seconds))]
+            share = min(1.0, left / seconds) if seconds else 1.0  # code is not spoken
+            part = text[: round(len(text) * share)]
             kept += part if part == text else part.rpartition(" ")[0]
             left -= seconds
             if left <= 0:

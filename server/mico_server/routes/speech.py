@@ -20,7 +20,7 @@ from mico_chat.speech import FASTEST, SLOWEST, Voice, Voices, check_language
 from mico_server.host import ModelHost
 from mico_server.http.errors import error_responses
 from mico_server.http.json_body import JsonRoute
-from mico_server.routes.bodies import FILE_SCHEMA
+from mico_server.routes.bodies import FILE_SCHEMA, stream_response
 from mico_server.service import EVENTS, Client, CurrentClient, EventStream, event
 from mico_server.store.tables import check_text
 
@@ -84,7 +84,7 @@ def voice_of(voices: Voices, name: str | None) -> Voice:
             "description": "The sound file, sent while it is made; or events of it.",
             "content": {
                 **{kind: {"schema": FILE_SCHEMA} for kind in KINDS},
-                **{EVENTS: {"schema": {"type": "object"}}},
+                **stream_response("", "AudioEvent")["content"],
             },
         },
         **error_responses(400, 404, 413, 501, 504),

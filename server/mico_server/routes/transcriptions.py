@@ -25,9 +25,10 @@ from mico_server.routes.bodies import (
     open_form,
     request_body,
     saved,
+    stream_response,
     validated,
 )
-from mico_server.service import EVENTS, CurrentClient, EventStream, event
+from mico_server.service import CurrentClient, EventStream, event
 
 router = APIRouter()
 
@@ -129,7 +130,8 @@ _BODY: dict[str, Any] = {
             "description": "As JSON, or for `text`, `srt` and `vtt` as text; with `stream` events "
             "`transcript.text.delta`, then `transcript.text.done`.",
             "content": {
-                **{kind: {"schema": {"type": "string"}} for kind in ("text/plain", EVENTS)},
+                "text/plain": {"schema": {"type": "string"}},
+                **stream_response("", "AudioEvent")["content"],
             },
         },
         **error_responses(400, 404, 413, 422, 501, 504),

@@ -29,7 +29,7 @@ from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.messages import Message
 from mico_chat.reading.speech import Listener, Listening, folder
 from mico_chat.speech import Voices
-from mico_chat.speech.events import Item
+from mico_chat.speech.events import Content, Item
 from mico_chat.speech.hearing import Resampler
 from mico_chat.speech.sound import RATES, from_raw, to_raw
 from mico_server.realtime.conversation import MOST_ITEMS, MOST_TEXT_BYTES, Conversation, Kept
@@ -186,6 +186,15 @@ def test_an_answer_is_spoken_and_truncated(start: Start, assistant: FakeAssistan
         assert "nine" not in heard
         talk.ask("Go on.")
         assert texts_of(assistant)[1] == ("assistant", heard)
+
+
+def test_code_that_is_not_spoken_takes_no_time() -> None:
+    kept = Kept(Item(role="assistant", content=[Content(type="output_audio")]), Message.assistant())
+    kept.said = [("One two. ", 1.0), ("```\nx\n```\n", 0.0), ("Three four.", 1.0)]
+    kept.truncate(1500)
+    assert kept.item.content[0].transcript == "One two. ```\nx\n```\nThree"
+    kept.truncate(1000)
+    assert kept.read.text == "One two. "
 
 
 def test_push_to_talk(start: Start, assistant: FakeAssistant) -> None:

@@ -253,7 +253,7 @@
       if (rivalOf(turns.at(-1)) && found.turns.at(-1)?.preferred) found = await mico.call("open", { id });
     } catch (error) {
       const { away, setting } = mico.problemOf(error);
-      if (away || setting || mico.chat.id !== id) return;
+      if (away || setting || !mico.stays(id)) return;
       mico.banner(error);
       mico.showConversation(null);
       return;
