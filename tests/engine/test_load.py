@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -161,10 +162,12 @@ def test_a_checkpoints_chat_defaults(tmp_path: Path, cache: Path, engine: str) -
         ({"(": 0}, "'\\('"),
     ]:
         wrongs.append(("unsure_below", wrong, said))
+    before = threading.active_count()
     for name, wrong, said in wrongs:
         (folder / "generation_config.json").write_text(json.dumps({name: wrong}))
         with pytest.raises(ModelError, match=rf"generation_config\.json: {name}: .*{said}"):
             load_assistant(folder, FakeDecoder(), chats)
+    assert threading.active_count() == before  # the engine of a model that is refused is closed
 
 
 @pytest.mark.parametrize("engine", ["llamacpp", "transformers"])

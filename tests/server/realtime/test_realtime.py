@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +30,15 @@ from mico_chat.errors import RequestError
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.messages import Message
 from mico_chat.reading.speech import Listener, Listening, folder
-from mico_chat.speech import Voices
+from mico_chat.speech import HibariVoice, Voices
 from mico_chat.speech.events import Content, Item
 from mico_chat.speech.hearing import Resampler
 from mico_chat.speech.sound import RATES, from_raw, to_raw
 from mico_server.realtime.conversation import MOST_ITEMS, MOST_TEXT_BYTES, Conversation, Kept
+from mico_server.settings import ServerSettings
 from tests.server.conftest import Start
 from tests.server.support import sent
-from tests.server.support.running import new_key, revoke_keys
+from tests.server.support.running import new_key, revoke_keys, running
 from tests.server.support.server_process import ServerProcess
 from tests.support.fakes import FakeAssistant, FakeListener
 from tests.support.waiting import PATIENCE_S, until
@@ -504,6 +507,23 @@ def test_a_service_that_ends_says_so(tmp_path: Path) -> None:
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1001
         assert process.exit_code() == 0
+
+
+def test_voices_go_with_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: weakref.WeakSet[HibariVoice] = weakref.WeakSet()
+
+    class Counted(HibariVoice):
+        def __init__(self, name: str, weights: Path) -> None:
+            super().__init__(name, weights)
+            loaded.add(self)
+
+    monkeypatch.setattr("mico_chat.speech.HibariVoice", Counted)
+    with running(FakeAssistant, ServerSettings(data_dir=tmp_path)) as http:
+        asked = {"model": "tts-1", "voice": "alloy", "input": "Hello."}
+        http.post("/v1/audio/speech", json=asked).raise_for_status()
+        assert len(loaded) == 1
+    gc.collect()
+    assert not loaded
 
 
 @pytest.mark.slow
