@@ -252,12 +252,14 @@ class MediaList(_Answer):
 
 class ShownMedium(_Answer):
     """A medium of a message; its file is at /v1/media/{id}/content. A pinned one stays where
-    ``truncation`` leaves its turn out."""
+    ``truncation`` leaves its turn out. The words of a ``heard`` sound are in the message, which the
+    model reads in its place."""
 
     kind: Kind
     id: str
     name: str
     pinned: bool = False
+    heard: bool = False
 
 
 class TurnObject(_Answer):

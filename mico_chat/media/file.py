@@ -275,7 +275,7 @@ class MediaFile:
     16-bit integers means. ``sampling`` decides which frames of a clip are taken; with a ``seed``
     they are drawn, one of each of equal runs of frames. ``id`` is that of a stored medium of a
     service. The ``view`` says how finely it is shown. A ``pinned`` one stays where a conversation
-    is shortened.
+    is shortened. No model is shown a ``heard`` sound: the text of its message has its words.
     """
 
     kind: Kind
@@ -287,6 +287,7 @@ class MediaFile:
     id: str | None = None
     view: View = NO_VIEW
     pinned: bool = False
+    heard: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -227,6 +227,7 @@ class ServerEvent(_Strict):
     item: Item | None = None
     item_id: str | None = None
     previous_item_id: str | None = None
+    conversation: dict[str, str] | None = None
     response: Response | None = None
     response_id: str | None = None
     output_index: int | None = None

@@ -86,7 +86,7 @@ class Question(ABC):
     async def keep(self, answer: Answer) -> None:  # noqa: B027 - most dialects keep nothing
         """Keep the answer."""
 
-    def keep_so_far(self, gathered: GatheredAnswer) -> None:  # noqa: B027
+    def keep_so_far(self, text: Callable[[], str]) -> None:  # noqa: B027
         """Keep what is answered so far, while the answer goes on."""
 
     async def keep_part(self, gathered: GatheredAnswer) -> None:  # noqa: B027
@@ -198,7 +198,7 @@ async def _streamed(
                             yield event(*written)
                     for written in question.write(one):
                         yield event(*written)
-                    question.keep_so_far(gathered)
+                    question.keep_so_far(gathered.text)
             answer = gathered.answer()
         except BaseException:
             await question.keep_part(gathered)

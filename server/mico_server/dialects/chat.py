@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,11 @@ class ChatTurn(Question):
 
     def __init__(self, reader: MediaReader, form: ChatForm, earlier: Conversation | None) -> None:
         self._service, self._tenant = reader.service, reader.tenant
+        if earlier is not None:
+            media = [replace(m, heard=m.heard or m.id in earlier.heard_media) for m in form.media]
+            form = replace(form, media=tuple(media))
         self._form, self._earlier = form, earlier
+        self._kept: NewTurn | None = None  # the turn with its answer
         self._waiting: tuple[str, int, NewTurn] | None = None  # a stored turn without an answer
         self._former: int | None = None  # the conversation's last turn before it
         self._saving: asyncio.Task[None] | None = None
@@ -205,7 +210,7 @@ class ChatTurn(Question):
 
     def _ask(self, *, alone: bool = False) -> Ask:
         """The question with the conversation before it, or ``alone``."""
-        media = self._form.media
+        media = [file for file in self._form.media if not file.heard]
         texts = [self._form.fields.message] if self._form.fields.message or not media else []
         message = Message.user(*media, *texts)
         messages = [message] if alone else with_question(self._before, message)
@@ -218,8 +223,8 @@ class ChatTurn(Question):
             return
         check_depths(alone, host, reader)
         (shown,) = (await host.guarded(host.assistant.shown(alone))).messages
-        own = iter(self._form.media)
-        media = []
+        own = iter(file for file in self._form.media if not file.heard)
+        media = [file for file in self._form.media if file.heard]
         for number, file in enumerate(shown.files):
             if file.path is not None:
                 media.append(next(own))
@@ -273,7 +278,7 @@ class ChatTurn(Question):
                 # Storing it moves the file.
                 path = store.path_of(self._tenant, new[-1].sha256)
                 file = replace(file, source=path, id=new[-1].id)
-            parts.append(StoredMedium(type=file.kind, media_id=file.id))
+            parts.append(StoredMedium(type=file.kind, media_id=file.id, heard=file.heard))
             media.append(file)
         if self._form.fields.message or not parts:
             parts.append(StoredText(text=self._form.fields.message))
@@ -301,9 +306,10 @@ class ChatTurn(Question):
         said = first.model_dump(include={"finish_reason", "confidence", "unsure"})
         await self._keep(answer.media, answer=first.text, usage=answer.usage, **said)
 
-    async def keep_part(self, gathered: GatheredAnswer) -> None:
-        """Add the text of a cancelled answer, if possible: nobody is left to get an error."""
-        text = gathered.text()
+    async def keep_part(self, gathered: GatheredAnswer, said: str | None = None) -> None:
+        """Add the text of a cancelled answer, or what was ``said`` of it, if possible: perhaps
+        nobody is left to get an error."""
+        text = gathered.text() if said is None else said
         if not text:
             return
         try:
@@ -311,17 +317,34 @@ class ChatTurn(Question):
         except MicoError as error:
             logger.warning("a cancelled answer is not kept: %s", error)
 
-    def keep_so_far(self, gathered: GatheredAnswer) -> None:
+    @property
+    def kept(self) -> bool:
+        """Whether the turn stays at the end."""
+        return self._waiting is None
+
+    def keep_question(self) -> None:
+        """Let the question stay, though no word answers it."""
+        self._waiting = None
+
+    @property
+    def cut(self) -> Callable[[str], Awaitable[None]] | None:
+        """Shortens the answer that was kept to what was heard of it."""
+        if self._kept is None or self.conversation_id is None or self.number is None:
+            return None
+        cut = self._service.conversations.cut_answer
+        return partial(cut, self.conversation_id, self.number, self._kept)
+
+    def keep_so_far(self, text: Callable[[], str]) -> None:
         """Keep the text so far soon, in case that the process is killed before the answer ends."""
         if self._saving is None or self._saving.done():
-            self._saving = asyncio.create_task(self._save(gathered))
+            self._saving = asyncio.create_task(self._save(text))
 
-    async def _save(self, gathered: GatheredAnswer) -> None:
+    async def _save(self, text: Callable[[], str]) -> None:
         await asyncio.sleep(SAVED_S)
         if self._waiting is None:
             return
         try:
-            await self._service.conversations.answer_so_far(*self._waiting, gathered.text())
+            await self._service.conversations.answer_so_far(*self._waiting, text())
         except MicoError as error:
             logger.warning("a part of an answer is not kept: %s", error)
 
@@ -335,8 +358,11 @@ class ChatTurn(Question):
             await asyncio.wait((self._saving,))
         id_, number, turn = self._waiting
         self._waiting = None  # if storing fails, the question stays as it is
-        own = reports[len(reports) - len(self._form.media) :]  # the last ones are this message's
-        turn = replace(turn, reports=own, **said)
+        left, own = list(reports), []  # the last ones are this message's
+        for file in reversed(self._form.media):
+            unseen = file.heard or not left
+            own.append(MediaReport(name=file.name, kind=file.kind) if unseen else left.pop())
+        turn = self._kept = replace(turn, reports=own[::-1], **said)
         system = self._form.fields.system
         former = system if self._earlier is None else self._earlier.system
         await self._service.conversations.answer_turn(

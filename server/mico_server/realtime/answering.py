@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from typing import Any
 
 from mico_chat.ask import Ask
+from mico_chat.assistant import GatheredAnswer
 from mico_chat.engine.base import Delta
 from mico_chat.errors import MicoError
 from mico_chat.messages import Message
@@ -19,6 +20,7 @@ from mico_chat.speech.hearing import Resampler
 from mico_chat.speech.sound import RATES, to_raw
 from mico_chat.speech.speakable import Sentences
 from mico_chat.wire import Usage
+from mico_server.dialects.chat import ChatTurn
 from mico_server.http.errors import mico_error_body
 from mico_server.realtime.conversation import Kept
 from mico_server.routes.speech import in_thread
@@ -32,19 +34,28 @@ Say = Callable[..., Awaitable[None]]
 class Answering:
     """Answers with the settings of a session at this time. ``say`` sends an event.
 
-    ``begun`` is called with the answer's item before its first word. ``reason`` is set by who
-    cancels the task, else the cancellation is the session's end.
+    ``turn`` stores it in a chat. ``reason`` is set by who cancels the task, else the cancellation
+    is the session's end.
     """
 
     def __init__(
-        self, client: Client, session: Session, response: Response, voice: Voice | None, say: Say
+        self,
+        client: Client,
+        session: Session,
+        response: Response,
+        voice: Voice | None,
+        say: Say,
+        turn: Callable[[], AbstractAsyncContextManager[ChatTurn | None]] = nullcontext,
     ) -> None:
+        self._to_store = turn
+        self._turn: ChatTurn | None = None
         self._client, self._session, self._voice, self._say = client, session, voice, say
         self.response = response
         self.reason: str | None = None
         self.kept = Kept(Item(role="assistant", status="in_progress"), Message.assistant())
         self._place = {"response_id": response.id, "item_id": self.kept.item.id}
         self._text = self._spoken = ""
+        self._gathered = GatheredAnswer(1)
         self._usage: Usage | None = None
         self._finish = "stop"
         self._begun = self._mute = False
@@ -57,9 +68,37 @@ class Answering:
         language: Callable[[], str | None],
     ) -> None:
         await self._say("response.created", response=self.response)
-        thinking = asyncio.create_task(self._think(messages))
-        thinking.add_done_callback(lambda _: self._thoughts.put_nowait(None))
         status, details = "completed", None
+        async with AsyncExitStack() as stack:
+            try:
+                read = await messages()
+                self._turn = await stack.enter_async_context(self._to_store())
+                await self._answer(read, begin, language)
+                if self._finish == "length":
+                    status, details = "incomplete", {"reason": "max_output_tokens"}
+            except MicoError as error:
+                body = mico_error_body(error)["error"]
+                status, details = "failed", {"error": body}
+                await self._say("error", error=body)
+            except BaseException as error:
+                if not isinstance(error, asyncio.CancelledError) or self.reason is None:
+                    await self._keep("cancelled")  # the client has left, or the session ends
+                    raise
+                status, details = "cancelled", {"reason": self.reason}
+            try:
+                await self._keep(status)
+            except MicoError as error:
+                await self._say("error", error=mico_error_body(error)["error"])
+        await self._end(status, details)
+
+    async def _answer(
+        self,
+        read: Sequence[Message],
+        begin: Callable[[Kept], Awaitable[None]],
+        language: Callable[[], str | None],
+    ) -> None:
+        thinking = asyncio.create_task(self._think(read))
+        thinking.add_done_callback(lambda _: self._thoughts.put_nowait(None))
         try:
             sentences = Sentences()
             while (piece := await self._thoughts.get()) is not None:
@@ -68,36 +107,28 @@ class Answering:
                 if self._voice is None:
                     self._text += piece
                     await self._event("response.output_text.delta", delta=piece)
-                    continue
-                for sentence in sentences.feed(piece):
-                    await self._speak(sentence.text, language())
+                else:
+                    for sentence in sentences.feed(piece):
+                        await self._speak(sentence.text, language())
+                if self._turn is not None:
+                    self._turn.keep_so_far(lambda: self._text)
             await thinking
             for sentence in sentences.end():
                 await self._speak(sentence.text, language())
-            if self._finish == "length":
-                status, details = "incomplete", {"reason": "max_output_tokens"}
-        except asyncio.CancelledError:
-            if self.reason is None:
-                raise
-            status, details = "cancelled", {"reason": self.reason}
-        except MicoError as error:
-            body = mico_error_body(error)["error"]
-            status, details = "failed", {"error": body}
-            await self._say("error", error=body)
         finally:
             thinking.cancel()
             await asyncio.gather(thinking, return_exceptions=True)
-        await self._end(status, details)
 
-    async def _think(self, messages: Callable[[], Awaitable[list[Message]]]) -> None:
+    async def _think(self, read: Sequence[Message]) -> None:
         most, given = self._session.max_output_tokens, {"truncation": "auto"}
         options = GenerationOptions.of(given if most == "inf" else {**given, "max_tokens": most})
-        ask = Ask(await messages(), options, self._client.tenant)
+        ask = Ask(read, options, self._client.tenant)
         async with AsyncExitStack() as stack:
             host = await self._client.use(stack, self._session.model)
             host.assistant.check_length(ask)
             async with aclosing(host.stream(ask)) as events:
                 async for one in events:
+                    self._gathered.add(one)
                     if isinstance(one, Delta):
                         if one.text:
                             self._thoughts.put_nowait(one.text)
@@ -134,11 +165,23 @@ class Answering:
                 await self._event("response.output_audio.delta", delta=delta)
         self.kept.said.append((text, seconds))
 
+    async def _keep(self, status: str) -> None:
+        """Store what was said: of an answer that is cut off, not what nobody can have heard."""
+        if status == "cancelled" and self._voice is not None:
+            self._text = "".join(text for text, _ in self.kept.said)
+        if self._turn is None:
+            return
+        if status in ("completed", "incomplete"):
+            await self._turn.keep(self._gathered.answer())
+        elif self._text:
+            await self._turn.keep_part(self._gathered, self._text)
+        else:
+            self._turn.keep_question()
+        self.kept.cut = self._turn.cut
+
     async def _end(self, status: Any, details: dict[str, Any] | None) -> None:
         response, item = self.response, self.kept.item
         if self._begun:
-            if status == "cancelled" and self._voice is not None:  # what nobody can have heard
-                self._text = "".join(text for text, _ in self.kept.said)
             item.status = "completed" if status == "completed" else "incomplete"
             item.content = [Content(type="output_text" if self._voice is None else "output_audio")]
             self.kept.set_text(self._text)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
 from mico_chat.messages import Message, TextPart
 from mico_chat.speech.events import Content, Item
 from mico_server.fetch.media_reader import MediaReader
@@ -23,12 +24,18 @@ _TEXTS = {"input_text", "output_text", "text", "output_audio", "audio"}
 class Kept:
     """An item, and the message that the model reads. ``heard`` comes to be what is said in its
     sound. ``said`` has the sentences that were spoken, each with its seconds.
+
+    A user's item is ``stored`` in a chat, or will be, with the ``sounds`` that the model is not
+    shown. ``cut`` shortens what is stored of an answer.
     """
 
     item: Item
     read: Message
     heard: asyncio.Task[str] | None = None
     said: list[tuple[str, float]] = field(default_factory=list)
+    stored: bool = False
+    sounds: tuple[MediaFile, ...] = ()
+    cut: Callable[[str], Awaitable[None]] | None = None
 
     async def message(self) -> Message:
         words = "" if self.heard is None else await asyncio.shield(self.heard)
@@ -130,6 +137,11 @@ class Conversation:
 
     def remove(self, id_: str) -> None:
         self._items.remove(self.named(id_))
+
+    def asked(self) -> list[Kept]:
+        """The user's items behind the last one that is stored."""
+        said = [kept for kept in self._items if kept.item.role == "user"]
+        return said[max((at for at, one in enumerate(said, 1) if one.stored), default=0) :]
 
     async def messages(self, instructions: str) -> list[Message]:
         """What the model reads, once all sounds are written down; turns that follow each other

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, WebSocket
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.errors import MicoError
+from mico_chat.fields import check_one_of
 from mico_chat.speech.events import Session, new_id
 from mico_server.errors import NotFoundError
 from mico_server.fetch.media_reader import MediaReader
@@ -17,6 +18,7 @@ from mico_server.http.auth import Caller
 from mico_server.http.errors import error_responses, mico_error_response
 from mico_server.http.json_body import JsonRoute
 from mico_server.realtime.session import RealtimeSession, configured
+from mico_server.realtime.stored import StoredChat
 from mico_server.service import Client, CurrentCaller, CurrentService, Service
 
 router = APIRouter(route_class=JsonRoute, tags=["realtime"])
@@ -73,8 +75,17 @@ async def client_secret(
 
 
 @router.websocket("/v1/realtime")
-async def realtime(socket: WebSocket, model: str | None = None) -> None:
-    """Talk with the service; see docs/serving.md."""
+async def realtime(
+    socket: WebSocket,
+    model: str | None = None,
+    conversation: str | None = None,
+    store_media: str = "true",
+) -> None:
+    """Talk with the service; see docs/serving.md.
+
+    The turns stand in a stored ``conversation``, or in a "new" one, with the recordings and
+    pictures unless ``store_media`` is "false".
+    """
     service: Service = socket.app.state.service
     caller: Caller = socket.scope["state"]["caller"]
     given: dict[str, Any] = socket.scope["state"].get("session", {})
@@ -87,10 +98,15 @@ async def realtime(socket: WebSocket, model: str | None = None) -> None:
         except NotFoundError:
             return False
 
+    client, chat = Client(service, caller.tenant), None
     async with AsyncExitStack() as stack:
         try:
             service.models.check(caller.tenant)
             config = _session(given, given.get("model") or model, service)
+            check_one_of(store_media, ("true", "false"), "store_media")
+            if conversation is not None:
+                media = store_media == "true"
+                chat = await StoredChat.opened(client, conversation, media=media)
             stack.enter_context(service.sessions.entered())
         except MicoError as error:
             await socket.send_denial_response(mico_error_response(error))
@@ -102,5 +118,4 @@ async def realtime(socket: WebSocket, model: str | None = None) -> None:
             folder = await stack.enter_async_context(service.media.work_folder())
             return MediaReader(service, caller.tenant, folder)
 
-        client = Client(service, caller.tenant)
-        await RealtimeSession(socket, client, reader, config, caller, valid).run()
+        await RealtimeSession(socket, client, reader, config, caller, valid, chat).run()

@@ -11,8 +11,8 @@ import io
 import logging
 import wave
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from mico_chat.speech import events as said
 from mico_chat.speech.events import CLIENT_EVENT, Content, Item, ServerEvent, Session, new_id
 from mico_chat.speech.hearing import LONGEST_S, RATE, Ear, Resampler, Turn
 from mico_chat.speech.sound import RATES, from_raw, pcm16
+from mico_server.dialects.chat import ChatTurn
 from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.auth import Caller
@@ -40,6 +41,7 @@ from mico_server.http.errors import error_body, mico_error_body
 from mico_server.http.json_body import read_json
 from mico_server.realtime.answering import Answering
 from mico_server.realtime.conversation import Conversation, Kept, read_item
+from mico_server.realtime.stored import StoredChat
 from mico_server.routes.speech import voice_of
 from mico_server.service import Client
 
@@ -59,7 +61,10 @@ class Over(Exception):
 
 
 class RealtimeSession:
-    """A client at the other end of ``socket``; ``valid`` says whether its key still is."""
+    """A client at the other end of ``socket``; ``valid`` says whether its key still is.
+
+    With a ``chat`` its turns are stored there.
+    """
 
     def __init__(
         self,
@@ -69,12 +74,15 @@ class RealtimeSession:
         config: Session,
         caller: Caller,
         valid: Callable[[], Awaitable[bool]],
+        chat: StoredChat | None = None,
     ) -> None:
-        self._caller = caller
+        self._caller, self._chat = caller, chat
         self._socket, self._client, self._reader, self._valid = socket, client, reader, valid
         self._settings = client.service.settings
         self.config = config
         self._conversation = Conversation(self._settings.max_media)
+        for kept in () if chat is None else chat.history:
+            self._conversation.add(kept)
         self._ear = Ear(config.audio.input.turn_detection)
         self._resampler = self._new_resampler()
         self._item_id = new_id("item")
@@ -172,6 +180,9 @@ class RealtimeSession:
 
     async def _listen(self) -> None:
         await self._say("session.created", session=self.config)
+        if self._chat is not None:
+            named = {"id": self._chat.id, "object": "realtime.conversation"}
+            await self._say("conversation.created", conversation=named)
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -218,7 +229,10 @@ class RealtimeSession:
                 item = self._conversation.named(event.item_id).item
                 await self._say("conversation.item.retrieved", item=item)
             case said.ItemTruncate():
-                self._conversation.named(event.item_id).truncate(event.audio_end_ms)
+                kept = self._conversation.named(event.item_id)
+                kept.truncate(event.audio_end_ms)
+                if kept.cut is not None:
+                    await kept.cut(kept.read.text)
                 told = event.model_dump(exclude={"type", "event_id"})
                 await self._say("conversation.item.truncated", **told)
             case said.ResponseCreate():
@@ -335,6 +349,8 @@ class RealtimeSession:
         asked = transcribing or said.Transcribing()
         how = Listening(asked.language or self._language, asked.prompt, quick=True)
         file = MediaFile("audio", _wav(sound), "speech.wav")
+        if self._chat is not None and self._chat.media:
+            kept.sounds = (replace(file, heard=True),)
         name = "conversation.item.input_audio_transcription"
         told = {"item_id": kept.item.id, "content_index": place}
         try:
@@ -349,7 +365,7 @@ class RealtimeSession:
                 work = host.assistant.encoder.listened(file, written, tenant=self._client.tenant)
                 text, self._language = await host.guarded(work)
                 if not text and "audio" in host.reads:
-                    kept.read = Message.user(file)
+                    kept.read, kept.sounds = Message.user(file), ()
         except MicoError as error:
             await self._say(f"{name}.failed", error=mico_error_body(error)["error"], **told)
             return ""
@@ -378,7 +394,16 @@ class RealtimeSession:
         response = said.Response(
             output_modalities=config.output_modalities, metadata=options.metadata
         )
-        answering = Answering(self._client, config, response, voice, self._say)
+        chat = self._chat if options.conversation == "auto" else None
+        if chat is not None:
+            response.conversation_id = chat.id
+
+        def turn() -> AbstractAsyncContextManager[ChatTurn | None]:
+            if chat is None:
+                return nullcontext()
+            return chat.turn(conversation.asked(), str(config.model))
+
+        answering = Answering(self._client, config, response, voice, self._say, turn)
 
         async def begin(kept: Kept) -> None:
             if options.conversation == "auto":

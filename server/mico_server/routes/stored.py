@@ -119,7 +119,7 @@ class ImportedConversation(BaseModel):
                 raise RequestError.at(f"turns[{at}].created_at", reason)
             numbers[turn.turn] = at + 1
             shown = [
-                StoredMedium(type=one.kind, media_id=one.id, pinned=one.pinned)
+                StoredMedium(type=one.kind, media_id=one.id, pinned=one.pinned, heard=one.heard)
                 for one in turn.media
             ]
             said = [StoredText(text=turn.message)] if turn.message or not shown else []
@@ -146,7 +146,13 @@ def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
     parts = [p for p in turn.parts if isinstance(p, StoredMedium)]
     named = [(p.type, conversation.media[p.media_id]) for p in parts]
     shown = [
-        wire.ShownMedium(kind=kind, id=m.id, name=m.name, pinned=m.id in conversation.pinned_media)
+        wire.ShownMedium(
+            kind=kind,
+            id=m.id,
+            name=m.name,
+            pinned=m.id in conversation.pinned_media,
+            heard=m.id in conversation.heard_media,
+        )
         for kind, m in named
     ]
     told = {"turn": turn.number, "message": text_in(turn.parts), "media": shown}

@@ -6,7 +6,7 @@ conversation is read along one path, from the beginning to its head.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -33,6 +33,7 @@ class StoredMedium(BaseModel):
     type: Kind
     media_id: str
     pinned: bool = False
+    heard: bool = False
 
 
 StoredPart: TypeAlias = Annotated[StoredText | StoredMedium, Field(discriminator="type")]
@@ -124,8 +125,16 @@ class Conversation(ConversationInfo):
     @cached_property
     def pinned_media(self) -> frozenset[str]:
         """The ids of the media that stay where the conversation is shortened."""
+        return frozenset(part.media_id for part in self._media_parts() if part.pinned)
+
+    @cached_property
+    def heard_media(self) -> frozenset[str]:
+        """The ids of the sounds that no model is shown, since messages have their words."""
+        return frozenset(part.media_id for part in self._media_parts() if part.heard)
+
+    def _media_parts(self) -> Iterator[StoredMedium]:
         parts = (part for turn in self.tree.values() for part in turn.parts)
-        return frozenset(p.media_id for p in parts if isinstance(p, StoredMedium) and p.pinned)
+        return (part for part in parts if isinstance(part, StoredMedium))
 
     def path(self, number: int) -> tuple[Turn, ...]:
         """The turns from the beginning to this one."""

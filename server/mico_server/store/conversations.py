@@ -205,6 +205,16 @@ class ConversationStore:
             )
 
     @uninterrupted
+    async def cut_answer(self, id_: str, number: int, turn: NewTurn, text: str) -> None:
+        """Of an answer that :meth:`answer_turn` stored, keep only ``text``; nothing happens if the
+        turn does not exist any more."""
+        cut = replace(turn, answer=text, finish_reason="cancelled", confidence=None, unsure=None)
+        values = await asyncio.to_thread(_answer, cut)
+        async with self._database.writing() as connection:
+            await connection.execute(update(turns).where(_same(id_, number, turn)).values(values))
+            await _changed(connection, id_)
+
+    @uninterrupted
     async def import_turns(
         self, tenant: str, id_: str, new: Sequence[NewTurn], system: str | None, **changes: Any
     ) -> None:
@@ -288,7 +298,7 @@ class ConversationStore:
             for part in turn.parts:
                 if isinstance(part, StoredText):
                     parts.append(TextPart(part.text))
-                else:
+                elif part.media_id not in conversation.heard_media:
                     record = conversation.media[part.media_id]
                     medium = MediaFile(record.kind, self._media.path(record), record.name)
                     parts.append(replace(medium, pinned=record.id in conversation.pinned_media))
@@ -569,13 +579,16 @@ def _answer(turn: NewTurn) -> dict[str, Any]:
     }
 
 
+def _same(id_: str, number: int, turn: NewTurn) -> Any:
+    return and_(_numbered(id_, [number]), turns.c.created_at == turn.created_at)
+
+
 def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
-    return and_(
-        turns.c.conversation_id == id_,
-        turns.c.number == number,
-        turns.c.created_at == turn.created_at,
-        turns.c.finish_reason == "unanswered",
-    )
+    return and_(_same(id_, number, turn), turns.c.finish_reason == "unanswered")
+
+
+_MARKS = dict.fromkeys(("pinned", "heard"))
+"""What two turns that ask the same may mark differently."""
 
 
 async def _check_beside(connection: AsyncConnection, id_: str, number: int) -> None:
@@ -588,7 +601,7 @@ async def _check_beside(connection: AsyncConnection, id_: str, number: int) -> N
         asked.where(own.c.conversation_id == id_, own.c.number == number)
     )
     row = found.one_or_none()
-    asked_here = [[{**part, "pinned": None} for part in parts] for parts in row[:2]] if row else []
+    asked_here = [[{**part, **_MARKS} for part in parts] for parts in row[:2]] if row else []
     if row is None or asked_here[0] != asked_here[1] or row[2] != row[3]:
         raise RequestError.at(
             "beside", "that turn asks something else; send its message, and its media by their ids"

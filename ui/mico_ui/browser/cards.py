@@ -56,7 +56,7 @@ class Card(Frozen):
     A card without ``pictures`` makes the page ask for them. ``facts`` describe the part of the
     medium that the model gets, ``cut`` the part that it does not get. ``spoken`` is what is said in
     it, ``pages`` the numbers of those of a document. A ``pinned`` one stays where its
-    conversation is shortened.
+    conversation is shortened; no model is shown a ``heard`` sound.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Card(Frozen):
     cut: tuple[str, ...] = ()
     spoken: str = ""
     pinned: bool = False
+    heard: bool = False
     pages: tuple[int, ...] = ()
 
 
@@ -316,7 +317,7 @@ class MediaDesk:
         return tuple(
             self.kept(
                 visitor, m.id, r.model_copy(update={"name": m.name, "kind": m.kind})
-            ).model_copy(update={"pinned": m.pinned})
+            ).model_copy(update={"pinned": m.pinned, "heard": m.heard})
             for m, r in zip(media, reports, strict=True)
         )
 

@@ -454,7 +454,7 @@
         problem,
         view.state !== "unanswered" && mico.report(view),
         turn.why,
-        el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), view.answer && mico.aloud(view.answer), view.answer && isKept(turn) && mediaUpTo(turn).length > 0 && button("why", "Which medium made this answer?", () => mico.why(turn.why, view.turn, mediaUpTo(turn))), turn.second ? null : view.answer && !view.problem ? button("retry", "Answer again", () => retry(turn)) : el("button", { type: "button", onclick: () => retry(turn) }, "Ask again")),
+        el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), view.answer && mico.aloud(view.answer), view.answer && isKept(turn) && mediaUpTo(turn).length > 0 && button("why", "Which medium made this answer?", () => mico.why(turn.why, view.turn, mediaUpTo(turn).filter((card) => !card.heard))), turn.second ? null : view.answer && !view.problem ? button("retry", "Answer again", () => retry(turn)) : el("button", { type: "button", onclick: () => retry(turn) }, "Ask again")),
       ].filter(Boolean),
     );
   }
