@@ -189,7 +189,7 @@ class _Counted:
 
     @property
     def nbytes(self) -> int:
-        return self.measured.words.nbytes + sum(one.nbytes for one in self.decoded.all_arrays)
+        return sum(one.nbytes for one in self.decoded.all_arrays)
 
 
 @dataclass(eq=False)
@@ -300,15 +300,15 @@ class MediaEncoder:
         return await self._in_decoding(tenant, work)
 
     async def measure(
-        self, media: Sequence[AnyMedium], *, tenant: str = ""
+        self, media: Sequence[AnyMedium], *, tenant: str = "", read: bool = True
     ) -> list[MeasuredMedium]:
         """Like :meth:`encode`, but media that are not cached are only decoded and counted.
 
-        What they are decoded to is kept for a while: counting them again costs nothing, and
-        encoding them does not decode them again.
+        What they are decoded to is kept for a while: counting or reading them later does not decode
+        them again, nor does encoding them.
         """
         shown = self._shown(media)
-        return await asyncio.gather(*(self._measure(medium, shown, tenant) for medium in media))
+        return await asyncio.gather(*(self._measure(one, shown, tenant, read) for one in media))
 
     async def estimated(self, picture: AnyMedium, *, tenant: str = "") -> MediaFile:
         """A depth map estimated from a picture: a file that says so; see check_estimates."""
@@ -378,7 +378,7 @@ class MediaEncoder:
         return replace(encoded, report=_report(medium, encoded, cached=cached))
 
     async def _measure(
-        self, medium: AnyMedium, shown: Sequence[Kind], tenant: str
+        self, medium: AnyMedium, shown: Sequence[Kind], tenant: str, read: bool
     ) -> MeasuredMedium:
         key = await self._in_decoding(tenant, self._key, medium, shown, tenant) + _variant()
         seen = self._viewed(medium, shown)
@@ -390,14 +390,15 @@ class MediaEncoder:
 
         async def count() -> _Counted:
             decoded = await self._decoded(seen, tenant)
-            prepared, words = await asyncio.gather(
-                self._in_decoding(tenant, self._prepared, decoded, shown),
-                self._words_of(key, decoded, tenant),
-            )
-            return _Counted(_with_words(_bare(prepared), words), decoded)
+            prepared = await self._in_decoding(tenant, self._prepared, decoded, shown)
+            return _Counted(_bare(prepared), decoded)
 
         at = _counted_key(key, taught, seen)
-        measured = (await self._counted.get(at, medium.name, count))[0].measured
+        counted, _ = await self._counted.get(at, medium.name, count)
+        measured = counted.measured
+        if read or TABLE[medium.kind].made_of:  # a document without text may be refused
+            words = await self._words_of(key, counted.decoded, tenant)
+            measured = _with_words(measured, words)
         return replace(measured, report=_report(medium, measured, cached=False))
 
     def _viewed(self, medium: AnyMedium, shown: Sequence[Kind]) -> AnyMedium:

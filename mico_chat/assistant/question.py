@@ -313,9 +313,10 @@ class Questions:
         """The model that estimates depth maps of pictures."""
         return None if self.encoder.depths is None else self.encoder.depths.name
 
-    async def estimate(self, ask: Ask) -> Estimate:
-        """How many tokens a question would take. Its media are decoded, but not encoded."""
-        ask, media, layout = await self._laid_out(ask)
+    async def estimate(self, ask: Ask, *, read: bool = True) -> Estimate:
+        """How many tokens a question would take. Its media are decoded, but not encoded; without
+        ``read``, no text or speech in them is recognised and counted."""
+        ask, media, layout = await self._laid_out(ask, read)
         n_tokens = sum(len(part) for part in layout)
         length = self.engine.max_position
         max_tokens = ask.options.over(self.defaults).max_tokens
@@ -332,11 +333,13 @@ class Questions:
             explain_prompts=n_prompts(reports) if ask.options.explain else None,
         )
 
-    async def _laid_out(self, ask: Ask) -> tuple[Ask, list[MeasuredMedium], PromptLayout]:
+    async def _laid_out(
+        self, ask: Ask, read: bool = True
+    ) -> tuple[Ask, list[MeasuredMedium], PromptLayout]:
         ask = await self.shown(ask)
         self.check_length(ask)
         LORA.set(self._worn(ask))
-        media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant)
+        media = await self.encoder.measure(media_of(ask.messages), tenant=ask.tenant, read=read)
         return ask, media, await self._tokenizing.run(ask.tenant, self._layout, ask, media)
 
     async def tokens(self, ask: Ask, *, special: bool = True) -> tuple[int, ...]:

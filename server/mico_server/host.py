@@ -229,9 +229,9 @@ class ModelHost:
                     self.answered(now() - start)
                 yield event
 
-    async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
+    async def inspect(self, medium: MediaFile, tenant: str, *, read: bool = True) -> MediaReport:
         ask = Ask([Message.user(medium)], tenant=tenant)
-        (report,) = (await self.guarded(self.assistant.estimate(ask))).media
+        (report,) = (await self.guarded(self.assistant.estimate(ask, read=read))).media
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:

@@ -137,6 +137,20 @@ def test_an_estimate_counts_the_words_and_reads_once(
     assert reader.read_media == ["image", "image"]
 
 
+def test_what_is_counted_unread_is_read_later_and_decoded_once(
+    encoder: MediaEncoder, reader: FakeReader
+) -> None:
+    file = MediaFile("image", b"1", "a.png")
+    (unread,) = run(encoder.measure([file], read=False))
+    assert (unread.report.written, reader.read_media) == (None, [])
+    (read,) = run(encoder.measure([file]))
+    assert (read.report.written, reader.read_media) == ((SIGN,), ["image"])
+    assert read.report.tokens == unread.report.tokens
+    (encoded,) = run(encoder.encode([file]))
+    assert (encoded.report.written, reader.read_media) == ((SIGN,), ["image"])
+    assert len(encoder._decoder.decoded) == 1  # type: ignore[attr-defined]
+
+
 def test_reading_does_not_hold_the_event_loop(encoder: MediaEncoder, reader: FakeReader) -> None:
     reader.gate.clear()
 

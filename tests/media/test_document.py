@@ -214,7 +214,7 @@ def encoder(
 def test_an_estimate_is_what_is_taken_and_a_follow_up_is_cached(
     encoder: MediaEncoder, processor: MicoChatProcessor, decoder: MediaDecoder
 ) -> None:
-    (measured,) = run(encoder.measure([document(THREE)]))
+    (measured,) = run(encoder.measure([document(THREE)], read=False))  # documents always are
     (whole,) = run(encoder.encode([document(THREE)]))
     (again,) = run(encoder.encode([document(THREE, "b.pdf")]))
     assert (measured.all_tokens, measured.words) == (whole.all_tokens, whole.words)

@@ -210,6 +210,7 @@ class FakeAssistant(Assistant):
         self.asked: list[list[Message]] = []
         self.tenants: list[str] = []
         self.explained: list[tuple[list[Message], str | Sequence[int], str]] = []
+        self.read: list[bool] = []
         self.started = threading.Semaphore(0)
         self.cancelled = threading.Event()
         self.closed = False
@@ -296,8 +297,9 @@ class FakeAssistant(Assistant):
             raise RequestError("explain: no medium")
         return EXPLAINED
 
-    async def estimate(self, ask: Ask) -> Estimate:
+    async def estimate(self, ask: Ask, *, read: bool = True) -> Estimate:
         options = ask.options
+        self.read.append(read)
         reports = _reports(decode_media((await self.shown(ask)).messages, self.decoder))
         return Estimate(
             prompt_tokens=10,

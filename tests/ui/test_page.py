@@ -80,11 +80,17 @@ def attach(page: Page) -> Any:
     return call(page, "attach", file={"path": str(path), "name": "sheep.jpg"})
 
 
-def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) -> None:
+def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(
+    page: Page, assistant: FakeAssistant
+) -> None:
     card = attach(page)
     assert (card["kind"], card["kinds"]) == ("image", ["image", "normal"])
     assert card["pictures"][0]["src"].startswith("data:image/webp;base64,")
-    states = ask(page, "What is <b>it</b>?", media=[{"id": card["id"], "kind": "image"}])
+    shown = [{"id": card["id"], "kind": "image"}]
+    cost = call(page, "estimate", asked={"ask": "estimate", "message": "?", "media": shown})
+    assert (cost["prompt_tokens"], cost["cards"]) == (10, [{**card, "kinds": []}])
+    assert assistant.read == [False, True], "what is attached need not be read yet"
+    states = ask(page, "What is <b>it</b>?", media=shown)
     assert states[0]["state"] == "waiting"
     done = states[-1]
     assert (done["state"], done["turn"]) == ("done", 1)

@@ -125,9 +125,33 @@ def test_the_camera_is_turned_round(
 def test_a_recording_becomes_the_words_in_it(chat: ChatPage, talk: Path) -> None:
     chat.message.fill("Listen:")
     chat.attach(talk)
-    chat.page.get_by_label("Show talk.wav as").select_option("as text")
+    kind = chat.page.get_by_label("Show talk.wav as")
+    expect(kind.get_by_text("as text")).to_have_count(1)
+    kind.select_option("as text")
     expect(chat.message).to_have_value(re.compile("^Listen:\\n.*close the window"))
     expect(chat.chips).to_have_count(0)
+
+
+def test_what_is_read_after_attaching_comes_to_its_chip_and_takes_no_focus(chat: ChatPage) -> None:
+    chat.page.evaluate(
+        """() => {
+            const { call } = mico;
+            window.tokens = 50;
+            mico.call = async (name, given) => {
+                const found = await call(name, given);
+                for (const one of found?.cards || []) Object.assign(one, { tokens, spoken: "Ha" });
+                return found;
+            };
+        }"""
+    )
+    chat.attach(EXAMPLES / "sheep.jpg")
+    expect(chat.chips).to_contain_text("50 tokens")
+    expect(chat.chips.locator("option", has_text="as text")).to_have_count(1)
+    remove = chat.page.get_by_label("Remove sheep.jpg")
+    remove.focus()
+    chat.page.evaluate("() => { window.tokens = 99; mico.attachments.onchange(); }")
+    expect(chat.chips).to_contain_text("99 tokens")
+    expect(remove).to_be_focused()
 
 
 def test_files_are_pasted_dropped_looked_at_and_played(chat: ChatPage) -> None:

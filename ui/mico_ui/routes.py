@@ -207,12 +207,18 @@ def explanation(id_: str, turn: int) -> Call[None]:
 
 
 def upload(
-    medium: Upload, depth_scale: float | str | None = None, *, model: str | None = None
+    medium: Upload,
+    depth_scale: float | str | None = None,
+    *,
+    model: str | None = None,
+    read: bool = True,
 ) -> Call[wire.MediaObject]:
-    """Store a medium, so that a question can name its id. The server decodes and reports on it."""
+    """Store a medium, so that a question can name its id. The server decodes and reports on it;
+    without ``read``, it recognises text and speech when they are first needed."""
     fields: list[Field] = [(medium.kind, medium)]
     fields += [] if depth_scale is None else [("depth_scale", str(depth_scale))]
     fields += [] if model is None else [("model", model)]
+    fields += [] if read else [("read", "false")]
     return Call("POST", "/v1/media", read_as(wire.MediaObject), form=fields)
 
 

@@ -327,6 +327,11 @@ class MediaFields(BaseModel):
     model: str | None = Field(
         None, description="the served model whose tokens are counted; the first one by default"
     )
+    read: bool = Field(
+        True,
+        description="false: text and speech in it are recognised, and their tokens counted, when "
+        "it is first asked about or estimated",
+    )
 
 
 _UPLOAD: dict[str, Any] = {
@@ -373,7 +378,7 @@ async def upload(request: Request, client: CurrentClient) -> MediaObject:
         fields = validated(MediaFields, texts)
         file = replace(parts[0], depth_scale=fields.depth_scale)
         host = await client.use(stack, fields.model)
-        report = await client.connected(host.inspect(file, client.tenant))
+        report = await client.connected(host.inspect(file, client.tenant, read=fields.read))
         assert file.path is not None  # where the upload was written
         record = await client.service.media.add(
             client.tenant,

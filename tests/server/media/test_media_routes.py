@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.server.conftest import Start
 from tests.server.support.running import error_of
+from tests.support.fakes import FakeAssistant
 
 
 def upload(
@@ -32,6 +34,15 @@ def test_what_was_uploaded_comes_back_byte_for_byte(client: httpx.Client) -> Non
     assert response.content == data
     part = client.get(f"{url}/content", headers={"range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, data[10:20])
+
+
+def test_an_upload_is_read_at_once_or_when_it_is_asked_about(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    upload(client, "image", "a.png", b"a")
+    media = f"media:{upload(client, 'image', 'b.png', b'b', read='false')['id']}"
+    client.post("/v1/estimate", data={"message": "?", "image": media}).raise_for_status()
+    assert assistant.read == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,7 @@ def test_no_browser_runs_what_was_uploaded(client: httpx.Client, data: bytes, mi
         ([("image", b"a")], {"ttl_s": "0"}, 400, "ttl_s: .*got '0'"),
         ([("image", b"a")], {"ttl_s": "60323968491780685824"}, 400, "ttl_s: .*less than"),
         ([("image", b"a")], {"ttl_s": "soon"}, 400, "ttl_s: "),
+        ([("image", b"a")], {"read": "later"}, 400, "read: "),
         ([("image", b"a")], {"depth_scale": "nan"}, 400, "depth_scale: "),
         ([("image", b"a")], {"colour": "red"}, 400, "unknown field 'colour'"),
         ([("ttl_s", b"5")], {}, 400, "ttl_s: expected text, got a file"),

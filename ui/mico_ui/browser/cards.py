@@ -255,7 +255,9 @@ class MediaDesk:
             kinds = kinds_of(opened.read(formats.HEAD_BYTES), file.name)
         kinds = file.readable(kinds, visitor.model)
         upload = Upload(file.kind or kinds[0], file.path, file.name)
-        stored = await visitor.send(self.api, routes.upload(upload, model=visitor.model or None))
+        # What is written or said in it comes with the estimate of the question, or the answer.
+        call = routes.upload(upload, model=visitor.model or None, read=False)
+        stored = await visitor.send(self.api, call)
         card = await self._card(visitor, stored.id, report_of(stored), file.path)
         made = self.previewer.kept(visitor.user, stored.id, report_of(stored))
         never = () if made is None else made.never
@@ -308,6 +310,13 @@ class MediaDesk:
             spoken=describe.joined(report.spoken or ()),
             **report.model_dump(include={"kind", "name", "tokens"}),
         )
+
+    def own_cards(
+        self, visitor: Visitor, media: Sequence[MediumId], reports: Sequence[MediaReport]
+    ) -> tuple[Card, ...]:
+        """The cards of a question's own media, of which the last reports are."""
+        own = zip(media, reports[len(reports) - len(media) :], strict=False)
+        return tuple(self.kept(visitor, shown.id, report) for shown, report in own)
 
     def cards(
         self, visitor: Visitor, media: Sequence[ShownMedium], reports: Sequence[MediaReport]

@@ -55,6 +55,12 @@ MAX_COMPARED = 24  # media, and sentences, at once
 EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
 
 
+class Cost(Estimate):
+    """The cost of a question without the reports of its media, of which there are ``cards``."""
+
+    cards: tuple[Card, ...]
+
+
 class ExampleFile(Frozen):
     kind: Kind
     file: str
@@ -168,8 +174,11 @@ class Page:
         self.keep_file(str(path))
         return f"gradio_api/file={quote(str(path))}"
 
-    async def estimate(self, visitor: Visitor, asked: PageQuestion) -> Estimate:
-        return await visitor.send(self.api, routes.estimate(asked.for_server(visitor)))
+    async def estimate(self, visitor: Visitor, asked: PageQuestion) -> Cost:
+        """What the answer would cost, and the cards of the question's media: all that was read."""
+        cost = await visitor.send(self.api, routes.estimate(asked.for_server(visitor)))
+        cards = self.desk.own_cards(visitor, asked.media, cost.media)
+        return Cost(cards=cards, **cost.model_dump(exclude={"media"}))
 
     async def conversations(
         self,
@@ -329,7 +338,7 @@ class Page:
                 raise ApiError(f"{chat.title}: the file of {medium.name} is missing", status=415)
             data = base64.b64decode(chat.files[medium.id], validate=True)
             upload = Upload(medium.kind, data, medium.name)
-            ids[medium.id] = (await visitor.send(self.api, routes.upload(upload))).id
+            ids[medium.id] = (await visitor.send(self.api, routes.upload(upload, read=False))).id
         exported = chat.model_dump(mode="json", exclude={"files"})
         for turn in exported["turns"]:
             turn["media"] = [{**medium, "id": ids[medium["id"]]} for medium in turn["media"]]

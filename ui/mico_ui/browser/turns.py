@@ -324,12 +324,7 @@ class Answers:
                         thoughts += event.reasoning_content
                         answer.show(state="answering", answer=text, thoughts=thoughts)
                         continue
-                    # The last reports are those of the question's own media.
-                    own = event.media[len(event.media) - len(question.media) :]
-                    cards = tuple(
-                        self.desk.kept(visitor, shown.id, report)
-                        for shown, report in zip(question.media, own, strict=False)
-                    )
+                    cards = self.desk.own_cards(visitor, question.media, event.media)
                     changes = {"media": cards, "sampled": sampled, "media_total": len(event.media)}
                     changes |= event.model_dump(include={"conversation_id", "turn"})
                     if isinstance(event, ChatResponse):

@@ -144,6 +144,18 @@
       (next?.element.lastChild || this.list.closest("form, .drop").querySelector("textarea, button")).focus();
     }
 
+    // What was read in media after they were attached, which may take long.
+    learn(cards) {
+      for (const item of this.items) {
+        const found = cards.find((card) => card.id === item.card?.id);
+        if (!found || (found.tokens === item.card.tokens && found.spoken === item.card.spoken)) continue;
+        const { tokens, spoken, facts, cut } = found;
+        Object.assign(item.card, { tokens, spoken, facts, cut });
+        item.drawn = null;
+      }
+      if (this.items.some((item) => item.card && !item.drawn)) this.draw();
+    }
+
     take() {
       const cards = this.cards;
       this.items = [];
@@ -157,7 +169,11 @@
       for (const item of this.items) {
         if (item.element && item.drawn === item.card) continue;
         const chip = this.chip(item);
-        if (item.element) item.element.replaceWith(chip);
+        if (item.element) {
+          const focused = item.element.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+          item.element.replaceWith(chip);
+          if (focused) chip.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+        }
         else {
           this.list.append(chip);
           this.list.scrollTop = this.list.scrollHeight;

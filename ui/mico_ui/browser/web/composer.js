@@ -170,6 +170,7 @@
     try {
       const media = attachments.cards.map(({ id, kind }) => ({ id, kind }));
       const cost = await mico.call("estimate", { asked: { ask: "estimate", message, media, ...mico.place() } });
+      attachments.learn(cost.cards);
       const percent = Math.min(100, Math.ceil((100 * (cost.prompt_tokens + cost.max_tokens)) / cost.context_length));
       const words = `${cost.prompt_tokens} tokens + up to ${cost.max_tokens} of ${cost.context_length}`;
       meter.replaceChildren(el("span", { class: `fill${cost.fits ? "" : " over"}`, "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })), el("span", {}, cost.fits ? words + (cost.turns_left_out ? `; without the ${cost.turns_left_out} oldest of the chat` : "") : `${words}: too long. Start a new chat, or lower the longest answer in Settings.`));
