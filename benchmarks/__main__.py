@@ -41,6 +41,7 @@ NAMES = {
     "real-media": "benchmarks.model.real_media:measure",
     "speed": "benchmarks.engines.speed:measure",
     "summary": "benchmarks.summary:write",
+    "talk": "benchmarks.service.talk:measure",
     "teach": "benchmarks.model.teach:measure",
     "training": "benchmarks.data.training:measure",
     "training-data": "benchmarks.data.training_data:measure",
