@@ -129,7 +129,13 @@ def mini(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def microphone() -> list[str]:
+    """A browser's arguments that say what is heard: without them, beeps."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def chromium(microphone: list[str]) -> Iterator[Browser]:
     """A browser with a camera and a microphone; without one the test is skipped, but not in CI.
 
     It ends with the module: while Playwright runs, no other test of this thread can run a loop.
@@ -142,7 +148,7 @@ def chromium() -> Iterator[Browser]:
         pytest.skip(reason)
     from playwright.sync_api import expect, sync_playwright
 
-    media = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    media = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", *microphone]
     with sync_playwright() as playwright:
         expect.set_options(timeout=300_000)  # a busy machine answers slowly
         browser = playwright.chromium.launch(

@@ -80,16 +80,25 @@ class MiniSite(Command):
         super().__init__(folder, ready, "--api-port", port, "--data-dir", str(data))
 
 
+QUIET: dict[str, Any] = {"log_level": "warning", "timeout_graceful_shutdown": 1}
+
+
 class FakeServer:
     """A service with fake assistants, whose process a test may kill and start again.
 
-    ``models`` has the kinds of media that each of them reads, by its name.
+    ``models`` has the kinds of media that each of them reads, by its name, and ``listeners`` makes
+    the listeners of those that listen.
 
     The process is forked from one that has imported everything, so that it starts at once.
     """
 
-    def __init__(self, folder: Path, models: Mapping[str, Sequence[Kind]] | None = None) -> None:
-        self._models = models or {"fake": KINDS}
+    def __init__(
+        self,
+        folder: Path,
+        models: Mapping[str, Sequence[Kind]] | None = None,
+        listeners: Mapping[str, Callable[[], Any]] | None = None,
+    ) -> None:
+        self._models, self._listeners = models or {"fake": KINDS}, listeners or {}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["mico_server.app", "tests.support.fakes"])
         self._folder = folder
@@ -99,9 +108,8 @@ class FakeServer:
         self.start()
 
     def start(self) -> None:
-        self._process: BaseProcess = self._context.Process(
-            target=_serve, args=(self._port, self._folder, self._words, self._models)
-        )
+        what = (self._port, self._folder, self._words, self._models, self._listeners)
+        self._process: BaseProcess = self._context.Process(target=_serve, args=what)
         self._process.start()
         try:
             wait_for(f"{self.url}/health/ready", self._process.is_alive)
@@ -124,11 +132,19 @@ class FakeServer:
         self._words.value = words
 
 
-def _serve(port: int, folder: Path, words: Any, models: Mapping[str, Sequence[Kind]]) -> None:
+def _serve(
+    port: int,
+    folder: Path,
+    words: Any,
+    models: Mapping[str, Sequence[Kind]],
+    listeners: Mapping[str, Callable[[], Any]],
+) -> None:
     """Serve fake assistants; the real decoder decodes the media."""
 
     def load(name: str) -> FakeAssistant:
-        assistant = FakeAssistant(allowed=lambda: float(words.value), decoder=decoder)
+        listener = listeners[name]() if name in listeners else None
+        allowed = partial(getattr, words, "value")
+        assistant = FakeAssistant(allowed=allowed, decoder=decoder, listener=listener)
         assistant.name, assistant.reads = name, tuple(models[name])
         assistant.encoder.depths = WALL
         return assistant
@@ -139,4 +155,4 @@ def _serve(port: int, folder: Path, words: Any, models: Mapping[str, Sequence[Ki
             for name, kinds in models.items()
         ]
         app = create_app(sources, ServerSettings(data_dir=folder))
-        uvicorn.run(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.run(app, port=port, ws="websockets-sansio", **QUIET)

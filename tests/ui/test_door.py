@@ -20,6 +20,7 @@ from mico_ui.browser.app import create_app
 from mico_ui.browser.cards import MediaDesk, Previewer
 from mico_ui.browser.door import CALL, UPLOAD
 from mico_ui.browser.page import Page
+from mico_ui.browser.talk import IN_PROTOCOL
 from mico_ui.browser.turns import ENDED, Answers, PageQuestion
 from mico_ui.browser.visitor import Access, Visitor
 from mico_ui.client import Client
@@ -28,6 +29,7 @@ from tests.ui.conftest import EXAMPLES
 from tests.ui.test_page import ME
 
 SITE = "http://127.0.0.1:7860"
+TALKS = "ws://127.0.0.1:7860/talk"
 AS_ME = {"origin": SITE, "x-mico-user": ME["user"]}
 SECRET = b"nobody may read this"
 FORM = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n%s\r\n--b--\r\n'
@@ -134,6 +136,43 @@ def test_only_the_pages_own_requests_are_answered(
         check(browser, [("a.example", "", None, 403), *foreign])
     with pytest.raises(ConfigError, match=r"'chat\.example' is no origin.*--origin"):
         page(client, origins=["chat.example"])
+
+
+def secret(browser: TestClient) -> list[str]:
+    given = call(browser, "talk", headers=AS_ME).json()["value"]
+    return ["realtime", f"{IN_PROTOCOL}{given}"]
+
+
+def test_a_browser_talks_with_the_server(browser: TestClient) -> None:
+    protocols = secret(browser)
+    with browser.websocket_connect(TALKS, protocols, headers={"origin": SITE}) as socket:
+        assert socket.accepted_subprotocol == "realtime"
+        begun = socket.receive_json()
+        assert (begun["type"], begun["session"]["model"]) == ("session.created", "fake")
+        assert begun["session"]["audio"]["input"]["transcription"]
+        socket.send_bytes(b"\xff")
+        assert "bytes came" in socket.receive_json()["error"]["message"]
+    for given, reason in (
+        ([], "needs the secret"),
+        ([*protocols, f"{IN_PROTOCOL}another"], "needs the secret"),
+        (["realtime", f"{IN_PROTOCOL}wrong"], "not valid here"),
+    ):
+        with browser.websocket_connect(TALKS, given, headers={"origin": SITE}) as socket:
+            told = socket.receive_json()
+            assert told["type"] == "error"
+            assert reason in told["error"]["message"]
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_json()
+            assert closed.value.code == 1008
+    for origin in ("http://a.example", "null"):
+        with (
+            pytest.raises(WebSocketDisconnect) as closed,
+            browser.websocket_connect(TALKS, protocols, headers={"origin": origin}),
+        ):
+            pass
+        assert (closed.value.code, "may not use" in closed.value.reason) == (1008, True)
+    with pytest.raises(WebSocketDisconnect, match="no WebSocket at '/queue'"):
+        browser.websocket_connect(TALKS.replace("talk", "queue"), protocols).__enter__()
 
 
 def test_gradios_other_routes_are_closed(browser: TestClient) -> None:

@@ -567,7 +567,7 @@ def test_no_state_of_the_page_has_a_barrier(
     chat.page.evaluate("void mico.confirm('Delete it?', 'Delete')")
     check("a question of the page", "dialog.confirm")
     chat.page.keyboard.press("Escape")
-    for name in ("settings", "help", "camera", "viewer"):
+    for name in ("settings", "help", "camera", "viewer", "talk"):
         chat.page.evaluate(f"document.querySelector('dialog.{name}').showModal()")
         check(name, f"dialog.{name}")
         chat.page.evaluate(f"document.querySelector('dialog.{name}').close()")

@@ -16,6 +16,8 @@ from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from mico_chat import wire
 from mico_chat.wire import ChatEvent
@@ -133,6 +135,35 @@ class AsyncClient:
                     await response.aread()
                     _check(response)
             yield self._events(response)
+
+    @asynccontextmanager
+    async def live(self, path: str, **params: str | None) -> AsyncIterator[ClientConnection]:
+        """A WebSocket of the server while the block runs; that it breaks off is an error."""
+        given = {name: value for name, value in params.items() if value is not None}
+        url = self._http.base_url.join(path).copy_merge_params(given)
+        how: dict[str, Any] = {"ssl": _certificates()} if url.scheme == "https" else {}
+        how |= {"proxy": None if is_local(url.host) else True}
+        # Sound in base64 does not become smaller. The server looks for itself who is still there.
+        how |= {"compression": None, "ping_interval": None}
+        sent = ("authorization", "x-mico-")
+        headers = [one for one in self._http.headers.items() if one[0].startswith(sent)]
+        address = str(url.copy_with(scheme="wss" if url.scheme == "https" else "ws"))
+        with self._errors_in_words():
+            try:
+                connection = await connect(address, additional_headers=headers, **how)
+            except InvalidStatus as error:
+                told = error.response
+                how = {"headers": list(told.headers.raw_items()), "content": bytes(told.body)}
+                _check(httpx.Response(told.status_code, request=httpx.Request("GET", url), **how))
+                raise
+            except (OSError, WebSocketException) as error:
+                raise ApiError(f"no server answers at {self.api}") from error
+        try:
+            async with connection:
+                yield connection
+        except ConnectionClosed as error:
+            reason = error.rcvd.reason if error.rcvd is not None else ""
+            raise ApiError(reason or f"the connection to {self.api} broke off") from error
 
     async def _ask(self, call: Call[None]) -> httpx.Response:
         with self._errors_in_words(), ExitStack() as files:

@@ -246,6 +246,12 @@ def speech(text: str) -> Call[bytes]:
     return Call("POST", "/v1/audio/speech", lambda response: response.content, body=body)
 
 
+def client_secret(session: Mapping[str, Any]) -> Call[str]:
+    """A secret that opens sessions of /v1/realtime for a while, with these settings."""
+    path, body = "/v1/realtime/client_secrets", {"session": dict(session)}
+    return Call("POST", path, lambda response: str(response.json()["value"]), body=body)
+
+
 def teach(
     name: str,
     examples: Sequence[Upload | MediumId],

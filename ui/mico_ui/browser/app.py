@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,7 +50,7 @@ WEB = Path(__file__).parent / "web"
 # In the order in which they build on each other; `start` is last.
 SCRIPTS = (
     *("core", "models", "cards", "attachments", "why", "teach", "aloud", "turns", "prompt"),
-    *("composer", "library", "compare", "start"),
+    *("composer", "library", "compare", "talk", "start"),
 )
 
 # The first paint has the system's colours; the user may have chosen others.
@@ -163,6 +164,10 @@ def _serve_page(app: FastAPI, component: int) -> None:
     whole = text.encode()
     packed, tag = gzip.compress(whole), f'"{hashlib.sha256(whole).hexdigest()}"'
     headers = {"etag": tag, "cache-control": "no-cache", "vary": "accept-encoding"}
+
+    @app.api_route("/ear.js", methods=["GET", "HEAD"])
+    async def ear() -> Response:  # the policy lets a page load no worklet but from a file
+        return FileResponse(WEB / "ear.js", media_type="text/javascript")
 
     @app.api_route("/", methods=["GET", "HEAD"])
     async def page(request: Request) -> Response:

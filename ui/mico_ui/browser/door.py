@@ -23,16 +23,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketClose
+from starlette.websockets import WebSocket
 
 from mico_chat.errors import ConfigError
 from mico_chat.media import MediaLimits
 from mico_ui import routes
+from mico_ui.browser.talk import REFUSED, talk
 from mico_ui.browser.turns import problem_of
 from mico_ui.browser.visitor import Access, Visitor
 from mico_ui.client import ApiError, is_local
 
-FILES = re.compile(r"/|/(favicon\.ico|robots\.txt)")
+FILES = re.compile(r"/|/(favicon\.ico|robots\.txt|ear\.js)")
+TALK = "/talk"
 WRITTEN = "/gradio_api/file="  # and the path of a file that the page wrote
 CALL, UPLOAD = "/gradio_api/component_server/", "/gradio_api/upload"
 
@@ -150,7 +152,7 @@ class Door:
         if scope["type"] == "http":
             await self._http({**scope, "query_string": b""}, receive, send)  # no route reads it
         elif scope["type"] == "websocket":
-            await WebSocketClose(1008)(scope, receive, send)
+            await self._socket(WebSocket(scope, receive, send))
         else:
             await self.app(scope, receive, send)
 
@@ -171,6 +173,16 @@ class Door:
             told = {"detail": str(error), "problem": problem_of(error).model_dump(mode="json")}
             app = JSONResponse(told, error.status or 502, {"connection": "close"})
         await app(scope, body, send)
+
+    async def _socket(self, socket: WebSocket) -> None:
+        try:
+            self._check_site(socket.headers)
+            if socket.url.path != TALK:
+                raise ApiError(f"this page has no WebSocket at {socket.url.path[:100]!r}", 404)
+        except ApiError as error:
+            await socket.close(REFUSED, str(error))
+            return
+        await talk(socket, self.api)
 
     def _check_site(self, headers: Headers) -> None:
         """Refuse the pages of other sites, also of one whose name was made to lead here."""

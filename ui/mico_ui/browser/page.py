@@ -142,7 +142,7 @@ class Page:
         answers = (self.answers.ask, self.answers.follow, self.answers.stop, self.explain)
         stored = (self.conversations, self.open, self.change, self.delete, self.delete_turns)
         versions = (self.choose, self.prefer, self.preferences, self.changes, self.bring, self.pin)
-        others = (self.teach, self.explaining, self.speak)
+        others = (self.teach, self.explaining, self.speak, self.talk)
         examples = (self.examples, self.attach_example, self.compare_example)
         return [
             _page_function(function)
@@ -271,6 +271,14 @@ class Page:
         """A text read aloud: MP3, in base64."""
         said = await visitor.send(self.api, routes.speech(text))
         return base64.b64encode(said).decode("ascii")
+
+    async def talk(self, visitor: Visitor, system: str = "") -> str:
+        """The secret of a session in real time, which tells what it has heard."""
+        session: dict[str, Any] = {"audio": {"input": {"transcription": {}}}}
+        session |= {"instructions": system} if system else {}
+        session |= {"model": visitor.model} if visitor.model else {}
+        session |= {"max_output_tokens": visitor.max_tokens} if visitor.max_tokens else {}
+        return await visitor.send(self.api, routes.client_secret(session))
 
     async def explaining(self, visitor: Visitor) -> str:
         """What the explanation of an answer waits for."""

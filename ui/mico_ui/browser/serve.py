@@ -57,6 +57,7 @@ def main(
             raise ConfigError(str(error)) from error
         shown = f"[{host}]" if ":" in host else host
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config.ws = "websockets-sansio"  # as the server's
         config.timeout_keep_alive = IDLE_S
         config.timeout_graceful_shutdown = 3  # pages keep a connection open for as long as they are
         server = uvicorn.Server(config)

@@ -231,17 +231,49 @@
     recording.start();
     return recording;
   }
-  const end = (stream) => stream.getTracks().forEach((track) => track.stop());
+  const end = (mico.endStream = (stream) => stream.getTracks().forEach((track) => track.stop()));
   let recordings = 0;
 
-  async function devices(wanted, what) {
+  const devices = (mico.devices = async function (wanted, what, advice = "Allow it in the browser, or add a file instead.") {
     try {
       return await navigator.mediaDevices.getUserMedia(wanted);
     } catch (error) {
       const reason = navigator.mediaDevices ? error.message : "a browser only allows it on https and on this machine's own address";
-      throw new mico.Problem({ message: `No ${what}: ${reason}.`, advice: "Allow it in the browser, or add a file instead.", away: false });
+      throw new mico.Problem({ message: `No ${what}: ${reason}.`, advice, away: false });
     }
-  }
+  });
+
+  // Show a camera's picture in `video`, if there is sound with its sound; `flip` is the button of
+  // another camera.
+  mico.camera = async function (video, flip, failed, sound = false) {
+    const camera = { stream: null, end: () => (camera.stream && end(camera.stream), (video.srcObject = null)) };
+    let facing = matchMedia("(pointer: coarse)").matches ? "environment" : "user"; // what is before a phone
+    const look = async () => {
+      if (camera.stream) end(camera.stream);
+      const wanted = { facingMode: { ideal: facing } };
+      const silent = () => devices({ video: wanted }, "camera");
+      camera.stream = sound ? await devices({ video: wanted, audio: true }, "camera").catch(silent) : await silent();
+      video.srcObject = camera.stream;
+    };
+    await look();
+    flip.hidden = (await navigator.mediaDevices.enumerateDevices()).filter((one) => one.kind === "videoinput").length < 2;
+    flip.disabled = false;
+    flip.onclick = async () => {
+      facing = facing === "user" ? "environment" : "user";
+      flip.disabled = true;
+      await look().catch(failed);
+      flip.disabled = false;
+    };
+    return camera;
+  };
+
+  // What a video shows at this moment.
+  mico.drawn = function (video, scale = 1) {
+    const [width, height] = [video.videoWidth, video.videoHeight].map((one) => Math.max(1, Math.round(scale * one)));
+    const canvas = el("canvas", { width, height });
+    canvas.getContext("2d").drawImage(video, 0, 0, width, height);
+    return canvas;
+  };
 
   mico.recordSound = function (button, time, attachments) {
     let recording = null;
@@ -274,42 +306,26 @@
     const [video, film] = [dialog.querySelector("video"), dialog.querySelector("[data-do=film]")];
     film.hidden = !mico.recorded("film");
     dialog.querySelector("[data-do=snap]").hidden = !mico.recorded("camera");
-    let stream, recording = null;
-    let facing = matchMedia("(pointer: coarse)").matches ? "environment" : "user"; // what is before a phone
-    const look = async () => {
-      if (stream) end(stream);
-      const wanted = { facingMode: { ideal: facing } };
-      stream = await devices({ video: wanted, audio: true }, "camera").catch(() => devices({ video: wanted }, "camera"));
-      video.srcObject = stream;
-    };
-    try {
-      await look();
-    } catch (error) {
-      mico.tell(attachments.problem, error);
-      return;
-    }
     const flip = dialog.querySelector("[data-do=flip]");
-    flip.hidden = (await navigator.mediaDevices.enumerateDevices()).filter((one) => one.kind === "videoinput").length < 2;
-    flip.onclick = async () => {
-      if (recording) return;
-      facing = facing === "user" ? "environment" : "user";
-      flip.disabled = true;
-      await look().catch((error) => mico.tell(attachments.problem, error));
-      flip.disabled = false;
-    };
+    const failed = (error) => mico.tell(attachments.problem, error);
+    let camera, recording = null;
+    try {
+      camera = await mico.camera(video, flip, failed, true);
+    } catch (error) {
+      return failed(error);
+    }
     // Esc takes nothing along.
     dialog.oncancel = () => recording && (recording.onstop = null);
     dialog.querySelector("[data-do=snap]").onclick = () => {
-      const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
-      canvas.getContext("2d").drawImage(video, 0, 0);
-      canvas.toBlob((blob) => attachments.add([new File([blob], `photo-${++recordings}.jpg`, { type: "image/jpeg" })], mico.recorded("camera")), "image/jpeg", 0.92);
+      mico.drawn(video).toBlob((blob) => attachments.add([new File([blob], `photo-${++recordings}.jpg`, { type: "image/jpeg" })], mico.recorded("camera")), "image/jpeg", 0.92);
       dialog.close();
     };
     film.textContent = "Record a video";
     let endTimer = () => undefined;
     film.onclick = () => {
       if (recording) return dialog.close();
-      recording = recorder(stream, `video-${++recordings}`, (file) => attachments.add([file], mico.recorded("film")));
+      flip.disabled = true;
+      recording = recorder(camera.stream, `video-${++recordings}`, (file) => attachments.add([file], mico.recorded("film")));
       film.textContent = "Stop and attach";
       endTimer = mico.timer(dialog.querySelector(".timer"));
     };
@@ -320,8 +336,7 @@
     dialog.addEventListener("close", () => {
       endTimer();
       if (recording && recording.state !== "inactive") recording.stop();
-      end(stream);
-      video.srcObject = null;
+      camera.end();
     }, { once: true });
     dialog.showModal();
   };

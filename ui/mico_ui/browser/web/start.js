@@ -18,6 +18,7 @@
     mico.startComposer();
     mico.startLibrary();
     mico.startCompare();
+    mico.startTalk();
     startTabs();
     startSettings();
     startKeys();
