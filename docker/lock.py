@@ -42,7 +42,7 @@ OF_TORCH = re.compile(r"torch|torchvision|triton|(cuda|nvidia)-.*")
 UNBOUND = re.compile(rf"({OF_TORCH.pattern}|pip|setuptools)==")
 """Packages that constraints.txt leaves to PyTorch's build and to Python's environment."""
 
-ELSEWHERE = ("bench", "lmms", "vllm")
+ELSEWHERE = ("bench", "lmms", "talk", "vllm")
 """Extras that have an environment of their own, or that the tests do not install."""
 
 

@@ -67,7 +67,7 @@ with late():
     from mico_training.data.language import english
     from mico_ui import agent_tools, local_server
     from mico_ui.browser import serve as page
-    from mico_ui.terminal import start
+    from mico_ui.terminal import start, voice
     from mico_ui.terminal import teach as teaching
 
 app = typer.Typer(
@@ -273,6 +273,33 @@ def chat(
         go_on=go_on,
         model=None if api is None else model,
     )
+    if code := start.main(command):
+        raise typer.Exit(code)
+
+
+@app.command(context_settings=ALL_ARGUMENTS)
+def talk(
+    ctx: typer.Context,
+    api: str | None = typer.Option(
+        None, envvar=API, help="Address of a running server. Default: start one for this talk."
+    ),
+    key: str | None = typer.Option(None, envvar=API_KEY, help="The key for that server."),
+    go_on: bool = typer.Option(False, "--continue", help="Continue the last conversation."),
+    headphones: bool = typer.Option(
+        False, "--headphones", help="Listen while it speaks, so that speech interrupts it."
+    ),
+) -> None:
+    """Talk by microphone and loudspeaker. Enter interrupts an answer, Ctrl-C ends.
+
+    Options of `mico-chat serve` are passed on to the server that it starts.
+
+    mico-chat talk --headphones --model mini
+    """
+    check_extra("talk", "mico-chat talk", start, voice)
+    if api is not None and ctx.args:
+        raise RequestError(f"--api names a running server, but {ctx.args[0]} is for one of our own")
+    how: Any = "headphones" if headphones else "loudspeaker"
+    command = start.ChatCommand(api=api, key=key, serve=ctx.args, go_on=go_on, talk=how)
     if code := start.main(command):
         raise typer.Exit(code)
 

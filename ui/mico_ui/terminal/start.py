@@ -1,4 +1,4 @@
-"""``mico-chat chat``: with a person at a terminal, or one question in a pipe."""
+"""``mico-chat chat`` and ``talk``: with a person at a terminal, or one question in a pipe."""
 
 import os
 import sys
@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.system import PIPE_ENDED
 from mico_chat.wire import DeltaEvent, ModelInfo
 from mico_ui import routes
-from mico_ui.client import ApiError, Client
+from mico_ui.client import ApiError, AsyncClient, Client
 from mico_ui.local_server import local_server
 from mico_ui.routes import Question, Upload
 from mico_ui.terminal.screen import Screen, WordWrap, printable
@@ -26,7 +27,7 @@ from mico_ui.terminal.talk import Talk, applied, named, setting
 # One answer needs neither.
 with late():
     from mico_ui.terminal import chat as chat_commands
-    from mico_ui.terminal import prompt
+    from mico_ui.terminal import prompt, voice
 
 # By the code of a server's error: the message in place of the server's own.
 KEY_FAULTS = {
@@ -40,7 +41,7 @@ class ChatCommand:
     """The arguments of the command. Without ``api`` a server is started, with the flags ``serve``.
 
     ``settings`` are as they are written. ``model`` is one of those that ``api`` serves. ``go_on``
-    continues the last conversation.
+    continues the last conversation. With ``talk`` it is spoken, with or without headphones.
     """
 
     question: str | None = None
@@ -52,6 +53,7 @@ class ChatCommand:
     system: str | None = None
     go_on: bool = False
     model: str | None = None
+    talk: Literal["loudspeaker", "headphones"] | None = None
 
 
 def main(command: ChatCommand) -> int:
@@ -59,7 +61,9 @@ def main(command: ChatCommand) -> int:
     try:
         settings = {name: setting(name, text) for name, text in command.settings.items()}
         interactive = command.question is None and sys.stdin.isatty() and sys.stdout.isatty()
-        question = None if interactive else _question(command)
+        question = None if interactive or command.talk else _question(command)
+        if command.talk:
+            voice.check_devices()
         with ExitStack() as stack:
             progress = Screen(Console(stderr=True, highlight=False))
             api, key = command.api, command.key
@@ -69,7 +73,13 @@ def main(command: ChatCommand) -> int:
                 key = key or secret
             client = stack.enter_context(Client(api, key, home=True))
             model = named(_models(client, progress), command.model)
-            if question is not None:
+            if command.talk:
+                last = _last(client) if command.go_on else None
+                where = {"model": command.model, "conversation": last or "new"}
+                live = partial(AsyncClient, api, key, home=True)
+                screen = Screen(Console(highlight=False))
+                voice.talk(live, screen, command.talk == "headphones", **where)
+            elif question is not None:
                 _answer(client, command, settings, question)
             else:
                 _chat(client, model, command)
