@@ -55,7 +55,7 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     """``fake`` hears the same in all that is said, ``whisper`` what is said."""
-    listeners = {"fake": partial(FakeListener, ASKED), "whisper": Listener}
+    listeners: dict[str, Any] = {"fake": partial(FakeListener, ASKED), "whisper": Listener}
     models = dict.fromkeys(("fake", "whisper")[: 1 + folder().is_dir()], KINDS)
     server = FakeServer(tmp_path_factory.mktemp("talking"), models, listeners)
     yield server
