@@ -122,7 +122,10 @@ def test_from_speech_to_sound(chat: ChatPage) -> None:
     talk.state("Listening")
     chat.page.keyboard.press("Escape")  # there is nothing to interrupt
     expect(talk.dialog).to_be_hidden()
-    assert chat.page.evaluate("document.activeElement.dataset.do") == "talk"
+    assert chat.text(1) == f"[] {ASKED}"  # a chat like any other
+    expect(chat.turns.nth(0).locator(".said")).to_have_text(ASKED)
+    expect(chat.turns.nth(0).locator("figure[data-kind=audio]")).to_be_visible()
+    expect(chat.conversations).to_have_count(1)
 
 
 MICROPHONE = """() => {

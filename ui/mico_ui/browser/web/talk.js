@@ -8,6 +8,7 @@
   const INTERRUPTED = "interrupted"; // the name of events that may come when there is nothing left to stop
   const PLAIN = { audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 } };
   let dialog, captions, orb, video, now = null;
+  let stored = null; // the chat that has what was said
   const part = (name) => dialog.querySelector(`[data-do=${name}]`);
 
   mico.startTalk = function () {
@@ -35,6 +36,7 @@
   // interrupted, whose events are still on their way.
   async function begin() {
     const mine = (now = { pieces: [], unsaid: [], early: [], until: 0, muted: false, sound: new AudioContext() });
+    stored = null;
     captions.replaceChildren();
     tell(null);
     for (const name of ["watch", "look"]) part(name).hidden = !mico.recorded("camera");
@@ -52,6 +54,8 @@
       const secret = await mico.call("talk", { system: place.system || "" });
       if (now !== mine) return;
       const url = new URL("talk", location.href.replace(/^http/, "ws"));
+      url.hash = "";
+      url.searchParams.set("conversation", place.fresh ? "new" : place.conversation_id);
       const socket = (mine.socket = new WebSocket(url, ["realtime", `openai-insecure-api-key.${secret}`]));
       socket.onmessage = (event) => now === mine && take(JSON.parse(event.data));
       socket.onclose = ({ reason }) => now === mine && over(reason);
@@ -92,10 +96,11 @@
     if (event.response_id && event.response_id === now.dropped) return;
     const does = {
       "session.created": begun,
+      "conversation.created": () => (now.chat = event.conversation.id),
       "input_audio_buffer.speech_started": started,
       "input_audio_buffer.speech_stopped": stopped,
       "conversation.item.input_audio_transcription.completed": () => heard(event.transcript),
-      "response.created": () => (now.response = event.response.id),
+      "response.created": () => ([now.response, stored] = [event.response.id, now.chat]),
       "response.output_audio_transcript.delta": () => now.unsaid.push({ item: event.item_id, text: event.delta, at: Math.max(now.until, now.sound.currentTime) }),
       "response.output_audio.delta": () => play(event),
       "response.done": () => {
@@ -260,5 +265,6 @@
   function end() {
     if (now) release();
     mico.emit("list", null);
+    if (stored) mico.openConversation(stored);
   }
 })(window.mico);
