@@ -61,12 +61,20 @@ class VoiceDetector:
         return float(found.reshape(-1)[0])
 
 
-class Turn(NamedTuple):
-    """Speech began or ended at a time of the stream, with the sound of an ended turn (n,)."""
+PAUSE = 6 * WINDOW
+"""Samples of quiet, 0.19 s, after which what was said can be listened to, should the turn end."""
 
-    what: Literal["started", "stopped"]
+
+class Turn(NamedTuple):
+    """Speech began, pauses, or ended at a time of the stream, with the turn's sound so far (n,).
+
+    ``listened``: nothing was said since the last pause that was told.
+    """
+
+    what: Literal["started", "paused", "stopped"]
     at_ms: int
     sound: NDArray[np.float32] | None = None
+    listened: bool = False
 
 
 @dataclass
@@ -135,8 +143,11 @@ class Ear:
         self._quiet = 0 if spoken >= max(threshold - 0.15, 0.01) else self._quiet + WINDOW
         if 1000 * self._quiet >= RATE * self.detection.silence_ms or self.seconds >= LONGEST_S:
             rest, self._rest = self._rest, self._rest[:0]
-            yield Turn("stopped", self._ms, self.take())
+            listened = self._quiet >= PAUSE
+            yield Turn("stopped", self._ms, self.take(), listened)
             self._rest = rest
+        elif self._quiet == PAUSE:
+            yield Turn("paused", self._ms, np.concatenate(self._kept))
 
     @property
     def _ms(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
@@ -46,6 +46,8 @@ from mico_server.routes.speech import voice_of
 from mico_server.service import Client
 
 logger = logging.getLogger(__name__)
+
+_Written: TypeAlias = tuple[str, str, bool] | MicoError
 
 WATCH_S, CLOSE_S = 1.0, 5.0
 LEAST_S = 0.1  # of sound that may be committed
@@ -87,6 +89,7 @@ class RealtimeSession:
         self._resampler = self._new_resampler()
         self._item_id = new_id("item")
         self._language: str | None = None
+        self._early: asyncio.Task[_Written] | None = None  # hears what was said before a pause
         self._answering: Answering | None = None
         self._answer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -282,6 +285,11 @@ class RealtimeSession:
     async def _turn(self, turn: Turn) -> None:
         detection = self._ear.detection
         assert detection is not None
+        if turn.what == "paused":  # likely the end: what was said is known then
+            if self._early is not None:
+                self._early.cancel()
+            self._early = self._spawn(self._written(_file(turn.sound)))
+            return
         if turn.sound is None:
             self._item_id = new_id("item")
             at = {"audio_start_ms": turn.at_ms, "item_id": self._item_id}
@@ -291,7 +299,11 @@ class RealtimeSession:
             return
         at = {"audio_end_ms": turn.at_ms, "item_id": self._item_id}
         await self._say("input_audio_buffer.speech_stopped", **at)
-        kept = await self._commit(turn.sound)
+        early, self._early = self._early, None
+        if early is not None and not turn.listened:
+            early.cancel()
+            early = None
+        kept = await self._commit(turn.sound, early)
         if detection.create_response and kept.heard is not None:
             self._spawn(self._respond_to(kept.heard))
 
@@ -302,13 +314,15 @@ class RealtimeSession:
             except MicoError as error:
                 await self._say("error", error=mico_error_body(error)["error"])
 
-    async def _commit(self, sound: NDArray[np.float32]) -> Kept:
+    async def _commit(
+        self, sound: NDArray[np.float32], early: asyncio.Task[_Written] | None = None
+    ) -> Kept:
         item = Item(id=self._item_id, role="user", content=[Content(type="input_audio")])
         self._item_id = new_id("item")
         kept = Kept(item, Message("user", ()))
         await self._say("input_audio_buffer.committed", item_id=item.id)
         await self._add(kept)
-        kept.heard = self._spawn(self._hear(kept, sound, 0))
+        kept.heard = self._spawn(self._hear(kept, sound, 0, early))
         return kept
 
     async def _create(self, item: Item, after: str | None) -> None:
@@ -343,16 +357,36 @@ class RealtimeSession:
         if loaded is not None:
             _listener(loaded)
 
-    async def _hear(self, kept: Kept, sound: NDArray[np.float32], place: int) -> str:
+    async def _hear(
+        self,
+        kept: Kept,
+        sound: NDArray[np.float32],
+        place: int,
+        early: asyncio.Task[_Written] | None = None,
+    ) -> str:
         """Write a recording down; "" if nothing is said in it, which then is shown as a sound."""
-        transcribing = self.config.audio.input.transcription
-        asked = transcribing or said.Transcribing()
-        how = Listening(asked.language or self._language, asked.prompt, quick=True)
-        file = MediaFile("audio", _wav(sound), "speech.wav")
+        file = _file(sound)
         if self._chat is not None and self._chat.media:
             kept.sounds = (replace(file, heard=True),)
         name = "conversation.item.input_audio_transcription"
         told = {"item_id": kept.item.id, "content_index": place}
+        found = await (self._written(file) if early is None else early)
+        if isinstance(found, MicoError):
+            await self._say(f"{name}.failed", error=mico_error_body(found)["error"], **told)
+            return ""
+        text, self._language, shown = found
+        if shown and not text:
+            kept.read, kept.sounds = Message.user(file), ()
+        kept.item.content[place].transcript = text
+        if self.config.audio.input.transcription is not None:
+            usage = {"type": "duration", "seconds": round(len(sound) / RATE, 2)}
+            await self._say(f"{name}.completed", transcript=text, usage=usage, **told)
+        return text
+
+    async def _written(self, file: MediaFile) -> _Written:
+        """A recording's text, its language, and whether the model takes sounds; or the error."""
+        asked = self.config.audio.input.transcription or said.Transcribing()
+        how = Listening(asked.language or self._language, asked.prompt, quick=True)
         try:
             async with AsyncExitStack() as stack:
                 host = await self._client.use(stack, self.config.model)
@@ -363,17 +397,9 @@ class RealtimeSession:
                     return "".join(one.text for one in segments).strip(), found
 
                 work = host.assistant.encoder.listened(file, written, tenant=self._client.tenant)
-                text, self._language = await host.guarded(work)
-                if not text and "audio" in host.reads:
-                    kept.read, kept.sounds = Message.user(file), ()
+                return (*await host.guarded(work), "audio" in host.reads)
         except MicoError as error:
-            await self._say(f"{name}.failed", error=mico_error_body(error)["error"], **told)
-            return ""
-        kept.item.content[place].transcript = text
-        if transcribing is not None:
-            usage = {"type": "duration", "seconds": round(len(sound) / RATE, 2)}
-            await self._say(f"{name}.completed", transcript=text, usage=usage, **told)
-        return text
+            return error
 
     @property
     def _busy(self) -> bool:
@@ -444,9 +470,10 @@ def configured(session: Session, given: dict[str, Any]) -> Session:
         raise RequestError(f"session.{found}", f"session.{found.param}") from error
 
 
-def _wav(sound: NDArray[np.float32]) -> bytes:
+def _file(sound: NDArray[np.float32] | None) -> MediaFile:
+    assert sound is not None
     file = io.BytesIO()
     with wave.open(file, "wb") as written:
         written.setparams((1, 2, RATE, 0, "NONE", ""))
         written.writeframes(pcm16(sound))
-    return file.getvalue()
+    return MediaFile("audio", file.getvalue(), "speech.wav")

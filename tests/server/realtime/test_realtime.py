@@ -159,6 +159,29 @@ def test_turns_are_found(start: Start, assistant: FakeAssistant, form: Any) -> N
     assert texts_of(assistant)[-1] == ("user", ASKED)
 
 
+def test_speech_is_written_down_before_its_turn_ends(start: Start) -> None:
+    """In each pause; of a turn that goes on it is written down again, whole."""
+    listener = FakeListener(ASKED)
+    with talking(start(FakeAssistant(listener=listener))) as talk:
+        slow = {"type": "server_vad", "silence_duration_ms": 2000}
+        talk.update(audio={"input": {"transcription": {}, "turn_detection": slow}})
+        talk.speak(speech(quiet_s=0.6))
+        until(lambda: len(listener.asked) == 1)
+        talk.speak(speech(quiet_s=0.6))
+        until(lambda: len(listener.asked) == 2)
+        talk.speak(to_raw(np.zeros(24_000 * 2, np.float32), "audio/pcm"))
+        events = [one.type for one in talk.until("response.done")]
+        assert events.count("input_audio_buffer.speech_stopped") == 1
+        assert events.count("conversation.item.input_audio_transcription.completed") == 1
+        assert len(listener.asked) == 2
+        # A turn that ends before a pause counts as one is heard as it ends.
+        quick = {"type": "server_vad", "silence_duration_ms": 100}
+        talk.update(audio={"input": {"turn_detection": quick}})
+        talk.speak(speech("Hello."))
+        talk.until("conversation.item.input_audio_transcription.completed", "response.done")
+        assert len(listener.asked) == 3
+
+
 def test_silence_is_no_turn(start: Start, assistant: FakeAssistant) -> None:
     with talking(start(assistant)) as talk:
         noise = np.random.default_rng(0).normal(0, 0.003, 24_000 * 20).astype(np.float32)
