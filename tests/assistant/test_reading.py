@@ -399,6 +399,27 @@ def test_the_weights_are_joined_and_checked(monkeypatch: pytest.MonkeyPatch, cac
     assert sorted(file.name for file in speech.folder().iterdir()) == sorted(digests)
 
 
+def test_another_listener(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:
+    faster_whisper = pytest.importorskip("faster_whisper", reason="mico-chat[reads]")
+    speech.base_folder().mkdir(parents=True)
+    monkeypatch.setenv("MICO_SPEECH_MODEL", str(tmp_path))
+    assert speech.fetch() == tmp_path
+    monkeypatch.setenv("MICO_SPEECH_MODEL", "enormous")
+    with pytest.raises(ModelError, match=r"MICO_SPEECH_MODEL: enormous: .*one of: tiny"):
+        speech.fetch()
+    with pytest.raises(ModelError, match="run `mico-chat setup`"):
+        installed_reader(True)
+
+    def download(name: str, output_dir: str) -> None:
+        (Path(output_dir) / "model.bin").write_text(name)
+
+    monkeypatch.setattr(faster_whisper, "download_model", download)
+    monkeypatch.setenv("MICO_SPEECH_MODEL", "somebody/whisper-of-theirs")
+    assert (speech.fetch() / "model.bin").read_text() == "somebody/whisper-of-theirs"
+    assert speech.folder().parent == speech.base_folder().parent
+    assert installed_reader() is not None
+
+
 @pytest.fixture(scope="module")
 def pictures() -> PictureReader:
     pytest.importorskip("rapidocr", reason="pip install 'mico-chat[reads]'")
