@@ -5,6 +5,7 @@ python -m docs.screenshots.take               # needs Debian's chromium
 
 import os
 import shutil
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from mico_ui.browser.visitor import Access
 from mico_ui.local_server import local_server
 from tests.server.support.running import live
 from tests.ui.live import FakeServer
+from tests.ui.test_talk_in_browser import MICROPHONE, speech
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER.parents[1] / "ui" / "mico_ui" / "examples"
@@ -48,6 +50,7 @@ def main() -> None:
         with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
             example(shown, "Which way is the dragon going?")
             take(shown, "phone-dark")
+        talking(browser, url)
         several_models(browser)
         browser.close()
 
@@ -75,6 +78,32 @@ def several_models(browser: Browser) -> None:
                         take(shown, f"{prefix}attach-menu")
         finally:
             server.kill()
+
+
+CAMERA = """async (photo) => {
+    const picture = Object.assign(new Image(), { src: photo });
+    await picture.decode();
+    const canvas = Object.assign(document.createElement("canvas"), { width: 640, height: 427 });
+    const ask = navigator.mediaDevices.getUserMedia;
+    setInterval(() => canvas.getContext("2d").drawImage(picture, 0, 0, 640, 427), 100);
+    navigator.mediaDevices.getUserMedia = (wanted) =>
+        wanted.audio ? ask(wanted) : Promise.resolve(canvas.captureStream(10));
+}"""
+
+
+def talking(browser: Browser, url: str) -> None:
+    """A question that is spoken, about what the camera sees."""
+    photo = b64encode((EXAMPLES / "coffee.jpg").read_bytes()).decode()
+    with page(browser, url) as shown:
+        shown.evaluate(MICROPHONE)
+        shown.evaluate(CAMERA, f"data:image/jpeg;base64,{photo}")
+        shown.get_by_role("button", name="Talk", exact=True).click()
+        expect(shown.locator(".state")).to_have_text("Listening", timeout=WAIT_MS)
+        shown.get_by_role("button", name="Use the camera").click()
+        shown.evaluate("sound => speak(sound)", b64encode(speech("What is it?")).decode())
+        expect(shown.locator(".captions .it")).to_be_visible(timeout=WAIT_MS)
+        expect(shown.locator(".state")).to_have_text("Listening", timeout=WAIT_MS)
+        take(shown, "talk")
 
 
 def choose(shown: Page, model: str) -> None:

@@ -152,12 +152,16 @@ def test_a_browser_talks_with_the_server(browser: TestClient) -> None:
         assert begun["session"]["audio"]["input"]["transcription"]
         socket.send_bytes(b"\xff")
         assert "bytes came" in socket.receive_json()["error"]["message"]
-    for given, reason in (
-        ([], "needs the secret"),
-        ([*protocols, f"{IN_PROTOCOL}another"], "needs the secret"),
-        (["realtime", f"{IN_PROTOCOL}wrong"], "not valid here"),
+    for given, where, reason in (
+        ([], "", "needs the secret"),
+        ([*protocols, f"{IN_PROTOCOL}another"], "", "needs the secret"),
+        (["realtime", f"{IN_PROTOCOL}wrong"], "", "not valid here"),
+        (protocols, "?conversation=conv-0", "conv-0"),
+        (protocols, "?store_media=perhaps", "store_media: 'perhaps'"),
     ):
-        with browser.websocket_connect(TALKS, given, headers={"origin": SITE}) as socket:
+        with browser.websocket_connect(
+            f"{TALKS}{where}", given, headers={"origin": SITE}
+        ) as socket:
             told = socket.receive_json()
             assert told["type"] == "error"
             assert reason in told["error"]["message"]

@@ -160,6 +160,13 @@ def test_it_sees_is_interrupted_and_muted(
     chat = open_page(color_scheme=scheme, **size)
     page = chat.page
     page.evaluate(MICROPHONE)
+    if size is PHONE:
+        chat.press("Conversations")
+    chat.press("Settings")
+    page.get_by_label("What is said and seen in Talk").select_option("false" if size else "true")
+    chat.press("Done")
+    if size is PHONE:
+        chat.press("Close the list")
     talk = Talk(chat)
     talk.state("Listening")
     assert page.evaluate("wanted.audio.echoCancellation") is True
@@ -208,6 +215,8 @@ def test_it_sees_is_interrupted_and_muted(
     expect(muted).to_have_attribute("aria-pressed", "true")
     talk.press("End")
     expect(talk.dialog).to_be_hidden()
+    expect(chat.turns.nth(0).locator(".said")).to_have_text(ASKED)
+    expect(chat.turns.nth(0).locator("figure.card")).to_have_count(0 if size else 2)
 
 
 def test_a_page_that_cannot_listen_says_so(chat: ChatPage, server: FakeServer) -> None:

@@ -28,10 +28,10 @@ async def talk(socket: WebSocket, api: str) -> None:
             raise ApiError("a session needs the secret that the page gives", 401)
         # A browser's own rights are in its secret: without a good one, it has none.
         secret = secrets[0].removeprefix(IN_PROTOCOL)
-        conversation = socket.query_params.get("conversation")
+        where = {name: socket.query_params.get(name) for name in ("conversation", "store_media")}
         async with (
             AsyncClient(api, secret, require_key=True) as client,
-            client.live("/v1/realtime", conversation=conversation) as there,
+            client.live("/v1/realtime", **where) as there,
         ):
             await _join(socket, there)
     except WebSocketDisconnect:

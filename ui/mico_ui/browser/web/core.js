@@ -81,7 +81,7 @@ window.mico = { parts: [] };
   const user = read("mico-user", null) || newUser();
   mico.keep("mico-user", user);
   // null: the model's own.
-  const DEFAULTS = { key: "", temperature: 0, max_tokens: null, top_p: null, repetition_penalty: null, seed: null, system: "", theme: "system", model: "", second: "" };
+  const DEFAULTS = { key: "", temperature: 0, max_tokens: null, top_p: null, repetition_penalty: null, seed: null, system: "", recordings: "true", theme: "system", model: "", second: "" };
   mico.settings = { ...DEFAULTS, ...read("mico-settings", {}) };
   mico.chosen = ""; // the model that is asked; empty where the server has one
   mico.profile = () => ({ ...mico.settings, model: mico.chosen, user });

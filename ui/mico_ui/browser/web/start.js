@@ -166,7 +166,7 @@
     const number = ({ value, validity }, old) => (!validity.valid ? old : value === "" ? null : Number(value));
     // Opens at one of its fields, if that is named.
     mico.openSettings = (field) => {
-      for (const name of ["temperature", "system", "key", "theme", ...numbers]) form.elements[name].value = mico.settings[name] ?? "";
+      for (const name of ["temperature", "system", "key", "recordings", "theme", ...numbers]) form.elements[name].value = mico.settings[name] ?? "";
       for (const name of ["max_tokens", "top_p", "repetition_penalty", "system"]) form.elements[name].placeholder = ownWords(mico.model()?.defaults?.[name]);
       show();
       dialog.showModal();
@@ -186,6 +186,7 @@
         ...Object.fromEntries(numbers.map((name) => [name, number(form.elements[name], mico.settings[name])])),
         system: value("system"),
         key: value("key").trim(),
+        recordings: value("recordings"),
         theme: value("theme"),
       };
       mico.keep("mico-settings", mico.settings);

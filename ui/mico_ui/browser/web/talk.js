@@ -54,8 +54,7 @@
       const secret = await mico.call("talk", { system: place.system || "" });
       if (now !== mine) return;
       const url = new URL("talk", location.href.replace(/^http/, "ws"));
-      url.hash = "";
-      url.searchParams.set("conversation", place.fresh ? "new" : place.conversation_id);
+      url.search = new URLSearchParams({ conversation: place.fresh ? "new" : place.conversation_id, store_media: mico.settings.recordings });
       const socket = (mine.socket = new WebSocket(url, ["realtime", `openai-insecure-api-key.${secret}`]));
       socket.onmessage = (event) => now === mine && take(JSON.parse(event.data));
       socket.onclose = ({ reason }) => now === mine && over(reason);
