@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
 Status = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
 Most = Annotated[int, Field(ge=1)] | Literal["inf"]
-Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 def new_id(kind: str) -> str:
@@ -85,8 +84,9 @@ class Session(_Strict):
     output_modalities: Modalities = ["audio"]
     instructions: str = ""
     audio: AudioConfig = AudioConfig()
-    tools: Nothing = []
+    tools: list[Any] = []
     tool_choice: Any = "auto"
+    parallel_tool_calls: bool = True
     max_output_tokens: Most = "inf"
     expires_at: int | None = None
     tracing: Any = None
@@ -121,15 +121,34 @@ class Content(BaseModel):
     audio: str | None = None
 
 
+_NEEDED = {
+    "message": ("role",),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+}
+
+
 class Item(_Strict):
-    """A message. Sounds and pictures are left out where it is sent to the client."""
+    """A message, a call of a tool (``arguments`` is JSON), or its ``output``. Sounds and pictures
+    are left out where it is sent to the client."""
 
     id: Annotated[str, Field(max_length=64)] = Field(default_factory=lambda: new_id("item"))
     object: Literal["realtime.item"] = "realtime.item"
-    type: Literal["message"] = "message"
+    type: Literal["message", "function_call", "function_call_output"] = "message"
     status: Status = "completed"
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant"] | None = None
     content: Annotated[list[Content], Field(max_length=64)] = []
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name in _NEEDED[self.type]:
+            if getattr(self, name) is None:
+                raise ValueError(f"an item {self.type} needs the field {name}")
+        return self
 
 
 class ResponseOptions(_Strict):
@@ -142,8 +161,9 @@ class ResponseOptions(_Strict):
     max_output_tokens: Most | None = None
     input: Annotated[list[dict[str, Any]], Field(max_length=256)] | None = None
     metadata: dict[str, str] | None = None
-    tools: Nothing | None = None
+    tools: list[Any] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
 
 
 class Response(_Strict):
@@ -233,6 +253,9 @@ class ServerEvent(_Strict):
     output_index: int | None = None
     content_index: int | None = None
     part: Content | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
     delta: str | None = None
     text: str | None = None
     transcript: str | None = None

@@ -155,6 +155,8 @@ class ChatTurn(Question):
             form = replace(form, media=tuple(media))
         self._form, self._earlier = form, earlier
         self._kept: NewTurn | None = None  # the turn with its answer
+        self._said = ""  # of the answer, before the question was set aside
+        self.aside: tuple[str, int, NewTurn] | None = None
         self._waiting: tuple[str, int, NewTurn] | None = None  # a stored turn without an answer
         self._former: int | None = None  # the conversation's last turn before it
         self._saving: asyncio.Task[None] | None = None
@@ -322,9 +324,13 @@ class ChatTurn(Question):
         """Whether the turn stays at the end."""
         return self._waiting is None
 
-    def keep_question(self) -> None:
-        """Let the question stay, though no word answers it."""
-        self._waiting = None
+    def set_aside(self, said: str = "") -> None:
+        """Let the question stay without an answer; that of who goes on begins with ``said``."""
+        self._said += said
+        self.aside, self._waiting = self._waiting, None
+
+    def go_on(self) -> None:
+        self._waiting, self.aside = self.aside, None
 
     @property
     def cut(self) -> Callable[[str], Awaitable[None]] | None:
@@ -332,7 +338,9 @@ class ChatTurn(Question):
         if self._kept is None or self.conversation_id is None or self.number is None:
             return None
         cut = self._service.conversations.cut_answer
-        return partial(cut, self.conversation_id, self.number, self._kept)
+        kept = partial(cut, self.conversation_id, self.number, self._kept)
+        said = self._said
+        return lambda text: kept(said + text)
 
     def keep_so_far(self, text: Callable[[], str]) -> None:
         """Keep the text so far soon, in case that the process is killed before the answer ends."""
@@ -344,7 +352,7 @@ class ChatTurn(Question):
         if self._waiting is None:
             return
         try:
-            await self._service.conversations.answer_so_far(*self._waiting, text())
+            await self._service.conversations.answer_so_far(*self._waiting, self._said + text())
         except MicoError as error:
             logger.warning("a part of an answer is not kept: %s", error)
 
@@ -362,6 +370,7 @@ class ChatTurn(Question):
         for file in reversed(self._form.media):
             unseen = file.heard or not left
             own.append(MediaReport(name=file.name, kind=file.kind) if unseen else left.pop())
+        said["answer"] = self._said + said["answer"]
         turn = self._kept = replace(turn, reports=own[::-1], **said)
         system = self._form.fields.system
         former = system if self._earlier is None else self._earlier.system

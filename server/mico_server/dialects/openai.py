@@ -16,6 +16,7 @@ from mico_server.answering import Question, RequestBody
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.host import ModelHost
 from mico_server.routes.bodies import Metadata
+from mico_server.settings import ServerSettings
 
 
 class OpenAIBody(RequestBody):
@@ -59,10 +60,7 @@ class OpenAIQuestion(Question):
     async def prepare(self, host: ModelHost, reader: MediaReader) -> None:
         if self._tools:
             host.assistant.check_tools()
-        size = len(json.dumps(self._tools)) if self._tools else 0
-        if size > (most := reader.service.settings.max_text_bytes):
-            limit = f"over the limit of {most} (MICO_SERVER_MAX_TEXT_BYTES)"
-            raise LimitError("tools", f"{size} bytes, {limit}")
+        check_size(self._tools, reader.service.settings)
         tools = read_tool_use(self._tools, self._choice, parallel=self._parallel, flat=self.flat)
         form = self.ask.options.form
         if tools.chosen and form is not None:
@@ -73,6 +71,13 @@ class OpenAIQuestion(Question):
             )
         self.ask = replace(self.ask, tools=tools)
         await super().prepare(host, reader)
+
+
+def check_size(tools: list[Any] | None, settings: ServerSettings) -> None:
+    size = len(json.dumps(tools)) if tools else 0
+    if size > (most := settings.max_text_bytes):
+        limit = f"over the limit of {most} (MICO_SERVER_MAX_TEXT_BYTES)"
+        raise LimitError("tools", f"{size} bytes, {limit}")
 
 
 def json_schema_of(

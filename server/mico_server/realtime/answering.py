@@ -19,10 +19,12 @@ from mico_chat.speech.events import Content, Item, Response, Session
 from mico_chat.speech.hearing import Resampler
 from mico_chat.speech.sound import RATES, to_raw
 from mico_chat.speech.speakable import Sentences
+from mico_chat.tools import CallPiece, read_tool_use
 from mico_chat.wire import Usage
 from mico_server.dialects.chat import ChatTurn
+from mico_server.dialects.openai import check_size
 from mico_server.http.errors import mico_error_body
-from mico_server.realtime.conversation import Kept
+from mico_server.realtime.conversation import Kept, called
 from mico_server.routes.speech import in_thread
 from mico_server.service import Client
 
@@ -53,13 +55,15 @@ class Answering:
         self.response = response
         self.reason: str | None = None
         self.kept = Kept(Item(role="assistant", status="in_progress"), Message.assistant())
-        self._place = {"response_id": response.id, "item_id": self.kept.item.id}
         self._text = self._spoken = ""
         self._gathered = GatheredAnswer(1)
         self._usage: Usage | None = None
         self._finish = "stop"
         self._begun = self._mute = False
-        self._thoughts: asyncio.Queue[str | None] = asyncio.Queue()
+        self._thoughts: asyncio.Queue[str | CallPiece | None] = asyncio.Queue()
+        self._output: list[Item] = []
+        self._place: dict[str, Any] = {}
+        self._call: Kept | None = None
 
     async def run(
         self,
@@ -102,6 +106,11 @@ class Answering:
         try:
             sentences = Sentences()
             while (piece := await self._thoughts.get()) is not None:
+                if isinstance(piece, CallPiece):
+                    for sentence in sentences.end():
+                        await self._speak(sentence.text, language())
+                    await self._called(piece, begin)
+                    continue
                 if not self._begun:
                     await self._announce(begin)
                 if self._voice is None:
@@ -115,6 +124,8 @@ class Answering:
             await thinking
             for sentence in sentences.end():
                 await self._speak(sentence.text, language())
+            if self._finish == "stop":
+                await self._call_ends("completed")
         finally:
             thinking.cancel()
             await asyncio.gather(thinking, return_exceptions=True)
@@ -122,9 +133,15 @@ class Answering:
     async def _think(self, read: Sequence[Message]) -> None:
         most, given = self._session.max_output_tokens, {"truncation": "auto"}
         options = GenerationOptions.of(given if most == "inf" else {**given, "max_tokens": most})
-        ask = Ask(read, options, self._client.tenant)
+        declared, choice = self._session.tools, self._session.tool_choice
+        parallel = self._session.parallel_tool_calls
+        tools = read_tool_use(declared, choice, parallel=parallel, flat=True)
+        check_size(declared, self._client.service.settings)
+        ask = Ask(read, options, self._client.tenant, tools)
         async with AsyncExitStack() as stack:
             host = await self._client.use(stack, self._session.model)
+            if declared:
+                host.assistant.check_tools()
             host.assistant.check_length(ask)
             async with aclosing(host.stream(ask)) as events:
                 async for one in events:
@@ -132,15 +149,50 @@ class Answering:
                     if isinstance(one, Delta):
                         if one.text:
                             self._thoughts.put_nowait(one.text)
+                        if one.call is not None:
+                            self._thoughts.put_nowait(one.call)
                         self._usage = one.usage or self._usage
                         self._finish = one.finish_reason or self._finish
 
     async def _announce(self, begin: Callable[[Kept], Awaitable[None]]) -> None:
         self._begun = True
-        place = {"response_id": self.response.id, "output_index": 0, "item": self.kept.item}
-        await self._say("response.output_item.added", **place)
-        await begin(self.kept)
+        self._place = await self._add(self.kept, begin)
         await self._event("response.content_part.added", part=self._part(""))
+
+    async def _add(self, kept: Kept, begin: Callable[[Kept], Awaitable[None]]) -> dict[str, Any]:
+        """Begin an item of the response; its place is returned."""
+        place = {"response_id": self.response.id, "output_index": len(self._output)}
+        self._output.append(kept.item)
+        await self._say("response.output_item.added", **place, item=kept.item)
+        await begin(kept)
+        return {**place, "item_id": kept.item.id}
+
+    async def _called(self, piece: CallPiece, begin: Callable[[Kept], Awaitable[None]]) -> None:
+        if piece.name is not None:
+            await self._call_ends("completed")
+            told = {"call_id": piece.id, "name": piece.name, "arguments": ""}
+            item = Item(type="function_call", status="in_progress", **told)
+            self._call = Kept(item, Message.assistant())
+            self._call_place = await self._add(self._call, begin)
+        if self._call is not None and piece.arguments:
+            self._call.item.arguments = f"{self._call.item.arguments}{piece.arguments}"
+            told = {"call_id": self._call.item.call_id, "delta": piece.arguments}
+            await self._say("response.function_call_arguments.delta", **self._call_place, **told)
+
+    async def _call_ends(self, status: Any) -> None:
+        if (kept := self._call) is None:
+            return
+        self._call, kept.item.status = None, status
+        if status == "completed":
+            kept.read = called(kept.item)
+        told = kept.item.model_dump(include={"call_id", "name", "arguments"})
+        await self._say("response.function_call_arguments.done", **self._call_place, **told)
+        await self._item_ends(kept.item)
+
+    async def _item_ends(self, item: Item) -> None:
+        place = {"response_id": self.response.id, "output_index": self._output.index(item)}
+        await self._say("response.output_item.done", **place, item=item)
+        await self._say("conversation.item.done", item=item)
 
     async def _speak(self, text: str, language: str | None) -> None:
         """Say a sentence; nobody speaks a language without a voice, which is told once."""
@@ -172,15 +224,19 @@ class Answering:
         if self._turn is None:
             return
         if status in ("completed", "incomplete"):
-            await self._turn.keep(self._gathered.answer())
+            if any(item.type == "function_call" for item in self._output):
+                self._turn.set_aside(self._text)  # the answer goes on behind the result
+            else:
+                await self._turn.keep(self._gathered.answer())
         elif self._text:
             await self._turn.keep_part(self._gathered, self._text)
         else:
-            self._turn.keep_question()
+            self._turn.set_aside()
         self.kept.cut = self._turn.cut
 
     async def _end(self, status: Any, details: dict[str, Any] | None) -> None:
         response, item = self.response, self.kept.item
+        await self._call_ends("incomplete")
         if self._begun:
             item.status = "completed" if status == "completed" else "incomplete"
             item.content = [Content(type="output_text" if self._voice is None else "output_audio")]
@@ -192,11 +248,8 @@ class Answering:
                 kind = "response.output_audio_transcript.done"
                 await self._event(kind, transcript=self._text)
             await self._event("response.content_part.done", part=self._part(self._text))
-            place = {"response_id": response.id, "output_index": 0, "item": item}
-            await self._say("response.output_item.done", **place)
-            await self._say("conversation.item.done", item=item)
-            response.output = [item]
-        response.status = status
+            await self._item_ends(item)
+        response.output, response.status = self._output, status
         response.status_details = {"type": status, **(details or {})}
         if (used := self._usage) is not None:
             given, made = used.prompt_tokens, used.completion_tokens
@@ -213,4 +266,4 @@ class Answering:
         return Content(type="audio", transcript=text)
 
     async def _event(self, kind: str, **fields: Any) -> None:
-        await self._say(kind, **self._place, output_index=0, content_index=0, **fields)
+        await self._say(kind, **self._place, content_index=0, **fields)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message, TextPart
 from mico_chat.speech.events import Content, Item
+from mico_chat.tools import read_calls
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.store.tables import check_text
 
@@ -69,8 +71,20 @@ class Kept:
             setattr(part, name, text)
 
 
-async def read_item(item: Item, reader: MediaReader) -> Kept:
-    """An item of a client; its media are read, and left out of the item. Sounds are not."""
+async def read_item(item: Item, reader: MediaReader, calls: Mapping[str, str]) -> Kept:
+    """An item of a client; its media are read, and left out of the item. Sounds are not.
+
+    ``calls`` has the names of the tools that were called, by the ids of the calls.
+    """
+    if item.type == "function_call":
+        return Kept(item, called(item))
+    if item.type == "function_call_output":
+        id_, output = str(item.call_id), str(item.output)
+        if id_ not in calls:
+            raise RequestError.at("item.call_id", f"{id_[:64]!r} is no call in this conversation")
+        check_text(output, "item.output")
+        return Kept(item, Message("tool", (TextPart(output),), tool_call_id=id_, name=calls[id_]))
+    assert item.role is not None
     content: list[dict[str, Any]] = []
     for number, part in enumerate(item.content):
         where = f"item.content[{number}]"
@@ -93,6 +107,13 @@ async def read_item(item: Item, reader: MediaReader) -> Kept:
         return Kept(item, Message(item.role, ()))
     (read,) = await reader.messages([{"role": item.role, "content": content}], "item")
     return Kept(item, read)
+
+
+def called(item: Item) -> Message:
+    """A call as the model reads it."""
+    function = {"name": item.name, "arguments": item.arguments}
+    call = {"id": item.call_id, "type": "function", "function": function}
+    return Message("assistant", (), tool_calls=read_calls([call], "item"))
 
 
 class Conversation:
@@ -135,6 +156,11 @@ class Conversation:
             place -= 1
         return self._items[place - 1].item.id if place > 0 else None, old
 
+    @property
+    def calls(self) -> dict[str, str]:
+        calls = (call for kept in self._items for call in kept.read.tool_calls)
+        return {call.id: call.name for call in calls}
+
     def remove(self, id_: str) -> None:
         self._items.remove(self.named(id_))
 
@@ -145,16 +171,26 @@ class Conversation:
 
     async def messages(self, instructions: str) -> list[Message]:
         """What the model reads, once all sounds are written down; turns that follow each other
-        of one role are one message."""
+        of one role are one message, and the result of a call stands behind it."""
         found: list[Message] = []
         system = [instructions] if instructions else []
         for message in [await kept.message() for kept in list(self._items)]:
             if message.role == "system":
                 system.append(message.text)
-            elif message.content and found and found[-1].role == message.role:
-                content = (*found[-1].content, TextPart("\n"), *message.content)
-                found[-1] = replace(found[-1], content=content)
-            elif message.content:
+            elif message.role == "tool":
+                ids = [[call.id for call in one.tool_calls] for one in found]
+                at = [place for place, own in enumerate(ids, 1) if message.tool_call_id in own]
+                for place in at[:1]:  # none, if the call was forgotten
+                    behind = takewhile(lambda one: one.role == "tool", found[place:])
+                    found.insert(place + len(list(behind)), message)
+            elif not (message.content or message.tool_calls):
+                continue
+            elif found and (last := found[-1]).role == message.role:
+                between = [TextPart("\n")] if last.content and message.content else []
+                content = (*last.content, *between, *message.content)
+                calls = (*last.tool_calls, *message.tool_calls)
+                found[-1] = replace(last, content=content, tool_calls=calls)
+            else:
                 found.append(message)
         if not found:
             raise RequestError("the conversation is empty: there is nothing to answer")

@@ -33,6 +33,7 @@ from mico_chat.speech import events as said
 from mico_chat.speech.events import CLIENT_EVENT, Content, Item, ServerEvent, Session, new_id
 from mico_chat.speech.hearing import LONGEST_S, RATE, Ear, Resampler, Turn
 from mico_chat.speech.sound import RATES, from_raw, pcm16
+from mico_chat.tools import read_tool_use
 from mico_server.dialects.chat import ChatTurn
 from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
@@ -331,7 +332,7 @@ class RealtimeSession:
             for number, part in enumerate(item.content)
             if part.type == "input_audio" and part.audio
         ]
-        kept = await read_item(item, await self._reader())
+        kept = await read_item(item, await self._reader(), self._conversation.calls)
         await self._add(kept, after)
         if sounds:
             form = self.config.audio.input.format.type
@@ -344,7 +345,7 @@ class RealtimeSession:
         previous, forgotten = self._conversation.add(kept, after)
         place = {"item": kept.item, "previous_item_id": previous}
         await self._say("conversation.item.added", **place)
-        if kept.item.role != "assistant" or kept.item.status == "completed":
+        if kept.item.role in ("user", "system") or kept.item.status == "completed":
             await self._say("conversation.item.done", **place)
         for id_ in forgotten:
             await self._say("conversation.item.deleted", item_id=id_)
@@ -409,12 +410,15 @@ class RealtimeSession:
         if self._busy:
             raise RequestError("response.create: a response is under way; cancel it, or wait")
         await self._client.service.counted(self._caller)
-        names = ("output_modalities", "instructions", "max_output_tokens", "audio")
-        given = options.model_dump(include=set(names), exclude_none=True)
+        names = said.ResponseOptions.model_fields.keys() & Session.model_fields.keys()
+        given = options.model_dump(include=names, exclude_none=True)
         config = configured(self.config, given)
         conversation = self._conversation
         if options.input is not None:
-            items = [await self._input(one) for one in options.input]
+            items: list[Kept] = []
+            for one in options.input:
+                calls = Conversation(0, items).calls
+                items.append(await self._input(one, calls))
             conversation = Conversation(self._settings.max_media, items)
         voice = await self._voice(config) if config.output_modalities == ["audio"] else None
         response = said.Response(
@@ -439,11 +443,11 @@ class RealtimeSession:
         work = answering.run(messages, begin, lambda: self._language)
         self._answering, self._answer = answering, self._spawn(work)
 
-    async def _input(self, given: dict[str, Any]) -> Kept:
+    async def _input(self, given: dict[str, Any], calls: dict[str, str]) -> Kept:
         if given.get("type") == "item_reference":
             return self._conversation.named(str(given.get("id")), "response.input")
         try:
-            return await read_item(Item.model_validate(given), await self._reader())
+            return await read_item(Item.model_validate(given), await self._reader(), calls)
         except ValidationError as error:
             raise request_error(error.errors()[0]) from error
 
@@ -464,9 +468,11 @@ def _listener(assistant: Assistant) -> Listener:
 
 def configured(session: Session, given: dict[str, Any]) -> Session:
     try:
-        return session.updated(given)
-    except ValidationError as error:
-        found = request_error(error.errors()[0])
+        new = session.updated(given)
+        read_tool_use(new.tools, new.tool_choice, flat=True)
+        return new
+    except (ValidationError, RequestError) as error:
+        found = request_error(error.errors()[0]) if isinstance(error, ValidationError) else error
         raise RequestError(f"session.{found}", f"session.{found.param}") from error
 
 

@@ -29,6 +29,7 @@ class StoredChat:
     new: bool
     media: bool
     history: Sequence[Kept] = ()
+    aside: ChatTurn | None = None
 
     @classmethod
     async def opened(cls, client: Client, wanted: str, *, media: bool) -> StoredChat:
@@ -45,11 +46,20 @@ class StoredChat:
         return cls(client, wanted, False, media, history)
 
     @asynccontextmanager
-    async def turn(self, asked: Sequence[Kept], model: str) -> AsyncIterator[ChatTurn]:
-        """A turn that asks this, stored from now on. At the end of the block it is taken back if
-        neither its answer nor its question was kept."""
+    async def turn(self, asked: Sequence[Kept], model: str) -> AsyncIterator[ChatTurn | None]:
+        """A turn that asks this, stored from now on; if nothing is asked, the one that was set
+        ``aside``, perhaps none."""
+        service, tenant = self.client.service, self.client.tenant
         async with AsyncExitStack() as stack:
-            service, tenant = self.client.service, self.client.tenant
+            turn, self.aside = self.aside, None
+            if not asked:
+                if turn is not None:
+                    held = service.conversations.answering(tenant, self.id)
+                    await stack.enter_async_context(held)
+                    turn.go_on()
+                yield turn
+                self._set_aside(turn)
+                return
             folder = await stack.enter_async_context(service.media.work_folder())
             messages = [await one.message() for one in asked]
             media: list[MediaFile] = []
@@ -65,9 +75,13 @@ class StoredChat:
             await stack.enter_async_context(turn.stored())
             self.new = False
             yield turn
+            self._set_aside(turn)
             if turn.kept:
                 for one in asked:
                     one.stored, one.sounds = True, ()
+
+    def _set_aside(self, turn: ChatTurn | None) -> None:
+        self.aside = turn if turn is not None and turn.aside is not None else None
 
 
 def _written(file: MediaFile, path: Path) -> MediaFile:

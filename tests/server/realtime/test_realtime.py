@@ -32,9 +32,16 @@ from mico_server.realtime.conversation import MOST_ITEMS, MOST_TEXT_BYTES, Conve
 from mico_server.settings import ServerSettings
 from tests.server.conftest import Start
 from tests.server.support.running import new_key, revoke_keys, running
+from tests.server.support.scripted import (
+    CALL,
+    CITY,
+    WEATHER,
+    ScriptedModel,
+    scripted_assistant,
+)
 from tests.server.support.server_process import ServerProcess
 from tests.server.support.talking import ASKED, PICTURE, sound_of, speech, talking, texts_of
-from tests.support.fakes import FakeAssistant, FakeListener
+from tests.support.fakes import FakeAssistant, FakeDecoder, FakeListener
 from tests.support.waiting import PATIENCE_S, until
 
 pytest.importorskip("hibari", reason="pip install 'mico-chat[speech]'")
@@ -241,6 +248,56 @@ def test_responses_out_of_band(start: Start, assistant: FakeAssistant) -> None:
         assert "Apart." not in str(texts_of(assistant))
 
 
+def test_tools_are_called(start: Start) -> None:
+    answers = {"one?": f"Let me see.\n{CALL}", "two?": f"{CALL}\n{CALL}", "WARM": "It is warm."}
+    script = ScriptedModel(answers)
+    http = start(scripted_assistant(FakeDecoder(), script))
+    with talking(http, extra_query={"conversation": "new"}) as talk:
+        id_ = talk.until("conversation.created")[-1].conversation.id
+        weather = {"type": "function", **WEATHER}
+        session = talk.update(output_modalities=["text"], tools=[weather])
+        assert session.tools[0].name == "weather"
+        events = talk.ask("one?")
+        message, call = events[-1].response.output
+        assert (message.content[0].text, message.status) == ("Let me see.", "completed")
+        assert (call.type, call.name, call.arguments) == ("function_call", "weather", CITY)
+        kinds = {event.type: event for event in events}
+        told = kinds["response.function_call_arguments.done"]
+        assert (told.call_id, told.name, told.arguments) == (call.call_id, "weather", CITY)
+        assert (told.item_id, told.output_index) == (call.id, 1)
+        deltas = [e for e in events if e.type == "response.function_call_arguments.delta"]
+        assert "".join(event.delta for event in deltas) == CITY
+        (turn,) = http.get(f"/v1/conversations/{id_}").json()["turns"]
+        assert (turn["message"], turn["finish_reason"]) == ("one?", "unanswered")
+        talk.write({"type": "input_text", "text": "Quick!"})  # the result stands before it
+        output: Any = {"type": "function_call_output", "call_id": "x", "output": "WARM"}
+        talk.connection.conversation.item.create(item=output)
+        assert "'x' is no call in this conversation" in talk.error().message
+        talk.connection.conversation.item.create(item={**output, "call_id": call.call_id})
+        assert talk.until("conversation.item.done")[-1].item.output == "WARM"
+        talk.connection.response.create(response={"tool_choice": "none"})
+        (said,) = talk.until("response.done")[-1].response.output
+        assert said.content[0].text == "It is warm."
+        assert "WARM\n</tool_response><|im_end|>\n<|im_start|>user\nQuick!" in script.prompts[-1]
+
+        calls = talk.ask("two?")[-1].response.output
+        assert [one.type for one in calls] == ["function_call"] * 2
+        for one in calls:
+            done = {**output, "call_id": one.call_id}
+            talk.connection.conversation.item.create(item=done)
+        talk.connection.response.create()
+        talk.until("response.done")
+        assert script.prompts[-1].count("<tool_response>") == 3
+        turns = http.get(f"/v1/conversations/{id_}").json()["turns"]
+        assert [(one["message"], one["answer"], one["finish_reason"]) for one in turns[1:]] == [
+            ("Quick!", "It is warm.", "stop"),
+            ("two?", "It is warm.", "stop"),
+        ]
+        wrong: Any = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}
+        talk.connection.conversation.item.create(item=wrong)
+        assert "not JSON" in talk.error().message
+
+
 @pytest.mark.parametrize(
     ("event", "said"),
     [
@@ -261,6 +318,8 @@ def test_responses_out_of_band(start: Start, assistant: FakeAssistant) -> None:
             {"type": "input_image", "image_url": "http://10.0.0.1/a.png"}]}}, "not fetch URLs"),
         ({"type": "conversation.item.create", "item": {"role": "user", "content": [
             {"type": "input_smell"}]}}, "input_smell"),
+        ({"type": "conversation.item.create", "item": {"type": "function_call_output"}},
+         "an item function_call_output needs the field call_id"),
         ({"type": "response.create"}, "the conversation is empty"),
         ({"type": "conversation.item.truncate", "item_id": "x", "audio_end_ms": -1}, "greater"),
     ],
