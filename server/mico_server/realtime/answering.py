@@ -176,7 +176,7 @@ class Answering:
             self._call_place = await self._add(self._call, begin)
         if self._call is not None and piece.arguments:
             self._call.item.arguments = f"{self._call.item.arguments}{piece.arguments}"
-            told = {"call_id": self._call.item.call_id, "delta": piece.arguments}
+            told = {"call_id": str(self._call.item.call_id), "delta": piece.arguments}
             await self._say("response.function_call_arguments.delta", **self._call_place, **told)
 
     async def _call_ends(self, status: Any) -> None:

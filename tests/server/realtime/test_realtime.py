@@ -273,7 +273,8 @@ def test_tools_are_called(start: Start) -> None:
         output: Any = {"type": "function_call_output", "call_id": "x", "output": "WARM"}
         talk.connection.conversation.item.create(item=output)
         assert "'x' is no call in this conversation" in talk.error().message
-        talk.connection.conversation.item.create(item={**output, "call_id": call.call_id})
+        output["call_id"] = call.call_id
+        talk.connection.conversation.item.create(item=output)
         assert talk.until("conversation.item.done")[-1].item.output == "WARM"
         talk.connection.response.create(response={"tool_choice": "none"})
         (said,) = talk.until("response.done")[-1].response.output
@@ -283,8 +284,8 @@ def test_tools_are_called(start: Start) -> None:
         calls = talk.ask("two?")[-1].response.output
         assert [one.type for one in calls] == ["function_call"] * 2
         for one in calls:
-            done = {**output, "call_id": one.call_id}
-            talk.connection.conversation.item.create(item=done)
+            output["call_id"] = one.call_id
+            talk.connection.conversation.item.create(item=output)
         talk.connection.response.create()
         talk.until("response.done")
         assert script.prompts[-1].count("<tool_response>") == 3

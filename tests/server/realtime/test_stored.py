@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import gc
+import json
 import threading
+from functools import partial
 from pathlib import Path
+from socket import SHUT_RDWR
 from typing import Any
 
 import httpx
@@ -11,8 +16,11 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as raw_connect
 
+from mico_server.dialects.chat import ChatTurn
+from mico_server.realtime.answering import Answering
+from mico_server.realtime.session import RealtimeSession
 from tests.server.conftest import Start
-from tests.server.support.running import new_key
+from tests.server.support.running import new_key, revoke_keys
 from tests.server.support.server_process import ServerProcess
 from tests.server.support.talking import ASKED, PICTURE, Talk, speech, talking, texts_of
 from tests.support.fakes import FakeAssistant, FakeListener
@@ -215,3 +223,58 @@ def test_what_was_said_outlives_the_process(tmp_path: Path) -> None:
             talk.update(output_modalities=["text"])
             talk.ask("Say q000002.")
         assert len(stored(http, id_)["turns"]) == 2
+
+
+def test_a_hundred_sessions_that_are_dropped_leave_nothing(start: Start, tmp_path: Path) -> None:
+    assistant = FakeAssistant(halfway=threading.Event(), listener=FakeListener(ASKED))
+    http = start(assistant, max_realtime_sessions=4)
+    url = f"ws{str(http.base_url)[4:]}/v1/realtime?conversation=new"
+    story = {"type": "input_text", "text": "Tell me a story."}
+    picture = {"type": "input_image", "image_url": PICTURE}
+    item = {"type": "message", "role": "user", "content": [story, picture]}
+    sound = base64.b64encode(speech()).decode()
+    said: list[list[dict[str, Any]]] = [
+        [],
+        [{"type": "input_audio_buffer.append", "audio": sound[:60_000]}],
+        [{"type": "input_audio_buffer.append", "audio": sound}],
+        [{"type": "conversation.item.create", "item": item}, {"type": "response.create"}],
+    ]
+
+    def opened() -> Any:
+        try:
+            return raw_connect(url, max_size=None)
+        except InvalidStatus:  # those before have not ended yet
+            return None
+
+    def began(n: int) -> bool:
+        return len(assistant.asked) > n
+
+    for number in range(100):
+        socket = until(opened)
+        for event in said[number % 4]:
+            socket.send(json.dumps(event))
+        if number % 4 == 3:
+            until(partial(began, number // 4))
+        socket.socket.shutdown(SHUT_RDWR)  # without a word
+    kinds = (RealtimeSession, Answering, ChatTurn)
+    until(lambda: gc.collect() >= 0 and not any(type(one) in kinds for one in gc.get_objects()))
+    assert list((tmp_path / "data").glob("**/work-*")) == []
+    with talking(http) as talk:
+        assert assistant.halfway is not None
+        assistant.halfway.set()
+        talk.update(output_modalities=["text"])
+        assert talk.ask("Hello.")[-1].response.status == "completed"
+
+
+def test_a_withdrawn_key_ends_an_answer(start: Start, tmp_path: Path) -> None:
+    assistant = FakeAssistant(halfway=threading.Event())
+    http = start(assistant)
+    key = new_key(tmp_path / "data", "someone")
+    with talking(http, key, extra_query=NEW) as talk:
+        talk.update(output_modalities=["text"])
+        talk.write({"type": "input_text", "text": "Tell me a story."})
+        talk.connection.response.create()
+        talk.until("response.output_text.delta")
+        revoke_keys(tmp_path / "data")
+        assert talk.error().code == "invalid_api_key"
+    until(assistant.cancelled.is_set)
