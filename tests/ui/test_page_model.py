@@ -52,6 +52,7 @@ class Tabs(RuleBasedStateMachine):
         self.http = httpx.Client(base_url=self.server.url, trust_env=False, timeout=300)
         self.http.headers["x-mico-browser"] = user
         self.kept: dict[tuple[str, int], tuple[str, str]] = {}
+        self.parents: dict[str, int | None] = {}
 
     def teardown(self) -> None:
         try:
@@ -78,12 +79,23 @@ class Tabs(RuleBasedStateMachine):
         self._learn(tab)
         self._agree()
 
+    def _question(self, parent: int | None, before: str = "") -> str:
+        """A new question, which follows what its tab shows, whatever another tab does meanwhile."""
+        message = f"{before}q{next(NUMBERS)}"
+        self.parents[message] = parent
+        return message
+
+    def _last(self, tab: ChatPage) -> int | None:
+        shown: list[Any] = tab.page.evaluate(SHOWN)
+        return shown[-1][0] if shown else 0
+
     def _ask(self, tab: ChatPage, turn: int) -> None:
-        tab.ask(f"q{next(NUMBERS)}")
+        tab.ask(self._question(self._last(tab)))
 
     def _edit(self, tab: ChatPage, turn: int) -> None:
+        parent = tab.page.evaluate("mico.chat.turns.map(({ view }) => view.parent)")[turn]
         tab.turns.nth(turn).get_by_role("button", name="Edit the question").click()
-        tab.page.locator(".editing textarea").fill(f"q{next(NUMBERS)}")
+        tab.page.locator(".editing textarea").fill(self._question(parent))
         tab.page.locator(".editing").get_by_role("button", name="Ask").click()
 
     def _again(self, tab: ChatPage, turn: int) -> None:
@@ -120,11 +132,13 @@ class Tabs(RuleBasedStateMachine):
 
     def _stop(self, tab: ChatPage, turn: int) -> None:
         self.server.allow(1)
-        tab.ask(f"stopped q{next(NUMBERS)}")
+        tab.ask(self._question(self._last(tab), "stopped "))
         expect(tab.turns.last.locator(".text")).to_have_text("[]")
         tab.press("Stop")
         expect(tab.turns.last.locator(".note")).to_have_text("Stopped.")
         self.server.allow()
+        tab.page.wait_for_function("!mico.isAnswering()")
+        assert self._last(tab), "the part that was shown is stored"
 
     def _rename(self, tab: ChatPage, turn: int) -> None:
         change = "{ id: mico.chat.id, changes: { title: 'New' } }"
@@ -162,8 +176,12 @@ class Tabs(RuleBasedStateMachine):
         """Wait until nothing is answered in the tab; what it shows then may not get lost."""
         tab.page.wait_for_function("mico.begun && !mico.isAnswering()")
         id_ = tab.page.evaluate("mico.chat.id")
+        stored = self._stored(id_)
+        for one in stored.values():
+            parent = self.parents.get(one["message"])
+            assert parent in (None, one["parent"]), one
         for number, state, message, answer in tab.page.evaluate(SHOWN):
-            if state in ("done", "stopped") and number and number in self._stored(id_):
+            if state in ("done", "stopped") and number in stored:
                 self.kept[id_, number] = message, answer
 
     def _check(self) -> None:

@@ -185,9 +185,10 @@ def prefer(id_: str, turn: int, over: int) -> Call[wire.ConversationSummary]:
     return Call("PUT", path, read_as(wire.ConversationSummary), body={"over": over})
 
 
-def preferences() -> Call[str]:
-    """All preferences, as JSON Lines."""
-    return Call("GET", "/v1/preferences", lambda response: response.text)
+def preferences(*, images: bool = False) -> Call[str]:
+    """All preferences, as JSON Lines; with ``images`` the pictures too."""
+    params = {"images": images or None}
+    return Call("GET", "/v1/preferences", lambda response: response.text, params)
 
 
 def delete_conversation(id_: str) -> Call[wire.Deleted]:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,10 +56,10 @@ def path_of(client: httpx.Client, turn: dict[str, Any], **params: Any) -> list[A
     return [(one["turn"], one["model"], one["rival"], one["preferred"]) for one in shown]
 
 
-def exported(client: httpx.Client) -> list[dict[str, Any]]:
-    response = client.get("/v1/preferences")
+def exported(client: httpx.Client, **params: Any) -> list[dict[str, Any]]:
+    response = client.get("/v1/preferences", params=params)
     assert response.headers["content-type"] == "application/jsonl"
-    return [json.loads(line) for line in response.text.splitlines()]
+    return [json.loads(line) for line in response.text.split("\n")[:-1]]
 
 
 def test_the_better_answer_is_kept_and_exported_for_training(client: httpx.Client) -> None:
@@ -106,6 +107,43 @@ def test_the_better_answer_is_kept_and_exported_for_training(client: httpx.Clien
     rows = exported(client)
     assert [row["models"]["chosen"] for row in rows] == ["a", "b"]
     assert rows[0]["prompt"] == row["prompt"]
+
+
+def test_pictures_stand_in_the_pairs_where_they_were_shown(client: httpx.Client) -> None:
+    """As TRL's collator of pictures wants it: a part for each, and in all rows the same columns."""
+    picture, other = b"\xff\xd8\xff one", b"\x89PNG\r\n\x1a\n two"
+    zero = ask(
+        client, "Zero?", ("image", ("a.jpg", picture)), ("audio", ("b.wav", b"s")), model="a"
+    )
+    chat = {"conversation_id": zero["conversation_id"]}
+    one = ask(client, "On\u2028e?", ("image", ("c.png", other)), model="a", **chat)
+    turns = client.get(f"/v1/conversations/{one['conversation_id']}").json()["turns"]
+    id_ = turns[1]["media"][0]["id"]
+    prefer(client, beside(client, one, "On\u2028e?", image=f"media:{id_}"), one["turn"])
+    plain = ask(client, "Two?", model="a", system="Be brief.")
+    prefer(client, beside(client, plain, "Two?"), plain["turn"])
+    shown, bare = exported(client, images=True)
+
+    def text(said: str) -> dict[str, str]:
+        return {"type": "text", "text": said}
+
+    assert shown["images"] == [
+        f"data:{mime};base64,{b64encode(data).decode()}"
+        for mime, data in (("image/jpeg", picture), ("image/png", other))
+    ]
+    said = [message["content"] for message in shown["prompt"]]
+    assert said == [
+        [{"type": "image"}, text("Zero?")],
+        [text(zero["answer"])],
+        [{"type": "image"}, text("On\u2028e?")],
+    ]
+    assert shown["rejected"] == [{"role": "assistant", "content": [text(one["answer"])]}]
+    assert [one["kind"] for one in shown["media"]] == ["image", "audio", "image"]
+    assert (bare["images"], bare["prompt"][0]["content"]) == ([], [text("Be brief.")])
+    assert shown.keys() == bare.keys()
+    assert exported(client)[0]["prompt"][2]["content"] == "On\u2028e?"
+    assert "images" not in exported(client)[0]
+    assert client.get("/v1/preferences?images=all").status_code == 400
 
 
 def test_what_cannot_be_beside_or_better_is_refused(client: httpx.Client) -> None:

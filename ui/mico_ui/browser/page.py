@@ -244,6 +244,9 @@ class Page:
 
     async def preferences(self, visitor: Visitor) -> dict[str, str]:
         text = await visitor.send(self.api, routes.preferences())
+        rows = map(json.loads, text.split("\n")[:-1])
+        if any(one["kind"] == "image" for row in rows for one in row["media"]):
+            text = await visitor.send(self.api, routes.preferences(images=True))
         return {"name": "preferences.jsonl", "type": "application/jsonl", "text": text}
 
     async def pin(self, visitor: Visitor, id: str, medium: str, pinned: bool) -> None:
