@@ -1,6 +1,7 @@
 """What the page can call, against a real service whose assistant is a stand-in."""
 
 import asyncio
+import base64
 import json
 import secrets
 import threading
@@ -153,6 +154,28 @@ def test_chats_are_exported_with_their_media_and_imported(page: Page) -> None:
     lacking = {**json.loads(text), "files": {}}
     assert "the file of sheep.jpg is missing" in brought(json.dumps(lacking))
     assert "no such upload" in call(page, "bring", file={"path": "/etc/passwd", "name": "x"})
+
+
+def test_exported_preferences_have_the_pictures(page: Page) -> None:
+    def preferred(**asked: Any) -> dict[str, Any]:
+        first = ask(page, "What\u2028is it?", **asked)[-1]
+        chat = first["conversation_id"]
+        second = ask(page, "What\u2028is it?", conversation_id=chat, beside=first["ask"], **asked)[
+            -1
+        ]
+        call(page, "prefer", id=chat, turn=second["turn"], over=first["turn"])
+        text = call(page, "preferences")["text"]
+        return dict(json.loads(text.split("\n")[-2]))
+
+    said = preferred()["prompt"]
+    assert said == [{"role": "user", "content": "What\u2028is it?"}], "a text model takes it"
+    row = preferred(media=[{"id": attach(page)["id"], "kind": "image"}])
+    assert row["prompt"][0]["content"] == [
+        {"type": "image"},
+        {"type": "text", "text": said[0]["content"]},
+    ]
+    picture = base64.b64encode((FOLDER / "sheep.jpg").read_bytes()).decode()
+    assert row["images"] == [f"data:image/jpeg;base64,{picture}"]
 
 
 def test_what_is_too_large_for_a_shared_chat_is_named(

@@ -134,7 +134,7 @@ class Tabs(RuleBasedStateMachine):
         self.server.allow(1)
         tab.ask(self._question(self._last(tab), "stopped "))
         expect(tab.turns.last.locator(".text")).to_have_text("[]")
-        tab.press("Stop")
+        tab.page.get_by_label("Stop", exact=True).click()
         expect(tab.turns.last.locator(".note")).to_have_text("Stopped.")
         self.server.allow()
         tab.page.wait_for_function("!mico.isAnswering()")

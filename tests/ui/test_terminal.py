@@ -149,6 +149,7 @@ WRONG = (
     ("/retry", "error: no question has been asked yet"),
     ("/save", "error: /save needs the path of a file to write"),
     ("/save /nowhere/x.md", "error: nothing has been said yet"),
+    ("/pin 1", "error: nothing has been said yet"),
     ("/open", "error: a number is missing"),
     ("/open 7", "error: no conversation 7; /history lists 0"),
     ("/open conv-x", "error: no conversation 'conv-x'"),
@@ -223,6 +224,24 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
         f"# First\n\n> Be kind.\n\n## Question\n\n- image: red circle.png ({facts})\n\nFirst\n\n"
         "## Answer (fake)\n\n[image red circle.png] First\n"
     )
+
+
+def test_media_are_pinned_and_let_go(type_in: Type, client: Client, picture: Path) -> None:
+    def pinned() -> list[bool]:
+        (chat,) = client.send(routes.conversations()).data
+        turns = client.send(routes.conversation(chat.id)).turns
+        return [one.pinned for turn in turns for one in turn.media]
+
+    wrong = ("/pin 0", "/pin 2", "/pin x")
+    shown = type_in("Hi", "/pin", f"/image {picture}", "First", "/pin", "/pin 1", *wrong)
+    listed = [line for line in shown.splitlines() if line.startswith("1  ")]
+    assert listed == [f"1  picture: {picture.name}", f"1  picture: {picture.name} (pinned)"]
+    assert "the chat has no media yet\n" in shown
+    for error in ("no medium 0; the chat has 1", "no medium 2; the chat", "expected a number"):
+        assert f"error: {error}" in shown
+    assert pinned() == [True]
+    assert "(pinned)" not in type_in("/history", "/open 1", "/pin 1")
+    assert pinned() == [False]
 
 
 def test_archived_chats_are_found_and_a_system_text_set_elsewhere_stays(

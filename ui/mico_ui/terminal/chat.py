@@ -152,6 +152,24 @@ class Chat:
         for medium in self.talk.detach(_number(text) if text else None):
             self.screen.note(f"removed {medium.name}")
 
+    @_command("[N]", "list the media of the chat; pin or unpin N, which stays in a full one")
+    def pin(self, text: str) -> None:
+        chat = self.talk.conversation()
+        media = list({one.id: one for turn in chat.turns for one in turn.media}.values())
+        if text:
+            number = _number(text)
+            if not 1 <= number <= len(media):
+                raise ApiError(f"no medium {number}; the chat has {len(media)}")
+            one = media[number - 1]
+            pinned = {one.id: not one.pinned}
+            self.talk.client.send(routes.change_conversation(chat.id, pinned_media=pinned))
+            media[number - 1] = one.model_copy(update={"pinned": pinned[one.id]})
+        if not media:
+            self.screen.note("the chat has no media yet")
+        for number, one in enumerate(media, 1):
+            mark = " (pinned)" if one.pinned else ""
+            self.screen.note(f"{number}  {TABLE[one.kind].noun}: {one.name}{mark}")
+
     @_command("FILE", "ask what is said in a recording, as if you had typed it")
     def dictate(self, text: str) -> None:
         if not text:
