@@ -175,12 +175,12 @@ class Tabs(RuleBasedStateMachine):
     def _learn(self, tab: ChatPage) -> None:
         """Wait until nothing is answered in the tab; what it shows then may not get lost."""
         tab.page.wait_for_function("mico.begun && !mico.isAnswering()")
-        id_ = tab.page.evaluate("mico.chat.id")
+        id_, shown = tab.page.evaluate(f"[mico.chat.id, {SHOWN}]")  # of one chat, at one time
         stored = self._stored(id_)
         for one in stored.values():
             parent = self.parents.get(one["message"])
             assert parent in (None, one["parent"]), one
-        for number, state, message, answer in tab.page.evaluate(SHOWN):
+        for number, state, message, answer in shown:
             if state in ("done", "stopped") and number in stored:
                 self.kept[id_, number] = message, answer
 
