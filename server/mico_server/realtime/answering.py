@@ -24,7 +24,7 @@ from mico_chat.wire import Usage
 from mico_server.dialects.chat import ChatTurn
 from mico_server.dialects.openai import check_size
 from mico_server.http.errors import mico_error_body
-from mico_server.realtime.conversation import Kept, called
+from mico_server.realtime.conversation import Kept, called, words_until
 from mico_server.routes.speech import in_thread
 from mico_server.service import Client
 
@@ -207,14 +207,23 @@ class Answering:
                 await self._say("error", error=mico_error_body(error)["error"])
             return
         output, rate = self._session.audio.output, self._voice.sample_rate
-        form, seconds = output.format.type, 0.0
+        form, seconds, n, sent = output.format.type, 0.0, 0, 0
         made = self._voice.say(text, output.speed)
-        while (samples := await in_thread(made)) is not None:
-            seconds += len(samples) / rate
-            raw = to_raw(Resampler(rate, RATES[form])(samples, last=True), form)
-            for at in range(0, len(raw), PIECE_BYTES):
-                delta = base64.b64encode(raw[at : at + PIECE_BYTES]).decode()
-                await self._event("response.output_audio.delta", delta=delta)
+        try:
+            while (samples := await in_thread(made)) is not None:
+                seconds += len(samples) / rate
+                raw = to_raw(Resampler(rate, RATES[form])(samples, last=True), form)
+                n += len(raw)
+                for at in range(0, len(raw), PIECE_BYTES):
+                    piece = raw[at : at + PIECE_BYTES]
+                    delta = base64.b64encode(piece).decode()
+                    await self._event("response.output_audio.delta", delta=delta)
+                    sent += len(piece)
+        except asyncio.CancelledError:
+            if sent:
+                said = words_until(text, sent / n), seconds * sent / n
+                self.kept.said.append(said)
+            raise
         self.kept.said.append((text, seconds))
 
     async def _keep(self, status: str) -> None:

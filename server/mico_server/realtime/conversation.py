@@ -22,6 +22,12 @@ MOST_ITEMS, MOST_TEXT_BYTES, MOST_MEDIA_BYTES = 256, 4 << 20, 64 << 20
 _TEXTS = {"input_text", "output_text", "text", "output_audio", "audio"}
 
 
+def words_until(text: str, share: float) -> str:
+    """The whole words in the first ``share``, 0 to 1, of a sentence."""
+    part = text[: round(len(text) * share)]
+    return part if part == text else part.rpartition(" ")[0]
+
+
 @dataclass
 class Kept:
     """An item, and the message that the model reads. ``heard`` comes to be what is said in its
@@ -57,8 +63,7 @@ class Kept:
         kept, left = "", end_ms / 1000
         for text, seconds in self.said:
             share = min(1.0, left / seconds) if seconds else 1.0  # code is not spoken
-            part = text[: round(len(text) * share)]
-            kept += part if part == text else part.rpartition(" ")[0]
+            kept += words_until(text, share)
             left -= seconds
             if left <= 0:
                 break
