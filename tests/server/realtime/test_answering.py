@@ -48,6 +48,8 @@ class Client:
 @pytest.mark.parametrize(("events", "said"), [(1, "One"), (4, TEXT[:18]), (7, TEXT[:33])])
 def test_of_a_sentence_that_is_cut_off_stays_what_was_sent(events: int, said: str) -> None:
     sent, items = 0, list[Kept]()
+    answering: Any = None
+    task: Any = None
 
     async def say(kind: str, **fields: Any) -> None:
         nonlocal sent
@@ -72,8 +74,6 @@ def test_of_a_sentence_that_is_cut_off_stays_what_was_sent(events: int, said: st
         task = asyncio.create_task(answering.run(messages, begin, lambda: "en"))
         await task
 
-    answering: Any = None
-    task: Any = None
     asyncio.run(answer())
     (kept,) = items
     assert answering.response.status == "cancelled"
