@@ -192,11 +192,16 @@ class Listener:
                 from faster_whisper import WhisperModel
 
                 logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # not each recording
-                self._model = WhisperModel(
-                    str(self._weights),
-                    device="cpu",
-                    compute_type="int8",
-                    cpu_threads=1,
-                    num_workers=min(4, usable_cores()),  # recordings at the same time
-                )
+                try:
+                    self._model = WhisperModel(
+                        str(self._weights),
+                        device="cpu",
+                        compute_type="int8",
+                        cpu_threads=1,
+                        num_workers=min(4, usable_cores()),  # recordings at the same time
+                    )
+                except (RuntimeError, ValueError, OSError) as error:
+                    raise ModelError(
+                        f"{self._weights}: no Whisper of CTranslate2: {error}"
+                    ) from error
             return self._model

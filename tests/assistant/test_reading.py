@@ -404,6 +404,8 @@ def test_another_listener(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path
     speech.base_folder().mkdir(parents=True)
     monkeypatch.setenv("MICO_SPEECH_MODEL", str(tmp_path))
     assert speech.fetch() == tmp_path
+    with pytest.raises(ModelError, match=f"{tmp_path}: no Whisper of CTranslate2: "):
+        _ = speech.Listener(speech.folder()).languages
     monkeypatch.setenv("MICO_SPEECH_MODEL", "enormous")
     with pytest.raises(ModelError, match=r"MICO_SPEECH_MODEL: enormous: .*one of: tiny"):
         speech.fetch()
