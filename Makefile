@@ -4,6 +4,7 @@
 # make check      format, lint, types, and the tests of product and lab;  make format: put format and lint right
 # make test-vllm  the tests of the vLLM engine and of the service on it, in an environment of its own
 # make test-lmms  the tests of the lmms-eval plugin and of its client, in an environment of its own
+# make test-agents  the tests of OpenAI's agents as a client, with its older packages laid over this environment
 # make bench      race the engines and the training loops, in about 35 minutes; the tables go to benchmarks/results
 # make ablations  the paper's Tables 1 and 7 and its context embeddings, with small models, on scenes that it builds
 # make lock       write constraints.txt and the image's locks: the versions that are installed here;
@@ -60,7 +61,7 @@ LMMS_VENV := .venv-lmms
 LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
-.PHONY: setup setup-dev run test test-lab test-soak test-vllm test-lmms check bench format lock upgrade modalities mini ablations clean
+.PHONY: setup setup-dev run test test-lab test-soak test-vllm test-lmms test-agents check bench format lock upgrade modalities mini ablations clean
 
 setup: $(BASE_LLM)
 
@@ -169,6 +170,11 @@ test-lmms: $(LMMS_INSTALLED)
 	$(LMMS_BIN)/mico-chat setup
 	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/evaluation/lmms tests/evaluation/models/test_likelihood.py
 	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/media
+
+# It takes an older websockets: uv lays that over the environment for one run.
+test-agents: setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/uv run --no-project --python $(BIN)/python --with 'openai-agents>=0.24,<1' \
+		python -m pytest tests/server/realtime/test_agents.py
 
 check: setup-dev
 	$(BIN)/ruff format --check .

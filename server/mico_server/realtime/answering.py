@@ -37,7 +37,8 @@ class Answering:
     """Answers with the settings of a session at this time. ``say`` sends an event.
 
     ``turn`` stores it in a chat. ``reason`` is set by who cancels the task, else the cancellation
-    is the session's end.
+    is the session's end. ``truncated`` is set where a client ends it by that: a client that then
+    cancels it too gets no error.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Answering:
         self._client, self._session, self._voice, self._say = client, session, voice, say
         self.response = response
         self.reason: str | None = None
+        self.truncated = False
         self.kept = Kept(Item(role="assistant", status="in_progress"), Message.assistant())
         self._text = self._spoken = ""
         self._gathered = GatheredAnswer(1)

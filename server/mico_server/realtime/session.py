@@ -234,6 +234,9 @@ class RealtimeSession:
                 await self._say("conversation.item.retrieved", item=item)
             case said.ItemTruncate():
                 kept = self._conversation.named(event.item_id)
+                if self._busy and self._answering is not None and self._answering.kept is kept:
+                    await self._interrupt("client_cancelled")  # nobody hears the rest
+                    self._answering.truncated = True
                 kept.truncate(event.audio_end_ms)
                 if kept.cut is not None:
                     await kept.cut(kept.read.text)
@@ -242,10 +245,12 @@ class RealtimeSession:
             case said.ResponseCreate():
                 await self._respond(event.response)
             case said.ResponseCancel():
-                if self._answering is None or self._answer is None or self._answer.done():
+                under_way = self._answering
+                if under_way is None or not (self._busy or under_way.truncated):
                     raise RequestError("response.cancel: no response is under way")
-                if event.response_id not in (None, self._answering.response.id):
+                if event.response_id not in (None, under_way.response.id):
                     raise RequestError.at("response_id", "no such response is under way")
+                under_way.truncated = False
                 await self._interrupt("client_cancelled")
 
     async def _update(self, given: dict[str, Any]) -> None:

@@ -231,6 +231,31 @@ def test_a_client_cancels(start: Start) -> None:
         assert "no response is under way" in talk.error().message
 
 
+def test_to_truncate_an_answer_under_way_ends_it(start: Start) -> None:
+    """As OpenAI's agents interrupt; some of them cancel it, too."""
+    assistant = FakeAssistant(allowed=lambda: 6)
+    with talking(start(assistant)) as talk:
+        talk.write({"type": "input_text", "text": "There was a king. He had a dog."})
+        talk.connection.response.create()
+        delta = talk.until("response.output_audio.delta")[-1]
+        talk.connection.conversation.item.truncate(
+            item_id=delta.item_id, content_index=0, audio_end_ms=300
+        )
+        events = talk.until("response.done", "conversation.item.truncated")
+        response = next(one.response for one in events if one.type == "response.done")
+        assert (response.status, response.status_details.reason) == (
+            "cancelled",
+            "client_cancelled",
+        )
+        talk.connection.conversation.item.retrieve(item_id=delta.item_id)
+        heard = talk.until("conversation.item.retrieved")[-1].item.content[0].transcript
+        assert "king".startswith(heard[len("[] There was a ") :])
+        talk.connection.response.cancel()
+        talk.update()  # no error came before it
+        talk.connection.response.cancel()
+        assert "no response is under way" in talk.error().message
+
+
 def test_responses_out_of_band(start: Start, assistant: FakeAssistant) -> None:
     with talking(start(assistant)) as talk:
         talk.update(output_modalities=["text"])

@@ -9,12 +9,15 @@ import logging
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from benchmarks.http_client import address_of
+from mico_chat.assistant import Assistant
 from mico_chat.media import MediaDecoder
 from mico_server.app import serve
 from mico_server.host import ModelSource
@@ -30,14 +33,26 @@ class ServerProcess:
     """A service that runs until it is killed, terminated, or the ``with`` block ends.
 
     Unless it ``decodes``, anything is a blank medium. Each step of the model takes ``pause_s``
-    seconds longer.
+    seconds longer. ``make`` makes the assistant there.
     """
 
-    def __init__(self, *, decodes: bool = False, pause_s: float = 0.0, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        decodes: bool = False,
+        pause_s: float = 0.0,
+        make: Callable[..., Assistant] = echoing_assistant,
+        **settings: Any,
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         told, tell = context.Pipe(duplex=False)
-        arguments = (ServerSettings(port=0, **settings), decodes, pause_s, tell)
+        arguments = (
+            ServerSettings(port=0, **settings),
+            decodes,
+            partial(make, pause_s=pause_s),
+            tell,
+        )
         self.process: BaseProcess = context.Process(target=_serve, args=arguments)
         self.process.start()
         tell.close()
@@ -70,12 +85,14 @@ class ServerProcess:
         self.kill()
 
 
-def _serve(settings: ServerSettings, decodes: bool, pause_s: float, tell: Connection) -> None:
+def _serve(
+    settings: ServerSettings, decodes: bool, make: Callable[..., Assistant], tell: Connection
+) -> None:
     logging.disable(logging.WARNING)
     decoder: Any = MediaDecoder(workers=2) if decodes else nullcontext(FakeDecoder())
     with decoder as used:
         serve(
-            [ModelSource("tiny", lambda: echoing_assistant(used, pause_s=pause_s))],
+            [ModelSource("tiny", lambda: make(used))],
             announce=tell.send,
             settings=settings,
         )
