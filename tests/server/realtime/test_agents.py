@@ -113,13 +113,12 @@ async def test_a_tool_answers_a_spoken_question(service: ServerProcess) -> None:
 
     asked = []
 
-    @function_tool
     def weather(city: str) -> str:
         """Tells the weather."""
         asked.append(city)
         return "WARM"
 
-    async with run(service, weather) as led:
+    async with run(service, function_tool(weather)) as led:
         await led.session.send_audio(speech("How is the weather in Berlin?"))
         events = await led.until("tool_start", "tool_end", "audio", "audio_end", "agent_end")
         assert asked == ["Berlin"]
