@@ -66,12 +66,13 @@ PAUSE = 6 * WINDOW
 
 
 class Turn(NamedTuple):
-    """Speech began, pauses, or ended at a time of the stream, with the turn's sound so far (n,).
+    """Speech began, pauses, goes on, or ended at a time of the stream; with the sound so far (n,)
+    where it pauses or ended.
 
     ``listened``: nothing was said since the last pause that was told.
     """
 
-    what: Literal["started", "paused", "stopped"]
+    what: Literal["started", "paused", "resumed", "stopped"]
     at_ms: int
     sound: NDArray[np.float32] | None = None
     listened: bool = False
@@ -140,7 +141,10 @@ class Ear:
             yield Turn("started", max(0, self._ms - 1000 * WINDOW * len(self._kept) // RATE))
             return
         # As in Silero's own: speech goes on above a lower threshold than it begins.
-        self._quiet = 0 if spoken >= max(threshold - 0.15, 0.01) else self._quiet + WINDOW
+        goes_on = spoken >= max(threshold - 0.15, 0.01)
+        if goes_on and self._quiet >= PAUSE:
+            yield Turn("resumed", self._ms)
+        self._quiet = 0 if goes_on else self._quiet + WINDOW
         if 1000 * self._quiet >= RATE * self.detection.silence_ms or self.seconds >= LONGEST_S:
             rest, self._rest = self._rest, self._rest[:0]
             listened = self._quiet >= PAUSE

@@ -206,8 +206,13 @@ class ModelHost:
                 f"{max_step_s:g} (MICO_SERVER_MAX_STEP_S); try again later"
             )
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Event, None]:
-        """The events of the answer. Closing the stream stops the model."""
+    async def stream(
+        self, ask: Ask, wanted: asyncio.Event | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The events of the answer. Closing the stream stops the model.
+
+        An answer that is begun early ends, and is counted, once it is ``wanted``.
+        """
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
         reports: tuple[MediaReport, ...] = ()
@@ -225,8 +230,11 @@ class ModelHost:
                     first_token = True
                     self.metrics.first_token(now() - start)
                 if isinstance(event, Delta) and event.usage is not None:
+                    seconds = now() - start
+                    if wanted is not None:
+                        await wanted.wait()
                     self.metrics.answered(event.usage, reports)
-                    self.answered(now() - start)
+                    self.answered(seconds)
                 yield event
 
     async def inspect(self, medium: MediaFile, tenant: str, *, read: bool = True) -> MediaReport:

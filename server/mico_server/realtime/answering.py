@@ -1,30 +1,25 @@
-"""A response in real time: one task thinks; what it has thought is spoken by the sentence."""
+"""A response in real time: what a model has thought is spoken by the sentence."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any
 
-from mico_chat.ask import Ask
-from mico_chat.assistant import GatheredAnswer
-from mico_chat.engine.base import Delta
 from mico_chat.errors import MicoError
 from mico_chat.messages import Message
-from mico_chat.options import GenerationOptions
 from mico_chat.speech import LanguageError, Voice, check_language
 from mico_chat.speech.events import Content, Item, Response, Session
 from mico_chat.speech.hearing import Resampler
 from mico_chat.speech.sound import RATES, to_raw
 from mico_chat.speech.speakable import Sentences
-from mico_chat.tools import CallPiece, read_tool_use
-from mico_chat.wire import Usage
+from mico_chat.tools import CallPiece
 from mico_server.dialects.chat import ChatTurn
-from mico_server.dialects.openai import check_size
 from mico_server.http.errors import mico_error_body
 from mico_server.realtime.conversation import Kept, called, words_until
+from mico_server.realtime.thinking import Thinking
 from mico_server.routes.speech import in_thread
 from mico_server.service import Client
 
@@ -58,18 +53,15 @@ class Answering:
         self.truncated = False
         self.kept = Kept(Item(role="assistant", status="in_progress"), Message.assistant())
         self._text = self._spoken = ""
-        self._gathered = GatheredAnswer(1)
-        self._usage: Usage | None = None
-        self._finish = "stop"
+        self._thinking: Thinking | None = None
         self._begun = self._mute = False
-        self._thoughts: asyncio.Queue[str | CallPiece | None] = asyncio.Queue()
         self._output: list[Item] = []
         self._place: dict[str, Any] = {}
         self._call: Kept | None = None
 
     async def run(
         self,
-        messages: Callable[[], Awaitable[list[Message]]],
+        think: Callable[[], Awaitable[Thinking]],
         begin: Callable[[Kept], Awaitable[None]],
         language: Callable[[], str | None],
     ) -> None:
@@ -77,10 +69,11 @@ class Answering:
         status, details = "completed", None
         async with AsyncExitStack() as stack:
             try:
-                read = await messages()
+                thinking = self._thinking = await think()
+                stack.push_async_callback(thinking.drop)
                 self._turn = await stack.enter_async_context(self._to_store())
-                await self._answer(read, begin, language)
-                if self._finish == "length":
+                await self._answer(thinking, begin, language)
+                if thinking.finish == "length":
                     status, details = "incomplete", {"reason": "max_output_tokens"}
             except MicoError as error:
                 body = mico_error_body(error)["error"]
@@ -99,15 +92,14 @@ class Answering:
 
     async def _answer(
         self,
-        read: Sequence[Message],
+        thinking: Thinking,
         begin: Callable[[Kept], Awaitable[None]],
         language: Callable[[], str | None],
     ) -> None:
-        thinking = asyncio.create_task(self._think(read))
-        thinking.add_done_callback(lambda _: self._thoughts.put_nowait(None))
+        thinking.wanted.set()
         try:
             sentences = Sentences()
-            while (piece := await self._thoughts.get()) is not None:
+            while (piece := await thinking.pieces.get()) is not None:
                 if isinstance(piece, CallPiece):
                     for sentence in sentences.end():
                         await self._speak(sentence.text, language())
@@ -123,38 +115,13 @@ class Answering:
                         await self._speak(sentence.text, language())
                 if self._turn is not None:
                     self._turn.keep_so_far(lambda: self._text)
-            await thinking
+            await thinking.ended
             for sentence in sentences.end():
                 await self._speak(sentence.text, language())
-            if self._finish == "stop":
+            if thinking.finish == "stop":
                 await self._call_ends("completed")
         finally:
-            thinking.cancel()
-            await asyncio.gather(thinking, return_exceptions=True)
-
-    async def _think(self, read: Sequence[Message]) -> None:
-        most, given = self._session.max_output_tokens, {"truncation": "auto"}
-        options = GenerationOptions.of(given if most == "inf" else {**given, "max_tokens": most})
-        declared, choice = self._session.tools, self._session.tool_choice
-        parallel = self._session.parallel_tool_calls
-        tools = read_tool_use(declared, choice, parallel=parallel, flat=True)
-        check_size(declared, self._client.service.settings)
-        ask = Ask(read, options, self._client.tenant, tools)
-        async with AsyncExitStack() as stack:
-            host = await self._client.use(stack, self._session.model)
-            if declared:
-                host.assistant.check_tools()
-            host.assistant.check_length(ask)
-            async with aclosing(host.stream(ask)) as events:
-                async for one in events:
-                    self._gathered.add(one)
-                    if isinstance(one, Delta):
-                        if one.text:
-                            self._thoughts.put_nowait(one.text)
-                        if one.call is not None:
-                            self._thoughts.put_nowait(one.call)
-                        self._usage = one.usage or self._usage
-                        self._finish = one.finish_reason or self._finish
+            await thinking.drop()
 
     async def _announce(self, begin: Callable[[Kept], Awaitable[None]]) -> None:
         self._begun = True
@@ -232,15 +199,16 @@ class Answering:
         """Store what was said: of an answer that is cut off, not what nobody can have heard."""
         if status == "cancelled" and self._voice is not None:
             self._text = "".join(text for text, _ in self.kept.said)
-        if self._turn is None:
+        if self._turn is None or self._thinking is None:
             return
+        gathered = self._thinking.gathered
         if status in ("completed", "incomplete"):
             if any(item.type == "function_call" for item in self._output):
                 self._turn.set_aside(self._text)  # the answer goes on behind the result
             else:
-                await self._turn.keep(self._gathered.answer())
+                await self._turn.keep(gathered.answer())
         elif self._text:
-            await self._turn.keep_part(self._gathered, self._text)
+            await self._turn.keep_part(gathered, self._text)
         else:
             self._turn.set_aside()
         self.kept.cut = self._turn.cut
@@ -262,7 +230,7 @@ class Answering:
             await self._item_ends(item)
         response.output, response.status = self._output, status
         response.status_details = {"type": status, **(details or {})}
-        if (used := self._usage) is not None:
+        if self._thinking is not None and (used := self._thinking.usage) is not None:
             given, made = used.prompt_tokens, used.completion_tokens
             total = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
             response.usage = {

@@ -174,12 +174,13 @@ class Conversation:
         said = [kept for kept in self._items if kept.item.role == "user"]
         return said[max((at for at, one in enumerate(said, 1) if one.stored), default=0) :]
 
-    async def messages(self, instructions: str) -> list[Message]:
-        """What the model reads, once all sounds are written down; turns that follow each other
-        of one role are one message, and the result of a call stands behind it."""
+    async def messages(self, instructions: str, *more: Kept) -> list[Message]:
+        """What the model reads of the items, and of ``more`` behind them, once all sounds are
+        written down; turns that follow each other of one role are one message, and the result of a
+        call stands behind it."""
         found: list[Message] = []
         system = [instructions] if instructions else []
-        for message in [await kept.message() for kept in list(self._items)]:
+        for message in [await kept.message() for kept in (*self._items, *more)]:
             if message.role == "system":
                 system.append(message.text)
             elif message.role == "tool":

@@ -7,35 +7,27 @@ writes them down, :class:`~mico_server.realtime.answering.Answering` thinks and 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
-import wave
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from mico_chat.assistant import Assistant
 from mico_chat.errors import MicoError, RequestError
-from mico_chat.media import Audio, MediaFile
 from mico_chat.messages import Message, base64_data
 from mico_chat.options import request_error
-from mico_chat.reading import why_not_listening
-from mico_chat.reading.speech import Listener, Listening
 from mico_chat.speech import Voice
 from mico_chat.speech import events as said
 from mico_chat.speech.events import CLIENT_EVENT, Content, Item, ServerEvent, Session, new_id
 from mico_chat.speech.hearing import LONGEST_S, RATE, Ear, Resampler, Turn
-from mico_chat.speech.sound import RATES, from_raw, pcm16
+from mico_chat.speech.sound import RATES, from_raw
 from mico_chat.tools import read_tool_use
 from mico_server.dialects.chat import ChatTurn
-from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.auth import Caller
 from mico_server.http.errors import error_body, mico_error_body
@@ -43,12 +35,12 @@ from mico_server.http.json_body import read_json
 from mico_server.realtime.answering import Answering
 from mico_server.realtime.conversation import Conversation, Kept, read_item
 from mico_server.realtime.stored import StoredChat
+from mico_server.realtime.thinking import Ahead, Thinking
+from mico_server.realtime.writing import Written, listener_of, recording, written
 from mico_server.routes.speech import voice_of
 from mico_server.service import Client
 
 logger = logging.getLogger(__name__)
-
-_Written: TypeAlias = tuple[str, str, bool] | MicoError
 
 WATCH_S, CLOSE_S = 1.0, 5.0
 LEAST_S = 0.1  # of sound that may be committed
@@ -90,7 +82,8 @@ class RealtimeSession:
         self._resampler = self._new_resampler()
         self._item_id = new_id("item")
         self._language: str | None = None
-        self._early: asyncio.Task[_Written] | None = None  # hears what was said before a pause
+        self._early: asyncio.Task[Written] | None = None  # hears what was said before a pause
+        self._ahead = Ahead()
         self._answering: Answering | None = None
         self._answer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -115,6 +108,7 @@ class RealtimeSession:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._ahead.drop()
 
     async def _close(self, over: Over) -> None:
         logger.info("a session ends: %s", over.message)
@@ -155,7 +149,7 @@ class RealtimeSession:
                 await self._voice(self.config)
             loaded = self._client.service.models.named(self.config.model).loaded
             if loaded is not None and self.config.audio.input.turn_detection is not None:
-                await asyncio.to_thread(lambda: _listener(loaded).languages)
+                await asyncio.to_thread(lambda: listener_of(loaded).languages)
 
     async def _watch(self) -> None:
         """End the session for its length, silence of the client, a withdrawn key, the service."""
@@ -210,6 +204,8 @@ class RealtimeSession:
                 await self._say("error", error={**body["error"], "event_id": id_})
 
     async def _do(self, event: said.ClientEvent) -> None:
+        if not isinstance(event, said.AudioAppend):
+            await self._ahead.drop()  # it may make the question another one
         match event:
             case said.SessionUpdate():
                 await self._update(event.session)
@@ -291,10 +287,16 @@ class RealtimeSession:
     async def _turn(self, turn: Turn) -> None:
         detection = self._ear.detection
         assert detection is not None
-        if turn.what == "paused":  # likely the end: what was said is known then
+        if turn.what in ("paused", "resumed", "started"):
+            await self._ahead.drop()
             if self._early is not None:
                 self._early.cancel()
-            self._early = self._spawn(self._written(_file(turn.sound)))
+                self._early = None
+        if turn.what == "paused" and turn.sound is not None:  # likely the end: it is heard by then
+            self._early = self._spawn(self._written(turn.sound))
+            if detection.create_response and not self._busy:
+                self._ahead.task = self._spawn(self._think_ahead(self._early))
+        if turn.what in ("paused", "resumed"):
             return
         if turn.sound is None:
             self._item_id = new_id("item")
@@ -309,6 +311,7 @@ class RealtimeSession:
         if early is not None and not turn.listened:
             early.cancel()
             early = None
+            await self._ahead.drop()
         kept = await self._commit(turn.sound, early)
         if detection.create_response and kept.heard is not None:
             self._spawn(self._respond_to(kept.heard))
@@ -317,11 +320,13 @@ class RealtimeSession:
         if await asyncio.shield(heard) and not self._ear.speaking and not self._busy:
             try:
                 await self._respond(said.ResponseOptions())
+                return
             except MicoError as error:
                 await self._say("error", error=mico_error_body(error)["error"])
+        await self._ahead.drop()
 
     async def _commit(
-        self, sound: NDArray[np.float32], early: asyncio.Task[_Written] | None = None
+        self, sound: NDArray[np.float32], early: asyncio.Task[Written] | None = None
     ) -> Kept:
         item = Item(id=self._item_id, role="user", content=[Content(type="input_audio")])
         self._item_id = new_id("item")
@@ -361,22 +366,22 @@ class RealtimeSession:
         """Refuse sounds that nobody can write down, as far as that is known before."""
         loaded = self._client.service.models.named(self.config.model).loaded
         if loaded is not None:
-            _listener(loaded)
+            listener_of(loaded)
 
     async def _hear(
         self,
         kept: Kept,
         sound: NDArray[np.float32],
         place: int,
-        early: asyncio.Task[_Written] | None = None,
+        early: asyncio.Task[Written] | None = None,
     ) -> str:
         """Write a recording down; "" if nothing is said in it, which then is shown as a sound."""
-        file = _file(sound)
+        file = recording(sound)
         if self._chat is not None and self._chat.media:
             kept.sounds = (replace(file, heard=True),)
         name = "conversation.item.input_audio_transcription"
         told = {"item_id": kept.item.id, "content_index": place}
-        found = await (self._written(file) if early is None else early)
+        found = await (self._written(sound) if early is None else early)
         if isinstance(found, MicoError):
             await self._say(f"{name}.failed", error=mico_error_body(found)["error"], **told)
             return ""
@@ -389,23 +394,20 @@ class RealtimeSession:
             await self._say(f"{name}.completed", transcript=text, usage=usage, **told)
         return text
 
-    async def _written(self, file: MediaFile) -> _Written:
-        """A recording's text, its language, and whether the model takes sounds; or the error."""
-        asked = self.config.audio.input.transcription or said.Transcribing()
-        how = Listening(asked.language or self._language, asked.prompt, quick=True)
-        try:
-            async with AsyncExitStack() as stack:
-                host = await self._client.use(stack, self.config.model)
-                listener = _listener(host.assistant)
+    async def _written(self, sound: NDArray[np.float32]) -> Written:
+        return await written(self._client, self.config, recording(sound), self._language)
 
-                def written(audio: Audio, stop: object) -> tuple[str, str]:
-                    segments, found = listener.segments(audio.samples, how)
-                    return "".join(one.text for one in segments).strip(), found
-
-                work = host.assistant.encoder.listened(file, written, tenant=self._client.tenant)
-                return (*await host.guarded(work), "audio" in host.reads)
-        except MicoError as error:
-            return error
+    async def _think_ahead(self, early: asyncio.Task[Written]) -> None:
+        """Begin the answer to a turn that likely ends, as soon as it is written down."""
+        found = await early
+        if isinstance(found, MicoError) or not found[0]:
+            return
+        kept, instructions = (
+            Kept(Item(role="user"), Message.user(found[0])),
+            self.config.instructions,
+        )
+        read = await self._conversation.messages(instructions, kept)
+        self._ahead.thinking = Thinking(self._client, self.config, read)
 
     @property
     def _busy(self) -> bool:
@@ -444,8 +446,14 @@ class RealtimeSession:
             if options.conversation == "auto":
                 await self._add(kept)
 
-        messages = partial(conversation.messages, config.instructions)
-        work = answering.run(messages, begin, lambda: self._language)
+        async def think() -> Thinking:
+            read = await conversation.messages(config.instructions)
+            if (early := self._ahead.taken(config, read)) is not None:
+                return early
+            await self._ahead.drop()
+            return Thinking(self._client, config, read)
+
+        work = answering.run(think, begin, lambda: self._language)
         self._answering, self._answer = answering, self._spawn(work)
 
     async def _input(self, given: dict[str, Any], calls: dict[str, str]) -> Kept:
@@ -464,13 +472,6 @@ class RealtimeSession:
             await asyncio.wait((self._answer,))
 
 
-def _listener(assistant: Assistant) -> Listener:
-    reader = assistant.encoder.reader
-    if reader is None or reader.listener is None:
-        raise UnsupportedError(why_not_listening())
-    return reader.listener
-
-
 def configured(session: Session, given: dict[str, Any]) -> Session:
     try:
         new = session.updated(given)
@@ -479,12 +480,3 @@ def configured(session: Session, given: dict[str, Any]) -> Session:
     except (ValidationError, RequestError) as error:
         found = request_error(error.errors()[0]) if isinstance(error, ValidationError) else error
         raise RequestError(f"session.{found}", f"session.{found.param}") from error
-
-
-def _file(sound: NDArray[np.float32] | None) -> MediaFile:
-    assert sound is not None
-    file = io.BytesIO()
-    with wave.open(file, "wb") as written:
-        written.setparams((1, 2, RATE, 0, "NONE", ""))
-        written.writeframes(pcm16(sound))
-    return MediaFile("audio", file.getvalue(), "speech.wav")

@@ -16,6 +16,7 @@ from mico_chat.messages import Message
 from mico_chat.speech.events import Response, Session
 from mico_server.realtime.answering import PIECE_BYTES, Answering
 from mico_server.realtime.conversation import Kept
+from mico_server.realtime.thinking import Thinking
 from mico_server.settings import ServerSettings
 
 TEXT = "One two three four five six seven eight."
@@ -33,7 +34,7 @@ class Voice:
 class Host:
     assistant = SimpleNamespace(check_length=lambda ask: None)
 
-    async def stream(self, ask: Any) -> AsyncIterator[Delta]:
+    async def stream(self, ask: Any, wanted: asyncio.Event) -> AsyncIterator[Delta]:
         yield Delta(text=TEXT)
 
 
@@ -60,8 +61,8 @@ def test_of_a_sentence_that_is_cut_off_stays_what_was_sent(events: int, said: st
                 await asyncio.Event().wait()
             sent += 1
 
-    async def messages() -> list[Message]:
-        return [Message.user("Count.")]
+    async def think() -> Thinking:
+        return Thinking(Client(), Session(), [Message.user("Count.")])  # type: ignore[arg-type]
 
     async def begin(kept: Kept) -> None:
         items.append(kept)
@@ -71,7 +72,7 @@ def test_of_a_sentence_that_is_cut_off_stays_what_was_sent(events: int, said: st
         client: Any = Client()
         response = Response(output_modalities=["audio"])
         answering = Answering(client, Session(), response, Voice(), say)
-        task = asyncio.create_task(answering.run(messages, begin, lambda: "en"))
+        task = asyncio.create_task(answering.run(think, begin, lambda: "en"))
         await task
 
     asyncio.run(answer())
