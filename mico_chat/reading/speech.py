@@ -58,8 +58,14 @@ def folder() -> Path:
     """Where the listener's weights are: Whisper base's, or those of ``MICO_SPEECH_MODEL``."""
     if (name := Settings().speech_model) is None:
         return base_folder()
+    return place_of(name)
+
+
+def place_of(name: str) -> Path:
+    """A folder, or where what the hub has under a name is kept."""
     given = Path(name).expanduser()
-    return given if given.is_dir() else cache_dir() / "speech" / name.replace("/", "--")
+    kept = cache_dir() / "speech" / name.replace("/", "--").replace(":", "--")
+    return given if given.is_dir() else kept
 
 
 def fetch() -> Path:

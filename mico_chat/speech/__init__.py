@@ -17,8 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_chat.checkpoints.folders import built_once, local_folder, whole_folder
 from mico_chat.engine.cpu import free_cores
-from mico_chat.errors import MissingExtraError, RequestError
+from mico_chat.errors import MissingExtraError, ModelError, RequestError
+from mico_chat.reading.speech import place_of
 from mico_chat.settings import Settings
 from mico_chat.speech.speakable import sentences
 
@@ -56,7 +58,14 @@ class HibariVoice:
         from hibari.voices import VOICES
 
         self.name = name
-        self._tts: Any = Hibari(name if name in VOICES else "heart", model=str(weights))
+        sounds = next((one for one in (name, weights.stem) if one in VOICES), "heart")
+        try:
+            self._tts: Any = Hibari(sounds, model=str(weights))
+        except Exception as error:  # onnxruntime's errors have no base of their own
+            raise ModelError(f"{weights}: no voice of hibari: {error}") from error
+        if (takes := {one.name for one in self._tts.sess.get_inputs()}) != {"ids", "speed"}:
+            reason = f"it takes {', '.join(sorted(takes))}, but hibari gives ids, speed"
+            raise ModelError(f"{weights}: no voice of hibari: {reason}")
         self._tts.g2p  # noqa: B018 - its tables load now, not during the first sentence
         self.sample_rate = int(self._tts.sample_rate)
 
@@ -87,6 +96,7 @@ class Voices:
         Raises:
             MissingExtraError: the extra ``speech`` is not installed.
             RequestError: this machine has no such voice.
+            ModelError: the file is no voice of hibari.
         """
         name = name or Settings().voice
         with self._lock:
@@ -115,18 +125,52 @@ def _weights_of(name: str) -> Path:
     return Path(ASSETS if voice.get("bundled") else cache_dir(), voice["file"])
 
 
+def fetch() -> Path | None:
+    """Fetch the voice of the hub that ``MICO_VOICE`` names, unless it is there, and give its file;
+    None if it names none of the hub."""
+    name = Settings().voice
+    place, _, wanted = name.partition(":")
+    if "/" not in place or Path(name).expanduser().exists() or Path(place).expanduser().is_dir():
+        return None
+
+    def download(target: Path) -> None:
+        with whole_folder(target) as written:
+            local_folder(place, f"*{wanted}.onnx", local_dir=str(written))
+            _file_in(written, name)
+
+    return _file_in(built_once(place_of(name), download), name)
+
+
+def _file_in(folder: Path, name: str) -> Path:
+    """The ONNX file in a folder that ``name`` means: of several the one behind its colon."""
+    place, _, wanted = name.partition(":")
+    found = {file.stem: file for file in sorted(folder.rglob("*.onnx"))}
+    if wanted in found or (not wanted and len(found) == 1):
+        return found[wanted or next(iter(found))]
+    there = f"it has {', '.join(found)}" if found else "it has no ONNX file"
+    how = f"; name one of them: {place}:{next(iter(found))}" if found else ""
+    raise ModelError(f"MICO_VOICE: {name}: {there}{how}")
+
+
 def _weights(name: str) -> Path:
-    """The file of a voice: a known one's, or the ONNX file that ``MICO_VOICE`` itself names."""
+    """The file of a voice: a known one's, or the one that ``MICO_VOICE`` itself names."""
     known = _known()
-    if name not in known:
-        path = Path(name).expanduser()
-        if name == Settings().voice and path.is_file():
+    if name in known:
+        if not (path := _weights_of(name)).is_file():  # nothing is fetched unasked
+            how = f"hibari --voice {name} --output /dev/null hello"
+            raise RequestError.at("voice", f"{name} is not on this machine; `{how}` fetches it")
+        return path
+    if name == Settings().voice:
+        if (path := Path(name).expanduser()).is_file():
             return path
-        raise RequestError.at("voice", f"no voice {name[:64]!r} here; known are {', '.join(known)}")
-    if not (path := _weights_of(name)).is_file():  # nothing is fetched unasked
-        how = f"hibari --voice {name} --output /dev/null hello"
-        raise RequestError.at("voice", f"{name} is not on this machine; `{how}` fetches it")
-    return path
+        for place in (Path(name.partition(":")[0]).expanduser(), place_of(name)):
+            if place.is_dir():
+                return _file_in(place, name)
+        if "/" in name:
+            raise RequestError.at(
+                "voice", f"{name[:64]} is not on this machine; `mico-chat setup` fetches it"
+            )
+    raise RequestError.at("voice", f"no voice {name[:64]!r} here; known are {', '.join(known)}")
 
 
 def check_language(voice: Voice, text: str, language: str | None = None) -> None:

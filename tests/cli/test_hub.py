@@ -15,10 +15,11 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, constants, file_download
 
+from mico_chat import speech as voices
 from mico_chat.checkpoints.hub import HubName, needed_files, quantization_of
 from mico_chat.cli import hub as hub_commands
 from mico_chat.cli.main import main
-from mico_chat.errors import ConfigError, ModelError
+from mico_chat.errors import ConfigError, ModelError, RequestError
 from tests.support.fake_hub import TOKEN, FakeHub, fake_hub
 from tests.support.tiny import chat_model, saved, stage1_folder
 
@@ -355,3 +356,51 @@ def test_a_pulled_model_loads_without_a_network(hub: FakeHub, run: Run, tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout  # a random model may say spaces alone
+
+
+def test_a_voice_of_the_hub(
+    hub: FakeHub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hibari = pytest.importorskip("hibari.voices", reason="pip install 'mico-chat[speech]'")
+    heart = Path(hibari.ASSETS, "hibari.onnx").read_bytes()
+    hub.repos["somebody/voice"] = {"README.md": b"A voice.", "kim.onnx": heart}
+    hub.repos["somebody/voices"] = {"voices/emma.onnx": heart, "voices/lee.onnx": b"no model"}
+    hub.repos["somebody/oov"] = {"oov.onnx": Path(hibari.ASSETS, "oov.onnx").read_bytes()}
+    monkeypatch.setenv("MICO_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("mico_chat.checkpoints.folders.fetch_base_llm", lambda: "there")
+    monkeypatch.setattr("mico_chat.checkpoints.folders.download", lambda missing: None)
+    monkeypatch.setattr("mico_chat.reading.speech.fetch", lambda: "there")
+    monkeypatch.setattr("mico_chat.cli.models.llama_cpp.PACKAGE", "no_such_package")
+
+    def say(name: str, *, setup: bool = True, code: int = 0) -> str:
+        monkeypatch.setenv("MICO_VOICE", name)
+        if setup:
+            run("setup")
+        return run("say", "Hello.", "--output", str(tmp_path / "hello.wav"), code=code)
+
+    assert "somebody/voice is not on this machine; `mico-chat setup` fetches it" in say(
+        "somebody/voice", setup=False, code=2
+    )
+    say("somebody/voice")
+    assert (tmp_path / "hello.wav").is_file()
+    assert hub.names() == ["kim.onnx"]
+    say("somebody/voices:emma")
+    say("somebody/voices:emma")
+    assert [file for file, _ in hub.sent] == ["kim.onnx", "voices/emma.onnx"]
+    folder = tmp_path / "cache/speech/somebody--voices--emma/voices"
+    say(str(folder))
+    say(f"{folder}:emma")
+    say(str(folder / "emma.onnx"))
+    assert "it has emma; name one of them" in say(f"{folder}:kore", code=2)
+    assert "lee.onnx: no voice of hibari" in say("somebody/voices:lee", code=2)
+    assert "oov.onnx: no voice of hibari: it takes" in say("somebody/oov", code=2)
+    for name, why in (
+        ("somebody/voices", "it has emma, lee; name one of them: somebody/voices:emma"),
+        ("somebody/voices:kore", "it has no ONNX file"),
+        ("somebody/nothing", "the hub has no such model"),
+    ):
+        assert "is not on this machine" in say(name, code=2)
+        with pytest.raises(ModelError, match=why):
+            voices.fetch()
+    with pytest.raises(RequestError, match="no voice 'somebody/voice' here"):
+        voices.Voices().get("somebody/voice")  # a client has no say in what is read
