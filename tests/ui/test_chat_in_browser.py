@@ -392,6 +392,60 @@ def test_what_changes_elsewhere_while_a_question_is_edited_shows_afterwards(chat
     assert tab.trouble == []
 
 
+def two_chats(chat: ChatPage) -> tuple[ChatPage, str]:
+    """A tab shows the chat "Two?", another one "One?", whose id is given too."""
+    for question in ("One?", "Two?"):
+        chat.press("New chat")
+        chat.ask(question)
+        chat.answer(1)
+    tab = ChatPage(chat.page.context.new_page(), chat.url)
+    tab.page.goto(chat.page.url)
+    tab.conversations.filter(has_text="One?").click()
+    expect(tab.page.locator(".said")).to_have_text("One?")
+    return tab, tab.page.evaluate("mico.chat.id")
+
+
+def test_a_chat_that_is_deleted_while_a_tab_opens_it_is_not_shown(chat: ChatPage) -> None:
+    tab, one = two_chats(chat)
+    chat.page.evaluate(HOLD, ["open", True])
+    chat.conversations.filter(has_text="One?").click()
+    chat.page.wait_for_function("mico.found")
+    tab.page.evaluate("id => mico.call('delete', { id })", one)
+    chat.page.wait_for_function("mico.news && mico.heard + 1 === mico.asked")
+    chat.page.evaluate("mico.go()")
+    expect(chat.banner).to_contain_text("deleted")
+    for page in (chat, tab):
+        expect(page.turns).to_have_count(0)
+    assert tab.trouble == []
+
+
+def test_a_change_that_a_tab_cannot_read_at_once_is_shown_later(chat: ChatPage) -> None:
+    tab, one = two_chats(chat)
+    tab.page.evaluate(
+        """() => {
+            const { server } = mico;
+            const away = async () => ((mico.server = server), null);
+            mico.server = new Proxy(server, { get: (_, name) => (name === "open" ? away : server[name]) });
+        }"""
+    )
+    chat.page.evaluate("id => mico.call('delete', { id })", one)
+    expect(tab.turns).to_have_count(0)
+    assert tab.trouble == []
+
+
+def test_a_tab_learns_of_changes_after_a_step_back_to_a_deleted_chat(chat: ChatPage) -> None:
+    tab, one = two_chats(chat)
+    tab.page.evaluate("id => mico.call('delete', { id })", one)
+    expect(chat.conversations).to_have_count(1)
+    chat.page.go_back()
+    expect(chat.banner).to_contain_text("deleted")
+    tab.conversations.filter(has_text="Two?").click()
+    expect(tab.page.locator(".said")).to_have_text("Two?")
+    tab.ask("And then?")
+    expect(chat.page.locator(".said")).to_have_text(["Two?", "And then?"])
+    assert tab.trouble == []
+
+
 def test_back_leads_to_the_former_chat_and_each_tab_keeps_what_is_written(chat: ChatPage) -> None:
     for question in ("One?", "Two?"):
         chat.press("New chat")

@@ -224,6 +224,7 @@
       mico.root.querySelector("#mico-message").focus({ preventScroll: true });
     } catch (error) {
       mico.banner(error);
+      mico.showTitle(); // the address is again that of the chat that is shown
       refresh();
     }
   }

@@ -93,10 +93,19 @@
     return { conversation_id: mico.chat.id, create: mico.chat.id !== null && fresh, fresh, system: fresh ? mico.chat.system ?? mico.settings.system : null, after: begun ? lastKept(mico.chat.turns) : null };
   };
 
+  // A conversation that a call tells. Where a change elsewhere has overtaken it, it is looked at once more.
+  let news = 0;
+  async function told(call) {
+    const before = news;
+    const found = await call;
+    if (news !== before) setTimeout(sync);
+    return found;
+  }
+
   // A conversation as the server has it. One that it does not have may have questions here.
   mico.load = async function (id) {
     try {
-      return await mico.call("open", { id });
+      return await told(mico.call("open", { id }));
     } catch (error) {
       const begun = unkept().find((one) => one.conversation_id === id);
       if (!begun) throw error;
@@ -253,13 +262,15 @@
       if (rivalOf(turns.at(-1)) && found.turns.at(-1)?.preferred) found = await mico.call("open", { id });
     } catch (error) {
       const { away, setting } = mico.problemOf(error);
+      if (away) setTimeout(sync, 4000);
       if (away || setting || !mico.stays(id)) return;
       mico.banner(error);
       mico.showConversation(null);
       return;
     }
     stale = growing.size > 0; // of a question that was asked meanwhile
-    if (stale || !mico.stays(id) || lastKept(mico.chat.turns) !== last || log.querySelector(".editing")) return;
+    if (stale || !mico.stays(id) || log.querySelector(".editing")) return;
+    if (lastKept(mico.chat.turns) !== last) return void (outdated = true); // a question was answered meanwhile
     if (found.system !== mico.chat.system) {
       mico.chat.system = found.system;
       mico.emit("conversation", id);
@@ -267,16 +278,19 @@
     const shown = mico.chat.turns.filter(isKept);
     const same = shown.every(({ view }, n) => view.turn === found.turns[n]?.turn && view.state === found.turns[n].state && view.answer === found.turns[n].answer && beside(shown[n].other?.view) === beside(found.turns[n].other));
     if (!same || found.turns.length !== shown.length || isGrowing(found.turns.at(-1))) return mico.showConversation(found);
-    const told = ({ versions, later, media }) => String([versions, later, media.map((one) => one.pinned)]);
+    const short = ({ versions, later, media }) => String([versions, later, media.map((one) => one.pinned)]);
     for (const [n, turn] of shown.entries()) {
       const { versions, later, media } = found.turns[n];
-      if (told(found.turns[n]) === told(turn.view)) continue;
+      if (short(found.turns[n]) === short(turn.view)) continue;
       turn.view = { ...turn.view, versions, later };
       for (const [m, one] of media.entries()) if (turn.view.media[m]) turn.view.media[m].pinned = one.pinned;
       drawQuestion(turn);
     }
   }
-  mico.on("changed", sync);
+  mico.on("changed", () => {
+    news++;
+    sync();
+  });
   const rivalOf = (turn) => turn.other?.view.turn ?? null;
   const beside = (view) => (view?.turn ? [view.turn, view.state, view.answer].join() : "");
 
@@ -336,7 +350,7 @@
   async function prefer(turn, over) {
     const { id } = mico.chat;
     try {
-      const found = await mico.call("prefer", { id, turn: turn.view.turn, over });
+      const found = await told(mico.call("prefer", { id, turn: turn.view.turn, over }));
       if (mico.chat.id === id) mico.showConversation(found);
       mico.focusMessage();
       mico.say("Kept: the chat goes on with this answer.");
@@ -388,7 +402,7 @@
   async function choose(turn) {
     const { id } = mico.chat;
     try {
-      const found = await mico.call("choose", { id, turn });
+      const found = await told(mico.call("choose", { id, turn }));
       if (mico.chat.id === id) mico.showConversation(found);
     } catch (error) {
       mico.banner(error);
@@ -496,6 +510,7 @@
   async function again(turn, message, another = false, media = turn.view.media) {
     await stopped();
     if (mico.chat.turns.includes(turn)) mico.ask(message, media, { instead: turn, again: another });
+    else mico.draft(message, media); // it is shown no more
   }
 
   function edit(turn, written = turn.view.message) {
@@ -545,13 +560,15 @@
   }
 
   async function remove(turn) {
+    const { id } = mico.chat;
     const { later, versions } = turn.view;
     const what = versions.length > 1 ? "this version of the turn" : "this turn";
     if (!(await mico.confirm(later ? `Delete ${what} and ${count(later)}?` : `Delete ${what}?`, "Delete"))) return;
     try {
       if (isKept(turn)) {
-        await mico.call("delete_turns", { id: mico.chat.id, first: turn.view.turn, turns: 1 + later });
-        mico.showConversation(await mico.call("open", { id: mico.chat.id }));
+        await mico.call("delete_turns", { id, first: turn.view.turn, turns: 1 + later });
+        const found = await told(mico.call("open", { id }));
+        if (mico.chat.id === id) mico.showConversation(found);
       } else dropFrom(mico.chat.turns.indexOf(turn));
       if (!mico.chat.turns.length) mico.showWelcome(log);
       mico.root.querySelector("#mico-message").focus();
