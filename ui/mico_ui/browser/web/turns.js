@@ -508,9 +508,12 @@
 
   // Whatever is being answered meanwhile is stopped. What stood here stays, as a version.
   async function again(turn, message, another = false, media = turn.view.media) {
+    const { id } = mico.chat;
     await stopped();
-    if (mico.chat.turns.includes(turn)) mico.ask(message, media, { instead: turn, again: another });
-    else mico.draft(message, media); // it is shown no more
+    // The chat may have been drawn anew meanwhile.
+    const here = mico.chat.turns.find((one) => one === turn || (mico.chat.id === id && isKept(turn) && one.view.turn === turn.view.turn));
+    if (here) mico.ask(message, media, { instead: here, again: another });
+    else mico.draft(message, media);
   }
 
   function edit(turn, written = turn.view.message) {
