@@ -425,7 +425,8 @@ def test_a_change_that_a_tab_cannot_read_at_once_is_shown_later(chat: ChatPage) 
         """() => {
             const { server } = mico;
             const away = async () => ((mico.server = server), null);
-            mico.server = new Proxy(server, { get: (_, name) => (name === "open" ? away : server[name]) });
+            const get = (_, name) => (name === "open" ? away : server[name]);
+            mico.server = new Proxy(server, { get });
         }"""
     )
     chat.page.evaluate("id => mico.call('delete', { id })", one)
