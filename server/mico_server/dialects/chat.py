@@ -252,7 +252,8 @@ class ChatTurn(Question):
             if self._form.fields.conversation_id is None:  # a new one, which others see from now on
                 await held.enter_async_context(store.answering(self._tenant, self.conversation_id))
             try:
-                await self._store(self.conversation_id, self.number)
+                if self._waiting is None:
+                    await self._store(self.conversation_id, self.number)
                 yield
             except asyncio.CancelledError as error:
                 if CLIENT_LEFT not in error.args:
@@ -269,21 +270,7 @@ class ChatTurn(Question):
 
     @uninterrupted  # if the client leaves meanwhile, the whole turn is stored, then taken back
     async def _store(self, conversation_id: str, number: int) -> None:
-        store = self._service.media
-        parts: list[StoredText | StoredMedium] = []
-        new: list[NewMedium] = []
-        media: list[MediaFile] = []
-        for file in self._form.media:
-            if file.id is None:
-                assert file.path is not None  # in the work folder
-                new.append(await store.prepare(file.kind, file.path, file.name))
-                # Storing it moves the file.
-                path = store.path_of(self._tenant, new[-1].sha256)
-                file = replace(file, source=path, id=new[-1].id)
-            parts.append(StoredMedium(type=file.kind, media_id=file.id, heard=file.heard))
-            media.append(file)
-        if self._form.fields.message or not parts:
-            parts.append(StoredText(text=self._form.fields.message))
+        parts, new = await self._prepared()
         earlier = () if self._earlier is None else self._earlier.turns
         parent = earlier[-1].number if earlier else 0
         beside = self._form.fields.beside
@@ -299,8 +286,44 @@ class ChatTurn(Question):
             system=self._form.fields.system,
         )
         self._waiting = (conversation_id, number, turn)
-        self._form = replace(self._form, media=tuple(media))
         self.ask = self._ask()
+
+    @uninterrupted
+    async def reword(self, form: ChatForm) -> bool:
+        """Ask this instead of the question that was set aside, and go on with it.
+
+        False if that one does not exist any more.
+        """
+        assert self.aside is not None
+        id_, number, turn = self.aside
+        self._form = form
+        parts, new = await self._prepared()
+        turn = replace(turn, parts=parts, new_media=(*turn.new_media, *new))
+        if not await self._service.conversations.reword(self._tenant, id_, number, turn, new):
+            return False
+        self._waiting, self.aside = (id_, number, turn), None
+        self.ask = self._ask()
+        return True
+
+    async def _prepared(self) -> tuple[list[StoredText | StoredMedium], list[NewMedium]]:
+        """The parts of the question, and those of its media that are not stored yet."""
+        store = self._service.media
+        parts: list[StoredText | StoredMedium] = []
+        new: list[NewMedium] = []
+        media: list[MediaFile] = []
+        for file in self._form.media:
+            if file.id is None:
+                assert file.path is not None  # in the work folder
+                new.append(await store.prepare(file.kind, file.path, file.name))
+                # Storing it moves the file.
+                path = store.path_of(self._tenant, new[-1].sha256)
+                file = replace(file, source=path, id=new[-1].id)
+            parts.append(StoredMedium(type=file.kind, media_id=file.id, heard=file.heard))
+            media.append(file)
+        if self._form.fields.message or not parts:
+            parts.append(StoredText(text=self._form.fields.message))
+        self._form = replace(self._form, media=tuple(media))
+        return parts, new
 
     async def keep(self, answer: Answer) -> None:
         """Add the answer to the question; when this returns, it outlives the process."""
@@ -318,6 +341,11 @@ class ChatTurn(Question):
             await self._keep(gathered.reports, answer=text, finish_reason="cancelled")
         except MicoError as error:
             logger.warning("a cancelled answer is not kept: %s", error)
+
+    @property
+    def media(self) -> tuple[MediaFile, ...]:
+        """The media of the question, with their ids once it is stored."""
+        return self._form.media
 
     @property
     def kept(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,6 +109,8 @@ class RealtimeSession:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._ahead.drop()
+            if self._chat is not None:
+                await self._keep(self._chat.leave)
 
     async def _close(self, over: Over) -> None:
         logger.info("a session ends: %s", over.message)
@@ -376,12 +378,15 @@ class RealtimeSession:
         early: asyncio.Task[Written] | None = None,
     ) -> str:
         """Write a recording down; "" if nothing is said in it, which then is shown as a sound."""
-        file = recording(sound)
+        file, held = recording(sound), None
         if self._chat is not None and self._chat.media:
             kept.sounds = (replace(file, heard=True),)
+            held = self._spawn(self._keep(self._chat.hold))
         name = "conversation.item.input_audio_transcription"
         told = {"item_id": kept.item.id, "content_index": place}
         found = await (self._written(sound) if early is None else early)
+        if held is not None:
+            await held
         if isinstance(found, MicoError):
             await self._say(f"{name}.failed", error=mico_error_body(found)["error"], **told)
             return ""
@@ -393,6 +398,15 @@ class RealtimeSession:
             usage = {"type": "duration", "seconds": round(len(sound) / RATE, 2)}
             await self._say(f"{name}.completed", transcript=text, usage=usage, **told)
         return text
+
+    async def _keep(self, store: Callable[[Sequence[Kept], str], Awaitable[None]]) -> None:
+        """Store what was asked and is not answered, unless an earlier question still is."""
+        if self._busy:
+            return
+        try:
+            await store(self._conversation.asked(), str(self.config.model))
+        except MicoError as error:
+            logger.warning("a question is not kept before its answer: %s", error)
 
     async def _written(self, sound: NDArray[np.float32]) -> Written:
         return await written(self._client, self.config, recording(sound), self._language)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mico_chat.media import MediaFile
+from mico_chat.messages import Message
 from mico_chat.options import GREEDY
 from mico_chat.speech.events import Item
 from mico_server.dialects.chat import ChatFields, ChatForm, ChatTurn
@@ -21,7 +22,8 @@ from mico_server.store.tables import new_id
 @dataclass
 class StoredChat:
     """A chat of the client's, which exists unless it is ``new``. Recordings and pictures are stored
-    in it with ``media`` alone. ``history`` is what was said in it before the session.
+    in it with ``media`` alone. ``history`` is what was said in it before the session. ``held`` is
+    the turn of recordings that were stored before they are written down.
     """
 
     client: Client
@@ -30,6 +32,8 @@ class StoredChat:
     media: bool
     history: Sequence[Kept] = ()
     aside: ChatTurn | None = None
+    held: ChatTurn | None = None
+    holding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     async def opened(cls, client: Client, wanted: str, *, media: bool) -> StoredChat:
@@ -60,25 +64,74 @@ class StoredChat:
                 yield turn
                 self._set_aside(turn)
                 return
-            folder = await stack.enter_async_context(service.media.work_folder())
             messages = [await one.message() for one in asked]
-            media: list[MediaFile] = []
-            for said, one in zip(messages, asked, strict=True):
-                for file in (*said.files, *one.sounds) if self.media else ():
-                    path = folder.file(str(len(media)))
-                    media.append(await asyncio.to_thread(_written, file, path))
-            text = "\n".join(one.text for one in messages if one.text)
-            fields = ChatFields(message=text, model=model, conversation_id=self.id, create=self.new)
-            reader = MediaReader(service, tenant, folder)
-            form = ChatForm(tuple(media), GREEDY, fields)
-            turn = await ChatTurn.opened(reader, form, stack)
+            turn = await self._asking(asked, messages, model, stack)
             await stack.enter_async_context(turn.stored())
-            self.new = False
+            self.held, self.new = None, False
             yield turn
             self._set_aside(turn)
-            if turn.kept:
-                for one in asked:
-                    one.stored, one.sounds = True, ()
+            for one in asked:
+                one.stored = turn.kept
+                sounds = () if turn.kept else one.sounds
+                one.sounds = tuple(replace(sound, id=None) for sound in sounds)
+
+    async def hold(self, asked: Sequence[Kept], model: str) -> None:
+        """Store the recordings of what is asked so far, without words: they outlive the process."""
+        spoken = [one for one in asked if one.sounds]
+        async with self.holding, AsyncExitStack() as stack:
+            turn = await self._asking(spoken, [one.read for one in spoken], model, stack, bare=True)
+            await stack.enter_async_context(turn.stored())
+            turn.set_aside()
+            self.held, self.new = turn, False
+            stored = iter(turn.media)
+            for one in spoken:
+                one.sounds = tuple(replace(sound, id=next(stored).id) for sound in one.sounds)
+
+    async def leave(self, asked: Sequence[Kept], model: str) -> None:
+        """The session ends. Recordings that were held and not answered get their words; they go if
+        nothing was said in them."""
+        heard = [one.heard for one in asked if one.heard is not None]
+        if self.held is None or any(one.cancelled() or one.exception() for one in heard):
+            return  # nobody knows whether something was said
+        async with AsyncExitStack() as stack:
+            messages = [await one.message() for one in asked]
+            turn = await self._asking(asked, messages, model, stack)
+            await stack.enter_async_context(turn.stored())
+            if any(one.text for one in messages):
+                turn.set_aside()
+
+    async def _asking(
+        self,
+        asked: Sequence[Kept],
+        messages: Sequence[Message],
+        model: str,
+        stack: AsyncExitStack,
+        *,
+        bare: bool = False,
+    ) -> ChatTurn:
+        """The turn of a question: the one that is held, or a new one, which is not stored yet.
+
+        A ``bare`` one has recordings alone.
+        """
+        service, tenant = self.client.service, self.client.tenant
+        folder = await stack.enter_async_context(service.media.work_folder())
+        media: list[MediaFile] = []
+        for said, one in zip(messages, asked, strict=True):
+            for file in (*(() if bare else said.files), *one.sounds) if self.media else ():
+                path = folder.file(str(len(media)))
+                media.append(await asyncio.to_thread(_written, file, path))
+        text = "" if bare else "\n".join(one.text for one in messages if one.text)
+        fields = ChatFields(message=text, model=model, conversation_id=self.id, create=self.new)
+        form = ChatForm(tuple(media), GREEDY, fields)
+        if (held := self.held) is not None:
+            async with AsyncExitStack() as claim:
+                alone = service.conversations.answering(tenant, self.id)
+                await claim.enter_async_context(alone)
+                if await held.reword(form):
+                    await stack.enter_async_context(claim.pop_all())
+                    return held
+            self.held = None
+        return await ChatTurn.opened(MediaReader(service, tenant, folder), form, stack)
 
     def _set_aside(self, turn: ChatTurn | None) -> None:
         self.aside = turn if turn is not None and turn.aside is not None else None

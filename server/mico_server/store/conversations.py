@@ -26,6 +26,7 @@ from mico_server.store.conversation import (
     ConversationInfo,
     NewTurn,
     StoredMedium,
+    StoredPart,
     StoredText,
     Turn,
     leaf_near,
@@ -36,7 +37,7 @@ from mico_server.store.conversation import (
     with_question,
 )
 from mico_server.store.database import Database, Rows, uninterrupted
-from mico_server.store.media import MediaStore, report_json
+from mico_server.store.media import MediaStore, NewMedium, report_json
 from mico_server.store.search import may_say
 from mico_server.store.tables import (
     check_text,
@@ -129,13 +130,8 @@ class ConversationStore:
             )
         if turn.parent == 0:
             await _retitle_first(connection, id_, title_of(turn.parts))
-        await self._media.put(connection, tenant, turn.new_media, uploaded=False)
-        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
-        await self._media.show(connection, tenant, kinds)
         await connection.execute(insert(turns).values(new))
-        links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
-        if links:
-            await connection.execute(insert(turn_media), links)
+        await self._show(connection, tenant, id_, number, turn.parts, turn.new_media)
         if turn.beside is None:
             await self._drop_repeated(connection, id_, number, new)
         else:
@@ -143,6 +139,52 @@ class ConversationStore:
         stays = turn.beside is not None and turn.preferred != number
         await _changed(connection, id_, **({} if stays else {"head": number}))
         return cast("int | None", row.head)
+
+    async def _show(
+        self,
+        connection: AsyncConnection,
+        tenant: str,
+        id_: str,
+        number: int,
+        parts: Sequence[StoredPart],
+        new: Sequence[NewMedium],
+    ) -> None:
+        """A turn shows the media of these parts, of which the ``new`` ones are not stored yet."""
+        await self._media.put(connection, tenant, new, uploaded=False)
+        kinds = {p.media_id: p.type for p in parts if isinstance(p, StoredMedium)}
+        await self._media.show(connection, tenant, kinds)
+        links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
+        if links:
+            await connection.execute(insert(turn_media), links)
+
+    @uninterrupted
+    async def reword(
+        self, tenant: str, id_: str, number: int, turn: NewTurn, new: Sequence[NewMedium]
+    ) -> bool:
+        """Replace the question of a turn that waits for its answer; ``new`` media come with it.
+
+        False if the turn does not exist any more.
+        """
+        row = await _row(id_, number, turn, None)
+        words = {name: row[name] for name in ("parts", "text_folded")}
+        try:
+            async with self._database.writing() as connection:
+                await _CONVERSATIONS.one(connection, tenant, id_, read=False)
+                if turn.parent == 0:
+                    await _retitle_first(connection, id_, title_of(turn.parts))
+                waiting = update(turns).where(_waiting(id_, number, turn)).values(words)
+                if not (await connection.execute(waiting)).rowcount:
+                    return False
+                shown = await _media_of(connection, id_, [number])
+                own = and_(turn_media.c.conversation_id == id_, turn_media.c.number == number)
+                await connection.execute(delete(turn_media).where(own))
+                await self._show(connection, tenant, id_, number, turn.parts, new)
+                await self._media.let_go(connection, shown)
+                await _changed(connection, id_)
+        except Exception:
+            await self._media.collect([blob_id(tenant, one.sha256) for one in new])
+            raise
+        return True
 
     async def _drop_repeated(
         self, connection: AsyncConnection, id_: str, number: int, row: Mapping[str, Any]

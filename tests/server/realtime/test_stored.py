@@ -9,6 +9,7 @@ import threading
 from functools import partial
 from pathlib import Path
 from socket import SHUT_RDWR
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,10 +17,12 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as raw_connect
 
+from mico_chat.assistant import Assistant
 from mico_server.dialects.chat import ChatTurn
 from mico_server.realtime.answering import Answering
 from mico_server.realtime.session import RealtimeSession
 from tests.server.conftest import Start
+from tests.server.support.echo import echoing_assistant
 from tests.server.support.running import new_key, revoke_keys
 from tests.server.support.server_process import ServerProcess
 from tests.server.support.talking import ASKED, PICTURE, Talk, speech, talking, texts_of
@@ -223,6 +226,85 @@ def test_what_was_said_outlives_the_process(tmp_path: Path) -> None:
             talk.update(output_modalities=["text"])
             talk.ask("Say q000002.")
         assert len(stored(http, id_)["turns"]) == 2
+
+
+def never_done(decoder: Any, *, pause_s: float) -> Assistant:
+    """An assistant that listens to a recording for ever."""
+    assistant = echoing_assistant(decoder, pause_s=pause_s)
+    listener = SimpleNamespace(segments=lambda samples, how: threading.Event().wait())
+    reader: Any = SimpleNamespace(listener=listener)
+    assistant.encoder.reader = reader
+    return assistant
+
+
+def committed(talk: Talk) -> None:
+    """A sentence was said, and is written down."""
+    talk.update(audio={"input": {"turn_detection": None, "transcription": {}}})
+    talk.speak(speech())
+    talk.connection.input_audio_buffer.commit()
+    talk.until("conversation.item.input_audio_transcription.completed")
+
+
+def test_a_recording_outlives_the_process_before_it_is_written_down(tmp_path: Path) -> None:
+    with ServerProcess(data_dir=tmp_path, make=never_done) as process:
+        http = httpx.Client(base_url=process.url, timeout=PATIENCE_S)
+        with http, talking(http, extra_query=NEW) as talk:
+            id_ = chat_of(talk)
+            talk.update(audio={"input": {"turn_detection": None}})
+            talk.speak(speech())
+            talk.connection.input_audio_buffer.commit()
+            until(lambda: stored(http, id_)["turns"])
+            process.kill()
+    with (
+        ServerProcess(data_dir=tmp_path) as process,
+        httpx.Client(base_url=process.url, timeout=PATIENCE_S) as http,
+    ):
+        (turn,) = stored(http, id_)["turns"]
+        assert (turn["message"], turn["finish_reason"]) == ("", "unanswered")
+        (sound,) = turn["media"]
+        assert sound["heard"]
+        assert http.get(f"/v1/media/{sound['id']}/content").content.startswith(b"RIFF")
+        with talking(http, extra_query={"conversation": id_}) as talk:
+            talk.update(output_modalities=["text"])
+            talk.ask("Say q000002.")
+        assert len(stored(http, id_)["turns"]) == 2
+
+
+def test_what_nobody_answered_keeps_its_words(start: Start) -> None:
+    listener = FakeListener(ASKED)
+    http = start(FakeAssistant(listener=listener))
+    with talking(http, extra_query=NEW) as talk:
+        id_ = chat_of(talk)
+        for words in ("One.", "Two.", ""):
+            listener.said = (words,)
+            committed(talk)
+        (turn,) = stored(http, id_)["turns"]
+        assert ([one["heard"] for one in turn["media"]], turn["message"]) == ([True] * 3, "")
+    until(lambda: stored(http, id_)["turns"][0]["message"])
+    (turn,) = stored(http, id_)["turns"]
+    assert (turn["turn"], turn["message"], turn["answer"]) == (1, "One.\nTwo.", "")
+    assert [one["heard"] for one in turn["media"]] == [True, True, False]  # noise is shown
+    with talking(http, extra_query=NEW) as talk:
+        noise = chat_of(talk)
+        committed(talk)
+        assert len(stored(http, noise)["turns"]) == 1
+    until(lambda: not stored(http, noise)["turns"])
+    assert http.get(f"/v1/conversations/{noise}").status_code == 404
+
+
+def test_a_recording_is_asked_again_where_its_turn_was_deleted(start: Start) -> None:
+    http = start(FakeAssistant(listener=FakeListener(ASKED)))
+    with talking(http, extra_query=NEW) as talk:
+        id_ = chat_of(talk)
+        talk.update(output_modalities=["text"])
+        talk.ask("Hello.")
+        committed(talk)
+        assert http.delete(f"/v1/conversations/{id_}/turns/2").is_success
+        talk.connection.response.create()
+        assert talk.until("response.done")[-1].response.status == "completed"
+        _, second = stored(http, id_)["turns"]
+        assert (second["message"], second["parent"]) == (ASKED, 1)
+        assert [one["heard"] for one in second["media"]] == [True]
 
 
 def test_a_hundred_sessions_that_are_dropped_leave_nothing(start: Start, tmp_path: Path) -> None:
