@@ -262,6 +262,7 @@ class ServerEvent(_Strict):
     audio_start_ms: int | None = None
     audio_end_ms: int | None = None
     usage: dict[str, Any] | None = None
+    rate_limits: list[dict[str, Any]] | None = None
     error: dict[str, Any] | None = None
 
     def json_text(self) -> str:

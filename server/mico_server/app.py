@@ -43,7 +43,7 @@ from mico_server.fetch.fetcher import Fetcher
 from mico_server.host import ModelSource
 from mico_server.http.auth import Auth, OriginGuard, check_binding, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
-from mico_server.http.limits import BodyLimit, RateLimit, Sessions, count, counters
+from mico_server.http.limits import BodyLimit, RateLimit, Sessions, count, counters, left
 from mico_server.http.protocol import allow_open_files, bounded_protocol
 from mico_server.http.request_log import RequestLog, configure_logging
 from mico_server.models import Models
@@ -107,6 +107,7 @@ def create_app(
     service = Service(
         *(settings, models, keys, media_store, conversations, batch_store, fetcher, taught),
         *(sessions, functools.partial(count, counting, settings.rate_limit)),
+        functools.partial(left, counting, settings.rate_limit),
     )
 
     @contextlib.asynccontextmanager

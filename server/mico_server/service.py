@@ -61,6 +61,7 @@ class Service:
     taught: TaughtStore
     sessions: Sessions
     counted: Callable[[Caller], Awaitable[None]]
+    left: Callable[[Caller], Awaitable[list[dict[str, Any]]]]
     secrets: ClientSecrets = field(default_factory=ClientSecrets)
     voices: Voices = field(default_factory=Voices)
     ending: asyncio.Event = field(default_factory=asyncio.Event)

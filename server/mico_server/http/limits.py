@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -217,6 +217,22 @@ async def count(
             raise BusyError(message, seconds)
 
 
+async def left(
+    counters: StoredCounters | DatabaseCounters, default: str | None, caller: Caller
+) -> list[dict[str, Any]]:
+    """What each limit of a caller's key still lets in, as OpenAI's ``rate_limits``.
+
+    ``reset_seconds`` is the time until the oldest request in the window counts no more.
+    """
+    written = caller.rate_limit or default
+    found: list[dict[str, Any]] = []
+    for limit in parsed_limits(written) if written is not None and caller.key_id else ():
+        remaining, reset_s = await counters.left(limit, caller.key_id or "")
+        told = {"name": "requests", "limit": limit.amount, "remaining": max(0, remaining)}
+        found.append({**told, "reset_seconds": round(max(0.0, reset_s), 3)})
+    return found
+
+
 class StoredCounters:
     """Requests counted in a storage of the package ``limits``: this process's memory, or Redis."""
 
@@ -229,13 +245,23 @@ class StoredCounters:
         try:
             if await self._limiter.hit(limit, key_id):
                 return None
+        except StorageError as error:
+            self._fail(error)
+        return (await self.left(limit, key_id))[1]
+
+    async def left(self, limit: RateLimitItem, key_id: str) -> tuple[int, float]:
+        """The requests that may still come, and the seconds until the oldest counts no more."""
+        try:
             window = await self._limiter.get_window_stats(limit, key_id)
         except StorageError as error:
-            logger.error("requests cannot be counted: %s", error.storage_error)
-            raise UnavailableError(
-                "the requests of this key cannot be counted now; try again soon"
-            ) from error
-        return window.reset_time - time.time()
+            self._fail(error)
+        return window.remaining, window.reset_time - time.time()
+
+    def _fail(self, error: StorageError) -> NoReturn:
+        logger.error("requests cannot be counted: %s", error.storage_error)
+        raise UnavailableError(
+            "the requests of this key cannot be counted now; try again soon"
+        ) from error
 
     async def close(self) -> None:
         if isinstance(self._storage, RedisStorage):
@@ -268,6 +294,15 @@ _WAIT = text(
 )
 
 
+_LEFT = text(
+    """
+    SELECT count(*), min(hit) + :seconds - extract(epoch FROM clock_timestamp())
+    FROM rate_limit_hits, unnest(hits) AS hit
+    WHERE id = :id AND hit > extract(epoch FROM clock_timestamp()) - :seconds
+    """
+)
+
+
 class DatabaseCounters:
     """Requests counted in a PostgreSQL database, by its clock."""
 
@@ -283,6 +318,15 @@ class DatabaseCounters:
                 return None
             wait_s = await connection.scalar(_WAIT, values)
         return seconds if wait_s is None else float(wait_s)
+
+    @uninterrupted
+    async def left(self, limit: RateLimitItem, key_id: str) -> tuple[int, float]:
+        """The requests that may still come, and the seconds until the oldest counts no more."""
+        id_, seconds = limit.key_for(key_id), limit.get_expiry()
+        async with self._database.reading() as connection:
+            found = await connection.execute(_LEFT, {"id": id_, "seconds": float(seconds)})
+            n, reset_s = found.one()
+        return limit.amount - n, seconds if reset_s is None else float(reset_s)
 
     async def close(self) -> None:
         """Do nothing: the service itself closes its database."""

@@ -297,7 +297,8 @@ class RealtimeSession:
         if turn.what == "paused" and turn.sound is not None:  # likely the end: it is heard by then
             self._early = self._spawn(self._written(turn.sound))
             if detection.create_response and not self._busy:
-                self._ahead.task = self._spawn(self._think_ahead(self._early))
+                about = (self._conversation, self.config, self._caller)
+                self._ahead.task = self._spawn(self._ahead.think(self._client, self._early, *about))
         if turn.what in ("paused", "resumed"):
             return
         if turn.sound is None:
@@ -411,18 +412,6 @@ class RealtimeSession:
     async def _written(self, sound: NDArray[np.float32]) -> Written:
         return await written(self._client, self.config, recording(sound), self._language)
 
-    async def _think_ahead(self, early: asyncio.Task[Written]) -> None:
-        """Begin the answer to a turn that likely ends, as soon as it is written down."""
-        found = await early
-        if isinstance(found, MicoError) or not found[0]:
-            return
-        kept, instructions = (
-            Kept(Item(role="user"), Message.user(found[0])),
-            self.config.instructions,
-        )
-        read = await self._conversation.messages(instructions, kept)
-        self._ahead.thinking = Thinking(self._client, self.config, read)
-
     @property
     def _busy(self) -> bool:
         return self._answer is not None and not self._answer.done()
@@ -431,6 +420,7 @@ class RealtimeSession:
         if self._busy:
             raise RequestError("response.create: a response is under way; cancel it, or wait")
         await self._client.service.counted(self._caller)
+        limits = await self._client.service.left(self._caller)
         names = said.ResponseOptions.model_fields.keys() & Session.model_fields.keys()
         given = options.model_dump(include=names, exclude_none=True)
         config = configured(self.config, given)
@@ -461,6 +451,8 @@ class RealtimeSession:
                 await self._add(kept)
 
         async def think() -> Thinking:
+            if limits:
+                await self._say("rate_limits.updated", rate_limits=limits)
             read = await conversation.messages(config.instructions)
             if (early := self._ahead.taken(config, read)) is not None:
                 return early

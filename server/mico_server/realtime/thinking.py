@@ -9,12 +9,16 @@ from contextlib import AsyncExitStack, aclosing
 from mico_chat.ask import Ask
 from mico_chat.assistant import GatheredAnswer
 from mico_chat.engine.base import Delta
+from mico_chat.errors import MicoError
 from mico_chat.messages import Message
 from mico_chat.options import GenerationOptions
-from mico_chat.speech.events import Session
+from mico_chat.speech.events import Item, Session
 from mico_chat.tools import CallPiece, read_tool_use
 from mico_chat.wire import Usage
 from mico_server.dialects.openai import check_size
+from mico_server.http.auth import Caller
+from mico_server.realtime.conversation import Conversation, Kept
+from mico_server.realtime.writing import Written
 from mico_server.service import Client
 
 
@@ -75,6 +79,27 @@ class Ahead:
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.thinking: Thinking | None = None
+
+    async def think(
+        self,
+        client: Client,
+        words: asyncio.Task[Written],
+        conversation: Conversation,
+        session: Session,
+        caller: Caller,
+    ) -> None:
+        """Begin the answer, as soon as the turn is written down, unless a limit forbids it."""
+        found = await words
+        if isinstance(found, MicoError) or not found[0]:
+            return
+        kept = Kept(Item(role="user"), Message.user(found[0]))
+        try:
+            limits = await client.service.left(caller)
+            read = await conversation.messages(session.instructions, kept)
+        except MicoError:
+            return  # the response itself will find it, and tell the client
+        if all(one["remaining"] for one in limits):
+            self.thinking = Thinking(client, session, read)
 
     def taken(self, session: Session, read: Sequence[Message]) -> Thinking | None:
         """The answer to these messages, if it is the one that was begun."""

@@ -167,6 +167,9 @@ async def test_servers_let_in_together_what_one_does(
     assert waits.count(None) == 5
     assert all(wait is None or 50 < wait <= 60 for wait in waits)
     assert await counted[0].hit(minute, "key-2") is None, "each key by itself"
+    for key, remaining in (("key-1", 0), ("key-2", 4), ("key-3", 5)):
+        found, reset_s = await counted[1].left(minute, key)
+        assert (found, 50 < reset_s <= 60) == (remaining, True)
     (none,) = parsed_limits("0/minute")
     assert await counted[0].hit(none, "key-1") is not None
     for one in (*counted, *databases):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 
 from mico_chat.speech.sound import to_raw
 from tests.server.conftest import Start
+from tests.server.support.running import new_key
 from tests.server.support.talking import ASKED, Talk, speech, talking, texts_of
 from tests.support.fakes import FakeAssistant, FakeListener
 from tests.support.waiting import until
@@ -148,6 +150,19 @@ def test_an_answer_is_dropped_where_the_client_leaves(start: Start) -> None:
         until(lambda: assistant.asked)
     until(assistant.cancelled.is_set)
     assert turns_in(http) == []
+
+
+def test_no_answer_is_begun_that_the_key_will_not_get(start: Start, tmp_path: Path) -> None:
+    assistant = FakeAssistant(listener=FakeListener(ASKED))
+    http = start(assistant)
+    key = new_key(tmp_path / "data", "someone", rate_limit="1/day")  # the session's own request
+    with talking(http, key) as talk:
+        pausing(talk)
+        listener: Any = assistant.encoder.reader.listener
+        until(lambda: listener.asked)
+        talk.speak(QUIET)
+        assert "reached its limit" in talk.error().message
+        assert assistant.asked == []
 
 
 def test_no_answer_is_begun_that_the_client_asks_for_itself(start: Start) -> None:

@@ -456,9 +456,17 @@ def test_answers_count_as_requests(start: Start, assistant: FakeAssistant, tmp_p
     key = new_key(tmp_path / "data", "someone", rate_limit="2/day")
     with talking(http, key) as talk:
         talk.update(output_modalities=["text"])
-        assert talk.ask("Hello.")[-1].response.status == "completed"
+        created, updated, *_, done = talk.ask("Hello.")
+        assert (created.type, updated.type) == ("response.created", "rate_limits.updated")
+        (limit,) = updated.rate_limits
+        assert (limit.name, limit.limit, limit.remaining) == ("requests", 2, 0)
+        assert 0 < limit.reset_seconds <= 86_400
+        assert done.response.status == "completed"
         talk.connection.response.create()
         assert "reached its limit" in talk.error().message
+    with talking(http, new_key(tmp_path / "data", "other")) as talk:  # it has no limit
+        talk.update(output_modalities=["text"])
+        assert "rate_limits.updated" not in [event.type for event in talk.ask("Hello.")]
 
 
 def served(http: httpx.Client) -> bool:
