@@ -17,7 +17,8 @@ from mico_server.fetch.media_reader import MediaReader
 from mico_server.store.tables import check_text
 
 MOST_ITEMS, MOST_TEXT_BYTES, MOST_MEDIA_BYTES = 256, 4 << 20, 64 << 20
-"""Of a longer conversation the oldest items are forgotten, or the oldest media."""
+"""Of a longer conversation the oldest items are forgotten, system messages last, or the oldest
+media."""
 
 _TEXTS = {"input_text", "output_text", "text", "output_audio", "audio"}
 
@@ -157,8 +158,10 @@ class Conversation:
         while len(self._items) > MOST_ITEMS or (
             len(self._items) > 1 and sum(one.read.n_bytes for one in self._items) > MOST_TEXT_BYTES
         ):
-            old.append(self._items.pop(0).item.id)
-            place -= 1
+            said = (one is not kept and one.item.role != "system" for one in self._items)
+            oldest = next((at for at, goes in enumerate(said) if goes), 0)
+            old.append(self._items.pop(oldest).item.id)
+            place -= oldest < place
         return self._items[place - 1].item.id if place > 0 else None, old
 
     @property

@@ -491,17 +491,18 @@ def test_who_reads_nothing_is_left(start: Start, assistant: FakeAssistant) -> No
 
 def test_what_is_oldest_is_forgotten() -> None:
     conversation = Conversation(most_media=2)
+    conversation.add(Kept(Item(id="s", role="system"), Message.system("Be brief.")))
     for number in range(3):
         picture = MediaFile("image", b"x", f"{number}.png")
         conversation.add(Kept(Item(id=f"p{number}", role="user"), Message.user(picture, "Look.")))
-    shown = asyncio.run(conversation.messages(""))[0]
+    shown = asyncio.run(conversation.messages(""))[1]
     assert [one.name for one in shown.files] == ["1.png", "2.png"]
     assert shown.text == "Look.\nLook.\nLook."
     old = [
         conversation.add(Kept(Item(id=f"t{number}", role="user"), Message.user("x")))[1]
         for number in range(MOST_ITEMS)
     ]
-    assert [id_ for one in old for id_ in one] == ["p0", "p1", "p2"]
+    assert [id_ for one in old for id_ in one] == ["p0", "p1", "p2", "t0"]
     long = Message.user("x" * (MOST_TEXT_BYTES + 1))
     assert len(conversation.add(Kept(Item(id="long", role="user"), long))[1]) == MOST_ITEMS
     with pytest.raises(RequestError, match="there is an item 'long' already"):

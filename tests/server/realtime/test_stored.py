@@ -20,6 +20,7 @@ from websockets.sync.client import connect as raw_connect
 from mico_chat.assistant import Assistant
 from mico_server.dialects.chat import ChatTurn
 from mico_server.realtime.answering import Answering
+from mico_server.realtime.conversation import MOST_ITEMS
 from mico_server.realtime.session import RealtimeSession
 from tests.server.conftest import Start
 from tests.server.support.echo import echoing_assistant
@@ -176,6 +177,29 @@ def test_media_may_be_left_out(start: Start) -> None:
     assert (turn["message"], turn["media"]) == (ASKED, [])
     assert turn["answer"].startswith("[image ")  # the model was shown it
     assert http.get("/v1/media").json()["data"] == []
+
+
+def test_the_system_prompt_of_a_chat_is_kept(start: Start) -> None:
+    assistant = FakeAssistant(listener=FakeListener(ASKED))
+    http = start(assistant)
+    begun = {"message": "Hello.", "system": "Rhyme."}
+    id_ = http.post("/v1/chat", json=begun).json()["conversation_id"]
+    with talking(http, extra_query={"conversation": id_}) as talk:
+        talk.update(output_modalities=["text"])
+        spoken(talk)
+        assert texts_of(assistant) == [
+            ("system", "Rhyme."),
+            ("user", "Hello."),
+            ("assistant", "[] Hello."),
+            ("user", ASKED),
+        ]
+        talk.update(instructions="Be brief.")
+        for _ in range(MOST_ITEMS):
+            talk.write({"type": "input_text", "text": "x"})
+        talk.ask("And now?")
+        assert texts_of(assistant)[0] == ("system", "Be brief.\n\nRhyme.")
+        assert "Hello." not in str(texts_of(assistant))
+    assert stored(http, id_)["system"] == "Rhyme."
 
 
 def test_chats_of_others_are_hidden(start: Start, tmp_path: Path) -> None:
