@@ -96,19 +96,22 @@ def load_assistant(
             reads = Settings().reads
             if reads is None and not (options.chat_defaults and source.form == "chat"):
                 reads = False  # other models read for themselves
-            encoder = encode.MediaEncoder(
-                loaded.adapter,
-                decoder,
-                cache_bytes=options.context_cache_bytes,
-                reader=installed_reader(reads),
-                depths=depths,
-                context=loaded.engine.max_position,
-                budget=int(options.media_token_budget * loaded.engine.max_position),
-            )
+            shown: dict[str, Any] = {
+                "reader": installed_reader(reads),
+                "depths": depths,
+                "context": loaded.engine.max_position,
+                "budget": int(options.media_token_budget * loaded.engine.max_position),
+            }
+            kept = options.context_cache_bytes
+            encoder = encode.MediaEncoder(loaded.adapter, decoder, cache_bytes=kept, **shown)
             name = model_name(model)
             more: dict[str, Any] = {"notes": loaded.notes, "loras": loaded.loras}
             assistant = Assistant(loaded.engine, encoder, name=name, **more)
             undo.callback(assistant.close)
+            if loaded.talker is not None:
+                prompts = loaded.talker.adapter
+                whole = encode.MediaEncoder(prompts, decoder, cache_bytes=0, **shown)
+                assistant.talker = loaded.talker, whole
             if options.chat_defaults:
                 assistant.system_prompt = loaded.system_prompt
                 generation = loaded.generation or {}
@@ -123,7 +126,7 @@ def load_assistant(
                 branch = _readable(model)(
                     partial(checkpoint.load_pretraining, model, adapter.model)
                 )
-                kept = min(options.context_cache_bytes, similarities.DEFAULT_CACHE_BYTES)
+                kept = min(kept, similarities.DEFAULT_CACHE_BYTES)
                 assistant.similarity = similarities.Similarity(
                     branch, adapter.processor, decoder, cache_bytes=kept
                 )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mico_chat.errors import MicoError
 from mico_chat.messages import Message
@@ -22,6 +26,14 @@ from mico_server.realtime.conversation import Kept, called, words_until
 from mico_server.realtime.thinking import Thinking
 from mico_server.routes.speech import in_thread
 from mico_server.service import Client
+
+
+@dataclass(frozen=True)
+class Own:
+    """The voice of a model that speaks itself, by its name: it speaks whole answers."""
+
+    name: str
+
 
 PIECE_BYTES = 24_000  # of sound in an event: half a second of PCM
 
@@ -41,7 +53,7 @@ class Answering:
         client: Client,
         session: Session,
         response: Response,
-        voice: Voice | None,
+        voice: Voice | Own | None,
         say: Say,
         turn: Callable[[], AbstractAsyncContextManager[ChatTurn | None]] = nullcontext,
     ) -> None:
@@ -104,6 +116,11 @@ class Answering:
                     for sentence in sentences.end():
                         await self._speak(sentence.text, language())
                     await self._called(piece, begin)
+                    continue
+                if isinstance(piece, np.ndarray):  # the model has spoken its answer
+                    for sentence in sentences.end():
+                        await self._speak(sentence.text, language())
+                    await self._sound(self._text, iter([piece]), RATES["audio/pcm"])
                     continue
                 if not self._begun:
                     await self._announce(begin)
@@ -168,6 +185,8 @@ class Answering:
         assert self._voice is not None
         self._text += text
         await self._event("response.output_audio_transcript.delta", delta=text)
+        if isinstance(self._voice, Own):
+            return
         try:
             check_language(self._voice, text, language)
         except LanguageError as error:
@@ -175,9 +194,13 @@ class Answering:
                 self._mute = True
                 await self._say("error", error=mico_error_body(error)["error"])
             return
-        output, rate = self._session.audio.output, self._voice.sample_rate
-        form, seconds, n, sent = output.format.type, 0.0, 0, 0
-        made = self._voice.say(text, output.speed)
+        made = self._voice.say(text, self._session.audio.output.speed)
+        await self._sound(text, made, self._voice.sample_rate)
+
+    async def _sound(self, text: str, made: Iterator[NDArray[np.float32]], rate: int) -> None:
+        """Send the sound of a text while it is made."""
+        form = self._session.audio.output.format.type
+        seconds, n, sent = 0.0, 0, 0
         try:
             while (samples := await in_thread(made)) is not None:
                 seconds += len(samples) / rate

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mico_chat.ask import Ask
 from mico_chat.assistant import GatheredAnswer
 from mico_chat.engine.base import Delta
@@ -27,12 +30,20 @@ class Thinking:
 
     It begins at once. Its ``pieces`` wait until they are taken; None is the last one. It ends,
     and counts as an answer, once it is ``wanted``: until then it can be dropped without a trace.
+    A model that speaks itself, by a ``voice`` of its own, adds the sound (n,) of its whole text.
     """
 
-    def __init__(self, client: Client, session: Session, read: Sequence[Message]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        session: Session,
+        read: Sequence[Message],
+        voice: str | None = None,
+    ) -> None:
         self._client, self._session, self._read = client, session, read
+        self._voice = voice
         self.wanted = asyncio.Event()
-        self.pieces: asyncio.Queue[str | CallPiece | None] = asyncio.Queue()
+        self.pieces: asyncio.Queue[str | CallPiece | NDArray[np.float32] | None] = asyncio.Queue()
         self.gathered = GatheredAnswer(1)
         self.usage: Usage | None = None
         self.finish = "stop"
@@ -56,6 +67,7 @@ class Thinking:
         tools = read_tool_use(declared, choice, parallel=parallel, flat=True)
         check_size(declared, self._client.service.settings)
         ask = Ask(self._read, options, self._client.tenant, tools)
+        tokens: list[int] = []
         async with AsyncExitStack() as stack:
             host = await self._client.use(stack, session.model)
             if declared:
@@ -65,12 +77,17 @@ class Thinking:
                 async for one in events:
                     self.gathered.add(one)
                     if isinstance(one, Delta):
+                        tokens += one.token_ids
                         if one.text:
                             self.pieces.put_nowait(one.text)
                         if one.call is not None:
                             self.pieces.put_nowait(one.call)
                         self.usage = one.usage or self.usage
                         self.finish = one.finish_reason or self.finish
+            answer = self.gathered.answer().choices[0]
+            if self._voice is not None and answer.text and not answer.tool_calls:
+                work = host.assistant.spoken(ask, tokens, self._voice)
+                self.pieces.put_nowait(await host.guarded(work))
 
 
 class Ahead:
