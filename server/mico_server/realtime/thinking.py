@@ -84,8 +84,10 @@ class Thinking:
                             self.pieces.put_nowait(one.call)
                         self.usage = one.usage or self.usage
                         self.finish = one.finish_reason or self.finish
+            if self._voice is None:
+                return
             answer = self.gathered.answer().choices[0]
-            if self._voice is not None and answer.text and not answer.tool_calls:
+            if answer.text and not answer.tool_calls:
                 work = host.assistant.spoken(ask, tokens, self._voice)
                 self.pieces.put_nowait(await host.guarded(work))
 
