@@ -106,11 +106,12 @@ def test_who_leaves_is_not_spoken_to(assistant: Assistant, monkeypatch: pytest.M
     assert assistant.talker is not None
     talker: Any = assistant.talker[0]
     voiced: list[object] = []
-    monkeypatch.setattr(talker._loaded().token2wav, "forward", voiced.append)
+    vocoder = talker._loaded().token2wav
+    monkeypatch.setattr(vocoder, "forward", lambda codes, **_: voiced.append(codes))
 
     async def cancelled() -> None:
         ask = Ask([Message.user(QUESTION)], SHORT)
-        speaking = asyncio.create_task(assistant.spoken(ask, [9] * 500, "Kim"))
+        speaking = asyncio.create_task(assistant.spoken(ask, [9] * 40, "Kim"))
         await until_it(talker._lock.locked)
         speaking.cancel()
         await asyncio.gather(speaking, return_exceptions=True)
