@@ -123,7 +123,8 @@ class FakeEar:
         """Nothing waits here."""
 
     async def listened(self, file: MediaFile, listen: Callable[..., Any], *, tenant: str) -> Any:
-        return listen(self._decoder.decode(file), threading.Event())
+        medium = self._decoder.decode(file)
+        return await asyncio.to_thread(listen, medium, threading.Event())
 
 
 WALL = SimpleNamespace(name="fake-depth")

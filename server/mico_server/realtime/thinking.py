@@ -108,7 +108,7 @@ class Ahead:
         caller: Caller,
     ) -> None:
         """Begin the answer, as soon as the turn is written down, unless a limit forbids it."""
-        found = await words
+        found = await asyncio.shield(words)  # whoever drops the answer still needs the words
         if isinstance(found, MicoError) or not found[0]:
             return
         kept = Kept(Item(role="user"), Message.user(found[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import httpx
 import numpy as np
 import pytest
 
+from mico_chat.reading.speech import Listening
 from mico_chat.speech.sound import to_raw
 from tests.server.conftest import Start
 from tests.server.support.running import new_key
 from tests.server.support.talking import ASKED, Talk, speech, talking, texts_of
 from tests.support.fakes import FakeAssistant, FakeListener
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 pytest.importorskip("hibari", reason="pip install 'mico-chat[speech]'")
 pytest.importorskip("faster_whisper", reason="pip install 'mico-chat[reads]'")
@@ -175,3 +176,33 @@ def test_no_answer_is_begun_that_the_client_asks_for_itself(start: Start) -> Non
         talk.until("conversation.item.input_audio_transcription.completed")
         talk.update()
         assert assistant.asked == []
+
+
+class HeldListener(FakeListener):
+    """Hears nothing until it is ``let``."""
+
+    def __init__(self, *said: str) -> None:
+        super().__init__(*said)
+        self.let = threading.Event()
+
+    def segments(self, samples: Any, how: Listening) -> tuple[Iterator[Any], str]:
+        found = super().segments(samples, how)
+        assert self.let.wait(PATIENCE_S)
+        return found
+
+
+def test_what_is_being_written_down_stays_where_the_next_turn_begins(start: Start) -> None:
+    """A turn ends in a pause of its speaker, who goes on before its words are known."""
+    listener = HeldListener(ASKED)
+    assistant = FakeAssistant(listener=listener)
+    with talking(start(assistant)) as talk:
+        pausing(talk, silence_duration_ms=300)
+        until(lambda: listener.asked)
+        talk.until("conversation.item.done")
+        talk.speak(speech(quiet_s=0.0))
+        talk.until("input_audio_buffer.speech_started")
+        listener.let.set()
+        talk.speak(QUIET)
+        heard = "conversation.item.input_audio_transcription.completed"
+        assert [talk.until(heard)[-1].transcript for _ in range(2)] == [ASKED, ASKED]
+        assert talk.until("response.done")[-1].response.status == "completed"
