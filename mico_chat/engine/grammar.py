@@ -58,13 +58,13 @@ _GBNF = re.compile(r"(?m)^\s*[\w-]+\s*::=")
 
 
 class Grammar:
-    """The tokens that may follow in one answer."""
+    """The tokens that may follow in one answer: some of the first ``n_tokens`` of a model."""
 
-    def __init__(self, matcher: LLMatcher, name: str) -> None:
-        self._matcher, self._name = matcher, name
+    def __init__(self, matcher: LLMatcher, name: str, n_tokens: int) -> None:
+        self._matcher, self._name, self._n_tokens = matcher, name, n_tokens
 
     def copy(self) -> Grammar:
-        return Grammar(self._matcher.deep_copy(), self._name)
+        return Grammar(self._matcher.deep_copy(), self._name, self._n_tokens)
 
     def allowed(self, n_vocab: int) -> NDArray[np.bool_]:
         """For each of ``n_vocab`` tokens, whether it may come next."""
@@ -76,6 +76,12 @@ class Grammar:
         if not found.any():
             raise RequestError(f"{self._name}: the model has no token for what must follow")
         return found
+
+    def allows(self, token: int) -> bool:
+        """What :meth:`allowed` says of one token, but False where the answer is complete."""
+        if forced := self._matcher.compute_ff_tokens():  # no other way to write the same text
+            return token == forced[0]
+        return token < self._n_tokens and self._matcher.validate_tokens([token]) == 1
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -127,7 +133,7 @@ class Grammars:
         if reason:
             reason = reason.split("\n", 1)[0][:200]
             raise RequestError(f"{name}: cannot be turned into a grammar: {reason}")
-        return Grammar(matcher, name)
+        return Grammar(matcher, name, tokenizer.vocab_size)
 
     def prepare(self) -> LLTokenizer:
         """llguidance's form of the tokenizer: making it holds Python's lock for half a second."""

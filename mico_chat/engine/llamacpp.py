@@ -273,7 +273,10 @@ class LlamaCppSampler:
         penalties = (options.max_tokens, options.repetition_penalty, *counts)
         penalized = penalties[1:] != (1.0, 0.0, 0.0)
         # llama.cpp's greedy sampler copies all logits first: 0.3 ms a token instead of 0.05.
-        self._greedy = options.temperature == 0 and not penalized and self._grammar is None
+        self._greedy = options.temperature == 0 and not penalized
+        self._every: NDArray[Any] | None = None
+        if options.temperature == 0 and self._grammar is not None:
+            self._every = _candidates(np.arange(n_vocab))
         if penalized:
             stages.append(llama_cpp.llama_sampler_init_penalties(n_vocab, *penalties))
         if options.temperature == 0:
@@ -300,12 +303,12 @@ class LlamaCppSampler:
         if bias := self._bias(self._n_vocab):
             plain = values.copy()
             values[list(bias)] += list(bias.values())  # in llama.cpp's memory
-        if self._greedy:
-            token = int(values.argmax())
-        elif self._grammar is None:
-            token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
-        else:
+        if self._grammar is not None:
             token = self._constrained(values)
+        elif self._greedy:
+            token = int(values.argmax())
+        else:
+            token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
         return _sampled(plain, token, self._n_likeliest)
 
     def score(self, logits: int, token: int) -> Sampled:
@@ -316,19 +319,29 @@ class LlamaCppSampler:
         return np.ctypeslib.as_array(pointer, (self._n_vocab,))
 
     def _constrained(self, logits: NDArray[np.float32]) -> int:
-        """Sample a token that the grammar allows."""
+        """Sample a token that the grammar allows.
+
+        The likeliest of all tokens is taken if it is allowed: to find out takes 0.05 ms, and to
+        find all that are allowed takes up to 1 ms.
+        """
         assert self._grammar is not None
-        ids = np.flatnonzero(self._grammar.allowed(self._n_vocab))
-        candidates = np.zeros(len(ids), _CANDIDATE)
-        candidates["id"], candidates["logit"] = ids, logits[ids]
-        data = candidates.ctypes.data
-        array = llama_cpp.llama_token_data_array(data, size=len(ids), selected=-1, sorted=False)
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        at = array.data + array.selected * _CANDIDATE.itemsize  # its id is first
-        token = ctypes.c_int32.from_address(at).value
+        token = None if self._every is None else self._pick(self._every, logits)
+        if token is None or not self._grammar.allows(token):
+            ids = np.flatnonzero(self._grammar.allowed(self._n_vocab))
+            token = self._pick(_candidates(ids), logits[ids])
         llama_cpp.llama_sampler_accept(self._chain, token)
         self._grammar.accept(token)
         return token
+
+    def _pick(self, candidates: NDArray[Any], logits: NDArray[np.float32]) -> int:
+        if self._greedy:
+            return int(candidates["id"][logits.argmax()])
+        candidates["logit"] = logits
+        data, size = candidates.ctypes.data, len(candidates)
+        array = llama_cpp.llama_token_data_array(data, size=size, selected=-1, sorted=False)
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        at = array.data + array.selected * _CANDIDATE.itemsize  # its id is first
+        return ctypes.c_int32.from_address(at).value
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
@@ -336,6 +349,12 @@ class LlamaCppSampler:
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """This is ``llama_token_data`` of ``llama.h``."""
+
+
+def _candidates(ids: NDArray[np.int64]) -> NDArray[Any]:
+    found = np.zeros(len(ids), _CANDIDATE)
+    found["id"] = ids
+    return found
 
 
 def _sampled(logits: NDArray[np.float32], token: int, n: int) -> Sampled:

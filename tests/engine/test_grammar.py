@@ -180,6 +180,26 @@ def test_other_forms(grammars: Grammars, case: str) -> None:
     assert [said for said in bad if taken(grammar.copy(), said)] == []
 
 
+def test_a_token_asked_about_alone_gets_the_answer_that_it_gets_among_all(
+    grammars: Grammars,
+) -> None:
+    """Text that must follow is written in one way: its first letter alone is no such token."""
+    end = byte_level().eos_token_id
+    merged = [said for said in byte_level().get_vocab() if said.isascii() and len(said) > 3]
+    asked: list[tuple[str, Any]] = [("json_schema", schema) for schema, _, _ in CASES.values()]
+    asked += [(name, value) for name, value, _, _ in FORMS.values()]
+    for form in [*asked, ("choice", merged[:2]), ("regex", merged[0] + "+")]:
+        grammar, drawn = grammars.compile(*form), random.Random(0)
+        for _ in range(30):
+            one = [grammar.allows(token) for token in range(310)]  # more than the tokenizer has
+            if (all_ := np.flatnonzero(grammar.allowed(310)).tolist()) == [end]:
+                break
+            assert np.flatnonzero(one).tolist() == all_, form
+            if (token := drawn.choice(all_)) == end:
+                break
+            grammar.accept(token)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

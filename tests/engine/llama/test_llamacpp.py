@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.pretrained import load_llm
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.grammar import Grammars
+from mico_chat.engine.grammar import Grammar, Grammars
 from mico_chat.engine.llamacpp_export import gguf_of
 from mico_chat.engine.scheduler import Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
@@ -126,6 +127,7 @@ def texts(model: Any, options: GenerationOptions) -> list[str]:
         scheduler.add(sequence)
     while not scheduler.idle:
         scheduler.step()
+    scheduler.forget()
     answers = [sequence.tokens for sequence in many]
     return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
 
@@ -141,6 +143,24 @@ def test_an_answer_follows_the_schema(model: Any, temperature: float) -> None:
         assert isinstance(found["tame"], bool)
         assert 1 <= len(found["names"]) <= 3
         assert set(found["names"]) <= {"a", "b"}
+
+
+@pytest.mark.parametrize("more", [{}, {"repetition_penalty": 1.5}])
+def test_the_likeliest_token_is_chosen_without_a_look_at_all(
+    model: Any, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    alone, looked = Grammar.allows, Mock(side_effect=Grammar.allowed)
+    monkeypatch.setattr(Grammar, "allowed", lambda *given: looked(*given))
+    (letter,) = byte_level()("a").input_ids
+    for bias, looks in ({}, True), ({letter: 99.0}, False):
+        form = {"regex": "[a-z ]{99}"}
+        options = GenerationOptions(max_tokens=60, logit_bias=bias, **form, **more)
+        monkeypatch.setattr(Grammar, "allows", alone)
+        looked.reset_mock()
+        found = texts(model, options)
+        assert looked.called is looks
+        monkeypatch.setattr(Grammar, "allows", lambda self, token: False)
+        assert texts(model, options) == found
 
 
 def test_a_string_has_no_raw_line_breaks(model: Any) -> None:
