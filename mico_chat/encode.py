@@ -351,6 +351,8 @@ class MediaEncoder:
         self._thread.join(CLOSE_S)
         self._decoding.close()
         self._reading.close()
+        if self.reader is not None:
+            self.reader.close()
 
     async def _encode(self, medium: AnyMedium, how: _How, read: bool) -> MeasuredMedium:
         tenant, alone = how.tenant, how.alone

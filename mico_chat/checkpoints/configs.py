@@ -4,10 +4,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from mico_chat.checkpoints.folders import PACKAGED, llm_source, local_folder, model_folder
 from mico_chat.errors import ModelError
+from mico_chat.model.auto import AutoConfig
 from mico_chat.model.config import MicoChatConfig
 
 _FORMAT = 2

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mico_chat.checkpoints.configs import chat_config, read_part
@@ -30,6 +30,7 @@ from mico_chat.checkpoints.folders import (
 )
 from mico_chat.errors import ModelError
 from mico_chat.late import late
+from mico_chat.model.auto import AutoConfig, AutoTokenizer
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.encoder import init_buffers
 from mico_chat.model.media_path import MediaModel, MediaPath, TokenTable

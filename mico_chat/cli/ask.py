@@ -30,6 +30,7 @@ from mico_chat.load import without_collection
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import Medium
 from mico_chat.media.taught import TaughtName, features_of
 from mico_chat.messages import Message, with_depth_scale
 from mico_chat.wire import ExplainedPart, Explanation
@@ -64,7 +65,8 @@ class Asking:
     """
 
     decoder: Decoder
-    load: Callable[[], Assistant]
+    load: Callable[[Sequence[MediaFile | Medium]], Assistant]
+    """It takes decoded media that may be read meanwhile."""
     options: GenerationOptions
     as_json: bool
     out: TextIO
@@ -81,7 +83,7 @@ class Asking:
                 waiting.say(f"{'listening to' if only_sounds else 'looking at'} {names}")
                 messages = _decoded(messages, self.decoder)
             waiting.say("loading the model")
-            with closing(self.load()) as assistant:
+            with closing(self.load(messages[0].media)) as assistant:
                 depth = "estimating depth and " if self.options.estimate_depth else ""
                 waiting.say(f"{depth}answering")
                 if self.as_json:
@@ -133,7 +135,7 @@ class Asking:
                     except MediaError as error:
                         request.error = str(error)
                 if assistant is None and any(request.error is None for request in batch):
-                    assistant = stack.enter_context(closing(self.load()))
+                    assistant = stack.enter_context(closing(self.load([])))
                 good = [request.messages for request in batch if request.error is None]
                 answers = iter(assistant.try_all(good, self.options) if assistant else [])
                 for request in batch:

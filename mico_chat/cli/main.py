@@ -158,7 +158,9 @@ def ask(
     with decoding.MediaDecoder(decoding.MediaLimits()) as decoder:
         asking = asked.Asking(
             decoder,
-            lambda: asked.with_taught(load.load_assistant(name, decoder, how, similarity=False)),
+            lambda media: asked.with_taught(
+                load.load_assistant(name, decoder, how, similarity=False, begin=media)
+            ),
             options,
             as_json,
             sys.stdout,

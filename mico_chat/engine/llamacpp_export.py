@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mico_chat.checkpoints.configs import digest_of, named_folder
 from mico_chat.checkpoints.folders import built_once
@@ -32,6 +32,7 @@ from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.llamacpp_tokenizer import add_tokenizer
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.late import late
+from mico_chat.model.auto import AutoTokenizer
 from mico_chat.settings import cache_dir
 
 # Importing it brings transformers' models: a file that was built before needs none.

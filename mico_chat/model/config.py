@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import yaml
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import MODALITIES, Kind
+from mico_chat.model.auto import AutoConfig
 
 if TYPE_CHECKING:
     # Importing it takes a second, because all of transformers' models come with it.

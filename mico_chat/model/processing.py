@@ -16,7 +16,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mico_chat.chat_template import ChatTemplate
@@ -25,6 +25,7 @@ from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS, TABLE
 from mico_chat.media.medium import MeasuredMedium, Medium, Words, parts_of
 from mico_chat.messages import Message
+from mico_chat.model.auto import AutoTokenizer
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.options import GREEDY, GenerationOptions

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_chat.engine.cpu import usable_cores
 from mico_chat.errors import MissingExtraError, ModelError
+from mico_chat.media.file import MediaFile
 from mico_chat.media.medium import (
     Audio,
     Image,
@@ -54,6 +57,19 @@ class Reader(Protocol):
         """The words in a medium. If ``stop`` is set, the words so far are enough."""
         ...
 
+    def close(self) -> None:
+        """Stop what was begun and is not needed."""
+        ...
+
+
+class _Stop(threading.Event):
+    """It is also set if that of the request is, once one waits."""
+
+    request: threading.Event | None = None
+
+    def is_set(self) -> bool:
+        return super().is_set() or (self.request is not None and self.request.is_set())
+
 
 @dataclass(frozen=True)
 class MediaReader:
@@ -61,8 +77,33 @@ class MediaReader:
 
     pictures: PictureReader | None = None
     listener: Listener | None = None
+    _begun: dict[int, tuple[Image, _Stop, Future[Words]]] = field(default_factory=dict, init=False)
+
+    def begin(self, media: Iterable[MediaFile | Medium]) -> None:
+        """Read the pictures among ``media`` from now on, in threads: :meth:`read` waits for them.
+
+        What fails is raised by :meth:`read`. The caller closes the reader.
+        """
+        pool = ThreadPoolExecutor(usable_cores(), "mico-begun")
+        for medium in media:
+            if isinstance(medium, Image) and medium.report.written is None:
+                stop = _Stop()
+                words = pool.submit(self._read, medium, stop)
+                self._begun[id(medium.pixels)] = medium, stop, words
+        pool.shutdown(wait=False)
+
+    def close(self) -> None:
+        for _, stop, _ in self._begun.values():
+            stop.set()
 
     def read(self, medium: Medium, stop: threading.Event) -> Words:
+        begun = self._begun.pop(id(medium.pixels), None) if isinstance(medium, Image) else None
+        if begun is None:
+            return self._read(medium, stop)
+        begun[1].request = stop
+        return begun[2].result()
+
+    def _read(self, medium: Medium, stop: threading.Event) -> Words:
         match medium:
             case Image():
                 return self._written([(medium.pixels, {})], stop)

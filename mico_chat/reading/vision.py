@@ -11,11 +11,12 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor
 
 from mico_chat.checkpoints.folders import model_name
 from mico_chat.checkpoints.hub import hub_reason
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.model.auto import AutoConfig
 
 ON_A_GPU = 16
 """Pictures at once on a GPU; on a CPU one, which is as fast and has the same bits in any batch."""

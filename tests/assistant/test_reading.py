@@ -3,10 +3,12 @@
 import asyncio
 import re
 import threading
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,17 +24,20 @@ from mico_chat.adapters.mico import MicoAdapter
 from mico_chat.checkpoints import folders
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
+from mico_chat.engines.base import EngineOptions
 from mico_chat.errors import MissingExtraError, ModelError
+from mico_chat.load import load_assistant
 from mico_chat.media import Audio, Image, MediaFile, Medium, decode
 from mico_chat.media.medium import SpokenText, Words, WrittenText
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.options import GenerationOptions
 from mico_chat.reading import MAX_CHARACTERS, MAX_WIDTH, MediaReader, installed_reader, speech
 from mico_chat.reading import pictures as pictures_module
 from mico_chat.reading.pictures import PaddleEngine, PictureReader, reading_order
 from mico_chat.reading.speech import Listening
 from tests.conftest import TALK
 from tests.support.fakes import FakeDecoder
-from tests.support.tiny import clip, depth, normals, picture, run, shown, sound
+from tests.support.tiny import clip, depth, normals, picture, run, saved, shown, sound
 from tests.support.waiting import PATIENCE_S
 
 NEVER = threading.Event()
@@ -54,6 +59,9 @@ class FakeReader:
         written = (SIGN,) if medium.kind in ("image", "video") else None
         spoken = (SAID,) if medium.kind in ("audio", "video") else None
         return Words(written, spoken, ("a word was left out",) if spoken else ())
+
+    def close(self) -> None:
+        self.read_media.append("closed")
 
 
 @pytest.fixture
@@ -205,6 +213,102 @@ class ManyLines(PictureReader):
 
     def read(self, pixels: NDArray[np.uint8], enough: Any = None) -> list[WrittenText]:
         return [SIGN.model_copy(update={"text": text}) for text in self.texts]
+
+
+class Sign(PictureReader):
+    """Reads a sign, or fails, once it may; says when it begins, and what stopped it."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails, self.pixels = fails, list[NDArray[np.uint8]]()
+        self.began, self.go_on, self.stopped = (threading.Event() for _ in range(3))
+
+    def read(self, pixels: NDArray[np.uint8], enough: Any = None) -> list[WrittenText]:
+        self.pixels.append(pixels)
+        self.began.set()
+        ends = time.monotonic() + PATIENCE_S
+        while not self.go_on.wait(0.001):
+            assert time.monotonic() < ends, "nothing stops it"
+            if enough([], 0):
+                self.stopped.set()
+                return []
+        if self.fails:
+            raise ModelError("the recogniser is broken")
+        return [SIGN]
+
+
+@pytest.fixture
+def loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Loads a model, whose loading ends once the sign is being read, if one is to be."""
+    from mico_chat import load as loader
+
+    folder, whole = saved(tmp_path / "model"), loader._loaded
+
+    def load(sign: Sign, *media: Medium, waits: bool = True, fails: bool = False) -> Any:
+        def slow(*given: Any) -> Any:
+            assert not waits or sign.began.wait(PATIENCE_S), "reading waits for the model"
+            if fails:
+                raise ModelError("no such weights")
+            return whole(*given)
+
+        monkeypatch.setattr(loader, "_loaded", slow)
+        monkeypatch.setattr(loader, "installed_reader", lambda _: MediaReader(pictures=sign))
+        options = EngineOptions("transformers", None, "float32")
+        return load_assistant(folder, FakeDecoder(), options, similarity=False, begin=media)
+
+    return load
+
+
+def test_a_picture_is_read_while_the_model_loads(loading: Callable[..., Any]) -> None:
+    early, late, seen = Sign(), Sign(), picture()
+    early.go_on.set()
+    late.go_on.set()
+    told = []
+    for sign, media in ((early, [seen, sound(), depth()]), (late, [])):
+        with closing(loading(sign, *media, waits=bool(media))) as assistant:
+            for _ in range(2):
+                question, how = [shown(seen, "What?")], GenerationOptions(max_tokens=2)
+                (answer,) = assistant.answer_all([question], how)
+            told.append([one.model_dump(exclude={"encode_ms"}) for one in answer.media])
+        assert len(sign.pixels) == 1
+    assert told[0] == told[1]
+    assert told[0][0]["written"] == (SIGN.model_dump(),)
+
+
+def test_what_fails_beside_the_loading_is_an_error_of_the_answer(
+    loading: Callable[..., Any],
+) -> None:
+    sign, seen = Sign(fails=True), picture()
+    sign.go_on.set()
+    with closing(loading(sign, seen)) as assistant:
+        (error,) = assistant.try_all([[shown(seen, "What?")]], GenerationOptions(max_tokens=2))
+        assert str(error) == "the recogniser is broken"
+        sign.fails = False
+        (answer,) = assistant.try_all([[shown(seen, "What?")]], GenerationOptions(max_tokens=2))
+        assert answer.media[0].written == (SIGN,), "it is read again"
+
+
+def test_reading_that_was_begun_ends_with_the_model(loading: Callable[..., Any]) -> None:
+    refused, unasked, left = Sign(), Sign(), Sign()
+    with pytest.raises(ModelError, match="no such weights"):
+        loading(refused, picture(), fails=True)
+    assert refused.stopped.wait(PATIENCE_S)
+    loading(unasked, picture()).close()
+    assert unasked.stopped.wait(PATIENCE_S)
+    reader, gone, seen = MediaReader(pictures=left), threading.Event(), picture()
+    reader.begin([seen])
+    assert left.began.wait(PATIENCE_S)
+    gone.set()
+    assert reader.read(seen, gone).written == ()
+    assert left.stopped.is_set()
+
+
+def test_only_pictures_without_their_text_are_begun() -> None:
+    sign = Sign()
+    sign.go_on.set()
+    known = replace(picture(), report=picture().report.model_copy(update={"written": (SIGN,)}))
+    reader = MediaReader(pictures=sign)
+    reader.begin([known, sound(), depth(), MediaFile("image", b"1", "a.png")])
+    assert (reader.read(picture(1), NEVER).written, len(sign.pixels)) == ((SIGN,), 1)
 
 
 class Counted(PaddleEngine):

@@ -368,7 +368,7 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
 
     screen = Screen()
     screen.flushed = []
-    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, screen)
+    asking = Asking(FakeDecoder(), lambda _: FakeAssistant(), GenerationOptions(), False, screen)
     asking.one("one two", [], Waiting(io.StringIO()))
     assert screen.flushed == ["[] ", "[] one ", "[] one two"]
     assert screen.getvalue() == "[] one two\n"

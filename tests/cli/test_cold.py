@@ -15,6 +15,7 @@ from mico_chat.cli.ask import Asking, Waiting
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import MediaError
 from mico_chat.late import unrun
+from mico_chat.media import Image, MediaFile, Medium
 from mico_chat.media.kinds import Kind
 from mico_chat.model.mini.stem import timm_model
 from tests.support.fakes import FakeAssistant, FakeDecoder
@@ -72,6 +73,28 @@ def test_an_encoder_alone_needs_none_of_transformers_models(tmp_path: Path) -> N
 )
 def test_a_command_imports_little(code: str, names: Sequence[str]) -> None:
     assert imported(code, names) == "[]\n"
+
+
+def test_the_names_of_transformers_models_are_searched_once() -> None:
+    searched, structures = [], set()
+    for first in ("mico_chat.checkpoints.load", "mico_chat.engine.llamacpp_export", "json"):
+        done = run(
+            "-c",
+            "import os, sys\nopened = []\n"
+            "keep = lambda event, given: event == 'os.scandir' and opened.append(given[0])\n"
+            "sys.addaudithook(keep)\n"
+            f"import torch, {first}, transformers.models as models\n"
+            "folder = os.path.dirname(models.__file__)\n"
+            "print(sum(os.fspath(one) == folder for one in opened))\n"
+            "print({name: sorted(found) for name, found in models._import_structure.items()})\n"
+            "print(sorted(map(str, models._class_to_module.items())), sorted(models.__all__))",
+        )
+        assert done.returncode == 0, done.stderr
+        times, structure = done.stdout.split("\n", 1)
+        searched.append(int(times))
+        structures.add(structure)
+    assert searched == [1, 1, 2], "without ours, transformers searches twice"
+    assert len(structures) == 1, "it finds the same names"
 
 
 def test_the_page_writes_no_stubs_for_editors() -> None:
@@ -177,7 +200,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(media: list[tuple[Kind, Path]], waiting: Waiting, out: io.StringIO) -> None:
-    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, out)
+    def load(decoded: Sequence[MediaFile | Medium]) -> FakeAssistant:
+        assert all(isinstance(one, Image) for one in decoded), (
+            "it can be read while the model loads"
+        )
+        out.write(f"[{len(decoded)} given] ")
+        return FakeAssistant()
+
+    asking = Asking(FakeDecoder(), load, GenerationOptions(), False, out)
     asking.one("What?", media, waiting)
 
 
@@ -188,7 +218,7 @@ def test_a_terminal_shows_what_is_done(tmp_path: Path) -> None:
     asked([("image", file)], Waiting(screen), out)
     assert shown(screen) == ["looking at cat.jpg", "loading the model", "answering"]
     assert "\x1b[2K" in screen.getvalue().rpartition("answering")[2]  # the line is clear again
-    assert out.getvalue() == "[image cat.jpg] What?\n"
+    assert out.getvalue() == "[1 given] [image cat.jpg] What?\n"
 
 
 def test_an_error_comes_on_a_clear_line(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""transformers' Auto classes, without a second search.
+
+transformers reads the files of all its models to find the names in them (0.3 s): when it is
+imported, and again for ``transformers.models``. Here the second time gets what the first one found.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.utils import import_utils
+
+__all__ = ["AutoConfig", "AutoTokenizer"]
+
+
+def _import_models() -> None:
+    search: Any = import_utils.define_import_structure
+    folder = Path(transformers.__file__).parent
+
+    def found(file: Any, prefix: str | None = None) -> Any:
+        if Path(file) != folder / "models/__init__.py":
+            return search(file, prefix)
+        known = search(folder / "models", prefix="models").items()  # as transformers calls it
+        return {
+            needs: {n.removeprefix("models."): m for n, m in of.items() if n.startswith("models.")}
+            for needs, of in known
+        }
+
+    vars(import_utils)["define_import_structure"] = found
+    try:
+        importlib.import_module("transformers.models")
+    finally:
+        vars(import_utils)["define_import_structure"] = search
+
+
+_import_models()
+
+from transformers import AutoConfig, AutoTokenizer  # noqa: E402
