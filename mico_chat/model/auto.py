@@ -15,13 +15,13 @@ __all__ = ["AutoConfig", "AutoTokenizer"]
 
 
 def _import_models() -> None:
-    search: Any = import_utils.define_import_structure
+    search: Any = import_utils.define_import_structure  # it keeps what it found
     folder = Path(transformers.__file__).parent
 
     def found(file: Any, prefix: str | None = None) -> Any:
         if Path(file) != folder / "models/__init__.py":
             return search(file, prefix)
-        known = search(folder / "models", prefix="models").items()  # as transformers calls it
+        known = search(folder / "models", prefix="models").items()  # called as there
         return {
             needs: {n.removeprefix("models."): m for n, m in of.items() if n.startswith("models.")}
             for needs, of in known
