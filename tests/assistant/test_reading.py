@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -625,6 +626,44 @@ def test_a_sentence_is_heard(listener: speech.Listener, talk: Path) -> None:
     (segment,), language = listener.segments(samples, Listening(words=True))
     assert (language, listener.in_words(language)) == ("en", "english")
     assert wrong_words(" ".join(word.word for word in segment.words), TALK) <= 1
+
+
+def test_less_silence_is_encoded_where_somebody_waits(
+    listener: speech.Listener, talk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = decode(MediaFile("audio", talk))
+    assert isinstance(sound, Audio)
+    model, encoded = listener._loaded(), list[int]()
+    encode = type(model).encode
+
+    def counted(self: Any, features: Any) -> Any:
+        encoded.append(features.shape[-1])
+        return encode(self, features)
+
+    monkeypatch.setattr(type(model), "encode", counted)
+    for how, frames in (
+        (Listening("en", quick=True), [1000]),
+        (Listening(quick=True), [3000, 1000]),  # the language is found with care
+        (Listening("en"), [3000]),
+    ):
+        encoded.clear()
+        found, language = listener.segments(sound.samples, how)
+        assert wrong_words("".join(one.text for one in found), TALK) <= 1
+        assert (language, encoded) == ("en", frames)
+    encoded.clear()
+    list(listener.segments(np.tile(sound.samples, 4), Listening("en"))[0])
+    assert encoded == [3000], "it is not cut into parts as short as those before it"
+
+
+@pytest.mark.parametrize(("n", "frames"), [(0, 1000), (1, 1000), (500, 1000), (501, 3000)])
+def test_silence_behind_a_sound_is_as_quiet_as_in_it(n: int, frames: int) -> None:
+    given, seen = np.zeros((80, 3000), np.float32), list[Any]()
+    given[:, :n] = np.random.default_rng(0).uniform(-1, 1, (80, n))
+    model = SimpleNamespace(encode=seen.append, detect_language=None)
+    speech._hurried(model).encode(given)
+    assert seen[0].shape == (80, frames)
+    assert np.array_equal(seen[0][:, :n], given[:, :n])
+    assert np.all(seen[0][:, n:] == (given.min() if frames == 1000 else 0))
 
 
 def wrong_words(heard: str, said: str) -> int:

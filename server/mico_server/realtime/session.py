@@ -323,6 +323,7 @@ class RealtimeSession:
         if early is not None and not turn.listened:
             early.cancel()
             early = None
+        if early is None or self._ahead.thinking is None:  # the response itself begins no later
             await self._ahead.drop()
         kept = await self._commit(turn.sound, early)
         if detection.create_response and kept.heard is not None:

@@ -72,7 +72,8 @@ def test_an_answer_begins_before_its_turn_has_ended(start: Start) -> None:
             "conversation.item.added",
             "response.content_part.added",
         ]
-        assert len(assistant.asked) == 1
+        listener: Any = assistant.encoder.reader.listener
+        assert len(assistant.asked) == len(listener.asked) == 1
         said = events[-1].response
         assert (said.output[0].content[0].text, said.usage.output_tokens) == (f"[] {ASKED}", 2)
         assert figure(http, "completion_tokens") == 2
@@ -206,3 +207,17 @@ def test_what_is_being_written_down_stays_where_the_next_turn_begins(start: Star
         heard = "conversation.item.input_audio_transcription.completed"
         assert [talk.until(heard)[-1].transcript for _ in range(2)] == [ASKED, ASKED]
         assert talk.until("response.done")[-1].response.status == "completed"
+
+
+def test_words_that_are_known_after_their_turn_are_thought_about_once(start: Start) -> None:
+    listener = HeldListener(ASKED)
+    assistant = FakeAssistant(listener=listener)
+    with talking(start(assistant)) as talk:
+        pausing(talk, silence_duration_ms=300)
+        until(lambda: listener.asked)
+        talk.until("conversation.item.done")
+        assert assistant.asked == []
+        listener.let.set()
+        talk.until("response.done")
+        assert texts_of(assistant) == [("user", ASKED)]
+        assert len(assistant.asked) == len(listener.asked) == 1
