@@ -53,6 +53,10 @@ def test_the_kinds_that_pixels_cannot_be() -> None:
     grey = np.full((4, 4, 3), 90, np.uint8)
     colours = (grey + np.arange(3)).astype(np.uint8)
     assert preview_of(Image(grey), "a").never == ("normal",)
+    for channel in range(3):
+        tinted = grey.copy()
+        tinted[-1, -1, channel] ^= 1
+        assert preview_of(Image(tinted), "a").never == ("depth",)
     assert preview_of(Image(colours), "a").never == preview_of(Normal(colours), "a").never
     assert preview_of(Normal(colours), "a").never == ("depth",)
     assert preview_of(Depth(np.ones((4, 4), np.float32)), "a").never == ("normal",)
