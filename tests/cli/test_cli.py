@@ -33,7 +33,7 @@ class Terminal:
         self.depth_models: list[str | None] = []
         self._capsys = capsys
 
-    def load(self, model: str, decoder: FakeDecoder, how: Any, similarity: bool) -> FakeAssistant:
+    def load(self, model: str, decoder: FakeDecoder, how: Any, **options: Any) -> FakeAssistant:
         self.loads.append(model)
         self.depth_models.append(how.depth_model)
         self.engines.append((how.engine, how.quantization, how.device, how.dtype))
