@@ -42,12 +42,11 @@ from benchmarks.harness import Panel, Ratio, Report, line, medians, turns
 from benchmarks.media import draw
 from benchmarks.processes import service
 from mico_chat.adapters.mico import mico_of
-from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION
 from mico_chat.checkpoints.load import load_chat, load_encoder
 from mico_chat.engine.base import Preference
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
-from mico_chat.engine.llamacpp_export import gguf_of
+from mico_chat.engine.llamacpp_export import gguf_of, usual_quantization
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ConfigError
 from mico_chat.load import EngineOptions, load_assistant
@@ -388,7 +387,7 @@ SECTIONS: dict[str, Callable[[Bench], Report]] = {
 
 def measure(
     model: str = "mini",
-    quantization: str = DEFAULT_QUANTIZATION,
+    quantization: Annotated[str | None, "by default the model's own"] = None,
     repeats: int = 3,
     vllm_python: Annotated[
         Path, "a Python with vLLM, as `make test-vllm` makes one; without it vLLM is left out"
@@ -418,8 +417,14 @@ def measure(
 
 
 def _bench(
-    stack: ExitStack, model: str, quantization: str, repeats: int, vllm_python: Path, vllm_args: str
+    stack: ExitStack,
+    model: str,
+    quantization: str | None,
+    repeats: int,
+    vllm_python: Path,
+    vllm_args: str,
 ) -> Bench:
+    quantization = quantization or usual_quantization(model)
     threads, file = torch.get_num_threads(), gguf_of(model, quantization)
     decoder = stack.enter_context(MediaDecoder(workers=2))
     encoder, processor = load_encoder(model)

@@ -304,6 +304,7 @@ class Serving:
     ``parts``: parameters and bytes of each part but the language model. ``llm``: bytes of the
     language model by dtype and quantization. ``kv_per_token``: keys and values of a token.
     ``working``: bytes of a step of :data:`BATCH` tokens beside weights, keys and values.
+    ``gguf``: the quantization that the model was trained for.
     """
 
     parts: dict[str, tuple[int, int]]
@@ -314,6 +315,7 @@ class Serving:
     context: int
     dtype: torch.dtype
     table: torch.Size
+    gguf: str | None
 
     @classmethod
     def of(cls, chat: MicoChatForConditionalGeneration, dtype: torch.dtype) -> Serving:
@@ -335,7 +337,8 @@ class Serving:
         table = cast(nn.Embedding, llm.get_input_embeddings()).weight.shape
         length = int(llm.config.get_text_config().max_position_embeddings)
         kv, working = _prefill(llm.eval())
-        return cls(parts, sizes, n, kv // BATCH, working, length, dtype, table)
+        gguf = chat.config.gguf_quantization
+        return cls(parts, sizes, n, kv // BATCH, working, length, dtype, table, gguf)
 
     @property
     def beside(self) -> int:

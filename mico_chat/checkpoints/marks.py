@@ -14,7 +14,8 @@ from mico_chat.errors import RequestError
 NAMES = ""
 """The kind of an answer that is none of the others: its pattern fits every text."""
 KINDS = {
-    "yes or no": r"^(yes|no)\b",
+    "yes": r"^yes\b",
+    "no": r"^no\b",
     "number": r"^(i see |there (is|are) )?(\d+|one|two|three|four|five|six|seven|eight|nine|ten)\b",
     "colour": r"\b(red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ea]y)\W*$",
     "place": r"\b(left|right|above|below|top|bottom|middle|up|down|nearer|farther)\b",

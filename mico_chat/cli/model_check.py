@@ -71,7 +71,7 @@ def model_findings(name: str, options: EngineOptions) -> Iterator[Finding]:
     except MicoError as error:
         yield Finding("engine", "problem", str(error), "--engine auto")
         return
-    quantization = options.quantization or engine.default_quantization
+    quantization = options.quantization or engine.usual_quantization(needs.gguf)
     facts = {"engine": engine.name, "quantization": options.quantization}
     yield Finding("engine", "ok", f"{engine.name}: {why}", facts=facts)
     precision = engine.precision(needs, options)

@@ -168,14 +168,19 @@ def merge(
 def gguf(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     model: Model = None,
-    quantization: str = typer.Option("Q8_0", help="F32, F16, BF16, Q8_0, Q4_K_M or Q4_0."),
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="F32, F16, BF16, Q8_0, Q4_K_M or Q4_0; by default the model's own."),
+    ] = None,
 ) -> None:
     """Write the language model, its adapter merged, as a GGUF file for llama.cpp.
 
     mico-chat export gguf --model mini --quantization Q8_0 --output mini.gguf
     """
     log_to_stderr()
-    written = exporting.export_gguf(model or Settings().model, output, quantization)
+    name = model or Settings().model
+    quantization = quantization or exporting.usual_quantization(name)
+    written = exporting.export_gguf(name, output, quantization)
     print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
 
 

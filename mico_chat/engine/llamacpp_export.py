@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from mico_chat.checkpoints.configs import digest_of, named_folder
+from mico_chat.checkpoints.configs import chat_config, digest_of, named_folder
 from mico_chat.checkpoints.folders import built_once
 from mico_chat.checkpoints.gguf_files import DEFAULT_QUANTIZATION, QUANTIZATIONS, QUANTIZED
 from mico_chat.engine import llamacpp_library as llama_cpp
@@ -33,6 +33,7 @@ from mico_chat.engine.llamacpp_tokenizer import add_tokenizer
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.late import late
 from mico_chat.model.auto import AutoTokenizer
+from mico_chat.model.config import MicoChatConfig
 from mico_chat.settings import cache_dir
 
 # Importing it brings transformers' models: a file that was built before needs none.
@@ -82,20 +83,29 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
     return output
 
 
-def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
+def gguf_of(model: str | Path = "mini", quantization: str | None = None) -> Path:
     """The GGUF file of a chat model's language model, built once in the cache folder.
 
     Its name has a digest of the model. Errors are those of :func:`export_gguf`.
     """
+    quantization = quantization or usual_quantization(model)
     _check(quantization)
     file = gguf_path(model, quantization)
     return built_once(file, lambda path: export_gguf(model, path, quantization))
 
 
-def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
+def gguf_path(model: str | Path = "mini", quantization: str | None = None) -> Path:
     """The path of the file of :func:`gguf_of`, which may not be there yet."""
     name, folder = named_folder(model)
+    quantization = quantization or usual_quantization(folder)
     return cache_dir() / "gguf" / f"{name}-{digest_of(folder)}-{quantization}.gguf"
+
+
+def usual_quantization(model: str | Path) -> str:
+    """The quantization that a chat model was trained for, as its config says, or Q8_0."""
+    folder = named_folder(model)[1]
+    config = MicoChatConfig.without_llm(folder) or chat_config(folder)
+    return config.gguf_quantization or DEFAULT_QUANTIZATION
 
 
 def _check(quantization: str) -> None:

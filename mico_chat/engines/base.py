@@ -131,7 +131,6 @@ class EngineRow(ABC):
     some_quantizations: str
     """and those that ``--help`` names."""
     quantized_by: str = ""
-    default_quantization: str | None = None
     smaller: tuple[str, ...] = ()
     """The quantizations to try for a model that does not fit."""
     sizes: tuple[str, ...] | None = None
@@ -191,10 +190,14 @@ class EngineRow(ABC):
         needs = footprint.serving(configs.chat_config(source.folder), options.dtype)
         return self.total(needs, self.precision(needs, options)) - footprint.PROGRAM
 
+    def usual_quantization(self, trained: str | None) -> str | None:
+        """Of a chat model that nobody asked a quantization for; ``trained``: its config's own."""
+        return None
+
     def precision(self, needs: footprint.Serving, options: EngineOptions) -> str:
         """The key of ``needs.llm`` that the language model is loaded in."""
         plain = options.dtype or "bfloat16"
-        wanted = options.quantization or self.default_quantization or plain
+        wanted = options.quantization or self.usual_quantization(needs.gguf) or plain
         return wanted if wanted in needs.llm else plain  # the package's own are not known here
 
     def total(self, needs: footprint.Serving, precision: str) -> int:

@@ -39,7 +39,6 @@ class LlamaCpp(EngineRow):
     quantizations = QUANTIZATIONS
     some_quantizations = "Q8_0, Q4_K_M, Q4_0, F16"
     quantized_by = "GGUF"
-    default_quantization = DEFAULT_QUANTIZATION
     smaller = ("Q8_0", "Q4_0")
     sizes = ("n_cells", "n_slots", "threads", *OF_PICTURES)
     uses_gpu = False
@@ -62,14 +61,16 @@ class LlamaCpp(EngineRow):
         if source.form != "chat":
             return None
         is_local = Path(model_folder(source.model)).is_dir()
-        quantization = options.quantization or DEFAULT_QUANTIZATION
-        if is_local and llamacpp_export.gguf_path(source.model, quantization).is_file():
+        if is_local and llamacpp_export.gguf_path(source.model, options.quantization).is_file():
             return None  # asking the config would import transformers' models
         try:
             llamacpp_export.check_llama(configs.chat_config(source.folder).llm_config)
         except ModelError as error:
             return str(error)
         return None
+
+    def usual_quantization(self, trained: str | None) -> str | None:
+        return trained or DEFAULT_QUANTIZATION
 
     def total(self, needs: footprint.Serving, precision: str) -> int:
         fixed = footprint.PROGRAM + needs.beside + needs.llm[precision]
@@ -88,7 +89,7 @@ class LlamaCpp(EngineRow):
         if named := [name for name in OF_PICTURES if name in options.arguments]:
             raise ConfigError(f"{named[0]}: a model of this project has one size of picture")
         model = source.model
-        file = llamacpp_export.gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
+        file = llamacpp_export.gguf_of(model, options.quantization)
         # llama.cpp reads its file without holding Python's lock, while Python loads the encoder.
         with ThreadPoolExecutor(1) as pool:
             batch = options.max_batch

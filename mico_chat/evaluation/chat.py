@@ -25,6 +25,7 @@ from mico_chat.engine.decoder import Decoder, positions_of
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.source import Source
+from mico_chat.engines.table import ENGINES
 from mico_chat.engines.transformers_models import torch_engine
 from mico_chat.errors import ConfigError, ContextLengthError, MediaError, MicoError, RequestError
 from mico_chat.evaluation.store import Record
@@ -71,6 +72,10 @@ class ChatModel(Model):
         adapter = self.assistant.adapter
         if self._options.quantization is not None:
             return self._options.quantization
+        if isinstance(adapter, MicoAdapter):
+            engine, trained = ENGINES[self.assistant.engine.name], adapter.model.config
+            if (usual := engine.usual_quantization(trained.gguf_quantization)) is not None:
+                return usual
         if isinstance(adapter, MicoAdapter | TransformersAdapter):
             return str(next(adapter.model.parameters()).dtype).removeprefix("torch.")
         return self._options.dtype or "as stored"

@@ -248,7 +248,7 @@ class MicoChatConfig(_ModelConfig):
     """MiCo-Chat: omni-encoder, context, bridge and a causal language model.
 
     ``base_llm`` names a language model whose frozen weights are *not* part of the checkpoint: a
-    packaged name, a hub name or a folder.
+    packaged name, a hub name or a folder. ``gguf_quantization`` is the one that it was trained for.
     """
 
     model_type = "mico_chat"
@@ -262,6 +262,7 @@ class MicoChatConfig(_ModelConfig):
     bridge_config: MicoBridgeConfig = field(default_factory=MicoBridgeConfig)
     llm_config: PreTrainedConfig = field(default_factory=lambda: AutoConfig.for_model("llama"))
     base_llm: str | None = None
+    gguf_quantization: str | None = None
 
     @property
     def llm_width(self) -> int:

@@ -364,6 +364,10 @@ def test_llama_cpp_and_its_file(folder: Path, cache: Path, examine: Examine) -> 
     file.parent.mkdir(parents=True)
     file.write_bytes(b"12345")
     assert examine(folder, "llamacpp")["GGUF"].mark == "ok"
+    change_config(folder, gguf_quantization="Q4_0")  # trained for another
+    assert examine(folder, "llamacpp")["GGUF"].mark == "note"
+    file.rename(gguf_path(folder, "Q4_0"))
+    assert examine(folder, "llamacpp")["GGUF"].mark == "ok"
     config = json.loads((folder / "config.json").read_text())["llm_config"]
     change_config(folder, llm_config=config | {"hidden_act": "gelu"})
     engine = examine(folder)["engine"]

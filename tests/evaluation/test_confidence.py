@@ -113,8 +113,8 @@ def test_each_kind_of_answer_has_its_mark_and_is_judged_by_the_other_half(
     printed = capsys.readouterr().out
     row = json.loads((tmp_path / "results.json").read_text())["skills"]["items"]["confidence"]
     found = row["answers"]
-    assert found["yes or no"]["mark"] == 0.919, "only the surest one is right"
+    assert found["yes"]["mark"] == 0.919, "only the surest one is right"
     assert found["name"] == {"mark": 0.32, "n": 20, "right": 16, "kept": 17, "kept_right": 16}
     assert found["colour"] == {"mark": 0.5, "n": 20, "right": 20, "kept": 20, "kept_right": 20}
-    assert '`"unsure_below": {"^(yes|no)\\\\b": 0.919, ' in printed
+    assert '`"unsure_below": {"^yes\\\\b": 0.919, ' in printed
     assert f"| colour | 20 | 0.5 |{3 * ' 100 % (20 of 20) |'}" in printed

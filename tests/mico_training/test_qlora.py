@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.engine.llamacpp_export import export_gguf
+from mico_chat.engine.llamacpp_export import export_gguf, gguf_path
 from mico_chat.errors import ConfigError
 from mico_training.build_model import USUAL_TARGETS, add_lora, build_chat
 from mico_training.parts.rounded import round_layers
@@ -110,6 +110,8 @@ def test_rounded_layers_learn_and_are_saved_as_they_are(
     assert rounded != plain
     assert rounded == pytest.approx(plain, rel=0.1)
     assert saved.keys() == usual.keys()
+    names = [gguf_path(tmp_path / name / "out").stem[-4:] for name in ("rounded", "plain")]
+    assert names == ["Q4_0", "Q8_0"]  # it is served as it was trained
     lora = load_file(tmp_path / "rounded/out/lora/adapter_model.safetensors")
     assert all(value.any() for name, value in lora.items() if "lora_B" in name)
 

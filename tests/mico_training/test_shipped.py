@@ -161,6 +161,10 @@ def test_stage_2_of_a_new_version_goes_on_from_the_former_ones_queries(
     assert {name.split(".")[0] for name in ours} == {"bridge", "things", "ways"}
     assert all(torch.equal(new[name], old[name]) for name in ours)
     assert not (tmp_path / "start/lora").exists()
+    # The language model was not trained: the folder names it, as the former one does.
+    assert config.base_llm is not None
+    assert MicoChatConfig.from_pretrained(tmp_path / "start").base_llm == config.base_llm
+    assert not (tmp_path / "start/llm").exists()
     config.bridge_config.still_grid += 1
     with pytest.raises(ModelError, match=r"chat: bridge has another shape: .*queries"):
         start_chat(packaged, tiny_chat, tmp_path / "other")

