@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from transformers.utils import import_utils
 
 __all__ = ["AutoConfig", "AutoTokenizer"]
+
+UNTRIED = Version("5.25")
+"""From this version on transformers searches twice: its own function may have changed."""
 
 
 def _import_models() -> None:
@@ -34,6 +38,7 @@ def _import_models() -> None:
         vars(import_utils)["define_import_structure"] = search
 
 
-_import_models()
+if Version(transformers.__version__) < UNTRIED:
+    _import_models()
 
 from transformers import AutoConfig, AutoTokenizer  # noqa: E402
