@@ -115,9 +115,9 @@ sounds had -1.26 or less, or 26 (the owl)."""
 
 
 QUICK_FRAMES = 1000
-"""Frames of 10 ms that are encoded in a hurry, half of them of sound at most. Of 64 spoken
-questions 15 % of the words were wrong; with Whisper's own 3000 frames 16 %, in four times the time;
-with 4 s of silence behind each question 19 %. Longer recordings lose more."""
+"""Frames of 10 ms that are encoded in a hurry, half of them of sound at most. Of 48 spoken
+questions 16 % of the words were wrong, as with Whisper's own 3000 frames, in a third of the time.
+Frames that are as quiet as the recording, in place of zeros, made that 22 %."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +224,8 @@ def _hurried(model: Any) -> Any:
     """The same model, which encodes less silence: ``faster_whisper`` itself always encodes 30 s."""
 
     def encode(features: NDArray[np.float32]) -> Any:  # (80, 3000), with zeros behind the sound
-        sound = np.flatnonzero(features.any(axis=0))
-        n = 0 if len(sound) == 0 else int(sound[-1]) + 1
-        if n > QUICK_FRAMES // 2:
-            return model.encode(features)
-        silence = np.full((len(features), QUICK_FRAMES - n), features.min(), np.float32)
-        return model.encode(np.concatenate([features[:, :n], silence], axis=1))
+        longer = features[:, QUICK_FRAMES // 2 :].any()
+        return model.encode(features if longer else features[:, :QUICK_FRAMES])
 
     hurried = copy(model)
     hurried.encode = encode

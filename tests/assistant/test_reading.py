@@ -656,14 +656,12 @@ def test_less_silence_is_encoded_where_somebody_waits(
 
 
 @pytest.mark.parametrize(("n", "frames"), [(0, 1000), (1, 1000), (500, 1000), (501, 3000)])
-def test_silence_behind_a_sound_is_as_quiet_as_in_it(n: int, frames: int) -> None:
+def test_zeros_behind_a_short_sound_are_left_out(n: int, frames: int) -> None:
     given, seen = np.zeros((80, 3000), np.float32), list[Any]()
     given[:, :n] = np.random.default_rng(0).uniform(-1, 1, (80, n))
     model = SimpleNamespace(encode=seen.append, detect_language=None)
     speech._hurried(model).encode(given)
-    assert seen[0].shape == (80, frames)
-    assert np.array_equal(seen[0][:, :n], given[:, :n])
-    assert np.all(seen[0][:, n:] == (given.min() if frames == 1000 else 0))
+    assert np.array_equal(seen[0], given[:, :frames])
 
 
 def wrong_words(heard: str, said: str) -> int:
