@@ -42,6 +42,7 @@ NAMES = {
     "speed": "benchmarks.engines.speed:measure",
     "summary": "benchmarks.summary:write",
     "talk": "benchmarks.service.talk:measure",
+    "talk-half-hour": "benchmarks.service.talk:half_hour",
     "teach": "benchmarks.model.teach:measure",
     "training": "benchmarks.data.training:measure",
     "training-data": "benchmarks.data.training_data:measure",

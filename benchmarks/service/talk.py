@@ -16,6 +16,7 @@ import wave
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import httpx
@@ -23,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
 
-from benchmarks.harness import Ratio, Report
+from benchmarks.harness import Panel, Ratio, Report
 from benchmarks.media import photograph
 from benchmarks.model.reading import word_errors
 from benchmarks.processes import service
+from benchmarks.service.users import MAY_RISE, Seen, by_minute, lines_of
 from mico_chat.evaluation.metrics.answers import normal_words
 from mico_chat.speech import Voices
 from mico_chat.speech.hearing import Resampler
@@ -196,11 +198,14 @@ class Talk:
         await self._socket.send(json.dumps({"type": kind, **fields}))
 
 
+def realtime(url: str) -> str:
+    return f"ws{url.removeprefix('http')}/v1/realtime"
+
+
 async def session(
     url: str, asked: Sequence[Question], form: str, turns: str, frame: str | None
 ) -> list[Heard]:
-    address = f"ws{url.removeprefix('http')}/v1/realtime"
-    async with connect(address, max_size=None, proxy=None) as socket:
+    async with connect(realtime(url), max_size=None, proxy=None) as socket:
         talk = Talk(socket, form)
         await talk.begin(turns)
         return [await talk.ask(one, frame) for one in asked]
@@ -260,6 +265,32 @@ def measure(n: int = 40, seed: int = 0, turns: str = "semantic_vad") -> Report:
     return Report({**found, "file": f"{file_errors / words:.1%}", "words": words}, ratios)
 
 
+def half_hour(minutes: float = 30.0, seed: int = 0, turns: str = "semantic_vad") -> Report:
+    """One session for so long: does the service's memory or the time to the first sound rise?"""
+    with ExitStack() as stack:
+        seen = Seen(seconds=60 * minutes)
+        asyncio.run(_talk_on(service(stack), questions(40, seed), turns, seen))
+    found = by_minute(seen)
+    rows, ratios = lines_of(found, minutes / 6, "one talk")
+    panels = [Panel("minute", name, {"": (found["minute"], found[name])}) for name in MAY_RISE]
+    values = {"rows": rows, "warm": minutes / 6, "answers": len(seen.answers)}
+    return Report(values, ratios, {"talk-half-hour": panels})
+
+
+async def _talk_on(url: str, asked: Sequence[Question], turns: str, seen: Seen) -> None:
+    async with connect(realtime(url), max_size=None, proxy=None) as socket:
+        talk = Talk(socket, "audio/pcm")
+        await talk.begin(turns)
+        watching = asyncio.create_task(seen.watch())
+        for question in cycle(asked):
+            late = (await talk.ask(question, None)).first.get(SOUND)
+            if late is not None:
+                seen.answers.append((seen.now(), late, late, 0))
+            if seen.now() > seen.seconds:
+                break
+        watching.cancel()
+
+
 SOUND = "response.output_audio.delta"
 STEPS = (
     "input_audio_buffer.speech_stopped",
@@ -281,10 +312,9 @@ def share(heard: Heard, step: int) -> float:
 
 async def interruptions(url: str, asked: Sequence[Question], turns: str) -> list[float]:
     stop = trimmed(np.concatenate(list(Voices().get().say("Stop!"))))
-    address = f"ws{url.removeprefix('http')}/v1/realtime"
     found = []
     for one in asked:
-        async with connect(address, max_size=None, proxy=None) as socket:
+        async with connect(realtime(url), max_size=None, proxy=None) as socket:
             talk = Talk(socket, "audio/pcm")
             await talk.begin(turns)
             found.append(await talk.interrupt(one, stop))

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -31,26 +32,45 @@ WARM = 0.1
 CACHE_BYTES = 1 << 24
 """Of encoded media: some 100 pictures, which are shown in that part. The default is full after
 1,600, and memory rises until then."""
-MAY_RISE = {"resident memory, MB": 0.05, "p50, s": 0.1, "p95, s": 0.1}
+MEMORY = "memory, MB"
+"""Anonymous memory and swap: files that are mapped come and go with what else the machine does."""
+MAY_RISE = {MEMORY: 0.05, "p50, s": 0.1, "p95, s": 0.1}
 """The part of its mean by which each may rise from the line's beginning to its end."""
 
 
-@dataclass
-class Users:
-    """Users of a service, and what they saw; all times are seconds since the start."""
+@dataclass(kw_only=True)
+class Seen:
+    """What was seen of a service for some time; all times are seconds since the start."""
+
+    seconds: float
+    answers: list[tuple[float, float, float, int]] = field(default_factory=list)
+    """When each answer ended, its first text, its length in seconds, and its tokens."""
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """Bytes of the service's processes, over the time."""
+    began: float = field(default_factory=time.perf_counter)
+
+    def now(self) -> float:
+        return time.perf_counter() - self.began
+
+    async def watch(self) -> None:
+        fields = ["RssAnon", "VmSwap"]
+        while True:
+            used = sum(memory(fields, one.pid) for one in family([os.getpid()]))
+            self.memory.append((self.now(), used - memory(fields)))
+            await asyncio.sleep(min(SAMPLE_S, self.seconds / 20))
+
+
+@dataclass(kw_only=True)
+class Users(Seen):
+    """Users of a service."""
 
     client: OverHttp
     n: int
-    seconds: float
     think_s: float
     pictures: float
     n_tokens: int
     leaving: float = 0.0
-    answers: list[tuple[float, float, float, int]] = field(default_factory=list)
-    """When each answer ended, its first text, its length in seconds, and its tokens."""
     left: int = 0
-    memory: list[tuple[float, float]] = field(default_factory=list)
-    """Resident bytes of the service's processes, over the time."""
 
     def run(self) -> Self:
         asyncio.run(self._run())
@@ -59,41 +79,32 @@ class Users:
     async def _run(self) -> None:
         self.began = time.perf_counter()
         pool = [noisy_picture(seed) for seed in range(8)]
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self.watch())
         await asyncio.gather(*(self._user(number, pool) for number in range(self.n)))
         watching.cancel()
-
-    def _now(self) -> float:
-        return time.perf_counter() - self.began
 
     async def _user(self, number: int, pool: Sequence[bytes]) -> None:
         rng = random.Random(number)
         usual = 1.0
-        while self._now() < self.seconds:
+        while self.now() < self.seconds:
             shown = None
             if rng.random() < self.pictures:  # bytes behind a JPEG's end make it a new one
                 shown = rng.choice(pool) + rng.randbytes(8)
             asked = Asked(question(rng), shown, self.n_tokens)
             leaves = rng.random() < self.leaving
-            began = self._now()
+            began = self.now()
             with suppress(TimeoutError):
                 async with asyncio.timeout(usual / 2 if leaves else None):
                     first, tokens = await self.client.ask(asked)
-                    usual = self._now() - began
-                    self.answers.append((self._now(), first, usual, tokens))
+                    usual = self.now() - began
+                    self.answers.append((self.now(), first, usual, tokens))
                     leaves = False
             self.left += leaves
             await asyncio.sleep(rng.uniform(0.5, 1.5) * self.think_s)
 
-    async def _watch(self) -> None:
-        while True:
-            used = sum(memory(["VmRSS"], one.pid) for one in family([os.getpid()]))
-            self.memory.append((self._now(), used - memory(["VmRSS"])))
-            await asyncio.sleep(min(SAMPLE_S, self.seconds / 20))
 
-
-def client_of(stack: ExitStack, n: int, *flags: str) -> OverHttp:
-    url = service(stack, "--max-requests", str(max(64, n)), *flags)
+def client_of(stack: ExitStack, n: int, *flags: str, engine: str = "llamacpp") -> OverHttp:
+    url = service(stack, "--max-requests", str(max(64, n)), *flags, engine=engine)
     return OverHttp(address_of(url), "", chat=True, stream=True, store=True)
 
 
@@ -115,9 +126,10 @@ def measure(
     rows, curves = [], defaultdict[tuple[str, str], list[float]](list)
     with ExitStack() as stack:
         client = client_of(stack, most)
-        Users(client, 1, min(5.0, seconds), 0.0, 0.5, n_tokens).run()  # warms up
+        users = partial(Users, client=client, pictures=pictures, n_tokens=n_tokens)
+        users(n=1, seconds=min(5.0, seconds), think_s=0.0, pictures=0.5).run()  # warms up
         for n in counts:
-            one = Users(client, n, seconds, think_s, pictures, n_tokens).run()
+            one = users(n=n, seconds=seconds, think_s=think_s).run()
             ends, firsts, lengths, tokens = zip(*one.answers, strict=True)
             each = [count / length for count, length in zip(tokens, lengths, strict=True)]
             cells = [f"{n}", f"{len(firsts)}"]
@@ -165,25 +177,27 @@ def drift(times: Sequence[float], values: Sequence[float]) -> Drift:
     return Drift(*(one * whole for one in (slope, slope - 2 * error, slope + 2 * error)))
 
 
-def by_minute(users: Users) -> dict[str, list[float]]:
+def by_minute(seen: Seen) -> dict[str, list[float]]:
     """Memory and latency of each minute (of each 20th of a shorter time) that has answers."""
-    width = min(60.0, users.seconds / 20)
+    width = min(60.0, seen.seconds / 20)
     answers, memory = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
-    for at, _, seconds, _ in users.answers:
+    for at, _, seconds, _ in seen.answers:
         answers[int(at / width)].append(seconds)
-    for at, used in users.memory:
+    for at, used in seen.memory:
         memory[int(at / width)].append(used / 1e6)
     parts = sorted(answers.keys() & memory.keys())
     found = {"minute": [(part + 0.5) * width / 60 for part in parts]}
-    found["resident memory, MB"] = [max(memory[part]) for part in parts]
+    found[MEMORY] = [max(memory[part]) for part in parts]
     for percent in (50, 95):
         values = [float(np.percentile(answers[part], percent)) for part in parts]
         found[f"p{percent}, s"] = values
     return found
 
 
-def lines_of(found: Mapping[str, list[float]], warm: float) -> tuple[list[list[str]], list[Ratio]]:
-    """The lines through what each minute showed after ``warm`` minutes."""
+def lines_of(
+    found: Mapping[str, list[float]], warm: float, load: str = "a load"
+) -> tuple[list[list[str]], list[Ratio]]:
+    """The lines through what each minute of ``load`` showed after ``warm`` minutes."""
     rows, ratios = [], []
     keeps = [place for place, minute in enumerate(found["minute"]) if minute >= warm]
     for name, allowed in MAY_RISE.items():
@@ -192,7 +206,7 @@ def lines_of(found: Mapping[str, list[float]], warm: float) -> tuple[list[list[s
         spread = f"{line.rise:+.1%} ({line.low:+.1%} to {line.high:+.1%})"
         cells = [name, f"{values[0]:.4g}", f"{values[-1]:.4g}", f"{max(values):.4g}", spread]
         rows.append([*cells, f"{allowed:.0%}", line.verdict(allowed)])
-        measure = f"{name.split(',')[0]} over the time of a load: rise at most"
+        measure = f"{name.split(',')[0]} over the time of {load}: rise at most"
         ratios.append(Ratio.bound(measure, 100 * line.high, "%", 100 * allowed))
     return rows, ratios
 
@@ -204,14 +218,25 @@ def hour(
     think_s: float = 0.5,
     pictures: float = 0.1,
     n_tokens: int = 64,
+    model: str = "mini",
+    engine: str = "llamacpp",
 ) -> Report:
     """Some users for long, of whom some leave half-way; does memory or latency rise?
 
     A line through each minute's memory and latency gives the verdict.
     """
     with ExitStack() as stack:
-        client = client_of(stack, n, "--context-cache-bytes", str(CACHE_BYTES))
-        one = Users(client, n, 60 * minutes, think_s, pictures, n_tokens, leaving).run()
+        flags = ["--model", model, "--context-cache-bytes", str(CACHE_BYTES)]
+        client = client_of(stack, n, *flags, engine=engine)
+        one = Users(
+            client=client,
+            n=n,
+            seconds=60 * minutes,
+            think_s=think_s,
+            pictures=pictures,
+            n_tokens=n_tokens,
+            leaving=leaving,
+        ).run()
     found = by_minute(one)
     rows, ratios = lines_of(found, WARM * minutes)
     panels = [Panel("minute", name, {"": (found["minute"], found[name])}) for name in MAY_RISE]

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.engines.overhead import OverHttp
-from benchmarks.http_client import address_of
-from benchmarks.service.users import MAY_RISE, Users, by_minute, drift, lines_of
+from benchmarks.service.users import MAY_RISE, Seen, by_minute, drift, lines_of
 
 TIMES = [float(minute) for minute in range(60)]
 
@@ -47,11 +45,10 @@ def test_the_time_in_which_caches_fill_does_not_count() -> None:
 
 
 def test_each_minute_has_its_own_memory_and_latency() -> None:
-    client = OverHttp(address_of("http://127.0.0.1:1"), "", chat=True, stream=True)
-    users = Users(client, 1, 1800.0, 0.0, 0.0, 8)
-    users.answers = [(10.0, 0.1, 1.0, 8), (20.0, 0.1, 3.0, 8), (70.0, 0.1, 5.0, 8)]
-    users.memory = [(5.0, 1e9), (50.0, 2e9), (65.0, 3e9), (130.0, 9e9)]
-    found = by_minute(users)
+    seen = Seen(seconds=1800.0)
+    seen.answers = [(10.0, 0.1, 1.0, 8), (20.0, 0.1, 3.0, 8), (70.0, 0.1, 5.0, 8)]
+    seen.memory = [(5.0, 1e9), (50.0, 2e9), (65.0, 3e9), (130.0, 9e9)]
+    found = by_minute(seen)
     assert found["minute"] == [0.5, 1.5]  # nobody answered in the third
-    assert found["resident memory, MB"] == [2000.0, 3000.0]
+    assert found["memory, MB"] == [2000.0, 3000.0]
     assert found["p50, s"] == [2.0, 5.0]
