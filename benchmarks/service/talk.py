@@ -39,6 +39,9 @@ from mico_world.sources import source
 RATE, PIECE_S = 24_000, 0.02
 PAUSES_S = (0.3, 0.4, 0.5, 0.6, 0.65)
 NOISES_DB = (20.0, 10.0)
+UNHEARD_S, PATIENCE_S = 5.0, 60.0
+"""A question is not heard if nothing happens for so long after it, and an event comes within so
+long after the one before."""
 LOUD = 0.02
 """The part of full scale from which speech is heard: its first sound begins there."""
 BEGUN = (
@@ -74,6 +77,7 @@ class Heard:
     first: dict[str, float] = field(default_factory=dict)
     stops: int = 0
     transcript: str = ""
+    errors: list[str] = field(default_factory=list)
 
 
 def questions(n: int, seed: int) -> list[Question]:
@@ -145,23 +149,35 @@ class Talk:
         heard, done = Heard(question), asyncio.Event()
         speaking = asyncio.create_task(self._say(question.sound, done, frame))
         ended = time.perf_counter() + len(question.sound) / RATE
+        try:
+            async with asyncio.timeout(len(question.sound) / RATE + UNHEARD_S) as limit:
+                await self._listen(heard, done, ended, limit)
+        except TimeoutError:
+            if heard.first:
+                raise RuntimeError(f"no end of an answer: {heard}") from None
+        finally:
+            done.set()
+            await speaking
+        return heard
+
+    async def _listen(
+        self, heard: Heard, done: asyncio.Event, ended: float, limit: asyncio.Timeout
+    ) -> None:
         while not done.is_set():
             event = json.loads(await self._socket.recv())
             kind, at = event["type"], time.perf_counter() - ended
-            if kind == "error":
-                raise RuntimeError(event["error"]["message"])
+            heard.errors += [event["error"]["message"]] if kind == "error" else []
             heard.stops += kind == "input_audio_buffer.speech_stopped"
             if kind.endswith(("speech_stopped", "transcription.completed")):
                 heard.first[kind] = at  # of several the last
             heard.first.setdefault(kind, at)
+            limit.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
             if kind.endswith("transcription.completed"):
                 heard.transcript += " " + event["transcript"]
                 if not event["transcript"]:
                     done.set()  # nothing was understood, and nothing is answered
             if kind == "response.done" and at > 0:
                 done.set()
-        await speaking
-        return heard
 
     async def _say(self, sound: Sound, done: asyncio.Event, frame: str | None) -> None:
         rate = RATES[self._form]
