@@ -210,6 +210,7 @@ mini: setup-dev
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
 	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
+	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3b.yaml
 	$(BIN)/python -m mico_world.mini pack
 	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/real/items.jsonl --output runs/evaluation --limit 100
 	$(BIN)/mico-chat evaluate mico_chat/evaluation/text.jsonl --controls full base-llm --max-tokens 48

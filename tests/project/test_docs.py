@@ -216,4 +216,4 @@ def test_the_sample_of_the_readme(
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[-1]
     monkeypatch.chdir(EXAMPLES)
     exec(compile(code, "README.md", "exec"), {})
-    assert "coffee" in capsys.readouterr().out
+    assert "cup" in capsys.readouterr().out

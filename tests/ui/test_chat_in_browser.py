@@ -87,7 +87,7 @@ def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     chat.ask("What moves in this clip?")
     assert chat.text(2)
     assert chat.turns.nth(1).locator(".card").count() == 0
-    expect(chat.answer(2).locator(".usage")).to_contain_text("76 of media")
+    expect(chat.answer(2).locator(".usage")).to_contain_text("80 of media")
     expect(chat.conversations.first).to_have_text("Which way is the dragon going?")
 
 

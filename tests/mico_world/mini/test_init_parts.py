@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from mico_chat.checkpoints.assemble import read_preprocessing
 from mico_chat.checkpoints.load import STEM_PREPROCESSING, text_tokenizer
 from mico_chat.errors import ConfigError
+from mico_chat.evaluation.task import read_items
 from mico_chat.model.config import (
     MicoBridgeConfig,
     MicoChatConfig,
@@ -32,7 +33,7 @@ from mico_training.data.sources.written import write_shard
 from mico_training.recipe import ModelRecipe, Stage1Run, load_recipe
 from mico_world.mini import __main__ as mini
 from mico_world.mini import init as mini_init
-from mico_world.mini.__main__ import answers, repeats, requests, whole
+from mico_world.mini.__main__ import EVALUATED, answers, repeats, requests, whole
 from mico_world.mini.init import Named, fit, fit_heads, imagenet_names, load_stem, look_features
 from tests.mico_training.scenes import scene
 from tests.mico_training.test_runs import moved, write_recipe
@@ -173,6 +174,12 @@ def test_requests_are_varied_and_seeded() -> None:
     assert not [text for text in texts if "{" in text or "}" in text]
     assert len({text.split()[0] for text in texts}) > 8
     assert len(requests(5, seed=0)) == 5
+
+
+def test_no_request_is_one_of_the_evaluation() -> None:
+    asked = {item.question for item in read_items(EVALUATED)}
+    assert len(asked) > 20
+    assert asked.isdisjoint(requests(3000, seed=0))
 
 
 def test_answers_are_the_models_greedy_ones_cut_at_a_sentence(tiny_llm: Path) -> None:

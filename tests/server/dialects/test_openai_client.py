@@ -188,6 +188,7 @@ def test_json_by_a_schema(client: OpenAI) -> None:
         model="mini", messages=question, response_format=Animal, max_tokens=100
     )
     assert isinstance(parsed.choices[0].message.parsed, Animal)
+    question[0]["content"] = "Write the JSON object of a point with x and y."
     anything = ask(client, question, response_format={"type": "json_object"}, max_tokens=None)
     assert anything.choices[0].finish_reason == "stop"
     assert isinstance(json.loads(text_of(anything)), dict)
