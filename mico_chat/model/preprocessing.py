@@ -99,7 +99,7 @@ class Preprocessing(BaseModel):
         whole = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
         kept = torch.contiguous_format
         return in_parts(
-            lambda x: self._resize(x).to(torch.float32, memory_format=kept).div_(255), whole
+            lambda x: self._resize(x.to(torch.float32, memory_format=kept)).div_(255), whole
         )
 
     def _resize(self, x: Tensor) -> Tensor:
