@@ -33,6 +33,7 @@ NAMES = {
     "forms": "benchmarks.engines.forms:measure",
     "frames": "benchmarks.model.frames:measure",
     "hour": "benchmarks.service.users:hour",
+    "new-machine": "benchmarks.service.cold:new_machine",
     "open-models": "benchmarks.service.open_models:measure",
     "page": "benchmarks.service.page:measure",
     "preprocessing": "benchmarks.model.preprocessing:measure",

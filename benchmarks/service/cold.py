@@ -9,6 +9,7 @@ says more than the clock.
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks.harness import Ratio, Report, medians, turns
 
@@ -87,26 +89,109 @@ def served(command: list[str], environment: Mapping[str, str]) -> dict[str, floa
     """One run of ``mico-chat ui`` until its first answer: seconds by their names in ``GOALS``."""
     with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
         ports = one.getsockname()[1], two.getsockname()[1]
-    page, api = (f"http://127.0.0.1:{port}" for port in ports)
     command = [*command, *"--log-level warning --port {} --api-port {}".format(*ports).split()]
-    ends: dict[str, float] = {}
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    with httpx.Client(timeout=60, trust_env=False) as client:
-        for end, url in (("page", page), ("page and model", f"{api}/health/ready")):
-            while end not in ends:
-                if process.poll() is not None:
-                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-                with suppress(httpx.TransportError):
-                    if client.get(url).is_success:
-                        ends[end] = time.perf_counter() - start
-                time.sleep(0.02)
-        asked = {"model": "mini", "input": "Hello", "max_output_tokens": 16}
-        client.post(f"{api}/v1/responses", json=asked).raise_for_status()
-        ends["first answer, from then on"] = time.perf_counter() - start - ends["page and model"]
+    ends = until_model(process, *ports, start)
+    ready = time.perf_counter()
+    asked = {"model": "mini", "input": "Hello", "max_output_tokens": 16}
+    url = f"http://127.0.0.1:{ports[1]}/v1/responses"
+    httpx.post(url, json=asked, timeout=60, trust_env=False).raise_for_status()
+    ends["first answer, from then on"] = time.perf_counter() - ready
     process.terminate()
     _, _, usage = os.wait4(process.pid, 0)
     return ends | {"cpu": usage.ru_utime + usage.ru_stime}
+
+
+def until_model(
+    process: subprocess.Popen[bytes], port: int, api_port: int, start: float
+) -> dict[str, float]:
+    """The seconds from ``start`` on until the page is there, and until the model is."""
+    ends: dict[str, float] = {}
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        for end, way in (("page", f"{port}"), ("page and model", f"{api_port}/health/ready")):
+            while end not in ends:
+                if process.poll() is not None:
+                    raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+                with suppress(httpx.TransportError):
+                    if client.get(f"http://127.0.0.1:{way}").is_success:
+                        ends[end] = time.perf_counter() - start
+                time.sleep(0.02)
+    return ends
+
+
+COMPILERS = (
+    "*gcc*",
+    "*g++*",
+    "cc",
+    "c++",
+    "c[89]9*",
+    "clang*",
+    "cmake*",
+    "ninja*",
+    "as",
+    "ld",
+    "ld.*",
+)
+"""What a machine without a compiler lacks, on ``PATH``."""
+
+NEW = {"page": 90.0, "page and model": None, "first answer": 90.0}
+"""The figures of a new machine in seconds, and the most that each is to be."""
+
+
+def new_machine(clone_of: str = str(Path(__file__).parents[2])) -> Report:
+    """``make run`` on a new clone with empty caches, with a compiler and without: all that a
+    newcomer waits for until a photograph is answered."""
+    rows, ratios = list[list[str]](), list[Ratio]()
+    for compiler in (True, False):
+        way = f"{'with' if compiler else 'without'} a compiler"
+        found, received = from_nothing(clone_of, compiler)
+        rows += [[way, *(f"{found[end]:.1f}" for end in NEW), f"{received / 1e6:.0f}"]]
+        ratios += [
+            Ratio(measure=f"{way}: {end}", value=found[end], unit="s", goal=most, at_most=True)
+            for end, most in NEW.items()
+        ]
+    return Report({"rows": rows}, ratios)
+
+
+def from_nothing(clone_of: str, compiler: bool) -> tuple[dict[str, float], int]:
+    """A new clone's seconds by their names in ``NEW``, and the bytes that it received."""
+
+    def received() -> int:
+        links = psutil.net_io_counters(pernic=True).items()
+        return sum(link.bytes_recv for name, link in links if name != "lo")
+
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
+        ports = one.getsockname()[1], two.getsockname()[1]
+    with TemporaryDirectory() as folder:
+        environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
+        environment["MICO_CACHE_DIR"] = f"{folder}/cache/mico-chat"
+        tools = Path(folder, "tools")
+        tools.mkdir()
+        for place in os.get_exec_path():
+            for tool in Path(place).glob("*") if not compiler else ():
+                if not any(tool.match(pattern) for pattern in COMPILERS):
+                    with suppress(FileExistsError):
+                        (tools / tool.name).symlink_to(tool)
+        if not compiler:
+            environment["PATH"] = str(tools)
+        before, start = received(), time.perf_counter()
+        clone = ["git", "clone", "--quiet", "--depth", "1", f"file://{clone_of}", f"{folder}/new"]
+        subprocess.run(clone, check=True)
+        words = f"PYTHON={sys.base_prefix}/bin/python3 PORT={ports[0]} API_PORT={ports[1]}"
+        command = ["make", "--directory", f"{folder}/new", "run", *words.split()]
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            ends = until_model(process, *ports, start)
+            with IMAGE.open("rb") as image:
+                url = f"http://127.0.0.1:{ports[1]}/v1/chat"
+                how: Any = {"files": {"image": image}, "timeout": 60, "trust_env": False}
+                httpx.post(url, data={"message": QUESTION}, **how).raise_for_status()
+            ends["first answer"] = time.perf_counter() - start
+            return ends, received() - before
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
 
 
 def measured(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:

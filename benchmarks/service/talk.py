@@ -93,7 +93,11 @@ def questions(n: int, seed: int) -> list[Question]:
         return trimmed(Resampler(16_000, RATE)(said, last=True))
 
     folder = source("tuxpaint-stamps-default")
-    read = sorted(folder.rglob("*_desc.ogg"))
+    texts = {
+        path: path.with_name(path.name.replace("_desc.ogg", ".txt"))
+        for path in folder.rglob("*_desc.ogg")
+    }
+    read = sorted(path for path, text in texts.items() if text.is_file())
     random.Random(seed).shuffle(read)
     found = []
     for number in range(n):
@@ -108,7 +112,7 @@ def questions(n: int, seed: int) -> list[Question]:
             text, sound = " ".join(halves), np.concatenate(parts)
         elif speaker == 2:
             path = read.pop()
-            text = path.with_name(path.name.replace("_desc.ogg", ".txt")).read_text().split("\n")[0]
+            text = texts[path].read_text().split("\n")[0]
             sound = trimmed(Resampler(16_000, RATE)(decode_file(path, 5.0), last=True))
         else:
             text = " ".join(halves)

@@ -666,6 +666,28 @@ def test_silence_behind_a_sound_is_as_quiet_as_in_it(n: int, frames: int) -> Non
     assert np.all(seen[0][:, n:] == (given.min() if frames == 1000 else 0))
 
 
+@pytest.mark.parametrize(
+    ("no_speech", "logprob", "kept"),
+    [(0.2, -0.5, {True, False}), (0.6, -0.5, {True}), (0.8, -0.5, set()), (0.2, -1.2, set())],
+)
+def test_a_turn_is_rather_taken_for_speech(
+    monkeypatch: pytest.MonkeyPatch, no_speech: float, logprob: float, kept: set[bool]
+) -> None:
+    said = SimpleNamespace(text="Hm.", avg_logprob=logprob, no_speech_prob=no_speech)
+    said.compression_ratio = 1.0
+    found = [said], SimpleNamespace(language="en")
+    model = SimpleNamespace(transcribe=lambda *_, **__: found, encode=None, detect_language=None)
+    listener = speech.Listener(Path("none"))
+    monkeypatch.setattr(listener, "_model", model)
+    sound = np.ones(16_000, np.float32)
+    heard = {
+        quick
+        for quick in (True, False)
+        if [*listener.segments(sound, Listening("en", quick=quick))[0]]
+    }
+    assert heard == kept
+
+
 def wrong_words(heard: str, said: str) -> int:
     words = re.findall(r"\w+", heard.lower()), re.findall(r"\w+", said.lower())
     return sum((Counter(words[0]) - Counter(words[1])).values())
