@@ -76,7 +76,7 @@ $(BIN)/python:
 # uv knows where each build of PyTorch lies. Not every build has the tested version. Where uv cannot
 # get one, pip installs its own source's. A dry run shows what uv can get, and its log is kept.
 $(PYTORCH): | $(BIN)/python
-	@echo 'set-up fetches PyTorch and some 100 packages (650 MB), a language model (93 MB) and Whisper (133 MB), once'
+	@echo 'set-up fetches PyTorch and some 100 packages (480 MB for a CPU), a language model (93 MB) and Whisper (133 MB), once'
 	$(PIP) install 'uv>=0.8,<1'
 	@gets() { UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) $(TESTED) "$$@"; }; \
 	for asked in '$(TORCH_TESTED)' 'torch>=2.8,<3 torchvision>=0.23,<1'; do \

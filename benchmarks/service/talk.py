@@ -40,8 +40,9 @@ RATE, PIECE_S = 24_000, 0.02
 PAUSES_S = (0.3, 0.4, 0.5, 0.6, 0.65)
 NOISES_DB = (20.0, 10.0)
 UNHEARD_S, PATIENCE_S = 5.0, 60.0
-"""Seconds after a question: if nothing has happened by then, it was not heard. And the seconds in
-which the next event of an answer has to come."""
+"""Seconds after a question: if it is not taken for speech by then, it was not heard. And the
+seconds in which the next event of an answer has to come."""
+STARTED = "input_audio_buffer.speech_started"
 LOUD = 0.02
 """The part of full scale from which speech is heard: its first sound begins there."""
 BEGUN = (
@@ -157,7 +158,7 @@ class Talk:
             async with asyncio.timeout(len(question.sound) / RATE + UNHEARD_S) as limit:
                 await self._listen(heard, done, ended, limit)
         except TimeoutError:
-            if heard.first:
+            if STARTED in heard.first:
                 raise RuntimeError(f"no end of an answer: {heard}") from None
         finally:
             done.set()
@@ -175,7 +176,8 @@ class Talk:
             if kind.endswith(("speech_stopped", "transcription.completed")):
                 heard.first[kind] = at  # of several the last
             heard.first.setdefault(kind, at)
-            limit.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
+            if STARTED in heard.first:
+                limit.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
             if kind.endswith("transcription.completed"):
                 heard.transcript += " " + event["transcript"]
                 if not event["transcript"]:
@@ -207,7 +209,7 @@ class Talk:
         done = asyncio.Event()
         start = time.perf_counter()
         speaking = asyncio.create_task(self._say(stop, done, None))
-        while json.loads(await self._socket.recv())["type"] != "input_audio_buffer.speech_started":
+        while json.loads(await self._socket.recv())["type"] != STARTED:
             pass
         seconds = time.perf_counter() - start
         done.set()
