@@ -550,9 +550,17 @@ class Conversation:
         return Shortened([*self.start, *rest], gone, media, kept, pinned)
 
     def fitted(self, fits: Callable[[Shortened], bool]) -> Shortened:
-        """The conversation after the fewest steps with which it fits, or after all of them."""
+        """The conversation after few steps with which it fits, or after all of them.
+
+        Of the media, or of the turns, that could stay at most a quarter goes too: with the fewest
+        steps each answer of a growing conversation would begin otherwise than the one before, and
+        nothing that is computed of the one could be used for the next.
+        """
         least = bisect_left(range(self.steps), True, key=lambda n: fits(self.shortened(n)))
-        return self.shortened(least)
+        begin, end = (0, self.media) if least <= self.media else (self.media, self.steps)
+        quarter = (end - least) // 4
+        at_once = 1 << quarter.bit_length() - 1 if quarter else 1
+        return self.shortened(begin - (begin - least) // at_once * at_once)
 
 
 def named(medium: MediaFile | Medium) -> TextPart:

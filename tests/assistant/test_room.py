@@ -14,7 +14,7 @@ from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ContextLengthError
 from mico_chat.media import MediaFile, Medium, decode
-from mico_chat.messages import LEAST_ANSWER, Conversation, Message
+from mico_chat.messages import LEAST_ANSWER, Conversation, Message, Shortened
 from mico_chat.model.processing import MicoChatProcessor
 from tests.assistant.test_assistant import sharp_chat, tiny_assistant
 from tests.support.tiny import picture, run, shown
@@ -88,6 +88,27 @@ def test_what_does_not_fit_is_left_out_and_counted(assistant: Assistant) -> None
     told = run(assistant.estimate(Ask(messages, AUTO)))
     assert (told.fits, told.turns_left_out) == (True, left)
     assert told.prompt_tokens == found.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(("pictures", "room"), [(False, 1000), (True, 1000), (True, 4000)])
+def test_a_growing_conversation_mostly_begins_as_before(pictures: bool, room: int) -> None:
+    """Else each of its answers would be computed from nothing."""
+
+    def fits(short: Shortened) -> bool:
+        return sum(len(one.text) for one in short.messages) + 50 * len(short.kept) < room
+
+    fewest, taken = list[int](), list[int]()
+    for n in range(50, 74):
+        whole = Conversation.of(talk(n, pictures=pictures))
+        short = whole.fitted(fits)
+        assert fits(short)
+        fewest.append(next(steps for steps in range(whole.steps) if fits(whole.shortened(steps))))
+        could = whole.shortened(fewest[-1])
+        assert len(could.messages) >= len(short.messages) > 0.7 * len(could.messages)
+        assert len(could.kept) >= len(short.kept) >= 0.7 * len(could.kept)
+        taken.append(short.turns or short.media)
+    assert len(set(fewest)) >= 20, "something has to go for nearly each turn"
+    assert len(set(taken)) <= 10, "and goes rarely"
 
 
 def test_media_of_earlier_turns_go_first(assistant: Assistant) -> None:

@@ -18,7 +18,7 @@ from mico_server.store.tables import check_text
 
 MOST_ITEMS, MOST_TEXT_BYTES, MOST_MEDIA_BYTES = 256, 4 << 20, 64 << 20
 """Of a longer conversation the oldest items are forgotten, system messages last, or the oldest
-media."""
+media, until half is left: after each such step the model computes the whole conversation anew."""
 
 _TEXTS = {"input_text", "output_text", "text", "output_audio", "audio"}
 
@@ -125,7 +125,7 @@ def called(item: Item) -> Message:
 
 
 class Conversation:
-    """Items in their order. Of their media the newest ``most_media`` are kept."""
+    """Items in their order. Of more than ``most_media`` media the newer half is kept."""
 
     def __init__(self, most_media: int, items: Iterable[Kept] = ()) -> None:
         self._most_media = most_media
@@ -150,21 +150,34 @@ class Conversation:
             before = None if after == "root" else self.named(after, "previous_item_id")
             place = 0 if before is None else self._items.index(before) + 1
         self._items.insert(place, kept)
-        room, n_bytes, old = self._most_media, 0, []
+        self._forget_media(kept)
+        old = []
+        while self._too_much(1 if not old else 2):
+            said = (one is not kept and one.item.role != "system" for one in self._items)
+            oldest = next((at for at, goes in enumerate(said) if goes), None)
+            if oldest is None and not self._too_much(1):
+                break
+            old.append(self._items.pop(oldest or 0).item.id)
+            place -= (oldest or 0) < place
+        return self._items[place - 1].item.id if place > 0 else None, old
+
+    def _too_much(self, of: int) -> bool:
+        """Whether there are more items than one, and more than one ``of`` so many parts."""
+        n_bytes = sum(one.read.n_bytes for one in self._items)
+        n = len(self._items)
+        return n > 1 and (n > MOST_ITEMS // of or n_bytes > MOST_TEXT_BYTES // of)
+
+    def _forget_media(self, newest: Kept) -> None:
+        files = [part for one in self._items for part in one.read.files]
+        if len(files) <= self._most_media and sum(f.size for f in files) <= MOST_MEDIA_BYTES:
+            return
+        n, n_bytes = 0, 0
         for one in reversed(self._items):
-            for part in one.read.files:
-                room, n_bytes = room - 1, n_bytes + part.size
-            if room < 0 or n_bytes > MOST_MEDIA_BYTES:
+            n, n_bytes = n + len(one.read.files), n_bytes + sum(f.size for f in one.read.files)
+            of = 1 if one is newest else 2
+            if n > self._most_media // of or n_bytes > MOST_MEDIA_BYTES // of:
                 texts = (part for part in one.read.content if isinstance(part, TextPart))
                 one.read = replace(one.read, content=tuple(texts))
-        while len(self._items) > MOST_ITEMS or (
-            len(self._items) > 1 and sum(one.read.n_bytes for one in self._items) > MOST_TEXT_BYTES
-        ):
-            said = (one is not kept and one.item.role != "system" for one in self._items)
-            oldest = next((at for at, goes in enumerate(said) if goes), 0)
-            old.append(self._items.pop(oldest).item.id)
-            place -= oldest < place
-        return self._items[place - 1].item.id if place > 0 else None, old
 
     @property
     def calls(self) -> dict[str, str]:

@@ -490,21 +490,30 @@ def test_who_reads_nothing_is_left(start: Start, assistant: FakeAssistant) -> No
 
 
 def test_what_is_oldest_is_forgotten() -> None:
-    conversation = Conversation(most_media=2)
+    conversation = Conversation(most_media=4)
     conversation.add(Kept(Item(id="s", role="system"), Message.system("Be brief.")))
-    for number in range(3):
-        picture = MediaFile("image", b"x", f"{number}.png")
-        conversation.add(Kept(Item(id=f"p{number}", role="user"), Message.user(picture, "Look.")))
-    shown = asyncio.run(conversation.messages(""))[1]
-    assert [one.name for one in shown.files] == ["1.png", "2.png"]
-    assert shown.text == "Look.\nLook.\nLook."
+
+    def look(*numbers: int) -> list[str]:
+        pictures = [MediaFile("image", b"x", f"{number}.png") for number in numbers]
+        item = Item(id=f"p{numbers[0]}", role="user")
+        conversation.add(Kept(item, Message.user(*pictures, "Look.")))
+        shown = asyncio.run(conversation.messages(""))[1]
+        assert shown.text.count("Look.") == numbers[0] + 1
+        return [one.name.removesuffix(".png") for one in shown.files]
+
+    seen = [look(number) for number in range(7)]
+    assert list(map("".join, seen)) == ["0", "01", "012", "0123", "34", "345", "3456"], "by halves"
+    assert look(7, 8, 9) == ["7", "8", "9"], "those of the newest item stay"
     old = [
         conversation.add(Kept(Item(id=f"t{number}", role="user"), Message.user("x")))[1]
         for number in range(MOST_ITEMS)
     ]
-    assert [id_ for one in old for id_ in one] == ["p0", "p1", "p2", "t0"]
+    gone = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"]
+    gone += [f"t{number}" for number in range(MOST_ITEMS // 2 + 1 - len(gone))]
+    assert [one for one in old if one] == [gone], "half of them at once"
     long = Message.user("x" * (MOST_TEXT_BYTES + 1))
-    assert len(conversation.add(Kept(Item(id="long", role="user"), long))[1]) == MOST_ITEMS
+    assert conversation.add(Kept(Item(id="long", role="user"), long))[1][-1] == "s", "even that"
+    assert asyncio.run(conversation.messages("")) == [long]
     with pytest.raises(RequestError, match="there is an item 'long' already"):
         conversation.add(Kept(Item(id="long", role="user"), long))
 
