@@ -151,7 +151,7 @@ class Conversation:
             place = 0 if before is None else self._items.index(before) + 1
         self._items.insert(place, kept)
         self._forget_media(kept)
-        old = []
+        old = list[str]()
         while self._too_much(1 if not old else 2):
             said = (one is not kept and one.item.role != "system" for one in self._items)
             oldest = next((at for at, goes in enumerate(said) if goes), None)
