@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,11 @@ from mico_ui.local_server import local_server
 
 START_S, END_S = 300.0, 10.0
 """Seconds that a program may take to start, and to end before it is killed."""
+
+
+def two_free_ports() -> tuple[int, int]:
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
+        return one.getsockname()[1], two.getsockname()[1]
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ import httpx
 import psutil
 
 from benchmarks.harness import Ratio, Report, medians, turns
+from benchmarks.processes import two_free_ports
 
 IMAGE = Path(__file__).parents[2] / "ui/mico_ui/examples/sheep.jpg"
 QUESTION = "What is in the picture?"
@@ -87,8 +87,7 @@ def measure(repeats: int = 5) -> Report:
 
 def served(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
     """One run of ``mico-chat ui`` until its first answer: seconds by their names in ``GOALS``."""
-    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
-        ports = one.getsockname()[1], two.getsockname()[1]
+    ports = two_free_ports()
     command = [*command, *"--log-level warning --port {} --api-port {}".format(*ports).split()]
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -161,8 +160,7 @@ def from_nothing(clone_of: str, compiler: bool) -> tuple[dict[str, float], int]:
         links = psutil.net_io_counters(pernic=True).items()
         return sum(link.bytes_recv for name, link in links if name != "lo")
 
-    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
-        ports = one.getsockname()[1], two.getsockname()[1]
+    ports = two_free_ports()
     with TemporaryDirectory() as folder:
         environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
         environment["MICO_CACHE_DIR"] = f"{folder}/cache/mico-chat"

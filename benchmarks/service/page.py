@@ -7,7 +7,6 @@ it. Each visit is that of a new browser, whose cache is empty.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.harness import Ratio, Report, medians
 from benchmarks.media import photograph
+from benchmarks.processes import two_free_ports
 
 SLOW = {"latency": 300, "downloadThroughput": 50_000, "uploadThroughput": 50_000, "offline": False}
 SIZE = (2000, 1500)
@@ -92,8 +92,7 @@ def attached(page: Page, url: str, files: list[Path]) -> float:
 @contextmanager
 def served() -> Iterator[str]:
     """The URL of a page, which ``mico-chat ui`` serves with the mini."""
-    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
-        ports = one.getsockname()[1], two.getsockname()[1]
+    ports = two_free_ports()
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "mico_chat.cli", "ui", "--data-dir", folder]
         command += "--log-level warning --port {} --api-port {}".format(*ports).split()
