@@ -4,6 +4,7 @@ Their own processor puts text and media together, and their own ``generate`` com
 """
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from mico_chat.ask import Ask
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.batching import BatchingEngine
 from mico_chat.errors import RequestError
 from mico_chat.messages import Message
 from tests.assistant.test_open_models import N_TOKENS, QUESTION, loaded, message, tokens_of
@@ -104,7 +106,17 @@ def test_answers_of_several_grow_in_turns(replica: Path, assistant: Assistant) -
     async def all_four() -> list[list[int]]:
         asked = [Ask([message(shown[n], QUESTION * 8)], tenant=f"tenant {n % 2}") for n in range(4)]
         prompts = [(await assistant.prepare(one))[0] for one in asked]
-        return await asyncio.gather(*map(ask, range(4), prompts))
+        all_asked = threading.Event()
+
+        def first_action() -> None:
+            all_asked.wait()
+
+        assert isinstance(assistant.engine, BatchingEngine)
+        assistant.engine._post(first_action)
+        answers = [asyncio.ensure_future(ask(n, prompts[n])) for n in range(4)]
+        await asyncio.sleep(0)
+        all_asked.set()
+        return await asyncio.gather(*answers)
 
     found = run(all_four())
     assert found == [expected(replica, user(*media, QUESTION * 8)) for media in shown]
