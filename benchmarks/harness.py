@@ -374,13 +374,16 @@ def beside(name: str, arguments: Sequence[str], other: Path, rounds: int) -> str
 
 
 def in_checkout(checkout: Path, name: str, arguments: Sequence[str]) -> list[Ratio]:
-    """The figures of one run of a benchmark in a checkout, with the checkout's own code."""
+    """The figures of one run of a benchmark in a checkout, with the checkout's own code, and in its
+    own environment if it has one."""
     module = ["benchmarks", *([] if name == RACE else [name])]
     if not (checkout / "benchmarks/harness.py").exists():  # from before there was a harness
         module = [".".join(module).replace("-", "_")]
     folders = [checkout, *(checkout / part for part in ("server", "ui", "training"))]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, "-m", *module, *arguments, "--output", output]
+        own = checkout / ".venv/bin/python"
+        python = str(own) if own.is_file() else sys.executable
+        command = [python, "-m", *module, *arguments, "--output", output]
         subprocess.run(command, cwd=checkout, env=env, check=True, stdout=sys.stderr)
         return [ratio for kept in read(Path(output)) for ratio in kept.ratios]

@@ -20,6 +20,7 @@ from contextlib import ExitStack, aclosing, closing, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -230,8 +231,11 @@ def serving(bench: Bench) -> Report:
         media = [[] if kind is None else [draw(kind, bench.folder, next(seeds))] for _ in range(n)]
         return [Question(ABOUT[kind].format(n=first + i), media[i]) for i in range(n)]
 
-    with LlamaCppServer.started(bench.file, PORT, bench.threads) as server:
-        systems: list[System] = [*bench.engines, bench.plain, server]
+    with ExitStack() as stack:
+        systems: list[System] = [*bench.engines, bench.plain]
+        if find_spec("llama_cpp") is not None:
+            server = LlamaCppServer.started(bench.file, PORT, bench.threads)
+            systems.append(stack.enter_context(server))
         for kind in ABOUT:
             racing = {one.name: one for one in systems if kind is None or one.takes_media}
             for system in racing.values():  # warm-up

@@ -184,6 +184,13 @@ class Assistant(Questions):
             async for delta in deltas:
                 yield delta
 
+    async def compute(self, ask: Ask) -> None:
+        """Compute a question's prompt: answers to questions that begin like it then come sooner."""
+        async with aclosing(self.stream(ask)) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    return
+
     async def spoken(self, ask: Ask, answer: Sequence[int], voice: str) -> NDArray[np.float32]:
         """The sound (n,) in [-1, 1] of an answer's tokens to a question, by the model itself.
 

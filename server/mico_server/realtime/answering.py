@@ -43,9 +43,9 @@ Say = Callable[..., Awaitable[None]]
 class Answering:
     """Answers with the settings of a session at this time. ``say`` sends an event.
 
-    ``turn`` stores it in a chat. ``reason`` is set by who cancels the task, else the cancellation
-    is the session's end. ``truncated`` is set where a client ends it by that: a client that then
-    cancels it too gets no error.
+    ``thinking`` makes it, and ``turn`` stores it in a chat. ``reason`` is set by who cancels the
+    task, else the cancellation is the session's end. ``truncated`` is set where a client ends it by
+    that: a client that then cancels it too gets no error.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Answering:
     ) -> None:
         self._to_store = turn
         self._turn: ChatTurn | None = None
-        self._client, self._session, self._voice, self._say = client, session, voice, say
+        self._client, self.session, self._voice, self._say = client, session, voice, say
         self.response = response
         self.reason: str | None = None
         self.truncated = False
         self.kept = Kept(Item(role="assistant", status="in_progress"), Message.assistant())
         self._text = self._spoken = ""
-        self._thinking: Thinking | None = None
+        self.thinking: Thinking | None = None
         self._begun = self._mute = False
         self._output: list[Item] = []
         self._place: dict[str, Any] = {}
@@ -81,7 +81,7 @@ class Answering:
         status, details = "completed", None
         async with AsyncExitStack() as stack:
             try:
-                thinking = self._thinking = await think()
+                thinking = self.thinking = await think()
                 stack.push_async_callback(thinking.drop)
                 self._turn = await stack.enter_async_context(self._to_store())
                 await self._answer(thinking, begin, language)
@@ -194,12 +194,12 @@ class Answering:
                 self._mute = True
                 await self._say("error", error=mico_error_body(error)["error"])
             return
-        made = self._voice.say(text, self._session.audio.output.speed)
+        made = self._voice.say(text, self.session.audio.output.speed)
         await self._sound(text, made, self._voice.sample_rate)
 
     async def _sound(self, text: str, made: Iterator[NDArray[np.float32]], rate: int) -> None:
         """Send the sound of a text while it is made."""
-        form = self._session.audio.output.format.type
+        form = self.session.audio.output.format.type
         seconds, n, sent = 0.0, 0, 0
         try:
             while (samples := await in_thread(made)) is not None:
@@ -222,9 +222,9 @@ class Answering:
         """Store what was said: of an answer that is cut off, not what nobody can have heard."""
         if status == "cancelled" and self._voice is not None:
             self._text = "".join(text for text, _ in self.kept.said)
-        if self._turn is None or self._thinking is None:
+        if self._turn is None or self.thinking is None:
             return
-        gathered = self._thinking.gathered
+        gathered = self.thinking.gathered
         if status in ("completed", "incomplete"):
             if any(item.type == "function_call" for item in self._output):
                 self._turn.set_aside(self._text)  # the answer goes on behind the result
@@ -253,7 +253,7 @@ class Answering:
             await self._item_ends(item)
         response.output, response.status = self._output, status
         response.status_details = {"type": status, **(details or {})}
-        if self._thinking is not None and (used := self._thinking.usage) is not None:
+        if self.thinking is not None and (used := self.thinking.usage) is not None:
             given, made = used.prompt_tokens, used.completion_tokens
             total = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
             response.usage = {

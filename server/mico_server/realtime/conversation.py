@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from mico_chat.errors import RequestError
@@ -160,6 +160,17 @@ class Conversation:
             old.append(self._items.pop(oldest or 0).item.id)
             place -= (oldest or 0) < place
         return self._items[place - 1].item.id if place > 0 else None, old
+
+    async def next(self) -> tuple[Kept, list[str]]:
+        """A turn like the user's last one, which is likely to come next, and the ids of the items
+        that are forgotten for it now."""
+        back = dropwhile(lambda one: one.item.role != "user", reversed(self._items))
+        said = [await one.message() for one in takewhile(lambda one: one.item.role == "user", back)]
+        parts = [part for message in reversed(said) for part in message.content]
+        next_ = Kept(Item(role="user"), Message("user", tuple(parts)))
+        _, forgotten = self.add(next_)
+        self._items.remove(next_)
+        return next_, forgotten
 
     def _too_much(self, of: int) -> bool:
         """Whether there are more items than one, and more than one ``of`` so many parts."""

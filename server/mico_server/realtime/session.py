@@ -373,7 +373,10 @@ class RealtimeSession:
         await self._say("conversation.item.added", **place)
         if kept.item.role in ("user", "system") or kept.item.status == "completed":
             await self._say("conversation.item.done", **place)
-        for id_ in forgotten:
+        await self._tell_forgotten(forgotten)
+
+    async def _tell_forgotten(self, ids: Sequence[str]) -> None:
+        for id_ in ids:
             await self._say("conversation.item.deleted", item_id=id_)
 
     # --- Hearing, thinking, speaking ---
@@ -484,6 +487,22 @@ class RealtimeSession:
 
         work = answering.run(think, begin, lambda: self._language)
         self._answering, self._answer = answering, self._spawn(work)
+        if conversation is self._conversation:
+            self._spawn(self._get_ready(answering, self._answer))
+
+    async def _get_ready(self, answering: Answering, answer: asyncio.Task[None]) -> None:
+        """What the next turn has no room for goes while the client listens, and the model computes
+        what then is left: nobody waits for it."""
+        await asyncio.wait((answer,))
+        if (thinking := answering.thinking) is None or answering.response.status != "completed":
+            return
+        try:
+            next_, forgotten = await self._conversation.next()
+            await self._tell_forgotten(forgotten)
+            read = await self._conversation.messages(answering.session.instructions, next_)
+            await thinking.get_ready(read)
+        except MicoError as error:
+            logger.info("the next answer is not made ready for: %s", error)
 
     async def _input(self, given: dict[str, Any], calls: dict[str, str]) -> Kept:
         if given.get("type") == "item_reference":

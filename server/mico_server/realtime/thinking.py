@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ class Thinking:
     ) -> None:
         self._client, self._session, self._read = client, session, read
         self._voice = voice
+        self._ask: Ask | None = None
         self.wanted = asyncio.Event()
         self.pieces: asyncio.Queue[str | CallPiece | NDArray[np.float32] | None] = asyncio.Queue()
         self.gathered = GatheredAnswer(1)
@@ -59,6 +61,21 @@ class Thinking:
         self.ended.cancel()
         await asyncio.gather(self.ended, return_exceptions=True)
 
+    async def get_ready(self, next_: Sequence[Message]) -> None:
+        """Once it has ended: let the model compute what the answer to ``next_`` begins with, if it
+        begins otherwise than this one, for lack of room."""
+        if self._ask is None or self.usage is None:
+            return
+        ask, usage = replace(self._ask, messages=next_), self.usage
+        async with AsyncExitStack() as stack:
+            host = await self._client.use(stack, self._session.model)
+            if list(next_[: len(self._read)]) == list(self._read):
+                shown = await host.guarded(host.assistant.shown(ask))
+                left_out = shown.turns_left_out, shown.media_left_out
+                if left_out == (usage.turns_left_out, usage.media_left_out):
+                    return
+            await host.guarded(host.assistant.compute(ask))
+
     async def _think(self) -> None:
         session, given = self._session, {"truncation": "auto"}
         most = session.max_output_tokens
@@ -66,7 +83,7 @@ class Thinking:
         declared, choice, parallel = session.tools, session.tool_choice, session.parallel_tool_calls
         tools = read_tool_use(declared, choice, parallel=parallel, flat=True)
         check_size(declared, self._client.service.settings)
-        ask = Ask(self._read, options, self._client.tenant, tools)
+        ask = self._ask = Ask(self._read, options, self._client.tenant, tools)
         tokens: list[int] = []
         async with AsyncExitStack() as stack:
             host = await self._client.use(stack, session.model)

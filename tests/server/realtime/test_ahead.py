@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import httpx
 import numpy as np
 import pytest
 
+from mico_chat.messages import Message
 from mico_chat.reading.speech import Listening
 from mico_chat.speech.sound import to_raw
+from mico_server.realtime.thinking import Thinking
 from tests.server.conftest import Start
 from tests.server.support.running import new_key
-from tests.server.support.talking import ASKED, Talk, speech, talking, texts_of
-from tests.support.fakes import FakeAssistant, FakeListener
+from tests.server.support.scripted import ScriptedModel, scripted_assistant
+from tests.server.support.talking import ASKED, PICTURE, Talk, speech, talking, texts_of
+from tests.support.fakes import FakeAssistant, FakeDecoder, FakeListener
 from tests.support.waiting import PATIENCE_S, until
 
 pytest.importorskip("hibari", reason="pip install 'mico-chat[speech]'")
@@ -221,3 +224,31 @@ def test_words_that_are_known_after_their_turn_are_thought_about_once(start: Sta
         talk.until("response.done")
         assert texts_of(assistant) == [("user", ASKED)]
         assert len(assistant.asked) == len(listener.asked) == 1
+
+
+@pytest.mark.parametrize("n_letters", [10, 600])
+def test_nobody_waits_for_what_has_no_room(
+    start: Start, monkeypatch: pytest.MonkeyPatch, n_letters: int
+) -> None:
+    """Of a talk beyond four pictures, or the model's context, old turns go while nobody speaks."""
+    ready, get_ready = threading.Semaphore(0), Thinking.get_ready
+
+    async def and_then(self: Thinking, next_: Sequence[Message]) -> None:
+        await get_ready(self, next_)
+        ready.release()
+
+    monkeypatch.setattr(Thinking, "get_ready", and_then)
+    assistant = scripted_assistant(FakeDecoder(), ScriptedModel({"": "I see."}))
+    http = start(assistant, max_media=4)
+    given, new = list[int](), list[int]()
+    with talking(http) as talk:
+        talk.update(output_modalities=["text"])
+        for number in range(24):
+            talk.write({"type": "input_image", "image_url": PICTURE})
+            usage = talk.ask(f"{number}: {n_letters * 'x'}?")[-1].response.usage
+            given.append(usage.input_tokens)
+            new.append(usage.input_tokens - usage.input_token_details.cached_tokens)
+            assert ready.acquire(timeout=PATIENCE_S)
+        assert figure(http, "completion_tokens") == 24 * usage.output_tokens, "nothing else counts"
+    assert given[-1] < 0.8 * 24 * (given[1] - given[0]), "something went"
+    assert max(new[1:]) < 1.5 * new[0], "an answer computes its own question alone"
