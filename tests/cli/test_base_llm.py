@@ -1,11 +1,13 @@
 """The base LLM is fetched once, checked, whole or not there; wheels go on where they were."""
 
 import hashlib
+import os
 import threading
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +123,28 @@ def test_wheels_come_at_the_same_time_and_whole_ones_stay(
         assert [wheel.read_text() for wheel in wheels] == ["a==1", "b==1"]
     assert sorted(asked) == ["a==1", "b==1", "b==1"]
     assert not [path for path in (cache / "downloads").iterdir() if path.is_dir()]
+
+
+def test_pip_may_delete_its_folders_while_bytes_are_counted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, scandir = threading.Event(), os.scandir
+
+    def fetch(requirement: str, destination: Path) -> None:
+        (destination.parent / "tracker").mkdir()
+        assert counted.wait(30)
+        (destination / "x.whl").write_text(requirement)
+
+    def delete_first(path: Any) -> Any:
+        if str(path).endswith("tracker"):
+            Path(path).rmdir()
+            counted.set()
+        return scandir(path)
+
+    monkeypatch.setattr(folders, "pip_download", fetch)
+    monkeypatch.setattr(os, "scandir", delete_first)
+    (wheel,) = folders.download({"a==1": 5})
+    assert wheel.read_text() == "a==1"
 
 
 def test_a_disk_without_room_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
