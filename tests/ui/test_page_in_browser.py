@@ -592,7 +592,10 @@ def test_a_page_that_runs_to_the_left_is_mirrored_and_texts_run_as_their_letters
         chat.answer(n)
 
     def middles(*selectors: str) -> list[float]:
-        boxes: list[Any] = [chat.page.locator(one).first.bounding_box() for one in selectors]
+        shown = [chat.page.locator(one).first for one in selectors]
+        for one in shown:
+            expect(one).to_be_visible()  # "Send" comes back a moment after an answer has ended
+        boxes: list[Any] = [one.bounding_box() for one in shown]
         return [box["x"] + box["width"] / 2 for box in boxes]
 
     def turn(way: str) -> None:
