@@ -468,7 +468,7 @@ LEAST_ANSWER = 16
 """An answer's room shrinks to as many tokens before a question is refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shortened:
     """A conversation without ``turns`` of its turns, and without ``media`` of the other turns'
     media; ``kept`` are the numbers, among all media, of those that are still shown, and ``pinned``
@@ -556,7 +556,9 @@ class Conversation:
         steps each answer of a growing conversation would begin otherwise than the one before, and
         nothing that is computed of the one could be used for the next.
         """
-        least = bisect_left(range(self.steps), True, key=lambda n: fits(self.shortened(n)))
+        if fits(whole := self.shortened(0)) or not self.steps:
+            return whole
+        least = bisect_left(range(self.steps), True, lo=1, key=lambda n: fits(self.shortened(n)))
         begin, end = (0, self.media) if least <= self.media else (self.media, self.steps)
         quarter = (end - least) // 4
         at_once = 1 << quarter.bit_length() - 1 if quarter else 1

@@ -6,7 +6,7 @@ import copy
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -238,7 +238,8 @@ class Questions:
         pages = max((len(one.report.pages or ()) for one in media), default=1)
         least = min(wanted, LEAST_ANSWER)
 
-        def tokens(short: Shortened, n: int = 1) -> int:
+        @cache  # tokenizing a long conversation takes time
+        def tokens(short: Shortened, n: int) -> int:
             views = (replace(one.view, most_pages=n) for one in given)
             seen = [one.within(view) for one, view in zip(media, views, strict=True)]
             shown = [seen[number] for number in short.kept]
@@ -251,26 +252,26 @@ class Questions:
 
         def fitted() -> tuple[Shortened, int, int]:
             short = whole.fitted(fits)  # with a page of each document; then with more
-            n = bisect_left(range(1, pages + 1), True, key=lambda n: not fits(short, n))
+            n = 1 + bisect_left(range(2, pages + 1), True, key=lambda n: not fits(short, n))
             self.check_length(replace(ask, messages=short.messages))
-            if short.pinned and tokens(short) + least > most:
-                others = tokens(whole.unpinned.shortened(whole.unpinned.steps))
+            if short.pinned and tokens(short, 1) + least > most:
+                others = tokens(whole.unpinned.shortened(whole.unpinned.steps), 1)
                 if others + least <= most:
                     names = ", ".join(media[number].report.name for number in short.pinned)
                     raise ContextLengthError(
                         f"this model's maximum context length is {most} tokens, but the question "
                         f"takes {others}, the answer {least} or more, and the pinned media "
-                        f"({names}) {tokens(short) - others}: unpin some of them"
+                        f"({names}) {tokens(short, 1) - others}: unpin some of them"
                     )
-            elif whole.start and tokens(short) + least > most:
-                others = tokens(replace(short, messages=whole.last))
+            elif whole.start and tokens(short, 1) + least > most:
+                others = tokens(replace(short, messages=whole.last), 1)
                 if others + least <= most:
                     raise ContextLengthError(
                         f"this model's maximum context length is {most} tokens, but the question "
                         f"takes {others}, the answer {least} or more, and the system message "
-                        f"{tokens(short) - others}: shorten the system message"
+                        f"{tokens(short, 1) - others}: shorten the system message"
                     )
-            return short, max(1, n), most - tokens(short, max(1, n))
+            return short, n, most - tokens(short, n)
 
         short, n, room = await self._tokenizing.run(ask.tenant, fitted)
         left_out: dict[str, Any] = {"turns_left_out": short.turns}

@@ -24,6 +24,7 @@ from mico_chat import __version__
 from mico_chat.cli.findings import ROOM, Finding, Mark, disk_free, gigabytes
 from mico_chat.cli.options import API, API_KEY
 from mico_chat.cli.probes import run_probe
+from mico_chat.engine import llamacpp_library as llama_cpp
 from mico_chat.engine.cpu import memory, processor, usable_cores
 from mico_chat.engines.base import EngineOptions
 from mico_chat.engines.table import ENGINES
@@ -100,7 +101,10 @@ def machine_findings() -> Iterator[Finding]:
     text = f"{name}: {usable_cores()} of {os.cpu_count()} cores may be used; {platform.platform()}"
     slow = platform.machine() == "x86_64" and "avx2" not in flags
     text += "; without AVX2 every engine is slow, and some builds do not start" if slow else ""
-    yield Finding("processor", "warning" if slow else "ok", text)
+    wide = "avx512f" in flags and llama_cpp.READY_MADE
+    text += "; its AVX-512 is used by a compiled llama.cpp, not by the ready-made" if wide else ""
+    mark: Mark = "warning" if slow else "note" if wide else "ok"
+    yield Finding("processor", mark, text, llama_cpp.COMPILE if wide else None)
     free, total = memory()
     facts = {"total": total, "free": free}
     yield Finding("memory", "ok", f"{gigabytes(free)} free of {gigabytes(total)}", facts=facts)

@@ -1,10 +1,11 @@
 """A conversation that does not fit: what is oldest is left out, is counted, and nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from random import Random
 from string import ascii_lowercase
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,22 @@ def test_what_does_not_fit_is_left_out_and_counted(assistant: Assistant) -> None
     told = run(assistant.estimate(Ask(messages, AUTO)))
     assert (told.fits, told.turns_left_out) == (True, left)
     assert told.prompt_tokens == found.usage.prompt_tokens
+
+
+def test_what_fits_is_tokenized_twice(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its room and for its prompt: each time takes a long conversation's answer a moment."""
+    layout, laid = type(assistant.adapter).layout, list[int]()
+
+    def counted(self: Any, messages: Sequence[Message], *args: Any) -> Any:
+        laid.append(len(messages))
+        return layout(self, messages, *args)
+
+    monkeypatch.setattr(type(assistant.adapter), "layout", counted)
+    found = answered(assistant, messages := talk(8))
+    assert found.usage.turns_left_out == 0
+    assert laid.count(len(messages)) == 2
 
 
 @pytest.mark.parametrize(("pictures", "room"), [(False, 1000), (True, 1000), (True, 4000)])

@@ -88,6 +88,15 @@ def test_little_disk_few_cores_and_no_avx2(monkeypatch: pytest.MonkeyPatch) -> N
     assert "MICO_CACHE_DIR" in (found["cache"].fix or "")
 
 
+@pytest.mark.parametrize(("flags", "ready"), [("avx512f", True), ("avx512f", False), ("", True)])
+def test_where_compiling_pays(monkeypatch: pytest.MonkeyPatch, flags: str, ready: bool) -> None:
+    monkeypatch.setattr(doctor, "processor", lambda: ("", frozenset({"avx2", flags})))
+    monkeypatch.setattr(llama_cpp, "READY_MADE", ready)
+    (found,) = (finding for finding in doctor.machine_findings() if finding.name == "processor")
+    pays = bool(flags) and ready
+    assert (found.mark, found.fix) == (("note", llama_cpp.COMPILE) if pays else ("ok", None))
+
+
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     marks = {tmp_path / "a" / "b": "ok", Path("/proc/mico"): "problem"}
