@@ -32,6 +32,20 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ACTIONS = ["begin", "stop", "rename", "drop", "reload", "kill"]
 ACTIONS += ["edit", "again", "choose", "delete", "open"] * 2 + ["ask"] * 4
 SHOWN = "mico.chat.turns.map(({ view }) => [view.turn, view.state, view.message, view.answer])"
+LOADS = """() => {
+  if (mico.loads !== undefined) return;
+  const { call } = mico;
+  mico.loads = 0; // calls under way whose answer may show another path than the one that is shown
+  mico.call = async (name, data) => {
+    const loads = ["open", "choose", "delete_turns"].includes(name);
+    mico.loads += loads;
+    try {
+      return await call(name, data);
+    } finally {
+      setTimeout(() => (mico.loads -= loads)); // the page has drawn it then
+    }
+  };
+}"""
 NUMBERS = itertools.count(1)
 
 Turns = dict[int, dict[str, Any]]
@@ -71,6 +85,7 @@ class Tabs(RuleBasedStateMachine):
         type(self).actions += 1
         tab = self.tabs[at]
         tab.page.bring_to_front()  # Chromium draws what is behind once a second
+        tab.page.evaluate(LOADS)
         shown = tab.page.evaluate(SHOWN)
         if do in ("edit", "again", "choose", "delete") and not shown:
             do = "ask"
@@ -176,8 +191,8 @@ class Tabs(RuleBasedStateMachine):
         return {one["turn"]: one for one in turns}
 
     def _learn(self, tab: ChatPage) -> None:
-        """Wait until nothing is answered in the tab; what it shows then may not get lost."""
-        tab.page.wait_for_function("mico.begun && !mico.isAnswering()")
+        """Wait until the tab neither answers nor loads; what it shows then may not get lost."""
+        tab.page.wait_for_function("mico.begun && !mico.isAnswering() && !mico.loads")
         id_, shown = tab.page.evaluate(f"[mico.chat.id, {SHOWN}]")  # of one chat, at one time
         stored = self._stored(id_)
         for one in stored.values():
