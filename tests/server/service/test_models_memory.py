@@ -91,7 +91,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
                 ]
                 for number, one in enumerate(asked, start):
                     assert one.result() == order[number][0]
-                for name in folders:  # then the same one is loaded: the first's cache is 1 GB
+                for name in folders:  # both are loaded, and the same one last: one's cache is 1 GB
                     ask(client, end, name, 0)
                 gc.collect()
                 return allocated()
@@ -105,5 +105,4 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
             assert sum(found[f"mico_model_loaded{{model={name}}}"] for name in folders) == 1
             changes = [(b - a, then - before) for (a, before), (b, then) in pairwise(parts)]
             told = "; ".join(f"{more / 1e6:.1f} MB in {n:.0f} loads" for more, n in changes)
-            assert all(n > EACH / AT_ONCE / 4 for _, n in changes), told
             assert min(more / n for more, n in changes) < KEPT, told
