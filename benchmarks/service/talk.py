@@ -72,9 +72,10 @@ class Question:
 
 @dataclass
 class Heard:
-    """When events of a turn came, in seconds after the end of speech."""
+    """When events of a turn came, in seconds after the end of speech, and the answer's sound."""
 
     question: Question
+    sound_s: float = 0.0
     first: dict[str, float] = field(default_factory=dict)
     stops: int = 0
     transcript: str = ""
@@ -149,14 +150,20 @@ class Talk:
         while json.loads(await self._socket.recv())["type"] != "session.updated":
             pass
 
-    async def ask(self, question: Question, frame: str | None) -> Heard:
-        """Say a question, show ``frame`` while it is said, and wait for the whole answer."""
+    async def ask(self, question: Question, frame: str | None, *, listen: bool = True) -> Heard:
+        """Say a question, show ``frame`` while it is said, and wait for the whole answer.
+
+        With ``listen`` also until its sound has been played, as whoever asks again has heard it.
+        """
         heard, done = Heard(question), asyncio.Event()
         speaking = asyncio.create_task(self._say(question.sound, done, frame))
         ended = time.perf_counter() + len(question.sound) / RATE
         try:
             async with asyncio.timeout(len(question.sound) / RATE + UNHEARD_S) as limit:
-                await self._listen(heard, done, ended, limit)
+                await self._listen(heard, ended, limit)
+            if listen and SOUND in heard.first:
+                played = ended + heard.first[SOUND] + heard.sound_s
+                await asyncio.sleep(played - time.perf_counter())
         except TimeoutError:
             if STARTED in heard.first:
                 raise RuntimeError(f"no end of an answer: {heard}") from None
@@ -165,10 +172,8 @@ class Talk:
             await speaking
         return heard
 
-    async def _listen(
-        self, heard: Heard, done: asyncio.Event, ended: float, limit: asyncio.Timeout
-    ) -> None:
-        while not done.is_set():
+    async def _listen(self, heard: Heard, ended: float, limit: asyncio.Timeout) -> None:
+        while True:
             event = json.loads(await self._socket.recv())
             kind, at = event["type"], time.perf_counter() - ended
             heard.errors += [event["error"]["message"]] if kind == "error" else []
@@ -176,14 +181,16 @@ class Talk:
             if kind.endswith(("speech_stopped", "transcription.completed")):
                 heard.first[kind] = at  # of several the last
             heard.first.setdefault(kind, at)
+            if kind == SOUND:
+                heard.sound_s += len(base64.b64decode(event["delta"])) / (2 * RATE)
             if STARTED in heard.first:
                 limit.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
             if kind.endswith("transcription.completed"):
                 heard.transcript += " " + event["transcript"]
                 if not event["transcript"]:
-                    done.set()  # nothing was understood, and nothing is answered
+                    return  # nothing was understood, and nothing is answered
             if kind == "response.done" and at > 0:
-                done.set()
+                return
 
     async def _say(self, sound: Sound, done: asyncio.Event, frame: str | None) -> None:
         rate = RATES[self._form]
@@ -205,7 +212,7 @@ class Talk:
 
     async def interrupt(self, question: Question, stop: Sound) -> float:
         """Ask, say "stop" at the answer's first sound, and wait until it is heard; seconds."""
-        await self.ask(question, None)
+        await self.ask(question, None, listen=False)
         done = asyncio.Event()
         start = time.perf_counter()
         speaking = asyncio.create_task(self._say(stop, done, None))
