@@ -299,26 +299,32 @@ def half_hour(minutes: float = 30.0, seed: int = 0, turns: str = "semantic_vad")
     """One session for so long: does the service's memory or the time to the first sound rise?"""
     with ExitStack() as stack:
         seen = Seen(seconds=60 * minutes)
-        asyncio.run(_talk_on(service(stack), questions(40, seed), turns, seen))
+        heard = asyncio.run(_talk_on(service(stack), questions(40, seed), turns, seen))
+    mute = [one for one in heard if STEPS[2] in one.first and SOUND not in one.first]
     found = by_minute(seen)
     rows, ratios = lines_of(found, minutes / 6, "one talk")
     panels = [Panel("minute", name, {"": (found["minute"], found[name])}) for name in MAY_RISE]
+    why = sorted({error for one in mute for error in one.errors})
     values = {"rows": rows, "warm": minutes / 6, "answers": len(seen.answers)}
+    values |= {"asked": len(heard), "mute": len(mute), "why": why}
     return Report(values, ratios, {"talk-half-hour": panels})
 
 
-async def _talk_on(url: str, asked: Sequence[Question], turns: str, seen: Seen) -> None:
+async def _talk_on(url: str, asked: Sequence[Question], turns: str, seen: Seen) -> list[Heard]:
+    found = []
     async with connect(realtime(url), max_size=None, proxy=None) as socket:
         talk = Talk(socket, "audio/pcm")
         await talk.begin(turns)
         watching = asyncio.create_task(seen.watch())
         for question in cycle(asked):
-            late = (await talk.ask(question, None)).first.get(SOUND)
+            found.append(await talk.ask(question, None))
+            late = found[-1].first.get(SOUND)
             if late is not None:
                 seen.answers.append((seen.now(), late, late, 0))
             if seen.now() > seen.seconds:
                 break
         watching.cancel()
+    return found
 
 
 SOUND = "response.output_audio.delta"
