@@ -163,3 +163,22 @@ def test_voices_are_imported_when_they_speak() -> None:
     code = "import sys, mico_chat.speech; print({'av', 'hibari', 'onnxruntime'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_a_long_sentence_leaves_no_memory() -> None:
+    code = """
+import psutil
+from mico_chat.speech import Voices
+from mico_chat.system import give_back_memory
+
+voice = Voices().get()
+used = []
+for n_words in (2, 60, 2):
+    list(voice.say("bird " * n_words))
+    give_back_memory()
+    used.append(psutil.Process().memory_info().rss)
+print(used[2] - used[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30 << 20
