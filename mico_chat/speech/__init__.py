@@ -61,13 +61,11 @@ class HibariVoice:
         sounds = next((one for one in (name, weights.stem) if one in VOICES), "heart")
         try:
             self._tts: Any = Hibari(sounds, model=str(weights))
-            # With hibari's options onnxruntime keeps what its longest sentence took, 80 MB and more.
+            # With hibari's options onnxruntime keeps what its longest sentence took: 80 MB.
             session = self._tts.sess
             options = session.get_session_options()
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-            self._tts.sess = type(session)(
-                str(weights), options, providers=session.get_providers()
-            )
+            self._tts.sess = type(session)(str(weights), options, providers=session.get_providers())
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise ModelError(f"{weights}: no voice of hibari: {error}") from error
         if (takes := {one.name for one in self._tts.sess.get_inputs()}) != {"ids", "speed"}:

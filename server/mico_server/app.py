@@ -36,6 +36,7 @@ from mico_chat.load import (
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.options import GenerationOptions
 from mico_chat.settings import Settings
+from mico_chat.system import give_back_memory
 from mico_chat.wire import DeltaEvent, MediaEvent, Progress
 from mico_server.batch_runner import BatchRunner
 from mico_server.dialects import DIALECTS, chat
@@ -78,6 +79,10 @@ logger = logging.getLogger(__name__)
 DRAIN_S = 4.0
 """Seconds in which cancelled requests may store the text that they have."""
 
+GIVE_BACK_S = 60.0
+"""Seconds from one giving back of free memory to the next. glibc keeps what a thread has freed for
+that thread: each new pair of works that run at once would leave some 100 MB more."""
+
 
 def create_app(
     sources: Sequence[ModelSource],
@@ -114,7 +119,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await database.start()
         runner = BatchRunner(service, batches.ENDPOINTS)
-        works = (models.run(), _sweep(media_store), runner.run())
+        works = (models.run(), _sweep(media_store), _give_back(), runner.run())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             yield
@@ -225,6 +230,12 @@ async def _sweep(store: MediaStore) -> None:
         except MicoError as error:  # the database does not answer; the next sweep tries again
             logger.warning("not swept: %s", error)
         await asyncio.sleep(600)
+
+
+async def _give_back() -> None:
+    while True:
+        await asyncio.sleep(GIVE_BACK_S)
+        await asyncio.to_thread(give_back_memory)
 
 
 def described(describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:

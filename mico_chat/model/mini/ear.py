@@ -8,14 +8,16 @@ them when the first sound comes.
 Legend: U mel slices, S frames and mel bands of a slice, W Whisper's width, L blocks.
 """
 
-import io
 import struct
 from functools import cache
+from mmap import ACCESS_READ, mmap
+from os import SEEK_CUR
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -126,9 +128,8 @@ def ear(blocks: int, device: torch.device) -> Ear:
     return module.requires_grad_(False).eval().to(device)
 
 
-def read_ctranslate2(file: Path) -> dict[str, Tensor]:
-    """The tensors of a model of CTranslate2's format 6 by name."""
-    data = io.BytesIO(file.read_bytes())
+def read_ctranslate2(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a model of CTranslate2's format 6 by name, in the file: none is copied."""
 
     def number(kind: str) -> int:
         return cast(int, struct.unpack(f"<{kind}", data.read(struct.calcsize(kind)))[0])
@@ -137,6 +138,8 @@ def read_ctranslate2(file: Path) -> dict[str, Tensor]:
         return data.read(number("H"))[:-1].decode()  # without the zero at its end
 
     try:
+        with file.open("rb") as opened:
+            data = mmap(opened.fileno(), 0, access=ACCESS_READ)
         if (version := number("I")) != 6:
             raise ModelError(f"{file}: CTranslate2's format {version} is not known, only 6")
         text(), number("I")  # the model's kind and revision
@@ -145,8 +148,9 @@ def read_ctranslate2(file: Path) -> dict[str, Tensor]:
             name = text()
             shape = [number("I") for _ in range(number("B"))]
             dtype, size = np.dtype(_DTYPES[number("B")]), number("I")
-            values = np.frombuffer(data.read(size), dtype)
-            found[name] = torch.from_numpy(values.reshape(shape).copy())
+            values = np.frombuffer(data, dtype, size // dtype.itemsize, data.tell())
+            found[name] = values.reshape(shape)
+            data.seek(size, SEEK_CUR)
     except (struct.error, IndexError, ValueError) as error:
         raise ModelError(f"{file}: damaged or not a model of CTranslate2") from error
     return found
@@ -161,7 +165,7 @@ _LAYERS = {
 _NORMS = {"self_attention/layer_norm/": "norm1.", "ffn/layer_norm/": "norm2."}
 
 
-def _state(tensors: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
+def _state(arrays: dict[str, NDArray[Any]], blocks: int) -> dict[str, Tensor]:
     names = {"positions": "position_encodings/encodings"}
     for conv in ("conv1", "conv2"):
         names |= {f"{conv}.{part}": f"{conv}/{part}" for part in ("weight", "bias")}
@@ -172,6 +176,9 @@ def _state(tensors: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
             for theirs, ours in _NORMS.items():
                 names[f"blocks.{i}.{ours}{last}"] = f"layer_{i}/{theirs}{norm}"
     try:
-        return {ours: tensors[f"encoder/{theirs}"].float() for ours, theirs in names.items()}
+        return {
+            ours: torch.from_numpy(arrays[f"encoder/{theirs}"].astype(np.float32))
+            for ours, theirs in names.items()
+        }
     except KeyError as error:
         raise ModelError(f"{weights_file()}: it has no {error.args[0]}") from error

@@ -13,10 +13,12 @@ from typing import Any, cast
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from mico_chat.assistant import Assistant
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.system import LIBC
 from mico_server.app import create_app, distinct
 from mico_server.host import ModelSource
 from mico_server.settings import ServerSettings, read_settings
@@ -411,3 +413,14 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
     names = [str(tmp_path / place / "tiny") for place in ("one", "other")]
     with pytest.raises(ConfigError, match="two would be served as 'tiny'"):
         distinct(names)
+
+
+@pytest.mark.skipif(not hasattr(LIBC, "malloc_trim"), reason="glibc gives memory back")
+def test_what_is_free_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mico_server.app.GIVE_BACK_S", 0.05)
+    used = psutil.Process().memory_info
+    with Shelf().served(tmp_path, "a"):
+        blocks = [b"x" * 60_000 for _ in range(3000)]
+        full = used().rss
+        del blocks[:-1]  # the last one keeps all those before it from the system
+        until(lambda: used().rss < full - (100 << 20))
