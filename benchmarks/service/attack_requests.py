@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.http_client import address_of, request
 
-EXAMPLES = Path(__file__).parents[2] / "ui" / "mico_ui" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "tests" / "support" / "media"
 PIECE = 1 << 16
 DRIBBLE_S = 15.0
 
@@ -142,7 +142,7 @@ def _uri(data: bytes) -> str:
 
 
 def _varied(pattern: str, n: int) -> list[str]:
-    """The page's examples; bytes behind a file's end make it a new one."""
+    """The tests' media; bytes behind a file's end make it a new one."""
     files = [file.read_bytes() for file in sorted(EXAMPLES.glob(pattern))]
     ends = (struct.pack(">I4sQ", 16, b"free", Random().getrandbits(63)) for _ in range(n))
     return [_uri(files[number % len(files)] + end) for number, end in enumerate(ends)]

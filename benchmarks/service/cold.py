@@ -29,7 +29,7 @@ import psutil
 from benchmarks.harness import Ratio, Report, medians, turns
 from benchmarks.processes import two_free_ports
 
-IMAGE = Path(__file__).parents[2] / "ui/mico_ui/examples/sheep.jpg"
+IMAGE = Path(__file__).parents[2] / "tests/support/media/sheep.jpg"
 QUESTION = "What is in the picture?"
 STAGES = {
     "looking at": "command line",

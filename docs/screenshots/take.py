@@ -24,7 +24,7 @@ from tests.ui.live import FakeServer
 from tests.ui.test_talk_in_browser import MICROPHONE, speech
 
 FOLDER = Path(__file__).parent
-EXAMPLES = FOLDER.parents[1] / "ui" / "mico_ui" / "examples"
+EXAMPLES = FOLDER.parents[1] / "tests" / "support" / "media"
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 WAIT_MS = 60_000
@@ -48,7 +48,7 @@ def main() -> None:
             example(shown, "Do the picture and the sound belong together?")
             take(shown, "dark")
         with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
-            example(shown, "Which way is the dragon going?")
+            example(shown, "What colour is it?")
             take(shown, "phone-dark")
         talking(browser, url)
         several_models(browser)

@@ -81,7 +81,7 @@ def simulate(system):
     from tests.server.support.running import running
     assert HANDS_FILES == (system != "win32")
     assert processor() and free_cores()() and allow_open_files(8) == 8
-    picture = MediaFile("image", Path("ui/mico_ui/examples/sheep.jpg"))
+    picture = MediaFile("image", Path("tests/support/media/sheep.jpg"))
     asked = Ask([Message.user(picture, "What?")], GenerationOptions(max_tokens=4))
     limit = _time_limit(MediaLimits(), "x")
     with unechoed(), limit, tempfile.TemporaryDirectory() as folder, MediaDecoder() as decoder:

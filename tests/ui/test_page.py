@@ -19,12 +19,12 @@ from mico_ui import describe
 from mico_ui.browser import share, turns
 from mico_ui.browser.cards import MediaDesk, Previewer
 from mico_ui.browser.markup import html_of
-from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page
 from mico_ui.browser.turns import ENDED, problem_of
 from mico_ui.browser.visitor import Access, Visitor, is_at_home
 from mico_ui.client import ApiError, Client
 from tests.support.fakes import FakeAssistant
+from tests.ui.conftest import EXAMPLES as FOLDER
 
 ME = {"user": "b-0123456789abcdef01"}
 YOU = {"user": "b-fedcba98765432100"}

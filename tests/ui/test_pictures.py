@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,18 +13,27 @@ import pytest
 from PIL import Image as Pillow
 from rich.console import Console
 
+from mico_chat.cli.main import main
 from mico_chat.errors import MediaError
 from mico_chat.media import Audio, Depth, Image, MediaFile, Medium, Normal, Video, decode
 from mico_chat.media.file import HEAD_BYTES
 from mico_chat.media.medium import MediaReport
 from mico_ui import describe
 from mico_ui.browser.cards import Previewer, kinds_of, preview_of
-from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
-from mico_ui.browser.page import read_examples
+from mico_ui.browser.page import EXAMPLES_FOLDER, read_examples
 from mico_ui.client import ApiError
 from mico_ui.describe import depth_pixels, mel_pixels, wave_pixels
 from mico_ui.terminal.screen import MAX_ROWS, fitted, preview, waveform
 from tests.support.pdf import line, pdf
+from tests.ui.conftest import EXAMPLES as FOLDER
+
+RIGHT = {
+    "photograph": "A cat.",
+    "animal": "A panda.",
+    "sound": "A dog barking.",
+    "video": "Red.",
+    "see-and-hear": "The picture shows a cat and the sound is a dog barking, so no.",
+}
 
 
 @pytest.fixture
@@ -80,11 +90,27 @@ def test_examples_are_what_they_say() -> None:
     examples = read_examples()
     shown = {*examples.compared, *(file for chat in examples.chats for file in chat.files)}
     for one in shown:
-        with (FOLDER / one.file).open("rb") as opened:
+        with (EXAMPLES_FOLDER / one.file).open("rb") as opened:
             assert one.kind in kinds_of(opened.read(HEAD_BYTES), one.file)
     used = {one.file for one in shown} | {"README.md", "examples.yaml"}
-    assert {path.name for path in FOLDER.iterdir()} == used
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 400_000
+    assert {path.name for path in EXAMPLES_FOLDER.iterdir()} == used
+    assert sum(path.stat().st_size for path in EXAMPLES_FOLDER.iterdir()) < 400_000
+
+
+@pytest.mark.base_llm
+def test_examples_are_answered_right_and_surely(
+    base_llm_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chats = read_examples().chats
+    assert {chat.name for chat in chats} == set(RIGHT)
+    for chat in chats:
+        media = [
+            x for one in chat.files for x in (f"--{one.kind}", str(EXAMPLES_FOLDER / one.file))
+        ]
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["ask", "--json", *media, chat.message])
+        said = json.loads(capsys.readouterr().out)
+        assert (said["answer"], said["unsure"]) == (RIGHT[chat.name], False), chat.name
 
 
 def test_a_rising_tone_rises_in_the_mel_picture() -> None:

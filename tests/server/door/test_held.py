@@ -334,13 +334,13 @@ class Markup(HTMLParser):
 
 def test_no_text_becomes_markup(tmp_path: Path) -> None:
     n, bad = 0, list[Any]()
-    previewer, sheep = Previewer(), (EXAMPLES_FOLDER / "sheep.jpg").read_bytes()
+    previewer, cat = Previewer(), (EXAMPLES_FOLDER / "cat.jpg").read_bytes()
     with served(tmp_path, FakeAssistant()) as client:
         page = Page(MediaDesk(client.api, previewer, tmp_path))
         for payload in PAYLOADS:
             n += 1
             me = {**ME, "system": payload}
-            (tmp_path / "a.jpg").write_bytes(sheep)
+            (tmp_path / "a.jpg").write_bytes(cat)
             file = {"path": str(tmp_path / "a.jpg"), "name": payload}
             card = call(page, "attach", me, file=file)
             shown = [{"id": card["id"], "kind": "image"}]

@@ -24,7 +24,7 @@ from tests.ui.live import free_port, wait_for
 
 pytestmark = pytest.mark.anyio
 
-EXAMPLES = ROOT / "ui/mico_ui/examples"
+EXAMPLES = ROOT / "tests/support/media"
 COMMAND = ["-m", "mico_chat.cli", "mcp"]
 
 
