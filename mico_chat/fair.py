@@ -26,11 +26,11 @@ def owner_of(tenant: str) -> str:
 
 class Shares:
     """How many of ``places`` each tenant holds. One that holds none may have one more, up to
-    ``most`` of all together: twice the places by default.
+    ``most`` of all together: twice the places by default. An owner holds at most ``each``.
     """
 
-    def __init__(self, places: int, most: int | None = None) -> None:
-        self.places = places
+    def __init__(self, places: int, most: int | None = None, each: int | None = None) -> None:
+        self.places, self.each = places, each
         self.most = 2 * places if most is None else most
         self.total = 0
         self._held: Counter[str] = Counter()
@@ -39,6 +39,8 @@ class Shares:
         self._served: dict[str, int] = {}
 
     def may_enter(self, tenant: str) -> bool:
+        if self.each is not None and self._owners[owner_of(tenant)] >= self.each:
+            return False
         room = self.places
         if not self._owners[owner_of(tenant)]:
             room = self.most
@@ -77,12 +79,19 @@ class Shares:
 class FairQueue:
     """Places for work, which tenants get in turn. Event loops and threads may share it.
 
-    A tenant that holds none finds a place beyond the ``places``, up to ``most``. ``name`` is that
-    of the threads of :meth:`run`, one for each place.
+    A tenant that holds none finds a place beyond the ``places``, up to ``most``; an owner holds at
+    most ``each``. ``name`` is that of the threads of :meth:`run`, one for each place.
     """
 
-    def __init__(self, places: int, most: int | None = None, *, name: str = "mico-fair") -> None:
-        self._shares = Shares(places, most)
+    def __init__(
+        self,
+        places: int,
+        most: int | None = None,
+        *,
+        each: int | None = None,
+        name: str = "mico-fair",
+    ) -> None:
+        self._shares = Shares(places, most, each)
         self._threads = ThreadPoolExecutor(self._shares.most, name)
         self._waiting: dict[str, deque[Future[None]]] = {}
         self._lock = threading.Lock()

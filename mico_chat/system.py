@@ -4,6 +4,7 @@ A system is asked for what it has and not for its name, so that a test can take 
 """
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -39,6 +40,32 @@ if hasattr(subprocess, "CREATE_NEW_PROCESS_GROUP"):
 PIPE_ENDED = 141  # 128 and SIGPIPE: the exit status of a program whose reader has gone
 
 
+ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "MICO_KINDS")
+
+
+def start_apart(main: str, *arguments: str, **given: Any) -> subprocess.Popen[bytes]:
+    """A Python that runs ``main`` with pipes, for what may be hostile: it gets of the environment
+    what Python needs to start, and so no secret, and one thread, as thread pools reserve address
+    space. Ctrl-C in a terminal is left to this process.
+
+    Not multiprocessing: it would import the caller's main module, and with it torch. It also breaks
+    scripts without an ``if __name__ == "__main__"`` guard.
+    """
+    environment = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
+    code = f"import json, sys\nsys.path[:] = json.loads(sys.argv[1])\n{main}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, path, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        **APART,
+        **given,
+    )
+
+
 def kill(process: subprocess.Popen[Any]) -> None:
     """Kill a process that is ``APART``, with all that it has started where that is a group."""
     if not hasattr(os, "killpg"):
@@ -47,6 +74,15 @@ def kill(process: subprocess.Popen[Any]) -> None:
     # All have ended; on macOS they may not have been reaped.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that is ``APART``, wait for it and close its pipes."""
+    kill(process)
+    process.wait()
+    for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+        with suppress(BrokenPipeError):  # an unsent request
+            pipe.close()
 
 
 def end_with_parent() -> None:

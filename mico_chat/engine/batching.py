@@ -46,7 +46,7 @@ class BatchingEngine:
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, ends, max_running=max_running, prefer=prefer)
         self._grammars = Grammars(tokenizer.backend_tokenizer, ends)
-        self._compiling = FairQueue(1, name="mico-grammar")
+        self._compiling = FairQueue(8, 8, each=1, name="mico-grammar")
         self._since: float | None = None  # when the thread began what it does now
         self.max_position = self._scheduler.max_position
         self._requests: dict[Sequence, Request] = {}
@@ -117,6 +117,7 @@ class BatchingEngine:
             self._closed = True
             self._wake.notify()
         self._compiling.close()
+        self._grammars.close()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
             logger.error("a step of the engine does not end; its thread is left alone")

@@ -1,18 +1,14 @@
 """MediaDecoder: decodes untrusted media in worker processes, which a hostile file may kill."""
 
-import json
 import logging
-import os
 import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from pathlib import Path
 from typing import IO, Protocol, Self
 
 from mico_chat import system
@@ -23,22 +19,12 @@ from mico_chat.media.worker import read_header, read_medium, write_file, write_h
 
 log = logging.getLogger(__name__)
 
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "MICO_KINDS")
-"""The worker gets of the environment what Python needs to start, and so no secret of the server."""
-
 _START_S = 60.0  # seconds in which a worker must start, on a slow disk and a busy machine
 _GRACE_S = 1.0
 """Seconds after the time limit before a worker is killed. A worker that stops decoding in this time
 stays in use."""
 
-# Not multiprocessing: it would import the caller's main module, and with it torch. It also breaks
-# scripts without an `if __name__ == "__main__"` guard.
-_MAIN = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from mico_chat.media.worker import main
-main(*map(int, sys.argv[2:]))
-"""
+_MAIN = "from mico_chat.media.worker import main\nmain(*map(int, sys.argv[2:]))"
 
 
 class Decoder(Protocol):
@@ -137,26 +123,13 @@ class _Worker:
 
     def _start(self) -> None:
         self.stop()
-        environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
-        path = [str(Path(entry).absolute()) for entry in sys.path]
-        # One thread: thread pools reserve address space, which memory_mb limits.
-        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        environment |= {"MALLOC_ARENA_MAX": "2"}
         with self._lock:
             if self._closed:
                 raise MicoError(_CLOSED)
             self._files, theirs = socket.socketpair() if system.HANDS_FILES else (None, None)
             handed = () if theirs is None else (theirs.fileno(),)
             with theirs or nullcontext():
-                process = subprocess.Popen(
-                    [sys.executable, "-c", _MAIN, json.dumps(path), *map(str, handed)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=environment,
-                    pass_fds=handed,
-                    **system.APART,  # Ctrl-C in a terminal is the parent's to handle
-                )
+                process = system.start_apart(_MAIN, *map(str, handed), pass_fds=handed)
             self._process = process
         with _deadline(process, _START_S):
             try:
@@ -186,13 +159,8 @@ class _Worker:
         files, self._files = self._files, None
         if files is not None:
             files.close()
-        if process is None:
-            return
-        system.kill(process)
-        process.wait()
-        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
-            with suppress(BrokenPipeError):  # an unsent request
-                pipe.close()
+        if process is not None:
+            system.end(process)
 
 
 @cache

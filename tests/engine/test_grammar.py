@@ -5,6 +5,7 @@ import asyncio
 import json
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.grammar import Grammar, Grammars
 from mico_chat.engine.transformers import TransformersModel
-from mico_chat.errors import RequestError
+from mico_chat.errors import ModelError, RequestError
 from mico_chat.tools import Tool, call_schema
 from tests.engine.tiny_llm import exported, text, tiny_llm
 from tests.support.tiny import byte_level, in_loop
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Grammars:
+def grammars() -> Iterator[Grammars]:
     tokenizer = byte_level()
-    return Grammars(tokenizer.backend_tokenizer, [tokenizer.eos_token_id])
+    made = Grammars(tokenizer.backend_tokenizer, [tokenizer.eos_token_id])
+    yield made
+    made.close()
 
 
 def written(grammar: Grammar, seed: int, most: int = 400) -> tuple[str, bool]:
@@ -97,6 +100,12 @@ HOSTILE: dict[str, Any] = {
     "either, 12 times": BOTH,
     "deep": DEEP,
     "itself": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+    "a multiple of a large number": {"type": "integer", "multipleOf": 999_983},
+    "multiples of both": {"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]},
+    "patterns of all": {
+        "type": "string",
+        "allOf": [pattern(f"(a|b)*a(a|b){{{n}}}") for n in range(16, 25)],
+    },
     "two at once": {"allOf": [pattern("[ab]*a[ab]{30}c"), pattern("[ab]*b[ab]{31}c")]},
 }
 
@@ -237,7 +246,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 @in_loop
-async def test_answers_of_every_form_side_by_side(model: Any) -> None:
+async def test_answers_of_every_form_side_by_side(model: Any, grammars: Grammars) -> None:
     """A random model writes noise. What it may not write is left to no sampler."""
     tokenizer = byte_level()
     asked: list[tuple[str, Any]] = [("json_schema", schema) for schema, _, _ in CASES.values()]
@@ -262,9 +271,46 @@ async def test_answers_of_every_form_side_by_side(model: Any) -> None:
     ]
     assert len(free.text) > 20
     assert len({json.dumps(form) for form, _ in ended}) > len(asked) / 2
-    grammars = Grammars(tokenizer.backend_tokenizer, [tokenizer.eos_token_id])
     for (name, value), said in ended:
         if name == "json_schema":
             Draft202012Validator(value).validate(json.loads(said))
         else:
             assert taken(grammars.compile(name, value), said), (name, said)
+
+
+@in_loop
+async def test_endless_forms_of_two_owners_hold_up_no_third() -> None:
+    tokenizer = byte_level()
+    model = TransformersModel(tiny_llm(), n_slots=4)
+    engine = BatchingEngine(model, tokenizer, [tokenizer.eos_token_id], name="tiny")
+
+    async def answer(tenant: str, schema: dict[str, Any]) -> Delta:
+        prompt = Prompt((text(5, 0),), tenant=tenant)
+        options = GenerationOptions(max_tokens=20, json_schema=schema)
+        return [delta async for delta in engine.generate(prompt, options)][-1]
+
+    endless = HOSTILE["a multiple of a large number"]
+    asked = [f"{owner}/{user}" for owner in ("a", "b") for user in range(4)]
+    hostile = [asyncio.create_task(answer(tenant, endless)) for tenant in asked]
+    await asyncio.sleep(0)
+    assert (await answer("c", {"const": 1})).finish_reason == "stop"
+    assert not all(task.done() for task in hostile)
+    engine.close()  # and what still compiles ends
+    ended = await asyncio.gather(*hostile, return_exceptions=True)
+    assert {type(one) for one in ended} <= {RequestError, ModelError, asyncio.CancelledError}
+    with pytest.raises(ModelError, match="is closed"):
+        await answer("c", {"const": 1})
+
+
+def test_a_compiled_form_is_kept_and_a_trial_that_does_not_start_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = byte_level()
+    made = Grammars(tokenizer.backend_tokenizer, [tokenizer.eos_token_id])
+    monkeypatch.setattr("mico_chat.engine.grammar._MAIN", "raise SystemExit('no memory')")
+    with pytest.raises(ModelError, match="does not start: no memory"):
+        made.compile("choice", ["a"])
+    monkeypatch.undo()
+    made.compile("choice", ["a"]).accept(tokenizer.encode("a")[0])
+    made.close()
+    assert taken(made.compile("choice", ["a"]), "a")

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from mico_chat import system
 from mico_chat.cli.doctor import engine_finding
 from mico_chat.errors import MediaError
 from mico_chat.media import MediaDecoder, MediaFile, decode
@@ -105,7 +106,7 @@ def test_hostile_code_reaches_nothing(
         assert decoder.exposed() is None
     threads = {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX"}
     # Python sets LC_CTYPE itself.
-    assert {*found.pop("variables")} <= {*parent._ENVIRONMENT, *threads, "LC_CTYPE"}
+    assert {*found.pop("variables")} <= {*system.ENVIRONMENT, *threads, "LC_CTYPE"}
     assert len(found) == 28 + len(calls)
     no = {errno.EACCES, errno.EPERM, errno.ENOSYS}
     assert {name for name, code in found.items() if code not in no} == set()
