@@ -149,9 +149,13 @@ class Grammars:
             reason, source = trial.compiled(*tried)
         if reason and self._closed:
             raise ModelError("the model is closed")
-        if reason:
+        try:
+            matcher = None if reason else _matcher(tokenizer, source)
+        except ValueError as error:  # its first tokens need more steps in the model's vocabulary
+            matcher, reason = None, str(error).split("\n", 1)[0][:200]
+        if matcher is None:
             raise RequestError(f"{name}: cannot be turned into a grammar: {reason}")
-        found = Grammar(_matcher(tokenizer, source), name, tokenizer.vocab_size)
+        found = Grammar(matcher, name, tokenizer.vocab_size)
         with self._lock:
             self._kept[digest] = found
             while len(self._kept) > MOST_KEPT:
