@@ -117,10 +117,6 @@ def load_assistant(
             more: dict[str, Any] = {"notes": loaded.notes, "loras": loaded.loras}
             assistant = Assistant(loaded.engine, encoder, name=name, **more)
             undo.callback(assistant.close)
-            if loaded.talker is not None:
-                prompts = loaded.talker.adapter
-                whole = encode.MediaEncoder(prompts, decoder, cache_bytes=0, **shown)
-                assistant.talker = loaded.talker, whole
             if options.chat_defaults:
                 assistant.system_prompt = loaded.system_prompt
                 generation = loaded.generation or {}

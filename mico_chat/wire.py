@@ -367,15 +367,14 @@ class AnswerDefaults(_Answer):
 
 
 class Architecture(_Answer):
-    """What a model reads, writes and speaks, in the shape that OpenRouter and llama-server use."""
+    """What a model reads and writes, in the shape that OpenRouter and llama-server use."""
 
     input_modalities: tuple[str, ...]
     output_modalities: tuple[str, ...] = ("text",)
 
     @classmethod
-    def reading(cls, kinds: Sequence[Kind], *, speaks: bool = False) -> Architecture:
-        made = ("text", "audio") if speaks else ("text",)
-        return cls(input_modalities=("text", *kinds), output_modalities=made)
+    def reading(cls, kinds: Sequence[Kind]) -> Architecture:
+        return cls(input_modalities=("text", *kinds))
 
 
 LoadState = Literal["loaded", "loading", "unloaded", "failed"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -22,7 +20,6 @@ from mico_chat.engine.base import Delta, Engine, Prompt
 from mico_chat.engines.table import ENGINES
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.explain import explain, score
-from mico_chat.fair import FairQueue
 from mico_chat.late import late
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import TABLE, Kind
@@ -36,7 +33,6 @@ with late():
     from mico_chat.adapters import mico
 
 if TYPE_CHECKING:
-    from mico_chat.adapters.talker import Talker
     from mico_chat.checkpoints.lora import Lora
     from mico_chat.encode import AnyMedium, CacheStats, MediaEncoder
     from mico_chat.similarity import Similarity
@@ -60,11 +56,8 @@ class Assistant(Questions):
     ``similarity`` is None if the checkpoint lacks the text branch of stage 1. An answer about media
     is marked unsure if its confidence is below the mark of its kind; without ``marks`` no answer is
     marked. ``notes`` and ``loras`` are those of what was loaded
-    (:class:`mico_chat.engines.base.Loaded`), and so is its ``talker``, with an encoder of media for
-    the prompts of that.
+    (:class:`mico_chat.engines.base.Loaded`).
     """
-
-    talker: tuple[Talker, MediaEncoder] | None = None
 
     def __init__(
         self,
@@ -88,7 +81,6 @@ class Assistant(Questions):
             loras=loras,
         )
         self.notes, self.marks, self.similarity = tuple(notes), marks, similarity
-        self._speaking = FairQueue(1, most=1, name="mico-speak")
 
     @property
     def fingerprint(self) -> str:
@@ -191,23 +183,6 @@ class Assistant(Questions):
                 if isinstance(event, Delta):
                     return
 
-    async def spoken(self, ask: Ask, answer: Sequence[int], voice: str) -> NDArray[np.float32]:
-        """The sound (n,) in [-1, 1] of an answer's tokens to a question, by the model itself.
-
-        Raises:
-            RequestError: the model does not speak itself.
-        """
-        if self.talker is None:
-            raise RequestError(f"{self.name}: this model does not speak itself")
-        aside, stop = copy.copy(self), threading.Event()
-        talker, aside.encoder = self.talker
-        ask = await aside.shown(replace(ask, options=ask.options.over(self.defaults)))
-        prompt, _ = await aside.prepare(ask)
-        try:
-            return await self._speaking.run(ask.tenant, talker.say, prompt, answer, voice, stop)
-        finally:
-            stop.set()
-
     async def explain(self, ask: Ask, answer: str | Sequence[int]) -> Explanation:
         """What an answer to a question rests on; ``answer`` is its text, or its tokens.
 
@@ -275,9 +250,6 @@ class Assistant(Questions):
         self._tokenizing.close()
         self.engine.close()
         self.encoder.close()
-        self._speaking.close()
-        if self.talker is not None:
-            self.talker[1].close()
         if self.similarity is not None:
             self.similarity.close()
 

@@ -31,9 +31,6 @@ FOREIGN = (
 PICKLED = ("*.bin", "*.pt", "*.pth")
 """Weights in Python's pickle format; safetensors have the same ones."""
 
-VOICES = "spk_dict.pt"
-"""The voices of a model that speaks itself."""
-
 AGAIN = ("consolidated*.safetensors", "*.fp16.safetensors", "*.fp16-*.safetensors")
 """These files have the weights of ``model*.safetensors`` again, in another order or precision."""
 
@@ -81,7 +78,7 @@ def needed_files(name: HubName, files: Iterable[str]) -> list[str]:
         return _gguf_files(name, ggufs)
     kept = [file for file in kept if file not in ggufs]
     if tensors:
-        kept = [file for file in kept if file == VOICES or not _matches(file, PICKLED)]
+        kept = [file for file in kept if not _matches(file, PICKLED)]
     if any(fnmatch(file, "model*.safetensors") for file in tensors):
         kept = [file for file in kept if not _matches(file, AGAIN)]
     if not any(_matches(file, ("*.safetensors", *PICKLED)) for file in kept):

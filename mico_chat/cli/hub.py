@@ -215,7 +215,7 @@ def ps(
             gigabytes(model.status.bytes) if model.status.bytes else "-",
             str(model.status.requests),
             _ago(model.status.last_used),
-            _reads(model.modalities) + _speaks(model.architecture.output_modalities),
+            _reads(model.modalities),
             "; ".join([model.status.reason] if model.status.reason else model.notes),
         )
         for model in models
@@ -226,10 +226,6 @@ def ps(
 
 def _reads(kinds: Sequence[str]) -> str:
     return ", ".join(("text", *kinds))
-
-
-def _speaks(made: Sequence[str]) -> str:
-    return "; speaks" if "audio" in made else ""
 
 
 def _ago(seconds: float | None) -> str:

@@ -21,7 +21,6 @@ with late():
     from mico_chat.engine import batching
 
 if TYPE_CHECKING:
-    from mico_chat.adapters.talker import Talker
     from mico_chat.checkpoints.lora import Lora
     from mico_chat.media.kinds import Kind
 
@@ -92,7 +91,6 @@ class Loaded:
     ``generation`` is the content of its folder's ``generation_config.json``. ``notes`` say what a
     model of another project does here in another way than one expects, each in a sentence.
     ``loras`` are adapters of its own for questions with media of a kind, the first before others.
-    ``talker`` is the voice of a model that speaks itself.
     """
 
     adapter: ModelAdapter
@@ -101,7 +99,6 @@ class Loaded:
     system_prompt: str | None = None
     notes: tuple[str, ...] = ()
     loras: dict[Kind, Lora] = field(default_factory=dict)
-    talker: Talker | None = None
 
     @classmethod
     def of_chat(cls, chat: Any, processor: Any, engine: Engine) -> Loaded:

@@ -15,11 +15,9 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from mico_chat.adapters.base import segments_of
-from mico_chat.adapters.talker import Talker
 from mico_chat.adapters.text import TextAdapter
 from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.checkpoints.folders import generation_of, local_folder, model_folder
-from mico_chat.checkpoints.hub import VOICES
 from mico_chat.checkpoints.lora import Lora, read_lora
 from mico_chat.engine.alone import AloneModel
 from mico_chat.engine.base import Engine, Prompt
@@ -94,7 +92,6 @@ def load_open(source: Source, options: EngineOptions) -> Loaded:
         shown = "no text" if source.reads_text_alone else "no medium"
         raise ModelError(f"{source.model}: it can be shown {shown} here, and fails so: {reason}")
     folder = local_folder(model_folder(source.model))
-    talker = _talker(source, folder, llm, processor, notes)
     for note in notes:
         logger.warning("%s: %s", source.model, note)
     tokenizer = adapter.tokenizer
@@ -103,21 +100,8 @@ def load_open(source: Source, options: EngineOptions) -> Loaded:
     loras = own_loras(source, folder)
     for lora in loras.values():
         engine.load_lora(lora)
-    given = {"notes": tuple(notes), "loras": loras, "talker": talker}
+    given = {"notes": tuple(notes), "loras": loras}
     return Loaded(adapter, engine, generation_of(folder), **given)
-
-
-def _talker(
-    source: Source, folder: Path, llm: Any, processor: Any, notes: list[str]
-) -> Talker | None:
-    """The voice of a model that speaks itself; if its files lack the voices, a note says it."""
-    config = source.config
-    if config.get("model_type") != "qwen2_5_omni" or not config.get("enable_audio_output", True):
-        return None
-    if not (folder / VOICES).is_file():
-        notes.append(f"it answers in text alone: the folder lacks its voices ({VOICES})")
-        return None
-    return Talker(llm, processor, folder, str(source.model))
 
 
 def own_loras(source: Source, folder: Path) -> dict[Kind, Lora]:

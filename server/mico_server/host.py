@@ -186,11 +186,6 @@ class ModelHost:
             )
 
     @property
-    def speaks(self) -> bool:
-        """Whether the model, which is loaded, hears and speaks itself."""
-        return self.loaded is not None and self.loaded.talker is not None
-
-    @property
     def step_s(self) -> float:
         """Seconds since the present step of the loaded model began."""
         loaded = self.loaded

@@ -78,7 +78,9 @@ def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
     chat.press("Which medium made this answer?")
     why = chat.answer(1).locator(".why")
     expect(why.locator(".words")).to_have_text(chat.text(1).removesuffix("(not sure)").strip())
-    expect(why.locator(".words mark", has_text="cat")).to_have_attribute("title", re.compile("rests on"))
+    expect(why.locator(".words mark", has_text="cat")).to_have_attribute(
+        "title", re.compile("rests on")
+    )
     assert why.locator(".heat .cell").count() == 16
     expect(why.locator(".rest h2")).to_contain_text("100 %")
     chat.press("New chat")

@@ -6,7 +6,6 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,6 @@ from mico_server.realtime.thinking import Thinking
 from mico_server.routes.speech import in_thread
 from mico_server.service import Client
 
-
-@dataclass(frozen=True)
-class Own:
-    """The voice of a model that speaks itself, by its name: it speaks whole answers."""
-
-    name: str
-
-
 PIECE_BYTES = 24_000  # of sound in an event: half a second of PCM
 
 Say = Callable[..., Awaitable[None]]
@@ -53,7 +44,7 @@ class Answering:
         client: Client,
         session: Session,
         response: Response,
-        voice: Voice | Own | None,
+        voice: Voice | None,
         say: Say,
         turn: Callable[[], AbstractAsyncContextManager[ChatTurn | None]] = nullcontext,
     ) -> None:
@@ -116,11 +107,6 @@ class Answering:
                     for sentence in sentences.end():
                         await self._speak(sentence.text, language())
                     await self._called(piece, begin)
-                    continue
-                if isinstance(piece, np.ndarray):  # the model has spoken its answer
-                    for sentence in sentences.end():
-                        await self._speak(sentence.text, language())
-                    await self._sound(self._text, iter([piece]), RATES["audio/pcm"])
                     continue
                 if not self._begun:
                     await self._announce(begin)
@@ -185,8 +171,6 @@ class Answering:
         assert self._voice is not None
         self._text += text
         await self._event("response.output_audio_transcript.delta", delta=text)
-        if isinstance(self._voice, Own):
-            return
         try:
             check_language(self._voice, text, language)
         except LanguageError as error:

@@ -35,8 +35,7 @@ class Kept:
     sound. ``said`` has the sentences that were spoken, each with its seconds.
 
     A user's item is ``stored`` in a chat, or will be, with the ``sounds`` that the model is not
-    shown. ``cut`` shortens what is stored of an answer. With ``itself`` the model hears the sound,
-    and no words stand for it.
+    shown. ``cut`` shortens what is stored of an answer.
     """
 
     item: Item
@@ -46,10 +45,9 @@ class Kept:
     stored: bool = False
     sounds: tuple[MediaFile, ...] = ()
     cut: Callable[[str], Awaitable[None]] | None = None
-    itself: bool = False
 
     async def message(self) -> Message:
-        words = "" if self.heard is None or self.itself else await asyncio.shield(self.heard)
+        words = "" if self.heard is None else await asyncio.shield(self.heard)
         more = [TextPart(words)] if words else []
         return replace(self.read, content=(*self.read.content, *more))
 

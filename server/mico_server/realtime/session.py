@@ -33,12 +33,12 @@ from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.auth import Caller
 from mico_server.http.errors import error_body, mico_error_body
 from mico_server.http.json_body import read_json
-from mico_server.realtime.answering import Answering, Own
+from mico_server.realtime.answering import Answering
 from mico_server.realtime.conversation import Conversation, Kept, read_item
 from mico_server.realtime.stored import StoredChat
 from mico_server.realtime.thinking import Ahead, Thinking
 from mico_server.realtime.writing import Written, listener_of, recording, written
-from mico_server.routes.speech import VOICES, voice_of
+from mico_server.routes.speech import voice_of
 from mico_server.service import Client
 
 logger = logging.getLogger(__name__)
@@ -264,15 +264,10 @@ class RealtimeSession:
             self._ear = Ear(config.audio.input.turn_detection, self._ear.detector)
         await self._say("session.updated", session=config)
 
-    async def _voice(self, config: Session) -> Voice | Own:
+    async def _voice(self, config: Session) -> Voice:
         voices, name = self._client.service.voices, config.audio.output.voice
         async with AsyncExitStack() as stack:
-            host = await self._client.use(stack, config.model)
-            if (talks := host.assistant.talker) is not None:
-                if (speed := config.audio.output.speed) != 1:
-                    reason = f"{speed:g}, but {host.name} itself speaks at the speed of 1"
-                    raise RequestError.at("session.audio.output.speed", reason)
-                return Own(talks[0].named(None if name in VOICES else name))
+            await self._client.use(stack, config.model)
         return await asyncio.to_thread(voice_of, voices, name)
 
     def _new_resampler(self) -> Resampler:
@@ -305,7 +300,7 @@ class RealtimeSession:
                 self._early = None
         if turn.what == "paused" and turn.sound is not None:  # likely the end: it is heard by then
             self._early = self._spawn(self._written(turn.sound))
-            if detection.create_response and not self._busy and not self._itself:
+            if detection.create_response and not self._busy:
                 about = (self._conversation, self.config, self._caller)
                 self._ahead.task = self._spawn(self._ahead.think(self._client, self._early, *about))
         if turn.what in ("paused", "resumed"):
@@ -330,7 +325,7 @@ class RealtimeSession:
             self._spawn(self._respond_to(kept, kept.heard))
 
     async def _respond_to(self, kept: Kept, heard: asyncio.Task[str]) -> None:
-        answered = kept.itself or bool(await asyncio.shield(heard))
+        answered = bool(await asyncio.shield(heard))
         if answered and not self._ear.speaking and not self._busy:
             try:
                 await self._respond(said.ResponseOptions())
@@ -347,7 +342,6 @@ class RealtimeSession:
         kept = Kept(item, Message("user", ()))
         await self._say("input_audio_buffer.committed", item_id=item.id)
         await self._add(kept)
-        kept.itself = self._itself
         kept.heard = self._spawn(self._hear(kept, sound, 0, early))
         return kept
 
@@ -364,7 +358,6 @@ class RealtimeSession:
             resampled = Resampler(RATES[form], RATE)(
                 np.concatenate([one for _, one in sounds]), last=True
             )
-            kept.itself = self._itself
             kept.heard = self._spawn(self._hear(kept, resampled, sounds[0][0]))
 
     async def _add(self, kept: Kept, after: str | None = None) -> None:
@@ -384,13 +377,8 @@ class RealtimeSession:
     def _check_hearing(self) -> None:
         """Refuse sounds that nobody can write down, as far as that is known before."""
         loaded = self._client.service.models.named(self.config.model).loaded
-        if loaded is not None and loaded.talker is None:
+        if loaded is not None:
             listener_of(loaded)
-
-    @property
-    def _itself(self) -> bool:
-        """Whether the model hears and speaks itself, which is known once it is loaded."""
-        return self._client.service.models.named(self.config.model).speaks
 
     async def _hear(
         self,
@@ -401,11 +389,7 @@ class RealtimeSession:
     ) -> str:
         """Write a recording down; "" if nothing is said in it, which then is shown as a sound."""
         file, held = recording(sound), None
-        if kept.itself:
-            kept.read = _with_sound(kept.read, file)
-            if self.config.audio.input.transcription is None:
-                return ""
-        elif self._chat is not None and self._chat.media:
+        if self._chat is not None and self._chat.media:
             kept.sounds = (replace(file, heard=True),)
             held = self._spawn(self._keep(self._chat.hold))
         name = "conversation.item.input_audio_transcription"
@@ -417,7 +401,7 @@ class RealtimeSession:
             await self._say(f"{name}.failed", error=mico_error_body(found)["error"], **told)
             return ""
         text, self._language, shown = found
-        if shown and not text and not kept.itself:
+        if shown and not text:
             kept.read, kept.sounds = _with_sound(kept.read, file), ()
         kept.item.content[place].transcript = text
         if self.config.audio.input.transcription is not None:
@@ -482,8 +466,7 @@ class RealtimeSession:
             if (early := self._ahead.taken(config, read)) is not None:
                 return early
             await self._ahead.drop()
-            own = voice.name if isinstance(voice, Own) else None
-            return Thinking(self._client, config, read, own)
+            return Thinking(self._client, config, read)
 
         work = answering.run(think, begin, lambda: self._language)
         self._answering, self._answer = answering, self._spawn(work)

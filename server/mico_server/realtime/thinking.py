@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mico_chat.ask import Ask
 from mico_chat.assistant import GatheredAnswer
 from mico_chat.engine.base import Delta
@@ -31,7 +28,6 @@ class Thinking:
 
     It begins at once. Its ``pieces`` wait until they are taken; None is the last one. It ends,
     and counts as an answer, once it is ``wanted``: until then it can be dropped without a trace.
-    A model that speaks itself, by a ``voice`` of its own, adds the sound (n,) of its whole text.
     """
 
     def __init__(
@@ -39,13 +35,11 @@ class Thinking:
         client: Client,
         session: Session,
         read: Sequence[Message],
-        voice: str | None = None,
     ) -> None:
         self._client, self._session, self._read = client, session, read
-        self._voice = voice
         self._ask: Ask | None = None
         self.wanted = asyncio.Event()
-        self.pieces: asyncio.Queue[str | CallPiece | NDArray[np.float32] | None] = asyncio.Queue()
+        self.pieces: asyncio.Queue[str | CallPiece | None] = asyncio.Queue()
         self.gathered = GatheredAnswer(1)
         self.usage: Usage | None = None
         self.finish = "stop"
@@ -84,7 +78,6 @@ class Thinking:
         tools = read_tool_use(declared, choice, parallel=parallel, flat=True)
         check_size(declared, self._client.service.settings)
         ask = self._ask = Ask(self._read, options, self._client.tenant, tools)
-        tokens: list[int] = []
         async with AsyncExitStack() as stack:
             host = await self._client.use(stack, session.model)
             if declared:
@@ -94,19 +87,12 @@ class Thinking:
                 async for one in events:
                     self.gathered.add(one)
                     if isinstance(one, Delta):
-                        tokens += one.token_ids
                         if one.text:
                             self.pieces.put_nowait(one.text)
                         if one.call is not None:
                             self.pieces.put_nowait(one.call)
                         self.usage = one.usage or self.usage
                         self.finish = one.finish_reason or self.finish
-            if self._voice is None:
-                return
-            answer = self.gathered.answer().choices[0]
-            if answer.text and not answer.tool_calls:
-                work = host.assistant.spoken(ask, tokens, self._voice)
-                self.pieces.put_nowait(await host.guarded(work))
 
 
 class Ahead:

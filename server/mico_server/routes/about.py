@@ -42,7 +42,7 @@ def _info(host: ModelHost, service: Service) -> ModelInfo:
         id=host.name,
         created=_STARTED,
         modalities=host.reads,
-        architecture=Architecture.reading(host.reads, speaks=host.speaks),
+        architecture=Architecture.reading(host.reads),
         status=host.status(),
         max_media=service.settings.max_media,
         root=host.source.name if host.lora is None else str(host.lora.folder),

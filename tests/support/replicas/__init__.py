@@ -145,49 +145,17 @@ def answer(
 
 
 @torch.no_grad()
-def whole_omni(thinker: Path, folder: Path, **speaks: Any) -> Path:
-    """A Thinker as a part of the whole model, which is how Qwen2.5-Omni is published; with the
-    options ``speaks`` of the configuration it has a Talker and a vocoder too."""
+def whole_omni(thinker: Path, folder: Path) -> Path:
+    """A Thinker as a part of the whole model, which is how Qwen2.5-Omni is published."""
     model, processor = load(thinker)
-    given = {"enable_audio_output": False, **speaks}
-    config = Qwen2_5OmniConfig(thinker_config=model.config.to_dict(), **given)
+    config = Qwen2_5OmniConfig(thinker_config=model.config.to_dict(), enable_audio_output=False)
     torch.manual_seed(0)
     whole = Qwen2_5OmniForConditionalGeneration(config)
     whole.thinker.load_state_dict(model.state_dict())
     whole.generation_config = model.generation_config
-    if speaks:
-        whole.token2wav.code2wav_bigvgan_model.conv_post.weight.mul_(1e6)  # to be heard at all
     for part in (whole, processor):
         part.save_pretrained(folder)
     return folder
-
-
-def speaking_omni(folder: Path) -> Path:
-    """A whole Qwen2.5-Omni, with the voices Kim and Lee."""
-    model, _ = load(build("qwen2_5_omni", folder / "thinker"))
-    text = {f"tts_text_{one}_token_id": n for n, one in enumerate(("pad", "start", "end"))}
-    codes = {"pad": 40, "start": 41, "end": 42, "mask": 43}
-    codec = {f"tts_codec_{one}_token_id": n for one, n in codes.items()}
-    places = [f"{kind}_token_index" for kind in ("audio", "image", "video")]
-    places += ["audio_start_token_id", "audio_end_token_id", "vision_start_token_id"]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16, "hidden_size": 32}
-    talker: dict[str, Any] = {"vocab_size": 48, "embedding_size": 32, "intermediate_size": 64}
-    talker |= {"num_key_value_heads": 1, "rope_parameters": rope, **text, **codec, **heads}
-    talker |= {name: getattr(model.config, name) for name in places}
-    dit: dict[str, Any] = {"emb_dim": 16, "num_embeds": 48, "enc_emb_dim": 8, "enc_dim": 16}
-    dit |= {"enc_channels": [16] * 4 + [48], "enc_attention_channels": 8, "enc_res2net_scale": 2}
-    dit |= {"enc_se_channels": 8, "look_ahead_layers": [1], "look_backward_layers": [0]}
-    gan: dict[str, Any] = {"upsample_initial_channel": 128, "mel_dim": 8}
-    gan |= {"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3, 5]]}
-    vocoder = {"dit_config": {**dit, **heads, "mel_dim": 8}, "bigvgan_config": gan}
-    speaks = {"enable_audio_output": True, "talker_config": talker, "token2wav_config": vocoder}
-    whole = whole_omni(folder / "thinker", folder / "whole", **speaks)
-    ones: dict[str, Any] = {"cond": torch.ones(1, 8), "ref_mel": torch.ones(1, 30, 8)}
-    lee = {name: -one for name, one in ones.items()}
-    voices = {"Kim": {**ones, "bos_token": 1}, "Lee": {**lee, "bos_token": 1}}
-    torch.save(voices, whole / "spk_dict.pt")
-    return whole
 
 
 @torch.no_grad()
