@@ -77,7 +77,6 @@ def test_which_files_a_model_needs() -> None:
     again = ["consolidated.safetensors", "training_args.bin", "m-Q4_K_M.gguf"]
     both = [*own, *foreign, *pickled, *again, "model.safetensors"]
     assert needed_files(name, both) == [*own, "model.safetensors"]
-    assert needed_files(name, [*both, "spk_dict.pt"]) == [*own, "model.safetensors", "spk_dict.pt"]
     assert needed_files(name, [*own, *pickled]) == [*own, *pickled]
     assert needed_files(name, [*own, "consolidated.safetensors"])[-1] == "consolidated.safetensors"
     with pytest.raises(ModelError, match="org/m: the hub has no weights"):
