@@ -47,8 +47,20 @@ ALIKE = 0.999
 def torch_engine(llm: Any, tokenizer: Any, options: EngineOptions) -> Engine:
     """The engine of a causal language model in torch."""
     model = TransformersModel(llm, max_batch=options.max_batch, **options.arguments)
-    ending = ends(tokenizer, llm.config, llm.generation_config)
+    ending = own_ends(llm, llm.config) | ends(tokenizer)  # training ends answers with the latter
     return batching_engine("transformers", model, tokenizer, ending, options)
+
+
+def own_ends(llm: Any, *otherwise: Any) -> set[int]:
+    """The tokens that end a model's answer: those of its own ``generation_config.json``, as of the
+    library's ``generate``; without them, those that the model and ``otherwise`` name."""
+    said = llm.generation_config
+    found = (not said._from_model_config and ends(said)) or ends(said, *otherwise)
+    rows = len(llm.get_input_embeddings().weight)
+    if beyond := sorted(token for token in found if not 0 <= token < rows):
+        reason = "%s: of its end tokens %s are left out: its table of tokens has %d rows"
+        logger.warning(reason, llm.name_or_path, beyond, rows)
+    return found - set(beyond)
 
 
 def bitsandbytes(quantization: str | None) -> Any:
@@ -98,7 +110,7 @@ def load_open(source: Source, options: EngineOptions) -> Loaded:
     for note in notes:
         logger.warning("%s: %s", source.model, note)
     tokenizer = adapter.tokenizer
-    ending = ends(tokenizer, llm.config.get_text_config(), llm.generation_config)
+    ending = own_ends(llm, tokenizer, llm.config.get_text_config())
     engine = batching_engine("transformers", model, tokenizer, ending, options)
     loras = own_loras(source, folder)
     for lora in loras.values():

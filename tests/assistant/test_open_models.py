@@ -471,8 +471,8 @@ def test_an_engine_that_does_not_take_it_says_what_to_do(tmp_path: Path) -> None
         load_assistant(folder, FakeDecoder(), EngineOptions("llamacpp"))
 
 
-def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
-    """Its tokens are the library's, alone and beside others, thoughts and spaces in the history."""
+def text_alone(folder: Path) -> tuple[Any, Any]:
+    """A replica that reads text alone, and its tokenizer."""
     tokenizer = templates.tokenizer_with(templates.THOUGHTS)
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -483,8 +483,35 @@ def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
     }
     config = LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, eos_token_id=0)
     llm: Any = LlamaForCausalLM(config).train(False)
-    llm.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return llm, tokenizer
+
+
+def test_answers_end_where_the_generation_config_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokens of ``config.json`` are not added, as in the library."""
+    text_alone(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    saying = tmp_path / "generation_config.json"
+    saying.write_text('{"eos_token_id": [1000000]}')
+    with loaded(tmp_path) as assistant:
+        free = run(tokens_of(assistant, Message.user("Hi")))[0]
+    assert len(free) == N_TOKENS
+    assert "of its end tokens [1000000] are left out: its table of tokens has" in caplog.text
+    other, end = free[0], free[-1]
+    assert other != end, "another seed shows more"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": other}))
+    saying.write_text(json.dumps({"eos_token_id": end}))
+    with loaded(tmp_path) as assistant:
+        found = run(tokens_of(assistant, Message.user("Hi")))[0]
+    assert found == free[: free.index(end) + 1]
+
+
+def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
+    """Its tokens are the library's, alone and beside others, thoughts and spaces in the history."""
+    llm, tokenizer = text_alone(tmp_path)
     chats = [
         [{"role": "user", "content": " Hi!\n"}],
         [
