@@ -10,6 +10,7 @@ The processors get arrays that this project's decoder made, never a URL or a pat
 """
 
 import inspect
+import logging
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -46,6 +47,8 @@ from mico_chat.messages import Message, TextPart
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import PromptText, string_tokenizer
 
+logger = logging.getLogger(__name__)
+
 TICKS = 1000
 """Frames a second of the file that a processor is told of: a frame's number is its time in ms."""
 
@@ -76,7 +79,6 @@ class ProcessorAdapter(ABC):
         # A copy, with a tokenizer of its own: a tokenizer has switches, which each call turns.
         self.processor = deepcopy(processor)
         self.tokenizer = processor.tokenizer
-        self._begin: list[int] = self.tokenizer("").input_ids
         self._name = name
         self._tokens = string_tokenizer(self.tokenizer)
         self.template = ChatTemplate(self.tokenizer, processor.chat_template)
@@ -92,6 +94,20 @@ class ProcessorAdapter(ABC):
         self._lists = self._takes_lists()
         self._alone = cache(self._rendered_alone)
         self._of_turns = set(self.tokenizer(self._alone("image", 0)).input_ids)
+        self._begin = self._before(self._alone("image", 0))
+
+    def _before(self, text: str) -> list[int]:
+        """The tokens that the processor puts before a text: Molmo2's puts one that its tokenizer
+        does not. They are the tokenizer's if the processor takes no text without media."""
+        own: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        try:
+            given = self.processor(text=[text], add_special_tokens=not self._begins(text))
+            (*ids,) = map(int, given["input_ids"][0])
+        except Exception as error:  # another project's code may raise anything
+            logger.info("%s: its processor takes no text alone: %r", self._name, error)
+            ids = []
+        at = len(ids) - len(own)
+        return ids[:at] if at >= 0 and ids[at:] == own else list(self.tokenizer("").input_ids)
 
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return "image" in self.input_modalities and self._several(shown)
