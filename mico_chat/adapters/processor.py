@@ -25,9 +25,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
+from transformers.video_utils import VideoMetadata
 
 from mico_chat.adapters.base import PromptLayout, check_settings, measured
-from mico_chat.adapters.pictures import USUAL_FPS, roomy, within
+from mico_chat.adapters.pictures import USUAL_FPS, USUAL_FRAMES, roomy, within
 from mico_chat.adapters.pictures import Shown as AnyShown
 from mico_chat.adapters.pictures import shown as shown_as
 from mico_chat.chat_template import ChatTemplate
@@ -42,15 +43,18 @@ from mico_chat.media.medium import (
     Medium,
     Video,
 )
-from mico_chat.media.view import View
+from mico_chat.media.view import MOST_FRAMES, View
 from mico_chat.messages import Message, TextPart
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import PromptText, string_tokenizer
 
 logger = logging.getLogger(__name__)
 
-TICKS = 1000
-"""Frames a second of the file that a processor is told of: a frame's number is its time in ms."""
+TICKS = 1_000_000
+"""Frames a second of the file that a processor is told of: a frame's number is its time in µs."""
+
+LONGEST = 1 << 20
+"""Frames, and seconds, of a clip of which a processor says which frames it takes."""
 
 HALF_MINUTES = "_retrieve_input_features"
 """This method of a processor makes features of a sound of any length; Voxtral's has it."""
@@ -156,10 +160,27 @@ class ProcessorAdapter(ABC):
         edges = {edge: given.pop(name) for name, edge in _EDGES.items() if name in given}
         if edges or "size" in given:  # the library has renamed the first two
             given["size"] = {**own["size"], **given.get("size", {}), **edges}
-        fps, n, *most = (getattr(_part(self.processor, "video"), name, None) for name in _FRAMES)
-        usual = USUAL_FPS if any(most) else None
-        n = next(filter(None, (*most, n)), None)
-        return roomy(replace(view, processor=given), fps or usual, n)
+        view = replace(view, processor=given)
+        if kind != "video" or not hasattr(_part(self.processor, "video"), "sample_frames"):
+            return roomy(view)
+        return replace(roomy(view, frames=MOST_FRAMES), sampler=self._frames)
+
+    def _frames(self, n_frames: int, seconds: float) -> list[int]:
+        """The frames of a clip that the processor takes; evenly spaced ones if it takes none of it,
+        as of few frames. One that takes all frames gets a rate, or a number, of ours."""
+        part: Any = _part(self.processor, "video")
+        own = {name: getattr(part, name, None) for name in part.valid_kwargs.__annotations__}
+        if not own.get("do_sample_frames") and not (own.get("fps") or own.get("num_frames")):
+            rate = own.get("max_frames") or own.get("max_num_frames")
+            own |= {"fps": USUAL_FPS} if rate else {"num_frames": min(USUAL_FRAMES, n_frames)}
+        found: Any = np.linspace(0, n_frames - 1, min(USUAL_FRAMES, n_frames)).round()
+        if 0 < n_frames <= LONGEST and 0 < seconds <= LONGEST:  # a damaged file says anything
+            about = VideoMetadata(n_frames, fps=n_frames / seconds, duration=seconds)
+            try:
+                found = part.sample_frames(about, **own)
+            except Exception as error:  # another project's code may raise anything
+                logger.info("%s: %d frames of %.1f s: %r", self._name, n_frames, seconds, error)
+        return sorted({int(n) for n in found if 0 <= n < n_frames})
 
     def _knobs(self, kind: Kind) -> dict[str, Any]:
         """The settings of the processor that say how finely it shows a kind, and their values."""
@@ -306,7 +327,6 @@ _KNOB = re.compile(
 )
 """The settings of processors that say how finely a picture or clip is shown."""
 
-_FRAMES = ("fps", "num_frames", "max_frames", "max_num_frames")
 _EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 _AT_MOST = 4
 """A setting that counts may be so many times the model's own; its pixels may not be more."""
@@ -384,10 +404,12 @@ def refused(medium: Medium, by: str) -> Iterator[None]:
         raise RequestError(f"{medium.name}: {by} refuses it: {reason}", medium.kind) from error
 
 
-def of_frames(times: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
-    """The processor's settings for frames that were sampled at ``times`` in seconds."""
+def of_frames(
+    times: np.ndarray[Any, np.dtype[np.float64]], seconds: float | None = None
+) -> dict[str, Any]:
+    """The processor's settings for frames that were sampled at ``times`` in seconds of a clip."""
     step = float(times[-1] - times[0]) / max(len(times) - 1, 1) or 1.0
-    seconds = float(times[-1]) + step
+    seconds = seconds or float(times[-1]) + step
     about = {
         "total_num_frames": round(seconds * TICKS),
         "fps": float(TICKS),

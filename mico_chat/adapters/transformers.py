@@ -124,7 +124,7 @@ class TransformersAdapter(ProcessorAdapter):
             if isinstance(medium, Video):
                 of_kind.append(medium.frames)
                 earlier = settings.get("video_metadata", [])
-                settings |= of_frames(medium.times) | self._scaling
+                settings |= of_frames(medium.times, medium.report.seconds) | self._scaling
                 settings["video_metadata"] = [*earlier, *settings["video_metadata"]]
             elif isinstance(medium, Audio):
                 of_kind.append(medium.samples)
