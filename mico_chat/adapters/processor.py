@@ -10,6 +10,7 @@ The processors get arrays that this project's decoder made, never a URL or a pat
 """
 
 import inspect
+import logging
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -24,9 +25,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
+from transformers.video_utils import VideoMetadata
 
 from mico_chat.adapters.base import PromptLayout, check_settings, measured
-from mico_chat.adapters.pictures import USUAL_FPS, roomy, within
+from mico_chat.adapters.pictures import USUAL_FPS, USUAL_FRAMES, roomy, within
 from mico_chat.adapters.pictures import Shown as AnyShown
 from mico_chat.adapters.pictures import shown as shown_as
 from mico_chat.chat_template import ChatTemplate
@@ -41,13 +43,18 @@ from mico_chat.media.medium import (
     Medium,
     Video,
 )
-from mico_chat.media.view import View
+from mico_chat.media.view import MOST_FRAMES, View
 from mico_chat.messages import Message, TextPart
 from mico_chat.options import GREEDY, GenerationOptions
 from mico_chat.prompt_parts import PromptText, string_tokenizer
 
-TICKS = 1000
-"""Frames a second of the file that a processor is told of: a frame's number is its time in ms."""
+logger = logging.getLogger(__name__)
+
+TICKS = 1_000_000
+"""Frames a second of the file that a processor is told of: a frame's number is its time in µs."""
+
+LONGEST = 1 << 20
+"""Frames, and seconds, of a clip of which a processor says which frames it takes."""
 
 HALF_MINUTES = "_retrieve_input_features"
 """This method of a processor makes features of a sound of any length; Voxtral's has it."""
@@ -76,7 +83,6 @@ class ProcessorAdapter(ABC):
         # A copy, with a tokenizer of its own: a tokenizer has switches, which each call turns.
         self.processor = deepcopy(processor)
         self.tokenizer = processor.tokenizer
-        self._begin: list[int] = self.tokenizer("").input_ids
         self._name = name
         self._tokens = string_tokenizer(self.tokenizer)
         self.template = ChatTemplate(self.tokenizer, processor.chat_template)
@@ -92,6 +98,20 @@ class ProcessorAdapter(ABC):
         self._lists = self._takes_lists()
         self._alone = cache(self._rendered_alone)
         self._of_turns = set(self.tokenizer(self._alone("image", 0)).input_ids)
+        self._begin = self._before(self._alone("image", 0))
+
+    def _before(self, text: str) -> list[int]:
+        """The tokens that the processor puts before a text: Molmo2's puts one that its tokenizer
+        does not. They are the tokenizer's if the processor takes no text without media."""
+        own: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        try:
+            given = self.processor(text=[text], add_special_tokens=not self._begins(text))
+            (*ids,) = map(int, given["input_ids"][0])
+        except Exception as error:  # another project's code may raise anything
+            logger.info("%s: its processor takes no text alone: %r", self._name, error)
+            ids = []
+        at = len(ids) - len(own)
+        return ids[:at] if at >= 0 and ids[at:] == own else list(self.tokenizer("").input_ids)
 
     def setting(self, shown: Sequence[Kind]) -> Hashable:
         return "image" in self.input_modalities and self._several(shown)
@@ -140,10 +160,27 @@ class ProcessorAdapter(ABC):
         edges = {edge: given.pop(name) for name, edge in _EDGES.items() if name in given}
         if edges or "size" in given:  # the library has renamed the first two
             given["size"] = {**own["size"], **given.get("size", {}), **edges}
-        fps, n, *most = (getattr(_part(self.processor, "video"), name, None) for name in _FRAMES)
-        usual = USUAL_FPS if any(most) else None
-        n = next(filter(None, (*most, n)), None)
-        return roomy(replace(view, processor=given), fps or usual, n)
+        view = replace(view, processor=given)
+        if kind != "video" or not hasattr(_part(self.processor, "video"), "sample_frames"):
+            return roomy(view)
+        return replace(roomy(view, frames=MOST_FRAMES), sampler=self._frames)
+
+    def _frames(self, n_frames: int, seconds: float) -> list[int]:
+        """The frames of a clip that the processor takes; evenly spaced ones if it takes none of it,
+        as of few frames. One that takes all frames gets a rate, or a number, of ours."""
+        part: Any = _part(self.processor, "video")
+        own = {name: getattr(part, name, None) for name in part.valid_kwargs.__annotations__}
+        if not own.get("do_sample_frames") and not (own.get("fps") or own.get("num_frames")):
+            rate = own.get("max_frames") or own.get("max_num_frames")
+            own |= {"fps": USUAL_FPS} if rate else {"num_frames": min(USUAL_FRAMES, n_frames)}
+        found: Any = np.linspace(0, n_frames - 1, min(USUAL_FRAMES, n_frames)).round()
+        if 0 < n_frames <= LONGEST and 0 < seconds <= LONGEST:  # a damaged file says anything
+            about = VideoMetadata(n_frames, fps=n_frames / seconds, duration=seconds)
+            try:
+                found = part.sample_frames(about, **own)
+            except Exception as error:  # another project's code may raise anything
+                logger.info("%s: %d frames of %.1f s: %r", self._name, n_frames, seconds, error)
+        return sorted({int(n) for n in found if 0 <= n < n_frames})
 
     def _knobs(self, kind: Kind) -> dict[str, Any]:
         """The settings of the processor that say how finely it shows a kind, and their values."""
@@ -290,7 +327,6 @@ _KNOB = re.compile(
 )
 """The settings of processors that say how finely a picture or clip is shown."""
 
-_FRAMES = ("fps", "num_frames", "max_frames", "max_num_frames")
 _EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 _AT_MOST = 4
 """A setting that counts may be so many times the model's own; its pixels may not be more."""
@@ -368,10 +404,12 @@ def refused(medium: Medium, by: str) -> Iterator[None]:
         raise RequestError(f"{medium.name}: {by} refuses it: {reason}", medium.kind) from error
 
 
-def of_frames(times: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
-    """The processor's settings for frames that were sampled at ``times`` in seconds."""
+def of_frames(
+    times: np.ndarray[Any, np.dtype[np.float64]], seconds: float | None = None
+) -> dict[str, Any]:
+    """The processor's settings for frames that were sampled at ``times`` in seconds of a clip."""
     step = float(times[-1] - times[0]) / max(len(times) - 1, 1) or 1.0
-    seconds = float(times[-1]) + step
+    seconds = seconds or float(times[-1]) + step
     about = {
         "total_num_frames": round(seconds * TICKS),
         "fps": float(TICKS),

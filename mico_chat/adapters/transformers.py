@@ -84,6 +84,9 @@ class TransformersAdapter(ProcessorAdapter):
         self._placeholders |= {vars(config)[name] for name in named if name in vars(config)}
         words = {*control_tokens(self.tokenizer).values(), *self._marks.values()} - {""}
         self._markup = re.compile("|".join(map(re.escape, sorted(words, reverse=True))))
+        # MiniMax-M3's processor leaves it to its caller to scale clips to whole patches.
+        scaled = getattr(processor, "videos_kwargs", {}).get("do_resize", True)
+        self._scaling = {} if scaled else {"do_resize": True}
         self._takes = None if "kwargs" in parameters else set(parameters)
 
     def _read(
@@ -121,7 +124,7 @@ class TransformersAdapter(ProcessorAdapter):
             if isinstance(medium, Video):
                 of_kind.append(medium.frames)
                 earlier = settings.get("video_metadata", [])
-                settings |= of_frames(medium.times)
+                settings |= of_frames(medium.times, medium.report.seconds) | self._scaling
                 settings["video_metadata"] = [*earlier, *settings["video_metadata"]]
             elif isinstance(medium, Audio):
                 of_kind.append(medium.samples)

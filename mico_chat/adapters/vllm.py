@@ -43,7 +43,7 @@ class VllmAdapter(ProcessorAdapter):
         settings = dict(settings)
         data: Any
         if isinstance(medium, Video):
-            settings |= of_frames(medium.times)
+            settings |= of_frames(medium.times, medium.report.seconds)
             data = (medium.frames, settings.pop("video_metadata")[0])
         elif isinstance(medium, Audio):
             data = (medium.samples, SAMPLE_RATE)

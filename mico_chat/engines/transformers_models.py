@@ -6,6 +6,7 @@ Another project's model is tried with a small medium of each kind before it serv
 import logging
 import textwrap
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,20 @@ ALIKE = 0.999
 def torch_engine(llm: Any, tokenizer: Any, options: EngineOptions) -> Engine:
     """The engine of a causal language model in torch."""
     model = TransformersModel(llm, max_batch=options.max_batch, **options.arguments)
-    ending = ends(tokenizer, llm.config, llm.generation_config)
+    ending = own_ends(llm, llm.config) | ends(tokenizer)  # training ends answers with the latter
     return batching_engine("transformers", model, tokenizer, ending, options)
+
+
+def own_ends(llm: Any, *otherwise: Any) -> set[int]:
+    """The tokens that end a model's answer: those of its own ``generation_config.json``, as of the
+    library's ``generate``; without them, those that the model and ``otherwise`` name."""
+    said = llm.generation_config
+    found = (not said._from_model_config and ends(said)) or ends(said, *otherwise)
+    rows = len(llm.get_input_embeddings().weight)
+    if beyond := sorted(token for token in found if not 0 <= token < rows):
+        reason = "%s: of its end tokens %s are left out: its table of tokens has %d rows"
+        logger.warning(reason, llm.name_or_path, beyond, rows)
+    return found - set(beyond)
 
 
 def bitsandbytes(quantization: str | None) -> Any:
@@ -95,7 +108,7 @@ def load_open(source: Source, options: EngineOptions) -> Loaded:
     for note in notes:
         logger.warning("%s: %s", source.model, note)
     tokenizer = adapter.tokenizer
-    ending = ends(tokenizer, llm.config.get_text_config(), llm.generation_config)
+    ending = own_ends(llm, tokenizer, llm.config.get_text_config())
     engine = batching_engine("transformers", model, tokenizer, ending, options)
     loras = own_loras(source, folder)
     for lora in loras.values():
@@ -204,6 +217,11 @@ def _check_tokenizer(source: Source, processor: Any, llm: Any) -> None:
         raise ModelError(f"{source.model}: {reason}: put the model's own tokenizer into the folder")
 
 
+SCALES = 1, 3, 7
+"""The trial's media have these sizes until one is taken: some processors take no odd sizes, and the
+last has sides that patches of 14, 16, 28 and 32 pixels fill."""
+
+
 class _Trial:
     """The logits of an answer's first token, by this project's engine and by the library itself,
     for a small medium of each kind and for text (None). ``fails`` has what the library cannot do.
@@ -215,9 +233,13 @@ class _Trial:
         self._adapter, self._batched = adapter, batched
         self._theirs: dict[Kind | None, Any] = {}
         self._pairs: dict[Kind, list[int]] = {}
+        self._scales: dict[Kind | None, int] = {}
         self.fails: dict[Kind | None, str] = {}
         adapter.encodes = False
-        for kind in (None, *adapter.input_modalities):
+        for kind, scale in product((None, *adapter.input_modalities), SCALES):
+            if kind in self._theirs:
+                continue
+            self._scales[kind] = scale
             try:
                 prompt = self._prompt(kind)
                 chunk = Chunk(0, 0, prompt.tokens(0, len(prompt))[0], 1, prompt=prompt)
@@ -225,6 +247,7 @@ class _Trial:
                 if isinstance(found, Exception):
                     raise found
                 self._theirs[kind] = found
+                self.fails.pop(kind, None)
             except Exception as error:  # another project's code may raise anything
                 self.fails[kind] = _reason(error)
             finally:
@@ -249,7 +272,7 @@ class _Trial:
         return None
 
     def _differs(self, kind: Kind | None, theirs: Any) -> str | None:
-        prepared = None if kind is None else self._adapter.prepare(_small(kind), [kind])
+        prepared = None if kind is None else self._adapter.prepare(self._small(kind), [kind])
         own = self._adapter
         if prepared and isinstance(own, TransformersAdapter) and (why := own.why_not(prepared)):
             return why
@@ -271,7 +294,7 @@ class _Trial:
 
     def _pair(self, kind: Kind) -> list[int]:
         """The tokens of a prompt with two media: some processors number them."""
-        media = [_small(kind)] * 2
+        media = [self._small(kind)] * 2
         prepared = [self._adapter.prepare(medium, [kind, kind]) for medium in media]
         layout = self._adapter.layout([Message.user(*media, "Compare them.")], prepared)
         ids: list[int] = []
@@ -284,8 +307,11 @@ class _Trial:
                 return list(part.block.inputs["input_ids"][0].tolist())
         return ids
 
+    def _small(self, kind: Kind) -> Medium:
+        return _small(kind, self._scales[kind])
+
     def _prompt(self, kind: Kind | None) -> Prompt:
-        media = [] if kind is None else [_small(kind)]
+        media = [] if kind is None else [self._small(kind)]
         prepared = [self._adapter.prepare(medium, [medium.kind]) for medium in media]
         blocks = self._adapter.encode(prepared)
         shown = [replace(one, block=block) for one, block in zip(prepared, blocks, strict=True)]
@@ -298,12 +324,13 @@ def _reason(error: Exception) -> str:
     return textwrap.shorten(text, 300, placeholder=" ...")
 
 
-def _small(kind: Kind) -> Medium:
+def _small(kind: Kind, scale: int = 1) -> Medium:
+    """A medium whose sides and length are so many times the smallest's."""
     random = np.random.default_rng(0)
     layout = TABLE[kind].layout
     if layout == "slices":
-        return Audio(random.uniform(-0.5, 0.5, SAMPLE_RATE).astype(np.float32))
-    frames = random.integers(0, 256, (4, 64, 96, 3), dtype=np.uint8)
+        return Audio(random.uniform(-0.5, 0.5, scale * SAMPLE_RATE).astype(np.float32))
+    frames = random.integers(0, 256, (4 * scale, 64 * scale, 96 * scale, 3), dtype=np.uint8)
     if layout == "frames":
-        return Video(frames, np.arange(4) / 2)
+        return Video(frames, np.arange(len(frames)) / 2)
     return Image(frames[0])

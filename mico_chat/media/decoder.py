@@ -101,6 +101,12 @@ class _Worker:
                 requests, answers = _pipes(process)
                 write_file(requests, file, self._files)
                 header = read_header(answers)
+                if "clip" in header and file.view.sampler is not None:
+                    n_frames, seconds = header["clip"]
+                    frames = file.view.sampler(int(n_frames), float(seconds))
+                    write_header(requests, {"frames": frames})
+                    requests.flush()
+                    header = read_header(answers)
                 try:
                     return read_medium(answers, header, self.limits.memory_mb * 1024 * 1024)
                 finally:

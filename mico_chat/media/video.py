@@ -77,7 +77,14 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
 def _targets(file: MediaFile, timeline: Timeline, n: int) -> list[int]:
     """The ticks at which the ``n`` frames to take are shown."""
     if file.seed is None and file.sampling != "segments":
-        return timeline.centres(n)
+        seconds = timeline.seconds(timeline.end)
+        if file.view.sampler is None or file.view.frames(seconds) is not None:
+            return timeline.centres(n)
+        own = file.view.sampler(timeline.n_frames, seconds)
+        kept = np.linspace(
+            0, len(own) - 1, min(n, len(own))
+        ).round()  # those that there is room for
+        return [timeline.ticks[own[int(at)]] for at in kept]
     drawn = None if file.seed is None else np.random.default_rng(file.seed)
     return [timeline.ticks[i] for i in of_segments(timeline.n_frames, n, drawn)]
 

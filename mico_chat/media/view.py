@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import sqrt
@@ -19,6 +19,10 @@ LOW_TOKENS = 256
 """The most context tokens of a medium of low detail, if the model can show it in so few."""
 
 MOST_FRAMES = 1024
+
+Sampler = Callable[[int, float], list[int]]
+"""Which frames a model's own processor takes of a clip of so many frames and seconds: their numbers
+from 0, in rising order."""
 
 _OURS = ("fps", "num_frames", "do_sample_frames")
 """Settings of clips, which are sampled here before a processor gets them."""
@@ -68,7 +72,7 @@ class View:
     names. Its questions name ``pages`` (:func:`named_pages`); of a document ``most_pages`` fit,
     these first. The encoder adds the most ``tokens`` that the medium may take. The model's adapter
     adds the ``pixels`` to decode of all frames or pages together, and, for a clip of which the
-    request says no frames, ``usual_fps`` and ``usual_frames``.
+    request says no frames, ``usual_fps`` and ``usual_frames``, or a ``sampler``.
     """
 
     detail: Detail = "auto"
@@ -81,6 +85,7 @@ class View:
     pixels: int | None = None
     usual_fps: float | None = None
     usual_frames: int | None = None
+    sampler: Sampler | None = field(default=None, compare=False, repr=False)
 
     def over_all(self, kind: Kind, io: Mapping[str, Any], processor: Mapping[str, Any]) -> View:
         """The view of a medium with what its request says of all media, by the names of vLLM:

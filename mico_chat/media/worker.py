@@ -169,7 +169,7 @@ def _serve_one(
     limits: MediaLimits,
     memory: _Memory,
 ) -> None:
-    answer = _answer(_read_file(requests, files, limits.max_bytes), limits)
+    answer = _answer(_read_file(requests, answers, files, limits.max_bytes), limits)
     if isinstance(answer, dict):
         write_header(answers, answer | {"large": memory.stays_large(0)})
     else:
@@ -249,7 +249,8 @@ def read_header(stream: IO[bytes]) -> dict[str, Any]:
 
 def write_file(stream: IO[bytes], file: MediaFile, files: socket.socket | None = None) -> None:
     """Ask for a medium: with its open file through the socket ``files``, or with its bytes."""
-    view = dataclasses.asdict(dataclasses.replace(file.view, processor={}))
+    view = dataclasses.asdict(dataclasses.replace(file.view, processor={}, sampler=None))
+    view["sampler"] = file.view.sampler is not None
     header = {name: getattr(file, name) for name in _FILE_FIELDS} | {"view": view}
     if files is None or file.path is None:
         data = file.read()
@@ -263,9 +264,18 @@ def write_file(stream: IO[bytes], file: MediaFile, files: socket.socket | None =
         socket.send_fds(files, [b"f"], [opened.fileno()])
 
 
-def _read_file(stream: IO[bytes], files: socket.socket | None, max_bytes: int) -> MediaFile:
+def _read_file(
+    stream: IO[bytes], answers: IO[bytes], files: socket.socket | None, max_bytes: int
+) -> MediaFile:
     header = read_header(stream)
-    header["view"] = View(**header["view"] | {"pages": tuple(header["view"]["pages"])})
+    view = header["view"] | {"pages": tuple(header["view"]["pages"])}
+
+    def sampler(n_frames: int, seconds: float) -> list[int]:
+        write_header(answers, {"clip": [n_frames, seconds]})
+        answers.flush()
+        return cast("list[int]", read_header(stream)["frames"])
+
+    header["view"] = View(**view | {"sampler": sampler if view["sampler"] else None})
     size = header.pop("size")
     if size is None:
         return MediaFile(source=read_frame(stream, max_bytes), **header)

@@ -320,6 +320,43 @@ def test_a_kind_that_fails_in_the_trial_is_left_out_aloud(
         load_assistant(folder, FakeDecoder(), IN_FLOAT32)
 
 
+def test_a_trial_of_another_size_finds_that_clips_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, processed = replicas.build("smolvlm", tmp_path), TransformersAdapter._processed
+
+    def whole_patches(self: TransformersAdapter, text: str, media: Any, asked: Any) -> Any:
+        if any(isinstance(one, Video) and one.frames.shape[1] % 28 for one in media):
+            raise ValueError("a side is no multiple of 28")
+        return processed(self, text, media, asked)
+
+    monkeypatch.setattr(TransformersAdapter, "_processed", whole_patches)
+    with loaded(folder) as assistant:
+        assert "video" in assistant.input_modalities
+        assert not assistant.notes
+
+
+def test_clips_that_a_processor_does_not_scale_are_scaled(tmp_path: Path) -> None:
+    """MiniMax-M3's takes sides of whole patches alone."""
+    folder = replicas.build("minimax_m3_vl", tmp_path / "m3")
+    whole = {**part_of("video", 1), "video": pixels(1, 4, 56, 84)}
+    with loaded(folder) as assistant:
+        assert run(tokens_of(assistant, message([whole])))[0] == expected(folder, whole)
+        assert run(tokens_of(assistant, message([part_of("video", 1)])))[1].media_tokens > 0
+
+
+def test_text_begins_as_the_processor_begins_it(tmp_path: Path) -> None:
+    """Molmo2's processor puts a token before it that its tokenizer and its template do not."""
+    model, processor = replicas.load(replicas.build("molmo2", tmp_path))
+    processor.tokenizer.bos_token = "<|endoftext|>"
+    adapter = TransformersAdapter(model, processor, "molmo2")
+    (ids,) = adapter.layout([Message.user(QUESTION)], [])
+    assert isinstance(ids, tuple)
+    right = replicas.inputs(processor, [user(QUESTION)])["input_ids"][0].tolist()
+    assert list(ids) == right
+    assert right[0] == processor.tokenizer.bos_token_id
+
+
 def test_of_a_model_that_speaks_the_part_that_answers_is_loaded(tmp_path: Path) -> None:
     """A published Qwen2.5-Omni is a Thinker, a Talker and a vocoder."""
     folder = replicas.build("qwen2_5_omni", tmp_path / "thinker")
@@ -471,8 +508,8 @@ def test_an_engine_that_does_not_take_it_says_what_to_do(tmp_path: Path) -> None
         load_assistant(folder, FakeDecoder(), EngineOptions("llamacpp"))
 
 
-def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
-    """Its tokens are the library's, alone and beside others, thoughts and spaces in the history."""
+def text_alone(folder: Path) -> tuple[Any, Any]:
+    """A replica that reads text alone, and its tokenizer."""
     tokenizer = templates.tokenizer_with(templates.THOUGHTS)
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -483,8 +520,35 @@ def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
     }
     config = LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, eos_token_id=0)
     llm: Any = LlamaForCausalLM(config).train(False)
-    llm.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return llm, tokenizer
+
+
+def test_answers_end_where_the_generation_config_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokens of ``config.json`` are not added, as in the library."""
+    text_alone(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    saying = tmp_path / "generation_config.json"
+    saying.write_text('{"eos_token_id": [1000000]}')
+    with loaded(tmp_path) as assistant:
+        free = run(tokens_of(assistant, Message.user("Hi")))[0]
+    assert len(free) == N_TOKENS
+    assert "of its end tokens [1000000] are left out: its table of tokens has" in caplog.text
+    other, end = free[0], free[-1]
+    assert other != end, "another seed shows more"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": other}))
+    saying.write_text(json.dumps({"eos_token_id": end}))
+    with loaded(tmp_path) as assistant:
+        found = run(tokens_of(assistant, Message.user("Hi")))[0]
+    assert found == free[: free.index(end) + 1]
+
+
+def test_a_folder_that_reads_text_alone(tmp_path: Path) -> None:
+    """Its tokens are the library's, alone and beside others, thoughts and spaces in the history."""
+    llm, tokenizer = text_alone(tmp_path)
     chats = [
         [{"role": "user", "content": " Hi!\n"}],
         [

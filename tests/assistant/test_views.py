@@ -4,21 +4,25 @@ tokens, and as a request asks; what cannot be done is refused."""
 import io
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from transformers.video_utils import VideoMetadata
 
 from mico_chat.adapters.processor import ProcessorAdapter
+from mico_chat.adapters.transformers import TransformersAdapter
 from mico_chat.ask import Ask
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.errors import ConfigError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
-from mico_chat.media import MediaFile
+from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.media.file import MediaLimits
-from mico_chat.media.medium import Image, MediaReport, Medium
+from mico_chat.media.medium import Image, MediaReport, Medium, Video
 from mico_chat.media.view import View
 from mico_chat.media.worker import decode
 from mico_chat.messages import Message, from_openai, to_openai
@@ -88,6 +92,54 @@ def own(folder: Path, *sizes: tuple[int, int], **settings: Any) -> int:
     processor = replicas.load(folder)[1]
     given = replicas.inputs(processor, [replicas.user(*pictures, "What?")], **settings)
     return int(given["input_ids"].shape[1])
+
+
+CLIPPED: tuple[str, ...]
+CLIPPED = ("smolvlm", "minicpmv4_6", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+CLIPPED += ("ernie4_5_vl_moe", "kimi_k25", "molmo2", "glm4v", "internvl")
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[MediaDecoder]:
+    with MediaDecoder() as decoder:
+        yield decoder
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # MiniCPM-V's and InternVL's
+@pytest.mark.parametrize("name", CLIPPED)
+def test_a_clip_has_the_frames_that_the_models_own_processor_takes(
+    name: str, tmp_path: Path, decoder: MediaDecoder
+) -> None:
+    """Of several lengths and rates; and the processor writes the times of these frames."""
+    model, processor = replicas.load(replicas.build(name, tmp_path))
+    adapter = TransformersAdapter(model, processor, name)
+    part = processor.video_processor
+    if name == "smolvlm":  # as published
+        part.num_frames, part.fps = 64, 1
+    given: dict[str, Any] = {"do_sample_frames": True}
+    if not part.do_sample_frames and not part.num_frames:
+        given |= {"num_frames": 32} if name == "internvl" else {"fps": 2}
+    for n, rate in ((45, 10), (40, 20), (130, 25), (301, Fraction(30_000, 1_001))):
+        file = io.BytesIO()
+        write_clip(file, "mpeg4", container_format="mp4", n=n, fps=rate)
+        medium = MediaFile("video", file.getvalue(), "clip.mp4")
+        whole = decoder.decode(replace(medium, view=View(num_frames=n, pixels=10**7)))
+        seen = replace(medium, view=adapter.viewed("video", View(tokens=100_000)))
+        taken = replace(decoder.decode(seen), view=seen.view)
+        assert isinstance(whole, Video)
+        assert isinstance(taken, Video)
+        about = VideoMetadata(n, fps=float(rate), duration=float(n / rate), width=64, height=48)
+        clips: Any = {"videos": [whole.frames], "video_metadata": [about], **given}
+        sampled = part(return_metadata=True, return_tensors="pt", **clips)["video_metadata"][0]
+        numbers = sorted({int(one) for one in sampled.frames_indices})
+        assert taken.times == pytest.approx(whole.times[numbers])
+        if name == "kimi_k25" and isinstance(rate, Fraction):
+            continue  # it cuts times off to milliseconds, as the last bit of a rate decides
+        text = adapter._alone("video", 1)
+        right = processor(text=[text], return_tensors="pt", **clips)
+        assert adapter._processed(text, [taken], {})["input_ids"].equal(right["input_ids"])
+    two = decoder.decode(replace(seen, view=replace(seen.view, num_frames=2)))
+    assert two.report.frames_used == 2, "a request's number counts"
 
 
 def answered(assistant: Assistant, *messages: Message, **options: Any) -> tuple[Any, str]:

@@ -46,7 +46,7 @@ def write_clip(
     *,
     container_format: str | None = None,
     n: int = 60,
-    fps: int = 20,
+    fps: int | Fraction = 20,
     size: tuple[int, int] = (64, 48),
     keyframe_every: int = 10,
     sound: str | None = None,
@@ -72,7 +72,7 @@ def write_clip(
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode(None))
         if isinstance(track, av.AudioStream):
-            for packet in _encode_sound(track, tone(n / fps, 48_000, 2)):
+            for packet in _encode_sound(track, tone(float(n / fps), 48_000, 2)):
                 container.mux(packet)
 
 

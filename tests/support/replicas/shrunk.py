@@ -32,7 +32,13 @@ _LAYERS = {"num_hidden_layers", "depth", "encoder_layers", "decoder_layers", "n_
 _HEADS = ("num_attention_heads", "num_heads", "encoder_attention_heads", "attention_heads")
 _WIDE = {"hidden_size", "embed_dim", "d_model", "projector_hidden_size", "out_hidden_size"}
 _WIDE |= {"output_dim", "projection_dim", "moe_intermediate_size", "encoder_hidden_size"}
-_WIDE |= {"text_hidden_size", "vision_hidden_size", "mm_hidden_size", "input_dim"}
+_WIDE |= {
+    "text_hidden_size",
+    "projection_hidden_size",
+    "vision_hidden_size",
+    "mm_hidden_size",
+    "input_dim",
+}
 _WIDER = {"intermediate_size", "mlp_dim", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim"}
 _MOST = 150_000_000
 KINDS = "image", "audio", "video"
@@ -46,6 +52,7 @@ _GLM = {"marks": {k: f"<|begin_of_{k}|><|{k}|><|end_of_{k}|>" for k in ("image",
 _QWEN = {"marks": {k: f"<|vision_start|><|{k}_pad|><|vision_end|>" for k in ("image", "video")}}
 _DEEP = {"config": {"vision_config": {"deepstack_visual_indexes": [0]}}}
 _MERGED = {"processor": {"spatial_merge_size": 2}}
+_ROPE = {"rope_type": "default", "rope_theta": 500_000.0, "mrope_section": [3, 3, 2]}
 
 OWN: dict[str, dict[str, Any]] = {
     "internvl": {"processor": {"image_seq_length": 4}},
@@ -80,6 +87,34 @@ OWN: dict[str, dict[str, Any]] = {
     "aya_vision": {
         "processor": {"img_size": 56, "patch_size": 28},
         "ids": {"image_token_id": "<|IMG_PATCH|>"},
+    },
+    "molmo2": {
+        "image_processor": {"size": {"height": 168, "width": 168}},
+        "video_processor": {"size": {"height": 168, "width": 168}},
+        "config": {
+            "adapter_config": {"vision_feature_layer": [1, 0]},
+            "vision_config": {"image_size": [168, 168], "num_position_embeddings": 144},
+        },
+        "ids": {
+            "image_patch_id": "<im_patch>",
+            "image_start_token_id": "<im_start>",
+            "image_end_token_id": "<im_end>",
+            "low_res_image_start_token_id": "<low_res_im_start>",
+            "frame_start_token_id": "<frame_start>",
+            "frame_end_token_id": "<frame_end>",
+        },
+    },
+    "ernie4_5_vl_moe": {
+        "video_processor": {"draw_on_frames": False},
+        "config": {"text_config": {"rope_parameters": _ROPE}},
+    },
+    "kimi_k25": {"config": {"text_config": {"head_dim": 64, "num_key_value_heads": 2}}},
+    "minimax_m3_vl": {
+        "config": {"merged_hidden_size": 4 * 32},
+        "tokens": {
+            f"{name.replace(' ', '_')}_token": f"]<]{name}[>["
+            for name in ("image", "video", "start of image", "end of image")
+        },
     },
     "gemma4_unified": {
         "tokens": {
