@@ -21,10 +21,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForMultimodalLM,
     AutoProcessor,
     BitsAndBytesConfig,
-    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -43,12 +41,10 @@ from mico_chat.checkpoints.folders import (
     whole_folder,
 )
 from mico_chat.errors import ModelError
-from mico_chat.media.kinds import MODALITIES
-from mico_chat.model import processing
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.encoder import init_buffers
 from mico_chat.model.media_path import MediaPath, TokenTable
-from mico_chat.model.pipeline import MicoChatProcessor
+from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.splice import splice
 from mico_chat.settings import cache_dir
 
@@ -199,27 +195,6 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
             self.llm, self.config.base_llm = llm, base_llm
 
 
-class MicoChatForMultimodalLM(MicoChatForConditionalGeneration):
-    """The same model for transformers' pipelines: ``generate`` follows the folder's
-    ``generation_config.json``, as an assistant does, and not the language model's."""
-
-    input_modalities = ["text", *MODALITIES]  # noqa: RUF012
-    output_modalities = ("text",)
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        return True
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        model = super().from_pretrained(folder, *args, **kwargs)
-        own = vars(model.llm.generation_config)
-        ends = {name: value for name, value in own.items() if name.endswith("token_id")}
-        model.generation_config = GenerationConfig(**{**ends, **(model.generation or {})})
-        model.llm.generation_config = model.generation_config
-        return model
-
-
 def word_scores(llm: Any, hidden: Tensor) -> Tensor:
     """Logits (.., V) of hidden states (.., L), scaled and capped as the model's own forward does.
 
@@ -312,7 +287,7 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
 
 
 def save_with_llm(
-    model: MicoChatForConditionalGeneration, processor: processing.MicoChatProcessor, folder: Path
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor, folder: Path
 ) -> None:
     """Write a model with its language model in ``llm/``, which the config names from now on."""
     _save_llm(model.llm, processor, folder / LLM)
@@ -321,7 +296,7 @@ def save_with_llm(
     processor.save_pretrained(folder)
 
 
-def _save_llm(llm: PreTrainedModel, processor: processing.MicoChatProcessor, folder: Path) -> None:
+def _save_llm(llm: PreTrainedModel, processor: MicoChatProcessor, folder: Path) -> None:
     generation = llm.generation_config
     try:
         generation.validate(strict=True)
@@ -358,5 +333,4 @@ def plain_llm(model: str | Path) -> str | Path:
 
 
 AutoModel.register(MicoChatConfig, MicoChatForConditionalGeneration)
-AutoModelForMultimodalLM.register(MicoChatConfig, MicoChatForMultimodalLM)
 AutoProcessor.register(MicoChatConfig, MicoChatProcessor)

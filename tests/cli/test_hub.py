@@ -310,15 +310,13 @@ def test_what_is_not_pushed(
 
 
 LOADS = """
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoModel, AutoProcessor
 processor = AutoProcessor.from_pretrained("chat", trust_remote_code=True)  # nothing imports us yet
 model = AutoModel.from_pretrained("chat", trust_remote_code=True)
 model.generate(processor.tokenizer("Hello", return_tensors="pt")["input_ids"], max_new_tokens=2)
 print(type(model).__name__, type(processor).__name__)
 print(type(AutoModel.from_pretrained("encoder", trust_remote_code=True)).__name__)
 model.save_pretrained("out")
-pipe = pipeline("any-to-any", model="chat", trust_remote_code=True)
-print(pipe(text=[{"role": "user", "content": "Hi"}], max_new_tokens=2)[0]["input_text"])
 """
 
 
