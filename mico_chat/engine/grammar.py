@@ -16,6 +16,7 @@ import json
 import re
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -183,8 +184,10 @@ class Grammars:
         """End the processes, and with them what they compile."""
         with self._lock:
             self._closed = True
-            for trial in (*self._trying, *filter(None, (self._idle,))):
-                trial.end()
+            for trial in self._trying:
+                trial.kill()
+            if self._idle is not None:
+                self._idle.end()
 
     def prepare(self) -> LLTokenizer:
         """llguidance's form of the tokenizer: making it holds Python's lock for half a second."""
@@ -215,6 +218,7 @@ class _Trial:
         self._tokenizer, self._ends = tokenizer, ends
         self._process = system.start_apart(_MAIN)
         self._ready = False
+        self.end = weakref.finalize(self, system.end, self._process)
 
     @property
     def runs(self) -> bool:
@@ -236,8 +240,9 @@ class _Trial:
         reason = f"it takes more than {LONGEST_S:g} seconds or {MOST_BYTES >> 30} GiB of memory"
         return f"{reason}; send one with smaller numbers, or fewer repetitions", ""
 
-    def end(self) -> None:
-        system.end(self._process)
+    def kill(self) -> None:
+        """End the process under the thread that asks it, which then ends this trial."""
+        system.kill(self._process)
 
     def _said(self, *values: Any) -> Any:
         """The process's answer; None if it has ended."""
@@ -265,8 +270,9 @@ class _Tokens:
     def __init__(self, n_tokens: int, special: list[tuple[int, str]], ends: list[int]) -> None:
         self.eos_token_id = ends[0]
         self.special_token_ids = [token for token, _ in special]
-        self.tokens = [b"\xff%d" % number for number in range(n_tokens)]
-        others = (token for token in range(n_tokens) if token not in set(self.special_token_ids))
+        numbers = range(max(n_tokens, 256 + len(special)))  # each byte is a token, or none is read
+        self.tokens = [b"\xff%d" % number for number in numbers]
+        others = (token for token in numbers if token not in set(self.special_token_ids))
         for byte, token in zip(range(256), others, strict=False):
             self.tokens[token] = bytes([byte])
         for token, text in special:
